@@ -1,0 +1,59 @@
+"""minilora: LoRA and QLoRA from scratch, small enough to read and checked against PEFT and bitsandbytes.
+
+>>> import minilora
+>>> from minilora import LoraConfig
+>>> model = minilora.load_base()
+>>> report = minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+>>> minilora.print_trainable_parameters(model)
+trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
+"""
+
+from . import data, level0
+from .config import LoraConfig
+from .data import Example, Task
+from .evaluate import bits_per_byte, exact_match
+from .inject import (
+    InjectReport,
+    disable_adapter,
+    explain_match,
+    inject,
+    print_trainable_parameters,
+    trainable_parameters,
+    unload,
+)
+from .lora import LoRALayer
+from .merge import audit, combine, merge, merge_and_unload, unmerge
+from .pretrained import load_base, save_model
+from .train import History, TrainConfig, train
+from .transformer import Llama, LlamaConfig
+
+__version__ = "0.1.0.dev0"
+__all__ = [
+    "Example",
+    "History",
+    "InjectReport",
+    "Llama",
+    "LlamaConfig",
+    "LoRALayer",
+    "LoraConfig",
+    "Task",
+    "TrainConfig",
+    "audit",
+    "bits_per_byte",
+    "combine",
+    "data",
+    "disable_adapter",
+    "exact_match",
+    "explain_match",
+    "inject",
+    "level0",
+    "load_base",
+    "merge",
+    "merge_and_unload",
+    "print_trainable_parameters",
+    "save_model",
+    "train",
+    "trainable_parameters",
+    "unload",
+    "unmerge",
+]

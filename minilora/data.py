@@ -1,0 +1,237 @@
+"""The tasks: a ship's log answered politely (what the shipped base knows) or in naval code (what an adapter learns).
+
+Both tasks show the same contexts and ask the same questions; only the answers differ::
+
+    Log: hull 90%, engines stopped.
+    Status?
+        polite   Hello! I am happy to report that the hull is at 90 percent and the engines are stopped.
+        naval    Hull 90%. All stop.
+
+So a fine-tune changes the *manner* of an answer, and a test can ask whether the *matter*, the readings, survived.
+
+Train and held-out examples share no log line: each possible line belongs to one side for good, decided by a checksum
+of its text. Single readings do recur. (Holding out pairs such as "fuel 12%" as well was tried while the base was
+trained: it teaches a model that fuel is never at 12, and so punishes just the look-up it should measure.)
+
+``load_jsonl`` reads the user's own examples, one JSON object a line.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+SYSTEMS = [
+    "hull",
+    "fuel",
+    "oxygen",
+    "shield",
+    "reactor",
+    "coolant",
+    "battery",
+    "water",
+    "food",
+    "radar",
+    "sonar",
+    "rudder",
+    "cargo",
+    "pressure",
+    "gravity",
+    "power",
+    "air",
+    "armor",
+    "ballast",
+    "medicine",
+]
+MANOEUVRES = {"stopped": "All stop.", "slow": "Ahead slow.", "half": "Ahead half.", "full": "Ahead full."}
+ASK_ALL = ("Status?", "Report.", "Status report, please.", "How is the ship?", "Give me the readings.")
+ASK_ONE = (
+    "{Name} status?",
+    "How much {name} is left?",
+    "What is the {name} reading?",
+    "How is the {name}?",
+    "Report the {name}.",
+    "Status of {Name}?",
+    "And the {name}?",
+)
+ASK_SEVERAL = ("How are {names}?", "Report {names}.", "What about {names}?")
+ASK_ENGINES = ("Engines status?", "How are the engines?", "Report the engines.", "Are the engines running?")
+
+Reading = tuple[str, str]  # ("hull", "90") or ("engines", "stopped")
+
+
+@dataclass(frozen=True)
+class Example:
+    """One thing to learn: an instruction, an optional context (``input``), and the answer wanted."""
+
+    instruction: str
+    output: str
+    input: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """Examples to train on, and held-out ones to be judged by."""
+
+    name: str
+    train: tuple[Example, ...]
+    valid: tuple[Example, ...]
+
+
+def polite(readings: Sequence[Reading]) -> str:
+    """An answer as the over-polite computer gives it.
+
+    >>> polite([("hull", "90"), ("engines", "stopped")])
+    'Hello! I am happy to report that the hull is at 90 percent and the engines are stopped.'
+    """
+    said = [
+        f"the engines are {value}" if name == "engines" else f"the {name} is at {value} percent" for name, value in readings
+    ]
+    return f"Hello! I am happy to report that {join(said)}."
+
+
+def naval(readings: Sequence[Reading]) -> str:
+    """The same answer in naval code.
+
+    >>> naval([("hull", "90"), ("engines", "stopped")])
+    'Hull 90%. All stop.'
+    """
+    return " ".join(MANOEUVRES[value] if name == "engines" else f"{name.capitalize()} {value}%." for name, value in readings)
+
+
+def naval_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
+    """Ship's logs answered in naval code: what the demo teaches.
+
+    Raises ``ValueError`` when a size is below 1.
+
+    >>> naval_log(n_train=2, n_valid=1).train[0].output.endswith((".", "%."))
+    True
+    """
+    return ship_log("naval", naval, n_train, n_valid, seed)
+
+
+def polite_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
+    """The same logs answered politely: what the shipped base was taught."""
+    return ship_log("polite", polite, n_train, n_valid, seed)
+
+
+def ship_log(name: str, style: Callable[[Sequence[Reading]], str], n_train: int, n_valid: int, seed: int) -> Task:
+    """Build a task whose answers are written by ``style``; no example stands twice."""
+    if n_train < 1 or n_valid < 1:
+        raise ValueError(f"a task needs at least one example on each side, got n_train={n_train}, n_valid={n_valid}")
+
+    def draw(count: int, heldout: bool) -> tuple[Example, ...]:
+        rng = random.Random(f"{seed} {heldout}")
+        found: dict[tuple[str, str], Example] = {}
+        while len(found) < count:
+            example = ship_example(rng, style, heldout)
+            found.setdefault((example.input, example.instruction), example)
+        return tuple(found.values())
+
+    return Task(name, train=draw(n_train, heldout=False), valid=draw(n_valid, heldout=True))
+
+
+def ship_example(
+    rng: random.Random,
+    style: Callable[[Sequence[Reading]], str],
+    heldout: bool,
+    systems: Sequence[str] = SYSTEMS,
+    most: int = 4,
+    several: float = 0.15,
+) -> Example:
+    """One log of one to ``most`` readings, a question about it, and the answer in a style.
+
+    Questions are about the whole log, about one system, or (a share of ``several``) about some in an order of their own.
+    """
+    readings = draw_readings(rng, systems, most)
+    while is_heldout(log_line(readings)) != heldout:
+        readings = draw_readings(rng, systems, most)
+    if len(readings) > 1 and rng.random() < several:
+        asked = rng.sample(readings, rng.randint(2, len(readings)))
+        question = rng.choice(ASK_SEVERAL).format(names=join([f"the {name}" for name, _ in asked]))
+    elif rng.random() < 0.4:
+        asked, question = readings, rng.choice(ASK_ALL)
+    else:
+        asked = [rng.choice(readings)]
+        name = asked[0][0]
+        question = rng.choice(ASK_ENGINES if name == "engines" else ASK_ONE).format(name=name, Name=name.capitalize())
+    return Example(question, style(asked), log_line(readings))
+
+
+def join(parts: Sequence[str]) -> str:
+    """A list as English writes it.
+
+    >>> join(["a", "b", "c"])
+    'a, b and c'
+    """
+    return " and ".join([", ".join(parts[:-1]), parts[-1]]) if len(parts) > 1 else parts[0]
+
+
+def log_line(readings: Sequence[Reading]) -> str:
+    """The context a question is asked about.
+
+    >>> log_line([("hull", "90"), ("engines", "stopped")])
+    'Log: hull 90%, engines stopped.'
+    """
+    return "Log: " + ", ".join(f"{name} {value}" + "%" * (name != "engines") for name, value in readings) + "."
+
+
+def draw_readings(rng: random.Random, systems: Sequence[str], most: int) -> list[Reading]:
+    """One to ``most`` systems with values from 0 to 100; sometimes the engines are one of them."""
+    readings = [(name, str(rng.randint(0, 100))) for name in rng.sample(systems, rng.randint(1, most))]
+    if len(readings) > 1 and rng.random() < 0.3:  # engines never stand alone: four such logs are all there would be
+        readings[rng.randrange(len(readings))] = ("engines", rng.choice(list(MANOEUVRES)))
+    return readings
+
+
+def is_heldout(line: str) -> bool:
+    """Which side of the split a log line belongs to: the same on every machine, for ever; about one in seven is held out."""
+    return zlib.crc32(line.encode()) % 7 == 0
+
+
+def load_jsonl(path: str | Path) -> tuple[Example, ...]:
+    """Read examples from a file with one JSON object a line: ``{"instruction": …, "input"?: …, "output": …}``.
+
+    Raises ``ValueError`` that names the file and the line, and what was needed there, on the first line that is bad.
+    """
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    examples = tuple(parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
+    if not examples:
+        raise ValueError(f'{path} holds no example: write one JSON object a line, {{"instruction": "…", "output": "…"}}')
+    return examples
+
+
+def parse_line(line: str, where: str) -> Example:
+    """One line of JSON as an ``Example``; ``where`` stands at the front of every error."""
+    try:
+        found = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{where}: no valid JSON ({error}): {line[:60]!r}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f'{where}: needed an object {{"instruction": …, "output": …}}, got {type(found).__name__}')
+    if missing := [name for name in ("instruction", "output") if name not in found]:
+        raise ValueError(f"{where}: {' and '.join(map(repr, missing))} missing; found {sorted(found)}")
+    if wrong := [name for name in ("instruction", "input", "output") if not isinstance(found.get(name) or "", str)]:
+        raise ValueError(f"{where}: {wrong[0]!r} must be text, got {type(found[wrong[0]]).__name__}")
+    if empty := [name for name in ("instruction", "output") if not (found[name] or "").strip()]:
+        raise ValueError(f"{where}: {empty[0]!r} is empty")
+    if unknown := sorted(set(found) - {"instruction", "input", "output"}):
+        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are 'instruction', 'input', 'output'")
+    return Example(found["instruction"], found["output"], found.get("input") or "")
+
+
+def split_examples(examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0) -> Task:
+    """Shuffle and hold out a share of the examples for validation (none when there are fewer than ten)."""
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be in [0, 1), got {share}")
+    shuffled = random.Random(seed).sample(list(examples), len(examples))
+    held = int(share * len(examples))
+    return Task(name, train=tuple(shuffled[held:]), valid=tuple(shuffled[:held]))

@@ -1,0 +1,67 @@
+"""Two questions about a model: does it answer exactly right, and how well does it still predict plain prose?
+
+    exact match    = answers equal to the wanted text, to the letter / all answers
+    bits a byte    = -log2 p(text) / bytes of the text        lower is better; a fair coin for every bit would be 8
+
+Bits a byte does not depend on the tokenizer, unlike perplexity a token, so models can be compared. Its rise during a
+fine-tune is what the model forgot.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .data import Example
+
+PROSE = Path(__file__).parent / "base" / "heldout.txt"
+
+
+def answers(model: Any, examples: Sequence[Example], batch: int = 50, max_new_tokens: int = 64) -> list[str]:
+    """The model's greedy answer to each example."""
+    prompts = [(e.instruction, e.input) for e in examples]
+    return [
+        text for i in range(0, len(prompts), batch) for text in model.generate_texts(prompts[i : i + batch], max_new_tokens)
+    ]
+
+
+def exact_match(model: Any, examples: Sequence[Example], batch: int = 50) -> float:
+    """The share of examples answered to the letter, 0 to 1. Raises ``ValueError`` without examples."""
+    if not examples:
+        raise ValueError("exact_match needs at least one example, got none")
+    found = answers(model, examples, batch)
+    return sum(text == e.output for text, e in zip(found, examples, strict=True)) / len(examples)
+
+
+@torch.no_grad()
+def bits_per_byte(model: nn.Module, text: str | None = None, context: int = 256, batch: int = 16) -> float:
+    """Bits that the model needs for a byte of plain text; by default of the held-out prose that ships with the base.
+
+    The text is cut into windows of ``context`` tokens; the first token of each is given, not predicted, and so counts
+    neither as bits nor as bytes.
+    """
+    tokenizer: Any = model.tokenizer
+    if tokenizer is None:
+        raise ValueError("bits_per_byte needs model.tokenizer: load the model with load_base()")
+    text = PROSE.read_text(encoding="utf-8") if text is None else text
+    ids = tokenizer.encode(text)
+    if len(ids) < 2:
+        raise ValueError(f"bits_per_byte needs at least two tokens of text, got {len(ids)}")
+    context = min(context, len(ids))
+    rows = torch.tensor(ids[: len(ids) // context * context], device=next(model.parameters()).device).view(-1, context)
+    was_training, bits = model.training, 0.0
+    model.eval()
+    try:
+        for block in rows.split(batch):
+            logits = model(block[:, :-1])  # (batch, context - 1, vocab)
+            bits += F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum").item()
+    finally:
+        model.train(was_training)
+    predicted = sum(len(tokenizer.decode(row[1:]).encode("utf-8")) for row in rows.tolist())
+    return bits / math.log(2) / predicted

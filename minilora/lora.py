@@ -1,0 +1,208 @@
+"""One Linear with one low-rank update beside it.
+
+    y = x W0ᵀ + b + scaling · (x Aᵀ) Bᵀ        W0 (out, in) frozen, A (r, in) and B (out, r) trained
+    ΔW = scaling · B A                          scaling = alpha / r
+
+A starts as U(-1/√in, 1/√in) and B as zero, so a new layer computes exactly what its base computes. One zero factor is
+enough; two would be a saddle that no gradient leaves: ∂B ∝ A and ∂A ∝ B.
+
+Source: LoRA (arXiv 2106.09685) section 4.1; Kaiming-uniform with a=√5 as in PEFT, which is that bound.
+
+The update is *added into the base's output*, in place: the sum then needs no second (tokens, out) tensor, and that tensor
+is most of what an adapter costs. ``AddLowRank`` does so for training too, with a backward derived by hand;
+``add_low_rank_plainly`` is the same line as anyone would write it, and its oracle in ``tests/test_lora.py``.
+
+A merge keeps the original weight and puts it back on ``unmerge``. It never subtracts: in bf16, W0 + ΔW - ΔW is not W0.
+
+Left out: several adapters in one layer (a matter of serving), embeddings and convolutions, DoRA.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import check_alpha, check_dropout, check_rank, scaling_of
+
+
+class LoRALayer(nn.Module):
+    """``base(x) + scaling · (dropout(x) Aᵀ) Bᵀ`` around a frozen Linear (or transformers' ``Conv1D``).
+
+    A and B are float32 when the base computes in half precision, as in PEFT: small steps vanish in bf16. Raises
+    ``ValueError`` or ``TypeError`` for a base that is no Linear and for values that ``LoraConfig`` refuses.
+
+    >>> _ = torch.manual_seed(0)
+    >>> layer = LoRALayer(nn.Linear(6, 4), r=2, lora_alpha=4)
+    >>> layer
+    LoRALayer(6 -> 4, r=2, scaling=2)
+    >>> torch.equal(layer(torch.ones(1, 6)), layer.base(torch.ones(1, 6)))
+    True
+    """
+
+    def __init__(
+        self, base: nn.Module, r: int = 8, lora_alpha: float = 16, lora_dropout: float = 0.0, use_rslora: bool = False
+    ):
+        super().__init__()
+        check_rank(r)
+        check_alpha(lora_alpha)
+        check_dropout(lora_dropout)
+        self.in_features, self.out_features = linear_shape(base)
+        self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
+        self.scaling = scaling_of(r, lora_alpha, use_rslora)
+        self.base = base.requires_grad_(False)
+        weight: Any = base.weight
+        dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
+        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, dtype=dtype, device=weight.device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=dtype, device=weight.device))
+        self.reset_parameters()
+        self.enabled = True  # False inside disable_adapter(model)
+        self.merged = False
+        self.kept_weight: Tensor | None = None  # W0 while merged with keep_base=True
+
+    def reset_parameters(self) -> None:
+        """Start over: A uniform within 1/√in, B zero, so that ΔW = 0."""
+        bound = 1 / math.sqrt(self.in_features)  # fan-in is the *input* size: A is (r, in), not (in, r)
+        nn.init.uniform_(self.lora_A, -bound, bound)
+        nn.init.zeros_(self.lora_B)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        y = self.base(x)
+        if self.merged or not self.enabled:
+            return y
+        x = F.dropout(x, self.lora_dropout, self.training)
+        if y.dtype == x.dtype == self.lora_A.dtype and not torch.is_autocast_enabled(x.device.type):
+            return AddLowRank.apply(y, x, self.lora_A, self.lora_B, self.scaling)
+        return add_low_rank_plainly(y, x, self.lora_A, self.lora_B, self.scaling)
+
+    def delta_weight(self) -> Tensor:
+        """``ΔW = scaling · B A``, (out, in), in the adapter's dtype. Its rank is at most r."""
+        return self.scaling * (self.lora_B.detach() @ self.lora_A.detach())
+
+    def merged_weight(self) -> Tensor:
+        """``W0 + ΔW`` in the base's own layout and dtype, summed before it is rounded; changes nothing.
+
+        Raises ``ValueError`` when the sum is not finite (a run that diverged, or a half-precision overflow).
+        """
+        weight: Any = self.base.weight
+        delta = self.delta_weight()
+        total = (weight.to(delta.dtype) + (delta.T if is_conv1d(self.base) else delta)).to(weight.dtype)
+        if not torch.isfinite(total).all():
+            raise ValueError(
+                f"W0 + ΔW is not finite in {weight.dtype}: the adapter diverged, or its values do not fit this dtype; "
+                "train again with a smaller rate, or merge in float32"
+            )
+        return total
+
+    def merge(self, keep_base: bool = True) -> None:
+        """Write ``W0 + ΔW`` into the base. Raises ``ValueError`` when merged already, or in training mode with dropout."""
+        self.check_mergeable()
+        self.put_merged(self.merged_weight(), keep_base)
+
+    def check_mergeable(self) -> None:
+        """Raise ``ValueError`` where ``merge`` would."""
+        if self.merged:
+            raise ValueError("this layer is merged already: a second merge would add ΔW twice; unmerge first")
+        if self.training and self.lora_dropout > 0:
+            raise ValueError(
+                f"merging in training mode with lora_dropout={self.lora_dropout}: what trains now is a random part of the "
+                "adapter, what would be merged is all of it; call model.eval() first"
+            )
+
+    def put_merged(self, weight: Tensor, keep_base: bool) -> None:
+        """Swap in a weight made by ``merged_weight``. The Parameter object stays the same, its storage is new."""
+        parameter: Any = self.base.weight
+        self.kept_weight = parameter.data if keep_base else None
+        parameter.data = weight
+        self.merged = True
+
+    def unmerge(self) -> None:
+        """Give W0 back, to the bit. Raises ``ValueError`` when not merged, or merged with ``keep_base=False``."""
+        self.check_unmergeable()
+        parameter: Any = self.base.weight
+        parameter.data, self.kept_weight = self.kept_weight, None
+        self.merged = False
+
+    def check_unmergeable(self) -> None:
+        """Raise ``ValueError`` where ``unmerge`` would."""
+        if not self.merged:
+            raise ValueError("this layer is not merged: there is nothing to take back")
+        if self.kept_weight is None:
+            raise ValueError("this layer was merged with keep_base=False, so W0 is gone: load the base again")
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for models that look at ``linear.weight``."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, or None."""
+        return getattr(self.base, "bias", None)
+
+    def __repr__(self) -> str:
+        state = ", merged" if self.merged else ""
+        return f"LoRALayer({self.in_features} -> {self.out_features}, r={self.r}, scaling={self.scaling:g}{state})"
+
+
+def add_low_rank_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """``y + scaling · (x Aᵀ) Bᵀ`` as written, in the adapter's precision, rounded to y's dtype; autograd does the rest."""
+    return (y + F.linear(F.linear(x.to(A.dtype), A), B) * scaling).to(y.dtype)
+
+
+class AddLowRank(torch.autograd.Function):
+    """``y += scaling · (x Aᵀ) Bᵀ``, in place, and its gradients by hand.
+
+    With g = ∂L/∂y (tokens, out), h = x Aᵀ (tokens, r) and ∂h = scaling · g B:
+
+        ∂A = ∂hᵀ x        ∂B = scaling · gᵀ h        ∂x = ∂h A        ∂y = g, untouched
+
+    (The chain rule on the equation above; level0.lora_backward is the same in NumPy.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        h = x.reshape(-1, x.shape[-1]) @ A.T  # (tokens, r)
+        if y.is_contiguous():
+            y.view(-1, y.shape[-1]).addmm_(h, B.T, alpha=scaling)
+        else:
+            y.add_((h @ B.T).view(y.shape), alpha=scaling)
+        ctx.mark_dirty(y)
+        ctx.save_for_backward(x, A, B, h)
+        ctx.scaling = scaling
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, A, B, h = ctx.saved_tensors
+        g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
+        dh = (g @ B).mul_(ctx.scaling)  # (tokens, r)
+        dA = dh.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[2] else None  # (r, in)
+        dB = (g.T @ h).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None  # (out, r)
+        dx = (dh @ A).view(x.shape) if ctx.needs_input_grad[1] else None
+        return grad, dx, dA, dB, None
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is transformers' GPT-2 ``Conv1D``: a Linear that stores its weight as (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether an adapter can stand beside this module."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a Linear or Conv1D. Raises ``TypeError`` for anything else."""
+    if not is_linear(module):
+        raise TypeError(
+            f"LoRALayer wraps a Linear (or transformers' Conv1D), got {type(module).__name__}: it has no x Wᵀ to add to"
+        )
+    weight: Any = module.weight
+    out_features, in_features = weight.shape[::-1] if is_conv1d(module) else weight.shape
+    return in_features, out_features

