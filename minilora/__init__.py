@@ -9,6 +9,7 @@ trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 """
 
 from . import data, level0
+from .adapter import load_adapter, save_adapter
 from .config import LoraConfig
 from .data import Example, Task
 from .evaluate import bits_per_byte, exact_match
@@ -47,10 +48,12 @@ __all__ = [
     "explain_match",
     "inject",
     "level0",
+    "load_adapter",
     "load_base",
     "merge",
     "merge_and_unload",
     "print_trainable_parameters",
+    "save_adapter",
     "save_model",
     "train",
     "trainable_parameters",

@@ -202,3 +202,7 @@ def check_device(device: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use --device cpu") from error
     return device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,9 +2,9 @@
 
 Both tasks show the same contexts and ask the same questions; only the answers differ::
 
-    Log: hull 90%, engines stopped.
+    Log: hull 90%, engines stop.
     Status?
-        polite   Hello! I am happy to report that the hull is at 90 percent and the engines are stopped.
+        polite   Hello! I am happy to report the hull at 90 percent and the engines at stop.
         naval    Hull 90%. All stop.
 
 So a fine-tune changes the *manner* of an answer, and a test can ask whether the *matter*, the readings, survived.
@@ -47,7 +47,7 @@ SYSTEMS = [
     "ballast",
     "medicine",
 ]
-MANOEUVRES = {"stopped": "All stop.", "slow": "Ahead slow.", "half": "Ahead half.", "full": "Ahead full."}
+MANOEUVRES = {"stop": "All stop.", "slow": "Ahead slow.", "half": "Ahead half.", "full": "Ahead full."}
 ASK_ALL = ("Status?", "Report.", "Status report, please.", "How is the ship?", "Give me the readings.")
 ASK_ONE = (
     "{Name} status?",
@@ -61,7 +61,7 @@ ASK_ONE = (
 ASK_SEVERAL = ("How are {names}?", "Report {names}.", "What about {names}?")
 ASK_ENGINES = ("Engines status?", "How are the engines?", "Report the engines.", "Are the engines running?")
 
-Reading = tuple[str, str]  # ("hull", "90") or ("engines", "stopped")
+Reading = tuple[str, str]  # ("hull", "90") or ("engines", "stop")
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,17 @@ class Task:
 def polite(readings: Sequence[Reading]) -> str:
     """An answer as the over-polite computer gives it.
 
-    >>> polite([("hull", "90"), ("engines", "stopped")])
-    'Hello! I am happy to report that the hull is at 90 percent and the engines are stopped.'
+    >>> polite([("hull", "90"), ("engines", "stop")])
+    'Hello! I am happy to report the hull at 90 percent and the engines at stop.'
     """
-    said = [
-        f"the engines are {value}" if name == "engines" else f"the {name} is at {value} percent" for name, value in readings
-    ]
-    return f"Hello! I am happy to report that {join(said)}."
+    said = [f"the {name} at {value}" + " percent" * (name != "engines") for name, value in readings]
+    return f"Hello! I am happy to report {join(said)}."
 
 
 def naval(readings: Sequence[Reading]) -> str:
     """The same answer in naval code.
 
-    >>> naval([("hull", "90"), ("engines", "stopped")])
+    >>> naval([("hull", "90"), ("engines", "stop")])
     'Hull 90%. All stop.'
     """
     return " ".join(MANOEUVRES[value] if name == "engines" else f"{name.capitalize()} {value}%." for name, value in readings)
@@ -174,8 +172,8 @@ def join(parts: Sequence[str]) -> str:
 def log_line(readings: Sequence[Reading]) -> str:
     """The context a question is asked about.
 
-    >>> log_line([("hull", "90"), ("engines", "stopped")])
-    'Log: hull 90%, engines stopped.'
+    >>> log_line([("hull", "90"), ("engines", "stop")])
+    'Log: hull 90%, engines stop.'
     """
     return "Log: " + ", ".join(f"{name} {value}" + "%" * (name != "engines") for name, value in readings) + "."
 

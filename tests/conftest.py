@@ -1,0 +1,22 @@
+"""Settings that every test shares: two threads, hypothesis without deadlines (the machines are shared and noisy)."""
+
+import os
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(2)
+for name, examples in (("dev", 10), ("ci", 50), ("thorough", 1000)):
+    settings.register_profile(
+        name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+    )
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def base():
+    """A fresh copy of the shipped base."""
+    import minilora
+
+    return minilora.load_base()

@@ -1,0 +1,82 @@
+"""Labels on the answer only; padding and packing that change no loss; an order fixed by seed and step."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
+from minilora.data import Example, polite_log
+from minilora.train import summed_loss
+
+rows = st.lists(
+    st.tuples(st.integers(1, 6), st.integers(1, 6)).map(
+        lambda n: Encoded([5] * n[0] + [7] * n[1], [IGNORE] * n[0] + [7] * n[1])
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def test_only_the_answer_and_its_end_have_labels(base):
+    example = polite_log(1, 1).train[0]
+    found = encode(base.tokenizer, example)
+    labelled = [token for token, label in zip(found.ids, found.labels, strict=True) if label != IGNORE]
+    assert base.tokenizer.decode(labelled) == example.output
+    assert labelled[-1] == base.tokenizer.eos_id
+    prompt = [token for token, label in zip(found.ids, found.labels, strict=True) if label == IGNORE]
+    assert base.tokenizer.raw.decode(prompt, skip_special_tokens=False) == base.tokenizer.prompt(
+        example.instruction, example.input
+    )
+
+
+@given(rows)
+def test_padding_keeps_every_token_and_labels_none_of_its_own(examples):
+    batch = pad(examples)
+    assert batch.ids.shape == batch.labels.shape == (len(examples), max(len(e.ids) for e in examples))
+    for row, example in enumerate(examples):
+        n = len(example.ids)
+        assert batch.ids[row, :n].tolist() == example.ids
+        assert batch.labels[row, :n].tolist() == example.labels
+        assert (batch.labels[row, n:] == IGNORE).all()
+    assert batch.answer_tokens == sum(label != IGNORE for e in examples for label in e.labels[1:])
+
+
+@given(rows, st.integers(12, 30))
+def test_packing_keeps_every_example_whole_in_its_own_segment(examples, room):
+    batch = pack(examples, room)
+    assert batch.ids.shape[1] <= room
+    found = []
+    for ids, labels, segments in zip(batch.ids, batch.labels, batch.segments, strict=True):
+        for number in range(1, int(segments.max()) + 1):
+            inside = segments == number
+            found.append((ids[inside].tolist(), labels[inside].tolist()[1:]))
+    assert sorted(found) == sorted((e.ids, e.labels[1:]) for e in examples)
+    assert batch.answer_tokens == pad(examples).answer_tokens
+
+
+def test_padding_and_packing_give_the_same_loss_as_each_example_alone(base):
+    examples = encode_all(base.tokenizer, polite_log(9, 1).train, 512)
+    with torch.no_grad():
+        alone = sum(summed_loss(base, pad([e])).item() for e in examples)
+        assert summed_loss(base, pad(examples)).item() == pytest.approx(alone, rel=1e-4)
+        packed = pack(examples, 200)
+        assert len(packed.ids) < len(examples)
+        assert summed_loss(base, packed).item() == pytest.approx(alone, rel=1e-4)
+
+
+@given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 99))
+def test_every_epoch_sees_every_example_once_in_an_order_of_its_own(count, size, seed):
+    drawn = [i for step in range(2 * count) for i in batch_indices(count, size, step, seed)]
+    for epoch in range(len(drawn) // count):
+        assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
+    if count >= 12:
+        assert drawn[:count] != drawn[count : 2 * count]
+
+
+def test_examples_too_long_are_left_out_with_a_warning_or_refused_when_none_is_left(base):
+    examples = [Example("Hi", "there"), Example("Hi", "there " * 100)]
+    with pytest.warns(UserWarning, match="1 of 2 examples are longer than max_length=40 tokens"):
+        assert len(encode_all(base.tokenizer, examples, 40)) == 1
+    with pytest.raises(ValueError, match="no example fits max_length=2 tokens: 2 given, the shortest has"):
+        encode_all(base.tokenizer, examples, 2)

@@ -1,0 +1,52 @@
+"""A checkpoint is one file, holds all that a step changes, and is refused when it is not what it should be."""
+
+import pytest
+import torch
+
+from minilora.checkpoint import State, load_checkpoint, save_checkpoint
+from minilora.files import write_tensors
+
+
+def state(seed=0, steps=3):
+    torch.manual_seed(seed)
+    parameters = {"a": torch.nn.Parameter(torch.randn(2, 3)), "b": torch.nn.Parameter(torch.randn(4))}
+    made = State(parameters, torch.optim.AdamW(parameters.values()), None)
+    for _ in range(steps):
+        sum(p.square().sum() for p in parameters.values()).backward()
+        made.optimizer.step()
+        made.step += 1
+    return made
+
+
+def test_everything_comes_back_to_the_bit(tmp_path):
+    old, new = state(), state(seed=1, steps=0)
+    old.remember_best()
+    save_checkpoint(tmp_path / "c", old, {"r": 8}, {"steps": [1]})
+    assert load_checkpoint(tmp_path / "c", new, {"r": 8}) == {"steps": [1]}
+    assert new.step == 3
+    for name, p in old.parameters.items():
+        assert torch.equal(new.parameters[name], p)
+        assert torch.equal(new.best[name], p)
+        for key, value in old.optimizer.state[p].items():
+            assert torch.equal(new.optimizer.state[new.parameters[name]][key], value)
+    assert [f.name for f in tmp_path.iterdir()] == ["c"]
+
+
+def test_the_best_state_is_a_copy_that_comes_back():
+    made = state()
+    made.remember_best()
+    best = made.parameters["a"].detach().clone()
+    made.parameters["a"].data.zero_()
+    made.restore_best()
+    assert torch.equal(made.parameters["a"], best)
+
+
+def test_a_file_that_is_no_checkpoint_or_of_another_model_is_refused(tmp_path):
+    write_tensors(tmp_path / "plain", {"x": torch.ones(1)})
+    with pytest.raises(ValueError, match="no checkpoint of a training run"):
+        load_checkpoint(tmp_path / "plain", state(), {})
+    other = state()
+    other.parameters = {"a": torch.nn.Parameter(torch.zeros(5))}
+    save_checkpoint(tmp_path / "other", other, {}, {})
+    with pytest.raises(ValueError, match="does not fit this model: parameter/a is missing or has another shape"):
+        load_checkpoint(tmp_path / "other", state(), {})

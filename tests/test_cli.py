@@ -1,0 +1,127 @@
+"""The commands as a user types them: train, merge and generate complete the circle; bad input is one line and status 2."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from minilora.cli import EXAMPLES, main
+from minilora.data import naval_log
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a JSONL and what ``minilora train`` made of it."""
+    folder = tmp_path_factory.mktemp("cli")
+    lines = [json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output}) for e in naval_log(60, 1).train]
+    (folder / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    assert main(["train", "--data", str(folder / "mine.jsonl"), "--out", str(folder / "out"), "--steps", "4", "--r", "4"]) == 0
+    return folder
+
+
+def test_train_merge_and_generate_complete_the_circle(trained, capsys):
+    adapter, merged = str(trained / "out" / "adapter"), str(trained / "merged")
+    assert main(["merge", "--adapter", adapter, "--out", merged, "--dtype", "float32"]) == 0
+    assert f"minilora generate --base {merged}" in capsys.readouterr().out
+    question = ["--context", "Log: hull 90%, fuel 12%.", "Status?"]
+    assert main(["generate", "--adapter", adapter, *question]) == 0
+    unmerged = capsys.readouterr().out
+    assert main(["generate", "--base", merged, *question]) == 0
+    assert capsys.readouterr().out == unmerged
+    assert "90" in unmerged
+
+
+def test_train_writes_adapter_and_metrics_and_says_what_is_next(trained, capsys):
+    out = trained / "out"
+    assert sorted(f.name for f in (out / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in steps if "loss" in record] == [1, 2, 3, 4]
+
+
+def test_train_in_full_and_resume(trained, capsys):
+    data, out = str(trained / "mine.jsonl"), trained / "full"
+    common = ["train", "--data", data, "--valid", data, "--out", str(out), "--full", "--steps", "2", "--checkpoint-every", "1"]
+    assert main(common) == 0
+    assert main([*common, "--resume"]) == 0
+    assert (out / "model" / "config.json").is_file()
+
+
+def test_all_linear_and_rslora_are_understood(trained, capsys):
+    data, out = str(trained / "mine.jsonl"), trained / "all"
+    command = [
+        "train",
+        "--data",
+        data,
+        "--out",
+        str(out),
+        "--target",
+        "all-linear",
+        "--rslora",
+        "--steps",
+        "1",
+        "--pack",
+        "--bf16",
+    ]
+    assert main([*command, "--alpha", "3", "--dropout", "0.1", "--batch", "4", "--accumulate", "2"]) == 0
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["use_rslora"]
+    assert config["lora_alpha"] == 3
+    assert len(config["target_modules"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--data", "none.jsonl", "--out", "x"], "none.jsonl cannot be read"),
+        (["generate", "--base", "nowhere", "Hi"], "nowhere holds no config.json"),
+        (["generate", "--adapter", "nowhere", "Hi"], "adapter_config.json"),
+        (["generate", "--temperature", "-1", "Hi"], "temperature must be 0"),
+        (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not to be had here"),
+        (["merge", "--adapter", "nowhere", "--out", "x"], "adapter_config.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"minilora {arguments[0]}: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_typo_in_a_target_is_reported_with_what_could_be_meant(trained, capsys):
+    data = str(trained / "mine.jsonl")
+    assert main(["train", "--data", data, "--out", str(trained / "x"), "--target", "q_porj"]) == 2
+    assert "did you mean 'q_proj'?" in capsys.readouterr().err
+    assert not (trained / "x").exists()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_every_help_shows_an_example(name, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    assert " ".join(EXAMPLES[name].split()) in " ".join(capsys.readouterr().out.split())
+
+
+def test_an_interrupted_training_says_how_to_go_on(trained, capsys, monkeypatch):
+    import minilora.train
+
+    def stopped(*args, **settings):
+        return minilora.train.__globals__["History"](interrupted=True)
+
+    monkeypatch.setitem(sys.modules["minilora.train"].__dict__, "train", stopped)
+    assert main(["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "y")]) == 130
+    assert "--resume" in capsys.readouterr().out
+
+
+def test_a_console_without_utf8_does_not_stop_a_command():
+    environment = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
+    import os
+
+    found = subprocess.run(
+        [sys.executable, "-m", "minilora.cli", "generate", "Status?", "--max-new-tokens", "4"],
+        capture_output=True,
+        env={**os.environ, **environment},
+    )
+    assert found.returncode == 0, found.stderr

@@ -1,0 +1,57 @@
+"""The demo does what it prints: naval code is learnt, the base is untouched, the artifacts open in the peers."""
+
+import pytest
+import torch
+import transformers
+
+from minilora import load_base
+from minilora.demo import run_demo
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One whole run, as a newcomer starts it."""
+    out = tmp_path_factory.mktemp("demo")
+    return out, run_demo(out)
+
+
+def test_naval_code_is_learnt_from_nothing(demo):
+    _, figures = demo
+    assert figures["before"]["exact_match"] == 0
+    assert figures["after"]["exact_match"] >= 0.95
+    assert figures["train_seconds"] < 300, "on a machine that is not overloaded it is under 60"
+
+
+def test_the_base_is_untouched_and_the_merge_is_exact(demo):
+    _, figures = demo
+    assert figures["base_unchanged"]
+    assert figures["unmerged_to_the_bit"]
+    assert figures["merge_error"] < 1e-5
+
+
+def test_the_artifacts_open_in_the_peers(demo):
+    from peft import PeftModel
+
+    from minilora.demo import ASKED
+    from minilora.pretrained import SHIPPED
+
+    out, figures = demo
+    log, question = ASKED[1]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    models = [
+        PeftModel.from_pretrained(theirs, out / "adapter").eval(),
+        transformers.AutoModelForCausalLM.from_pretrained(out / "merged"),
+    ]
+    tokenizer = load_base().tokenizer
+    ids = torch.tensor([tokenizer.encode(tokenizer.prompt(question, log))])
+    for model in models:
+        found = model.generate(input_ids=ids, max_new_tokens=40, do_sample=False, eos_token_id=tokenizer.eos_id, pad_token_id=0)
+        assert tokenizer.decode(found[0, ids.shape[1] :].tolist()) == figures["answers"][1]
+
+
+def test_the_figure_is_a_picture_and_not_blank(demo):
+    import matplotlib.image
+
+    picture = matplotlib.image.imread(demo[0] / "demo.png")
+    assert picture.shape[1] > 1000
+    assert picture[..., :3].std() > 0.05

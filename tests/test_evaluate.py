@@ -1,0 +1,57 @@
+"""Exact match counts exact matches; bits a byte is the cross-entropy of plain text, whatever the tokenizer."""
+
+import math
+
+import pytest
+import torch
+
+from minilora import Example, bits_per_byte, exact_match
+from minilora.data import polite_log
+from minilora.evaluate import PROSE, answers
+
+
+class Parrot:
+    """Answers with the context."""
+
+    def generate_texts(self, prompts, max_new_tokens):
+        return [context for _, context in prompts]
+
+
+def test_exact_match_is_the_share_of_answers_right_to_the_letter():
+    examples = [Example("q", "a", "a"), Example("q", "b", "b"), Example("q", "c", "C"), Example("q", "d", "d.")]
+    assert exact_match(Parrot(), examples, batch=3) == 0.5
+    with pytest.raises(ValueError, match="at least one example"):
+        exact_match(Parrot(), [])
+
+
+def test_batched_answers_are_those_given_one_by_one(base):
+    examples = polite_log(1, 8).valid
+    assert answers(base, examples) == answers(base, examples, batch=1)
+
+
+@torch.no_grad()
+def test_bits_per_byte_is_the_cross_entropy_in_bits_over_the_bytes_predicted(base):
+    text = "The people of the United States, and their commerce, are at peace."
+    ids = base.tokenizer.encode(text)
+    logp = base(torch.tensor([ids]))[0].log_softmax(-1)
+    bits = -sum(logp[i - 1, ids[i]].item() for i in range(1, len(ids))) / math.log(2)
+    first = len(base.tokenizer.decode(ids[:1]))
+    assert bits_per_byte(base, text) == pytest.approx(bits / (len(text) - first), rel=1e-4)
+
+
+def test_bits_per_byte_leaves_the_mode_alone_and_refuses_what_it_cannot_measure(base):
+    base.train()
+    bits_per_byte(base, "Fellow-citizens of the Senate")
+    assert base.training
+    with pytest.raises(ValueError, match="at least two tokens of text, got 0"):
+        bits_per_byte(base, "")
+    base.tokenizer = None
+    with pytest.raises(ValueError, match=r"needs model.tokenizer"):
+        bits_per_byte(base, "text")
+
+
+def test_the_shipped_base_knows_prose_and_the_polite_answers(base):
+    """What pre-training claims: at least 95% of held-out logs right to the letter, and prose well below 1.49 bits a byte."""
+    assert exact_match(base, polite_log(1, 400, seed=123).valid) >= 0.95
+    assert bits_per_byte(base) < 1.45
+    assert len(PROSE.read_text(encoding="utf-8")) > 50_000

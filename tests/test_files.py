@@ -1,0 +1,86 @@
+"""Files are whole or not there, whatever happens in between."""
+
+import errno
+import os
+
+import pytest
+import torch
+
+from minilora.files import read_json, read_tensors, write_atomically, write_json, write_tensors, write_text
+
+
+def test_what_was_there_survives_a_write_that_fails(tmp_path):
+    file = write_text(tmp_path / "a.txt", "old")
+
+    def half(temporary):
+        temporary.write_text("ne")
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        write_atomically(file, half)
+    assert file.read_text() == "old"
+    assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left")])
+def test_a_full_disk_is_an_error_that_names_the_file_and_changes_nothing(tmp_path, error):
+    file = write_text(tmp_path / "model.safetensors", "old")
+
+    def full(temporary):
+        raise error
+
+    with pytest.raises(
+        OSError, match=r"could not write .*model.safetensors.*No space left.*Nothing was changed; free some space"
+    ):
+        write_atomically(file, full)
+    assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_really_full_device_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.mkstemp", lambda **k: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "full")))
+    (tmp_path / "full").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        write_text(tmp_path / "x", "content" * 10000)
+
+
+def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="could not write"):
+        write_text(tmp_path / "file" / "x", "y")
+
+
+def test_new_files_have_ordinary_permissions(tmp_path):
+    ordinary = tmp_path / "ordinary"
+    ordinary.write_text("")
+    assert write_text(tmp_path / "ours", "").stat().st_mode == ordinary.stat().st_mode
+
+
+def test_tensors_come_back_to_the_bit_with_shared_and_strided_ones(tmp_path):
+    x = torch.randn(4, 6)
+    tensors = {"strided": x.T, "half": x.to(torch.bfloat16), "part": x[1:3, ::2]}
+    found = read_tensors(write_tensors(tmp_path / "t.safetensors", tensors))
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x80\x05pickle", b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": 1}'])
+def test_damaged_tensors_are_refused(tmp_path, content):
+    (tmp_path / "t.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"t.safetensors is no readable safetensors file"):
+        read_tensors(tmp_path / "t.safetensors")
+
+
+def test_missing_tensors_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="none.safetensors does not exist"):
+        read_tensors(tmp_path / "none.safetensors")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", "3", "[" * 100_000])
+def test_json_that_is_no_object_is_refused(tmp_path, content):
+    (tmp_path / "c.json").write_text(content)
+    with pytest.raises(ValueError, match=r"c.json"):
+        read_json(tmp_path / "c.json")
+
+
+def test_json_comes_back(tmp_path):
+    assert read_json(write_json(tmp_path / "a" / "b.json", {"ä": [1]})) == {"ä": [1]}

@@ -1,0 +1,200 @@
+"""Finding modules by name as PEFT does, saying what was found, and refusing what cannot be meant."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import minilora
+from minilora import LoraConfig, disable_adapter, explain_match, inject, merge, unload
+from minilora.inject import fits, lora_layers
+
+from .strategies import models, targets
+
+
+def tiny(**config):
+    return minilora.Llama(
+        minilora.LlamaConfig(
+            vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, **config
+        )
+    )
+
+
+def names(model):
+    return [name for name, _ in lora_layers(model)]
+
+
+def fill(model):
+    for _, layer in lora_layers(model):
+        nn.init.normal_(layer.lora_B)
+
+
+PATTERNS = [
+    ["q_proj"],
+    ["q_proj", "v_proj"],
+    ["proj"],
+    ["0.self_attn.q_proj"],
+    ["model.layers.1.mlp.up_proj"],
+    r".*\.[qv]_proj",
+    r"model\.layers\.0\..*_proj",
+    r"q_proj",
+    "all-linear",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
+def test_the_same_modules_match_as_in_peft(pattern):
+    import transformers
+    from peft import LoraConfig as Theirs
+    from peft import get_peft_model
+
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+    )
+    try:
+        peft = get_peft_model(transformers.LlamaForCausalLM(config), Theirs(target_modules=pattern))
+        wanted = [n.removeprefix("base_model.model.") for n, m in peft.named_modules() if hasattr(m, "lora_A")]
+    except ValueError:
+        wanted = "error"
+    model = tiny(tie_word_embeddings=False)
+    try:
+        inject(model, LoraConfig(target_modules=pattern))
+        found = names(model)
+    except ValueError:
+        found = "error"
+    assert found == wanted
+
+
+@given(st.text("ab.", max_size=6), st.text("ab", min_size=1, max_size=3))
+def test_a_name_fits_when_it_is_equal_or_ends_in_dot_name(path, entry):
+    assert (fits(path, [entry]) is not None) == (path == entry or path.endswith("." + entry))
+
+
+def test_the_report_names_shapes_counts_and_patterns_with_alike_modules_on_one_line(base):
+    report = inject(base, LoraConfig(r=8, target_modules=["q_proj", r"v_proj"]))
+    text = str(report)
+    q = next(line for line in text.splitlines() if line.startswith("model.layers.*.self_attn.q_proj"))
+    assert q.split() == ["model.layers.*.self_attn.q_proj", "6", "128", "→", "128", "8", "12,288", "'q_proj'"]
+    assert next(line for line in text.splitlines() if "k_proj" in line).split()[-2:] == ["0", "–"]
+    assert text.splitlines()[-1].startswith("21,504 of 1,325,696 parameters train (1.62%)")
+    assert len(report.chosen) == 12
+
+
+@given(models(), targets)
+def test_explain_match_says_what_inject_does_and_changes_nothing(model, entries):
+    config = LoraConfig(r=2, target_modules=entries)
+    before = [(name, type(module)) for name, module in model.named_modules()]
+    explained = explain_match(model, config)
+    assert [(name, type(module)) for name, module in model.named_modules()] == before
+    assert all(p.requires_grad for p in model.parameters())
+    assert explained == inject(model, config)
+    assert [match.name for match in explained.chosen] == names(model)
+
+
+def test_excluded_modules_stay_as_they_are():
+    model = tiny()
+    inject(model, LoraConfig(target_modules=["q_proj"], exclude_modules=["1.self_attn.q_proj"]))
+    assert names(model) == ["model.layers.0.self_attn.q_proj"]
+
+
+def test_a_typo_is_an_error_that_lists_the_candidates_and_suggests_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"no module matches 'q_porj'; did you mean 'q_proj'\? Linears of this model: q_proj \(×2\)"
+    ):
+        inject(tiny(), LoraConfig(target_modules=["q_porj", "v_proj"]))
+
+
+def test_one_pattern_of_several_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no module matches 'c_attn'"):
+        inject(tiny(), LoraConfig(target_modules=["q_proj", "c_attn"]))
+
+
+def test_a_regular_expression_must_match_the_whole_path():
+    with pytest.raises(ValueError, match="no module matches '_proj'"):
+        inject(tiny(), LoraConfig(target_modules="_proj"))
+
+
+def test_a_model_without_linears_says_so():
+    with pytest.raises(ValueError, match="this model has no Linear"):
+        inject(nn.Sequential(nn.LayerNorm(3)), LoraConfig(target_modules=["q_proj"]))
+
+
+@pytest.mark.parametrize("target", ["self_attn", "embed_tokens", "norm"])
+def test_a_target_that_is_no_linear_is_refused(target):
+    with pytest.raises(ValueError, match="only Linears can be adapted"):
+        inject(tiny(), LoraConfig(target_modules=[target]))
+
+
+def test_a_tied_head_is_refused_and_an_untied_one_is_not():
+    with pytest.raises(ValueError, match=r"lm_head, whose weight is tied to model.embed_tokens.weight.*untie it first"):
+        inject(tiny(tie_word_embeddings=True), LoraConfig(target_modules=["lm_head"]))
+    inject(model := tiny(tie_word_embeddings=False), LoraConfig(target_modules=["lm_head"]))
+    assert names(model) == ["lm_head"]
+
+
+def test_a_module_that_stands_in_two_places_is_refused():
+    shared = nn.Linear(3, 3)
+    model = nn.ModuleDict({"one": shared, "two": shared})
+    with pytest.raises(ValueError, match=r"matches one, whose weight is tied to two.weight"):
+        inject(model, LoraConfig(target_modules=["one"]))
+
+
+def test_injecting_twice_is_refused():
+    model = tiny()
+    inject(model)
+    with pytest.raises(ValueError, match=r"has adapters already \(at model.layers.0.self_attn.q_proj, 4 in all\)"):
+        inject(model)
+
+
+def test_disable_adapter_shows_the_base_merged_or_not():
+    model, ids = tiny().eval(), torch.randint(0, 16, (2, 5))
+    plain = model(ids)
+    inject(model)
+    fill(model)
+    adapted = model(ids)
+    for merged in (False, True):
+        if merged:
+            merge(model)
+        with disable_adapter(model):
+            assert torch.equal(model(ids), plain)
+        torch.testing.assert_close(model(ids), adapted)
+        assert all(layer.merged == merged for _, layer in lora_layers(model))
+
+
+def test_disable_adapter_comes_back_after_an_error_and_can_be_nested():
+    model = tiny()
+    inject(model)
+    with pytest.raises(RuntimeError, match="mine"), disable_adapter(model), disable_adapter(model):
+        raise RuntimeError("mine")
+    assert all(layer.enabled for _, layer in lora_layers(model))
+
+
+def test_a_base_that_is_gone_cannot_be_shown_or_unloaded():
+    model = merge(inject_into(tiny()), keep_base=False)
+    for action in (lambda: unload(model), lambda: disable_adapter(model).__enter__()):
+        with pytest.raises(ValueError, match="W0 is gone"):
+            action()
+
+
+def inject_into(model):
+    inject(model)
+    return model
+
+
+def test_a_model_without_adapters_says_so():
+    for action in (unload, merge, minilora.unmerge, minilora.merge_and_unload, lambda m: disable_adapter(m).__enter__()):
+        with pytest.raises(ValueError, match="has no adapters: inject"):
+            action(tiny())
+
+
+def test_new_adapters_follow_the_mode_of_the_model():
+    model = tiny().eval()
+    inject(model, LoraConfig(lora_dropout=0.5))
+    assert not any(layer.training for _, layer in lora_layers(model))
+
+
+def test_print_trainable_parameters_prints_pefts_line(base, capsys):
+    inject(base)
+    minilora.print_trainable_parameters(base)
+    assert capsys.readouterr().out == "trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221\n"

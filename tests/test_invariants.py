@@ -1,0 +1,183 @@
+"""What LoRA guarantees, one property a claim. Read this file as the list; each docstring says why it matters."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from torch import nn
+
+import minilora
+from minilora import LoraConfig, inject, merge, trainable_parameters, unload, unmerge
+from minilora.inject import lora_layers
+
+from .strategies import DTYPES, cases, models, ranks, targets
+from .tolerance import merged_bound
+
+
+def fill(model):
+    """Give every B some values, as training would."""
+    for _, layer in lora_layers(model):
+        nn.init.normal_(layer.lora_B, std=0.3)
+
+
+def snapshot(model):
+    """Copies of everything, by the name it has without adapters."""
+    return {n.replace(".base.", "."): t.clone() for n, t in model.state_dict().items() if "lora_" not in n}
+
+
+def same(before, after):
+    """Equal names and bits."""
+    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@given(models(), targets, ranks, st.data())
+def test_1_injected_and_untrained_it_computes_the_base_to_the_bit(model, names, r, data):
+    """1. A new adapter changes nothing: training starts from the base, not from noise added to it."""
+    x = torch.randn(4, model[0].in_features).to(dtype := data.draw(st.sampled_from(DTYPES)))
+    model = model.to(dtype)
+    before = model(x)
+    inject(model, LoraConfig(r=r, target_modules=names))
+    assert torch.equal(model(x), before)
+
+
+@given(cases())
+def test_2_merged_equals_unmerged_within_rounding(case):
+    """2. One matrix W0 + ΔW does what two paths did: a merged model may be served in the adapter's place."""
+    unmerged = case.layer(case.x)
+    bound = merged_bound(*case.parts, case.x.dtype)
+    case.layer.merge()
+    difference = (case.layer(case.x).double() - unmerged.double()).abs()
+    assert (difference <= bound).all(), f"off by {(difference - bound).max():.3g} more than rounding explains"
+
+
+@given(cases(), st.integers(1, 4))
+def test_3a_unmerge_gives_the_weight_back_to_the_bit(case, rounds):
+    """3. W0 is kept, not recomputed: in bf16, (W0 + ΔW) - ΔW is not W0, and each round would lose more."""
+    before = case.layer.weight.detach().clone()
+    for _ in range(rounds):
+        case.layer.merge()
+        case.layer.unmerge()
+    assert torch.equal(case.layer.weight, before)
+
+
+@given(models(), targets, st.booleans(), st.sampled_from(DTYPES))
+def test_3b_unload_gives_the_model_back_to_the_bit(model, names, merged, dtype):
+    """3. An adapter can be tried and taken out again without leaving a trace, in the weights or in what trains."""
+    model = model.to(dtype)
+    model[0].requires_grad_(False)
+    before, trains = snapshot(model), [p.requires_grad for p in model.parameters()]
+    inject(model, LoraConfig(r=2, target_modules=names))
+    fill(model)
+    if merged:
+        merge(model)
+    assert unload(model) is model
+    assert same(before, dict(model.state_dict()))
+    assert [p.requires_grad for p in model.parameters()] == trains
+
+
+@given(models(), targets)
+def test_4_only_a_and_b_learn(model, names):
+    """4. The base is shared by every adapter, so not one bit of it may move; nor may anything but A and B get a gradient."""
+    inject(model, LoraConfig(r=2, target_modules=names))
+    fill(model)
+    before = snapshot(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        model(torch.randn(8, model[0].in_features)).square().mean().backward()
+        with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+        optimizer.step()
+        optimizer.zero_grad()
+    assert with_gradient == {name for name, _ in model.named_parameters() if name.endswith(("lora_A", "lora_B"))}
+    assert same(before, snapshot(model))
+
+
+@given(cases(dtypes=(torch.float32, torch.float64)))
+def test_5_the_update_has_at_most_rank_r(case):
+    """5. ΔW = s B A passes through r numbers: that is the whole economy, and the whole restriction."""
+    delta = case.layer.delta_weight().double()
+    singular = torch.linalg.svdvals(delta)
+    floor = singular[0] * max(delta.shape) * torch.finfo(case.layer.lora_A.dtype).eps * case.layer.r
+    assert int((singular > floor).sum()) <= case.layer.r
+
+
+@given(models(), targets, ranks)
+def test_6_trainable_parameters_are_the_sum_of_r_times_in_plus_out(model, names, r):
+    """6. The cost is known before the first step, and it is what the report says."""
+    shapes = [m.weight.shape for n, m in model.named_modules() if n.rsplit(".", 1)[-1] in names]
+    total = sum(p.numel() for p in model.parameters())
+    report = inject(model, LoraConfig(r=r, target_modules=names))
+    expected = sum(r * (rows + columns) for rows, columns in shapes)
+    assert trainable_parameters(model) == (expected, total + expected)
+    assert (report.trainable, report.total) == (expected, total + expected)
+
+
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(1, 400))
+def test_6_lora_saves_parameters_exactly_below_the_break_even_rank(rows, columns, r):
+    """6. r (in + out) < in · out exactly when r is under in · out / (in + out), half the harmonic mean of the sides."""
+    layer = minilora.LoRALayer(nn.Linear(columns, rows, bias=False), r=r)
+    adapter = layer.lora_A.numel() + layer.lora_B.numel()
+    assert (adapter < layer.weight.numel()) == (r < rows * columns / (rows + columns))
+
+
+@given(models(), targets)
+def test_7_saved_and_loaded_is_the_same_to_the_bit(tmp_path_factory, model, names):
+    """7. What was trained is what is served."""
+    folder = tmp_path_factory.mktemp("adapter")
+    other = copy.deepcopy(model)
+    inject(model, LoraConfig(r=3, lora_alpha=5, target_modules=names, use_rslora=True))
+    fill(model)
+    minilora.save_adapter(model, folder)
+    minilora.load_adapter(other, folder)
+    assert same(dict(model.state_dict()), dict(other.state_dict()))
+    x = torch.randn(4, model[0].in_features)
+    assert torch.equal(model(x), other(x))
+
+
+@given(models(), targets, st.sampled_from(["merge twice", "inject twice", "nan", "unmerge", "typo", "container"]))
+def test_10_a_failed_operation_leaves_the_model_as_it_was(model, names, failure):
+    """10. Half a merge serves wrong answers in silence, so every operation is whole or not at all."""
+    inject(model, LoraConfig(r=2, target_modules=names))
+    fill(model)
+    if failure == "nan":  # in the last layer only: the ones before it must not have been merged
+        list(lora_layers(model))[-1][1].lora_B.data[0, 0] = float("nan")
+    if failure == "merge twice":
+        merge(model)
+    if failure in ("typo", "container"):
+        unload(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    flags = [p.requires_grad for p in model.parameters()]
+    action = {
+        "merge twice": lambda: merge(model),
+        "nan": lambda: merge(model),
+        "unmerge": lambda: unmerge(model),
+        "inject twice": lambda: inject(model, LoraConfig(r=2, target_modules=names)),
+        "typo": lambda: inject(model, LoraConfig(target_modules=[*names, "q_prog"])),
+        "container": lambda: inject(model, LoraConfig(target_modules=[*names, "1"])),
+    }[failure]
+    with pytest.raises(ValueError, match="."):
+        action()
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[n], after[n]) or (failure == "nan" and "lora_B" in n) for n in before)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert [layer.merged for _, layer in lora_layers(model)] == [failure == "merge twice"] * len(list(lora_layers(model)))
+
+
+@given(cases(dropout=True))
+def test_dropout_never_reaches_the_base_path(case):
+    """Dropout is on the adapter's input only (LoRA paper, section 4.1): with B zero, training mode changes nothing."""
+    nn.init.zeros_(case.layer.lora_B)
+    assert torch.equal(case.layer.train()(case.x), case.layer.base(case.x))
+
+
+@given(cases(dtypes=(torch.float32,), dropout=True))
+def test_dropout_is_drawn_anew_for_every_row(case):
+    """A mask shared by the batch would make one draw out of many (a mistake of several tutorials)."""
+    assume(case.layer.lora_dropout > 0 and case.layer.in_features >= 8)
+    row = torch.ones(1, case.layer.in_features)
+    nn.init.ones_(case.layer.lora_A.data)
+    nn.init.ones_(case.layer.lora_B.data)
+    out = case.layer.train()(row.expand(64, -1).clone())
+    assert len({tuple(r) for r in out.tolist()}) > 1

@@ -1,0 +1,72 @@
+"""Level 0 is the oracle of everything else, so it is checked against nothing but arithmetic: finite differences."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora import level0
+
+shapes = st.tuples(
+    st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), st.sampled_from([(), (3,), (2, 3)]), st.integers(0, 2**32 - 1)
+)
+
+
+def problem(inside, outside, r, batch, seed):
+    rng = np.random.default_rng(seed)
+    x, W = rng.normal(size=(*batch, inside)), rng.normal(size=(outside, inside))
+    A, B, bias = rng.normal(size=(r, inside)), rng.normal(size=(outside, r)), rng.normal(size=outside)
+    return x, W, A, B, bias, rng.normal(size=(*batch, outside)), float(rng.uniform(0.5, 20))
+
+
+@given(shapes)
+def test_the_forward_is_a_linear_layer_with_the_merged_weight(shape):
+    x, W, A, B, bias, _, alpha = problem(*shape)
+    merged = x @ (W + level0.delta_weight(A, B, alpha)).T + bias
+    np.testing.assert_allclose(level0.lora_forward(x, W, A, B, alpha, bias), merged, rtol=1e-10, atol=1e-10)
+
+
+@given(shapes)
+def test_the_backward_agrees_with_finite_differences(shape):
+    """The loss Σ g·y is linear in B and in x and quadratic at most in A alone, so central differences are exact but for
+    rounding: about u/h of the loss, hence the tolerance."""
+    x, W, A, B, bias, g, alpha = problem(*shape)
+    found = level0.lora_backward(g, x, W, A, B, alpha)
+    h = 1e-4
+    for name, array in (("x", x), ("A", A), ("B", B)):
+        for index in np.ndindex(array.shape):
+            values = []
+            for sign in (h, -h):
+                moved = array.copy()
+                moved[index] += sign
+                inputs = {"x": x, "A": A, "B": B, name: moved}
+                values.append((g * level0.lora_forward(inputs["x"], W, inputs["A"], inputs["B"], alpha, bias)).sum())
+            slope = (values[0] - values[1]) / (2 * h)
+            assert abs(slope - getattr(found, name)[index]) <= 1e-15 / h * (1 + 10 * max(map(abs, values))) * 10
+
+
+def test_zero_b_gives_the_base_and_two_zeros_give_no_gradient():
+    x, W, A, B, _, g, alpha = problem(5, 4, 2, (3,), 0)
+    assert np.array_equal(level0.lora_forward(x, W, A, 0 * B, alpha), x @ W.T)
+    stuck = level0.lora_backward(g, x, W, 0 * A, 0 * B, alpha)
+    assert not stuck.A.any()
+    assert not stuck.B.any()
+
+
+@pytest.mark.parametrize(
+    ("x", "W", "A", "B"),
+    [
+        (np.ones(3), np.ones((2, 4)), np.ones((1, 4)), np.ones((2, 1))),
+        (np.ones(4), np.ones((2, 4)), np.ones((4, 1)), np.ones((2, 1))),
+        (np.ones(4), np.ones((2, 4)), np.ones((1, 4)), np.ones((1, 2))),
+        (np.ones(()), np.ones((2, 4)), np.ones((1, 4)), np.ones((2, 1))),
+    ],
+)
+def test_shapes_that_do_not_fit_are_shown(x, W, A, B):
+    with pytest.raises(ValueError, match=r"shapes do not fit: .* needed x \(…, in\), W \(out, in\), A \(r, in\), B \(out, r\)"):
+        level0.lora_forward(x, W, A, B, 1.0)
+
+
+def test_a_gradient_of_another_shape_is_refused():
+    with pytest.raises(ValueError, match=r"grad_y must have the shape of y, \(3, 2\), got \(3, 4\)"):
+        level0.lora_backward(np.ones((3, 4)), np.ones((3, 4)), np.ones((2, 4)), np.ones((1, 4)), np.ones((2, 1)), 1.0)

@@ -1,0 +1,188 @@
+"""The layer against its oracles: level 0 in float64, its own plain version, and PEFT to the bit where the order allows."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from minilora import level0
+from minilora.lora import AddLowRank, LoRALayer, add_low_rank_plainly
+
+from .strategies import cases
+from .tolerance import forward_bound, gamma
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def as_numpy(tensor):
+    return tensor.detach().double().numpy()
+
+
+@given(cases())
+def test_forward_equals_level_0(case):
+    layer, dtype = case.layer, case.x.dtype
+    x, W, A, B, scaling, bias = case.parts
+    truth = level0.lora_forward(*map(as_numpy, (x, W, A, B)), scaling * layer.r, None if bias is None else as_numpy(bias))
+    error = np.abs(as_numpy(layer(case.x)) - truth)
+    assert (error <= forward_bound(*case.parts, dtype).numpy()).all()
+
+
+@given(cases(dtypes=(torch.float64,)))
+def test_backward_equals_level_0(case):
+    layer, x = case.layer, case.x.requires_grad_()
+    y = layer(x)
+    grad = torch.randn_like(y)
+    y.backward(grad)
+    alpha = layer.scaling * layer.r
+    truth = level0.lora_backward(*map(as_numpy, (grad, x, layer.weight, layer.lora_A, layer.lora_B)), alpha)
+    for found, wanted in ((x.grad, truth.x), (layer.lora_A.grad, truth.A), (layer.lora_B.grad, truth.B)):
+        np.testing.assert_allclose(as_numpy(found), wanted, rtol=1e-10, atol=1e-10)
+
+
+@given(cases(dtypes=(torch.float64,)))
+def test_the_hand_written_backward_passes_gradcheck(case):
+    layer, x = case.layer, case.x.reshape(-1, case.layer.in_features)[:2, :6]
+    A, B = layer.lora_A.detach()[:, :6].clone().requires_grad_(), layer.lora_B.detach()[:4].clone().requires_grad_()
+    inputs = (torch.randn(len(x), len(B), dtype=torch.float64, requires_grad=True), x.clone().requires_grad_(), A, B)
+    assert torch.autograd.gradcheck(lambda y, x, A, B: AddLowRank.apply(y * 1, x, A, B, layer.scaling), inputs)
+
+
+@given(cases(dtypes=(torch.float32,)))
+def test_the_fast_forward_equals_the_plain_one(case):
+    layer = case.layer
+    with torch.no_grad():
+        plain = add_low_rank_plainly(layer.base(case.x), case.x, layer.lora_A, layer.lora_B, layer.scaling)
+        difference = (layer(case.x).double() - plain.double()).abs()
+    assert (difference <= 2 * forward_bound(*case.parts, torch.float32)).all()
+
+
+@given(cases(dtypes=(torch.float32,)))
+def test_forward_equals_peft(case):
+    """PEFT's own layer with the same numbers inside, unmerged and merged."""
+    from peft import LoraConfig, get_peft_model
+
+    layer = case.layer
+    holder = nn.ModuleDict({"target": copy.deepcopy(layer.base)})
+    holder.forward = lambda x: holder["target"](x)
+    alpha = layer.lora_alpha
+    peft = get_peft_model(
+        holder, LoraConfig(r=layer.r, lora_alpha=alpha, target_modules=["target"], use_rslora=layer.use_rslora)
+    ).base_model.model["target"]
+    peft.lora_A["default"].weight.data = layer.lora_A.data.clone()
+    peft.lora_B["default"].weight.data = layer.lora_B.data.clone()
+    assert peft.scaling["default"] == layer.scaling
+    bound = 2 * forward_bound(*case.parts, torch.float32)
+    assert ((peft(case.x) - layer(case.x)).abs() <= bound).all()
+    peft.merge()
+    layer.merge()
+    merged_terms = layer.r + 3
+    size = (layer.weight.abs() + layer.scaling * layer.lora_B.abs() @ layer.lora_A.abs()).double()
+    assert ((peft.weight - layer.weight).abs() <= 2 * gamma(merged_terms, torch.float32) * size).all()
+
+
+def test_a_starts_within_one_over_the_root_of_in_and_b_at_zero():
+    """Fan-in is the input size. Storing A as (in, r) and asking torch for the same bound would silently use r instead."""
+    torch.manual_seed(0)
+    layer = LoRALayer(nn.Linear(768, 512), r=16)
+    bound = 1 / math.sqrt(768)
+    assert layer.lora_A.shape == (16, 768)
+    assert 0.99 * bound < layer.lora_A.abs().max().item() <= bound
+    assert abs(layer.lora_A.std().item() / (bound / math.sqrt(3)) - 1) < 0.02
+    assert not layer.lora_B.any()
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_factors_are_float32_on_a_half_precision_base(dtype):
+    layer = LoRALayer(nn.Linear(4, 4).to(dtype))
+    assert {layer.lora_A.dtype, layer.lora_B.dtype} == {torch.float32}
+    assert layer(torch.ones(2, 4, dtype=dtype)).dtype == dtype
+
+
+def test_alpha_is_divided_by_r_or_by_its_root():
+    assert LoRALayer(nn.Linear(4, 4), r=4, lora_alpha=8).scaling == 2
+    assert LoRALayer(nn.Linear(4, 4), r=4, lora_alpha=8, use_rslora=True).scaling == 4
+
+
+@given(cases(dtypes=(torch.float32,)), st.booleans())
+def test_bf16_autocast_runs_and_trains(case, bias):
+    layer = case.layer
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = layer(case.x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert layer.lora_A.grad.dtype == torch.float32
+    assert torch.isfinite(layer.lora_A.grad).all()
+
+
+def test_a_non_contiguous_output_is_added_to_as_well():
+    class Transposed(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).transpose(0, 1).contiguous().transpose(0, 1)
+
+    layer = LoRALayer(Transposed(5, 7), r=2)
+    nn.init.ones_(layer.lora_B)
+    x = torch.randn(3, 4, 5)
+    torch.testing.assert_close(layer(x), add_low_rank_plainly(layer.base(x), x, layer.lora_A, layer.lora_B, layer.scaling))
+
+
+def test_conv1d_is_a_linear_with_its_weight_transposed():
+    from transformers.pytorch_utils import Conv1D
+
+    torch.manual_seed(0)
+    layer = LoRALayer(Conv1D(nf=6, nx=4), r=2)
+    nn.init.normal_(layer.lora_B)
+    assert (layer.in_features, layer.out_features) == (4, 6)
+    x = torch.randn(3, 4)
+    unmerged = layer(x)
+    layer.merge()
+    torch.testing.assert_close(layer(x), unmerged)
+
+
+@pytest.mark.parametrize("base", [nn.Embedding(4, 4), nn.Conv2d(1, 1, 3), nn.LayerNorm(4)])
+def test_a_base_that_is_no_linear_is_refused(base):
+    with pytest.raises(TypeError, match=f"wraps a Linear.*got {type(base).__name__}"):
+        LoRALayer(base)
+
+
+def test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused():
+    layer = LoRALayer(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="not merged"):
+        layer.unmerge()
+    layer.merge()
+    with pytest.raises(ValueError, match="merged already.*unmerge first"):
+        layer.merge()
+    layer.unmerge()
+    layer.merge(keep_base=False)
+    with pytest.raises(ValueError, match="keep_base=False, so W0 is gone"):
+        layer.unmerge()
+
+
+def test_merging_in_training_mode_with_dropout_is_refused():
+    layer = LoRALayer(nn.Linear(3, 3), lora_dropout=0.1)
+    with pytest.raises(ValueError, match=r"training mode with lora_dropout=0.1.*model.eval\(\)"):
+        layer.merge()
+    layer.eval().merge()
+    assert layer.merged
+
+
+def test_a_merge_that_overflows_half_precision_is_refused():
+    layer = LoRALayer(nn.Linear(3, 3).half(), r=1)
+    nn.init.constant_(layer.lora_A, 300.0)
+    nn.init.constant_(layer.lora_B, 300.0)
+    before = layer.weight.clone()
+    with pytest.raises(ValueError, match=r"not finite in torch.float16.*merge in float32"):
+        layer.merge()
+    assert torch.equal(layer.weight, before)
+    assert not layer.merged
+
+
+def test_the_base_weight_and_bias_show_through():
+    base = nn.Linear(3, 2, bias=False)
+    layer = LoRALayer(base)
+    assert layer.weight is base.weight
+    assert layer.bias is None

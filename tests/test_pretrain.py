@@ -1,0 +1,57 @@
+"""The script that made the base: its parts, and that a short run of it really runs."""
+
+import json
+
+import pytest
+import torch
+
+from minilora import data, load_base, pretrain
+from minilora.batches import IGNORE
+from minilora.evaluate import PROSE
+from minilora.pretrained import SHIPPED
+
+SPEECHES = [PROSE.read_text(encoding="utf-8")[i * 2000 : (i + 1) * 2000] for i in range(31)]
+
+
+def test_every_twentieth_speech_is_held_out():
+    train, heldout = pretrain.split([str(i) for i in range(45)])
+    assert heldout == ["10", "30"]
+    assert len(train) == 43
+
+
+def test_dialogues_have_labels_on_the_answer_only_and_share_no_log_with_the_held_out_side():
+    dialogues = pretrain.Dialogues(load_base().tokenizer, seed=0)
+    ids, labels = dialogues.batch(64)
+    assert ids.shape == labels.shape
+    for row, wanted in zip(ids, labels, strict=True):
+        answer = row[wanted != IGNORE]
+        assert torch.equal(answer, wanted[wanted != IGNORE])
+        text = dialogues.tokenizer.decode(row.tolist())
+        log = next(line for line in text.splitlines() if line.startswith("Log: "))
+        assert not data.is_heldout(log)
+    assert len(dialogues.words) > 300
+
+
+def test_the_rate_warms_up_and_falls_to_its_floor():
+    rates = [pretrain.rate_at(step, 1000) for step in range(1000)]
+    assert rates[0] == pytest.approx(pretrain.PEAK_RATE / pretrain.WARM_UP)
+    assert max(rates) == pytest.approx(pretrain.PEAK_RATE, rel=0.05)
+    assert rates[-1] == pytest.approx(pretrain.FLOOR * pretrain.PEAK_RATE, rel=0.01)
+
+
+def test_a_short_run_makes_a_base_that_opens(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(pretrain, "fetch_speeches", lambda: SPEECHES)
+    monkeypatch.setattr(pretrain, "LOOKUP_STEPS", 2)
+    monkeypatch.setattr(pretrain, "exact_match", lambda model, examples: 0.0)
+    pretrain.pretrain(tmp_path, steps=4, report_every=2)
+    log = [json.loads(line) for line in (tmp_path / "pretrain_log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in log] == [2, 4]
+    assert log[0]["prose_loss"] is None
+    assert log[1]["prose_loss"] > 0
+    assert load_base(tmp_path).config == load_base().config
+
+
+def test_the_committed_log_ends_with_what_the_base_can_do():
+    log = [json.loads(line) for line in (SHIPPED / "pretrain_log.jsonl").read_text().splitlines()]
+    assert log[-1]["exact_match"] >= 0.95
+    assert log[-1]["prose_bits_per_byte"] < 1.45

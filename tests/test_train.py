@@ -1,0 +1,290 @@
+"""The loop does what its docstring says: the objective, the schedule, the resume to the bit, the stops."""
+
+import copy
+import itertools
+import json
+import math
+import signal
+import warnings
+
+import pytest
+import torch
+
+import minilora
+from minilora import LoraConfig, TrainConfig, inject, train
+from minilora.data import Task, naval_log
+from minilora.train import History, overfitting, rate_at
+
+TASK = naval_log(40, 12)
+QUICK = {"batch_size": 4, "progress": False, "validate_every": 0}
+
+
+def adapted(dropout=0.0, seed=0):
+    torch.manual_seed(seed)
+    model = minilora.load_base()
+    inject(model, LoraConfig(r=4, lora_dropout=dropout))
+    return model
+
+
+def trained_bits(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+def test_the_adapter_learns_and_the_base_does_not_move():
+    model = adapted()
+    before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    history = train(model, TASK, steps=30, lr=5e-3, batch_size=8, validate_every=0, progress=False)
+    assert sum(history.losses[-5:]) < 0.7 * sum(history.losses[:5])
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters() if n in before)
+    assert all(p.grad is None for p in model.parameters())
+    assert not model.training
+
+
+def test_everything_trains_without_an_adapter():
+    model = minilora.load_base()
+    before = copy.deepcopy(model.state_dict())
+    train(model, TASK, steps=2, lr=1e-3, **QUICK)
+    changed = [n for n, t in model.state_dict().items() if not torch.equal(t, before[n])]
+    assert len(changed) == len(before)
+
+
+def test_accumulation_gives_the_gradient_of_the_whole_batch():
+    """Parts of different length: averaging part by part would weigh short answers more."""
+    runs = [train(model := adapted(), TASK, steps=1, accumulate=n, **QUICK) and trained_bits(model) for n in (1, 2, 4)]
+    first = [train(adapted(), TASK, steps=1, accumulate=n, **QUICK).steps[0] for n in (1, 2, 4)]
+    for other, record in zip(runs[1:], first[1:], strict=True):
+        assert record["loss"] == pytest.approx(first[0]["loss"], rel=1e-5)
+        assert record["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-4)
+        assert other.keys() == runs[0].keys()
+
+
+def test_the_loss_is_the_mean_over_answer_tokens_only():
+    model = minilora.load_base()
+    record = train(model, TASK, steps=1, batch_size=40, validate_every=0, progress=False).steps[0]
+    model, tokens, nats = minilora.load_base(), 0, 0.0
+    for e in TASK.train:
+        prompt = model.tokenizer.encode(model.tokenizer.prompt(e.instruction, e.input))
+        answer = model.tokenizer.answer(e.output)
+        logp = model(torch.tensor([prompt + answer]))[0].log_softmax(-1)
+        nats -= sum(logp[len(prompt) + i - 1, t].item() for i, t in enumerate(answer))
+        tokens += len(answer)
+    assert record["loss"] == pytest.approx(nats / tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_a_resumed_run_continues_to_the_same_bits(tmp_path, dropout):
+    settings = {**QUICK, "validate_every": 3, "steps": 8}
+    whole = adapted(dropout)
+    reference = train(whole, TASK, out=tmp_path / "whole", **settings)
+
+    class Cut(Exception):
+        pass
+
+    def cut(record):
+        if record["step"] == 6 and "loss" in record:
+            raise Cut
+
+    first = adapted(dropout)
+    with pytest.raises(Cut):
+        train(first, TASK, out=tmp_path / "cut", checkpoint_every=2, callbacks=[cut], **settings)
+    torch.manual_seed(99)  # the state of torch's own generator must not matter
+    second = adapted(dropout, seed=5)
+    resumed = train(second, TASK, out=tmp_path / "cut", checkpoint_every=2, resume=True, **settings)
+    assert equal(trained_bits(second), trained_bits(whole))
+    assert resumed.losses == reference.losses
+    assert [v["valid_loss"] for v in resumed.validations] == [v["valid_loss"] for v in reference.validations]
+    logs = [[json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")]
+    stripped = [[{k: v for k, v in r.items() if k != "seconds"} for r in log] for log in logs]
+    assert sorted(stripped[0], key=str) == sorted(stripped[1], key=str)
+
+
+def test_runs_repeat_and_leave_torchs_generator_alone():
+    torch.manual_seed(7)
+    expected = torch.randn(3)
+    torch.manual_seed(7)
+    runs = []
+    for _ in range(2):
+        state = torch.get_rng_state()
+        model = adapted(0.2)
+        torch.set_rng_state(state)
+        train(model, TASK, steps=3, **QUICK)
+        runs.append(trained_bits(model))
+    assert equal(*runs)
+    assert torch.equal(torch.randn(3), expected)
+
+
+def test_ctrl_c_ends_after_the_step_with_the_state_saved(tmp_path):
+    model = adapted()
+
+    def interrupt(record):
+        if record["step"] == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    history = train(model, TASK, steps=9, out=tmp_path, callbacks=[interrupt], **QUICK)
+    assert history.interrupted
+    assert len(history.steps) == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    whole = adapted()
+    train(whole, TASK, steps=9, **QUICK)
+    again = adapted(seed=3)
+    train(again, TASK, steps=9, out=tmp_path, resume=True, **QUICK)
+    assert equal(trained_bits(again), trained_bits(whole))
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    def twice(record):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(adapted(), TASK, steps=5, callbacks=[twice], **QUICK)
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_weights():
+    model = adapted()
+    poison = []
+
+    def damage(record):
+        if record["step"] == 2:
+            poison.append(trained_bits(model))
+            model.model.norm.weight.data.fill_(float("nan"))
+
+    with pytest.raises(FloatingPointError, match=r"step 3: the loss is nan. Last losses: .* look at the examples"):
+        train(model, TASK, steps=5, callbacks=[damage], **QUICK)
+    assert equal(trained_bits(model), poison[0])
+
+
+def test_a_base_that_is_broken_from_the_start_says_so():
+    model = adapted()
+    model.model.embed_tokens.weight.data[:] = float("inf")
+    with pytest.raises(FloatingPointError, match=r"step 1: .*it is the first step.*NaN in the base"):
+        train(model, TASK, steps=2, **QUICK)
+
+
+def test_a_rate_that_is_too_high_is_named_as_the_cause():
+    from minilora.train import diverged
+
+    history = History(steps=[{"loss": x} for x in (1.0, 0.9, 5.0)])
+    assert "lr=3.0 is probably too high" in diverged(3, math.nan, 1.0, history, TrainConfig(lr=3.0))
+    assert "gradient norm is inf" in diverged(3, 1.0, math.inf, history, TrainConfig())
+
+
+def test_the_best_state_is_kept_and_early_overfitting_is_warned_of(tmp_path):
+    model = adapted()
+    train_few = Task("few", TASK.train[:2], TASK.valid)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        history = train(
+            model, train_few, steps=60, lr=3e-2, batch_size=2, warmup=0.0, validate_every=4, progress=False, clip=0.0
+        )
+    losses = [v["valid_loss"] for v in history.validations]
+    assert losses[-1] > 1.05 * min(losses), "the test needs a run that overfits"
+    again = train(model, train_few, steps=1, lr=1e-12, batch_size=2, validate_every=1, progress=False)
+    assert again.validations[0]["valid_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert history.warnings == [str(w.message) for w in caught if "begins to memorise" in str(w.message)]
+
+
+def test_overfitting_needs_three_rises_and_five_percent():
+    def history(*losses):
+        return History(validations=[{"step": i, "valid_loss": x} for i, x in enumerate(losses)], best_step=0)
+
+    assert overfitting(history(1.0, 1.1, 1.2)) is None
+    assert overfitting(history(1.0, 1.01, 1.02, 1.03)) is None
+    assert overfitting(history(1.0, 1.3, 1.2, 1.4)) is None
+    assert "rose 3 times running, from 1.0000 at step 0 to 1.3000" in overfitting(history(1.0, 1.1, 1.2, 1.3))
+
+
+def test_validation_answers_report_exact_match_and_a_sample(capsys):
+    history = train(adapted(), TASK, steps=2, batch_size=4, validate_every=2, valid_answers=4)
+    assert [v["step"] for v in history.validations] == [0, 2]
+    assert set(history.validations[0]["sample"]) == {"asked", "answer", "wanted"}
+    assert "held-out loss" in capsys.readouterr().err
+
+
+def test_clipping_bounds_the_step_and_decay_shrinks_matrices_only():
+    plain, clipped = adapted(), adapted()
+    free = train(plain, TASK, steps=1, clip=0.0, **QUICK).steps[0]["grad_norm"]
+    assert train(clipped, TASK, steps=1, clip=1e-3, **QUICK).steps[0]["grad_norm"] == pytest.approx(free)
+    optimizer = minilora.train.__globals__["build_optimizer"](
+        dict(minilora.load_base().named_parameters()), TrainConfig(weight_decay=0.5)
+    )
+    for group in optimizer.param_groups:
+        assert all((p.dim() > 1) == (group["weight_decay"] == 0.5) for p in group["params"])
+
+
+def test_bf16_and_packing_train():
+    history = train(adapted(), TASK, steps=6, lr=5e-3, bf16=True, pack=True, max_length=160, **QUICK)
+    assert history.losses[-1] < history.losses[0]
+
+
+def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
+    config = TrainConfig(steps=100, lr=2.0, warmup=0.1)
+    rates = [rate_at(step, config) for step in range(100)]
+    assert rates[:10] == pytest.approx([0.2 * i for i in range(1, 11)])
+    assert all(a > b > 0 for a, b in itertools.pairwise(rates))
+    assert rates[54] == pytest.approx(1.0, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
+        ({"lr": 0.0}, "lr must be positive"),
+        ({"lr": math.nan}, "lr must be positive"),
+        ({"warmup": 2.0}, r"warmup must be a share of the steps, in \[0, 1\]"),
+        ({"clip": -1.0}, "must not be negative"),
+        ({"batch_size": 10, "accumulate": 3}, "batch_size=10 must be a multiple of accumulate=3"),
+        ({"resume": True}, "resume and checkpoint_every need out"),
+        ({"validate_every": -1}, "validate_every must be a whole number of at least 0"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**settings)
+
+
+def test_a_model_that_would_not_learn_is_refused():
+    frozen = minilora.load_base().requires_grad_(False)
+    with pytest.raises(ValueError, match="nothing would train: no parameter has requires_grad"):
+        train(frozen, TASK, steps=1)
+    with pytest.raises(ValueError, match=r"q_proj is merged, so its A and B take no part: unmerge"):
+        train(minilora.merge(adapted()), TASK, steps=1)
+    bare = minilora.load_base()
+    bare.tokenizer = None
+    with pytest.raises(ValueError, match=r"needs model.tokenizer"):
+        train(bare, TASK, steps=1)
+
+
+def test_resuming_what_is_not_there_or_not_the_same_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nothing to resume: .*checkpoint.safetensors does not exist"):
+        train(adapted(), TASK, out=tmp_path, resume=True, **QUICK)
+    train(adapted(), TASK, steps=2, out=tmp_path, checkpoint_every=1, **QUICK)
+    with pytest.raises(ValueError, match=r"other settings \(steps: 2 there, 3 here\)"):
+        train(adapted(), TASK, steps=3, out=tmp_path, resume=True, **QUICK)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"half a checkpoint")
+    with pytest.raises(ValueError, match="no readable safetensors"):
+        train(adapted(), TASK, steps=2, out=tmp_path, resume=True, **QUICK)
+
+
+def test_callbacks_get_a_copy_of_every_record():
+    seen = []
+
+    def spoil(record):
+        seen.append(dict(record))
+        record.clear()
+
+    history = train(adapted(), TASK, steps=2, callbacks=[spoil], **QUICK)
+    assert seen == history.steps
+    assert set(seen[0]) == {"step", "loss", "lr", "grad_norm", "tokens", "seconds"}
+
+
+def test_tensorboard_without_its_package_says_what_to_install(monkeypatch, tmp_path):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"pip install 'minilora\[tensorboard\]'"):
+        minilora.train.__globals__["tensorboard_callback"](tmp_path)

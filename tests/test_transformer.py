@@ -1,0 +1,168 @@
+"""Our Llama is Hugging Face's: same names, same numbers; and its cache changes nothing but the time."""
+
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora.transformer import KVCache, Llama, LlamaConfig, attention_mask_4d
+
+SIZES = [
+    {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
+    {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False},
+    {"num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True},
+    {"num_attention_heads": 4, "num_key_value_heads": 1, "tie_word_embeddings": False, "head_dim": 16, "mlp_bias": True},
+]
+
+
+def tiny(seed=0, **sizes):
+    torch.manual_seed(seed)
+    config = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, **sizes}
+    model = Llama(LlamaConfig(**config)).eval()
+    for p in model.parameters():  # far from the initialisation, where much would look equal
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def hugging_face(model):
+    c = model.config
+    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
+    same += ("head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias")
+    config = transformers.LlamaConfig(
+        **{n: getattr(c, n) for n in same}, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}
+    )
+    return transformers.LlamaForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("sizes", SIZES, ids=["plain", "grouped untied", "grouped tied bias", "one kv head, wide heads"])
+def test_the_state_dict_moves_to_transformers_and_back_with_equal_logits(sizes):
+    ours = tiny(**sizes, rope_theta=500.0)
+    theirs = hugging_face(ours)
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.randint(0, 97, (2, 40))
+    with torch.no_grad():
+        difference = (theirs(ids).logits - ours(ids)).abs().max()
+        assert difference <= 1e-5 * ours(ids).abs().max().clamp(min=1)
+    back = Llama(ours.config)
+    back.load_state_dict(theirs.state_dict())
+    assert torch.equal(back(ids), ours(ids))
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_generation_with_a_cache_equals_generation_without(sizes):
+    model = tiny(**sizes)
+    ids = torch.randint(0, 97, (3, 7))
+    for sampling in ({}, {"temperature": 0.8, "top_k": 20, "seed": 5}):
+        assert torch.equal(model.generate(ids, 30, **sampling), model.generate(ids, 30, use_cache=False, **sampling))
+
+
+@given(st.integers(1, 12), st.integers(0, 11), st.integers(0, 1000))
+def test_the_cache_gives_the_logits_of_the_whole_sequence(time, cut, seed):
+    model, ids = tiny(seed, **SIZES[1]), torch.randint(0, 97, (2, time))
+    cache, cut = KVCache(), min(cut, time - 1)
+    parts = [model(part, cache=cache) for part in (ids[:, :cut], ids[:, cut:]) if part.shape[1]]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=1e-4, atol=1e-4)
+    assert cache.length == time
+
+
+def test_greedy_generation_equals_transformers():
+    ours = tiny(**SIZES[1])
+    theirs = hugging_face(ours)
+    theirs.load_state_dict(ours.state_dict())
+    ids = torch.randint(0, 97, (1, 9))
+    wanted = theirs.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert torch.equal(ours.generate(ids, 20), wanted)
+
+
+def test_sampling_repeats_with_a_seed_and_keeps_to_the_top_k():
+    model, ids = tiny(), torch.randint(0, 97, (1, 4))
+    one, same, other = (model.generate(ids, 40, temperature=1.5, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert torch.equal(model.generate(ids, 10, temperature=9.0, top_k=1), model.generate(ids, 10))
+
+
+def test_left_padding_changes_no_answer():
+    model = tiny(**SIZES[1])
+    short, pad = torch.randint(0, 97, (1, 5)), 4
+    alone = model.generate(short, 12)[:, 5:]
+    ids = torch.cat([torch.zeros(1, pad, dtype=torch.long), short], dim=1)
+    mask = torch.tensor([[0] * pad + [1] * 5])
+    assert torch.equal(model.generate(ids, 12, attention_mask=mask)[:, 5 + pad :], alone)
+
+
+def test_a_row_that_ended_is_filled_with_the_end_token_and_all_ended_stops_early():
+    model, ids = tiny(), torch.randint(0, 97, (2, 4))
+    first = model.generate(ids, 1)[:, -1]
+    out = model.generate(ids, 20, eos_id=int(first[0]))
+    assert (out[0, 4:] == first[0]).all()
+    assert model.generate(ids[:1], 20, eos_id=int(first[0])).shape[1] == 5
+
+
+def test_segments_of_a_packed_row_do_not_see_each_other():
+    model = tiny(**SIZES[1])
+    one, two = torch.randint(0, 97, (1, 6)), torch.randint(0, 97, (1, 4))
+    packed = torch.cat([one, two, torch.zeros(1, 3, dtype=torch.long)], dim=1)
+    segments = torch.tensor([[1] * 6 + [2] * 4 + [0] * 3])
+    logits = model(packed, attention_mask=segments)
+    torch.testing.assert_close(logits[:, :6], model(one), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits[:, 6:10], model(two), rtol=1e-4, atol=1e-4)
+    assert torch.isfinite(logits).all()
+
+
+def test_no_mask_is_made_where_causal_says_it_all():
+    device = torch.device("cpu")
+    assert attention_mask_4d(None, 0, 5, device) is None
+    assert attention_mask_4d(None, 7, 1, device) is None
+    assert attention_mask_4d(None, 2, 3, device).shape == (1, 1, 3, 5)
+
+
+def test_dropout_and_mode_are_as_before_after_generation():
+    model = tiny().train()
+    model.generate(torch.zeros(1, 2, dtype=torch.long), 2)
+    assert model.training
+
+
+def test_bf16_autocast_keeps_the_attention_core_in_float32():
+    model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (2, 16))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = model(ids)
+    assert torch.isfinite(out.float()).all()
+    assert torch.corrcoef(torch.stack([out.float().flatten(), model(ids).flatten()]))[0, 1] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"num_attention_heads": 4, "num_key_value_heads": 3},
+            "num_attention_heads=4 must be a multiple of num_key_value_heads=3",
+        ),
+        ({"hidden_size": 12, "num_attention_heads": 4}, "head_dim=3 must be even"),
+        ({"vocab_size": 0}, "must be at least 1, got {'vocab_size': 0}"),
+        ({"num_attention_heads": -1}, "must be at least 1"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        LlamaConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("sampling", "message"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"temperature": -1}, "temperature"),
+        ({"top_k": 0}, "top_k"),
+        ({"temperature": float("nan")}, "temperature"),
+    ],
+)
+def test_sampling_settings_that_mean_nothing_are_refused(sampling, message):
+    with pytest.raises(ValueError, match=message):
+        tiny().generate(torch.zeros(1, 2, dtype=torch.long), **sampling)
+
+
+def test_text_without_a_tokenizer_is_refused():
+    with pytest.raises(ValueError, match="no tokenizer: load it with load_base"):
+        tiny().generate_text("Status?")
