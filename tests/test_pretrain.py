@@ -8,6 +8,7 @@ import torch
 from minilora import data, load_base, pretrain
 from minilora.batches import IGNORE
 from minilora.evaluate import PROSE
+from minilora.transformer import Llama, rotary_angles, rotate
 from minilora.pretrained import SHIPPED
 
 SPEECHES = [PROSE.read_text(encoding="utf-8")[i * 2000 : (i + 1) * 2000] for i in range(31)]
@@ -32,6 +33,45 @@ def test_dialogues_have_labels_on_the_answer_only_and_share_no_log_with_the_held
     assert len(dialogues.words) > 300
 
 
+def test_recall_asks_for_the_second_of_every_pair_again():
+    ids, labels = pretrain.Dialogues(load_base().tokenizer, seed=0).recall(32)
+    for row, wanted in zip(ids.tolist(), labels.tolist(), strict=True):
+        for place, value in enumerate(wanted):
+            if value != IGNORE:
+                assert row[place] == value
+                name = row[place - 1]
+                first = row.index(name) if row.count(name) == 2 else max(i for i in range(place - 1) if row[i] == name)
+                assert row[first + 1] == value
+
+
+def test_the_planted_head_looks_back_one_token_and_finds_a_former_occurrence():
+    """Before any training: layer 0 attends to the token before, layer 1 to the one after a token's former occurrence."""
+    torch.manual_seed(0)
+    model = Llama(pretrain.CONFIG)
+    pretrain.initialise(model)
+    half = torch.randint(300, 1500, (16, 20))
+    attention = attention_of(model, torch.cat([half, half], dim=1))  # (layers, batch, heads, 40, 40)
+    back = torch.stack([attention[0][:, 0, t, t - 1] for t in range(5, 40)]).mean()
+    after = torch.stack([attention[1][:, 2, t, t - 19] for t in range(20, 40)]).mean()
+    assert back > 0.8
+    assert after > 3 * (1 / 30), "a uniform head would give each place about one in thirty"
+
+
+@torch.no_grad()
+def attention_of(model, ids):
+    """Softmax weights of layers 0 and 1, recomputed from their projections."""
+    c, x, found = model.config, model.model.embed_tokens(ids), []
+    cos, sin = rotary_angles(c.head_dim, c.rope_theta, torch.arange(ids.shape[1]))
+    for layer in list(model.model.layers)[:2]:
+        n, a = layer.input_layernorm(x), layer.self_attn
+        q, k = (rotate(p(n).unflatten(-1, (-1, c.head_dim)).transpose(1, 2), cos, sin) for p in (a.q_proj, a.k_proj))
+        scores = q @ k.repeat_interleave(a.groups, dim=1).transpose(2, 3) / c.head_dim**0.5
+        causal = torch.ones_like(scores[0, 0]).tril().bool()
+        found.append(scores.masked_fill(~causal, -torch.inf).softmax(-1))
+        x = layer(x, cos, sin, None, None)
+    return found
+
+
 def test_the_rate_warms_up_and_falls_to_its_floor():
     rates = [pretrain.rate_at(step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(pretrain.PEAK_RATE / pretrain.WARM_UP)
@@ -41,12 +81,14 @@ def test_the_rate_warms_up_and_falls_to_its_floor():
 
 def test_a_short_run_makes_a_base_that_opens(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "fetch_speeches", lambda: SPEECHES)
-    monkeypatch.setattr(pretrain, "LOOKUP_STEPS", 2)
+    monkeypatch.setattr(pretrain, "RECALL_STEPS", 1)
+    monkeypatch.setattr(pretrain, "LOOKUP_STEPS", 1)
     monkeypatch.setattr(pretrain, "exact_match", lambda model, examples: 0.0)
     pretrain.pretrain(tmp_path, steps=4, report_every=2)
     log = [json.loads(line) for line in (tmp_path / "pretrain_log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in log] == [2, 4]
     assert log[0]["prose_loss"] is None
+    assert log[0]["dialogue_loss"] > 0
     assert log[1]["prose_loss"] > 0
     assert load_base(tmp_path).config == load_base().config
 
