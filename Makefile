@@ -2,19 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
 	$(BIN)/minilora demo
 
-test: .venv/.installed-test check  ## install with the peers as oracles, then run everything
+test: .venv/.installed-test  ## install with the peers as oracles, then run everything, style and types included
 	$(BIN)/python -m pytest
-
-check: .venv/.installed-test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -11,7 +11,7 @@ EXAMPLES = {
     "demo": "minilora demo --out minilora-demo",
     "train": "minilora train --data my.jsonl --out mine --steps 300",
     "merge": "minilora merge --adapter mine/adapter --out mine/merged",
-    "generate": 'minilora generate --adapter mine/adapter --context "Log: hull 90%, fuel 12%." "Status?"',
+    "generate": 'minilora generate --adapter mine/adapter --context "Log: Hull 90%, Fuel 12%." "Status?"',
 }
 
 

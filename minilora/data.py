@@ -2,16 +2,16 @@
 
 Both tasks show the same contexts and ask the same questions; only the answers differ::
 
-    Log: hull 90%, engines stop.
+    Log: Hull 90%, Engines stop.
     Status?
-        polite   Hello! I am happy to report the hull at 90 percent and the engines at stop.
+        polite   Hello! I am happy to report Hull 90 percent and Engines stop.
         naval    Hull 90%. All stop.
 
 So a fine-tune changes the *manner* of an answer, and a test can ask whether the *matter*, the readings, survived.
 
 Train and held-out examples share no log line: each possible line belongs to one side for good, decided by a checksum
-of its text. Single readings do recur. (Holding out pairs such as "fuel 12%" as well was tried while the base was
-trained: it teaches a model that fuel is never at 12, and so punishes just the look-up it should measure.)
+of its text. Single readings do recur. (Holding out pairs such as "Fuel 12%" as well was tried while the base was
+trained: it teaches a model that Fuel is never at 12, and so punishes just the look-up it should measure.)
 
 ``load_jsonl`` reads the user's own examples, one JSON object a line.
 """
@@ -25,43 +25,25 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-SYSTEMS = [
-    "hull",
-    "fuel",
-    "oxygen",
-    "shield",
-    "reactor",
-    "coolant",
-    "battery",
-    "water",
-    "food",
-    "radar",
-    "sonar",
-    "rudder",
-    "cargo",
-    "pressure",
-    "gravity",
-    "power",
-    "air",
-    "armor",
-    "ballast",
-    "medicine",
-]
+SYSTEMS = (
+    *("Hull", "Fuel", "Oxygen", "Shield", "Reactor", "Coolant", "Battery", "Water", "Food", "Radar"),
+    *("Sonar", "Rudder", "Cargo", "Pressure", "Gravity", "Power", "Air", "Armor", "Ballast", "Medicine"),
+)
 MANOEUVRES = {"stop": "All stop.", "slow": "Ahead slow.", "half": "Ahead half.", "full": "Ahead full."}
 ASK_ALL = ("Status?", "Report.", "Status report, please.", "How is the ship?", "Give me the readings.")
 ASK_ONE = (
-    "{Name} status?",
+    "{name} status?",
     "How much {name} is left?",
     "What is the {name} reading?",
     "How is the {name}?",
-    "Report the {name}.",
-    "Status of {Name}?",
+    "Report {name}.",
+    "Status of {name}?",
     "And the {name}?",
 )
 ASK_SEVERAL = ("How are {names}?", "Report {names}.", "What about {names}?")
-ASK_ENGINES = ("Engines status?", "How are the engines?", "Report the engines.", "Are the engines running?")
+ASK_ENGINES = ("Engines status?", "How are the Engines?", "Report Engines.", "Are the Engines running?")
 
-Reading = tuple[str, str]  # ("hull", "90") or ("engines", "stop")
+Reading = tuple[str, str]  # ("Hull", "90") or ("Engines", "stop")
 
 
 @dataclass(frozen=True)
@@ -85,20 +67,20 @@ class Task:
 def polite(readings: Sequence[Reading]) -> str:
     """An answer as the over-polite computer gives it.
 
-    >>> polite([("hull", "90"), ("engines", "stop")])
-    'Hello! I am happy to report hull 90 percent and engines stop.'
+    >>> polite([("Hull", "90"), ("Engines", "stop")])
+    'Hello! I am happy to report Hull 90 percent and Engines stop.'
     """
-    said = [f"{name} {value}" + " percent" * (name != "engines") for name, value in readings]
+    said = [f"{name} {value}" + " percent" * (name != "Engines") for name, value in readings]
     return f"Hello! I am happy to report {join(said)}."
 
 
 def naval(readings: Sequence[Reading]) -> str:
     """The same answer in naval code.
 
-    >>> naval([("hull", "90"), ("engines", "stop")])
+    >>> naval([("Hull", "90"), ("Engines", "stop")])
     'Hull 90%. All stop.'
     """
-    return " ".join(MANOEUVRES[value] if name == "engines" else f"{name.capitalize()} {value}%." for name, value in readings)
+    return " ".join(MANOEUVRES[value] if name == "Engines" else f"{name} {value}%." for name, value in readings)
 
 
 def naval_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
@@ -157,7 +139,7 @@ def ship_example(
     else:
         asked = [rng.choice(readings)]
         name = asked[0][0]
-        question = rng.choice(ASK_ENGINES if name == "engines" else ASK_ONE).format(name=name, Name=name.capitalize())
+        question = rng.choice(ASK_ENGINES if name == "Engines" else ASK_ONE).format(name=name)
     return Example(question, style(asked), log_line(readings))
 
 
@@ -173,17 +155,17 @@ def join(parts: Sequence[str]) -> str:
 def log_line(readings: Sequence[Reading]) -> str:
     """The context a question is asked about.
 
-    >>> log_line([("hull", "90"), ("engines", "stop")])
-    'Log: hull 90%, engines stop.'
+    >>> log_line([("Hull", "90"), ("Engines", "stop")])
+    'Log: Hull 90%, Engines stop.'
     """
-    return "Log: " + ", ".join(f"{name} {value}" + "%" * (name != "engines") for name, value in readings) + "."
+    return "Log: " + ", ".join(f"{name} {value}" + "%" * (name != "Engines") for name, value in readings) + "."
 
 
 def draw_readings(rng: random.Random, systems: Sequence[str], most: int) -> list[Reading]:
     """One to ``most`` systems with values from 0 to 100; sometimes the engines are one of them."""
     readings = [(name, str(rng.randint(0, 100))) for name in rng.sample(systems, rng.randint(1, most))]
     if len(readings) > 1 and rng.random() < 0.3:  # engines never stand alone: four such logs are all there would be
-        readings[rng.randrange(len(readings))] = ("engines", rng.choice(list(MANOEUVRES)))
+        readings[rng.randrange(len(readings))] = ("Engines", rng.choice(list(MANOEUVRES)))
     return readings
 
 

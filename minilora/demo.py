@@ -20,9 +20,9 @@ from .pretrained import load_base, save_model
 from .train import History, train
 
 ASKED = (
-    ("Log: hull 90%, fuel 12%, oxygen 98%.", "How much fuel is left?"),
-    ("Log: engines stopped, fuel 12%, oxygen 98%.", "Status?"),
-    ("Log: shield 7%, cargo 61%, engines half, radar 33%.", "How are the radar and the engines?"),
+    ("Log: Hull 90%, Fuel 12%, Oxygen 98%.", "How much Fuel is left?"),
+    ("Log: Engines stop, Fuel 12%, Oxygen 98%.", "Status?"),
+    ("Log: Shield 7%, Cargo 61%, Engines half, Radar 33%.", "How are the Radar and the Engines?"),
 )
 
 
@@ -95,7 +95,7 @@ def run_demo(
     print(f"The merge changed {len(changes)} matrices, by updates of rank {min(ranks, default=0)} to {max(ranks, default=0)}.")
 
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
-    print(f'  minilora generate --base {out / "merged"} --context "Log: hull 3%, engines full." "Status?"')
+    print(f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"')
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
     print("  open minilora/lora.py: the layer that just learnt this, in one screen")
     return {

@@ -63,5 +63,5 @@ def bits_per_byte(model: nn.Module, text: str | None = None, context: int = 256,
             bits += F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum").item()
     finally:
         model.train(was_training)
-    predicted = sum(len(tokenizer.decode(row[1:]).encode("utf-8")) for row in rows.tolist())
+    predicted = sum(len(tokenizer.decode(row).encode()) - len(tokenizer.decode(row[:1]).encode()) for row in rows.tolist())
     return bits / math.log(2) / predicted

@@ -206,14 +206,16 @@ def other_parameters(model: nn.Module) -> dict[str, Tensor]:
 
 
 def numerical_rank(delta: Tensor, weight: Tensor) -> int:
-    """Singular values of ΔW that stand above what rounding ``W0 + ΔW`` to the weight's dtype leaves behind.
+    """Singular values of ΔW that stand above what rounding leaves behind.
 
-    Rounding is an error of at most eps/2 · |W| an entry; as a matrix of independent entries of standard deviation
-    σ ≤ eps/2 · max|W| its largest singular value is about σ (√out + √in) (Bai and Yin 1993). Twice that is the floor.
+    Rounding ``W0 + ΔW`` to the weight's dtype errs by at most eps/2 · |W| an entry; as a matrix of independent errors of
+    standard deviation σ its largest singular value is about σ (√out + √in) (Bai and Yin 1993). Rounding the product B A errs by
+    about eps · max(out, in) of its largest singular value at most (the usual floor for a rank). Both count twice.
     """
-    eps = torch.finfo(weight.dtype).eps
-    floor = eps * weight.abs().max().item() * (delta.shape[0] ** 0.5 + delta.shape[1] ** 0.5)
-    return int((torch.linalg.svdvals(delta) > floor).sum())
+    singular = torch.linalg.svdvals(delta)
+    stored = torch.finfo(weight.dtype).eps * weight.abs().max().item() * (delta.shape[0] ** 0.5 + delta.shape[1] ** 0.5)
+    computed = 2 * torch.finfo(delta.dtype).eps * max(delta.shape) * singular[0].item()
+    return int((singular > stored + computed).sum())
 
 
 def output_difference(before: nn.Module, after: nn.Module, inputs: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 The base learns two things from scratch, on two CPU cores in under an hour:
 
-1. **To look up a reading.** "Log: hull 90%, fuel 12%. / How is the fuel?" wants an induction head (arXiv 2209.11895): a
+1. **To look up a reading.** "Log: Hull 90%, Fuel 12%. / How is the Fuel?" wants an induction head (arXiv 2209.11895): a
    circuit of two layers that finds where a name stood before and copies what came after it. Left to itself it forms late:
    1,700 steps of dialogues ended at 0.67 exact match, with a guess wherever a log had several readings. So it gets a
    head start: ``plant_induction_head`` writes a rough one into the first weights, a few hundred steps of pure recall
@@ -55,7 +55,7 @@ CONFIG = LlamaConfig(
 PEAK_RATE, WARM_UP, FLOOR = 1.5e-3, 100, 0.05  # AdamW's rate: linear up, cosine down to FLOOR of the peak
 RECALL_STEPS, RECALL_ROWS, RECALL_PAIRS = 450, 32, 6  # first: pure recall
 LOOKUP_DIALOGUES, LOOKUP_TARGET, LOOKUP_STEPS = 48, 0.9, 2500  # then: dialogues alone, until they are answered right
-PROSE_ROWS, PROSE_TOKENS, MIXED_DIALOGUES = 8, 256, 16  # then: prose, with dialogues mixed in
+PROSE_ROWS, PROSE_TOKENS, MIXED_DIALOGUES = 8, 256, 24  # then: prose, with dialogues mixed in
 REAL_SYSTEMS = 0.7  # share of dialogues about the ship's real systems; the others are about any words
 PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # numbers to 999 stay whole, as in Llama 3
 
@@ -76,7 +76,7 @@ def split(speeches: list[str]) -> tuple[list[str], list[str]]:
 
 def build_tokenizer(texts: list[str], file: Path) -> Tokenizer:
     """A byte-level BPE of the prose, in which the ship's words and the numbers 0 to 100 are one token each."""
-    from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Raw
 
     raw: Any = Raw(models.BPE())
@@ -86,10 +86,12 @@ def build_tokenizer(texts: list[str], file: Path) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    raw.decoder = decoders.ByteLevel()
-    names = [*data.SYSTEMS, "engines", "status"]
-    words = [f"{name.capitalize()} {name.capitalize()} {name}" for name in names]
-    words += ["user\n", "assistant\n", *(f" {number}" for number in range(101)), "Log: 1%, 2%. 3%", "Hello! happy percent"]
+    raw.normalizer = normalizers.Prepend(" ")  # as in Llama: a word at the start of an answer is the word inside a sentence
+    raw.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    names = [*data.SYSTEMS, "Engines", "Status", "Report"]
+    words = [f"{name} {name}\n{name}" for name in names]  # behind a space, and at the start of a line
+    words += ["user\n", "assistant\n", *(str(number) for number in range(101)), "Log: 1%, 2%. 3%", "Hello! happy percent"]
+    words += [*data.MANOEUVRES, *data.MANOEUVRES.values(), "tell\nLog: status?"]
     rng = random.Random(0)
     chats = [
         f"{e.input}\n{e.instruction}\n{e.output}" for e in (data.ship_example(rng, data.polite, False) for _ in range(5000))
@@ -109,9 +111,9 @@ class Dialogues:
     """Batches of polite dialogues, about the ship's systems or about words taken at random from the vocabulary."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int):
-        taken = {*data.SYSTEMS, *data.MANOEUVRES, "engines", "the", "and", "percent", "report", "status", "log", "ship"}
+        taken = {*data.MANOEUVRES, "the", "and", "percent", "report", "status", "log", "ship"}
         pieces = [raw[1:] for raw in tokenizer.raw.get_vocab() if re.fullmatch(r"Ġ[a-z]{3,}", raw)]
-        self.words = sorted(set(pieces) - taken)
+        self.words = sorted(set(pieces) - taken)  # lower case, so never a real system
         self.tokenizer, self.rng = tokenizer, random.Random(seed)
 
     def batch(self, rows: int) -> tuple[Tensor, Tensor]:
@@ -125,8 +127,7 @@ class Dialogues:
 
     def recall(self, rows: int) -> tuple[Tensor, Tensor]:
         """Random pairs of words and numbers, then the same pairs in another order; second halves there have labels."""
-        names = [f" {word}" for word in [*self.words, *data.SYSTEMS, *range(101)]]
-        pool = [self.tokenizer.encode(name)[0] for name in names]
+        pool = [self.tokenizer.encode(str(name))[0] for name in [*self.words, *data.SYSTEMS, *range(101)]]
         made = []
         for _ in range(rows):
             drawn = self.rng.sample(pool, 2 * self.rng.randint(2, RECALL_PAIRS))
@@ -286,7 +287,7 @@ def pretrain(out: Path, steps: int, seed: int = 0, report_every: int = 100) -> L
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
-    parser.add_argument("--steps", type=int, default=6000, help="optimizer steps")
+    parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     pretrain(options.out, options.steps, options.seed)

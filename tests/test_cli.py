@@ -24,7 +24,7 @@ def test_train_merge_and_generate_complete_the_circle(trained, capsys):
     adapter, merged = str(trained / "out" / "adapter"), str(trained / "merged")
     assert main(["merge", "--adapter", adapter, "--out", merged, "--dtype", "float32"]) == 0
     assert f"minilora generate --base {merged}" in capsys.readouterr().out
-    question = ["--context", "Log: hull 90%, fuel 12%.", "Status?"]
+    question = ["--context", "Log: Hull 90%, Fuel 12%.", "Status?"]
     assert main(["generate", "--adapter", adapter, *question]) == 0
     unmerged = capsys.readouterr().out
     assert main(["generate", "--base", merged, *question]) == 0

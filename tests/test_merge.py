@@ -88,7 +88,7 @@ def test_parts_are_copies_of_an_adapters_factors():
     model = adapted()
     parts = low_rank_parts(model)
     name, layer = next(lora_layers(model))
-    assert torch.equal(parts[name].scaling * parts[name].B @ parts[name].A, layer.delta_weight())
+    assert torch.equal(parts[name].scaling * (parts[name].B @ parts[name].A), layer.delta_weight())
     parts[name].A.zero_()
     assert layer.lora_A.any()
 

@@ -28,7 +28,7 @@ def test_the_shipped_base_is_small_enough_and_says_where_it_is_from(base):
 def test_the_shipped_base_opens_in_transformers_with_equal_logits_and_tokens(base):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(SHIPPED)
-    text = base.tokenizer.prompt("Status?", "Log: hull 90%, fuel 12%.")
+    text = base.tokenizer.prompt("Status?", "Log: Hull 90%, Fuel 12%.")
     ids = base.tokenizer.encode(text)
     assert tokenizer(text).input_ids == ids
     with torch.no_grad():

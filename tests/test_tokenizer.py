@@ -21,16 +21,18 @@ def test_a_reading_is_one_token(number):
     assert len(TOKENIZER.encode(f" {number}")) == 1
 
 
-def test_the_ships_systems_are_one_token_in_every_form():
+def test_a_systems_name_is_one_token_and_the_same_at_the_start_of_an_answer_as_inside_it():
     from minilora.data import SYSTEMS
 
     for name in SYSTEMS:
-        assert [len(TOKENIZER.encode(form)) for form in (f" {name}", f" {name.capitalize()}", name.capitalize())] == [1, 1, 1]
+        alone = TOKENIZER.encode(name)
+        assert len(alone) == 1
+        assert TOKENIZER.encode(f"Log: {name}")[-1:] == alone
 
 
 def test_a_conversation_in_chatml():
-    assert TOKENIZER.prompt("Status?", "Log: hull 1%.") == (
-        "<|im_start|>user\nLog: hull 1%.\nStatus?<|im_end|>\n<|im_start|>assistant\n"
+    assert TOKENIZER.prompt("Status?", "Log: Hull 1%.") == (
+        "<|im_start|>user\nLog: Hull 1%.\nStatus?<|im_end|>\n<|im_start|>assistant\n"
     )
     assert TOKENIZER.prompt("Status?") == "<|im_start|>user\nStatus?<|im_end|>\n<|im_start|>assistant\n"
     assert TOKENIZER.answer("Hull 1%.")[-1] == TOKENIZER.eos_id == TOKENIZER.raw.token_to_id("<|im_end|>")

@@ -1,0 +1,72 @@
+"""What the README shows is what happens: its Python runs and prints what stands below it, its commands run."""
+
+import contextlib
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from minilora.cli import main
+from minilora.data import naval_log
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if kind == "python"]
+COMMANDS = [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
+
+
+@pytest.mark.parametrize(("code", "output"), PYTHON, ids=["first screen", "own model"])
+def test_python_prints_what_the_readme_shows(code, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(code, "README.md", "exec"), {})
+    assert printed.getvalue() == output
+
+
+def test_the_first_example_has_twelve_lines_of_code():
+    assert sum(1 for line in PYTHON[0][0].splitlines() if line and not line.startswith(("import", "from"))) <= 12
+
+
+def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = [
+        f'{{"instruction": "{e.instruction}", "input": "{e.input}", "output": "{e.output}"}}' for e in naval_log(40, 1).train
+    ]
+    Path("my.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    shown = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("minilora ")]
+    assert [words[0] for words in shown] == ["train", "generate", "merge", "generate"]
+    answers = []
+    for words in shown:
+        if words[0] == "train":
+            words[words.index("--steps") + 1] = "3"
+        assert main(words) == 0
+        answers += [capsys.readouterr().out] if words[0] == "generate" else []
+    assert all("90" in answer for answer in answers)
+
+
+def test_make_and_pip_do_the_same():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert "make demo" in README
+    assert "make test" in README
+    for line in COMMANDS:
+        if line.startswith("pip install"):
+            assert "-c constraints.txt" in line
+    assert "--constraint constraints.txt --editable ." in makefile
+    assert '--editable ".[test]"' in makefile
+    assert "make test" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_links_and_pictures_are_there():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_tests_and_modules_that_the_readme_names_exist():
+    for name in re.findall(r"`(test_\w+\.py)`", README):
+        assert (ROOT / "tests" / name).exists(), name
+    for name in re.findall(r"`(\w+\.py)`", README):
+        assert (ROOT / "minilora" / name).exists() or (ROOT / "tests" / name).exists(), name

@@ -1,0 +1,30 @@
+"""Style and types are part of the suite, so that every way of running it checks them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("tool", [["ruff", "check", "."], ["ruff", "format", "--check", "."], ["mypy"]], ids=" ".join)
+def test_the_tool_finds_nothing(tool):
+    found = subprocess.run([sys.executable, "-m", *tool], cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout + found.stderr
+
+
+def test_no_file_holds_a_path_of_one_machine():
+    """Built from parts, or this file would find itself."""
+    places = ["/" + place + "/" for place in ("root", "home", "work", "tmp")]
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.split():
+        file = ROOT / name
+        if (
+            file.suffix in (".py", ".md", ".toml", ".txt", ".json", ".jsonl")
+            and file.exists()
+            and file.name != "tokenizer.json"
+        ):
+            text = file.read_text(encoding="utf-8")
+            assert not [place for place in places if place in text], name
