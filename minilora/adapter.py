@@ -166,7 +166,7 @@ def check_fit(
     folder: Path,
 ) -> None:
     """Raise one ``ValueError`` with everything about the file that does not fit the model."""
-    modules = {name.replace(".base", ""): module for name, module in model.named_modules() if not isinstance(module, LoRALayer)}
+    modules = dict(model.named_modules()) | {name: layer.base for name, layer in layers.items()}
     wrong = [f"{name} has an adapter here but not in the file" for name in layers if name not in names]
     for name in names:
         if layers and name not in layers:

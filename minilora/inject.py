@@ -59,7 +59,7 @@ class InjectReport:
     def __str__(self) -> str:
         groups: dict[tuple, list[str]] = defaultdict(list)
         for m in self.matches:
-            key = (re.sub(r"\d+", "*", m.name), f"{m.in_features} → {m.out_features}", m.pattern, m.r, m.parameters)
+            key = (re.sub(r"\b\d+\b", "*", m.name), f"{m.in_features} → {m.out_features}", m.pattern, m.r, m.parameters)
             groups[key].append(m.name)
         rows = [("module", "count", "in → out", "r", "parameters", "matched by")]
         for (name, shape, pattern, r, parameters), names in groups.items():

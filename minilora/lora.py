@@ -25,6 +25,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .config import check_alpha, check_dropout, check_rank, scaling_of
 
@@ -42,6 +43,8 @@ class LoRALayer(nn.Module):
     >>> torch.equal(layer(torch.ones(1, 6)), layer.base(torch.ones(1, 6)))
     True
     """
+
+    kept_weight: Tensor | None
 
     def __init__(
         self, base: nn.Module, r: int = 8, lora_alpha: float = 16, lora_dropout: float = 0.0, use_rslora: bool = False
@@ -61,7 +64,7 @@ class LoRALayer(nn.Module):
         self.reset_parameters()
         self.enabled = True  # False inside disable_adapter(model)
         self.merged = False
-        self.kept_weight: Tensor | None = None  # W0 while merged with keep_base=True
+        self.register_buffer("kept_weight", None, persistent=False)  # W0 while merged with keep_base=True; moves along in .to()
 
     def reset_parameters(self) -> None:
         """Start over: A uniform within 1/√in, B zero, so that ΔW = 0."""
@@ -177,6 +180,7 @@ class AddLowRank(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, A, B, h = ctx.saved_tensors
         g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)

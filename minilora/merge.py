@@ -196,12 +196,14 @@ def effective_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def other_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that is no Linear's weight and no adapter: biases, norms, embeddings."""
+    """Everything that is no Linear's weight and no adapter (biases, norms, embeddings), by the name without adapters."""
     linear = {id(module.weight) for module in model.modules() if is_linear(module)}
+    biases = {f"{name}.base.bias": f"{name}.bias" for name, _ in lora_layers(model)}
+    factors = {f"{name}.{factor}" for name, _ in lora_layers(model) for factor in ("lora_A", "lora_B")}
     return {
-        name.replace(".base.", "."): p.detach()
+        biases.get(name, name): p.detach()
         for name, p in model.named_parameters()
-        if id(p) not in linear and not name.endswith(("lora_A", "lora_B"))
+        if id(p) not in linear and name not in factors
     }
 
 

@@ -23,6 +23,7 @@ import signal
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
@@ -179,9 +180,9 @@ class Run:
         self.state = State(self.parameters, self.optimizer, History())
         self.out = None if config.out is None else Path(config.out)
         settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "progress", "checkpoint_every")}
-        self.identity = {
+        self.identity: Record = {
             **settings,
-            "examples": len(self.train_rows),
+            "data": zlib.crc32(repr([row.ids for row in self.train_rows]).encode()),
             "parameters": sum(p.numel() for p in self.parameters.values()),
         }
         if config.resume:
