@@ -10,11 +10,11 @@ trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 
 from . import data, level0
 from .adapter import load_adapter, save_adapter
-from .config import LoraConfig
+from .config import LoraConfig, TrainConfig
 from .data import Example, Task
 from .evaluate import bits_per_byte, exact_match
+from .history import History
 from .inject import (
-    InjectReport,
     disable_adapter,
     explain_match,
     inject,
@@ -23,9 +23,10 @@ from .inject import (
     unload,
 )
 from .lora import LoRALayer
+from .match import InjectReport
 from .merge import audit, combine, merge, merge_and_unload, unmerge
 from .pretrained import load_base, save_model
-from .train import History, TrainConfig, train
+from .train import train
 from .transformer import Llama, LlamaConfig
 
 __version__ = "0.1.0.dev0"

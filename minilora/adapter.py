@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import LoraConfig
-from .files import read_json, read_tensors, write_json, write_tensors
+from .files import json_writer, read_json, read_tensors, tensor_writer, write_together
 from .inject import inject, lora_layers, require_lora
 from .lora import LoRALayer, is_conv1d, linear_shape
 
@@ -33,7 +33,6 @@ UNSUPPORTED = {
     "rank_pattern": {},
     "alpha_pattern": {},
     "modules_to_save": None,
-    "layers_to_transform": None,
     "layer_replication": None,
     "alora_invocation_tokens": None,
     "trainable_token_indices": None,
@@ -41,15 +40,15 @@ UNSUPPORTED = {
     "lora_bias": False,
     "megatron_config": None,
     "arrow_config": None,
-    "exclude_modules": None,
 }
-CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "eva_residual")
+CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     """Write a model's adapters as PEFT's two files; nothing of the base goes with them.
 
-    The tensors come first and the config, without which no one opens the folder, last; each is renamed into place.
+    Both are written under temporary names; then the old config goes and the new tensors and config are renamed into place,
+    in this order, so that a folder with a config is whole.
     Raises ``ValueError`` without adapters or when they differ in rank or scale, ``OSError`` when the folder cannot be written.
     """
     layers = require_lora(model)
@@ -59,7 +58,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     r, lora_alpha, lora_dropout, use_rslora = next(iter(settings))
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": "CAUSAL_LM" if hasattr(model, "generate") else None,  # with a task, PEFT asks for generate()
         "base_model_name_or_path": None,
         "inference_mode": True,
         "r": r,
@@ -74,8 +73,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         "alpha_pattern": {},
     }
     folder = Path(folder)
-    write_tensors(folder / TENSORS, adapter_tensors(layers))
-    write_json(folder / CONFIG, config)
+    write_together(folder, {TENSORS: tensor_writer(adapter_tensors(layers)), CONFIG: json_writer(config)}, remove=[CONFIG])
     return folder
 
 

@@ -67,11 +67,9 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
     state.step = about["step"]
     for name, p in state.parameters.items():
         p.copy_(tensors[f"parameter/{name}"])
-        if state.step:
-            state.optimizer.state[p] = {
-                "step": torch.tensor(float(state.step)),
-                **{key: tensors[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")},
-            }
+        if f"exp_avg/{name}" in tensors:  # a parameter that never got a gradient has no moments
+            moments = {key: tensors[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+            state.optimizer.state[p] = {"step": torch.tensor(float(state.step)), **moments}
     best = {name: tensors[f"best/{name}"].to(p.device) for name, p in state.parameters.items() if f"best/{name}" in tensors}
     state.best = best or None
     return about["history"]

@@ -114,9 +114,10 @@ def run_train(options: argparse.Namespace) -> int:
     from . import data
     from .adapter import save_adapter
     from .config import LoraConfig
+    from .history import tensorboard_callback
     from .inject import inject, print_trainable_parameters
     from .pretrained import load_base, save_model
-    from .train import tensorboard_callback, train
+    from .train import train
 
     examples = data.load_jsonl(options.data)
     task = data.split_examples(examples, options.data.stem, seed=options.seed)

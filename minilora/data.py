@@ -194,19 +194,24 @@ def parse_line(line: str, where: str) -> Example:
     """One line of JSON as an ``Example``; ``where`` stands at the front of every error."""
     try:
         found = json.loads(line)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: no valid JSON ({error}): {line[:60]!r}") from error
     if not isinstance(found, dict):
         raise ValueError(f'{where}: needed an object {{"instruction": …, "output": …}}, got {type(found).__name__}')
     if missing := [name for name in ("instruction", "output") if name not in found]:
         raise ValueError(f"{where}: {' and '.join(map(repr, missing))} missing; found {sorted(found)}")
-    if wrong := [name for name in ("instruction", "input", "output") if not isinstance(found.get(name) or "", str)]:
-        raise ValueError(f"{where}: {wrong[0]!r} must be text, got {type(found[wrong[0]]).__name__}")
-    if empty := [name for name in ("instruction", "output") if not (found[name] or "").strip()]:
+    if found.get("input") is None:
+        found["input"] = ""
+    for name in ("instruction", "input", "output"):
+        if not isinstance(found[name], str):
+            raise ValueError(f"{where}: {name!r} must be text, got {type(found[name]).__name__}")
+        if any("\ud800" <= letter <= "\udfff" for letter in found[name]):
+            raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, which is no text: {found[name]!r:.60}")
+    if empty := [name for name in ("instruction", "output") if not found[name].strip()]:
         raise ValueError(f"{where}: {empty[0]!r} is empty")
     if unknown := sorted(set(found) - {"instruction", "input", "output"}):
         raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are 'instruction', 'input', 'output'")
-    return Example(found["instruction"], found["output"], found.get("input") or "")
+    return Example(found["instruction"], found["output"], found["input"])
 
 
 def split_examples(examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0) -> Task:

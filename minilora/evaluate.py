@@ -23,8 +23,10 @@ from .data import Example
 PROSE = Path(__file__).parent / "base" / "heldout.txt"
 
 
-def answers(model: Any, examples: Sequence[Example], batch: int = 50, max_new_tokens: int = 64) -> list[str]:
-    """The model's greedy answer to each example."""
+def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[str]:
+    """The model's greedy answer to each example, of at most 64 tokens or, where longer ones are wanted, one more than those."""
+    wanted = [len(model.tokenizer.answer(e.output)) + 1 for e in examples]
+    max_new_tokens = max([64, *wanted])
     prompts = [(e.instruction, e.input) for e in examples]
     return [
         text for i in range(0, len(prompts), batch) for text in model.generate_texts(prompts[i : i + batch], max_new_tokens)
@@ -36,7 +38,7 @@ def exact_match(model: Any, examples: Sequence[Example], batch: int = 50) -> flo
     if not examples:
         raise ValueError("exact_match needs at least one example, got none")
     found = answers(model, examples, batch)
-    return sum(text == e.output for text, e in zip(found, examples, strict=True)) / len(examples)
+    return sum(text == e.output.strip() for text, e in zip(found, examples, strict=True)) / len(examples)
 
 
 @torch.no_grad()

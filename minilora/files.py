@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,39 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
     Raises ``OSError`` that names the file (a full disk, a folder without permission); what stood there before stays.
     """
     path = Path(path)
-    temporary: Path | None = None
+    write_together(path.parent, {path.name: write})
+    return path
+
+
+def write_together(folder: Path, files: Mapping[str, Callable[[Path], None]], remove: Sequence[str] = ()) -> None:
+    """Write several files of one folder: all under temporary names first, and only when all are whole the renames, in order.
+
+    ``remove`` names files that would contradict the new ones; they go just before the renames. Raises as ``write_atomically``.
+    """
+    ready: dict[str, Path] = {}
+    name = next(iter(files))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o666 & ~current_umask())  # mkstemp's 0600 would hide a shared model from its other readers
-        os.replace(temporary, path)
-    except Exception as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, write in files.items():
+            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+            os.close(handle)
+            ready[name] = Path(temporary)
+            write(ready[name])
+            ready[name].chmod(0o666 & ~current_umask())  # mkstemp's 0600 would hide a shared model from its other readers
+        for stale in remove:
+            (folder / stale).unlink(missing_ok=True)
+        for name, temporary_file in ready.items():
+            os.replace(temporary_file, folder / name)
+    except BaseException as error:
+        for temporary_file in ready.values():
+            temporary_file.unlink(missing_ok=True)
         if isinstance(error, OSError) or "I/O error" in str(error):  # safetensors wraps a full disk in its own error
-            reason = getattr(error, "strerror", None) or str(error)
-            number = getattr(error, "errno", None) or 0
+            reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None) or 0
             raise OSError(
-                number, f"could not write {path}: {reason}. Nothing was changed; free some space or choose another folder"
+                number,
+                f"could not write {folder / name}: {reason}. Nothing was changed; free some space or choose another folder",
             ) from error
         raise
-    return path
 
 
 def current_umask() -> int:
@@ -51,26 +64,41 @@ def current_umask() -> int:
     return mask
 
 
-def write_text(path: str | Path, text: str) -> Path:
-    """Write UTF-8 text with ``\\n`` line ends, atomically."""
+def text_writer(text: str) -> Callable[[Path], None]:
+    """Writes UTF-8 with ``\\n`` line ends."""
 
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(text.encode("utf-8"))
+    def write(path: Path) -> None:
+        path.write_bytes(text.encode("utf-8"))
 
-    return write_atomically(path, write)
-
-
-def write_json(path: str | Path, value: Any) -> Path:
-    """Write indented JSON, atomically."""
-    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return write
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
-    """Write a safetensors file, atomically, with the ``format: pt`` mark that peers look for."""
+def json_writer(value: Any) -> Callable[[Path], None]:
+    """Writes indented JSON."""
+    return text_writer(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[Path], None]:
+    """Writes a safetensors file with the ``format: pt`` mark that peers look for."""
     from safetensors.torch import save_file
 
     ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return write_atomically(path, lambda temporary: save_file(ready, temporary, {"format": "pt", **(metadata or {})}))
+    return lambda path: save_file(ready, path, {"format": "pt", **(metadata or {})})
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file, atomically."""
+    return write_atomically(path, text_writer(text))
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Write a JSON file, atomically."""
+    return write_atomically(path, json_writer(value))
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+    """Write a safetensors file, atomically."""
+    return write_atomically(path, tensor_writer(tensors, metadata))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

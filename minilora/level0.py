@@ -1,4 +1,7 @@
-"""LoRA in NumPy, as the definition reads. No torch; the oracle of the tests.
+"""LoRA and NF4 in NumPy, as the definitions read. No torch; the oracle of the tests.
+
+LoRA
+----
 
     y = x W0ᵀ + b + s · (x Aᵀ) Bᵀ        s = alpha / r
 
@@ -14,10 +17,22 @@ a product with respect to one factor is the incoming gradient times the other fa
 W0 and b are frozen: their gradients are not computed, which is where a LoRA step saves its time.
 
 Source: LoRA (arXiv 2106.09685) section 4.1.
+
+NF4
+---
+    code = how many midpoints of the 16 levels lie strictly below w / absmax        absmax = the block's largest |w|
+    ŵ    = level[code] · absmax
+
+The levels are quantiles of a normal distribution, so that each code is about equally likely for normal weights, with an
+exact zero. Blocks are runs of 64 values of the flattened tensor; two codes share a byte, the first in the high half.
+Computed in float32, operation by operation as bitsandbytes does, so that the bytes come out equal.
+
+Source: QLoRA (arXiv 2305.14314) section 3 and appendix E.
 """
 
 from __future__ import annotations
 
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -71,6 +86,78 @@ def delta_weight(A: ArrayLike, B: ArrayLike, alpha: float) -> Array:
     """
     A, B = np.asarray(A, dtype=np.float64), np.asarray(B, dtype=np.float64)
     return (alpha / len(A)) * B @ A
+
+
+class NF4(NamedTuple):
+    """A quantized tensor: two codes a byte, one float32 scale a block, and what is needed to undo it."""
+
+    packed: NDArray[np.uint8]
+    absmax: NDArray[np.float32]
+    shape: tuple[int, ...]
+    block_size: int
+
+
+def nf4_levels() -> NDArray[np.float32]:
+    """The 16 levels, ascending: 7 negative quantiles, zero, 8 positive ones, divided by the largest (QLoRA eq. 4).
+
+    The outermost probability, 929/960 = 1 - (1/32 + 1/30)/2, lies half-way between the last of 32 and the last of 30
+    equal shares. Taken at float32 probabilities, as bitsandbytes does: float64 ones change ten of the values in the last bit.
+
+    >>> nf4_levels()[[0, 7, 8, 15]].tolist()
+    [-1.0, 0.0, 0.07958029955625534, 1.0]
+    """
+    positive, negative = linspace32(0.9677083, 0.5, 9)[:-1], linspace32(0.9677083, 0.5, 8)[:-1]
+    quantile = NormalDist().inv_cdf
+    levels = [*(quantile(float(p)) for p in positive), 0.0, *(-quantile(float(p)) for p in negative)]
+    ascending = np.sort(np.array(levels, dtype=np.float32))
+    return ascending / ascending.max()
+
+
+def linspace32(first: float, last: float, count: int) -> NDArray[np.float32]:
+    """Evenly spaced values in float32 arithmetic, each counted from the nearer end, as torch computes them."""
+    start, end, i = np.float32(first), np.float32(last), np.arange(count, dtype=np.float32)
+    step = (end - start) / np.float32(count - 1)
+    return np.where(i < count // 2, start + step * i, end - step * (np.float32(count - 1) - i)).astype(np.float32)
+
+
+def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
+    """Quantize block by block. A last block may be shorter; an odd tail is filled up with the code of zero.
+
+    Raises ``ValueError`` for an empty array or values that are not finite.
+
+    >>> nf4_quantize([0.0, -1.0, 1.0, 0.5]).packed.tolist()  # codes 7 0, 15 12
+    [112, 252]
+    """
+    w = np.asarray(w, dtype=np.float32)
+    if w.size == 0 or not np.isfinite(w).all():
+        raise ValueError(f"nf4_quantize needs at least one value and finite values only, got shape {w.shape}")
+    levels, flat, tiny = nf4_levels(), w.reshape(-1), np.float32(1e-38)
+    midpoints = (levels[:-1] + levels[1:]) / 2
+    codes, scales = [], []
+    for start in range(0, flat.size, block_size):
+        block = flat[start : start + block_size]
+        absmax = np.abs(block).max()
+        if len(block) == block_size:
+            scaled = block * (np.float32(1) / max(absmax, tiny))
+        else:  # bitsandbytes divides here, and keeps the floor as the scale
+            absmax = max(absmax, tiny)
+            scaled = block / absmax
+        codes.append(np.searchsorted(midpoints, np.clip(scaled, -1, 1), side="left"))  # ties go down
+        scales.append(absmax)
+    flat_codes = np.concatenate([*codes, np.full(flat.size % 2, 7)])
+    packed = (16 * flat_codes[::2] + flat_codes[1::2]).astype(np.uint8)  # the even element in the high half
+    return NF4(packed, np.array(scales, dtype=np.float32), w.shape, block_size)
+
+
+def nf4_dequantize(q: NF4) -> NDArray[np.float32]:
+    """``level[code] · absmax`` in float32, in the original shape.
+
+    >>> nf4_dequantize(nf4_quantize([0.0, -2.0, 2.0]))
+    array([ 0., -2.,  2.], dtype=float32)
+    """
+    codes = np.stack([q.packed >> 4, q.packed & 15], axis=1).reshape(-1)[: int(np.prod(q.shape))]
+    scales = np.repeat(q.absmax, q.block_size)[: codes.size]
+    return (nf4_levels()[codes] * scales).reshape(q.shape)
 
 
 def check_shapes(x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike) -> tuple[Array, Array, Array, Array]:

@@ -56,12 +56,13 @@ class LoRALayer(nn.Module):
         self.in_features, self.out_features = linear_shape(base)
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
         self.scaling = scaling_of(r, lora_alpha, use_rslora)
-        self.base = base.requires_grad_(False)
+        self.base = base
         weight: Any = base.weight
         dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, dtype=dtype, device=weight.device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=dtype, device=weight.device))
         self.reset_parameters()
+        base.requires_grad_(False)  # last, so that a failure above leaves the base as it was
         self.enabled = True  # False inside disable_adapter(model)
         self.merged = False
         self.register_buffer("kept_weight", None, persistent=False)  # W0 while merged with keep_base=True; moves along in .to()
@@ -108,6 +109,8 @@ class LoRALayer(nn.Module):
 
     def check_mergeable(self) -> None:
         """Raise ``ValueError`` where ``merge`` would."""
+        if not self.enabled:
+            raise ValueError("this adapter is switched off by disable_adapter: merge outside that context")
         if self.merged:
             raise ValueError("this layer is merged already: a second merge would add ΔW twice; unmerge first")
         if self.training and self.lora_dropout > 0:
@@ -207,6 +210,11 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
         raise TypeError(
             f"LoRALayer wraps a Linear (or transformers' Conv1D), got {type(module).__name__}: it has no x Wᵀ to add to"
         )
-    weight: Any = module.weight
+    weight: Any = module._parameters.get("weight")
+    if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+        raise TypeError(
+            f"this {type(module).__name__} has no plain floating-point weight (it is computed from others, as by weight_norm, "
+            "or packed): a merge would be lost; remove the parametrization first"
+        )
     out_features, in_features = weight.shape[::-1] if is_conv1d(module) else weight.shape
     return in_features, out_features

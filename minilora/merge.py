@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .inject import columns, lora_layers, require_lora, take_out
+from .inject import check_container, lora_layers, require_lora, take_out
 from .lora import is_conv1d, is_linear
+from .match import columns
 
 
 def merge(model: nn.Module, keep_base: bool = True) -> nn.Module:
@@ -60,6 +61,7 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
 
     Raises what ``merge`` raises, changing nothing.
     """
+    check_container(model)
     if not all(layer.merged for _, layer in require_lora(model)):
         merge(model, keep_base=False)
     take_out(model)

@@ -38,7 +38,7 @@ from . import data
 from .batches import IGNORE, Encoded, encode, pad
 from .evaluate import bits_per_byte, exact_match
 from .files import write_text
-from .pretrained import save_model
+from .pretrained import load_base, save_model
 from .tokenizer import END, END_OF_TEXT, START, Tokenizer
 from .transformer import Llama, LlamaConfig
 
@@ -232,13 +232,16 @@ def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
 
 
-def pretrain(out: Path, steps: int, seed: int = 0, report_every: int = 100) -> Llama:
-    """Train the base for ``steps`` optimizer steps and write it to ``out`` with its log and its held-out prose."""
+def pretrain(out: Path, steps: int, seed: int = 0, start: Path | None = None, report_every: int = 100) -> Llama:
+    """Train the base for ``steps`` optimizer steps and write it to ``out`` with its log and its held-out prose.
+
+    With ``start``, a folder made by an earlier run, go on from its weights with prose and dialogues mixed; the log grows.
+    """
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     train_texts, heldout = split(fetch_speeches())
-    model = Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
+    model = load_base(start) if start else Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
     stream = torch.tensor(
         [
             token
@@ -249,15 +252,19 @@ def pretrain(out: Path, steps: int, seed: int = 0, report_every: int = 100) -> L
     prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)  # the opening of each: about 100 KB
     write_text(out / "heldout.txt", prose)
     optimizer, dialogues = build_optimizer(model), Dialogues(model.tokenizer, seed)
-    random_state, log, started = torch.Generator().manual_seed(seed), [], time.time()
+    random_state, started = torch.Generator().manual_seed(seed), time.time()
+    log: list[dict[str, Any]] = []
     valid = data.polite_log(1, 200).valid
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens of prose", flush=True)
-    initialise(model)
-    alone = True
+    if start:
+        log += [json.loads(line) for line in (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    else:
+        initialise(model)
+    alone = not start
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps)
-        recall = step < RECALL_STEPS
+        recall = alone and step < RECALL_STEPS
         batch = dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES)
         losses = [next_token_loss(model, *batch)]
         losses[0].backward()
@@ -289,5 +296,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="go on from a checkpoint that this script made")
     options = parser.parse_args()
-    pretrain(options.out, options.steps, options.seed)
+    pretrain(options.out, options.steps, options.seed, options.start)

@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .files import read_json, read_tensors, write_json, write_tensors, write_text
+from .files import json_writer, read_json, read_tensors, tensor_writer, text_writer, write_together
 from .tokenizer import END_OF_TEXT, Tokenizer
 from .transformer import Llama, LlamaConfig
 
 SHIPPED = Path(__file__).parent / "base"
+INDEX = "model.safetensors.index.json"
 FAMILY = ("llama", "mistral")  # architectures whose blocks are exactly those of transformer.py
 
 
@@ -56,7 +57,12 @@ def load_base(
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     if (folder / "tokenizer.json").is_file():
-        model.tokenizer = Tokenizer(folder / "tokenizer.json", eos_id=first(config_json.get("eos_token_id")))
+        tokenizer = Tokenizer(folder / "tokenizer.json", eos_id=first(config_json.get("eos_token_id")))
+        if len(tokenizer) > config.vocab_size:
+            raise ValueError(
+                f"{folder}: tokenizer.json has {len(tokenizer)} tokens, but the model only vocab_size={config.vocab_size}"
+            )
+        model.tokenizer = tokenizer
     return model.eval()
 
 
@@ -84,21 +90,22 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
         )
     if dtype is not None:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-    folder = Path(folder)
-    write_tensors(folder / "model.safetensors", tensors)
-    if model.tokenizer is not None:
-        write_text(folder / "tokenizer.json", model.tokenizer.raw.to_str())
-        end = model.tokenizer.raw.id_to_token(model.tokenizer.eos_id)
-        write_json(
-            folder / "tokenizer_config.json",
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "eos_token": end,
-                "pad_token": END_OF_TEXT if model.tokenizer.is_chatml else end,
-            },
+    if bad := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(
+            f"{bad[0]} holds values that are not finite{f' in {dtype}' if dtype else ''}: save in float32, or repair it"
         )
-    write_json(folder / "config.json", config_json_of(model, next(iter(tensors.values())).dtype))
-    return folder
+    files = {"model.safetensors": tensor_writer(tensors)}
+    if model.tokenizer is not None:
+        end = model.tokenizer.raw.id_to_token(model.tokenizer.eos_id)
+        about = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "eos_token": end,
+            "pad_token": END_OF_TEXT if model.tokenizer.is_chatml else end,
+        }
+        files |= {"tokenizer.json": text_writer(model.tokenizer.raw.to_str()), "tokenizer_config.json": json_writer(about)}
+    files["config.json"] = json_writer(config_json_of(model, next(iter(tensors.values())).dtype))
+    write_together(Path(folder), files, remove=["config.json", INDEX, "tokenizer.json", "tokenizer_config.json"])
+    return Path(folder)
 
 
 def config_json_of(model: Llama, dtype: torch.dtype) -> dict[str, Any]:
@@ -116,8 +123,11 @@ def config_json_of(model: Llama, dtype: torch.dtype) -> dict[str, Any]:
 
 def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
     """Read ``config.json``'s fields; raise ``ValueError`` on what ``transformer.py`` cannot compute."""
-    rope = {**(found.get("rope_scaling") or {}), **(found.get("rope_parameters") or {})}
     wrong = []
+    ropes = [found.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
+    rope: dict[str, Any] = {}
+    for part in ropes:
+        rope |= part if isinstance(part, dict) else {"rope_type": part}
     if found.get("model_type") not in FAMILY:
         wrong.append(f"model_type is {found.get('model_type')!r}, needed one of {FAMILY}")
     if rope.get("rope_type", rope.get("type", "default")) != "default":
@@ -126,26 +136,45 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
         wrong.append(f"hidden_act is {found['hidden_act']!r}, needed 'silu'")
     if found.get("quantization_config"):
         wrong.append("the weights are already quantized (quantization_config); a float checkpoint is needed")
-    if (found.get("sliding_window") or float("inf")) < found.get("max_position_embeddings", 0):
-        wrong.append(f"sliding_window={found['sliding_window']} is not supported")
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if missing := [name for name in needed if not isinstance(found.get(name), int)]:
-        wrong.append(f"these sizes are missing or no whole numbers: {', '.join(missing)}")
+    if missing := [name for name in needed if found.get(name) is None]:
+        wrong.append(f"these sizes are missing: {', '.join(missing)}")
+    known: dict[str, Any] = {
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+    }  # their defaults
+    known |= {field.name: found[field.name] for field in fields(LlamaConfig) if found.get(field.name) is not None}
+    known |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
+    wrong += [f"{name}={value!r} is no {KINDS[name]}" for name, value in known.items() if not is_kind(value, KINDS[name])]
+    window = found.get("sliding_window")
+    if window is not None and not wrong and not (isinstance(window, int) and window >= known["max_position_embeddings"]):
+        wrong.append(f"sliding_window={window!r} is not supported")
     if wrong:
         raise ValueError(f"{folder / 'config.json'} describes no Llama that minilora can run: {'; '.join(wrong)}")
-    known = {field.name: found[field.name] for field in fields(LlamaConfig) if found.get(field.name) is not None}
-    known.setdefault("tie_word_embeddings", False)  # Hugging Face's defaults, where they differ from ours
-    known.setdefault("max_position_embeddings", 2048)
-    known.setdefault("rms_norm_eps", 1e-6)
-    if "rope_theta" in rope:
-        known["rope_theta"] = rope["rope_theta"]
     return LlamaConfig(**known)
+
+
+# What config.json must hold in each field: a size, a positive number, or true/false.
+KINDS = {
+    field.name: {"int": "size from 1 to a billion", "float": "positive number", "bool": "true or false"}[str(field.type)]
+    for field in fields(LlamaConfig)
+}
+
+
+def is_kind(value: Any, kind: str) -> bool:
+    """Whether a value from ``config.json`` is of one of the ``KINDS``."""
+    if isinstance(value, bool) or kind == "true or false":
+        return isinstance(value, bool) and kind == "true or false"
+    if kind == "positive number":
+        return isinstance(value, int | float) and 0 < value < 1e30
+    return isinstance(value, int) and 0 < value <= 10**9
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint, from one file or from the shards that its index lists."""
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
+    index = folder / INDEX
+    if (folder / "model.safetensors").is_file() or not index.is_file():
         return read_tensors(folder / "model.safetensors")
     shards = sorted(set(read_json(index).get("weight_map", {}).values()))
     if outside := [name for name in shards if Path(name).name != name]:

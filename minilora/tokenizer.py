@@ -36,6 +36,8 @@ class Tokenizer:
             self.raw: Any = tokenizers.Tokenizer.from_str(self.file.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{self.file} is no readable tokenizer.json: {error}") from error
+        self.raw.no_truncation()  # files are often saved with either, and encode() would obey in silence
+        self.raw.no_padding()
 
     @cached_property
     def is_chatml(self) -> bool:

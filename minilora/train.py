@@ -24,9 +24,8 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,87 +35,13 @@ from torch import Tensor, nn
 
 from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pad
 from .checkpoint import State, load_checkpoint, save_checkpoint
+from .config import TrainConfig
 from .data import Example, Task
 from .evaluate import answers
+from .history import Callback, History, MetricsLog, Record, diverged, overfitting
 from .inject import lora_layers
 from .progress import Progress
-
-Record = dict[str, Any]
-Callback = Callable[[Record], None]
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How to train. Raises ``ValueError`` on values that mean nothing.
-
-    - ``steps``: optimizer steps; ``lr``: the peak rate; ``warmup``: share of the steps in which it rises.
-    - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
-    - ``clip``: largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices only.
-    - ``bf16``: autocast to bfloat16; ``pack``: several examples a row instead of padding; ``max_length`` in tokens.
-    - ``validate_every`` steps (0: never), ``valid_answers`` held-out examples are answered in full then (exact match),
-      ``keep_best``: at the end, go back to the state with the lowest validation loss.
-    - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when interrupted),
-      ``checkpoint.safetensors``; ``resume``: go on from there.
-    """
-
-    steps: int = 300
-    lr: float = 3e-3
-    warmup: float = 0.05
-    batch_size: int = 16
-    accumulate: int = 1
-    clip: float = 1.0
-    weight_decay: float = 0.0
-    bf16: bool = False
-    pack: bool = False
-    max_length: int = 512
-    validate_every: int = 50
-    valid_answers: int = 0
-    keep_best: bool = True
-    seed: int = 0
-    out: str | Path | None = None
-    checkpoint_every: int = 0
-    resume: bool = False
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        least = {
-            "steps": 1,
-            "batch_size": 1,
-            "accumulate": 1,
-            "max_length": 2,
-            "validate_every": 0,
-            "valid_answers": 0,
-            "checkpoint_every": 0,
-        }
-        for name, smallest in least.items():
-            if not isinstance(value := getattr(self, name), int) or value < smallest:
-                raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
-        if not 0 < self.lr < math.inf:
-            raise ValueError(f"lr must be positive and finite, got {self.lr}")
-        if not 0 <= self.warmup <= 1:
-            raise ValueError(f"warmup must be a share of the steps, in [0, 1], got {self.warmup}")
-        if self.clip < 0 or self.weight_decay < 0:
-            raise ValueError(f"clip and weight_decay must not be negative, got {self.clip} and {self.weight_decay}")
-        if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
-        if (self.resume or self.checkpoint_every) and self.out is None:
-            raise ValueError("resume and checkpoint_every need out: the folder that holds the checkpoint")
-
-
-@dataclass
-class History:
-    """What happened: one record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation."""
-
-    steps: list[Record] = field(default_factory=list)
-    validations: list[Record] = field(default_factory=list)
-    best_step: int | None = None
-    interrupted: bool = False
-    warnings: list[str] = field(default_factory=list)
-
-    @property
-    def losses(self) -> list[float]:
-        """Training loss of each step, nats an answer token."""
-        return [record["loss"] for record in self.steps]
+from .transformer import Llama
 
 
 def train(
@@ -143,6 +68,9 @@ def train(
     config = replace(config or TrainConfig(), **settings)
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
     check_trainable(model)
+    check_examples(task)
+    if config.pack and not isinstance(model, Llama):
+        raise ValueError(f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples see each other")
     run = Run(model, task, config, callbacks)
     torch.set_flush_denormal(True)
     was_training = model.training
@@ -162,8 +90,28 @@ def check_trainable(model: nn.Module) -> None:
         raise ValueError("nothing would train: no parameter has requires_grad; inject(model, LoraConfig(...)) first")
     if merged := [name for name, layer in lora_layers(model) if layer.merged]:
         raise ValueError(f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training")
+    if any(not layer.enabled for _, layer in lora_layers(model)):
+        raise ValueError("the adapters are switched off by disable_adapter: train outside that context")
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("train needs model.tokenizer to turn examples into tokens: load the model with load_base()")
+
+
+def check_examples(task: Task) -> None:
+    """Raise ``ValueError`` when there is nothing to learn from, or something else than examples."""
+    if not task.train:
+        raise ValueError("train needs at least one example, got none")
+    if wrong := [e for e in (*task.train, *task.valid) if not isinstance(e, Example)]:
+        raise ValueError(
+            f"train needs minilora.Example(instruction, output, input), got {type(wrong[0]).__name__}: {wrong[0]!r:.80}"
+        )
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A number that changes when any bit of any tensor does."""
+    total = 0
+    for tensor in tensors:
+        total = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, total)
+    return total
 
 
 class Run:
@@ -182,7 +130,11 @@ class Run:
         settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "progress", "checkpoint_every")}
         self.identity: Record = {
             **settings,
-            "data": zlib.crc32(repr([row.ids for row in self.train_rows]).encode()),
+            "data": zlib.crc32(repr([[row.ids for row in rows] for rows in (self.train_rows, self.valid_rows)]).encode()),
+            "adapters": zlib.crc32(
+                repr([(name, repr(layer), layer.lora_dropout) for name, layer in lora_layers(model)]).encode()
+            ),
+            "frozen weights": checksum(p for p in model.parameters() if not p.requires_grad),
             "parameters": sum(p.numel() for p in self.parameters.values()),
         }
         if config.resume:
@@ -231,6 +183,7 @@ class Run:
         """One optimizer step; returns its record. Weights change only if loss and gradient are finite."""
         config = self.config
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+        self.optimizer.zero_grad()  # whatever an earlier, failed attempt left behind
         parts = self.batches(step)
         tokens = sum(part.answer_tokens for part in parts)
         loss = 0.0
@@ -272,7 +225,7 @@ class Run:
         if config.valid_answers:
             asked = self.task.valid[: config.valid_answers]
             found = answers(self.model, asked)
-            record["exact_match"] = sum(a == e.output for a, e in zip(found, asked, strict=True)) / len(asked)
+            record["exact_match"] = sum(a == e.output.strip() for a, e in zip(found, asked, strict=True)) / len(asked)
             record["sample"] = {"asked": asked[0].instruction, "answer": found[0], "wanted": asked[0].output}
         self.model.train()
         history.validations.append(record)
@@ -328,35 +281,6 @@ def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextMana
     return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
 
 
-def overfitting(history: History, window: int = 3) -> str | None:
-    """A warning when the validation loss rose ``window`` times running and stands 5% above its best."""
-    losses = [v["valid_loss"] for v in history.validations]
-    recent = losses[-window - 1 :]
-    rising = len(recent) == window + 1 and all(a < b for a, b in pairwise(recent))
-    if not rising or losses[-1] < 1.05 * min(losses):
-        return None
-    return (
-        f"validation loss rose {window} times running, from {min(losses):.4f} at step {history.best_step} to {losses[-1]:.4f}: "
-        "the model begins to memorise; stop here, or use more examples, a smaller rank or rate, or dropout"
-    )
-
-
-def diverged(step: int, loss: float, norm: float, history: History, config: TrainConfig) -> str:
-    """What to say of a loss or gradient that is not finite."""
-    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
-    recent = history.losses[-5:]
-    if recent and recent[-1] > 2 * min(history.losses):
-        cause = f"the loss had been rising, so lr={config.lr} is probably too high"
-    elif not recent:
-        cause = "it is the first step, so the weights or the data are probably bad already (NaN in the base?)"
-    else:
-        cause = f"it came at once, so look at the examples of this step, then try a smaller lr than {config.lr}" + (
-            "; bf16 may overflow" if config.bf16 else ""
-        )
-    last = [round(x, 4) for x in recent]
-    return f"step {step + 1}: the {what}. Last losses: {last}; {cause}. The weights of step {step} are kept"
-
-
 @contextlib.contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag that the loop reads between steps; a second one stops at once."""
@@ -375,43 +299,3 @@ def interrupt_flag() -> Iterator[threading.Event]:
         yield flag
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-class MetricsLog:
-    """``metrics.jsonl``: a line a step or validation. A resumed run drops the lines that came after its checkpoint."""
-
-    def __init__(self, file: Path, history: History):
-        from .files import write_text
-
-        self.file = file
-        records = sorted([*history.steps, *history.validations], key=lambda record: record["step"])
-        write_text(file, "".join(json_line(record) for record in records))
-
-    def write(self, record: Record) -> None:
-        """Append one record."""
-        with self.file.open("a", encoding="utf-8", newline="\n") as log:
-            log.write(json_line(record))
-
-
-def json_line(record: Record) -> str:
-    """One record as a line of JSON."""
-    import json
-
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def tensorboard_callback(folder: str | Path) -> Callback:
-    """A callback that writes every number of every record for TensorBoard; needs ``pip install minilora[tensorboard]``."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("TensorBoard is not installed: pip install 'minilora[tensorboard]'") from error
-    writer = SummaryWriter(str(folder))
-
-    def write(record: Record) -> None:
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                writer.add_scalar(name, value, record["step"])
-        writer.flush()
-
-    return write

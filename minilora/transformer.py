@@ -261,6 +261,10 @@ class Llama(nn.Module):
         the ``top_k`` likeliest, repeatably for a given ``seed``. Dropout is off during the call.
         """
         check_sampling(max_new_tokens, temperature, top_k)
+        if attention_mask is not None and not attention_mask[:, -1].all():
+            raise ValueError(
+                "generate continues the last token of each row, so pad on the left: attention_mask ends in 0 somewhere"
+            )
         was_training = self.training
         self.eval()
         random = torch.Generator(device=input_ids.device).manual_seed(seed)

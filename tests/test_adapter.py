@@ -161,6 +161,9 @@ def test_tensors_that_do_not_fit_are_named_and_the_model_stays_as_it_was(tmp_pat
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
+        ({"init_lora_weights": "lora_ga"}, "changes the base"),
+        ({"use_rslora": "false"}, "use_rslora must be True or False"),
+        ({"lora_alpha": 10**400}, "lora_alpha must be positive and finite"),
         ({"r": 0}, "r must be at least 1"),
         ({"r": "8"}, "r must be a whole number"),
         ({"r": 3}, r"lora_A has shape \(2, 24\), needed \(3, 24\)"),
@@ -213,3 +216,26 @@ def test_adapters_of_different_rank_in_one_model_cannot_be_saved_as_one(tmp_path
     layer.r = 3
     with pytest.raises(ValueError, match="different settings in one model"):
         save_adapter(ours, tmp_path / "x")
+
+
+def test_settings_that_do_not_change_the_tensors_are_no_reason_to_refuse(tmp_path):
+    ours, folder = saved(tmp_path)
+    file = folder / "adapter_config.json"
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "exclude_modules": ["down_proj"], "layers_to_transform": [0, 1]})
+    )
+    assert torch.equal(load_adapter(pair()[0], folder)(IDS), ours(IDS))
+
+
+def test_an_adapter_of_a_model_that_is_no_language_model_opens_in_peft(tmp_path):
+    from peft import PeftModel
+    from torch import nn
+
+    torch.manual_seed(0)
+    ours, theirs = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    inject(ours, LoraConfig(r=2, target_modules=["0"]))
+    fill(ours)
+    save_adapter(ours, tmp_path)
+    x = torch.randn(3, 6)
+    torch.testing.assert_close(PeftModel.from_pretrained(theirs, tmp_path)(x), ours(x))

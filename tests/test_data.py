@@ -86,6 +86,9 @@ GOOD = '{"instruction": "a", "output": "b"}'
         ('{"instruction": 3, "output": "b"}', "line 1: 'instruction' must be text, got int"),
         ('{"instruction": "a", "output": " "}', "line 1: 'output' is empty"),
         ('{"instruction": "a", "output": "b", "inptu": "c"}', "line 1: unknown field 'inptu'"),
+        ('{"instruction": "a", "output": "b", "input": 0}', "line 1: 'input' must be text, got int"),
+        ('{"instruction": "a", "output": "\\ud800"}', "line 1: 'output' holds half of a surrogate pair"),
+        ('{"instruction": ' + "1" * 5000 + "}", "line 1: no valid JSON"),
         ("[" * 100_000, "line 1: no valid JSON"),
     ],
 )

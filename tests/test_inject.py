@@ -8,7 +8,8 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, disable_adapter, explain_match, inject, merge, unload
-from minilora.inject import fits, lora_layers
+from minilora.inject import lora_layers
+from minilora.match import fits
 
 from .strategies import models, targets
 
@@ -198,3 +199,53 @@ def test_print_trainable_parameters_prints_pefts_line(base, capsys):
     inject(base)
     minilora.print_trainable_parameters(base)
     assert capsys.readouterr().out == "trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221\n"
+
+
+def test_an_inject_that_runs_out_of_memory_leaves_everything_trainable(monkeypatch):
+    model, made = tiny(), []
+
+    def second_fails(*args):
+        made.append(args)
+        if len(made) == 2:
+            raise MemoryError
+        return minilora.LoRALayer(*args)
+
+    monkeypatch.setattr("minilora.inject.LoRALayer", second_fails)
+    with pytest.raises(MemoryError):
+        inject(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_unload_finds_what_was_injected_into_a_part():
+    model = tiny()
+    inject(model.model)
+    unload(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_bare_layer_is_no_model():
+    layer = minilora.LoRALayer(nn.Linear(3, 3))
+    for action in (unload, minilora.merge_and_unload):
+        with pytest.raises(ValueError, match=r"its base is layer.base"):
+            action(layer)
+
+
+def test_merging_and_training_while_switched_off_is_refused():
+    model = merge(inject_into(tiny()))
+    before = [layer.kept_weight.clone() for _, layer in lora_layers(model)]
+    with disable_adapter(model):
+        with pytest.raises(ValueError, match="switched off by disable_adapter"):
+            merge(model)
+        with pytest.raises(ValueError, match="switched off by disable_adapter"):
+            minilora.train(model, minilora.data.naval_log(2, 1))
+    minilora.unmerge(model)
+    assert all(torch.equal(w, layer.weight) for w, (_, layer) in zip(before, lora_layers(model), strict=True))
+
+
+def test_a_kept_weight_moves_and_copies_with_its_model():
+    import copy
+
+    model = merge(inject_into(tiny()))
+    twin = copy.deepcopy(model).to(torch.float64)
+    assert all(layer.kept_weight.dtype == torch.float64 for _, layer in lora_layers(twin))
+    assert "kept_weight" not in " ".join(model.state_dict())

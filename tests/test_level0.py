@@ -70,3 +70,42 @@ def test_shapes_that_do_not_fit_are_shown(x, W, A, B):
 def test_a_gradient_of_another_shape_is_refused():
     with pytest.raises(ValueError, match=r"grad_y must have the shape of y, \(3, 2\), got \(3, 4\)"):
         level0.lora_backward(np.ones((3, 4)), np.ones((3, 4)), np.ones((2, 4)), np.ones((1, 4)), np.ones((2, 1)), 1.0)
+
+
+def test_the_levels_and_every_byte_equal_bitsandbytes():
+    """Sizes with odd, partial and single blocks, scales over seventy decades, zero blocks, values on the midpoints."""
+    import bitsandbytes.functional as peer
+    import torch
+
+    levels = level0.nf4_levels()
+    assert np.array_equal(levels, peer.get_4bit_type("nf4", device="cpu").numpy())
+    rng = np.random.default_rng(0)
+    midpoints = np.tile((levels[:-1] + levels[1:]) / 2, 9)
+    midpoints[::64] = 1.0
+    cases = [
+        rng.normal(size=n) * scale for n in (1, 2, 63, 64, 65, 127, 128, 129, 1000, 4097) for scale in (1e-40, 1e-30, 1, 1e30)
+    ]
+    for w in [*cases, midpoints, np.zeros(130), np.full(70, 3.0), np.append(np.full(63, 1e-3), 1e3)]:
+        w = w.astype(np.float32)
+        packed, state = peer.quantize_4bit(torch.from_numpy(w), blocksize=64, quant_type="nf4")
+        ours = level0.nf4_quantize(w)
+        assert np.array_equal(ours.packed, packed.flatten().numpy())
+        assert np.array_equal(ours.absmax, state.absmax.numpy())
+        assert np.array_equal(level0.nf4_dequantize(ours), peer.dequantize_4bit(packed, state).flatten().numpy())
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 200))
+def test_nf4_errs_by_half_the_widest_gap_at_most_and_a_second_time_not_at_all(seed, n):
+    w = np.random.default_rng(seed).normal(size=(n,)).astype(np.float32)
+    quantized = level0.nf4_quantize(w)
+    found = level0.nf4_dequantize(quantized)
+    half_gap = np.diff(level0.nf4_levels()).max() / 2
+    bound = half_gap * np.repeat(quantized.absmax, 64)[:n] * (1 + 1e-6)
+    assert (np.abs(w - found) <= bound).all()
+    assert np.array_equal(level0.nf4_dequantize(level0.nf4_quantize(found)), found)
+
+
+@pytest.mark.parametrize("bad", [[], [1.0, np.nan], [np.inf]])
+def test_nf4_refuses_what_has_no_scale(bad):
+    with pytest.raises(ValueError, match="at least one value and finite values only"):
+        level0.nf4_quantize(bad)

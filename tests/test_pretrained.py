@@ -88,8 +88,8 @@ def damaged(tmp_path, **changes):
     [
         ({"model_type": "gpt2"}, "model_type is 'gpt2', needed one of"),
         ({"model_type": None}, "model_type is None"),
-        ({"hidden_size": None}, "missing or no whole numbers: hidden_size"),
-        ({"hidden_size": "8"}, "missing or no whole numbers: hidden_size"),
+        ({"hidden_size": None}, "these sizes are missing: hidden_size"),
+        ({"hidden_size": "8"}, "hidden_size='8' is no size from 1 to a billion"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', needed 'silu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary positions"),
         ({"sliding_window": 4}, "sliding_window=4 is not supported"),
@@ -141,3 +141,70 @@ def test_no_pickle_is_read_anywhere():
         source = file.read_text(encoding="utf-8")
         assert "torch.load(" not in source, file
         assert "import pickle" not in source, file
+
+
+def test_saving_over_a_sharded_checkpoint_leaves_nothing_of_it(tmp_path):
+    config = transformers.LlamaConfig(
+        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path, max_shard_size="2KB")
+    (tmp_path / "tokenizer.json").write_text("of another model")
+    model = tiny()
+    save_model(model, tmp_path)
+    again = load_base(tmp_path)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in again.state_dict().items())
+    assert again.tokenizer is None
+    assert not (tmp_path / "model.safetensors.index.json").exists()
+
+
+def test_a_save_that_fails_leaves_the_old_model_whole(tmp_path, monkeypatch):
+    model = tiny()
+    save_model(model, tmp_path)
+    before = {f.name: f.read_bytes() for f in tmp_path.iterdir()}
+
+    def full(value):
+        def write(path):
+            raise OSError(28, "No space left on device")
+
+        return write
+
+    monkeypatch.setattr("minilora.pretrained.json_writer", full)
+    with pytest.raises(OSError, match=r"could not write .*config.json: No space left"):
+        save_model(tiny(num_key_value_heads=1), tmp_path)
+    assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
+
+
+def test_weights_that_do_not_fit_half_precision_are_refused(tmp_path):
+    model = tiny()
+    model.model.norm.weight.data[0] = 1e6
+    with pytest.raises(
+        ValueError, match=r"model.norm.weight holds values that are not finite in torch.float16: save in float32"
+    ):
+        save_model(model, tmp_path, dtype=torch.float16)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tie_word_embeddings", "false"),
+        ("rope_theta", -1.0),
+        ("rms_norm_eps", "1e-5"),
+        ("num_key_value_heads", "2"),
+        ("head_dim", 8.0),
+        ("max_position_embeddings", "x"),
+        ("vocab_size", 10**20),
+        ("rope_scaling", [1]),
+        ("rope_parameters", "x"),
+    ],
+)
+def test_fields_of_another_type_are_refused_by_name(tmp_path, field, value):
+    with pytest.raises(ValueError, match=rf"describes no Llama .*({field}=|rotary)"):
+        load_base(damaged(tmp_path, **{field: value}))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
+    save_model(tiny(), tmp_path)
+    (tmp_path / "tokenizer.json").write_bytes((SHIPPED / "tokenizer.json").read_bytes())
+    with pytest.raises(ValueError, match=r"tokenizer.json has 1536 tokens, but the model only vocab_size=16"):
+        load_base(tmp_path)

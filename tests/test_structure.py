@@ -12,8 +12,8 @@ PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
     {"level0", "config", "transformer", "tokenizer", "files", "progress"},
     {"lora"},
-    {"inject", "pretrained", "data", "checkpoint"},
-    {"batches", "evaluate"},
+    {"match", "pretrained", "data", "checkpoint", "history"},
+    {"inject", "batches", "evaluate"},
     {"merge", "adapter", "train", "pretrain"},
     {"plots"},
     {"demo"},
@@ -43,7 +43,8 @@ def test_imports_point_down(module):
 @pytest.mark.parametrize("module", MODULES)
 def test_modules_stay_readable(module):
     source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
-    assert source.count("\n") <= (400 if module == "train" else 300), "is it two rooms?"
+    # transformer.py holds a whole model and its generation, as a reader would want them
+    assert source.count("\n") <= (340 if module == "transformer" else 300), "is it two rooms?"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 80, f"{node.name} cannot be seen at once"

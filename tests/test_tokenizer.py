@@ -61,3 +61,15 @@ def test_a_broken_file_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(ValueError, match=r"tokenizer.json is no readable tokenizer.json"):
         Tokenizer(tmp_path / "tokenizer.json")
+
+
+def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path):
+    import tokenizers
+
+    raw = tokenizers.Tokenizer.from_file(str(TOKENIZER.file))
+    raw.enable_truncation(4)
+    raw.enable_padding(length=64)
+    raw.save(str(tmp_path / "tokenizer.json"))
+    text = "The people of the United States are at peace."
+    assert Tokenizer(tmp_path / "tokenizer.json").encode(text) == TOKENIZER.encode(text)
+    assert Tokenizer(tmp_path / "tokenizer.json").encode("a") == TOKENIZER.encode("a")

@@ -13,7 +13,8 @@ import torch
 import minilora
 from minilora import LoraConfig, TrainConfig, inject, train
 from minilora.data import Task, naval_log
-from minilora.train import History, overfitting, rate_at
+from minilora.history import History, overfitting, tensorboard_callback
+from minilora.train import rate_at
 
 TASK = naval_log(40, 12)
 QUICK = {"batch_size": 4, "progress": False, "validate_every": 0}
@@ -166,7 +167,7 @@ def test_a_base_that_is_broken_from_the_start_says_so():
 
 
 def test_a_rate_that_is_too_high_is_named_as_the_cause():
-    from minilora.train import diverged
+    from minilora.history import diverged
 
     history = History(steps=[{"loss": x} for x in (1.0, 0.9, 5.0)])
     assert "lr=3.0 is probably too high" in diverged(3, math.nan, 1.0, history, TrainConfig(lr=3.0))
@@ -287,4 +288,70 @@ def test_tensorboard_without_its_package_says_what_to_install(monkeypatch, tmp_p
 
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match=r"pip install 'minilora\[tensorboard\]'"):
-        minilora.train.__globals__["tensorboard_callback"](tmp_path)
+        tensorboard_callback(tmp_path)
+
+
+def test_gradients_that_were_there_before_do_not_count():
+    clean, dirty = adapted(), adapted()
+    for p in dirty.parameters():
+        p.grad = torch.full_like(p, 3.0) if p.requires_grad else None
+    assert (
+        train(clean, TASK, steps=1, **QUICK).steps[0]["grad_norm"] == train(dirty, TASK, steps=1, **QUICK).steps[0]["grad_norm"]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda model: inject(minilora.unload(model), LoraConfig(r=4, lora_alpha=3)), "adapters"),
+        (lambda model: inject(minilora.unload(model), LoraConfig(r=4, lora_dropout=0.5)), "adapters"),
+        (lambda model: model.model.embed_tokens.weight.data.mul_(1.01), "frozen weights"),
+    ],
+)
+def test_resuming_on_another_adapter_or_base_is_refused(tmp_path, change, message):
+    train(adapted(), TASK, steps=2, out=tmp_path, checkpoint_every=1, **QUICK)
+    model = adapted()
+    change(model)
+    with pytest.raises(ValueError, match=f"other settings .*{message}"):
+        train(model, TASK, steps=2, out=tmp_path, resume=True, **QUICK)
+
+
+def test_a_parameter_that_gets_no_gradient_does_not_stop_a_resume(tmp_path):
+    def model():
+        made = adapted()
+        made.extra = torch.nn.Parameter(torch.ones(2))
+        return made
+
+    whole, again = model(), model()
+    train(whole, TASK, steps=2, out=tmp_path, checkpoint_every=2, **QUICK)
+    train(again, TASK, steps=2, out=tmp_path, resume=True, **QUICK)
+    assert equal(trained_bits(whole), trained_bits(again))
+
+
+def test_packing_is_refused_where_the_model_would_mix_the_examples():
+    import transformers
+
+    config = transformers.LlamaConfig(
+        vocab_size=1536, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    theirs = transformers.LlamaForCausalLM(config)
+    theirs.tokenizer = minilora.load_base().tokenizer
+    with pytest.raises(ValueError, match="pack=True needs a minilora Llama: LlamaForCausalLM"):
+        train(theirs, TASK, steps=1, pack=True, **QUICK)
+    assert len(train(theirs, TASK, steps=2, **QUICK).losses) == 2
+
+
+@pytest.mark.parametrize("field", ["lr", "warmup", "clip", "weight_decay"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "1e-3", True])
+def test_numbers_that_are_none_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} must be a finite number, got"):
+        TrainConfig(**{field: value})
+
+
+def test_examples_that_are_none_are_refused():
+    with pytest.raises(ValueError, match=r"train needs minilora.Example.* got dict"):
+        train(adapted(), [{"instruction": "a", "output": "b"}], steps=1)
+    with pytest.raises(ValueError, match="at least one example, got none"):
+        train(adapted(), [], steps=1)
+    with pytest.raises(ValueError, match=r"seed must be a whole number, got 1.5"):
+        TrainConfig(seed=1.5)

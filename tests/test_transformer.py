@@ -166,3 +166,8 @@ def test_sampling_settings_that_mean_nothing_are_refused(sampling, message):
 def test_text_without_a_tokenizer_is_refused():
     with pytest.raises(ValueError, match="no tokenizer: load it with load_base"):
         tiny().generate_text("Status?")
+
+
+def test_generation_after_right_padding_is_refused():
+    with pytest.raises(ValueError, match="pad on the left"):
+        tiny().generate(torch.zeros(1, 3, dtype=torch.long), 2, attention_mask=torch.tensor([[1, 1, 0]]))

@@ -1,0 +1,98 @@
+"""What happened in a run: the records in memory and on disk, the warnings they give rise to, and who else may listen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from .config import TrainConfig
+from .files import write_text
+
+Record = dict[str, Any]
+Callback = Callable[[Record], None]
+
+
+@dataclass
+class History:
+    """What happened: one record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation."""
+
+    steps: list[Record] = field(default_factory=list)
+    validations: list[Record] = field(default_factory=list)
+    best_step: int | None = None
+    interrupted: bool = False
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def losses(self) -> list[float]:
+        """Training loss of each step, nats an answer token."""
+        return [record["loss"] for record in self.steps]
+
+
+def overfitting(history: History, window: int = 3) -> str | None:
+    """A warning when the validation loss rose ``window`` times running and stands 5% above its best."""
+    losses = [v["valid_loss"] for v in history.validations]
+    recent = losses[-window - 1 :]
+    rising = len(recent) == window + 1 and all(a < b for a, b in pairwise(recent))
+    if not rising or losses[-1] < 1.05 * min(losses):
+        return None
+    return (
+        f"validation loss rose {window} times running, from {min(losses):.4f} at step {history.best_step} to {losses[-1]:.4f}: "
+        "the model begins to memorise; stop here, or use more examples, a smaller rank or rate, or dropout"
+    )
+
+
+def diverged(step: int, loss: float, norm: float, history: History, config: TrainConfig) -> str:
+    """What to say of a loss or gradient that is not finite."""
+    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+    recent = history.losses[-5:]
+    if recent and recent[-1] > 2 * min(history.losses):
+        cause = f"the loss had been rising, so lr={config.lr} is probably too high"
+    elif not recent:
+        cause = "it is the first step, so the weights or the data are probably bad already (NaN in the base?)"
+    else:
+        cause = f"it came at once, so look at the examples of this step, then try a smaller lr than {config.lr}" + (
+            "; bf16 may overflow" if config.bf16 else ""
+        )
+    last = [round(x, 4) for x in recent]
+    return f"step {step + 1}: the {what}. Last losses: {last}; {cause}. The weights of step {step} are kept"
+
+
+class MetricsLog:
+    """``metrics.jsonl``: a line a step or validation. A resumed run drops the lines that came after its checkpoint."""
+
+    def __init__(self, file: Path, history: History):
+        self.file = file
+        records = sorted([*history.steps, *history.validations], key=lambda record: record["step"])
+        write_text(file, "".join(json_line(record) for record in records))
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        with self.file.open("a", encoding="utf-8", newline="\n") as log:
+            log.write(json_line(record))
+
+
+def json_line(record: Record) -> str:
+    """One record as a line of JSON."""
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def tensorboard_callback(folder: str | Path) -> Callback:
+    """A callback that writes every number of every record for TensorBoard; needs ``pip install minilora[tensorboard]``."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("TensorBoard is not installed: pip install 'minilora[tensorboard]'") from error
+    writer = SummaryWriter(str(folder))
+
+    def write(record: Record) -> None:
+        for name, value in record.items():
+            if name != "step" and isinstance(value, int | float):
+                writer.add_scalar(name, value, record["step"])
+        writer.flush()
+
+    return write
