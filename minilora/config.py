@@ -69,10 +69,10 @@ class TrainConfig:
       ``checkpoint.safetensors``; ``resume``: go on from there.
     """
 
-    steps: int = 300
-    lr: float = 3e-3
+    steps: int = 600
+    lr: float = 5e-3
     warmup: float = 0.05
-    batch_size: int = 16
+    batch_size: int = 32
     accumulate: int = 1
     clip: float = 1.0
     weight_decay: float = 0.0

@@ -242,13 +242,8 @@ def pretrain(out: Path, steps: int, seed: int = 0, start: Path | None = None, re
     torch.set_num_threads(min(2, torch.get_num_threads()))
     train_texts, heldout = split(fetch_speeches())
     model = load_base(start) if start else Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
-    stream = torch.tensor(
-        [
-            token
-            for text in train_texts
-            for token in [*model.tokenizer.encode(text), model.tokenizer.raw.token_to_id(END_OF_TEXT)]
-        ]
-    )
+    end = model.tokenizer.raw.token_to_id(END_OF_TEXT)
+    stream = torch.tensor([token for text in train_texts for token in [*model.tokenizer.encode(text), end]])
     prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)  # the opening of each: about 100 KB
     write_text(out / "heldout.txt", prose)
     optimizer, dialogues = build_optimizer(model), Dialogues(model.tokenizer, seed)
