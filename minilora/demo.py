@@ -30,7 +30,7 @@ ASKED = (
 def run_demo(
     out: str | Path = "minilora-demo",
     *,
-    steps: int = 300,
+    steps: int = 600,
     r: int = 8,
     seed: int = 0,
     device: str = "cpu",
@@ -57,7 +57,7 @@ def run_demo(
 
     heading("3. Training: only A and B learn")
     base_before = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    history = train(model, task, steps=steps, seed=seed, valid_answers=50, out=out)
+    history = train(model, task, steps=steps, seed=seed, valid_answers=50, validate_every=100, out=out)
     if history.interrupted:
         print("Stopped early; the checks below are about what was learnt so far.")
     untouched = all(torch.equal(base_before[name], p) for name, p in model.named_parameters() if name in base_before)
