@@ -77,23 +77,7 @@ def run_demo(
     print(f"Merged against unmerged: largest difference {merge_error:.1e} of the largest logit.")
     print(f"unmerge() gives the base back: {'to the bit' if restored else 'NOT TO THE BIT'}.")
 
-    heading("6. On disk")
-    full, trainable = trainable_parameters(model)[1], trainable_parameters(model)[0]
-    save_adapter(model, out / "adapter")
-    original = load_base(base, device=device)
-    plain = merge_and_unload(copy.deepcopy(model))
-    save_model(plain, out / "merged", dtype=torch.float16)
-    figure = draw(history, full - trainable, trainable)
-    save_figure(figure, out / "demo.png")
-    for name, what in (
-        ("adapter", "the adapter; PEFT opens it"),
-        ("merged", "one model; transformers opens it"),
-        ("demo.png", "the figure"),
-    ):
-        print(f"{size_of(out / name):>8}  {out / name}  ({what})")
-    changes = audit(original, plain).changes
-    ranks = [change.rank for change in changes]
-    print(f"The merge changed {len(changes)} matrices, by updates of rank {min(ranks, default=0)} to {max(ranks, default=0)}.")
+    trainable = write_artifacts(model, history, out, load_base(base, device=device))
 
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
     print(f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"')
@@ -110,6 +94,27 @@ def run_demo(
         "trainable": trainable,
         "history": history,
     }
+
+
+def write_artifacts(model: Any, history: History, out: Path, original: Any) -> int:
+    """Adapter, merged model and figure in ``out``, each with its size; returns the number of trainable parameters."""
+    heading("6. On disk")
+    trainable, total = trainable_parameters(model)
+    save_adapter(model, out / "adapter")
+    plain = merge_and_unload(copy.deepcopy(model))
+    save_model(plain, out / "merged", dtype=torch.float16)
+    figure = draw(history, total - trainable, trainable)
+    save_figure(figure, out / "demo.png")
+    for name, what in (
+        ("adapter", "the adapter; PEFT opens it"),
+        ("merged", "one model; transformers opens it"),
+        ("demo.png", "the figure"),
+    ):
+        print(f"{size_of(out / name):>8}  {out / name}  ({what})")
+    changes = audit(original, plain).changes
+    ranks = [change.rank for change in changes]
+    print(f"The merge changed {len(changes)} matrices, by updates of rank {min(ranks, default=0)} to {max(ranks, default=0)}.")
+    return trainable
 
 
 @torch.no_grad()

@@ -8,11 +8,10 @@ The loss is divided by the answer tokens of *all* parts, not averaged part by pa
 objective whenever parts differ in length. Rates follow a linear warm-up and a cosine to zero (arXiv 1608.03983 eq. 5).
 
 Nothing random survives a step: dropout is seeded by (seed, step), the order of examples too. A resumed run therefore
-continues to the same bits (tests/test_train.py). Vanishing gradients are flushed to zero: denormal numbers made a CPU
-matrix product 50 times slower.
+continues to the same bits (tests/test_train.py). Denormal numbers are flushed to zero, for the whole process: vanishing
+gradients made a CPU matrix product 50 times slower.
 
-Left out: several machines, mixed precision with loss scaling (bf16 needs none), other optimizers.
-"""
+Left out: several machines, loss scaling (bf16 needs none), other optimizers."""
 
 from __future__ import annotations
 

@@ -13,6 +13,9 @@ from minilora.evaluate import PROSE, answers
 class Parrot:
     """Answers with the context."""
 
+    class tokenizer:
+        answer = staticmethod(list)
+
     def generate_texts(self, prompts, max_new_tokens):
         return [context for _, context in prompts]
 

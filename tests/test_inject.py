@@ -1,5 +1,7 @@
 """Finding modules by name as PEFT does, saying what was found, and refusing what cannot be meant."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -210,7 +212,7 @@ def test_an_inject_that_runs_out_of_memory_leaves_everything_trainable(monkeypat
             raise MemoryError
         return minilora.LoRALayer(*args)
 
-    monkeypatch.setattr("minilora.inject.LoRALayer", second_fails)
+    monkeypatch.setattr(sys.modules["minilora.inject"], "LoRALayer", second_fails)
     with pytest.raises(MemoryError):
         inject(model)
     assert all(p.requires_grad for p in model.parameters())

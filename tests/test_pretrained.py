@@ -122,6 +122,7 @@ def test_a_missing_folder_file_or_tensor_is_refused(tmp_path):
 
 def test_an_index_that_points_elsewhere_is_refused(tmp_path):
     save_model(tiny(), tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../secret.safetensors"}}))
     with pytest.raises(ValueError, match=r"points outside its folder: '../secret.safetensors'"):
         load_base(tmp_path)

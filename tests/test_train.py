@@ -226,7 +226,7 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
     config = TrainConfig(steps=100, lr=2.0, warmup=0.1)
     rates = [rate_at(step, config) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * i for i in range(1, 11)])
-    assert all(a > b > 0 for a, b in itertools.pairwise(rates))
+    assert all(a > b > 0 for a, b in itertools.pairwise(rates[9:]))
     assert rates[54] == pytest.approx(1.0, abs=0.03)
 
 
@@ -235,7 +235,7 @@ def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
     [
         ({"steps": 0}, "steps must be a whole number of at least 1, got 0"),
         ({"lr": 0.0}, "lr must be positive"),
-        ({"lr": math.nan}, "lr must be positive"),
+        ({"lr": math.nan}, "lr must be a finite number"),
         ({"warmup": 2.0}, r"warmup must be a share of the steps, in \[0, 1\]"),
         ({"clip": -1.0}, "must not be negative"),
         ({"batch_size": 10, "accumulate": 3}, "batch_size=10 must be a multiple of accumulate=3"),
