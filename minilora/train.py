@@ -248,10 +248,16 @@ class Run:
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the answer tokens, in nats."""
-    found = model(batch.ids) if batch.segments is None else model(batch.ids, attention_mask=batch.segments)
-    logits = getattr(found, "logits", found)[:, :-1]  # (rows, time - 1, vocab); transformers' models wrap theirs
-    return F.cross_entropy(logits.flatten(0, 1).float(), batch.labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="sum")
+    """Cross-entropy summed over the answer tokens, in nats. Our Llama computes logits only where there is a label."""
+    ids, wanted = batch.ids[:, :-1], batch.labels[:, 1:]  # (rows, time - 1): the last token predicts nothing
+    answer = wanted != IGNORE
+    if isinstance(model, Llama):
+        segments = None if batch.segments is None else batch.segments[:, :-1]
+        logits = model.lm_head(model.model(ids, segments, None)[answer])  # (answer tokens, vocab)
+    else:
+        found = model(ids)
+        logits = getattr(found, "logits", found)[answer]  # transformers' models wrap theirs
+    return F.cross_entropy(logits.float(), wanted[answer], reduction="sum")
 
 
 def rate_at(step: int, config: TrainConfig) -> float:
