@@ -7,6 +7,8 @@ state) under prefixed names, everything else as JSON in the metadata.
 from __future__ import annotations
 
 import json
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +86,11 @@ def read_about(file: Path) -> dict[str, Any]:
     if text is None:
         raise ValueError(f"{file} is a safetensors file, but no checkpoint of a training run")
     return json.loads(text)
+
+
+def checksum(tensors: Iterable[Tensor]) -> int:
+    """A number that changes when any bit of any tensor does."""
+    total = 0
+    for tensor in tensors:
+        total = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, total)
+    return total

@@ -9,7 +9,7 @@ from pathlib import Path
 
 EXAMPLES = {
     "demo": "minilora demo --out minilora-demo",
-    "train": "minilora train --data my.jsonl --out mine --steps 600",
+    "train": "minilora train --data my.jsonl --out mine --steps 500",
     "merge": "minilora merge --adapter mine/adapter --out mine/merged",
     "generate": 'minilora generate --adapter mine/adapter --context "Log: Hull 90%, Fuel 12%." "Status?"',
 }
@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
     demo = command(commands, "demo", run_demo, "a polite ship's computer learns naval code, and every claim is checked")
     demo.add_argument("--out", type=Path, default=Path("minilora-demo"), help="folder for adapter, merged model and figure")
-    demo.add_argument("--steps", type=int, default=600, help="optimizer steps (default: %(default)s)")
+    demo.add_argument("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
     demo.add_argument("--r", type=int, default=8, help="rank of the adapter (default: %(default)s)")
     demo.add_argument("--base", help="another base folder instead of the shipped one")
     common(demo)
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--dropout", type=float, default=0.0)
     train.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(r)")
     train.add_argument("--full", action="store_true", help="train every parameter instead of an adapter")
-    train.add_argument("--steps", type=int, default=600)
+    train.add_argument("--steps", type=int, default=500)
     train.add_argument("--lr", type=float, default=5e-3)
     train.add_argument("--batch", type=int, default=32)
     train.add_argument("--accumulate", type=int, default=1, help="compute a batch in so many parts")

@@ -69,7 +69,7 @@ class TrainConfig:
       ``checkpoint.safetensors``; ``resume``: go on from there.
     """
 
-    steps: int = 600
+    steps: int = 500
     lr: float = 5e-3
     warmup: float = 0.05
     batch_size: int = 32

@@ -30,7 +30,7 @@ ASKED = (
 def run_demo(
     out: str | Path = "minilora-demo",
     *,
-    steps: int = 600,
+    steps: int = 500,
     r: int = 8,
     seed: int = 0,
     device: str = "cpu",

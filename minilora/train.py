@@ -23,7 +23,7 @@ import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pad
-from .checkpoint import State, load_checkpoint, save_checkpoint
+from .checkpoint import State, checksum, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Example, Task
 from .evaluate import answers
@@ -103,14 +103,6 @@ def check_examples(task: Task) -> None:
         raise ValueError(
             f"train needs minilora.Example(instruction, output, input), got {type(wrong[0]).__name__}: {wrong[0]!r:.80}"
         )
-
-
-def checksum(tensors: Iterable[Tensor]) -> int:
-    """A number that changes when any bit of any tensor does."""
-    total = 0
-    for tensor in tensors:
-        total = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, total)
-    return total
 
 
 class Run:
