@@ -256,7 +256,7 @@ def rate_at(step: int, config: TrainConfig) -> float:
     """The learning rate of a step: up in a line, then down in a cosine (arXiv 1608.03983 eq. 5).
 
     >>> round(rate_at(99, TrainConfig(steps=100, lr=1.0)), 4)
-    0.0007
+    0.0003
     """
     warm = max(1, round(config.warmup * config.steps))
     if step < warm:

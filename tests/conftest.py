@@ -20,3 +20,10 @@ def base():
     import minilora
 
     return minilora.load_base()
+
+
+@pytest.fixture(autouse=True)
+def denormal_numbers():
+    """Training flushes them to zero for the whole process; the next test gets them back."""
+    yield
+    torch.set_flush_denormal(False)

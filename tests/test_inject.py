@@ -1,7 +1,5 @@
 """Finding modules by name as PEFT does, saying what was found, and refusing what cannot be meant."""
 
-import sys
-
 import pytest
 import torch
 from hypothesis import given
@@ -204,15 +202,16 @@ def test_print_trainable_parameters_prints_pefts_line(base, capsys):
 
 
 def test_an_inject_that_runs_out_of_memory_leaves_everything_trainable(monkeypatch):
-    model, made = tiny(), []
+    model, calls = tiny(), []
+    reset = minilora.LoRALayer.reset_parameters
 
-    def second_fails(*args):
-        made.append(args)
-        if len(made) == 2:
+    def second_fails(layer):
+        calls.append(layer)
+        if len(calls) == 2:
             raise MemoryError
-        return minilora.LoRALayer(*args)
+        reset(layer)
 
-    monkeypatch.setattr(sys.modules["minilora.inject"], "LoRALayer", second_fails)
+    monkeypatch.setattr(minilora.LoRALayer, "reset_parameters", second_fails)
     with pytest.raises(MemoryError):
         inject(model)
     assert all(p.requires_grad for p in model.parameters())
