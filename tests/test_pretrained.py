@@ -129,12 +129,14 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path):
 
 
 def test_constants_of_old_exports_are_ignored(tmp_path):
-    save_model(tiny(), tmp_path)
+    model = tiny()
+    save_model(model, tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(2)
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
     save_file(tensors, tmp_path / "model.safetensors")
-    load_base(tmp_path)
+    again = load_base(tmp_path)
+    assert all(torch.equal(t, model.state_dict()[n]) for n, t in again.state_dict().items())
 
 
 def test_no_pickle_is_read_anywhere():
