@@ -1,10 +1,10 @@
-"""How the shipped base was made: ``python -m minilora.pretrain --out DIR`` repeats it, from text to checkpoint.
+"""How the shipped base was made, from text to checkpoint; ``base/ORIGIN.md`` has the two commands that did it.
 
 The base learns two things from scratch, on two CPU cores in under an hour:
 
 1. **To look up a reading.** "Log: Hull 90%, Fuel 12%. / How is the Fuel?" wants an induction head (arXiv 2209.11895): a
    circuit of two layers that finds where a name stood before and copies what came after it. Left to itself it forms late:
-   1,700 steps of dialogues ended at 0.67 exact match, with a guess wherever a log had several readings. So it gets a
+   an earlier try, with other wording, stood at 0.67 exact match after 1,700 steps, guessing where a log had several readings. So it gets a
    head start: ``plant_induction_head`` writes a rough one into the first weights, a few hundred steps of pure recall
    (random pairs, asked in another order) sharpen it, then come dialogues alone until 90% of held-out logs are right.
    Some dialogues are about systems that do not exist: any word of the vocabulary may be one.

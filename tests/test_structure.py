@@ -19,8 +19,6 @@ FLOORS = [
     {"demo"},
     {"cli"},
 ]
-# Neighbours of one floor that may look at each other: (who, whom).
-NEIGHBOURS: set[tuple[str, str]] = set()
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
 FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 
@@ -36,7 +34,7 @@ def imports(module):
 def test_imports_point_down(module):
     assert module in FLOOR, f"give {module} a floor in this test"
     for other in set(imports(module)):
-        if other in FLOOR and (module, other) not in NEIGHBOURS:
+        if other in FLOOR:
             assert FLOOR[other] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {other} (floor {FLOOR[other]})"
 
 
