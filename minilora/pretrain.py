@@ -4,9 +4,10 @@ The base learns two things from scratch, on two CPU cores in under an hour:
 
 1. **To look up a reading.** "Log: Hull 90%, Fuel 12%. / How is the Fuel?" wants an induction head (arXiv 2209.11895): a
    circuit of two layers that finds where a name stood before and copies what came after it. Left to itself it forms late:
-   an earlier try, with other wording, stood at 0.67 exact match after 1,700 steps, guessing where a log had several readings. So it gets a
-   head start: ``plant_induction_head`` writes a rough one into the first weights, a few hundred steps of pure recall
-   (random pairs, asked in another order) sharpen it, then come dialogues alone until 90% of held-out logs are right.
+   an earlier try, with other wording, stood at 0.67 exact match after 1,700 steps and guessed where a log had several
+   readings. So it gets a head start: ``plant_induction_head`` writes a rough one into the first weights, a few hundred
+   steps of pure recall (random pairs, asked in another order) sharpen it, then come dialogues alone until 90% of
+   held-out logs are right.
    Some dialogues are about systems that do not exist: any word of the vocabulary may be one.
 2. **Plain prose.** State of the Union addresses, mixed with enough dialogues that the first skill holds.
 
