@@ -6,6 +6,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from minilora import level0
 from minilora.lora import LoRALayer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -70,3 +71,31 @@ def models(draw):
 
 
 targets = st.lists(st.sampled_from(["q_proj", "up_proj", "down_proj"]), min_size=1, max_size=3, unique=True)
+
+
+@st.composite
+def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), most=700):
+    """What a quantizer may meet: normal, heavy-tailed, uniform, constant, with zero blocks, an outlier, or ties."""
+    generator = torch.Generator().manual_seed(draw(seeds))
+    n = draw(st.one_of(st.integers(1, 140), st.integers(1, most)))
+    weight = torch.randn(n, generator=generator)
+    kind = draw(st.sampled_from(["normal", "heavy", "uniform", "constant", "zero blocks", "outlier", "ties", "zero"]))
+    if kind == "heavy":
+        weight = weight / torch.randn(n, generator=generator)
+    if kind == "uniform":
+        weight = torch.rand(n, generator=generator) - 0.5
+    if kind == "constant":
+        weight = torch.full((n,), draw(st.floats(-1, 1, width=32)))
+    if kind == "zero blocks":
+        weight[: draw(st.integers(0, n))] = 0
+    if kind == "outlier":
+        weight[draw(st.integers(0, n - 1))] = 1000.0
+    if kind == "ties":
+        levels = torch.from_numpy(level0.nf4_levels())
+        weight = ((levels[:-1] + levels[1:]) / 2)[torch.randint(15, (n,), generator=generator)]
+        weight[::32] = 1.0  # so that every block's scale is one, and the ties stay ties
+    if kind == "zero":
+        weight = torch.zeros(n)
+    dtype = draw(st.sampled_from(dtypes))
+    scale = 1.0 if kind == "ties" or dtype == torch.float16 else draw(st.sampled_from(scales))
+    return (weight * scale).nan_to_num(0, 0, 0).clamp(-6e4, 6e4).to(dtype) if scale == 1.0 else (weight * scale).to(dtype)

@@ -11,7 +11,9 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
     {"level0", "config", "transformer", "tokenizer", "files", "progress"},
-    {"lora"},
+    {"codebook"},
+    {"nf4"},
+    {"lora", "qlora"},
     {"match", "pretrained", "data", "checkpoint", "history"},
     {"inject", "batches", "evaluate"},
     {"merge", "adapter", "train", "pretrain"},
