@@ -8,7 +8,7 @@
 trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 """
 
-from . import data, level0
+from . import data, level0, nf4
 from .adapter import load_adapter, save_adapter
 from .config import LoraConfig, TrainConfig
 from .data import Example, Task
@@ -26,6 +26,7 @@ from .lora import LoRALayer
 from .match import InjectReport
 from .merge import audit, combine, merge, merge_and_unload, unmerge
 from .pretrained import load_base, save_model
+from .qlora import NF4Linear, dequantize_base, quantize_base
 from .train import train
 from .transformer import Llama, LlamaConfig
 
@@ -38,12 +39,14 @@ __all__ = [
     "LlamaConfig",
     "LoRALayer",
     "LoraConfig",
+    "NF4Linear",
     "Task",
     "TrainConfig",
     "audit",
     "bits_per_byte",
     "combine",
     "data",
+    "dequantize_base",
     "disable_adapter",
     "exact_match",
     "explain_match",
@@ -53,7 +56,9 @@ __all__ = [
     "load_base",
     "merge",
     "merge_and_unload",
+    "nf4",
     "print_trainable_parameters",
+    "quantize_base",
     "save_adapter",
     "save_model",
     "train",

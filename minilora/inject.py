@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
-import torch
 from torch import nn
 
 from .config import LoraConfig
-from .lora import LoRALayer, is_linear, linear_shape
+from .lora import LoRALayer, is_linear, is_packed, linear_shape
 from .match import InjectReport, Match, check_patterns_used, check_targets, has_plain_weight, matching_pattern
 
 
@@ -43,7 +43,7 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
         if name and is_linear(module) and (patterns[name] is not None or has_plain_weight(module))
     )
     trainable = sum(match.parameters for match in matches)
-    total = sum(p.numel() for p in model.parameters()) + trainable
+    total = trainable_parameters(model)[1] + trainable
     return InjectReport(matches, trainable, total)
 
 
@@ -71,7 +71,7 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     model.__dict__["_frozen_by_inject"] = trained  # unload makes these train again
     model.requires_grad_(False)
     for name, layer in wrapped.items():
-        replace_module(model, name, layer)
+        model.set_submodule(name, layer)
     return report
 
 
@@ -102,7 +102,7 @@ def check_container(model: nn.Module) -> None:
 def take_out(model: nn.Module) -> None:
     """Put every base module back in its place, whatever its weight is now, and restore which parameters train."""
     for name, layer in list(lora_layers(model)):
-        replace_module(model, name, layer.base)
+        model.set_submodule(name, layer.base)
     for module in model.modules():  # inject may have been called on a part of the model
         for parameter in module.__dict__.pop("_frozen_by_inject", ()):
             parameter.requires_grad_(True)
@@ -115,13 +115,12 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     Raises ``ValueError`` when an adapter was merged with ``keep_base=False``: the base is gone.
     """
     layers = [layer for _, layer in require_lora(model)]
-    merged = [layer for layer in layers if layer.merged]
+    before = [layer.enabled for layer in layers]
+    merged = [layer for layer in layers if layer.merged and layer.enabled]  # inside another such context they are swapped
     for layer in merged:
         layer.check_unmergeable()
-    weights: list[torch.Tensor] = [layer.weight.data for layer in merged]
     for layer in merged:
-        layer.unmerge()
-    before = [layer.enabled for layer in layers]
+        layer.swap()
     for layer in layers:
         layer.enabled = False
     try:
@@ -129,8 +128,8 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for layer, enabled in zip(layers, before, strict=True):
             layer.enabled = enabled
-        for layer, weight in zip(merged, weights, strict=True):
-            layer.put_merged(weight, keep_base=True)
+        for layer in merged:
+            layer.swap()
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
@@ -148,9 +147,11 @@ def require_lora(model: nn.Module) -> list[tuple[str, LoRALayer]]:
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total) parameters; tied weights count once."""
-    parameters = list(model.parameters())
-    return sum(p.numel() for p in parameters if p.requires_grad), sum(p.numel() for p in parameters)
+    """(trainable, total) parameters; tied weights count once, a weight in four bits as what it stands for, not by its bytes."""
+    parameters: Any = list(model.parameters())
+    packed: Any = [module for module in model.modules() if is_packed(module)]
+    total = sum(p.numel() for p in parameters) + sum(module.in_features * module.out_features for module in packed)
+    return sum(p.numel() for p in parameters if p.requires_grad), total
 
 
 def print_trainable_parameters(model: nn.Module) -> None:
@@ -161,9 +162,3 @@ def print_trainable_parameters(model: nn.Module) -> None:
     """
     trainable, total = trainable_parameters(model)
     print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
-
-
-def replace_module(model: nn.Module, name: str, module: nn.Module) -> None:
-    """``parent.child = module`` for a dotted path."""
-    parent, _, child = name.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)

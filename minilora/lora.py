@@ -31,7 +31,7 @@ from .config import check_alpha, check_dropout, check_rank, scaling_of
 
 
 class LoRALayer(nn.Module):
-    """``base(x) + scaling · (dropout(x) Aᵀ) Bᵀ`` around a frozen Linear (or transformers' ``Conv1D``).
+    """``base(x) + scaling · (dropout(x) Aᵀ) Bᵀ`` around a frozen Linear, ``NF4Linear`` or transformers' ``Conv1D``.
 
     A and B are float32 when the base computes in half precision, as in PEFT: small steps vanish in bf16. Raises
     ``ValueError`` or ``TypeError`` for a base that is no Linear and for values that ``LoraConfig`` refuses.
@@ -45,6 +45,7 @@ class LoRALayer(nn.Module):
     """
 
     kept_weight: Tensor | None
+    kept_base: nn.Module | None
 
     def __init__(
         self, base: nn.Module, r: int = 8, lora_alpha: float = 16, lora_dropout: float = 0.0, use_rslora: bool = False
@@ -57,15 +58,17 @@ class LoRALayer(nn.Module):
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
         self.scaling = scaling_of(r, lora_alpha, use_rslora)
         self.base = base
-        weight: Any = base.weight
-        dtype = torch.float32 if weight.dtype in (torch.float16, torch.bfloat16) else weight.dtype
-        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, dtype=dtype, device=weight.device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=dtype, device=weight.device))
+        stored: Any = base.packed if is_packed(base) else base.weight
+        dtype: Any = base.dtype if is_packed(base) else stored.dtype
+        dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, dtype=dtype, device=stored.device))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=dtype, device=stored.device))
         self.reset_parameters()
         base.requires_grad_(False)  # last, so that a failure above leaves the base as it was
         self.enabled = True  # False inside disable_adapter(model)
         self.merged = False
         self.register_buffer("kept_weight", None, persistent=False)  # W0 while merged with keep_base=True; moves along in .to()
+        self.__dict__["kept_base"] = None  # the same for a base in four bits: the module itself, no part of the state_dict
 
     def reset_parameters(self) -> None:
         """Start over: A uniform within 1/√in, B zero, so that ΔW = 0."""
@@ -87,14 +90,15 @@ class LoRALayer(nn.Module):
         """``ΔW = scaling · B A``, (out, in), in the adapter's dtype. Its rank is at most r."""
         return self.scaling * (self.lora_B.detach() @ self.lora_A.detach())
 
-    def merged_weight(self) -> Tensor:
+    def merged_weight(self, onto: Tensor | None = None) -> Tensor:
         """``W0 + ΔW`` in the base's own layout and dtype, summed before it is rounded; changes nothing.
 
-        Raises ``ValueError`` when the sum is not finite (a run that diverged, or a half-precision overflow).
+        ``onto`` is a W0 to take instead of the base's, (out, in). Raises ``ValueError`` when the sum is not finite (a run that
+        diverged, or a half-precision overflow).
         """
-        weight: Any = self.base.weight
+        weight: Any = self.base.weight if onto is None else onto
         delta = self.delta_weight()
-        total = (weight.to(delta.dtype) + (delta.T if is_conv1d(self.base) else delta)).to(weight.dtype)
+        total = (weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(weight.dtype)
         if not torch.isfinite(total).all():
             raise ValueError(
                 f"W0 + ΔW is not finite in {weight.dtype}: the adapter diverged, or its values do not fit this dtype; "
@@ -103,7 +107,11 @@ class LoRALayer(nn.Module):
         return total
 
     def merge(self, keep_base: bool = True) -> None:
-        """Write ``W0 + ΔW`` into the base. Raises ``ValueError`` when merged already, or in training mode with dropout."""
+        """Write ``W0 + ΔW`` into the base. Raises ``ValueError`` where ``check_mergeable`` does, and in 4 bits."""
+        if is_packed(self.base):
+            raise ValueError(
+                "this base is in 4 bits, which would lose most of ΔW: use minilora.merge(model, onto=…), which asks"
+            )
         self.check_mergeable()
         self.put_merged(self.merged_weight(), keep_base)
 
@@ -126,23 +134,40 @@ class LoRALayer(nn.Module):
         parameter.data = weight
         self.merged = True
 
+    def put_base(self, base: nn.Module, keep_base: bool) -> None:
+        """Swap in a whole merged base: how a base in four bits is merged."""
+        self.__dict__["kept_base"] = self.base if keep_base else None
+        self.base = base
+        self.merged = True
+
     def unmerge(self) -> None:
         """Give W0 back, to the bit. Raises ``ValueError`` when not merged, or merged with ``keep_base=False``."""
         self.check_unmergeable()
-        parameter: Any = self.base.weight
-        parameter.data, self.kept_weight = self.kept_weight, None
+        self.swap()
+        self.kept_weight, self.__dict__["kept_base"] = None, None
         self.merged = False
+
+    def swap(self) -> None:
+        """Exchange what is kept and what is in place: W0 for W0 + ΔW, and back."""
+        if self.kept_base is not None:
+            kept, now = self.kept_base, self.base
+            self.base, self.__dict__["kept_base"] = kept.to(self.lora_A.device), now
+        else:
+            parameter: Any = self.base.weight
+            parameter.data, self.kept_weight = self.kept_weight, parameter.data
 
     def check_unmergeable(self) -> None:
         """Raise ``ValueError`` where ``unmerge`` would."""
+        if not self.enabled:
+            raise ValueError("this adapter is switched off by disable_adapter: unmerge outside that context")
         if not self.merged:
             raise ValueError("this layer is not merged: there is nothing to take back")
-        if self.kept_weight is None:
+        if self.kept_weight is None and self.kept_base is None:
             raise ValueError("this layer was merged with keep_base=False, so W0 is gone: load the base again")
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight, for models that look at ``linear.weight``."""
+        """The base's weight, for models that look at ``linear.weight``; from four bits a float copy, made for this call."""
         return self.base.weight  # type: ignore[return-value]
 
     @property
@@ -199,9 +224,14 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+def is_packed(module: nn.Module) -> bool:
+    """Whether this is a Linear whose weight is kept as codes (``qlora.NF4Linear``): ``weight`` is then a copy."""
+    return isinstance(module._buffers.get("packed"), Tensor) and hasattr(module, "out_features")
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether an adapter can stand beside this module."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    return isinstance(module, nn.Linear) or is_conv1d(module) or is_packed(module)
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
@@ -210,6 +240,8 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
         raise TypeError(
             f"LoRALayer wraps a Linear (or transformers' Conv1D), got {type(module).__name__}: it has no x Wᵀ to add to"
         )
+    if is_packed(module):
+        return module.in_features, module.out_features  # type: ignore[return-value]
     weight: Any = module._parameters.get("weight")
     if weight is None or weight.dim() != 2 or not weight.is_floating_point():
         raise TypeError(

@@ -123,8 +123,8 @@ def check_patterns_used(model: nn.Module, config: LoraConfig, patterns: dict[str
 def check_targets(model: nn.Module, patterns: dict[str, str | None]) -> None:
     """Raise ``ValueError`` when a chosen module is no Linear, is shared, or has a weight that another module uses too."""
     owners: dict[int, set[str]] = defaultdict(set)
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners[id(parameter)].add(name)
+    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+        owners[id(tensor)].add(name)
     for name, pattern in patterns.items():
         if pattern is None:
             continue
@@ -143,7 +143,10 @@ def check_targets(model: nn.Module, patterns: dict[str, str | None]) -> None:
             linear_shape(module)
         except TypeError as error:
             raise ValueError(f"target_modules: {pattern!r} matches {name}: {error}") from error
-        others = owners[id(module._parameters["weight"])] - {f"{name}.weight"}
+        stored = {
+            f"{name}.{key}": t for key, t in {**module._parameters, **module._buffers}.items() if key in ("weight", "packed")
+        }
+        others = set().union(*(owners[id(tensor)] for tensor in stored.values())) - set(stored)
         if others:
             raise ValueError(
                 f"target_modules: {pattern!r} matches {name}, whose weight is tied to {', '.join(sorted(others))}: a merge "

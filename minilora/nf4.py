@@ -34,6 +34,7 @@ Left out: other bit widths, stochastic rounding, error feedback as in GPTQ.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -121,15 +122,17 @@ class NF4Tensor:
         return out.view(self.shape)
 
 
-def part_shapes(shape: torch.Size, block_size: int, double_quant: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def part_shapes(shape: Sequence[int], block_size: int, double_quant: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """(shape, dtype) of each part of a quantized tensor."""
     n = math.prod(shape)
     blocks = -(-n // block_size)
-    packed = {"packed": ((-(-n // 2),), torch.uint8)}
-    if not double_quant:
-        return packed | {"absmax": ((blocks,), torch.float32)}
-    second = {"absmax2": ((-(-blocks // SCALE_BLOCK),), torch.float32), "offset": ((), torch.float32)}
-    return packed | {"absmax": ((blocks,), torch.uint8)} | second
+    shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {
+        "packed": ((-(-n // 2),), torch.uint8),
+        "absmax": ((blocks,), torch.uint8 if double_quant else torch.float32),
+    }
+    if double_quant:
+        shapes |= {"absmax2": ((-(-blocks // SCALE_BLOCK),), torch.float32), "offset": ((), torch.float32)}
+    return shapes
 
 
 @torch.no_grad()
@@ -156,21 +159,19 @@ def quantize(weight: Tensor, block_size: int = 64, double_quant: bool = True, ki
         end = min(start + QUANTIZE_CHUNK, whole)
         blocks = flat[start:end].float().view(-1, block_size)
         scale = blocks.abs().amax(dim=1)  # (blocks,)
+        check_finite(scale, weight)
         absmax[start // block_size : end // block_size] = scale
         inverse = (1.0 / scale.clamp(min=1e-38)).masked_fill_(scale == 0, 0.0)
         packed[start // 2 : end // 2] = pack(place(blocks * inverse[:, None], kind), book)
     if whole < n:  # bitsandbytes divides in a last, shorter block, and keeps the floor as its scale
         rest = flat[whole:].float()
         absmax[-1] = rest.abs().amax().clamp(min=1e-38)
+        check_finite(absmax[-1], weight)
         places = torch.nn.functional.pad(place_plainly(rest / absmax[-1], book), (0, n % 2), value=book.levels.index(0.0))
         packed[whole // 2 :] = pack(places, book)
-    if not torch.isfinite(absmax).all():  # a NaN or an infinity is its block's largest magnitude
-        where = tuple((~torch.isfinite(weight.float())).nonzero()[0].tolist())
-        raise ValueError(
-            f"quantize needs finite float32 values, got {weight[where].item()} at {where}; repair the weight first"
-        )
-    scales = quantize_scales(absmax) if double_quant else (absmax, None, None)
-    return NF4Tensor(packed, *scales, weight.shape, weight.dtype, block_size, kind)
+    if double_quant:
+        return NF4Tensor(packed, *quantize_scales(absmax), weight.shape, weight.dtype, block_size, kind)
+    return NF4Tensor(packed, absmax, None, None, weight.shape, weight.dtype, block_size, kind)
 
 
 def place_plainly(scaled: Tensor, book: Codebook) -> Tensor:
@@ -241,6 +242,13 @@ def check_quantizable(weight: Tensor) -> None:
         raise TypeError(f"quantize needs a floating-point tensor, got {getattr(weight, 'dtype', type(weight).__name__)}")
     if weight.numel() == 0:
         raise ValueError(f"quantize needs at least one value, got shape {tuple(weight.shape)}")
+
+
+def check_finite(absmax: Tensor, weight: Tensor) -> None:
+    """Raise ``ValueError`` that names the first NaN or infinity of the weight: it is its block's largest magnitude."""
+    if not torch.isfinite(absmax).all():
+        where = tuple((~torch.isfinite(weight.float())).nonzero()[0].tolist())
+        raise ValueError(f"quantize needs finite float32 values, got {weight[where].item()} at {where}; repair it first")
 
 
 def check_block_size(block_size: int) -> None:

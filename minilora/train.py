@@ -87,10 +87,10 @@ def check_trainable(model: nn.Module) -> None:
     """Raise ``ValueError`` when no parameter would learn, or when an adapter is merged and so would not."""
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError("nothing would train: no parameter has requires_grad; inject(model, LoraConfig(...)) first")
-    if merged := [name for name, layer in lora_layers(model) if layer.merged]:
-        raise ValueError(f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training")
     if any(not layer.enabled for _, layer in lora_layers(model)):
         raise ValueError("the adapters are switched off by disable_adapter: train outside that context")
+    if merged := [name for name, layer in lora_layers(model) if layer.merged]:
+        raise ValueError(f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training")
     if getattr(model, "tokenizer", None) is None:
         raise ValueError("train needs model.tokenizer to turn examples into tokens: load the model with load_base()")
 

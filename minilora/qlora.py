@@ -1,0 +1,245 @@
+"""A Linear whose frozen weight stays in four bits, and the function that quantizes a model's Linears.
+
+    y = x Ŵᵀ + b          Ŵ = dequantize(codes, scales), made anew for this product and dropped after it
+    ∂L/∂x = ∂L/∂y Ŵ       Ŵ made once more: the weight is frozen, so x and Ŵ need not be kept for a weight gradient
+
+That is all QLoRA adds to LoRA (arXiv 2305.14314 section 3, equation 5): ``inject`` puts A and B beside such a layer as beside
+any Linear. What a training step holds between forward and backward is the activations and 4.13 bits a weight; the price
+is a second dequantization.
+
+An ordinary autograd product would save Ŵ for its backward, all layers' at once, and 4 bits would have saved nothing.
+tests/test_qlora.py counts what is alive.
+
+Left out: GPT-2's ``Conv1D``, a fused 4-bit product for single rows (each generated token pays a whole dequantization),
+paged optimizers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from .nf4 import NF4Tensor, part_shapes, quantize
+
+COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
+
+
+class NF4Linear(nn.Module):
+    """``x Ŵᵀ + b`` with a frozen weight of ``in_features · out_features`` codes; made from a Linear by ``from_linear``.
+
+    A new one holds zeros, to be filled by ``put`` or ``load_state_dict``. ``compute_dtype`` is the dtype of the product
+    (float32, bfloat16 or float16; None: the input's); the output has the input's. Raises ``ValueError`` on other dtypes, block
+    sizes and codebooks.
+
+    >>> layer = NF4Linear.from_linear(nn.Linear(64, 32))
+    >>> layer
+    NF4Linear(64 -> 32, nf4, 4.16 bits a weight)
+    >>> layer(torch.ones(5, 64)).shape
+    torch.Size([5, 32])
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        block_size: int = 64,
+        double_quant: bool = True,
+        kind: str = "nf4",
+        compute_dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ):
+        super().__init__()
+        if compute_dtype not in COMPUTE_DTYPES:
+            raise ValueError(f"compute_dtype must be float32, bfloat16, float16 or None, got {compute_dtype}")
+        self.in_features, self.out_features = in_features, out_features
+        self.block_size, self.kind, self.compute_dtype, self.dtype = block_size, kind, compute_dtype, dtype
+        for name in ("packed", "absmax", "absmax2", "offset"):
+            self.register_buffer(name, None)
+        for name, (shape, part_dtype) in part_shapes((out_features, in_features), block_size, double_quant).items():
+            setattr(self, name, torch.full(shape, 0x77 if name == "packed" else 0, dtype=part_dtype, device=device))
+        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
+        _ = self.quantized  # checks block_size and kind
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        block_size: int = 64,
+        double_quant: bool = True,
+        kind: str = "nf4",
+        compute_dtype: torch.dtype | None = None,
+    ) -> NF4Linear:
+        """Quantize a Linear's weight; its bias stays as it is, frozen. Raises as ``quantize`` does."""
+        weight = linear._parameters.get("weight") if isinstance(linear, nn.Linear) else None
+        if weight is None:
+            raise TypeError(f"from_linear needs an nn.Linear with a weight of its own, got {type(linear).__name__}")
+        return cls.from_quantized(quantize(weight, block_size, double_quant, kind), linear.bias, compute_dtype)
+
+    @classmethod
+    def from_quantized(
+        cls, weight: NF4Tensor, bias: Tensor | None = None, compute_dtype: torch.dtype | None = None
+    ) -> NF4Linear:
+        """A layer around a quantized (out, in) weight."""
+        out_features, in_features = weight.shape
+        settings: Any = {"block_size": weight.block_size, "double_quant": weight.absmax2 is not None, "kind": weight.kind}
+        layer = cls(
+            in_features, out_features, False, **settings, compute_dtype=compute_dtype, dtype=weight.dtype, device="meta"
+        )
+        layer.put(weight)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        return layer
+
+    def put(self, weight: NF4Tensor) -> None:
+        """Take over the codes and scales of a quantized weight. Raises ``ValueError`` when its shape is another."""
+        if tuple(weight.shape) != (self.out_features, self.in_features):
+            raise ValueError(f"needed a weight of {(self.out_features, self.in_features)}, got {tuple(weight.shape)}")
+        self.block_size, self.kind, self.dtype = weight.block_size, weight.kind, weight.dtype
+        for name in ("packed", "absmax", "absmax2", "offset"):
+            setattr(self, name, weight.tensors.get(name))
+
+    @property
+    def quantized(self) -> NF4Tensor:
+        """The weight as it is stored."""
+        parts: dict[str, Any] = {name: self._buffers[name] for name in ("packed", "absmax", "absmax2", "offset")}
+        shape = torch.Size((self.out_features, self.in_features))
+        return NF4Tensor(**parts, shape=shape, dtype=self.dtype, block_size=self.block_size, kind=self.kind)
+
+    @property
+    def weight(self) -> Tensor:
+        """Ŵ (out, in) in the original's dtype: a float copy, made for this call; nothing here keeps it."""
+        return self.quantized.dequantize()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out), in the input's dtype."""
+        kind = x.device.type
+        if torch.is_autocast_enabled(kind):
+            return FrozenProduct.apply(x.to(torch.get_autocast_dtype(kind)), self.bias, self.quantized)
+        return FrozenProduct.apply(x.to(self.compute_dtype or x.dtype), self.bias, self.quantized).to(x.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> NF4Linear:
+        """Moves with ``.to(device)``; ``.half()`` and ``.bfloat16()`` must not round the scales, float32 by format."""
+        scales = {name: part for name, part in self._buffers.items() if part is not None and part.is_floating_point()}
+        super()._apply(fn, recurse)
+        for name, scale in scales.items():
+            moved: Any = self._buffers[name]
+            if moved.dtype != scale.dtype:
+                self._buffers[name] = scale.to(moved.device)
+        return self
+
+    def __repr__(self) -> str:
+        bits = self.quantized.bits_per_weight
+        return f"NF4Linear({self.in_features} -> {self.out_features}, {self.kind}, {bits:.2f} bits a weight)"
+
+
+class FrozenProduct(torch.autograd.Function):
+    """``x Ŵᵀ + b`` that keeps the codes, not Ŵ and not x, and dequantizes again in its backward."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: NF4Tensor) -> Tensor:
+        ctx.weight = weight
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view of anything, so that an adapter may add itself in place
+        flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (tokens, in), (tokens, out)
+        if bias is None:
+            torch.mm(flat_x, weight.dequantize(x.dtype).T, out=flat_y)
+        else:
+            torch.addmm(bias.to(x.dtype), flat_x, weight.dequantize(x.dtype).T, out=flat_y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        dx = grad @ ctx.weight.dequantize(grad.dtype) if ctx.needs_input_grad[0] else None
+        db = grad.reshape(-1, grad.shape[-1]).sum(dim=0) if ctx.needs_input_grad[1] else None
+        return dx, db, None
+
+
+def quantize_base(
+    model: nn.Module,
+    double_quant: bool = True,
+    skip: Sequence[str] = ("lm_head",),
+    *,
+    block_size: int = 64,
+    kind: str = "nf4",
+    compute_dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Replace a model's Linears by ``NF4Linear``, in place, and freeze everything. ``inject`` then makes it QLoRA.
+
+    ``skip``: Linears called so or ending in ``.name`` stay as they are (the output head is small, and often tied to the
+    embedding). Raises ``ValueError``, changing nothing, when there is nothing to quantize, a name in ``skip`` is none of the
+    model's, a weight is shared, not finite or quantized already, or adapters are inside.
+
+    >>> model = quantize_base(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)), skip=["2"])
+    >>> [type(module).__name__ for module in model]
+    ['NF4Linear', 'ReLU', 'Linear']
+    """
+    modules = dict(model.named_modules())
+    check_quantizable_model(model, modules, skip)
+    packed = {}
+    for name, module in modules.items():
+        if not is_quantizable(module, modules.get(name.rpartition(".")[0])) or matches(name, skip):
+            continue
+        try:
+            packed[name] = NF4Linear.from_linear(module, block_size, double_quant, kind, compute_dtype).train(module.training)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}. Nothing was changed") from error
+    if not packed:
+        raise ValueError(f"nothing to quantize: this {type(model).__name__} holds no Linear outside skip={tuple(skip)}")
+    for name, layer in packed.items():
+        model.set_submodule(name, layer)
+    return model.requires_grad_(False)
+
+
+def dequantize_base(model: nn.Module) -> nn.Module:
+    """Put an ordinary Linear with the weight Ŵ in the place of every ``NF4Linear``; what was rounded off stays lost."""
+    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, NF4Linear)]:
+        model.set_submodule(name, plain_linear(layer.weight, layer.bias).train(layer.training))
+    return model
+
+
+def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """A frozen Linear around an (out, in) weight, without a second one made first."""
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.detach(), requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return linear
+
+
+def matches(name: str, names: Sequence[str]) -> bool:
+    """Whether a path equals one of the names or ends in ``.name``."""
+    return any(name == entry or name.endswith(f".{entry}") for entry in names)
+
+
+def is_quantizable(module: nn.Module, parent: nn.Module | None) -> bool:
+    """An ordinary Linear that is called by its parent (attention in torch's own layers reads the weight instead)."""
+    reads_weights = isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer)
+    return isinstance(module, nn.Linear) and module._parameters.get("weight") is not None and not reads_weights
+
+
+def check_quantizable_model(model: nn.Module, modules: dict[str, nn.Module], skip: Sequence[str]) -> None:
+    """Raise ``ValueError`` on adapters, a quantized model, a bare Linear, idle names to skip, shared weights."""
+    if isinstance(model, nn.Linear):
+        raise ValueError("this is a Linear itself, not a model with Linears inside: NF4Linear.from_linear(linear)")
+    if adapted := [name for name, module in modules.items() if hasattr(module, "lora_A")]:
+        raise ValueError(f"there are adapters inside (at {adapted[0]}): quantize the base first, then inject")
+    if done := [name for name, module in modules.items() if isinstance(module, NF4Linear)]:
+        raise ValueError(f"{done[0]} is quantized already, and {len(done) - 1} more: quantize a float model once")
+    idle = [entry for entry in skip if not any(matches(name, [entry]) for name in modules)]
+    if idle and tuple(skip) != ("lm_head",):
+        raise ValueError(f"skip: no module is called {', '.join(map(repr, idle))}")
+    owners: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
+    for name, module in modules.items():
+        if isinstance(module, nn.Linear) and not matches(name, skip):
+            shared = [other for other in owners.get(id(module._parameters.get("weight")), []) if other != f"{name}.weight"]
+            if shared:
+                raise ValueError(f"{name}.weight is tied to {shared[0]}: quantizing would untie them; add {name!r} to skip")
