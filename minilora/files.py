@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,17 +101,44 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     return write_atomically(path, tensor_writer(tensors, metadata))
 
 
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read a safetensors file. Raises ``ValueError`` that names the file when it is missing or damaged."""
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
+class TensorFiles(Mapping[str, Tensor]):
+    """The tensors of safetensors files as one mapping that reads each only when it is asked for.
 
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: the tensors should be in a safetensors file of that name") from None
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is no readable safetensors file ({error}): it is damaged or something else") from error
+    Raises ``ValueError`` that names the file when one is missing or damaged.
+    """
+
+    def __init__(self, *paths: Path):
+        from safetensors import SafetensorError, safe_open
+
+        self.handles: dict[str, Any] = {}
+        for path in paths:
+            try:
+                handle = safe_open(path, framework="pt")
+                self.handles |= dict.fromkeys(handle.keys(), handle)
+            except FileNotFoundError:
+                raise ValueError(f"{path} does not exist: the tensors should be in a safetensors file of that name") from None
+            except (SafetensorError, OSError) as error:
+                raise ValueError(
+                    f"{path} is no readable safetensors file ({error}): it is damaged or something else"
+                ) from error
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.handles[name].get_tensor(name)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape, from the file's header alone."""
+        return tuple(self.handles[name].get_slice(name).get_shape())
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.handles)
+
+    def __len__(self) -> int:
+        return len(self.handles)
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file. Raises ``ValueError`` that names the file when it is missing or damaged."""
+    return dict(TensorFiles(Path(path)))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """The shipped base is what is claimed, and a folder that is no Llama is refused with everything that is wrong."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import minilora
-from minilora import load_base, merge_and_unload, save_model
+from minilora import load_base, merge_and_unload, nf4, save_model
 from minilora.pretrained import SHIPPED
 
 from .test_inject import fill, tiny
@@ -93,7 +96,7 @@ def damaged(tmp_path, **changes):
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', needed 'silu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary positions"),
         ({"sliding_window": 4}, "sliding_window=4 is not supported"),
-        ({"quantization_config": {"bits": 4}}, "already quantized"),
+        ({"quantization_config": {"bits": 4}}, "another way than bitsandbytes' 4 bits"),
         ({"num_hidden_layers": 3}, "model.layers.2.self_attn.q_proj.weight is missing"),
         ({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight is unknown"),
         ({"intermediate_size": 13}, r"gate_proj.weight has shape \(12, 8\), needed \(13, 8\)"),
@@ -210,4 +213,124 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
     save_model(tiny(), tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((SHIPPED / "tokenizer.json").read_bytes())
     with pytest.raises(ValueError, match=r"tokenizer.json has 1536 tokens, but the model only vocab_size=16"):
+        load_base(tmp_path)
+
+
+def test_a_base_quantized_while_it_is_read_equals_one_quantized_afterwards():
+    """And the bits are those of the float weights: quantizing while reading saves memory, nothing else."""
+    streamed, afterwards = load_base(quantize="nf4"), minilora.quantize_base(load_base())
+    there = afterwards.state_dict()
+    assert streamed.state_dict().keys() == there.keys()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in streamed.state_dict().items())
+    assert not any(p.requires_grad for p in streamed.parameters())
+    assert "Hull 90 percent" in streamed.generate_text("Status?", "Log: Hull 90%, Fuel 12%, Engines stop.")
+
+
+class Alive(TorchDispatchMode):
+    """Counts the float elements alive in tensors that pass through any operation, and remembers the most."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.most = {}, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, result)):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type == "cpu":
+                storage = tensor.untyped_storage()
+                key = storage._cdata
+                if key not in self.sizes:
+                    self.sizes[key] = storage.nbytes()
+                    weakref.finalize(storage, self.sizes.pop, key, None)
+        self.most = max(self.most, sum(self.sizes.values()))
+        return result
+
+
+@pytest.mark.parametrize("saved_in", ["floats", "four bits"])
+def test_loading_in_four_bits_never_holds_the_float_model(tmp_path, saved_in):
+    """Measured: the peak is the packed model, what stays in floats, one float tensor, and a chunk's working space."""
+    torch.manual_seed(0)
+    model = minilora.Llama(minilora.LlamaConfig(64, 512, 1024, 6, 4))
+    floats = sum(p.nbytes for p in model.parameters())
+    largest = max(p.nbytes for p in model.parameters())
+    save_model(minilora.quantize_base(model) if saved_in == "four bits" else model, tmp_path)
+    del model
+    with Alive() as watch:
+        loaded = load_base(tmp_path, quantize="nf4")
+    resident = sum(t.nbytes for t in loaded.state_dict().values())
+    assert resident < floats / 6
+    working = 28 * nf4.QUANTIZE_CHUNK  # bytes a weight in the search for its code, chunk by chunk
+    assert watch.most < resident + largest + working < floats / 3
+    if saved_in == "four bits":
+        assert watch.most < resident + largest, "no float weight should be made at all"
+
+
+def whole_blocks():
+    """A model whose rows are multiples of 64: on others bitsandbytes' CPU kernel errs (tests/test_nf4.py)."""
+    torch.manual_seed(0)
+    return minilora.Llama(minilora.LlamaConfig(32, 64, 128, 2, 2)).eval()
+
+
+def test_a_model_saved_in_four_bits_comes_back_and_opens_in_transformers(tmp_path):
+    """The layout is bitsandbytes': one folder, and transformers computes the same with it."""
+    ids = torch.arange(20).view(1, 20)
+    model = minilora.quantize_base(whole_blocks())
+    logits = model(ids)
+    save_model(model, tmp_path)
+    assert torch.equal(load_base(tmp_path)(ids), logits)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert type(theirs.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_model_that_transformers_quantized_opens_here(tmp_path, nested):
+    """Their files are read as they are, with nested scales or plain ones."""
+    save_model(whole_blocks(), tmp_path / "floats")
+    settings = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested, bnb_4bit_compute_dtype=torch.float32
+    )
+    opened = transformers.AutoModelForCausalLM.from_pretrained
+    theirs = opened(tmp_path / "floats", dtype=torch.float32, quantization_config=settings)
+    theirs.save_pretrained(tmp_path / "theirs")
+    ids = torch.arange(20).view(1, 20)
+    with torch.no_grad():
+        torch.testing.assert_close(load_base(tmp_path / "theirs")(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_four_bits_of_another_kind_than_asked_for_are_refused(tmp_path):
+    save_model(minilora.quantize_base(tiny()), tmp_path)
+    with pytest.raises(ValueError, match="is in nf4 already, so it cannot be had in fp4: load a float checkpoint"):
+        load_base(tmp_path, quantize="fp4")
+
+
+def test_an_unknown_codebook_is_refused_before_anything_is_read(tmp_path):
+    with pytest.raises(ValueError, match="unknown codebook 'int8'"):
+        load_base(tmp_path / "nowhere", quantize="int8")
+
+
+def test_int4_has_no_file_format(tmp_path):
+    with pytest.raises(ValueError, match="only nf4 and fp4 .* have a file format, this is int4"):
+        save_model(minilora.quantize_base(tiny(), kind="int4"), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop("model.layers.0.self_attn.q_proj.weight.absmax"), "absmax missing: the 4-bit weight"),
+        (
+            lambda t: t.update({"model.norm.weight.quant_state.bitsandbytes__nf4": torch.zeros(2, dtype=torch.uint8)}),
+            "no Linear's",
+        ),
+        (lambda t: t.update({"stray.weight": torch.zeros(2)}), "stray.weight is unknown"),
+    ],
+)
+def test_a_damaged_4_bit_folder_is_refused(tmp_path, change, message):
+    save_model(minilora.quantize_base(tiny()), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    change(tensors)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=message):
         load_base(tmp_path)

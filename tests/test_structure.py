@@ -13,7 +13,7 @@ FLOORS = [
     {"level0", "config", "transformer", "tokenizer", "files", "progress"},
     {"codebook"},
     {"nf4"},
-    {"lora", "qlora"},
+    {"lora", "qlora", "packed"},
     {"match", "pretrained", "data", "checkpoint", "history"},
     {"inject", "batches", "evaluate"},
     {"merge", "adapter", "train", "pretrain"},
