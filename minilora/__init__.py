@@ -10,6 +10,7 @@ trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 
 from . import data, level0, nf4
 from .adapter import load_adapter, save_adapter
+from .changes import audit
 from .config import LoraConfig, TrainConfig
 from .data import Example, Task
 from .evaluate import bits_per_byte, exact_match
@@ -24,7 +25,7 @@ from .inject import (
 )
 from .lora import LoRALayer
 from .match import InjectReport
-from .merge import audit, combine, merge, merge_and_unload, unmerge
+from .merge import combine, merge, merge_and_unload, unmerge
 from .pretrained import load_base, save_model
 from .qlora import NF4Linear, dequantize_base, quantize_base
 from .train import train

@@ -11,11 +11,12 @@ import torch
 
 from . import data
 from .adapter import save_adapter
+from .changes import audit
 from .config import LoraConfig
 from .evaluate import answers, bits_per_byte, exact_match
 from .history import History
 from .inject import inject, print_trainable_parameters, trainable_parameters
-from .merge import audit, merge, merge_and_unload, unmerge
+from .merge import merge, merge_and_unload, unmerge
 from .plots import finetune_figure, save_figure
 from .pretrained import load_base, save_model
 from .train import train

@@ -1,4 +1,4 @@
-"""Fold adapters into the weights, take them out again, add several into one, and show what a fine-tune changed.
+"""Fold adapters into the weights, take them out again, add several into one.
 
     merge     W = W0 + ΔW              one tensor, no extra work at inference
     unmerge   W = W0                   the kept original, to the bit
@@ -9,27 +9,62 @@ Summing the factors instead, (Σ Aᵢ)(Σ Bᵢ), brings cross-terms Bᵢ Aⱼ th
 
 A model is merged whole or not at all: every new weight is computed and checked before the first one is put in place
 (huggingface/peft #3710 is what happens otherwise).
+
+A base in four bits takes no small ΔW: the gaps between its levels are wider (huggingface/peft #2321). So a merge there goes
+into a float weight, and the caller says which: onto Ŵ, which the adapter was trained on, so that the model computes what it
+does now; or onto the original W0, which knows more than Ŵ, but which the adapter never saw. Back into four bits only with
+``requantize=True``, and then the answer is what was lost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
-from .inject import check_container, lora_layers, require_lora, take_out
-from .lora import is_conv1d, is_linear
-from .match import columns
+from .inject import check_container, require_lora, take_out
+from .lora import LoRALayer, is_packed
+from .qlora import plain_linear
+from .requantize import Requantized, loss_of, outputs, requantize_base
+
+Layers = Sequence[tuple[str, LoRALayer]]
 
 
-def merge(model: nn.Module, keep_base: bool = True) -> nn.Module:
-    """Write ``W0 + ΔW`` into every adapted Linear, in place; ``unmerge`` gives W0 back to the bit.
+@overload
+def merge(
+    model: nn.Module,
+    keep_base: bool = True,
+    *,
+    onto: str | nn.Module | None = None,
+    requantize: Literal[False] = False,
+    inputs: Tensor | None = None,
+) -> nn.Module: ...
+@overload
+def merge(
+    model: nn.Module,
+    keep_base: bool = True,
+    *,
+    onto: str | nn.Module | None = None,
+    requantize: Literal[True],
+    inputs: Tensor | None = None,
+) -> Requantized: ...
+def merge(
+    model: nn.Module,
+    keep_base: bool = True,
+    *,
+    onto: str | nn.Module | None = None,
+    requantize: bool = False,
+    inputs: Tensor | None = None,
+) -> nn.Module | Requantized:
+    """Write ``W0 + ΔW`` into every adapted Linear, in place; ``unmerge`` gives W0 back to the bit. Returns the model.
 
-    ``keep_base=False`` drops W0 and so needs no second copy of the weights: for deployment. Raises ``ValueError``, changing
-    nothing, without adapters, when merged already, in training mode with dropout, or when a sum is not finite.
+    ``keep_base=False`` drops W0 and so needs no second copy of the weights: for deployment. On a base in four bits say
+    ``onto="dequantized"``, or ``onto=`` the float model that was quantized: each adapted Linear becomes a float one.
+    ``requantize=True`` puts the sum (by default onto the dequantized base) back into four bits and returns what was lost;
+    with ``inputs`` for the model, also by how much its outputs moved. Raises ``ValueError``, changing nothing, without
+    adapters, when merged already, in training mode with dropout, when a sum is not finite, or ``onto`` missing or unfit.
 
     >>> from minilora import LoraConfig, inject
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -40,10 +75,78 @@ def merge(model: nn.Module, keep_base: bool = True) -> nn.Module:
     layers = require_lora(model)
     for name, layer in layers:
         explain(name, layer.check_mergeable)
-    weights = [explain(name, layer.merged_weight) for name, layer in layers]
-    for (_, layer), weight in zip(layers, weights, strict=True):
-        layer.put_merged(weight, keep_base)
+    bases = bases_to_merge_onto(layers, "dequantized" if requantize and onto is None else onto)
+    weights = [explain(name, layer.merged_weight, bases.get(name)) for name, layer in layers]
+    if requantize:
+        return merge_requantized(model, layers, weights, keep_base, inputs)
+    put_all(layers, weights, keep_base)
     return model
+
+
+def put_all(layers: Layers, weights: Sequence[Tensor], keep_base: bool) -> None:
+    """Put merged weights in place: into the Linear that is there, or in four bits as a float Linear in its stead."""
+    for (_, layer), weight in zip(layers, weights, strict=True):
+        if is_packed(layer.base):
+            layer.put_base(plain_linear(weight, layer.bias), keep_base)
+        else:
+            layer.put_merged(weight, keep_base)
+
+
+def bases_to_merge_onto(layers: Layers, onto: str | nn.Module | None) -> dict[str, Tensor]:
+    """Float weights by module path that ΔW is to be added to, where the caller chose the original ones; {} otherwise."""
+    packed = [(name, layer) for name, layer in layers if is_packed(layer.base)]
+    if onto is not None and not packed:
+        raise ValueError("onto and requantize are for a base in four bits; this one is in floats: merge(model) is all it needs")
+    if packed and onto is None:
+        raise ValueError(
+            f"{packed[0][0]} is in four bits, where most of ΔW would be rounded away. Say onto='dequantized' (the model then "
+            "computes what it does now) or onto=original, the float model that was quantized; or requantize=True, which "
+            "reports what is lost. Nothing was changed"
+        )
+    if isinstance(onto, str):
+        if onto != "dequantized":
+            raise ValueError(f"onto must be 'dequantized' or the original float model, got {onto!r}. Nothing was changed")
+        return {}
+    return {} if onto is None else original_weights(onto, dict(packed))
+
+
+def original_weights(original: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The float weights of a model's Linears of these names; one ``ValueError`` for all that are missing or do not fit."""
+    modules, found, wrong = dict(original.named_modules()), {}, []
+    for name, layer in wanted.items():
+        weight = getattr(modules.get(name), "weight", None)
+        shape = (layer.out_features, layer.in_features)
+        if weight is None or is_packed(modules[name]) or isinstance(modules[name], LoRALayer):
+            wrong.append(f"{name} is no float Linear there")
+        elif tuple(weight.shape) != shape:
+            wrong.append(f"{name} has shape {tuple(weight.shape)} there, needed {shape}")
+        else:
+            found[name] = weight.detach()
+    if wrong:
+        raise ValueError(f"onto does not fit this model: {'; '.join(wrong[:5])}. Nothing was changed")
+    return found
+
+
+@torch.no_grad()
+def merge_requantized(
+    model: nn.Module, layers: Layers, weights: Sequence[Tensor], keep_base: bool, inputs: Tensor | None
+) -> Requantized:
+    """Put merged weights back into four bits, in the way their bases are, and measure what that lost."""
+    packed = [(name, layer, weight) for (name, layer), weight in zip(layers, weights, strict=True) if is_packed(layer.base)]
+    bases = [explain(name, requantize_base, layer, weight) for name, layer, weight in packed]
+    losses = tuple(loss_of(name, layer, weight, base) for (name, layer, weight), base in zip(packed, bases, strict=True))
+    wanted = None
+    if inputs is not None:  # what the model computes with the sums in floats
+        put_all(layers, weights, keep_base=True)
+        try:
+            wanted = outputs(model, inputs)
+        finally:
+            unmerge(model)
+    put_all(layers, weights, keep_base)
+    for (_, layer, _), base in zip(packed, bases, strict=True):
+        layer.base = base
+    moved = None if wanted is None else ((outputs(model, inputs) - wanted).norm() / wanted.norm()).item()
+    return Requantized(losses, moved)
 
 
 def unmerge(model: nn.Module) -> nn.Module:
@@ -56,22 +159,30 @@ def unmerge(model: nn.Module) -> nn.Module:
     return model
 
 
-def merge_and_unload(model: nn.Module) -> nn.Module:
+def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -> nn.Module:
     """Merge, then take the adapters out: an ordinary model again, in place. Merged models are just taken out of their wraps.
 
-    Raises what ``merge`` raises, changing nothing.
+    With ``onto`` (for a base in four bits, see ``merge``) the Linears without adapters become floats too. Raises what
+    ``merge`` raises, changing nothing.
     """
     check_container(model)
-    if not all(layer.merged for _, layer in require_lora(model)):
-        merge(model, keep_base=False)
+    adapted = dict(require_lora(model))
+    inside = {f"{name}.base" for name in adapted}
+    rest: dict[str, Any] = {name: m for name, m in model.named_modules() if is_packed(m) and name not in inside} if onto else {}
+    originals = original_weights(onto, rest) if isinstance(onto, nn.Module) else {}
+    if not all(layer.merged for layer in adapted.values()):
+        merge(model, keep_base=False, onto=onto)
     take_out(model)
+    for name, layer in rest.items():
+        weight = originals[name].clone() if name in originals else layer.weight
+        model.set_submodule(name, plain_linear(weight, layer.bias).train(layer.training))
     return model
 
 
-def explain(name: str, action: Any) -> Any:
+def explain(name: str, action: Any, *arguments: Any) -> Any:
     """Run a layer's check and put the layer's path into its error."""
     try:
-        return action()
+        return action(*arguments)
     except ValueError as error:
         raise ValueError(f"{name}: {error}. Nothing was changed") from error
 
@@ -118,118 +229,3 @@ def combine(adapters: Sequence[Mapping[str, LowRank]], weights: Sequence[float] 
         B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)  # (out, Σ r)
         combined[name] = LowRank(A, B, 1.0)
     return combined
-
-
-@dataclass(frozen=True)
-class Change:
-    """What happened to one Linear: ‖ΔW‖/‖W0‖ (Frobenius), numerical rank of ΔW, largest rank it could have."""
-
-    name: str
-    relative_norm: float
-    rank: int
-    full_rank: int
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What a fine-tune changed; ``output_difference`` is ‖f(x) − f0(x)‖/‖f0(x)‖ on the given inputs, if any."""
-
-    changes: tuple[Change, ...]
-    elsewhere: tuple[str, ...]
-    output_difference: float | None
-
-    def __str__(self) -> str:
-        rows = [("module", "‖ΔW‖/‖W0‖", "rank of ΔW")]
-        rows += [(c.name, f"{c.relative_norm:.4f}", f"{c.rank} of {c.full_rank}") for c in self.changes]
-        lines = columns(rows) if self.changes else ["no Linear changed"]
-        if self.elsewhere:
-            lines.append(f"changed outside the Linears: {', '.join(self.elsewhere)}")
-        if self.output_difference is not None:
-            lines.append(f"outputs differ by {100 * self.output_difference:.2f}% (‖f(x) − f0(x)‖ / ‖f0(x)‖)")
-        return "\n".join(lines)
-
-
-@torch.no_grad()
-def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> Audit:
-    """Compare two models of one architecture, Linear by Linear: how large ΔW is, of what rank, what the outputs do.
-
-    A norm above zero proves nothing: two unrelated random layers differ by about 1.41 ‖W0‖. What a LoRA leaves is
-    *small and of low rank*, and the outputs say whether it matters. Either model may have adapters inside.
-    Raises ``ValueError`` when the two do not have the same Linears.
-
-    >>> a, b = nn.Linear(8, 8), nn.Linear(8, 8)
-    >>> _ = b.load_state_dict(a.state_dict())
-    >>> _ = b.weight.data.add_(torch.ones(8, 1) @ torch.ones(1, 8))
-    >>> audit(nn.Sequential(a), nn.Sequential(b)).changes[0].rank
-    1
-    """
-    old, new = effective_weights(before), effective_weights(after)
-    if differs := sorted(name for name in old.keys() | new.keys() if shape_in(old, name) != shape_in(new, name)):
-        raise ValueError(f"audit compares two models of one architecture; these differ: {', '.join(differs[:5])}")
-    changes = []
-    for name, weight in old.items():
-        if not torch.equal(weight, new[name]):
-            delta = new[name].float() - weight.float()
-            norm = delta.norm().item() / max(weight.float().norm().item(), 1e-30)
-            changes.append(Change(name, norm, numerical_rank(delta, new[name]), min(weight.shape)))
-    others_old, others_new = other_parameters(before), other_parameters(after)
-    elsewhere = tuple(n for n in others_old if n in others_new and not torch.equal(others_old[n], others_new[n]))
-    return Audit(tuple(changes), elsewhere, None if inputs is None else output_difference(before, after, inputs))
-
-
-def shape_in(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:
-    """A weight's shape, or None when it is not there."""
-    return tuple(weights[name].shape) if name in weights else None
-
-
-def effective_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight each Linear really computes with, (out, in), adapters included, by the path it has without them."""
-    adapted = dict(lora_layers(model))
-    found = {}
-    for name, layer in adapted.items():
-        active = not layer.merged and layer.enabled
-        weight = layer.merged_weight() if active else layer.weight.detach()
-        found[name] = weight.T if is_conv1d(layer.base) else weight
-    for name, module in model.named_modules():
-        if is_linear(module) and name.removesuffix(".base") not in adapted:
-            plain: Any = module.weight
-            found[name] = plain.detach().T if is_conv1d(module) else plain.detach()
-    return found
-
-
-def other_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that is no Linear's weight and no adapter (biases, norms, embeddings), by the name without adapters."""
-    linear = {id(module.weight) for module in model.modules() if is_linear(module)}
-    biases = {f"{name}.base.bias": f"{name}.bias" for name, _ in lora_layers(model)}
-    factors = {f"{name}.{factor}" for name, _ in lora_layers(model) for factor in ("lora_A", "lora_B")}
-    return {
-        biases.get(name, name): p.detach()
-        for name, p in model.named_parameters()
-        if id(p) not in linear and name not in factors
-    }
-
-
-def numerical_rank(delta: Tensor, weight: Tensor) -> int:
-    """Singular values of ΔW that stand above what rounding leaves behind.
-
-    Rounding ``W0 + ΔW`` to the weight's dtype errs by at most eps/2 · |W| an entry; as a matrix of independent errors of
-    standard deviation σ its largest singular value is about σ (√out + √in) (Bai and Yin 1993). Rounding the product B A errs by
-    about eps · max(out, in) of its largest singular value at most (the usual floor for a rank). Both count twice.
-    """
-    singular = torch.linalg.svdvals(delta)
-    stored = torch.finfo(weight.dtype).eps * weight.abs().max().item() * (delta.shape[0] ** 0.5 + delta.shape[1] ** 0.5)
-    computed = 2 * torch.finfo(delta.dtype).eps * max(delta.shape) * singular[0].item()
-    return int((singular > stored + computed).sum())
-
-
-def output_difference(before: nn.Module, after: nn.Module, inputs: Tensor) -> float:
-    """‖f(x) − f0(x)‖ / ‖f0(x)‖ with dropout off."""
-
-    def outputs(model: nn.Module) -> Tensor:
-        was_training = model.training
-        result = model.eval()(inputs)
-        model.train(was_training)
-        return getattr(result, "logits", result).float()
-
-    old, new = outputs(before), outputs(after)
-    return ((new - old).norm() / old.norm()).item()

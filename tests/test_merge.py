@@ -1,4 +1,4 @@
-"""Merging whole models, adding adapters exactly, and an audit that tells a fine-tune from an unrelated model."""
+"""Merging whole models, in floats and in four bits, and adding adapters exactly."""
 
 import copy
 
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minilora import LoraConfig, audit, combine, inject, merge, merge_and_unload, unmerge
+import minilora
+from minilora import LoraConfig, NF4Linear, combine, disable_adapter, inject, merge, merge_and_unload, quantize_base, unmerge
 from minilora.inject import lora_layers
 from minilora.merge import LowRank, low_rank_parts
 
@@ -110,45 +111,155 @@ def test_adapters_that_cannot_be_combined_are_refused(adapters, weights, message
         combine(adapters, weights)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_audit_finds_the_rank_and_size_of_a_fine_tune(dtype):
-    before = tiny(num_key_value_heads=2).to(dtype).eval()
-    after = copy.deepcopy(before)
-    inject(after, LoraConfig(r=2))
-    fill(after)
-    ids = torch.randint(0, 16, (2, 5))
-    unmerged = audit(before, after, ids)
-    merged = audit(before, merge_and_unload(after), ids)
-    for found in (unmerged, merged):
-        assert [change.name for change in found.changes] == [
-            f"model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"
-        ]
-        assert {change.rank for change in found.changes} == {2}
-        assert {change.full_rank for change in found.changes} == {8}
-        assert found.elsewhere == ()
-        assert found.output_difference > 0
-    assert "2 of 8" in str(merged)
-    assert "outputs differ by" in str(merged)
-
-
-def test_the_audit_tells_two_unrelated_models_from_a_fine_tune():
-    """'The norm is above 1e-5' passes here too; the rank and the size give it away."""
+def quantized(size=64, skip=("lm_head",)):
+    """A model, and the same in four bits with trained adapters on its q and v."""
     torch.manual_seed(0)
-    found = audit(nn.Sequential(nn.Linear(64, 64)), nn.Sequential(nn.Linear(64, 64)))
-    assert found.changes[0].rank == 64
-    assert 1.3 < found.changes[0].relative_norm < 1.5
-    assert found.elsewhere == ("0.bias",)
-    assert "changed outside the Linears: 0.bias" in str(found)
+    original = minilora.Llama(minilora.LlamaConfig(16, size, 96, 2, 2)).eval()
+    model = quantize_base(copy.deepcopy(original), skip=skip)
+    inject(model, LoraConfig(r=2))
+    fill(model)
+    return original, model
 
 
-def test_the_audit_of_a_model_with_itself_is_empty():
-    model = tiny()
-    found = audit(model, copy.deepcopy(model), torch.zeros(1, 3, dtype=torch.long))
-    assert found.changes == ()
-    assert found.output_difference == 0
-    assert "no Linear changed" in str(found)
+IDS = torch.arange(12).view(2, 6)
 
 
-def test_the_audit_refuses_another_architecture():
-    with pytest.raises(ValueError, match="two models of one architecture; these differ: 0"):
-        audit(nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 4)))
+def test_merged_onto_the_dequantized_base_it_computes_what_it_did():
+    _, model = quantized()
+    before, state = model(IDS), {name: t.clone() for name, t in model.state_dict().items()}
+    assert merge(model, onto="dequantized") is model
+    assert {type(layer.base) for _, layer in lora_layers(model)} == {nn.Linear}
+    torch.testing.assert_close(model(IDS), before, rtol=1e-4, atol=1e-5)
+    unmerge(model)
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
+    assert torch.equal(model(IDS), before)
+
+
+def test_merged_onto_the_original_it_is_the_original_and_the_update():
+    original, model = quantized()
+    deltas = {name: layer.delta_weight() for name, layer in lora_layers(model)}
+    merge(model, onto=original)
+    for name, layer in lora_layers(model):
+        assert torch.equal(layer.weight, original.get_submodule(name).weight + deltas[name])
+    weight = original.model.layers[0].self_attn.q_proj.weight
+    assert not torch.equal(weight, model.model.layers[0].self_attn.q_proj.weight), "the original itself must not change"
+
+
+@pytest.mark.parametrize("route", ["dequantized", "original"])
+def test_merge_and_unload_of_a_qlora_is_an_ordinary_model(tmp_path, route):
+    """Every Linear is a float one again, those without an adapter too."""
+    original, model = quantized()
+    expected = copy.deepcopy(original)
+    if route == "dequantized":
+        for name, module in model.named_modules():
+            if isinstance(module, NF4Linear) and not name.endswith(".base"):
+                expected.get_submodule(name).weight.data = module.weight
+    for name, layer in lora_layers(model):
+        base = layer.base.weight if route == "dequantized" else original.get_submodule(name).weight
+        expected.get_submodule(name).weight.data = base + layer.delta_weight()
+    plain = merge_and_unload(model, onto=original if route == "original" else "dequantized")
+    assert torch.equal(plain(IDS), expected(IDS))
+    assert not any(isinstance(m, NF4Linear) for m in plain.modules())
+    minilora.save_model(plain, tmp_path)
+    assert torch.equal(minilora.load_base(tmp_path)(IDS), plain(IDS))
+    plain.model.layers[0].mlp.up_proj.weight.data.zero_()
+    assert original.model.layers[0].mlp.up_proj.weight.any(), "the original's storage must not be shared"
+
+
+def test_a_merge_back_into_four_bits_says_what_it_lost():
+    """The loss is counted anew here, from the weights before and after."""
+    _, model = quantized()
+    for _, layer in lora_layers(model):
+        layer.lora_B.data *= 0.001  # a small update, as training makes: 3% of the weight
+    before, expected = model(IDS), {}
+    for name, layer in lora_layers(model):
+        expected[name] = (layer.base.weight + layer.delta_weight(), layer.delta_weight(), layer.base.packed)
+    lost = merge(model, requantize=True, inputs=IDS)
+    assert [loss.name for loss in lost.losses] == [name for name, _ in lora_layers(model)]
+    for loss, (_, layer) in zip(lost.losses, lora_layers(model), strict=True):
+        wanted, delta, packed = expected[loss.name]
+        assert isinstance(layer.base, NF4Linear)
+        error = (layer.base.weight - wanted).norm()
+        assert loss.of_update == pytest.approx((error / delta.norm()).item(), rel=1e-4)
+        assert loss.of_output == pytest.approx((error / wanted.norm()).item(), rel=1e-4)
+        assert loss.bytes_changed == pytest.approx((layer.base.packed != packed).float().mean().item())
+        assert loss.of_update > 0.5, "most of a small update is lost: that is why nobody merges so in silence"
+    assert lost.output_difference == pytest.approx(((model(IDS) - before).norm() / before.norm()).item(), rel=1e-3)
+    assert "lost of ΔW" in str(lost)
+    assert "outputs moved by" in str(lost)
+    unmerge(model)
+    assert torch.equal(model(IDS), before)
+    merge(model, requantize=True, keep_base=False)
+    assert sum(isinstance(m, NF4Linear) for m in merge_and_unload(model).modules()) == 14
+
+
+def test_switching_off_a_merged_qlora_gives_the_quantized_base():
+    original, model = quantized()
+    base = quantize_base(copy.deepcopy(original))(IDS)
+    merge(model, onto="dequantized")
+    merged = model(IDS)
+    with disable_adapter(model):
+        assert torch.equal(model(IDS), base)
+    assert torch.equal(model(IDS), merged)
+    assert torch.equal(minilora.unload(model)(IDS), base)
+
+
+def test_an_adapted_float_head_beside_quantized_layers_merges_with_them():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 4))
+    quantize_base(model, skip=["1"])
+    inject(model, LoraConfig(r=2, target_modules=["0", "1"]))
+    fill(model)
+    x = torch.randn(3, 64)
+    before, head = model(x), model[1].base.weight.clone()
+    merge(model, onto="dequantized")
+    torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-4)
+    unmerge(model)
+    assert torch.equal(model[1].base.weight, head)
+    assert torch.equal(model(x), before)
+
+
+def wider():
+    return minilora.Llama(minilora.LlamaConfig(16, 32, 96, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"model\.layers\.0\.self_attn\.q_proj is in four bits, where most of ΔW would be rounded away. Say onto="),
+        ({"onto": "original"}, "onto must be 'dequantized' or the original float model, got 'original'"),
+        ({"onto": wider()}, r"onto does not fit this model: .* has shape \(32, 32\) there, needed \(64, 64\)"),
+        ({"onto": nn.Linear(2, 2)}, "_proj is no float Linear there"),
+        ({"onto": quantized()[1]}, "_proj is no float Linear there"),
+    ],
+)
+@pytest.mark.parametrize("action", [merge, merge_and_unload])
+def test_a_merge_that_does_not_say_where_to_is_refused(action, settings, message):
+    _, model = quantized()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        action(model, **settings)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_layer_in_four_bits_is_not_merged_alone():
+    layer = minilora.LoRALayer(NF4Linear.from_linear(nn.Linear(8, 8)))
+    with pytest.raises(ValueError, match=r"this base is in 4 bits, which would lose most of ΔW: use minilora\.merge"):
+        layer.merge()
+
+
+@pytest.mark.parametrize("settings", [{"onto": "dequantized"}, {"requantize": True}])
+def test_onto_and_requantize_are_for_four_bits_only(settings):
+    with pytest.raises(ValueError, match="onto and requantize are for a base in four bits; this one is in floats"):
+        merge(adapted(), **settings)
+
+
+def test_inputs_that_the_model_cannot_take_leave_it_unmerged():
+    _, model = quantized()
+    before = model(IDS)
+    with pytest.raises(IndexError):
+        merge(model, requantize=True, inputs=torch.tensor([[99]]))
+    assert not any(layer.merged for _, layer in lora_layers(model))
+    assert torch.equal(model(IDS), before)

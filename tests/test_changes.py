@@ -1,0 +1,67 @@
+"""An audit that tells a fine-tune from an unrelated model."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from minilora import LoraConfig, audit, inject, merge_and_unload, quantize_base
+
+from .test_inject import fill, tiny
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_audit_finds_the_rank_and_size_of_a_fine_tune(dtype):
+    before = tiny(num_key_value_heads=2).to(dtype).eval()
+    after = copy.deepcopy(before)
+    inject(after, LoraConfig(r=2))
+    fill(after)
+    ids = torch.randint(0, 16, (2, 5))
+    unmerged = audit(before, after, ids)
+    merged = audit(before, merge_and_unload(after), ids)
+    for found in (unmerged, merged):
+        assert [change.name for change in found.changes] == [
+            f"model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"
+        ]
+        assert {change.rank for change in found.changes} == {2}
+        assert {change.full_rank for change in found.changes} == {8}
+        assert found.elsewhere == ()
+        assert found.output_difference > 0
+    assert "2 of 8" in str(merged)
+    assert "outputs differ by" in str(merged)
+
+
+def test_the_audit_tells_two_unrelated_models_from_a_fine_tune():
+    """'The norm is above 1e-5' passes here too; the rank and the size give it away."""
+    torch.manual_seed(0)
+    found = audit(nn.Sequential(nn.Linear(64, 64)), nn.Sequential(nn.Linear(64, 64)))
+    assert found.changes[0].rank == 64
+    assert 1.3 < found.changes[0].relative_norm < 1.5
+    assert found.elsewhere == ("0.bias",)
+    assert "changed outside the Linears: 0.bias" in str(found)
+
+
+def test_the_audit_of_a_model_with_itself_is_empty():
+    model = tiny()
+    found = audit(model, copy.deepcopy(model), torch.zeros(1, 3, dtype=torch.long))
+    assert found.changes == ()
+    assert found.output_difference == 0
+    assert "no Linear changed" in str(found)
+
+
+def test_the_audit_refuses_another_architecture():
+    with pytest.raises(ValueError, match="two models of one architecture; these differ: 0"):
+        audit(nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 4)))
+
+
+def test_the_audit_sees_through_four_bits():
+    """Adapters on a quantized base change by ΔW what the codes stand for, and nothing else."""
+    before = quantize_base(tiny())
+    after = copy.deepcopy(before)
+    inject(after, LoraConfig(r=1))
+    fill(after)
+    found = audit(before, after)
+    assert len(found.changes) == 4
+    assert {change.rank for change in found.changes} == {1}
+    assert audit(tiny(), quantize_base(tiny())).changes[0].rank > 4, "quantizing is no low-rank change"

@@ -1,0 +1,47 @@
+"""Re-quantizing loses a small update (the model-wide test is in test_merge.py)."""
+
+import torch
+from torch import nn
+
+from minilora import LoRALayer, NF4Linear
+from minilora.requantize import Requantized, loss_of, outputs, requantize_base
+
+
+def layer_with_update(scale):
+    torch.manual_seed(0)
+    layer = LoRALayer(NF4Linear.from_linear(nn.Linear(256, 256), block_size=128, double_quant=False, kind="fp4"), r=4)
+    nn.init.normal_(layer.lora_B, std=scale)
+    return layer
+
+
+def test_it_is_put_back_as_it_was_packed():
+    layer = layer_with_update(0.1)
+    again = requantize_base(layer, layer.merged_weight())
+    assert (again.kind, again.block_size, again.absmax2) == ("fp4", 128, None)
+    assert torch.equal(again.bias, layer.base.bias)
+
+
+def test_the_smaller_the_update_the_more_of_it_is_lost():
+    losses = []
+    for scale in (1e-3, 1e-2, 1e-1):
+        layer = layer_with_update(scale)
+        weight = layer.merged_weight()
+        losses.append(loss_of("x", layer, weight, requantize_base(layer, weight)))
+    assert losses[0].of_update > losses[1].of_update > losses[2].of_update
+    assert losses[0].bytes_changed < losses[1].bytes_changed < losses[2].bytes_changed
+    assert losses[0].of_update > 0.9
+
+
+def test_the_report_reads_as_a_table():
+    layer = layer_with_update(0.01)
+    weight = layer.merged_weight()
+    report = str(Requantized((loss_of("q_proj", layer, weight, requantize_base(layer, weight)),), 0.25))
+    assert report.splitlines()[0].split("  ")[0] == "module"
+    assert "q_proj" in report
+    assert "moved by 25.0%" in report
+
+
+def test_outputs_are_taken_without_dropout_and_the_mode_is_put_back():
+    model = nn.Sequential(nn.Dropout(0.9)).train()
+    assert torch.equal(outputs(model, torch.ones(50)), torch.ones(50))
+    assert model.training
