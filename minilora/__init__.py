@@ -8,7 +8,7 @@
 trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 """
 
-from . import data, level0, nf4
+from . import data, ledger, level0, nf4
 from .adapter import load_adapter, save_adapter
 from .changes import audit
 from .config import LoraConfig, TrainConfig
@@ -52,6 +52,7 @@ __all__ = [
     "exact_match",
     "explain_match",
     "inject",
+    "ledger",
     "level0",
     "load_adapter",
     "load_base",

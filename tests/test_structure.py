@@ -16,7 +16,7 @@ FLOORS = [
     {"lora", "qlora", "packed"},
     {"match", "pretrained", "data", "checkpoint", "history"},
     {"inject", "batches", "evaluate", "requantize"},
-    {"merge", "changes", "adapter", "train", "pretrain"},
+    {"merge", "changes", "adapter", "train", "pretrain", "ledger"},
     {"plots"},
     {"demo"},
     {"cli"},

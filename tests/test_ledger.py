@@ -1,0 +1,164 @@
+"""The ledger counts what is there: PEFT, bitsandbytes and sums by hand are the oracles."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+import minilora
+from minilora import LoraConfig, ledger
+from minilora.ledger import Tally
+
+
+class FourBit(nn.Module):
+    """A 4-bit Linear as the ledger knows it: codes and scales in buffers."""
+
+    def __init__(self, size_in, size_out):
+        super().__init__()
+        self.in_features, self.out_features = size_in, size_out
+        numbers = size_in * size_out
+        self.register_buffer("packed", torch.zeros(numbers // 2, dtype=torch.uint8))
+        self.register_buffer("absmax", torch.zeros(numbers // 64, dtype=torch.uint8))
+        self.register_buffer("absmax2", torch.zeros(-(-numbers // (64 * 256))))
+        self.register_buffer("offset", torch.zeros(()))
+
+
+def test_the_base_is_counted_with_its_tied_head_once(base):
+    found = ledger.count(base)
+    assert found.total == Tally(1_304_192, 1_304_192, 4 * 1_304_192)
+    assert found.by_group["model.embed_tokens"].parameters == 1536 * 128
+    assert "lm_head" not in found.by_group
+    assert found.by_group["model.layers.*.mlp.up_proj"].parameters == 6 * 128 * 352
+    assert set(found.by_dtype) == {"float32"}
+
+
+def test_adapters_are_a_group_of_their_own_and_agree_with_peft(base):
+    import peft
+    import transformers
+
+    report = minilora.inject(base, LoraConfig(r=8, target_modules="all-linear"))
+    found = ledger.count(base)
+    assert (found.total.trainable, found.total.parameters) == (report.trainable, report.total)
+    assert found.by_group["model.layers.*.self_attn.q_proj.lora"] == Tally(12_288, 12_288, 4 * 12_288)
+    with torch.device("meta"):
+        model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
+        theirs = peft.get_peft_model(
+            model, peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True), low_cpu_mem_usage=True
+        )
+    assert theirs.get_nb_trainable_parameters() == (294_912, 124_734_720)
+    total = ledger.count(theirs).total
+    assert (total.trainable, total.parameters) == (294_912, 124_734_720)
+
+
+def test_packed_bytes_are_bytes_and_never_parameters():
+    model = nn.Sequential(FourBit(128, 256), nn.Linear(256, 2).to(torch.bfloat16))
+    found = ledger.count(model)
+    assert found.by_group["*"].parameters == 128 * 256 + 256 * 2 + 2
+    assert found.by_dtype["uint8"] == Tally(128 * 256, 0, 128 * 256 // 2 + 512)
+    assert found.by_dtype["float32"] == Tally(0, 0, 2 * 4 + 4)
+    assert found.by_dtype["bfloat16"] == Tally(514, 514, 1028)
+
+
+def test_the_4_bit_layers_of_bitsandbytes_count_what_they_stand_for():
+    import bitsandbytes
+
+    layer = bitsandbytes.nn.Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=True)
+    layer.load_state_dict({"weight": torch.randn(64, 128)})
+    found = ledger.count(layer.to("cpu")).total
+    assert found.parameters == 64 * 128
+    assert found.bytes == 64 * 128 // 2 + 128 + 4 + 4  # codes, 128 scales of one byte, one second scale, the offset
+
+
+def test_a_storage_that_two_tensors_share_is_stored_once():
+    model = nn.Linear(4, 4, bias=False)
+    model.register_buffer("view", model.weight.detach().view(-1))
+    model.register_buffer("apart", torch.zeros(3))
+    assert ledger.count(model).total == Tally(16, 16, 64 + 12)
+
+
+def test_bytes_on_the_meta_device_are_what_they_would_be(base):
+    with torch.device("meta"):
+        shapes = minilora.Llama(base.config)
+    assert ledger.count(shapes).total == ledger.count(base).total
+
+
+def test_the_peak_is_the_largest_sum_of_live_tensors():
+    def step():
+        first = torch.empty(100, dtype=torch.float32)
+        second = first + 1  # 400 + 400
+        del first
+        third = torch.cat([second, second])  # 400 + 800
+        del second, third
+        return torch.empty(10)
+
+    found = ledger.measure(step, nn.Linear(2, 2, bias=False))
+    assert found.at_peak["temporary"] == found.peaks["temporary"] == 1200
+    assert found.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {"weights": 16}
+    assert found.peak == 1216
+    assert "1,216" in str(found)
+
+
+def test_a_step_of_an_mlp_costs_what_the_sum_on_paper_says():
+    model = nn.Sequential(nn.Linear(64, 32, bias=False), nn.ReLU(), nn.Linear(32, 16, bias=False))
+    optimizer = torch.optim.AdamW(model.parameters())
+
+    def step():
+        model(torch.ones(10, 64)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    found = ledger.measure(step, model, optimizer)
+    weights = 4 * (64 * 32 + 32 * 16)
+    assert found.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {"weights": weights, "optimizer": 2 * weights + 2 * 4}
+    assert found.peaks["gradients"] == weights
+    assert found.peaks["activations"] == 4 * 10 * (64 + 32 + 16)  # the input, ReLU's result, the output that is squared
+    assert found.peak >= weights + 2 * weights + weights + 8
+    assert found == ledger.measure(step, model, optimizer)
+
+
+def test_an_optimizer_that_the_ledger_was_not_told_of_is_found_when_it_steps():
+    model = nn.Linear(8, 8, bias=False)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def step():
+        model(torch.ones(1, 8)).sum().backward()
+        optimizer.step()
+
+    assert ledger.measure(step, model).resident["optimizer"] == 256
+    assert ledger.measure(step, model).resident["gradients"] == 256  # nobody set them to None
+
+
+def test_frozen_weights_that_autograd_keeps_are_still_weights(base):
+    minilora.inject(base)
+    ids = torch.zeros(1, 16, dtype=torch.long)
+    found = ledger.measure(lambda: F.cross_entropy(base(ids)[0], ids[0]).backward(), base)
+    assert found.peaks["weights"] == 4 * 1_304_192
+    assert found.peaks["adapters"] == found.peaks["gradients"] == 4 * 21_504
+
+
+def test_checkpointing_keeps_the_inputs_and_one_recomputed_part():
+    """Sigmoid keeps its result, which the next Linear keeps as its input: two tensors a part, and the first input."""
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid()) for _ in range(4)))
+    one = 4 * 10 * 64
+
+    def forward(x, checkpointed):
+        for part in model:
+            x = checkpoint(part, x, use_reentrant=False) if checkpointed else part(x)
+        return x.sum()
+
+    def activations(checkpointed):
+        x = torch.ones(10, 64, requires_grad=True)
+        return ledger.measure(lambda: forward(x, checkpointed).backward(), model).peaks["activations"]
+
+    assert activations(False) == (1 + 4 * 2) * one
+    assert activations(True) == (4 + 2) * one  # the parts' inputs, and what the last part computes again
+
+
+def test_measuring_leaves_nothing_behind(base):
+    before = torch.autograd.graph.saved_tensors_hooks.__init__
+    with pytest.raises(RuntimeError, match="half-way"):
+        ledger.measure(lambda: (_ for _ in ()).throw(RuntimeError("half-way")), base)
+    assert torch.autograd.graph.saved_tensors_hooks.__init__ is before
+    assert not any(p._post_accumulate_grad_hooks for p in base.parameters())
