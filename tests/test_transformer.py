@@ -171,3 +171,26 @@ def test_text_without_a_tokenizer_is_refused():
 def test_generation_after_right_padding_is_refused():
     with pytest.raises(ValueError, match="pad on the left"):
         tiny().generate(torch.zeros(1, 3, dtype=torch.long), 2, attention_mask=torch.tensor([[1, 1, 0]]))
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_gradient_checkpointing_gives_the_same_gradients_to_the_bit(base, lora):
+    """Frozen inputs are no obstacle (huggingface/peft #137); dropout is drawn again as it was."""
+    import minilora
+    from minilora.inject import lora_layers
+
+    base.train()
+    if lora:
+        minilora.inject(base, minilora.LoraConfig(target_modules="all-linear", lora_dropout=0.2))
+        for _, layer in lora_layers(base):
+            torch.nn.init.normal_(layer.lora_B, std=0.02)
+    ids = torch.arange(60).view(2, 30)
+    found = []
+    for switch in (False, True):
+        base.model.gradient_checkpointing = switch
+        base.zero_grad()
+        torch.manual_seed(0)
+        base(ids).square().mean().backward()
+        found.append([p.grad for p in base.parameters() if p.requires_grad])
+    assert len(found[0]) == (84 if lora else 56)
+    assert all(map(torch.equal, *found))
