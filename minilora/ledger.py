@@ -32,7 +32,12 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-CATEGORIES = ("weights", "constants", "adapters", "gradients", "optimizer", "activations", "temporary")
+from .plan import CATEGORIES, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
+from .shapes import architecture, presets
+
+__all__ = ["CATEGORIES", "GPUS", "METHODS", "OPTIMIZERS", "Count", "Measured", "Plan", "Settings", "Tally"]
+__all__ += ["architecture", "count", "measure", "plan", "presets"]
+
 ADAPTERS = ("lora_A", "lora_B")
 CONSTANTS = ("absmax", "absmax2", "offset")  # a 4-bit weight's scales
 

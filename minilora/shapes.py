@@ -126,7 +126,7 @@ def from_shapes(shapes: Sequence[Any]) -> Architecture:
             raise ValueError(f"a shape is (in, out) or (name, in, out), got {shape!r}")
         name, size_in, size_out = shape if len(shape) == 3 else (f"linear.{index}", *shape)
         sizes = {"in": size_in, "out": size_out}
-        linears.append(LinearShape(str(name), *(whole(sizes, key, str(name)) for key in sizes)))
+        linears.append(LinearShape(str(name), whole(sizes, "in", str(name)), whole(sizes, "out", str(name))))
     if not linears:
         raise ValueError("an empty list of shapes costs nothing: give at least one (in, out)")
     return Architecture("shapes", "shapes", tuple(linears))

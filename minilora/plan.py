@@ -1,0 +1,261 @@
+"""What a fine-tune will cost, from shapes alone: parameters, bytes, FLOPs. Nothing is allocated; 405B take milliseconds.
+
+    trainable   = Σ r (in + out) over the chosen Linears           (all parameters, when all are trained)
+    weights     = parameters · bytes each; a 4-bit weight is half a byte
+    constants   = 1 scale for 64 weights: 4 bytes, or 1 + 4/256 with double quantization   (arXiv 2305.14314 section 3)
+    gradients   = trainable · bytes each        optimizer = trainable · 8 (AdamW's two moments in float32)
+    activations = what autograd keeps           (activations.py)
+    temporary   = what is passing by at the worst moment: the logits and their gradients, a weight out of 4 bits
+
+``ledger.measure`` finds the same on a live model, and ``tests/test_plan.py`` holds the two together.
+
+Left out: the process itself (a CUDA context takes about 0.5 GB), fragmentation, master weights of mixed precision,
+several devices.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import warnings
+from collections import Counter
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from .activations import Work, kept
+from .config import LoraConfig
+from .flops import flops_a_token
+from .match import fits
+from .shapes import Architecture, LinearShape, Source, architecture
+
+CATEGORIES = ("weights", "constants", "adapters", "gradients", "optimizer", "activations", "temporary")
+METHODS = ("full", "lora", "qlora")
+OPTIMIZERS = ("adamw", "adamw8bit", "sgd")
+DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes a number
+GPUS = {"8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "40 GB": 40, "48 GB": 48, "80 GB": 80, "141 GB": 141}
+GB = 10**9
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the step is run. Raises ``ValueError`` or ``TypeError`` on values that mean nothing.
+
+    - ``batch`` sequences of ``seq`` tokens at once; ``labels`` of all these tokens have a loss (None: every one).
+    - ``dtype`` of the base, ``adapter_dtype`` (None: float32, as ``LoRALayer`` and PEFT do beside a half-precision base).
+    - ``optimizer``: adamw (two float32 moments), adamw8bit (bitsandbytes'), sgd (none).
+    - ``checkpointing``: recompute the blocks in backward; ``double_quant``: QLoRA's scales in 8 bits.
+    """
+
+    batch: int = 1
+    seq: int = 2048
+    labels: int | None = None
+    dtype: str = "bfloat16"
+    adapter_dtype: str | None = None
+    optimizer: str = "adamw"
+    checkpointing: bool = False
+    double_quant: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "seq", *(["labels"] if self.labels is not None else [])):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.labels is not None and self.labels > self.batch * self.seq:
+            raise ValueError(f"labels={self.labels} is more than batch · seq = {self.batch * self.seq} tokens")
+        for name, known in (("dtype", DTYPES), ("adapter_dtype", (None, *DTYPES)), ("optimizer", OPTIMIZERS)):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``plan`` found.
+
+    ``bytes`` by category are those of the worst moment of a step that finds gradients there already (accumulation), and
+    ``total`` is their sum. ``peak`` is the worst moment of a step that starts without: activations are largest when backward
+    begins, gradients when it ends. ``activations_peak`` is the most that is saved for backward at any time.
+    """
+
+    model: str
+    method: str
+    config: LoraConfig | None
+    settings: Settings
+    parameters: int
+    trainable: int
+    adapted: int
+    bytes: dict[str, int]
+    peak: int
+    activations_peak: int
+    adapter_bytes: int
+    adapter_file_bytes: int
+    flops_forward: int
+    flops_backward: int
+
+    @property
+    def total(self) -> int:
+        """Bytes of all categories together."""
+        return sum(self.bytes.values())
+
+    @property
+    def share(self) -> float:
+        """Trainable parameters over all, 0 to 1."""
+        return self.trainable / self.parameters
+
+    @property
+    def fits(self) -> dict[str, bool]:
+        """Whether ``total`` fits each of ``GPUS``, in decimal gigabytes; cards hold up to 7% more, the driver takes it."""
+        return {name: self.total <= size * GB for name, size in GPUS.items()}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything as JSON knows it."""
+        return asdict(self) | {"total": self.total, "share": self.share, "fits": self.fits}
+
+
+def plan(
+    source: Source, config: LoraConfig | None = None, method: str = "lora", settings: Settings | None = None, **changes: Any
+) -> Plan:
+    """Predict a fine-tune of a preset, a ``config.json`` (path, folder or dict) or a list of shapes.
+
+    ``changes`` are fields of ``Settings``. Without a ``config``, q and v get rank 8 (plain shapes: all of them). Raises
+    ``ValueError`` on an unknown preset (nearest names), a config that lacks a key, a target that matches nothing; warns of a
+    rank above min(in, out), which PEFT allows and which buys nothing.
+
+    >>> found = plan("llama-3-8b", LoraConfig(r=16, target_modules="all-linear"), method="qlora")
+    >>> found.trainable, found.parameters
+    (41943040, 8072204288)
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    arch, settings = architecture(source), replace(settings or Settings(), **changes)
+    if method == "full":
+        config, chosen = None, []
+    else:
+        config = config or LoraConfig(target_modules="all-linear" if arch.family == "shapes" else ("q_proj", "v_proj"))
+        chosen = choose(arch, config)
+    size = DTYPES[settings.dtype]
+    adapter_size = DTYPES[settings.adapter_dtype] if settings.adapter_dtype else 4
+    r = config.r if config else 0
+    factors = [(linear.name, part, rows, columns) for linear in chosen for part, rows, columns in factor_shapes(linear, r)]
+    adapter = sum(rows * columns for _, _, rows, columns in factors)
+    if config:
+        tensors, trained_size = [rows * columns for _, _, rows, columns in factors], adapter_size
+    else:
+        tensors, trained_size = parameter_sizes(arch), size
+    trainable = sum(tensors)
+    weights, constants, opened = weight_bytes(arch, size, method == "qlora", settings.double_quant)
+    tokens = settings.batch * settings.seq
+    names = frozenset(linear.name for linear in chosen)
+    dropout = bool(config and config.lora_dropout)
+    labels = tokens if settings.labels is None else settings.labels
+    work = Work(tokens, settings.seq, labels, size, adapter_size, r, names, method == "full", dropout)
+    found = kept(arch, work, settings.checkpointing)
+    gradients = trainable * trained_size
+    moments = ((found.at_loss, found.loss_passing), (found.in_block, found.block_passing + opened))
+    activations, temporary = max(moments, key=sum)
+    book = {
+        "weights": weights,
+        "constants": constants,
+        "adapters": adapter * adapter_size,
+        "gradients": gradients,
+        "optimizer": sum(map(OPTIMIZER_BYTES[settings.optimizer], tensors)),
+        "activations": activations,
+        "temporary": temporary,
+    }
+    resident = weights + constants + book["adapters"] + book["optimizer"]
+    forward, backward = flops_a_token(arch, work, settings.checkpointing)
+    return Plan(
+        arch.name,
+        method,
+        config,
+        settings,
+        arch.parameters + adapter,
+        trainable,
+        len(chosen),
+        book,
+        resident + max(activations + temporary, gradients + found.at_end + found.block_passing + opened),
+        found.saved,
+        adapter * adapter_size,
+        file_bytes(factors, adapter_size) if factors else 0,
+        forward,
+        backward,
+    )
+
+
+OPTIMIZER_BYTES: dict[str, Any] = {
+    "adamw": lambda numbers: 8 * numbers,
+    # bitsandbytes: two moments of a byte and a float32 scale for 256 of them; tensors below 4,096 numbers stay in float32
+    "adamw8bit": lambda numbers: 8 * numbers if numbers < 4096 else 2 * numbers + 8 * -(-numbers // 256),
+    "sgd": lambda numbers: 0,
+}
+
+
+def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
+    """The Linears that the config's targets match, by the rules of ``match.py``; raise ``ValueError`` when some match none."""
+    targets, linears = config.target_modules, arch.linears
+    linears = tuple(x for x in linears if fits(x.name, config.exclude_modules) is None)
+    if targets == "all-linear":
+        chosen = [linear for linear in linears if linear.role != "head"]
+    else:
+        chosen = [linear for linear in linears if fits(linear.name, targets) is not None]
+    entries = () if isinstance(targets, str) else targets
+    unused = [e for e in entries if not any(fits(x.name, [e]) for x in chosen)] or ([] if chosen else [str(targets)])
+    if unused:
+        names = Counter(linear.name.rpartition(".")[2] for linear in arch.linears)
+        near = [n for entry in unused for n in difflib.get_close_matches(entry.rpartition(".")[2], names, n=1, cutoff=0.5)]
+        raise ValueError(
+            f"target_modules: nothing in {arch.name} matches {', '.join(map(repr, unused))}"
+            + (f"; did you mean {near[0]!r}?" if near else ";")
+            + f" Linears: {', '.join(f'{name} (×{count})' for name, count in names.items())}"
+        )
+    if tied := [linear.name for linear in chosen if linear.tied]:
+        raise ValueError(
+            f"target_modules: the weight of {tied[0]} is tied to the embedding: a merge would change both; leave it out"
+        )
+    if high := [x for x in chosen if config.r > min(x.in_features, x.out_features)]:
+        least = min(min(x.in_features, x.out_features) for x in high)
+        warnings.warn(
+            f"r={config.r} is above min(in, out) = {least} of {high[0].name} (and {len(high) - 1} more): "
+            "the update cannot have a higher rank than its matrix, so these parameters buy nothing",
+            stacklevel=3,
+        )
+    return chosen
+
+
+def factor_shapes(linear: LinearShape, r: int) -> list[tuple[str, int, int]]:
+    """A (r, in) and B (out, r). A further method adds its tensors here."""
+    return [("lora_A", r, linear.in_features), ("lora_B", linear.out_features, r)]
+
+
+def parameter_sizes(arch: Architecture) -> list[int]:
+    """The numbers in every parameter tensor of the base, tied ones once."""
+    weights = [linear.weights for linear in arch.linears if not linear.tied]
+    return weights + [linear.out_features for linear in arch.linears if linear.bias] + [size for _, size in arch.others]
+
+
+def weight_bytes(arch: Architecture, size: int, four_bit: bool, double_quant: bool) -> tuple[int, int, int]:
+    """Bytes of weights and of quantization constants, and of the largest 4-bit weight when opened for a product."""
+    codes = constants = opened = plain = 0
+    for linear in arch.linears:
+        if not four_bit or linear.role == "head" or "lm_head" in linear.name.split("."):
+            plain += linear.parameters
+            continue
+        blocks = -(-linear.weights // 64)
+        codes += -(-linear.weights // 2)
+        constants += blocks + 4 * -(-blocks // 256) + 4 if double_quant else 4 * blocks  # scales, their scales, the offset
+        plain += linear.parameters - linear.weights
+        opened = max(opened, linear.weights * size)
+    plain += sum(numbers for _, numbers in arch.others)
+    return codes + plain * size, constants, opened
+
+
+def file_bytes(factors: list[tuple[str, str, int, int]], size: int) -> int:
+    """The exact size of ``adapter_model.safetensors``: 8 bytes, a JSON header filled up to a multiple of 8, the numbers."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    start, dtype = 0, {4: "F32", 2: "BF16"}[size]
+    for name, rows, columns in sorted((f"base_model.model.{name}.{part}.weight", i, j) for name, part, i, j in factors):
+        header[name] = {"dtype": dtype, "shape": [rows, columns], "data_offsets": [start, start + rows * columns * size]}
+        start += rows * columns * size
+    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
+    return 8 + -(-length // 8) * 8 + start
