@@ -210,9 +210,7 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
             + f" Linears: {', '.join(f'{name} (×{count})' for name, count in names.items())}"
         )
     if tied := [linear.name for linear in chosen if linear.tied]:
-        raise ValueError(
-            f"target_modules: the weight of {tied[0]} is tied to the embedding: a merge would change both; leave it out"
-        )
+        raise ValueError(f"target_modules: {tied[0]}'s weight is tied to the embedding, and a merge would change both")
     if high := [x for x in chosen if config.r > min(x.in_features, x.out_features)]:
         least = min(min(x.in_features, x.out_features) for x in high)
         warnings.warn(

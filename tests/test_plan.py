@@ -149,8 +149,6 @@ def live(method, config, checkpointing, dtype="float32", double_quant=True):
 @pytest.mark.parametrize("case", CASES)
 def test_a_real_step_of_the_base_costs_what_was_planned_within_5_percent(case, checkpointing):
     method, config, settings = CASES[case]
-    if method == "qlora":
-        pytest.importorskip("minilora.qlora")
     model, optimizer, step = live(method, config, checkpointing, **settings)
     found = plan("base", config, method, batch=BATCH, seq=SEQ, checkpointing=checkpointing, **{"dtype": "float32"} | settings)
     step()
@@ -223,7 +221,6 @@ def test_more_rank_batch_or_length_never_costs_less(name, r, batch, seq):
     large = plan(name, LoraConfig(r=r + 1, target_modules=[first]), batch=batch + 1, seq=seq + 1)
     assert all(small.bytes[c] <= large.bytes[c] for c in CATEGORIES)
     assert small.total < large.total
-    assert small.total <= plan(name, method="full", batch=batch, seq=seq).total
     assert [*small.fits.values()] == sorted(small.fits.values())
 
 
