@@ -41,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
     demo.add_argument("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
     demo.add_argument("--r", type=int, default=8, help="rank of the adapter (default: %(default)s)")
     demo.add_argument("--base", help="another base folder instead of the shipped one")
+    demo.add_argument("--qlora", action="store_true", help="keep the base in four bits")
     common(demo)
 
     train = command(commands, "train", run_train, "fine-tune a base on your own JSONL")
@@ -54,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--dropout", type=float, default=0.0)
     train.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(r)")
     train.add_argument("--full", action="store_true", help="train every parameter instead of an adapter")
+    train.add_argument("--qlora", action="store_true", help="keep the base in four bits (NF4, double quantization)")
     train.add_argument("--steps", type=int, default=500)
     train.add_argument("--lr", type=float, default=5e-3)
     train.add_argument("--batch", type=int, default=32)
@@ -70,6 +72,7 @@ def parser() -> argparse.ArgumentParser:
     merge.add_argument("--base", help="base folder (default: the shipped base)")
     merge.add_argument("--adapter", type=Path, required=True)
     merge.add_argument("--out", type=Path, required=True)
+    merge.add_argument("--onto", help="for a base in four bits: dequantized, or the folder of the original float model")
     merge.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16", help="(default: %(default)s)")
 
     generate = command(commands, "generate", run_generate, "ask a base, with an adapter or without")
@@ -101,9 +104,8 @@ def run_demo(options: argparse.Namespace) -> int:
     """``minilora demo``."""
     from .demo import run_demo as demo
 
-    figures = demo(
-        options.out, steps=options.steps, r=options.r, seed=options.seed, device=check_device(options.device), base=options.base
-    )
+    device, settings = check_device(options.device), {"steps": options.steps, "r": options.r, "seed": options.seed}
+    figures = demo(options.out, **settings, device=device, base=options.base, qlora=options.qlora)
     return 0 if figures["unmerged_to_the_bit"] and figures["base_unchanged"] else 1
 
 
@@ -113,7 +115,8 @@ def run_train(options: argparse.Namespace) -> int:
 
     from . import data
     from .adapter import save_adapter
-    from .config import LoraConfig
+    from .config import LoraConfig, TrainConfig
+    from .footprint import footprint_table, measure_footprints
     from .history import tensorboard_callback
     from .inject import inject, print_trainable_parameters
     from .pretrained import load_base, save_model
@@ -123,16 +126,14 @@ def run_train(options: argparse.Namespace) -> int:
     task = data.split_examples(examples, options.data.stem, seed=options.seed)
     if options.valid is not None:
         task = data.Task(options.data.stem, examples, data.load_jsonl(options.valid))
-    torch.manual_seed(options.seed)
-    model = load_base(options.base, device=check_device(options.device))
-    if not options.full:
-        targets = "all-linear" if options.target == ["all-linear"] else options.target
-        alpha = 2 * options.r if options.alpha is None else options.alpha
-        print(inject(model, LoraConfig(options.r, alpha, targets, options.dropout, options.rslora)))
-    print_trainable_parameters(model)
-    history = train(
-        model,
-        task,
+    if options.full and options.qlora:
+        raise ValueError(
+            "--full trains the weights themselves, which four bits cannot follow: give --full or --qlora, not both"
+        )
+    device, alpha = check_device(options.device), 2 * options.r if options.alpha is None else options.alpha
+    targets = "all-linear" if options.target == ["all-linear"] else options.target
+    lora = LoraConfig(options.r, alpha, targets, options.dropout, options.rslora)
+    config = TrainConfig(
         steps=options.steps,
         lr=options.lr,
         batch_size=options.batch,
@@ -145,12 +146,20 @@ def run_train(options: argparse.Namespace) -> int:
         checkpoint_every=options.checkpoint_every,
         resume=options.resume,
         valid_answers=min(20, len(task.valid)),
-        callbacks=[tensorboard_callback(options.out)] if options.tensorboard else [],
     )
+    torch.manual_seed(options.seed)
+    model = load_base(options.base, device=device, quantize="nf4" if options.qlora else None)
+    if not options.full:
+        print(inject(model, lora))
+    print_trainable_parameters(model)
+    history = train(model, task, config, callbacks=[tensorboard_callback(options.out)] if options.tensorboard else [])
     if history.interrupted:
         print(f"Stopped at step {len(history.steps)}. Go on with the same command and --resume.")
         return 130
     saved = save_model(model, options.out / "model") if options.full else save_adapter(model, options.out / "adapter")
+    if options.qlora:
+        print("A training step of this run held in memory (measured):")
+        print(footprint_table(measure_footprints(task, lora, config, base=options.base, device=device)))
     print(f"Saved {saved}. Next:")
     base = f"--base {options.base} " if options.base else ""
     print(f'  minilora generate {f"--base {saved}" if options.full else f"{base}--adapter {saved}"} "your question"')
@@ -168,7 +177,8 @@ def run_merge(options: argparse.Namespace) -> int:
     from .pretrained import load_base, save_model
 
     model = load_adapter(load_base(options.base), options.adapter)
-    saved = save_model(merge_and_unload(model), options.out, dtype=getattr(torch, options.dtype))
+    onto = options.onto if options.onto in (None, "dequantized") else load_base(options.onto)
+    saved = save_model(merge_and_unload(model, onto=onto), options.out, dtype=getattr(torch, options.dtype))
     print(f'Saved {saved}. Next:\n  minilora generate --base {saved} "your question"')
     return 0
 

@@ -12,10 +12,12 @@ import torch
 from . import data
 from .adapter import save_adapter
 from .changes import audit
-from .config import LoraConfig
+from .config import LoraConfig, TrainConfig
 from .evaluate import answers, bits_per_byte, exact_match
+from .footprint import footprint_table, measure_footprints
 from .history import History
-from .inject import inject, print_trainable_parameters, trainable_parameters
+from .inject import inject, lora_layers, print_trainable_parameters, trainable_parameters
+from .lora import is_packed
 from .merge import merge, merge_and_unload, unmerge
 from .plots import finetune_figure, save_figure
 from .pretrained import load_base, save_model
@@ -36,11 +38,16 @@ def run_demo(
     seed: int = 0,
     device: str = "cpu",
     base: str | None = None,
+    qlora: bool = False,
 ) -> dict[str, Any]:
-    """The whole story, printed as it happens; returns its figures and writes the artifacts to ``out``."""
+    """The whole story, printed as it happens; returns its figures and writes the artifacts to ``out``.
+
+    ``qlora``: the base is put into four bits first, and everything after happens on that.
+    """
     started, out = time.perf_counter(), Path(out)
     torch.manual_seed(seed)
     model, task = load_base(base, device=device), data.naval_log(seed=seed)
+    lora, settings = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"]), TrainConfig(steps=steps, seed=seed)
     asked = [data.Example(question, "", log) for log, question in ASKED]
 
     heading("1. The base answers")
@@ -50,18 +57,25 @@ def run_demo(
         show_answer(example, before[-1])
     first = {"exact_match": exact_match(model, task.valid), "bits_per_byte": bits_per_byte(model)}
     print(f"\nNaval code on {len(task.valid)} held-out logs: {first['exact_match']:.0%} exactly right.")
+    in_floats = first["bits_per_byte"]
+    if qlora:
+        model = load_base(base, device=device, quantize="nf4")
+        first["bits_per_byte"] = bits_per_byte(model)
+        print(f"In four bits it says: {answers(model, asked[:1])[0]}")
+        print(f"Bits a byte on plain prose: {in_floats:.3f} in floats, {first['bits_per_byte']:.3f} in four bits.")
 
     heading("2. LoRA goes in beside q_proj and v_proj")
-    print(inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])))
+    print(inject(model, lora))
     print()
     print_trainable_parameters(model)
 
     heading("3. Training: only A and B learn")
-    base_before = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    history = train(model, task, steps=steps, seed=seed, valid_answers=50, validate_every=100, out=out)
+    base_before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name}
+    history = train(model, task, settings, valid_answers=50, validate_every=100, out=out)
     if history.interrupted:
         print("Stopped early; the checks below are about what was learnt so far.")
-    untouched = all(torch.equal(base_before[name], p) for name, p in model.named_parameters() if name in base_before)
+    base_after = model.state_dict()
+    untouched = all(torch.equal(tensor, base_after[name]) for name, tensor in base_before.items())
     seconds = sum(record["seconds"] for record in history.steps)
     print(f"{len(history.steps)} steps, {seconds:.0f} s. The base is {'unchanged to the bit' if untouched else 'CHANGED'}.")
 
@@ -78,13 +92,19 @@ def run_demo(
     print(f"Merged against unmerged: largest difference {merge_error:.1e} of the largest logit.")
     print(f"unmerge() gives the base back: {'to the bit' if restored else 'NOT TO THE BIT'}.")
 
-    trainable = write_artifacts(model, history, out, load_base(base, device=device))
+    trainable = write_artifacts(model, history, out, load_base(base, device=device, quantize="nf4" if qlora else None))
+
+    heading("7. What a training step held in memory")
+    footprints = measure_footprints(task, lora, settings, base=base, device=device)
+    print(footprint_table(footprints))
 
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
     print(f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"')
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
     print("  open minilora/lora.py: the layer that just learnt this, in one screen")
     return {
+        "bits_per_byte_in_floats": in_floats,
+        "footprints": footprints,
         "before": first,
         "after": last,
         "answers": after,
@@ -102,7 +122,7 @@ def write_artifacts(model: Any, history: History, out: Path, original: Any) -> i
     heading("6. On disk")
     trainable, total = trainable_parameters(model)
     save_adapter(model, out / "adapter")
-    plain = merge_and_unload(copy.deepcopy(model))
+    plain = merge_and_unload(copy.deepcopy(model), onto=dequantized(model))
     save_model(plain, out / "merged", dtype=torch.float16)
     figure = draw(history, total - trainable, trainable)
     save_figure(figure, out / "demo.png")
@@ -115,6 +135,12 @@ def write_artifacts(model: Any, history: History, out: Path, original: Any) -> i
     changes = audit(original, plain).changes
     ranks = [change.rank for change in changes]
     print(f"The merge changed {len(changes)} matrices, by updates of rank {min(ranks, default=0)} to {max(ranks, default=0)}.")
+    if dequantized(model):
+        print("It went into floats. Back in four bits it would lose of each ΔW:")
+        losses = sorted(merge(copy.deepcopy(model), requantize=True).losses, key=lambda loss: loss.of_update)
+        print(
+            f"  {losses[0].of_update:.0%} at least ({losses[0].name}), {losses[-1].of_update:.0%} at most ({losses[-1].name})"
+        )
     return trainable
 
 
@@ -124,13 +150,18 @@ def check_merge(model: Any) -> tuple[float, bool]:
     log, question = ASKED[1]
     tokenizer = model.tokenizer
     ids = torch.tensor([tokenizer.encode(tokenizer.prompt(question, log))], device=model.lm_head.weight.device)
-    weights = {name: p.clone() for name, p in model.named_parameters()}
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     unmerged = model(ids)
-    merge(model)
+    merge(model, onto=dequantized(model))
     merged = model(ids)
     unmerge(model)
-    restored = all(torch.equal(weights[name], p) for name, p in model.named_parameters())
+    restored = all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
     return ((merged - unmerged).abs().max() / unmerged.abs().max()).item(), restored
+
+
+def dequantized(model: Any) -> str | None:
+    """Where a merge goes when the adapted layers are in four bits: onto what the codes stand for."""
+    return "dequantized" if any(is_packed(layer.base) for _, layer in lora_layers(model)) else None
 
 
 def draw(history: History, full: int, trainable: int) -> Any:

@@ -18,6 +18,7 @@ FLOORS = [
     {"inject", "batches", "evaluate", "flops", "requantize"},
     {"merge", "changes", "adapter", "train", "pretrain", "plan"},
     {"plots", "ledger"},
+    {"footprint"},
     {"demo"},
     {"cli"},
 ]
