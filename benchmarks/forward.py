@@ -9,9 +9,7 @@ ratios are what counts. Before anything is timed, the outputs are asserted equal
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
-import time
 from collections.abc import Callable
 
 import peft
@@ -19,6 +17,11 @@ import torch
 from torch import nn
 
 import minilora
+
+try:
+    from .common import machine, measure, ratios
+except ImportError:  # run as a script
+    from common import machine, measure, ratios  # type: ignore[no-redef]
 
 
 def contestants(rows: int, width: int, r: int, device: str) -> dict[str, Callable[[], torch.Tensor]]:
@@ -43,21 +46,6 @@ def contestants(rows: int, width: int, r: int, device: str) -> dict[str, Callabl
     }
 
 
-def measure(runs: dict[str, Callable[[], torch.Tensor]], repeats: int, calls: int, device: str) -> dict[str, list[float]]:
-    """Seconds a call, ``repeats`` values each, in turns."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 2):
-        for name, run in runs.items():
-            started = time.perf_counter()
-            for _ in range(calls):
-                run()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            if repeat >= 2:  # two rounds to warm up
-                times[name].append((time.perf_counter() - started) / calls)
-    return times
-
-
 def main() -> None:
     """Measure with and without a gradient to come, and print ratios to the plain Linear."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -69,18 +57,15 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(min(2, torch.get_num_threads()))
     runs = contestants(options.rows, options.width, options.rank, options.device)
-    print(
-        f"{options.rows} rows, {options.width} -> {options.width}, r={options.rank}, fp32, {options.device}, "
-        f"{torch.get_num_threads()} threads; torch {torch.__version__}, peft {peft.__version__}, {platform.machine()}"
-    )
+    print(machine(options.device, peft=peft))
+    print(f"{options.rows} rows, {options.width} -> {options.width}, r={options.rank}, fp32")
     for mode, context in (("inference", torch.inference_mode), ("forward of a training step", torch.enable_grad)):
         with context():
             times = measure(runs, options.repeats, 10, options.device)
         plain = times["plain Linear"]
         print(f"\n{mode:<28}{'median':>9}  ratio to plain, median (quartiles) of the rounds")
         for name, seconds in times.items():
-            ratios = sorted(a / b for a, b in zip(seconds, plain, strict=True))
-            low, middle, high = statistics.quantiles(ratios, n=4)
+            low, middle, high = ratios(seconds, plain)
             print(f"  {name:<26}{1e6 * statistics.median(seconds):>6.0f} µs  {middle:.2f} ({low:.2f} to {high:.2f})")
 
 

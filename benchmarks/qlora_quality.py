@@ -44,9 +44,8 @@ def main() -> None:
             print(f"{method:<6} seed {seed}  exact {results[-1][0]:.1%}  {results[-1][1]:.3f} bits a byte", flush=True)
     for method, results in found.items():
         exact, bits = zip(*results, strict=True)
-        print(
-            f"{method:<6} exact {statistics.mean(exact):.1%} ({min(exact):.1%} to {max(exact):.1%}), bits {statistics.mean(bits):.3f}"
-        )
+        spread = f"{min(exact):.1%} to {max(exact):.1%}"
+        print(f"{method:<6} exact {statistics.mean(exact):.1%} ({spread}), bits a byte {statistics.mean(bits):.3f}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import minilora
 from minilora.cli import EXAMPLES, main
 from minilora.data import naval_log
 
@@ -125,3 +126,32 @@ def test_a_console_without_utf8_does_not_stop_a_command():
         env={**os.environ, **environment},
     )
     assert found.returncode == 0, found.stderr
+
+
+def test_train_in_four_bits_and_merge_onto_either_base(trained, capsys):
+    """The adapter of a QLoRA goes onto the float base, or onto a saved 4-bit one when it is said where to."""
+    data, out = str(trained / "mine.jsonl"), trained / "qlora"
+    assert main(["train", "--data", data, "--out", str(out), "--qlora", "--steps", "2", "--batch", "4"]) == 0
+    printed = capsys.readouterr().out
+    assert [line.split()[0] for line in printed.splitlines()[-8:-3] if line[:2] in ("MB", "fu", "Lo", "QL")] == [
+        "MB",
+        "full",
+        "LoRA",
+        "QLoRA",
+    ]
+    adapter = str(out / "adapter")
+    assert main(["merge", "--adapter", adapter, "--out", str(out / "onto-floats")]) == 0
+    packed = str(trained / "packed")
+    minilora.save_model(minilora.load_base(quantize="nf4"), packed)
+    assert main(["merge", "--base", packed, "--adapter", adapter, "--out", str(out / "refused")]) == 2
+    assert "is in four bits, where most of ΔW would be rounded away" in capsys.readouterr().err
+    assert not (out / "refused").exists()
+    command = ["merge", "--base", packed, "--adapter", adapter, "--out", str(out / "onto-codes"), "--onto", "dequantized"]
+    assert main(command) == 0
+    assert not any(isinstance(m, minilora.NF4Linear) for m in minilora.load_base(out / "onto-codes").modules())
+
+
+def test_full_and_qlora_exclude_each_other(trained, capsys):
+    data = str(trained / "mine.jsonl")
+    assert main(["train", "--data", data, "--out", str(trained / "no"), "--full", "--qlora"]) == 2
+    assert "give --full or --qlora, not both" in capsys.readouterr().err

@@ -55,3 +55,17 @@ def test_the_figure_is_a_picture_and_not_blank(demo):
     picture = matplotlib.image.imread(demo[0] / "demo.png")
     assert picture.shape[1] > 1000
     assert picture[..., :3].std() > 0.05
+
+
+def test_the_demo_in_four_bits(tmp_path, capsys):
+    """A short run of all its parts: the codes stay, the merge goes into floats, the table shows what was saved."""
+    figures = run_demo(tmp_path, steps=40, qlora=True)
+    printed = capsys.readouterr().out
+    assert figures["base_unchanged"]
+    assert figures["unmerged_to_the_bit"]
+    assert figures["merge_error"] < 1e-5
+    assert 0 < figures["before"]["bits_per_byte"] - figures["bits_per_byte_in_floats"] < 0.05
+    full, lora, qlora = (figures["footprints"][name] for name in ("full", "LoRA", "QLoRA"))
+    assert full.peak > lora.peak > qlora.peak
+    assert "Back in four bits it would lose" in printed
+    assert load_base(tmp_path / "merged").generate_text("Status?", "Log: Hull 90%.")
