@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,11 @@ class LoraConfig:
     - ``target_modules``: a list of names, each matching a module called so or ending in ``.name``; or one regular
       expression that must match a whole path; or ``"all-linear"``, every Linear but the output head.
     - ``exclude_modules``: a list or a regular expression likewise; what it matches stays as it is.
+    - ``rank_pattern``, ``alpha_pattern``: another ``r`` or ``lora_alpha`` for some modules, ``{"k_proj": 4}``. A key is a
+      regular expression for a path or its end after a dot; the first key that fits counts.
+    - ``layers_to_transform``: only these layers, one number or several; the layer of a module is the first number in its
+      path that has a name before it, or the number after ``layers_pattern`` (``"layers"``, ``"h"``; one or several). They
+      narrow a *list* of targets only, and not an entry of it that is a whole path: as in PEFT.
 
     Raises ``ValueError`` on values outside these, ``TypeError`` on values of another kind.
 
@@ -37,6 +43,10 @@ class LoraConfig:
     lora_dropout: float = 0.0
     use_rslora: bool = False
     exclude_modules: str | Sequence[str] = ()
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    layers_to_transform: int | Sequence[int] | None = None
+    layers_pattern: str | Sequence[str] | None = None
 
     def __post_init__(self) -> None:
         check_rank(self.r)
@@ -44,10 +54,27 @@ class LoraConfig:
         check_dropout(self.lora_dropout)
         if not isinstance(self.use_rslora, bool):
             raise TypeError(f"use_rslora must be True or False, got {self.use_rslora!r}")
-        for field in ("target_modules", "exclude_modules"):
-            object.__setattr__(self, field, check_patterns(field, getattr(self, field)))
+        for name in ("target_modules", "exclude_modules"):
+            object.__setattr__(self, name, check_patterns(name, getattr(self, name)))
         if not self.target_modules:
             raise ValueError('target_modules is empty: name at least one module, for example ["q_proj", "v_proj"]')
+        object.__setattr__(self, "rank_pattern", check_values("rank_pattern", self.rank_pattern, check_rank))
+        object.__setattr__(self, "alpha_pattern", check_values("alpha_pattern", self.alpha_pattern, check_alpha))
+        object.__setattr__(self, "layers_to_transform", check_layers(self.layers_to_transform))
+        if self.layers_pattern:  # an empty one means none, as in PEFT
+            patterns = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern
+            object.__setattr__(self, "layers_pattern", check_patterns("layers_pattern", [*patterns]))
+            for name in self.layers_pattern or ():
+                check_regex("layers_pattern", name)
+            if self.layers_to_transform is None:
+                raise ValueError(
+                    f"layers_pattern={self.layers_pattern!r} needs layers_to_transform: the numbers after that name"
+                )
+        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+            raise ValueError(
+                f"layers_to_transform narrows a list of target_modules, not {self.target_modules!r}: give a list, or write the "
+                "layers into the regular expression"
+            )
 
     @property
     def scaling(self) -> float:
@@ -151,15 +178,47 @@ def check_dropout(lora_dropout: float) -> None:
         raise ValueError(f"lora_dropout must be in [0, 1), got {lora_dropout}: it is the share of inputs dropped in training")
 
 
-def check_patterns(field: str, value: str | Sequence[str]) -> str | tuple[str, ...]:
+def check_patterns(field: str, value: str | Sequence[str] | None) -> str | tuple[str, ...]:
     """A pattern as given, or a list of names as a tuple; raise on anything else."""
     if isinstance(value, str):
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"{field}={value!r} is no regular expression: {error}") from error
+        check_regex(field, value)
         return value
-    names = tuple(value)
+    if isinstance(value, Mapping) or not isinstance(value, Iterable | None):
+        raise TypeError(f"{field} must be a list of names or one regular expression, got {value!r}")
+    names = tuple(value or ())
     if bad := [name for name in names if not isinstance(name, str) or not name]:
         raise TypeError(f"{field} must be names, got {bad[0]!r} among them")
     return names
+
+
+def check_regex(field: str, pattern: str) -> None:
+    """Raise unless ``pattern`` compiles."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"{field}={pattern!r} is no regular expression: {error}") from error
+
+
+def check_values(field: str, values: Mapping[str, Any], check: Callable[[Any], None]) -> dict[str, Any]:
+    """A copy of a pattern's mapping; raise unless its keys are regular expressions and every value passes ``check``."""
+    if not isinstance(values, Mapping | None):
+        raise TypeError(f"{field} must map names to values, got {values!r}")
+    for name, value in (values or {}).items():
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"{field} must have names as keys, got {name!r}")
+        check_regex(field, name)
+        try:
+            check(value)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{field}[{name!r}]: {error}") from error
+    return dict(values or {})
+
+
+def check_layers(layers: Any) -> int | tuple[int, ...] | None:
+    """One layer, several as a tuple, or None for all (an empty list too, as in PEFT); raise on anything else."""
+    found = layers if isinstance(layers, list | tuple | set | range) else [layers]
+    if layers is None or not found:
+        return None
+    if bad := [layer for layer in found if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0]:
+        raise TypeError(f"layers_to_transform must be whole numbers from 0, got {bad[0]!r}")
+    return layers if isinstance(layers, int) else tuple(layers)

@@ -16,7 +16,7 @@ from torch import nn
 
 from .config import LoraConfig
 from .lora import LoRALayer, is_linear, is_packed, linear_shape
-from .match import InjectReport, Match, check_patterns_used, check_targets, has_plain_weight, matching_pattern
+from .match import InjectReport, Match, check_patterns_used, check_targets, has_plain_weight, matching_pattern, rank_and_alpha
 
 
 def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
@@ -38,7 +38,7 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
     check_patterns_used(model, config, patterns)
     check_targets(model, patterns)
     matches = tuple(
-        Match(name, *linear_shape(module), patterns[name], config.r)
+        Match(name, *linear_shape(module), patterns[name], rank_and_alpha(name, config)[0])
         for name, module in model.named_modules()
         if name and is_linear(module) and (patterns[name] is not None or has_plain_weight(module))
     )
@@ -61,9 +61,8 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     config = config or LoraConfig()
     report = explain_match(model, config)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    settings = (config.r, config.lora_alpha, config.lora_dropout, config.use_rslora)
     try:
-        wrapped = {m.name: LoRALayer(model.get_submodule(m.name), *settings).train(model.training) for m in report.chosen}
+        wrapped = {m.name: wrap(model.get_submodule(m.name), m.name, config).train(model.training) for m in report.chosen}
     except Exception:  # out of memory, say
         for parameter in trained:
             parameter.requires_grad_(True)
@@ -73,6 +72,12 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     for name, layer in wrapped.items():
         model.set_submodule(name, layer)
     return report
+
+
+def wrap(base: nn.Module, name: str, config: LoraConfig) -> LoRALayer:
+    """The layer that goes in at ``name``, with the rank and alpha that the config's patterns give it there."""
+    r, lora_alpha = rank_and_alpha(name, config)
+    return LoRALayer(base, r, lora_alpha, config.lora_dropout, config.use_rslora)
 
 
 def unload(model: nn.Module) -> nn.Module:

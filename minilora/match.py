@@ -1,8 +1,13 @@
 """Which modules of a model an adapter goes to: names matched as PEFT matches them, and a report of what was found.
 
-A list entry fits a module called so or ending in ``.entry``; a string is a regular expression for the whole path;
-``"all-linear"`` is every Linear but the output head. Unlike PEFT, a list entry that matches nothing is an error: a typo
-that silently trains half of what was meant cost many users days (huggingface/peft #1206, #1959).
+A list entry fits a module called so or ending in ``.entry``, and may be narrowed to some layers; a string is a regular
+expression for the whole path; ``"all-linear"`` is every Linear but the output head. Rank and alpha of a module are those of
+the first pattern that fits its path. (``check_target_module_exists`` and ``get_pattern_key`` in PEFT; compared with them over
+random trees and patterns in tests/test_match.py.)
+
+Unlike PEFT, an entry that matches nothing is an error: a typo that silently trains half of what was meant cost many users
+days (huggingface/peft #1206, #1959). And ``"all-linear"`` never takes an ``lm_head``, where PEFT knows the heads of
+transformers' models only.
 """
 
 from __future__ import annotations
@@ -10,8 +15,9 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -72,9 +78,51 @@ def matching_pattern(name: str, module: nn.Module, model: nn.Module, config: Lor
     """The pattern of the config that chooses this module, or None."""
     if fits(name, config.exclude_modules) is not None:
         return None
-    if config.target_modules == "all-linear":
+    if is_all_linear(config.target_modules):
         return "all-linear" if is_linear(module) and module is not output_head(model) else None
-    return fits(name, config.target_modules)
+    found = fits(name, config.target_modules)
+    if found is None or name in config.target_modules or in_layers(name, config.layers_to_transform, config.layers_pattern):
+        return found
+    return None
+
+
+def is_all_linear(patterns: str | Sequence[str]) -> bool:
+    """Whether this is the word ``"all-linear"``, in any case of letters."""
+    return isinstance(patterns, str) and patterns.lower() == "all-linear"
+
+
+def in_layers(name: str, layers: int | Sequence[int] | None, before: str | Sequence[str] | None) -> bool:
+    """Whether a path lies in one of the layers: the first number in it that follows a name (one of ``before``, if given).
+
+    >>> [in_layers(f"model.layers.{i}.experts.2.up", [0, 2], None) for i in range(3)]
+    [True, False, True]
+    """
+    if layers is None:
+        return True
+    names = [before] if isinstance(before, str) else before
+    forms = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in names] if names else [r".*?\.[^.]*\.(\d+)\."]
+    found = next((match for form in forms if (match := re.match(form, name))), None)
+    return found is not None and int(found.groups()[-1]) in ([layers] if isinstance(layers, int) else layers)
+
+
+def rank_and_alpha(name: str, config: LoraConfig) -> tuple[int, float]:
+    """``r`` and ``lora_alpha`` of a module: the pattern's where one fits its path, the config's elsewhere.
+
+    >>> rank_and_alpha("layers.1.k_proj", LoraConfig(r=8, lora_alpha=16, rank_pattern={r"1\\.k_proj": 2, "k_proj": 4}))
+    (2, 16)
+    """
+    return first_fit(name, config.rank_pattern, config.r), first_fit(name, config.alpha_pattern, config.lora_alpha)
+
+
+def first_fit(name: str, pattern: Mapping[str, Any], default: Any) -> Any:
+    """The value of the first key that matches the path or its end after a dot, or that is the path; else the default."""
+    key = next((key for key in pattern if fits_pattern(name, key)), name)
+    return pattern.get(key, default)
+
+
+def fits_pattern(name: str, key: str) -> bool:
+    """Whether a key of ``rank_pattern`` or ``alpha_pattern`` matches a path."""
+    return re.match(rf"(.*\.)?({key})$", name) is not None
 
 
 def fits(name: str, patterns: str | Sequence[str]) -> str | None:
@@ -97,26 +145,36 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 def check_patterns_used(model: nn.Module, config: LoraConfig, patterns: dict[str, str | None]) -> None:
     """Raise ``ValueError`` when nothing matched, or a list entry did not; say what could be meant."""
-    excluded_names = () if isinstance(config.exclude_modules, str) else config.exclude_modules
-    if idle := [entry for entry in excluded_names if not any(fits(name, [entry]) is not None for name in patterns)]:
-        raise ValueError(f"exclude_modules: no module matches {', '.join(map(repr, idle))}, so nothing would be left out by it")
+    excluded_by = [config.exclude_modules] if isinstance(config.exclude_modules, str) else [[n] for n in config.exclude_modules]
+    if idle := [entry for entry in excluded_by if entry and not any(fits(name, entry) is not None for name in patterns)]:
+        shown = ", ".join(repr(entry if isinstance(entry, str) else entry[0]) for entry in idle)
+        raise ValueError(f"exclude_modules: no module matches {shown}, so nothing would be left out by it")
+    chosen = [name for name, pattern in patterns.items() if pattern is not None]
     targets = config.target_modules
     entries = [targets] if isinstance(targets, str) else targets
-    matched = [name for name, pattern in patterns.items() if pattern is not None]
     unused = [
         entry
         for entry in entries
-        if (not matched if isinstance(targets, str) else not any(fits(name, [entry]) is not None for name in matched))
+        if (not chosen if isinstance(targets, str) else not any(fits(name, [entry]) is not None for name in chosen))
     ]
-    if not unused:
-        return
+    if unused:
+        raise ValueError(nothing_matches(model, config, unused))
+    for field in ("rank_pattern", "alpha_pattern"):
+        keys = getattr(config, field)
+        if idle_keys := [key for key in keys if not any(fits_pattern(name, key) or name == key for name in chosen)]:
+            raise ValueError(f"{field}: no module that gets an adapter matches {', '.join(map(repr, idle_keys))}")
+
+
+def nothing_matches(model: nn.Module, config: LoraConfig, unused: Sequence[str]) -> str:
+    """The message about targets that match nothing: what stands there instead, and what could have been meant."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if name and is_linear(module))
     near = [close for entry in unused for close in difflib.get_close_matches(entry.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     candidates = ", ".join(f"{name} (×{count})" for name, count in names.items()) or "none: this model has no Linear"
-    excluded = f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""
-    raise ValueError(
-        f"target_modules: no module matches {', '.join(map(repr, unused))}{excluded}{hint} Linears of this model: {candidates}"
+    narrowed = f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""
+    narrowed += f" in layers_to_transform={config.layers_to_transform!r}" if config.layers_to_transform is not None else ""
+    return (
+        f"target_modules: no module matches {', '.join(map(repr, unused))}{narrowed}{hint} Linears of this model: {candidates}"
     )
 
 

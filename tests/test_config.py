@@ -28,6 +28,15 @@ from minilora import LoraConfig
         ("target_modules", "", ValueError, "target_modules is empty"),
         ("target_modules", ["q_proj", 3], TypeError, "target_modules must be names, got 3"),
         ("target_modules", "(q_proj", ValueError, "is no regular expression"),
+        ("target_modules", {"q_proj": 1}, TypeError, "must be a list of names or one regular expression"),
+        ("rank_pattern", {"q_proj": 0}, ValueError, r"rank_pattern\['q_proj'\]: r must be at least 1, got 0"),
+        ("rank_pattern", {"(": 1}, ValueError, r"rank_pattern='\(' is no regular expression"),
+        ("rank_pattern", ["q_proj"], TypeError, "rank_pattern must map names to values"),
+        ("alpha_pattern", {"q_proj": "1"}, TypeError, r"alpha_pattern\['q_proj'\]: lora_alpha must be a number"),
+        ("alpha_pattern", {1: 1}, TypeError, "alpha_pattern must have names as keys, got 1"),
+        ("layers_to_transform", [0, -1], TypeError, "whole numbers from 0, got -1"),
+        ("layers_to_transform", True, TypeError, "whole numbers from 0, got True"),
+        ("layers_pattern", "h", ValueError, "needs layers_to_transform"),
         ("exclude_modules", "[", ValueError, "exclude_modules='\\[' is no regular expression"),
     ],
 )
@@ -47,3 +56,9 @@ def test_a_list_of_targets_cannot_change_afterwards():
     config = LoraConfig(target_modules=names)
     names.append("v_proj")
     assert config.target_modules == ("q_proj",)
+
+
+def test_layers_narrow_a_list_only():
+    with pytest.raises(ValueError, match="narrows a list of target_modules, not 'all-linear'"):
+        LoraConfig(target_modules="all-linear", layers_to_transform=1)
+    assert LoraConfig(layers_to_transform=[]).layers_to_transform is None
