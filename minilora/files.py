@@ -26,13 +26,19 @@ def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
     return path
 
 
-def write_together(folder: Path, files: Mapping[str, Callable[[Path], None]], remove: Sequence[str] = ()) -> None:
+def write_together(
+    folder: Path,
+    files: Mapping[str, Callable[[Path], None]],
+    remove: Sequence[str] = (),
+    aside: tuple[str, str] | None = None,
+) -> None:
     """Write several files of one folder: all under temporary names first, and only when all are whole the renames, in order.
 
-    ``remove`` names files that would contradict the new ones; they go just before the renames. Raises as ``write_atomically``.
+    ``remove`` names files that would contradict the new ones; they go just before the renames. ``aside`` (name, other name)
+    renames such a file instead; peft_files.py tells what for. Raises as ``write_atomically``.
     """
     ready: dict[str, Path] = {}
-    name = next(iter(files))
+    name, put_back = next(iter(files)), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in files.items():
@@ -43,9 +49,15 @@ def write_together(folder: Path, files: Mapping[str, Callable[[Path], None]], re
             ready[name].chmod(0o666 & ~current_umask())  # mkstemp's 0600 would hide a shared model from its other readers
         for stale in remove:
             (folder / stale).unlink(missing_ok=True)
+        if aside is not None and (folder / aside[0]).exists():
+            os.replace(folder / aside[0], folder / aside[1])
+            put_back = (folder / aside[1], folder / aside[0])
         for name, temporary_file in ready.items():
             os.replace(temporary_file, folder / name)
+            put_back = None
     except BaseException as error:
+        if put_back is not None:
+            os.replace(*put_back)
         for temporary_file in ready.values():
             temporary_file.unlink(missing_ok=True)
         if isinstance(error, OSError) or "I/O error" in str(error):  # safetensors wraps a full disk in its own error
@@ -75,7 +87,12 @@ def text_writer(text: str) -> Callable[[Path], None]:
 
 def json_writer(value: Any) -> Callable[[Path], None]:
     """Writes indented JSON."""
-    return text_writer(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    return text_writer(json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
 def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[Path], None]:
@@ -111,10 +128,12 @@ class TensorFiles(Mapping[str, Tensor]):
         from safetensors import SafetensorError, safe_open
 
         self.handles: dict[str, Any] = {}
+        self.metadata: dict[str, str] = {}
         for path in paths:
             try:
                 handle = safe_open(path, framework="pt")
                 self.handles |= dict.fromkeys(handle.keys(), handle)
+                self.metadata |= handle.metadata() or {}
             except FileNotFoundError:
                 raise ValueError(f"{path} does not exist: the tensors should be in a safetensors file of that name") from None
             except (SafetensorError, OSError) as error:
@@ -138,14 +157,28 @@ class TensorFiles(Mapping[str, Tensor]):
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """All tensors of a safetensors file. Raises ``ValueError`` that names the file when it is missing or damaged."""
-    return dict(TensorFiles(Path(path)))
+    return read_tensors_and_metadata(path)[0]
+
+
+def read_tensors_and_metadata(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file and its metadata. Raises as ``read_tensors``."""
+    files = TensorFiles(Path(path))
+    return dict(files), files.metadata
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object. Raises ``ValueError`` that names the file when it is missing, broken or no object."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json_object(Path(path).read_bytes(), path)
+    except OSError as error:
+        raise ValueError(f"{path} is no readable JSON file: {error}") from error
+
+
+def json_object(text: bytes, path: str | Path) -> dict[str, Any]:
+    """A JSON object from a file's content; ``path`` is for the error."""
+    try:
+        value = json.loads(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON and numbers of 5,000 digits are ValueErrors
         raise ValueError(f"{path} is no readable JSON file: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object {{…}}, got {type(value).__name__}")

@@ -157,7 +157,19 @@ def test_tensors_that_do_not_fit_are_named_and_the_model_stays_as_it_was(tmp_pat
         ({"use_dora": True}, "use_dora=True is not supported"),
         ({"bias": "all"}, "bias='all' is not supported"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
-        ({"rank_pattern": {"q_proj": 4}}, "rank_pattern=.* is not supported"),
+        ({"rank_pattern": {"q_proj": 4}}, r"0.self_attn.q_proj.lora_A has shape \(2, 24\), needed \(4, 24\)"),
+        ({"rank_pattern": {"q_proj": "4"}}, r"rank_pattern\['q_proj'\]: r must be a whole number"),
+        ({"alpha_pattern": {"(a+)+": 4}}, r"the pattern '\(a\+\)\+' could take for ever to match"),
+        ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] is not supported"),
+        ({"use_bdlora": {"nblocks": 2}}, "use_bdlora=.* is not supported"),
+        ({"target_modules": ["q_proj"]}, "layers.0.self_attn.v_proj has tensors, but is no target of its config"),
+        (
+            {"target_modules": ["q_proj", "k_proj", "v_proj"]},
+            "k_proj is a target of its config, but has no tensors",
+        ),
+        ({"exclude_modules": ["1.self_attn.q_proj"]}, "1.self_attn.q_proj has tensors, but is no target"),
+        ({"layers_to_transform": [0]}, "1.self_attn.q_proj has tensors, but is no target"),
+        ({"target_modules": {"q_proj": 1}}, "target_modules must be a list of names or one regular expression"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
@@ -203,6 +215,7 @@ def test_an_adapter_of_another_rank_or_a_merged_model_is_refused(tmp_path):
 
 def test_a_folder_without_one_of_the_files_is_refused(tmp_path):
     _, folder = saved(tmp_path)
+    change_tensors(folder, lambda t: None)  # safetensors' own save_file drops the metadata, as PEFT has none of ours
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         copy = shutil.copytree(folder, tmp_path / f"without {name}")
         (copy / name).unlink()
@@ -210,12 +223,85 @@ def test_a_folder_without_one_of_the_files_is_refused(tmp_path):
             load_adapter(pair()[0], copy)
 
 
-def test_adapters_of_different_rank_in_one_model_cannot_be_saved_as_one(tmp_path):
+def test_everything_that_is_wrong_stands_in_one_error(tmp_path):
+    _, folder = saved(tmp_path)
+    change_tensors(folder, lambda t: t.update({Q + "A.weight": torch.ones(3, 24), "extra": torch.ones(1)}))
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "use_dora": True, "bias": "all", "peft_type": "VERA"}))
+    with pytest.raises(ValueError, match="does not fit this model") as caught:
+        load_adapter(pair()[0], folder)
+    for part in ("peft_type is 'VERA'", "use_dora=True", "bias='all'", "unknown tensors extra", r"has shape (3, 24)"):
+        assert part in str(caught.value)
+
+
+def test_an_adapter_for_another_depth_is_refused(tmp_path):
+    _, folder = saved(tmp_path)
+    for depth, message in (
+        (1, "the base has no module model.layers.1"),
+        (3, "layers.2.self_attn.q_proj is a target .* no tensors"),
+    ):
+        other = Llama(LlamaConfig(**{**SIZES, "num_hidden_layers": depth}, num_key_value_heads=2, tie_word_embeddings=False))
+        with pytest.raises(ValueError, match=message):
+            load_adapter(other, folder)
+
+
+def test_ranks_and_alphas_of_their_own_go_to_peft_and_come_back(tmp_path):
+    """Every form that saving gives a pattern: by the end of a name, by a whole path, and one that ends another path."""
+    from peft import PeftModel
+
+    ours, theirs = pair()
+    inject(ours, LoraConfig(r=2, target_modules="all-linear", rank_pattern={"0.mlp.up_proj": 3, "k_proj": 5, "1.*up_proj": 1},
+                            alpha_pattern={"down_proj": 7}))  # fmt: skip
+    fill(ours)
+    save_adapter(ours, tmp_path)
+    found = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert found["rank_pattern"] == {"k_proj": 5, r"^model\.layers\.0\.mlp\.up_proj": 3, r"^model\.layers\.1\.mlp\.up_proj": 1}
+    assert found["alpha_pattern"] == {"down_proj": 7}
+    peft = PeftModel.from_pretrained(theirs, tmp_path)
+    torch.testing.assert_close(peft(IDS).logits, ours(IDS), rtol=1e-4, atol=1e-4)
+    peft.save_pretrained(tmp_path / "theirs")
+    for folder in (tmp_path, tmp_path / "theirs"):
+        again = load_adapter(pair()[0], folder)
+        assert torch.equal(again(IDS), ours(IDS))
+        assert [repr(la) for _, la in lora_layers(again)] == [repr(la) for _, la in lora_layers(ours)]
+
+
+def test_a_path_that_ends_another_is_not_taken_for_it(tmp_path):
+    from peft import PeftModel
+    from torch import nn
+
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4))
+
+    for targets in (["0"], r"0|1\.1|2"):
+        ours = model()
+        ours_config = LoraConfig(r=2, target_modules="^0$" if targets == ["0"] else targets, rank_pattern={"^0": 3})
+        inject(ours, ours_config)
+        fill(ours)
+        save_adapter(ours, tmp_path)
+        peft = PeftModel.from_pretrained(model(), tmp_path)
+        there = {n.removeprefix("base_model.model."): m.r["default"] for n, m in peft.named_modules() if hasattr(m, "lora_A")}
+        assert there == {name: layer.r for name, layer in lora_layers(ours)}
+        x = torch.randn(3, 4)
+        assert torch.equal(load_adapter(model(), tmp_path)(x), ours(x))
+
+
+def test_adapters_that_differ_in_dropout_cannot_be_saved_as_one(tmp_path):
     ours, _ = saved(tmp_path)
     _name, layer = next(lora_layers(ours))
-    layer.r = 3
-    with pytest.raises(ValueError, match="different settings in one model"):
+    layer.lora_dropout = 0.5
+    with pytest.raises(ValueError, match=r"different \(dropout, rslora\) in one model"):
         save_adapter(ours, tmp_path / "x")
+
+
+def test_a_diverged_adapter_is_not_saved(tmp_path):
+    ours, folder = saved(tmp_path)
+    before = (folder / "adapter_model.safetensors").read_bytes()
+    next(lora_layers(ours))[1].lora_A.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match="q_proj.lora_A.weight holds values that are not finite: the training diverged"):
+        save_adapter(ours, folder)
+    assert (folder / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_settings_that_do_not_change_the_tensors_are_no_reason_to_refuse(tmp_path):
@@ -239,3 +325,48 @@ def test_an_adapter_of_a_model_that_is_no_language_model_opens_in_peft(tmp_path)
     save_adapter(ours, tmp_path)
     x = torch.randn(3, 6)
     torch.testing.assert_close(PeftModel.from_pretrained(theirs, tmp_path)(x), ours(x))
+
+
+def test_another_base_is_told_of_and_refused_when_strict(tmp_path):
+    _, folder = saved(tmp_path)
+    same, _ = pair()
+    load_adapter(same, folder, strict=True)
+    other, _ = pair()
+    other.model.norm.weight.data[0] += 1
+    with pytest.warns(UserWarning, match="was made for a base with other values"):
+        load_adapter(other, folder)
+    wider = Llama(LlamaConfig(**{**SIZES, "vocab_size": 40}, num_key_value_heads=2, tie_word_embeddings=False))
+    with pytest.warns(UserWarning, match="was made for a base of another architecture"):
+        load_adapter(wider, folder)
+    for model, message in ((other, "other values"), (wider, "another architecture")):
+        with pytest.raises(ValueError, match=message):
+            load_adapter(model, folder, strict=True)
+    change_tensors(folder, lambda t: None)  # as PEFT writes it: no fingerprint
+    load_adapter(pair()[0], folder)
+    with pytest.raises(ValueError, match="does not say which base it was made for"):
+        load_adapter(pair()[0], folder, strict=True)
+
+
+def test_a_pickle_by_the_right_name_is_refused(tmp_path):
+    ours, folder = saved(tmp_path)
+    torch.save({Q + "A.weight": torch.ones(2, 24)}, folder / "adapter_model.safetensors")
+    with pytest.raises(ValueError, match="no readable safetensors file"):
+        load_adapter(ours, folder)
+    (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
+    with pytest.raises(ValueError, match="does not exist: the tensors should be in a safetensors file of that name"):
+        load_adapter(ours, folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+def test_tensors_of_other_dtypes_are_refused(tmp_path, dtype):
+    _, folder = saved(tmp_path)
+    change_tensors(folder, lambda t: t.update({Q + "A.weight": t[Q + "A.weight"].to(dtype)}))
+    with pytest.raises(ValueError, match=r"q_proj.lora_A holds torch\.\w+, needed a floating-point dtype"):
+        load_adapter(pair()[0], folder)
+
+
+def test_a_path_that_climbs_out_is_only_a_name_that_does_not_exist(tmp_path):
+    _, folder = saved(tmp_path)
+    change_tensors(folder, lambda t: t.update({"base_model.model.../../etc/passwd.lora_A.weight": torch.ones(2, 24)}))
+    with pytest.raises(ValueError, match="the base has no module ../../etc/passwd"):
+        load_adapter(pair()[0], folder)

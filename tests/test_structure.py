@@ -14,7 +14,7 @@ FLOORS = [
     {"codebook"},
     {"nf4"},
     {"lora", "qlora", "packed", "shapes"},
-    {"activations", "match", "pretrained", "data", "checkpoint", "history", "smollm2"},
+    {"activations", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},
     {"inject", "batches", "evaluate", "flops", "requantize"},
     {"merge", "changes", "adapter", "train", "pretrain", "plan"},
     {"plots", "ledger"},

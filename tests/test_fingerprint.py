@@ -1,0 +1,73 @@
+"""A fingerprint is the base's: adapters, dtypes that hold the same values, and other libraries' classes do not change it."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from minilora import LoraConfig, inject, merge, merge_and_unload, unload, unmerge
+from minilora.fingerprint import fingerprint
+
+from .test_adapter import pair
+from .test_inject import fill, tiny
+
+
+def test_it_stays_through_everything_that_leaves_the_base_as_it_was():
+    model = tiny(tie_word_embeddings=True)
+    wanted = fingerprint(model)
+    inject(model, LoraConfig(target_modules="all-linear"))
+    assert fingerprint(model) == wanted
+    fill(model)
+    assert fingerprint(merge(model)) == wanted
+    assert fingerprint(unmerge(model)) == wanted
+    assert fingerprint(unload(model)) == wanted
+    assert fingerprint(copy.deepcopy(model)) == wanted
+
+
+def test_transformers_class_with_the_same_weights_has_the_same():
+    ours, theirs = pair()
+    assert fingerprint(ours) == fingerprint(theirs)
+
+
+def test_a_dtype_that_holds_the_same_values_is_no_difference_and_rounding_is():
+    stored = tiny().half()
+    assert fingerprint(copy.deepcopy(stored).float()) == fingerprint(stored)
+    rounded = fingerprint(copy.deepcopy(stored).bfloat16())
+    assert rounded.architecture == fingerprint(stored).architecture
+    assert rounded.tensors != fingerprint(stored).tensors
+
+
+def test_a_merge_for_good_leaves_other_tensors_or_none_to_know():
+    model = tiny()
+    wanted = fingerprint(model)
+    inject(model)
+    fill(model)
+    merge(model, keep_base=False)
+    assert fingerprint(model).architecture == wanted.architecture
+    assert fingerprint(model).tensors == ""
+    merge_and_unload(model)
+    assert fingerprint(model).tensors not in ("", wanted.tensors)
+
+
+@pytest.mark.parametrize("change", [lambda m: m[0].weight.data[0, 0].add_(1e-3), lambda m: m[1].bias.data.neg_()])
+def test_any_value_counts(change):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    before = fingerprint(model)
+    change(model)
+    assert fingerprint(model).tensors != before.tensors
+    assert fingerprint(model).architecture == before.architecture
+
+
+def test_names_and_shapes_are_the_architecture():
+    found = {
+        fingerprint(model).architecture
+        for model in (
+            nn.Sequential(nn.Linear(3, 4)),
+            nn.Sequential(nn.Linear(4, 3)),
+            nn.Sequential(nn.Linear(3, 4, bias=False)),
+            nn.ModuleDict({"one": nn.Linear(3, 4)}),
+        )
+    }
+    assert len(found) == 4

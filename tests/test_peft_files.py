@@ -1,0 +1,361 @@
+"""The two files always belong together, whatever is killed; a hostile or damaged file is refused or read exactly."""
+
+import json
+import os
+import random
+import signal
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from peft.utils.other import get_pattern_key
+from safetensors.numpy import load
+from torch import nn
+
+from minilora import LoraConfig, inject, load_adapter, save_adapter
+from minilora.inject import lora_layers
+from minilora.peft_files import ASIDE, CONFIG, TENSORS, is_tame
+
+from .test_inject import fill
+
+
+def adapted(r=2, lora_alpha=3.0, seed=0):
+    """Two tiny Linears with adapters."""
+    torch.manual_seed(7)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    torch.manual_seed(seed)
+    inject(model, LoraConfig(r=r, lora_alpha=lora_alpha, target_modules=["0", "1"]))
+    fill(model)
+    return model
+
+
+def plain():
+    torch.manual_seed(7)
+    return nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+
+
+X = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+
+# ---- A save that is killed ----
+
+
+def in_a_child(action):
+    """Run an action in a forked process and kill it after ten seconds; its exit status."""
+    child = os.fork()
+    if child == 0:
+        try:
+            action()
+        finally:
+            os._exit(0)
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    pytest.fail("the child hung")
+
+
+def what_peft_would_serve(folder):
+    """(tensors, alpha) as PEFT combines them: the config file as it is, the tensors file as it is; None without a config."""
+    if not (folder / CONFIG).exists():
+        return None
+    found = json.loads((folder / CONFIG).read_text())
+    tensors = load((folder / TENSORS).read_bytes())
+    assert found["r"] == tensors["base_model.model.0.lora_A.weight"].shape[0]
+    return {key: value.tobytes() for key, value in tensors.items()}, found["lora_alpha"]
+
+
+def die_before(step, monkeypatch):
+    """Let the process kill itself just before the given file operation of a save."""
+    count = iter(range(1000))
+
+    def counted(real):
+        def operation(*arguments, **named):
+            if next(count) == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*arguments, **named)
+
+        return operation
+
+    monkeypatch.setattr(os, "replace", counted(os.replace))
+    monkeypatch.setattr(Path, "unlink", counted(Path.unlink))
+    monkeypatch.setattr(Path, "chmod", counted(Path.chmod))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("other_alpha", [3.0, 5.0], ids=["same config", "another config"])
+def test_killed_before_any_file_operation_a_save_leaves_the_old_adapter_or_the_new(tmp_path, monkeypatch, other_alpha):
+    old, new = adapted(seed=1), adapted(lora_alpha=other_alpha, seed=2)
+    seen, killed = set(), 0
+    for step in range(20):
+        folder = tmp_path / str(step)
+        save_adapter(old, folder)
+        served = [what_peft_would_serve(folder)]
+
+        def save(step=step, folder=folder):
+            with monkeypatch.context() as patch:
+                die_before(step, patch)
+                save_adapter(new, folder)
+
+        status = in_a_child(save)
+        killed += os.WIFSIGNALED(status)
+        found = load_adapter(plain(), folder)(X)
+        assert torch.equal(found, old(X)) or torch.equal(found, new(X))
+        there = what_peft_would_serve(folder)
+        save_adapter(new, tmp_path / "new")
+        served.append(what_peft_would_serve(tmp_path / "new"))
+        assert there in served or (there is None and other_alpha != 3.0), "PEFT sees the old, the new, or no adapter"
+        seen.add((torch.equal(found, new(X)), there is None))
+        save_adapter(load_adapter(plain(), folder), folder)  # and so it is repaired
+        assert sorted(f.name for f in folder.iterdir() if f.name[0] != ".") == [CONFIG, TENSORS]
+        if not os.WIFSIGNALED(status):
+            break
+    assert killed >= 4
+    assert seen >= {(False, False), (True, False)}
+    assert ((True, True) in seen) == (other_alpha != 3.0)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_killed_at_a_random_moment_of_many_saves_one_whole_adapter_is_there(tmp_path):
+    models = [adapted(r=2, lora_alpha=3.0, seed=1), adapted(r=1, lora_alpha=5.0, seed=2)]
+    answers = [model(X) for model in models]
+    rng = random.Random(0)
+    save_adapter(models[0], tmp_path)
+    for _ in range(30):
+        child = os.fork()
+        if child == 0:
+            while True:
+                for model in models:
+                    save_adapter(model, tmp_path)
+        time.sleep(rng.uniform(0.001, 0.02))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        found = load_adapter(plain(), tmp_path)(X)
+        assert any(torch.equal(found, answer) for answer in answers)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_a_reader_beside_a_writer_gets_one_whole_adapter(tmp_path):
+    """Same rank, other scale: a mixture would load without a complaint."""
+    models = [adapted(lora_alpha=3.0, seed=1), adapted(lora_alpha=5.0, seed=2)]
+    answers = [model(X) for model in models]
+    save_adapter(models[0], tmp_path)
+    child = os.fork()
+    if child == 0:
+        while True:
+            for model in models:
+                save_adapter(model, tmp_path)
+                time.sleep(0.001)
+    try:
+        for _ in range(100):
+            found = load_adapter(plain(), tmp_path)(X)
+            assert any(torch.equal(found, answer) for answer in answers)
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def test_an_adapter_of_pefts_that_a_killed_save_left_without_a_config_is_found_aside(tmp_path):
+    model = adapted()
+    save_adapter(model, tmp_path)
+    from safetensors.torch import load_file, save_file
+
+    save_file(load_file(tmp_path / TENSORS), tmp_path / TENSORS)  # PEFT's files hold no copy of the config
+    (tmp_path / CONFIG).rename(tmp_path / ASIDE)
+    assert torch.equal(load_adapter(plain(), tmp_path)(X), model(X))
+
+
+def test_a_save_that_fails_half_way_puts_the_config_back(tmp_path, monkeypatch):
+    old = adapted()
+    save_adapter(old, tmp_path)
+    real = os.replace
+
+    def replace(source, target):
+        if str(target).endswith(TENSORS):
+            raise OSError(28, "No space left on device")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(OSError, match=r"could not write .*No space left.*Nothing was changed"):
+        save_adapter(adapted(lora_alpha=9, seed=3), tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir()) == [CONFIG, TENSORS]
+    assert torch.equal(load_adapter(plain(), tmp_path)(X), old(X))
+
+
+def test_a_folder_that_may_not_be_read_or_written_is_an_error_that_names_it(tmp_path):
+    folder = save_adapter(adapted(), tmp_path / "adapter")
+    tmp_path.chmod(0o755)
+    folder.chmod(0)
+    as_root = os.geteuid() == 0
+    if as_root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(ValueError, match=r"adapter_config.json cannot be read: .*Permission denied"):
+            load_adapter(plain(), folder)
+        with pytest.raises(OSError, match=r"could not write .*adapter_model.safetensors: Permission denied"):
+            save_adapter(adapted(), folder)
+    finally:
+        if as_root:
+            os.seteuid(0)
+        folder.chmod(0o755)
+    assert torch.equal(load_adapter(plain(), folder)(X), adapted()(X))
+
+
+# ---- Files that somebody damaged ----
+
+
+def with_header(header, data=b""):
+    text = json.dumps(header).encode() if not isinstance(header, bytes) else header
+    return struct.pack("<Q", len(text)) + text + data
+
+
+F32 = {"dtype": "F32", "shape": [2, 3]}
+A = "base_model.model.0.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        struct.pack("<Q", 10**6) + b"{}",
+        struct.pack("<Q", 2**63) + b"{}",
+        struct.pack("<Q", 99 * 10**6) + b"{" * 1000,
+        with_header(b"[" * 200_000),
+        with_header({A: {**F32, "data_offsets": [0, 24]}, A + "2": {**F32, "data_offsets": [8, 32]}}, bytes(32)),
+        with_header({A: {**F32, "data_offsets": [0, 2**62]}}, bytes(24)),
+        with_header({A: {**F32, "data_offsets": [24, 0]}}, bytes(24)),
+        with_header({A: {**F32, "shape": [2**40, 2**40], "data_offsets": [0, 24]}}, bytes(24)),
+        with_header({A: {**F32, "shape": [2**32, 2**32], "data_offsets": [0, 0]}}),
+        with_header({A: {**F32, "shape": [-2, -3], "data_offsets": [0, 24]}}, bytes(24)),
+        with_header({A: {**F32, "data_offsets": [0, 24]}}, bytes(48)),
+        with_header({A: {**F32, "dtype": "PICKLE", "data_offsets": [0, 24]}}, bytes(24)),
+    ],
+    ids=[
+        *("empty", "header past the end", "header of 2**63", "header bomb", "deep header", "overlap", "offset past the end"),
+        *("backwards", "shape overflow", "shape wraps to 0", "negative shape", "trailing bytes", "unknown dtype"),
+    ],
+)
+def test_hostile_tensor_files_are_refused_at_once(tmp_path, content):
+    save_adapter(adapted(), tmp_path)
+    (tmp_path / TENSORS).write_bytes(content)
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=r"no readable safetensors file|does not fit this model"):
+        load_adapter(plain(), tmp_path)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize(
+    ("pattern", "tame"),
+    [
+        ("q_proj", True),
+        (r".*\.layers\.\d+\.mlp\.(up|down)_proj", True),
+        ("(a+)+$", False),
+        ("(a|aa)*!", False),
+        (".*" * 5, False),
+    ],
+)
+def test_patterns_that_could_take_for_ever_are_not_tried(tmp_path, pattern, tame):
+    assert is_tame(pattern) == tame
+
+
+def test_a_hostile_pattern_does_not_hang_the_loader(tmp_path):
+    model = nn.ModuleDict({"a" * 60: nn.Linear(3, 4)})
+    inject(model, LoraConfig(r=1, target_modules=["a" * 60]))
+    save_adapter(model, tmp_path)
+    found = json.loads((tmp_path / CONFIG).read_text())
+    start = time.monotonic()
+    (tmp_path / CONFIG).write_text(json.dumps({**found, "target_modules": "(a+)+!"}))
+    load_adapter(model, tmp_path)  # the tensors say which module is meant
+    (tmp_path / CONFIG).write_text(json.dumps({**found, "alpha_pattern": {"(a+)+!": 2}}))
+    with pytest.raises(ValueError, match="could take for ever"):
+        load_adapter(model, tmp_path)
+    assert time.monotonic() - start < 2
+
+
+WORDS = ["r", "lora_alpha", "q_proj", "LORA", "..", "(a+)+", "", "\ud800", "F32", "F16", "BF16", "I64", "\x00"]
+
+
+def strange_value(rng):
+    """Something that a field of the config hardly expects."""
+    number = [0, -1, 1, 2, 3, 7.5, 1e308, 10**400, float("nan"), float("inf"), True, False, None]
+    return rng.choice([*number, *WORDS, [], {}, ["0"], ["0", "1"], {"0": 2}, {"1": 2.5}, [[]], {"": 1}, "all-linear"])
+
+
+def damage(files, rng):
+    """One to three changes of bytes or of JSON somewhere in the two files; the config and the tensors' file."""
+    files = dict(files)
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice([CONFIG, TENSORS, TENSORS])
+        data = bytearray(files[name])
+        at, size = rng.randrange(len(data) + 1), rng.randint(1, 40)
+        kind = rng.randrange(9)
+        if kind == 0:
+            del data[at:]
+        elif kind == 1:
+            del data[at : at + size]
+        elif kind == 2:
+            data[at:at] = rng.randbytes(size)
+        elif kind == 3:
+            data[at : at + 4] = struct.pack("<f", rng.choice([float("nan"), float("inf"), 1e30, 0.0]))
+        elif kind == 4 and name == TENSORS:
+            data[:8] = struct.pack("<Q", rng.choice([0, 1, 2**31, 2**64 - 1, len(data), len(data) - 8, rng.randrange(2000)]))
+        elif kind in (5, 6) and name == CONFIG:
+            found = json.loads(files[CONFIG]) if files[CONFIG][:1] == b"{" and kind == 5 else {"peft_type": "LORA"}
+            found[rng.choice([*found, "alpha_pattern", "rank_pattern", "exclude_modules"])] = strange_value(rng)
+            data = bytearray(json.dumps(found).encode())
+        elif at < len(data):
+            data[at] ^= 1 << rng.randrange(8)
+        files[name] = bytes(data)
+        if not files[name] or name == CONFIG:
+            break
+    return files
+
+
+def alphas_by_peft(found, name):
+    """(alpha, r or None) of a module by PEFT's own function."""
+    pattern = found.get("alpha_pattern") or {}
+    return pattern.get(get_pattern_key(pattern.keys(), name), found.get("lora_alpha", 8))
+
+
+@pytest.mark.filterwarnings("ignore:the adapter in")
+def test_thousands_of_damaged_files_are_refused_or_read_exactly(tmp_path):
+    """Whatever loads has the numbers that the file holds (read here by other code), all finite, at the file's own scale."""
+    rng = random.Random(0)
+    save_adapter(adapted(), tmp_path)
+    whole = {name: (tmp_path / name).read_bytes() for name in (CONFIG, TENSORS)}
+    loaded = refused = 0
+    for number in range(2000):
+        for name, data in damage(whole, rng).items():
+            (tmp_path / name).write_bytes(data)
+        model, start = plain() if number % 2 else adapted(seed=5), time.monotonic()
+        before = {name: p.clone() for name, p in model.named_parameters()}
+        try:
+            load_adapter(model, tmp_path)
+        except (ValueError, OSError):
+            refused += 1
+            after = dict(model.named_parameters())
+            assert after.keys() == before.keys()
+            assert all(torch.equal(p, before[name]) for name, p in after.items())
+        else:
+            loaded += 1
+            found = json.loads((tmp_path / CONFIG).read_bytes())
+            tensors = load((tmp_path / TENSORS).read_bytes())
+            assert len(tensors) == 4
+            for name, layer in lora_layers(model):
+                for factor in ("lora_A", "lora_B"):
+                    wanted = tensors[f"base_model.model.{name}.{factor}.weight"].astype(np.float32)
+                    assert np.isfinite(wanted).all()
+                    assert np.array_equal(getattr(layer, factor).detach().numpy(), wanted)
+                r = tensors[f"base_model.model.{name}.lora_A.weight"].shape[0]
+                assert layer.r == r
+                assert layer.scaling == alphas_by_peft(found, name) / (r**0.5 if found.get("use_rslora") else r)
+        assert time.monotonic() - start < 2
+    assert loaded > 100
+    assert refused > 1000
