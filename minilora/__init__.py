@@ -14,9 +14,11 @@ from .changes import audit
 from .config import LoraConfig, TrainConfig
 from .data import Example, Task
 from .evaluate import bits_per_byte, exact_match
+from .fingerprint import Fingerprint, fingerprint
 from .history import History
 from .inject import (
     disable_adapter,
+    enable_input_grads,
     explain_match,
     inject,
     print_trainable_parameters,
@@ -34,6 +36,7 @@ from .transformer import Llama, LlamaConfig
 __version__ = "0.1.0.dev0"
 __all__ = [
     "Example",
+    "Fingerprint",
     "History",
     "InjectReport",
     "Llama",
@@ -49,8 +52,10 @@ __all__ = [
     "data",
     "dequantize_base",
     "disable_adapter",
+    "enable_input_grads",
     "exact_match",
     "explain_match",
+    "fingerprint",
     "inject",
     "ledger",
     "level0",

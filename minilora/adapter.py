@@ -63,7 +63,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     lora_alpha, alpha_pattern = common_and_others({name: layer.lora_alpha for name, layer in layers})
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM" if hasattr(model, "generate") else None,  # with a task, PEFT asks for generate()
+        "task_type": task_type(model),
         "base_model_name_or_path": None,
         "inference_mode": True,
         "r": r,
@@ -114,6 +114,13 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
             layer.lora_A.copy_(files.tensors[f"{PREFIX}{name}.lora_A.weight"])
             layer.lora_B.copy_(files.tensors[f"{PREFIX}{name}.lora_B.weight"])
     return model
+
+
+def task_type(model: nn.Module) -> str | None:
+    """PEFT's word for what the model does; with one, PEFT asks for ``generate``."""
+    if not hasattr(model, "generate"):
+        return None
+    return "SEQ_2_SEQ_LM" if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else "CAUSAL_LM"
 
 
 def adapter_tensors(layers: list[tuple[str, LoRALayer]]) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from .config import LoraConfig
 from .lora import LoRALayer, is_linear, is_packed, linear_shape
@@ -135,6 +136,35 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
             layer.enabled = enabled
         for layer in merged:
             layer.swap()
+
+
+def enable_input_grads(model: nn.Module) -> list[RemovableHandle]:
+    """Let the outputs of the embeddings carry a gradient, so that checkpointed blocks of a frozen base train their adapters.
+
+    Gradient checkpointing in its reentrant form runs a block without a graph, and builds one in the backward only if an *input*
+    of the block asks for it. With a frozen embedding none does, and A and B get nothing, in silence (huggingface/peft #137).
+    Call it once, before training; each handle's ``remove()`` undoes it. Raises ``ValueError`` when the model has no embedding.
+
+    >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4)).requires_grad_(False)
+    >>> handles = enable_input_grads(model)
+    >>> model(torch.tensor([1])).requires_grad
+    True
+    """
+    own = getattr(model, "get_input_embeddings", None)
+    try:
+        found = [own()] if callable(own) else []
+    except NotImplementedError:  # transformers, of a model without one
+        found = []
+    embeddings = {id(m): m for m in [*found, *model.modules()] if m is not None and (m in found or isinstance(m, nn.Embedding))}
+    if not embeddings:
+        raise ValueError("this model has no embedding whose output could carry a gradient: set requires_grad on its input")
+    return [module.register_forward_hook(ask_for_gradient) for module in embeddings.values()]
+
+
+def ask_for_gradient(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
+    """A forward hook: gradients are wanted back to here."""
+    if torch.is_grad_enabled():
+        output.requires_grad_(True)
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
