@@ -17,13 +17,15 @@ does not say who made a file. Left out: what no parameter shows, such as the num
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .lora import LoRALayer
+from .lora import LoRALayer, is_packed
 
 
 @dataclass(frozen=True)
@@ -45,43 +47,45 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     True
     """
     names, values = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-    known = True
-    for name, shape, module, key in sorted(base_parameters(model), key=lambda found: found[0]):
+    for name, shape, value in sorted(base_tensors(model), key=lambda found: found[0]):
         names.update(f"{name} {list(shape)}\n".encode())
-        known = known and not (isinstance(module, LoRALayer) and module.merged and module.kept_weight is None)
-        if known:
-            values.update(name.encode())
-            values.update(value_bytes(base_value(module, key)))
-    return Fingerprint(names.hexdigest(), values.hexdigest() if known else "")
+        values.update(name.encode())
+        values.update(value_bytes(value()))
+    gone = any(layer.merged and layer.kept_weight is None and layer.kept_base is None for layer in layers_of(model))
+    return Fingerprint(names.hexdigest(), "" if gone else values.hexdigest())
 
 
-def base_parameters(model: nn.Module) -> Iterator[tuple[str, torch.Size, nn.Module, str]]:
-    """(name without adapters, shape, module that has it, its name there) of every parameter of the base, tied ones once.
+def layers_of(model: nn.Module) -> list[LoRALayer]:
+    """Every adapter of a model."""
+    return [module for module in model.modules() if isinstance(module, LoRALayer)]
 
-    The module of an adapted weight is its ``LoRALayer``, which may keep W0 elsewhere. A 4-bit weight counts as the float matrix
-    that it stands for.
+
+def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
+    """(name without adapters, shape, what gives the value) of every parameter of the base, tied ones once.
+
+    Values are asked for one by one: a 4-bit weight counts as the float matrix that it stands for, made for the occasion.
     """
-    bases = {id(module.base): module for module in model.modules() if isinstance(module, LoRALayer)}
+    inside = {id(layer.base) for layer in layers_of(model)}
     seen: set[int] = set()
     for path, module in model.named_modules():
-        if isinstance(module, LoRALayer):
-            continue  # lora_A and lora_B; the base comes by itself
-        layer = bases.get(id(module))
-        prefix = path if layer is None else path.removesuffix("base").removesuffix(".")
-        for key, parameter in module.named_parameters(recurse=False):
+        if id(module) in inside:
+            continue
+        base, weight = base_of(module) if isinstance(module, LoRALayer) else (module, None)
+        for key, parameter in base.named_parameters(prefix=path, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                owner = layer if layer is not None and key == "weight" else module
-                yield f"{prefix}.{key}".lstrip("."), parameter.shape, owner, key
-        if hasattr(module, "quantized"):
-            yield f"{prefix}.weight".lstrip("."), torch.Size((module.out_features, module.in_features)), module, "weight"
+                value = weight if weight is not None and key.endswith("weight") else parameter
+                yield key, value.shape, partial(Tensor.detach, value)
+        if is_packed(base):
+            size: Any = (base.out_features, base.in_features)
+            yield f"{path}.weight".lstrip("."), torch.Size(size), partial(getattr, base, "weight")
 
 
-def base_value(module: nn.Module, key: str) -> Tensor:
-    """A base parameter's value: W0 where a merge keeps it."""
-    if isinstance(module, LoRALayer) and module.kept_weight is not None:
-        return module.kept_weight
-    return getattr(module, key)
+def base_of(layer: LoRALayer) -> tuple[nn.Module, Tensor | None]:
+    """The module that an adapter stands beside, and its W0 where a merge keeps that elsewhere."""
+    if not layer.merged or not layer.enabled:  # inside disable_adapter W0 is in its place
+        return layer.base, None
+    return layer.kept_base or layer.base, layer.kept_weight
 
 
 def value_bytes(tensor: Tensor) -> memoryview:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import minilora
 from minilora import LoraConfig, inject, merge, merge_and_unload, unload, unmerge
 from minilora.fingerprint import fingerprint
 
@@ -71,3 +72,39 @@ def test_names_and_shapes_are_the_architecture():
         )
     }
     assert len(found) == 4
+
+
+def test_a_base_in_four_bits_is_the_same_architecture_with_the_tensors_it_stands_for():
+    model = tiny(num_key_value_heads=2)
+    floats = fingerprint(model)
+    minilora.quantize_base(model)
+    packed = fingerprint(model)
+    assert packed.architecture == floats.architecture
+    assert packed.tensors != floats.tensors
+    inject(model)
+    fill(model)
+    assert fingerprint(model) == packed
+    assert fingerprint(merge(model, onto="dequantized")) == packed
+    assert fingerprint(unmerge(model)) == packed
+    with torch.no_grad():
+        again = tiny(num_key_value_heads=2)
+        for name, module in unload(model).named_modules():
+            if hasattr(module, "quantized"):
+                again.get_submodule(name).weight.copy_(module.weight)
+            else:
+                again.get_submodule(name).load_state_dict(module.state_dict(), strict=False)
+    assert fingerprint(again) == packed, "dequantized, it is the same base in floats"
+
+
+def test_an_adapter_of_qlora_is_used_on_the_float_base_with_a_word_about_it(tmp_path):
+    torch.manual_seed(0)
+    floats = tiny()
+    model = minilora.quantize_base(copy.deepcopy(floats))
+    inject(model)
+    fill(model)
+    minilora.save_adapter(model, tmp_path)
+    minilora.load_adapter(minilora.quantize_base(copy.deepcopy(floats)), tmp_path, strict=True)
+    with pytest.warns(UserWarning, match="one quantized or rounded otherwise"):
+        minilora.load_adapter(copy.deepcopy(floats), tmp_path)
+    with pytest.raises(ValueError, match="one quantized or rounded otherwise"):
+        minilora.load_adapter(floats, tmp_path, strict=True)
