@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
 
     demo = command(commands, "demo", run_demo, "a polite ship's computer learns naval code, and every claim is checked")
     demo.add_argument("--out", type=Path, default=Path("minilora-demo"), help="folder for adapter, merged model and figure")
-    demo.add_argument("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
+    demo.add_argument("--steps", type=int, help="optimizer steps (default: 500, for a big base 150)")
     demo.add_argument("--r", type=int, default=8, help="rank of the adapter (default: %(default)s)")
     demo.add_argument("--base", help="another base folder instead of the shipped one")
     demo.add_argument("--qlora", action="store_true", help="keep the base in four bits")

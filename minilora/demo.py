@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from . import data
 from .adapter import save_adapter
 from .changes import audit
 from .config import LoraConfig, TrainConfig
-from .evaluate import answers, bits_per_byte, exact_match
+from .evaluate import PROSE, answers, bits_per_byte, exact_match
 from .footprint import footprint_table, measure_footprints
 from .history import History
 from .inject import inject, lora_layers, print_trainable_parameters, trainable_parameters
@@ -30,10 +31,27 @@ ASKED = (
 )
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How long and how fast to train, and on how much to be judged, so that the demo ends within minutes on two cores."""
+
+    steps: int = 500
+    lr: float = 5e-3
+    batch_size: int = 32
+    heldout: int = 200
+    prose: int | None = None  # characters; all of it
+
+
+def pace_for(model: Any) -> Pace:
+    """A model of a hundred million parameters can read a log before it is taught: a few small steps do, and each costs more."""
+    big = sum(p.numel() for p in model.parameters()) > 50e6
+    return Pace(steps=150, lr=2e-3, batch_size=8, heldout=50, prose=12_000) if big else Pace()
+
+
 def run_demo(
     out: str | Path = "minilora-demo",
     *,
-    steps: int = 500,
+    steps: int | None = None,
     r: int = 8,
     seed: int = 0,
     device: str = "cpu",
@@ -42,12 +60,16 @@ def run_demo(
 ) -> dict[str, Any]:
     """The whole story, printed as it happens; returns its figures and writes the artifacts to ``out``.
 
-    ``qlora``: the base is put into four bits first, and everything after happens on that.
+    ``steps``: by default as many as ``pace_for`` gives the base. ``qlora``: the base is put into four bits first, and
+    everything after happens on that.
     """
     started, out = time.perf_counter(), Path(out)
     torch.manual_seed(seed)
-    model, task = load_base(base, device=device), data.naval_log(seed=seed)
-    lora, settings = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"]), TrainConfig(steps=steps, seed=seed)
+    model = load_base(base, device=device)
+    pace = pace_for(model)
+    task, prose = data.naval_log(n_valid=pace.heldout, seed=seed), PROSE.read_text(encoding="utf-8")[: pace.prose]
+    lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])
+    settings = TrainConfig(steps=steps or pace.steps, lr=pace.lr, batch_size=pace.batch_size, seed=seed)
     asked = [data.Example(question, "", log) for log, question in ASKED]
 
     heading("1. The base answers")
@@ -55,12 +77,12 @@ def run_demo(
     for example in asked:
         before.append(answers(model, [example])[0])
         show_answer(example, before[-1])
-    first = {"exact_match": exact_match(model, task.valid), "bits_per_byte": bits_per_byte(model)}
+    first = {"exact_match": exact_match(model, task.valid), "bits_per_byte": bits_per_byte(model, prose)}
     print(f"\nNaval code on {len(task.valid)} held-out logs: {first['exact_match']:.0%} exactly right.")
     in_floats = first["bits_per_byte"]
     if qlora:
         model = load_base(base, device=device, quantize="nf4")
-        first["bits_per_byte"] = bits_per_byte(model)
+        first["bits_per_byte"] = bits_per_byte(model, prose)
         print(f"In four bits it says: {answers(model, asked[:1])[0]}")
         print(f"Bits a byte on plain prose: {in_floats:.3f} in floats, {first['bits_per_byte']:.3f} in four bits.")
 
@@ -83,7 +105,7 @@ def run_demo(
     after = answers(model, asked)
     for example, old, new in zip(asked, before, after, strict=True):
         show_pair(example, old, new)
-    last = {"exact_match": exact_match(model, task.valid), "bits_per_byte": bits_per_byte(model)}
+    last = {"exact_match": exact_match(model, task.valid), "bits_per_byte": bits_per_byte(model, prose)}
     print(f"\nExactly right on held-out logs   {first['exact_match']:>7.1%} -> {last['exact_match']:.1%}")
     print(f"Bits a byte on plain prose       {first['bits_per_byte']:>7.3f} -> {last['bits_per_byte']:.3f}  (what it forgot)")
 

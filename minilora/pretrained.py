@@ -23,11 +23,12 @@ from .lora import is_packed
 from .nf4 import NF4Tensor
 from .packed import companions, from_checkpoint, packed_names, to_checkpoint
 from .qlora import NF4Linear
-from .tokenizer import END_OF_TEXT, Tokenizer
+from .tokenizer import END_OF_TEXT, Tokenizer, default_system
 from .transformer import Llama, LlamaConfig
 
 SHIPPED = Path(__file__).parent / "base"
 INDEX = "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 FAMILY = ("llama", "mistral")  # architectures whose blocks are exactly those of transformer.py
 
 
@@ -63,7 +64,8 @@ def load_base(
         model = Llama(config)
     fill_model(model, tensors, check_tensors(model, tensors, folder), dtype, device, quantize)
     if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer(folder / "tokenizer.json", eos_id=first(config_json.get("eos_token_id")))
+        system = default_system(chat_template_of(folder))
+        tokenizer = Tokenizer(folder / "tokenizer.json", system, eos_id=first(config_json.get("eos_token_id")))
         if len(tokenizer) > config.vocab_size:
             raise ValueError(
                 f"{folder}: tokenizer.json has {len(tokenizer)} tokens, but the model only vocab_size={config.vocab_size}"
@@ -141,10 +143,20 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
             "eos_token": end,
             "pad_token": END_OF_TEXT if model.tokenizer.is_chatml else end,
         }
+        if model.tokenizer.is_chatml:
+            about["chat_template"] = model.tokenizer.chat_template
         files |= {"tokenizer.json": text_writer(model.tokenizer.raw.to_str()), "tokenizer_config.json": json_writer(about)}
     files["config.json"] = json_writer(config_json_of(model, stored, next(iter(quantized.values()), None)))
-    write_together(Path(folder), files, remove=["config.json", INDEX, "tokenizer.json", "tokenizer_config.json"])
+    write_together(Path(folder), files, remove=["config.json", INDEX, *TOKENIZER_FILES])
     return Path(folder)
+
+
+def chat_template_of(folder: Path) -> str:
+    """The text of a folder's chat template, wherever it keeps that; empty without one."""
+    if (folder / "chat_template.jinja").is_file():
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
+    found = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    return template if isinstance(template := found.get("chat_template"), str) else ""
 
 
 def float_tensors(model: Llama) -> dict[str, Tensor]:

@@ -9,11 +9,15 @@ ChatML, the form that SmolLM2, Qwen and others were trained on, and our own base
     <|im_start|>assistant
     {answer}<|im_end|>
 
+Some models (SmolLM2, Qwen2.5) were trained with a system message in front of all that, which their chat template, a Jinja
+program, puts there when the user gives none. No program of a stranger is run here: the message is read out of its text.
+
 A tokenizer without these marks gets a plain form, ``User: …`` and ``Assistant: …``.
 """
 
 from __future__ import annotations
 
+import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -72,3 +76,26 @@ class Tokenizer:
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer, with the token that ends it."""
         return [*self.encode(text if self.is_chatml else f" {text}"), self.eos_id]
+
+    @property
+    def chat_template(self) -> str:
+        """The chat form as the Jinja template that transformers and vLLM read. Only for ChatML."""
+        system = self.system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        opening = f"{{{{ '{START}system\\n{system}{END}\\n' }}}}"
+        return (
+            "{% for message in messages %}"
+            + f"{{% if loop.first and message['role'] != 'system' %}}{opening}{{% endif %}}" * bool(system)
+            + f"{{{{ '{START}' + message['role'] + '\\n' + message['content'] + '{END}\\n' }}}}"
+            + "{% endfor %}"
+            + f"{{% if add_generation_prompt %}}{{{{ '{START}assistant\\n' }}}}{{% endif %}}"
+        )
+
+
+def default_system(template: str) -> str:
+    r"""The system message that a chat template gives a conversation without one; empty when it has none, or no plain text.
+
+    >>> default_system("{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}")
+    'You are a helpful assistant'
+    """
+    found = re.search(rf"{re.escape(START)}system(?:\n|\\n)((?:[^{{}}'\"\\]|\\.)+?){re.escape(END)}", template)
+    return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], found[1]) if found else ""

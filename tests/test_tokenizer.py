@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import load_base
-from minilora.tokenizer import Tokenizer
+from minilora.pretrained import SHIPPED
+from minilora.tokenizer import Tokenizer, default_system
 
 TOKENIZER = load_base().tokenizer
 
@@ -73,3 +74,47 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path
     text = "The people of the United States are at peace."
     assert Tokenizer(tmp_path / "tokenizer.json").encode(text) == TOKENIZER.encode(text)
     assert Tokenizer(tmp_path / "tokenizer.json").encode("a") == TOKENIZER.encode("a")
+
+
+def smol(system):
+    """SmolLM2's chat template, with another message."""
+    return (
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
+        + system
+        + "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+
+
+@pytest.mark.parametrize(
+    "system", ["", "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "It's\n2 \\ 1."]
+)
+def test_prompts_are_those_of_transformers_chat_template(tmp_path, system):
+    """Both ways: the system message read out of a model's template, and the template that we write for ours."""
+    import transformers
+
+    from minilora import load_base, save_model
+
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(SHIPPED / "tokenizer.json"))
+    model = load_base()
+    model.tokenizer.system = system
+    save_model(model, tmp_path)
+    ours = load_base(tmp_path).tokenizer
+    assert ours.system == system
+    said = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
+    wanted = ours.prompt("Status?", "Log: Hull 90%.")
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert found.apply_chat_template(said, tokenize=False, add_generation_prompt=True) == wanted
+    if system.isprintable() and "'" not in system:
+        template = (
+            smol(system) if system else smol("x").replace("loop.first and", "false and").replace("x<|im_end|>", "<|im_end|>")
+        )
+        assert default_system(template) == system
+        assert theirs.apply_chat_template(said, template, tokenize=False, add_generation_prompt=True) == wanted
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{{ messages }}", "{{ '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"]
+)
+def test_a_template_without_a_message_of_its_own_gives_none(text):
+    assert default_system(text) == ""
