@@ -105,12 +105,10 @@ def test_prompts_are_those_of_transformers_chat_template(tmp_path, system):
     wanted = ours.prompt("Status?", "Log: Hull 90%.")
     found = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert found.apply_chat_template(said, tokenize=False, add_generation_prompt=True) == wanted
-    if system.isprintable() and "'" not in system:
-        template = (
-            smol(system) if system else smol("x").replace("loop.first and", "false and").replace("x<|im_end|>", "<|im_end|>")
-        )
-        assert default_system(template) == system
-        assert theirs.apply_chat_template(said, template, tokenize=False, add_generation_prompt=True) == wanted
+    if "SmolLM" in system:
+        assert default_system(smol(system)) == system
+        found = theirs.apply_chat_template(said, chat_template=smol(system), tokenize=False, add_generation_prompt=True)
+        assert found == wanted
 
 
 @pytest.mark.parametrize(
