@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,21 +30,21 @@ ASKED = (
 )
 
 
-@dataclass(frozen=True)
-class Pace:
-    """How long and how fast to train, and on how much to be judged, so that the demo ends within minutes on two cores."""
+class Pace(NamedTuple):
+    """What to teach, the prose that shows what is forgotten, and how to train, so that all ends within minutes on two cores."""
 
-    steps: int = 500
-    lr: float = 5e-3
-    batch_size: int = 32
-    heldout: int = 200
-    prose: int | None = None  # characters; all of it
+    task: data.Task
+    prose: str
+    settings: TrainConfig
 
 
-def pace_for(model: Any) -> Pace:
+def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
     """A model of a hundred million parameters can read a log before it is taught: a few small steps do, and each costs more."""
-    big = sum(p.numel() for p in model.parameters()) > 50e6
-    return Pace(steps=150, lr=2e-3, batch_size=8, heldout=50, prose=12_000) if big else Pace()
+    prose = PROSE.read_text(encoding="utf-8")
+    if trainable_parameters(model)[1] > 50e6:
+        settings = TrainConfig(steps=steps or 150, lr=2e-3, batch_size=8, seed=seed)
+        return Pace(data.naval_log(n_valid=50, seed=seed), prose[:12_000], settings)
+    return Pace(data.naval_log(seed=seed), prose, TrainConfig(steps=steps or 500, seed=seed))
 
 
 def run_demo(
@@ -60,16 +59,13 @@ def run_demo(
 ) -> dict[str, Any]:
     """The whole story, printed as it happens; returns its figures and writes the artifacts to ``out``.
 
-    ``steps``: by default as many as ``pace_for`` gives the base. ``qlora``: the base is put into four bits first, and
-    everything after happens on that.
+    ``steps``: by default what ``pace_for`` says. ``qlora``: the base is put into four bits first, and all happens on that.
     """
     started, out = time.perf_counter(), Path(out)
     torch.manual_seed(seed)
     model = load_base(base, device=device)
-    pace = pace_for(model)
-    task, prose = data.naval_log(n_valid=pace.heldout, seed=seed), PROSE.read_text(encoding="utf-8")[: pace.prose]
+    task, prose, settings = pace_for(model, steps, seed)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])
-    settings = TrainConfig(steps=steps or pace.steps, lr=pace.lr, batch_size=pace.batch_size, seed=seed)
     asked = [data.Example(question, "", log) for log, question in ASKED]
 
     heading("1. The base answers")

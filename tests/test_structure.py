@@ -15,7 +15,7 @@ FLOORS = [
     {"nf4"},
     {"lora", "qlora", "packed", "shapes"},
     {"activations", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},
-    {"inject", "batches", "evaluate", "flops", "requantize"},
+    {"inject", "batches", "evaluate", "audit_data", "flops", "requantize"},
     {"merge", "changes", "adapter", "train", "pretrain", "plan"},
     {"plots", "ledger"},
     {"footprint"},
