@@ -64,75 +64,87 @@ def run_demo(
     started, out = time.perf_counter(), Path(out)
     torch.manual_seed(seed)
     model = load_base(base, device=device)
-    task, prose, settings = pace_for(model, steps, seed)
+    pace = pace_for(model, steps, seed)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])
     asked = [data.Example(question, "", log) for log, question in ASKED]
 
     heading("1. The base answers")
-    before = []
-    for example in asked:
-        before.append(answers(model, [example])[0])
-        show_answer(example, before[-1])
-    first = {"exact_match": exact_match(model, task.valid), "bits_per_byte": bits_per_byte(model, prose)}
-    print(f"\nNaval code on {len(task.valid)} held-out logs: {first['exact_match']:.0%} exactly right.")
-    in_floats = first["bits_per_byte"]
+    before = ask_base(model, asked)
+    first = score(model, pace)
+    print(f"\nNaval code on {len(pace.task.valid)} held-out logs: {first['exact_match']:.0%} exactly right.")
+    figures: dict[str, Any] = {"bits_per_byte_in_floats": first["bits_per_byte"], "before": first}
     if qlora:
         model = load_base(base, device=device, quantize="nf4")
-        first["bits_per_byte"] = bits_per_byte(model, prose)
+        first["bits_per_byte"] = bits_per_byte(model, pace.prose)
         print(f"In four bits it says: {answers(model, asked[:1])[0]}")
-        print(f"Bits a byte on plain prose: {in_floats:.3f} in floats, {first['bits_per_byte']:.3f} in four bits.")
+        print(
+            f"Prose: {figures['bits_per_byte_in_floats']:.3f} bits a byte in floats, {first['bits_per_byte']:.3f} in four bits."
+        )
 
     heading("2. LoRA goes in beside q_proj and v_proj")
-    print(inject(model, lora))
-    print()
+    print(f"{inject(model, lora)}\n")
     print_trainable_parameters(model)
 
     heading("3. Training: only A and B learn")
-    base_before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name}
-    history = train(model, task, settings, valid_answers=50, validate_every=100, out=out)
-    if history.interrupted:
-        print("Stopped early; the checks below are about what was learnt so far.")
-    base_after = model.state_dict()
-    untouched = all(torch.equal(tensor, base_after[name]) for name, tensor in base_before.items())
-    seconds = sum(record["seconds"] for record in history.steps)
-    print(f"{len(history.steps)} steps, {seconds:.0f} s. The base is {'unchanged to the bit' if untouched else 'CHANGED'}.")
+    history, figures["base_unchanged"] = teach(model, pace, out)
+    figures |= {"history": history, "train_seconds": sum(record["seconds"] for record in history.steps)}
+    state = "unchanged to the bit" if figures["base_unchanged"] else "CHANGED"
+    print(f"{len(history.steps)} steps, {figures['train_seconds']:.0f} s. The base is {state}.")
 
     heading("4. The same questions again")
-    after = answers(model, asked)
-    for example, old, new in zip(asked, before, after, strict=True):
+    figures["answers"] = answers(model, asked)
+    for example, old, new in zip(asked, before, figures["answers"], strict=True):
         show_pair(example, old, new)
-    last = {"exact_match": exact_match(model, task.valid), "bits_per_byte": bits_per_byte(model, prose)}
+    figures["after"] = last = score(model, pace)
     print(f"\nExactly right on held-out logs   {first['exact_match']:>7.1%} -> {last['exact_match']:.1%}")
     print(f"Bits a byte on plain prose       {first['bits_per_byte']:>7.3f} -> {last['bits_per_byte']:.3f}  (what it forgot)")
 
     heading("5. The merge, checked")
-    merge_error, restored = check_merge(model)
-    print(f"Merged against unmerged: largest difference {merge_error:.1e} of the largest logit.")
-    print(f"unmerge() gives the base back: {'to the bit' if restored else 'NOT TO THE BIT'}.")
+    figures["merge_error"], figures["unmerged_to_the_bit"] = check_merge(model)
+    print(f"Merged against unmerged: largest difference {figures['merge_error']:.1e} of the largest logit.")
+    print(f"unmerge() gives the base back: {'to the bit' if figures['unmerged_to_the_bit'] else 'NOT TO THE BIT'}.")
 
-    trainable = write_artifacts(model, history, out, load_base(base, device=device, quantize="nf4" if qlora else None))
+    original = load_base(base, device=device, quantize="nf4" if qlora else None)
+    figures["trainable"] = write_artifacts(model, history, out, original)
 
     heading("7. What a training step held in memory")
-    footprints = measure_footprints(task, lora, settings, base=base, device=device)
-    print(footprint_table(footprints))
+    figures["footprints"] = measure_footprints(pace.task, lora, pace.settings, base=base, device=device)
+    print(footprint_table(figures["footprints"]))
 
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
+    show_next(out)
+    return figures
+
+
+def show_next(out: Path) -> None:
+    """What to do with what is now on disk."""
     print(f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"')
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
     print("  open minilora/lora.py: the layer that just learnt this, in one screen")
-    return {
-        "bits_per_byte_in_floats": in_floats,
-        "footprints": footprints,
-        "before": first,
-        "after": last,
-        "answers": after,
-        "merge_error": merge_error,
-        "unmerged_to_the_bit": restored,
-        "base_unchanged": untouched,
-        "train_seconds": seconds,
-        "trainable": trainable,
-        "history": history,
-    }
+
+
+def ask_base(model: Any, asked: list[data.Example]) -> list[str]:
+    """The base's answers, each shown as soon as it is there."""
+    found = []
+    for example in asked:
+        found.append(answers(model, [example])[0])
+        show_answer(example, found[-1])
+    return found
+
+
+def score(model: Any, pace: Pace) -> dict[str, float]:
+    """How much of the task a model knows, and how well it still reads prose."""
+    return {"exact_match": exact_match(model, pace.task.valid), "bits_per_byte": bits_per_byte(model, pace.prose)}
+
+
+def teach(model: Any, pace: Pace, out: Path) -> tuple[History, bool]:
+    """Train; returns the history and whether everything but A and B is what it was, to the bit."""
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name}
+    history = train(model, pace.task, pace.settings, valid_answers=50, validate_every=100, out=out)
+    if history.interrupted:
+        print("Stopped early; the checks below are about what was learnt so far.")
+    after = model.state_dict()
+    return history, all(torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
 def write_artifacts(model: Any, history: History, out: Path, original: Any) -> int:
