@@ -125,7 +125,7 @@ class Run:
             "adapters": zlib.crc32(
                 repr([(name, repr(layer), layer.lora_dropout) for name, layer in lora_layers(model)]).encode()
             ),
-            "frozen weights": checksum(p for p in model.parameters() if not p.requires_grad),
+            "frozen weights": checksum([*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]),
             "parameters": sum(p.numel() for p in self.parameters.values()),
         }
         if config.resume:

@@ -4,15 +4,16 @@ import copy
 
 import pytest
 import torch
+from bitsandbytes import functional as bitsandbytes
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
 
 import minilora
-from minilora import LoraConfig, inject, merge, trainable_parameters, unload, unmerge
+from minilora import LoraConfig, NF4Linear, inject, level0, merge, nf4, trainable_parameters, unload, unmerge
 from minilora.inject import lora_layers
 
-from .strategies import DTYPES, cases, models, ranks, targets
+from .strategies import DTYPES, cases, models, ranks, targets, weights
 from .tolerance import merged_bound
 
 
@@ -133,6 +134,49 @@ def test_7_saved_and_loaded_is_the_same_to_the_bit(tmp_path_factory, model, name
     assert same(dict(model.state_dict()), dict(other.state_dict()))
     x = torch.randn(4, model[0].in_features)
     assert torch.equal(model(x), other(x))
+
+
+@given(weights(), st.sampled_from(nf4.BLOCK_SIZES), st.booleans())
+def test_8a_four_bits_are_the_bytes_of_bitsandbytes(weight, block_size, double_quant):
+    """8. The same bytes and scales as everyone's: a base quantized here is the base that was quantized there."""
+    packed, state = bitsandbytes.quantize_4bit(weight, None, None, block_size, double_quant, "nf4")
+    ours = nf4.quantize(weight, block_size, double_quant)
+    assert torch.equal(ours.packed, packed.flatten())
+    assert torch.equal(ours.absmax, state.absmax)
+    assert not double_quant or torch.equal(ours.absmax2, state.state2.absmax)
+
+
+@given(weights(dtypes=(torch.float32,), scales=(1e-3, 1.0, 1e3)), st.sampled_from(nf4.BLOCK_SIZES))
+def test_8b_four_bits_err_by_half_a_gap_at_most_and_a_second_time_not_at_all(weight, block_size):
+    """8. The error is bounded by the block's largest weight, and Ŵ is a fixed point: it does not drift."""
+    once = nf4.quantize(weight, block_size, double_quant=False)
+    found = once.dequantize()
+    scale = once.absmax.repeat_interleave(block_size)[: len(weight)]
+    half_gap = torch.from_numpy(level0.nf4_levels()).diff().max() / 2
+    assert ((weight - found).abs() <= (half_gap + 3 * torch.finfo(torch.float32).eps) * scale).all()
+    again = nf4.quantize(found, block_size, double_quant=False)
+    assert torch.equal(again.packed, once.packed)
+    assert torch.equal(again.absmax, once.absmax)
+
+
+@given(cases(dtypes=(torch.float32,)))
+def test_9_a_qlora_gradient_is_loras_on_the_dequantized_weight(case):
+    """9. Four bits change what the base is, not how an adapter learns on it; and the codes never move."""
+    base = NF4Linear.from_linear(case.layer.base)
+    plain = nn.Linear(base.in_features, base.out_features, bias=base.bias is not None)
+    plain.weight.data = base.weight
+    if base.bias is not None:
+        plain.bias.data = base.bias.data.clone()
+    codes, found = base.packed.clone(), []
+    for layer in (case.layer, copy.deepcopy(case.layer)):
+        layer.base = plain if found else base
+        x = case.x.clone().requires_grad_()
+        y = layer(x)
+        y.square().sum().backward()
+        found.append((y, x.grad, layer.lora_A.grad, layer.lora_B.grad))
+        layer.zero_grad()
+    assert all(torch.equal(quantized, dequantized) for quantized, dequantized in zip(*found, strict=True))
+    assert torch.equal(base.packed, codes)
 
 
 @given(models(), targets, st.sampled_from(["merge twice", "inject twice", "nan", "unmerge", "typo", "container"]))

@@ -18,7 +18,7 @@ from .strategies import DTYPES, seeds, weights
 
 CPU = torch.device("cpu")
 block_sizes = st.sampled_from(nf4.BLOCK_SIZES)
-thousands = settings(max_examples=max(1000, settings().max_examples))
+thousands = settings(max_examples=max(2000, settings().max_examples))
 
 
 def same_as_peer(weight, block_size, double_quant, kind):

@@ -355,3 +355,15 @@ def test_examples_that_are_none_are_refused():
         train(adapted(), [], steps=1)
     with pytest.raises(ValueError, match=r"seed must be a whole number, got 1.5"):
         TrainConfig(seed=1.5)
+
+
+def test_a_run_is_not_resumed_on_other_codes(tmp_path, base):
+    """A 4-bit weight is no parameter, but another one is another base all the same."""
+    task = minilora.data.naval_log(32, 2)
+    settings = {"batch_size": 4, "validate_every": 0, "progress": False, "out": tmp_path, "checkpoint_every": 1}
+    model = minilora.quantize_base(base)
+    minilora.inject(model)
+    minilora.train(model, task, steps=2, **settings)
+    model.model.layers[0].mlp.up_proj.packed[0] ^= 1
+    with pytest.raises(ValueError, match="frozen weights"):
+        minilora.train(model, task, steps=2, resume=True, **settings)
