@@ -1,13 +1,14 @@
 """Charts: arrays in, matplotlib ``Figure`` out. Nothing here trains or touches a model.
 
 One style for all: colours that colour-blind readers can tell apart (Okabe and Ito 2008), labels at the data instead of a
-legend, units on every axis, a light grid and nothing else.
+legend, units on every axis, a light grid and nothing else. ``dark=True`` gives any chart its dark face. The charts
+themselves are in ``charts.py``; here is what they share, and the demo's figure.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 P = ParamSpec("P")
+LIGHT_CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B58900", "#56B4E9", "#6B6B6B")
+DARK_CYCLE = ("#56B4E9", "#F0883E", "#2EC4A0", "#E6A0C4", "#F0E442", "#8FA8FF", "#B4B4B4")
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6B6B6B"
 STYLE: Any = {
     "font.size": 11,
@@ -33,17 +36,37 @@ STYLE: Any = {
 }
 
 
-def in_house_style(draw: Callable[P, Figure]) -> Callable[P, Figure]:
-    """Run a chart with the house style in force (matplotlib reads parts of it only when a title or label is set)."""
+PAPER, INK, LINES = "#15191E", "#E6E6E6", "#323A44"
+DARK: Any = {
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    "grid.color": LINES,
+}
+
+
+def in_house_style(draw: Callable[P, Figure]) -> Callable[..., Figure]:
+    """Run a chart with the house style in force (matplotlib reads parts of it only when a title or label is set).
+
+    The chart then takes ``dark`` besides its own arguments.
+    """
 
     @functools.wraps(draw)
-    def styled(*args: P.args, **settings: P.kwargs) -> Figure:
+    def styled(*args: Any, dark: bool = False, **settings: Any) -> Figure:
         import matplotlib
+        from cycler import cycler
 
-        with matplotlib.rc_context(STYLE):
+        cycle: Any = {"axes.prop_cycle": cycler(color=DARK_CYCLE if dark else LIGHT_CYCLE)}
+        with matplotlib.rc_context({**STYLE, **cycle, **(DARK if dark else {})}):
             return draw(*args, **settings)
 
     return styled
+
+
+def hue(index: int) -> str:
+    """Colour ``index`` of the theme in force (0 to 6; 6 is grey)."""
+    import matplotlib
+
+    return matplotlib.rcParams["axes.prop_cycle"].by_key()["color"][index]
 
 
 @in_house_style
@@ -105,6 +128,52 @@ def new_figure(columns: int, size: tuple[float, float], widths: Sequence[float])
 def label(axes: Any, x: float, y: float, text: str, color: str, offset: tuple[float, float], align: str = "left") -> None:
     """Write a name beside a data point, ``offset`` points away, in the colour of its line."""
     axes.annotate(text, (x, y), offset, "data", "offset points", color=color, ha=align)
+
+
+def one_axes(width: float = 7.4, height: float = 4.4, columns: int = 1) -> tuple[Figure, Any]:
+    """A figure and its axes, one or a row of them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(1, columns)
+
+
+def label_ends(axes: Any, ends: Mapping[str, tuple[float, str]], gap: float = 0.075) -> None:
+    """Names at the right edge, at the height of their lines' ends, moved apart where they would overlap."""
+    axes.autoscale_view()
+    to_axes = axes.transScale + axes.transLimits
+    left = axes.get_xlim()[0]
+    wanted = sorted((float(to_axes.transform((left, y))[1]), name, color) for name, (y, color) in ends.items())
+    floor = -1.0
+    for height, name, color in wanted:
+        need = gap * (1 + name.count("\n"))
+        place = max(height, floor + need)
+        axes.annotate(name, (1.015, place), xycoords="axes fraction", color=color, va="center", annotation_clip=False)
+        floor = place
+
+
+def check_alike(**arrays: Sequence[Any]) -> None:
+    """Raise ``ValueError`` when arrays are empty or differ in length."""
+    lengths = {name: len(array) for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"needed arrays of one length and not empty, got lengths {lengths}")
+
+
+def short(number: float) -> str:
+    """A count in few letters.
+
+    >>> short(1_304_192), short(8_030_261_248), short(512)
+    ('1.3M', '8B', '512')
+    """
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.3g}{letter}" if number >= 100 * size else f"{number / size:.2g}{letter}"
+    return f"{number:g}"
+
+
+def size_text(gigabytes: float) -> str:
+    """Gigabytes, or terabytes from a thousand on."""
+    return f"{gigabytes / 1000:,.3g} TB" if gigabytes >= 1000 else f"{gigabytes:,.3g} GB"
 
 
 def save_figure(figure: Figure, path: str | Path) -> Path:

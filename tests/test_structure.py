@@ -18,7 +18,8 @@ FLOORS = [
     {"inject", "batches", "evaluate", "audit_data", "flops", "requantize"},
     {"merge", "changes", "adapter", "train", "pretrain", "plan"},
     {"plots", "ledger"},
-    {"footprint"},
+    {"footprint", "charts"},
+    {"gallery"},
     {"demo"},
     {"cli"},
 ]

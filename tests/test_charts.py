@@ -1,0 +1,130 @@
+"""Charts show the numbers that they were given, with units on every axis, in both themes; the gallery is whole."""
+
+import re
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+
+from minilora import charts, gallery
+from minilora.plots import DARK_CYCLE, LIGHT_CYCLE, PAPER
+
+LEDGER_ONLY = [name for name in gallery.CHARTS if name not in ("loss", "spectrum")]
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.fixture
+def short_runs(monkeypatch):
+    """Training runs of one step stand in for the gallery's."""
+    monkeypatch.setitem(gallery.RUNS, "steps", 1)
+    monkeypatch.setitem(gallery.RUNS, "seeds", 1)
+    gallery.runs.cache_clear()
+    yield
+    gallery.runs.cache_clear()
+
+
+@pytest.mark.parametrize("name", LEDGER_ONLY)
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_chart_says_what_its_axes_are_and_wears_its_theme(name, dark):
+    figure = gallery.draw(name, dark)
+    left = figure.axes[0]
+    assert left.get_title(loc="left")
+    assert left.get_xlabel() or [label.get_text() for label in left.get_xticklabels()]
+    assert left.get_ylabel() or [label.get_text() for label in left.get_yticklabels()]
+    assert (to_hex(figure.get_facecolor()) == PAPER.lower()) is dark
+    used = {to_hex(line.get_color()) for axes in figure.axes for line in axes.lines if isinstance(line.get_color(), str)}
+    assert used <= {color.lower() for color in (DARK_CYCLE if dark else LIGHT_CYCLE)}
+
+
+@pytest.mark.parametrize("name", LEDGER_ONLY)
+def test_no_text_lies_over_another_or_outside(name):
+    figure = gallery.draw(name)
+    figure.draw_without_rendering()
+    boxes = [(t.get_text(), t.get_window_extent()) for axes in figure.axes for t in axes.texts if t.get_text()]
+    page = figure.bbox
+    for i, (text, box) in enumerate(boxes):
+        assert page.x0 - 1 <= box.x0, text
+        assert box.x1 <= page.x1 + 1, text
+        for other, place in boxes[i + 1 :]:
+            overlap = min(box.x1, place.x1) - max(box.x0, place.x0) > 2 and min(box.y1, place.y1) - max(box.y0, place.y0) > 4
+            assert not overlap, (text, other)
+
+
+def test_bars_are_as_long_as_the_counts():
+    figure = charts.trainable_chart(["a", "b"], [1000, 2_000_000], [10, 5000])
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [1000, 2_000_000, 10, 5000]
+    assert any("5k" in text and "0.25%" in text for text in texts(figure))
+
+
+def test_stacked_bars_add_up_and_show_the_cards_within_their_scale():
+    bars = {"full": [{"weights": 3e9, "gradients": 2e9, "none": 0}], "LoRA": [{"weights": 3e9, "gradients": 0, "none": 0}]}
+    figure = charts.memory_chart(["m"], bars, {"4 GB": 4e9, "80 GB": 80e9})
+    axes = figure.axes[0]
+    assert [(p.get_y(), p.get_height()) for p in axes.patches] == [(0, 3), (3, 2), (0, 3), (3, 0)]
+    assert "5.0 GB" in texts(figure)
+    assert "4 GB" in texts(figure)
+    assert "80 GB" not in texts(figure)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["weights", "gradients"]
+
+
+def test_break_even_is_where_the_line_crosses_one_hundred_percent():
+    figure = charts.break_even_chart([("square", 64, 64)])
+    line, point = figure.axes[0].lines[:2]
+    assert point.get_xdata() == [32]
+    assert np.interp(32, line.get_xdata(), line.get_ydata()) == pytest.approx(100)
+
+
+def test_a_spectrum_ends_at_its_rank():
+    figure = charts.spectrum_chart({"rank 3": np.linalg.svd(np.outer([1, 2, 3], [1, 1, 0]) + np.eye(3), compute_uv=False)})
+    assert len(figure.axes[0].lines[0].get_xdata()) == 3
+    assert len(charts.spectrum_chart({"rank 1": [5.0, 1e-9]}).axes[0].lines[0].get_xdata()) == 1
+
+
+def test_loss_curves_show_mean_and_range():
+    figure = charts.loss_chart({"a": [[4.0, 2.0], [2.0, 1.0]]})
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [3.0, 1.5]
+    band = figure.axes[0].collections[0].get_paths()[0].vertices[:, 1]
+    assert (band.min(), band.max()) == (1.0, 4.0)
+    assert "a (2 seeds)" in texts(figure)
+
+
+def test_disk_lines_are_sums():
+    full, lora = charts.disk_chart([1, 10], 1_000_000_000, 1_000_000, "m").axes[0].lines
+    assert full.get_ydata().tolist() == [1.0, 10.0]
+    assert lora.get_ydata().tolist() == pytest.approx([1.001, 1.01])
+
+
+@pytest.mark.parametrize(
+    ("draw", "message"),
+    [
+        (lambda: charts.trainable_chart([], [], []), "needed arrays of one length and not empty"),
+        (lambda: charts.rank_chart([1, 2], {"q": [1]}, "m", 9), r"got lengths {'ranks': 2, 'q': 1}"),
+        (lambda: charts.heat_chart(["q"], [1], [[0]], "", [[""]]), r"positive values of shape \(1, 1\)"),
+        (lambda: charts.nf4_chart([0.1], [0.0]), "at least one block of 64 weights, got 1"),
+        (lambda: gallery.draw("memmory"), "no chart is called 'memmory'; nearest: memory"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+def test_the_gallery_is_one_page_without_network_and_a_file_for_every_chart(tmp_path, monkeypatch):
+    some = {name: gallery.CHARTS[name] for name in ("heat", "disk")}
+    monkeypatch.setattr(gallery, "CHARTS", some)
+    page = gallery.write_gallery(tmp_path / "charts").read_text(encoding="utf-8")
+    assert not re.search(r"https?://|<script|<link", page)
+    assert page.count("<figure") == 2
+    assert page.count("data:image/png;base64,") == 4
+    names = {file.name for file in (tmp_path / "charts").iterdir()}
+    assert names == {"index.html"} | {f"{n}{d}.{k}" for n in some for d in ("", "-dark") for k in ("png", "svg")}
+
+
+def test_a_real_lora_update_has_the_rank_it_was_given(short_runs):
+    lora = gallery.runs()["LoRA r = 8"]
+    values = np.array(lora["spectrum"])
+    assert (values > 1e-5 * values[0]).sum() <= 8
+    assert np.shape(lora["losses"]) == (1, 1)
