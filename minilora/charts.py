@@ -64,7 +64,7 @@ def memory_chart(
     """
     check_alike(models=models, **bars)
     categories = [c for c in next(iter(bars.values()))[0] if any(bar[c] for rows in bars.values() for bar in rows)]
-    figure, panels = one_axes(width=2.0 + 2.75 * len(models), height=4.9, columns=len(models))
+    figure, panels = one_axes(width=3.0 + 2.4 * len(models), height=4.9, columns=len(models))
     behind = {"facecolor": figure.get_facecolor(), "edgecolor": "none", "pad": 1}
     for i, (axes, model) in enumerate(zip(np.atleast_1d(panels), models, strict=True)):
         tallest = 0.0
@@ -85,7 +85,9 @@ def memory_chart(
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     np.atleast_1d(panels)[0].set_ylabel("bytes of a training step, GB")
     handles, names = np.atleast_1d(panels)[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False, title=note or None)
+    figure.legend(
+        handles, names, loc="outside lower center", ncols=4 if len(models) > 1 else 2, frameon=False, title=note or None
+    )
     return figure
 
 

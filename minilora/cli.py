@@ -1,4 +1,4 @@
-"""The commands: ``minilora demo | train | merge | generate``. Each prints what it did and what to do next."""
+"""The commands: ``minilora demo | train | merge | generate | plan | chart``. Each prints what it did and what to do next."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ EXAMPLES = {
     "demo": "minilora demo --out minilora-demo",
     "train": "minilora train --data my.jsonl --out mine --steps 500",
     "merge": "minilora merge --adapter mine/adapter --out mine/merged",
+    "plan": "minilora plan llama-3-8b --r 16 --target all-linear --qlora --chart plan.png",
+    "chart": "minilora chart memory --out memory.svg",
     "generate": 'minilora generate --adapter mine/adapter --context "Log: Hull 90%, Fuel 12%." "Status?"',
 }
 
@@ -34,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="minilora", description="LoRA from scratch: small enough to read, checked against PEFT.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo | train | merge | generate")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo | train | merge | generate | plan | chart")
 
     demo = command(commands, "demo", run_demo, "a polite ship's computer learns naval code, and every claim is checked")
     demo.add_argument("--out", type=Path, default=Path("minilora-demo"), help="folder for adapter, merged model and figure")
@@ -84,6 +86,13 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     generate.add_argument("--top-k", type=int)
     common(generate)
+
+    from . import planner
+
+    planner.add_plan_options(
+        command(commands, "plan", planner.run_plan, "what a fine-tune will cost: parameters, bytes, FLOPs")
+    )
+    planner.add_chart_options(command(commands, "chart", planner.run_chart, "draw one of the ledger's charts, or all of them"))
     return top
 
 

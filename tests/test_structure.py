@@ -20,7 +20,8 @@ FLOORS = [
     {"plots", "ledger"},
     {"footprint", "charts"},
     {"gallery"},
-    {"demo"},
+    {"demo", "page"},
+    {"planner"},
     {"cli"},
 ]
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
