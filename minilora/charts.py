@@ -64,7 +64,7 @@ def memory_chart(
     """
     check_alike(models=models, **bars)
     categories = [c for c in next(iter(bars.values()))[0] if any(bar[c] for rows in bars.values() for bar in rows)]
-    figure, panels = one_axes(width=3.0 + 2.4 * len(models), height=4.9, columns=len(models))
+    figure, panels = one_axes(width=2.6 + 2.0 * len(models), height=4.9, columns=len(models))
     behind = {"facecolor": figure.get_facecolor(), "edgecolor": "none", "pad": 1}
     for i, (axes, model) in enumerate(zip(np.atleast_1d(panels), models, strict=True)):
         tallest = 0.0
@@ -217,7 +217,9 @@ def nf4_chart(weights: ArrayLike, levels: Sequence[float], name: str = "a weight
     axes.vlines(levels, 0, top * 1.02, color=hue(1), linewidth=1.3)
     axes.annotate("16 NF4 levels", (levels[-2], top), (6, -10), "data", "offset points", color=hue(1))
     axes.set(
-        title="Levels are dense where weights are", xlabel="weight / largest of its block of 64", ylabel="weights in a bin"
+        title=f"Levels are dense where weights are: {name}",
+        xlabel="weight / largest of its block of 64",
+        ylabel="weights in a bin",
     )
     axes.yaxis.set_major_formatter(lambda value, _: short(value))
     axes.grid(axis="x", visible=False)

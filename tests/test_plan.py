@@ -13,9 +13,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minilora
 from minilora import LoraConfig, ledger
+from minilora.batches import encode_all, pad
 from minilora.ledger import plan
 from minilora.plan import CATEGORIES, GPUS
 from minilora.shapes import presets
+from minilora.train import summed_loss
 
 from .test_shapes import real
 
@@ -110,20 +112,21 @@ def test_the_adapter_file_has_the_planned_size_to_the_byte(base, tmp_path):
         minilora.unload(base)
 
 
-BATCH, SEQ = 4, 96
+BATCH, SEQ = 2, 96
 CASES = {
     "full": ("full", None, {}),
     "full-bf16": ("full", None, {"dtype": "bfloat16"}),
     "lora": ("lora", LoraConfig(), {}),
     "lora-all": ("lora", LoraConfig(r=4, target_modules=ALL), {}),
     "lora-mlp-bf16": ("lora", LoraConfig(target_modules=["gate_proj", "down_proj"]), {"dtype": "bfloat16"}),
+    "lora-all-bf16": ("lora", LoraConfig(target_modules=ALL), {"dtype": "bfloat16", "adapter_dtype": "bfloat16"}),
     "lora-dropout": ("lora", LoraConfig(target_modules=["k_proj", "up_proj"], lora_dropout=0.1), {}),
     "qlora": ("qlora", LoraConfig(r=4, target_modules=ALL), {}),
     "qlora-plain": ("qlora", LoraConfig(), {"double_quant": False}),
 }
 
 
-def live(method, config, checkpointing, dtype="float32", double_quant=True):
+def live(method, config, checkpointing, dtype="float32", double_quant=True, adapter_dtype=None):
     """Our base made ready, and a step of it."""
     torch.manual_seed(0)
     model = minilora.load_base(dtype=getattr(torch, dtype)).train()
@@ -131,6 +134,8 @@ def live(method, config, checkpointing, dtype="float32", double_quant=True):
         minilora.quantize_base(model, double_quant=double_quant)
     if config:
         minilora.inject(model, config)
+    if adapter_dtype:
+        model.to(getattr(torch, adapter_dtype))
     model.model.gradient_checkpointing = checkpointing
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     ids = torch.randint(0, 1536, (BATCH, SEQ))
@@ -151,20 +156,33 @@ def test_a_real_step_of_the_base_costs_what_was_planned_within_5_percent(case, c
     method, config, settings = CASES[case]
     model, optimizer, step = live(method, config, checkpointing, **settings)
     found = plan("base", config, method, batch=BATCH, seq=SEQ, checkpointing=checkpointing, **{"dtype": "float32"} | settings)
-    step()
+    step(keep_gradients=True)
+    accumulating = ledger.measure(lambda: step(keep_gradients=True), model, optimizer)
+    optimizer.zero_grad()
     measured = ledger.measure(step, model, optimizer)
-    moments = 2 if case == "full-bf16" else 1  # torch keeps AdamW's moments in bfloat16 there; planned are float32's
+    moments = (
+        2 if case in ("full-bf16", "lora-all-bf16") else 1
+    )  # torch keeps AdamW's moments in bfloat16 there; planned are float32's
     expected = found.bytes | {"optimizer": found.bytes["optimizer"] // moments}
     for name in ("weights", "constants", "adapters", "gradients", "optimizer"):
         assert measured.peaks[name] == pytest.approx(expected[name], rel=0.05), name
     assert measured.peaks["activations"] == pytest.approx(found.activations_peak, rel=0.05)
     assert measured.peak == pytest.approx(found.peak - found.bytes["optimizer"] + expected["optimizer"], rel=0.05)
-    step(keep_gradients=True)
-    accumulating = ledger.measure(lambda: step(keep_gradients=True), model, optimizer)
     assert accumulating.at_peak["activations"] == pytest.approx(found.bytes["activations"], rel=0.05)
     assert accumulating.peak == pytest.approx(sum(expected.values()), rel=0.05)
     assert ledger.count(model).total.parameters == found.parameters
     assert ledger.count(model).total.trainable == found.trainable
+
+
+def test_a_step_of_the_training_loop_costs_what_its_labels_say(base):
+    """``summed_loss`` computes logits only where there is a label; padding costs as tokens do."""
+    rows = encode_all(base.tokenizer, minilora.data.naval_log(8, 2).train[:8], 512)
+    batch = pad(rows)
+    minilora.inject(base.train())
+    measured = ledger.measure(lambda: summed_loss(base, batch).backward(), base)
+    rows, time = batch.ids.shape
+    found = plan("base", LoraConfig(), batch=rows, seq=time - 1, labels=batch.answer_tokens, dtype="float32")
+    assert measured.peaks["activations"] == pytest.approx(found.activations_peak, rel=0.05)
 
 
 def test_a_bitsandbytes_optimizer_holds_what_was_planned(base):

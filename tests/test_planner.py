@@ -1,0 +1,83 @@
+"""The commands print the plan that they were asked for, as a table, as JSON and as a picture."""
+
+import json
+
+import pytest
+
+from minilora import LoraConfig, ledger
+from minilora.cli import main
+
+
+def run(capsys, *words):
+    status = main(list(words))
+    said = capsys.readouterr()
+    return status, said.out, said.err
+
+
+def test_the_issue_s_command_prints_the_published_count(capsys, tmp_path):
+    chart = tmp_path / "out.png"
+    words = ["llama-3-8b", "--r", "16", "--target", "all-linear", "--qlora", "--checkpointing", "--chart", str(chart)]
+    status, out, _ = run(capsys, "plan", *words)
+    found = ledger.plan("llama-3-8b", LoraConfig(16, 32, "all-linear"), "qlora", checkpointing=True, adapter_dtype="float32")
+    assert status == 0
+    assert "41,943,040 of 8,072,204,288 (0.5196%)" in out
+    for size in (*found.bytes.values(), found.total, found.adapter_file_bytes):
+        assert f"{size:,}" in out
+    assert "fits         12 GB, 16 GB" in out
+    assert chart.read_bytes().startswith(b"\x89PNG")
+
+
+def test_json_is_for_programs(capsys):
+    status, out, _ = run(
+        capsys, "plan", "base", "--json", "--r", "4", "--target", "q_proj", "--dtype", "float32", "--batch", "3"
+    )
+    read = json.loads(out)
+    assert status == 0
+    assert read["trainable"] == 6 * 4 * (128 + 128)
+    assert read["settings"]["batch"] == 3
+
+
+def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
+    status, out, _ = run(capsys, "plan", "llama-3.1-405b", "--full")
+    assert status == 0
+    assert "none of 8 GB" in out
+    assert "at least 64 of them" in out
+    assert "adapter file" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan", "lama-3-8b"], "nearest presets: llama-3-8b"),
+        (["plan"], "which model? Name a preset"),
+        (["plan", "gpt2", "--target", "q_proj"], "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?"),
+        (["plan", "gpt2", "--r", "0"], "r must be at least 1, got 0"),
+        (["plan", "gpt2", "--seq", "-5"], "seq must be at least 1, got -5"),
+        (["plan", "gpt2", "--chart", "a.pdf"], "saved as .png or .svg, got 'a.pdf'"),
+        (["chart", "spektrum"], "no chart is called 'spektrum'; nearest: spectrum"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(capsys, words, message):
+    status, _, err = run(capsys, *words)
+    assert status == 2
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_config_of_one_s_own_is_planned_and_drawn(capsys, tmp_path):
+    config = {"model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
+    assert run(capsys, "plan", str(tmp_path), "--chart", str(tmp_path / "mine.svg"))[0] == 0
+    assert (tmp_path / "mine.svg").exists()
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    status, _, err = run(capsys, "plan", str(tmp_path))
+    assert (status, "lacks 'num_attention_heads'" in err) == (2, True)
+
+
+def test_presets_and_charts_are_listed_and_one_is_drawn(capsys, tmp_path):
+    assert "llama-3.1-405b" in run(capsys, "plan", "--list")[1]
+    assert "break-even" in run(capsys, "chart")[1]
+    assert run(capsys, "chart", "heat", "--dark", "--out", str(tmp_path / "h.svg"))[0] == 0
+    assert (tmp_path / "h.svg").read_text().startswith("<?xml")
+    assert run(capsys, "plan", "--page", str(tmp_path / "p.html"))[0] == 0
+    assert (tmp_path / "p.html").stat().st_size > 10_000
