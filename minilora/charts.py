@@ -80,7 +80,7 @@ def memory_chart(
             tallest = max(tallest, bottom)
         card_lines(axes, gpus, tallest, len(bars))
         axes.set(title=model, xticks=range(len(bars)), xticklabels=list(bars), ylim=(0, tallest * 1.13))
-        axes.set_xlim(-0.7, len(bars) + 0.35)
+        axes.set_xlim(-1.0, len(bars) + 0.35)
         axes.grid(visible=False)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     np.atleast_1d(panels)[0].set_ylabel("bytes of a training step, GB")
@@ -170,7 +170,7 @@ def spectrum_chart(spectra: Mapping[str, ArrayLike], title: str = "How many dire
         axes.annotate(
             name,
             (x, y),
-            (-6 if far else 8, -16 if far else -3),
+            (-6, -16) if far else (-12, -22),
             "data",
             "offset points",
             color=color,
@@ -215,7 +215,7 @@ def nf4_chart(weights: ArrayLike, levels: Sequence[float], name: str = "a weight
     axes.hist(scaled, bins=120, range=(-1, 1), color=hue(0), alpha=0.55)
     top = axes.get_ylim()[1]
     axes.vlines(levels, 0, top * 1.02, color=hue(1), linewidth=1.3)
-    axes.annotate("16 NF4 levels", (levels[-2], top), (6, -10), "data", "offset points", color=hue(1))
+    axes.annotate("16 NF4\nlevels", (levels[-2], top), (6, -28), "data", "offset points", color=hue(1))
     axes.set(
         title=f"Levels are dense where weights are: {name}",
         xlabel="weight / largest of its block of 64",

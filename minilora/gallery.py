@@ -26,7 +26,7 @@ from .plots import save_figure, short
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RUNS = {"steps": 30, "seeds": 3, "batch_size": 4}
+RUNS = {"steps": 30, "seeds": 3, "batch_size": 8}
 ALL = "all-linear"
 LLAMAS = ("llama-3-8b", "llama-3-70b", "llama-3.1-405b")
 TARGETS = {
