@@ -18,7 +18,7 @@ PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if k
 COMMANDS = [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
 
 
-@pytest.mark.parametrize(("code", "output"), PYTHON, ids=["first screen", "own model"])
+@pytest.mark.parametrize(("code", "output"), PYTHON, ids=["first screen", "four bits", "own model"])
 def test_python_prints_what_the_readme_shows(code, output, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     printed = io.StringIO()
@@ -38,7 +38,7 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
     ]
     Path("my.jsonl").write_text("\n".join(lines), encoding="utf-8")
     shown = [shlex.split(line)[1:] for line in COMMANDS if line.startswith("minilora ")]
-    assert [words[0] for words in shown] == ["train", "generate", "merge", "generate"]
+    assert [words[0] for words in shown] == ["train", "generate", "merge", "generate", "plan", "chart"]
     answers = []
     for words in shown:
         if words[0] == "train":
