@@ -13,6 +13,7 @@ families the kernels usual today are assumed (fused attention, GELU and LayerNor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .shapes import Architecture, LinearShape
@@ -27,14 +28,13 @@ class Work:
     labels: int  # tokens that have logits and a loss
     size: int
     adapter_size: int
-    r: int
-    adapted: frozenset[str] = frozenset()
+    ranks: Mapping[str, int]  # of the Linears that have an adapter, by their names
     trains_base: bool = False
     dropout: bool = False
 
     def learns(self, linear: LinearShape) -> bool:
         """Whether something in this Linear gets a gradient."""
-        return self.trains_base or linear.name in self.adapted
+        return self.trains_base or linear.name in self.ranks
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,14 @@ class Kept:
 
 def kept(arch: Architecture, work: Work, checkpointing: bool = False) -> Kept:
     """Bytes that a step keeps for backward. Shapes without blocks keep the inputs of what learns."""
-    grad, blocks, wide = work.trains_base, [], 0
+    grad, blocks, wide, inputs, worst = work.trains_base, [], 0, 0, 0
     row = work.tokens * arch.hidden * work.size
     for block in arch.blocks.values():
         shared = (work.size == 4 or not arch.rms) and grad  # the first norm keeps the block's input itself
         size, grad = block_bytes(arch, block, work, grad)
         blocks.append(size - row * (shared and checkpointing))
+        inputs += row * grad  # what checkpointing keeps of a block: its input, if a backward will come back to it
+        worst = max(worst, inputs + blocks[-1])
         wide = max(wide, *(max(linear.in_features, linear.out_features) for linear in block))
     outside = [linear for linear in arch.linears if not linear.block]
     head = sum(input_bytes([linear], work) for linear in outside) + norm_bytes(arch, work, grad)
@@ -72,11 +74,12 @@ def kept(arch: Architecture, work: Work, checkpointing: bool = False) -> Kept:
     head += 4 * logits + (8 * work.labels if logits else 0)  # log-probabilities in float32, targets
     always = 8 * work.seq * arch.head_dim if arch.rotary and blocks else 0  # cos, sin
     always += 8 * work.tokens if work.trains_base and arch.hidden else 0  # the embedding's rows
-    always += row * len(blocks) if checkpointing else sum(blocks)
     block_passing = logits * work.size + 3 * work.tokens * wide * work.size
     one_block = max(blocks, default=0)
-    in_block = always + (one_block if checkpointing else 0)
-    return Kept(always + head, in_block, one_block + checkpointing * row, logits * (work.size + 8), block_passing)
+    if checkpointing:
+        return Kept(always + inputs + head, always + worst, one_block + row, logits * (work.size + 8), block_passing)
+    always += sum(blocks)
+    return Kept(always + head, always, one_block, logits * (work.size + 8), block_passing)
 
 
 def block_bytes(arch: Architecture, block: list[LinearShape], work: Work, grad: bool) -> tuple[int, bool]:
@@ -128,7 +131,7 @@ def input_bytes(readers: list[LinearShape], work: Work, shared: bool = False) ->
     """Linears that read one tensor: that tensor once, if any keeps it and nobody has it (``shared``); casts, dropout, h."""
     width, total, keep = readers[0].in_features, 0, work.trains_base
     for linear in readers:
-        if linear.name not in work.adapted:
+        if linear.name not in work.ranks:
             continue
         if work.dropout:  # the mask and the dropped input
             total += 2 * work.tokens * width * work.size
@@ -136,7 +139,7 @@ def input_bytes(readers: list[LinearShape], work: Work, shared: bool = False) ->
             total += work.tokens * width * work.adapter_size
         elif not work.dropout:
             keep = True
-        total += work.tokens * work.r * work.adapter_size  # h
+        total += work.tokens * work.ranks[linear.name] * work.adapter_size  # h
     return total + (work.tokens * width * work.size if keep and not shared else 0)
 
 

@@ -24,16 +24,17 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
     for linear, grad in input_gradients(arch, work):
         share = work.labels / work.tokens if linear.role == "head" else 1
         product, adapter = 2 * linear.weights, 0
-        if linear.name in work.adapted:
-            adapter = 2 * work.r * (linear.in_features + linear.out_features)
-            backward += 2 * adapter - (0 if grad else 2 * work.r * linear.in_features)  # ∂A, ∂B, ∂h and ∂x
+        if linear.name in work.ranks:
+            r = work.ranks[linear.name]
+            adapter = 2 * r * (linear.in_features + linear.out_features)
+            backward += 2 * adapter - (0 if grad else 2 * r * linear.in_features)  # ∂A, ∂B, ∂h and ∂x
         backward += share * product * (grad + work.trains_base)
         attention = 0
         if linear.role in ("o", "o'"):
             attention = 4 * work.seq * linear.in_features
             backward += 2.5 * attention * grad
         forward += share * product + adapter + attention
-        if linear.block and (linear.role != "down" or linear.name in work.adapted):  # the last product keeps nothing
+        if linear.block and (linear.role != "down" or linear.name in work.ranks):  # the last product keeps nothing
             again += product + adapter + attention
     return round(forward), round(backward + (again if checkpointing else 0))
 

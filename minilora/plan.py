@@ -25,7 +25,7 @@ from typing import Any
 from .activations import Work, kept
 from .config import LoraConfig
 from .flops import flops_a_token
-from .match import fits
+from .match import fits, in_layers, is_all_linear, rank_and_alpha
 from .shapes import Architecture, LinearShape, Source, architecture
 
 CATEGORIES = ("weights", "constants", "adapters", "gradients", "optimizer", "activations", "temporary")
@@ -137,8 +137,8 @@ def plan(
         chosen = choose(arch, config)
     size = DTYPES[settings.dtype]
     adapter_size = DTYPES[settings.adapter_dtype] if settings.adapter_dtype else 4
-    r = config.r if config else 0
-    factors = [(linear.name, part, rows, columns) for linear in chosen for part, rows, columns in factor_shapes(linear, r)]
+    ranks = {linear.name: rank_and_alpha(linear.name, config)[0] for linear in chosen} if config else {}
+    factors = [(x.name, part, rows, columns) for x in chosen for part, rows, columns in factor_shapes(x, ranks[x.name])]
     adapter = sum(rows * columns for _, _, rows, columns in factors)
     if config:
         tensors, trained_size = [rows * columns for _, _, rows, columns in factors], adapter_size
@@ -147,10 +147,9 @@ def plan(
     trainable = sum(tensors)
     weights, constants, opened = weight_bytes(arch, size, method == "qlora", settings.double_quant)
     tokens = settings.batch * settings.seq
-    names = frozenset(linear.name for linear in chosen)
     dropout = bool(config and config.lora_dropout)
     labels = tokens if settings.labels is None else settings.labels
-    work = Work(tokens, settings.seq, labels, size, adapter_size, r, names, method == "full", dropout)
+    work = Work(tokens, settings.seq, labels, size, adapter_size, ranks, method == "full", dropout)
     found = kept(arch, work, settings.checkpointing)
     gradients = trainable * trained_size
     lookup = LOOKUP if method == "qlora" else 0
@@ -197,10 +196,11 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
     """The Linears that the config's targets match, by the rules of ``match.py``; raise ``ValueError`` when some match none."""
     targets, linears = config.target_modules, arch.linears
     linears = tuple(x for x in linears if fits(x.name, config.exclude_modules) is None)
-    if targets == "all-linear":
+    if is_all_linear(targets):
         chosen = [linear for linear in linears if linear.role != "head"]
     else:
-        chosen = [linear for linear in linears if fits(linear.name, targets) is not None]
+        layers = (config.layers_to_transform, config.layers_pattern)
+        chosen = [x for x in linears if fits(x.name, targets) is not None and (x.name in targets or in_layers(x.name, *layers))]
     entries = () if isinstance(targets, str) else targets
     unused = [e for e in entries if not any(fits(x.name, [e]) for x in chosen)] or ([] if chosen else [str(targets)])
     if unused:
@@ -213,10 +213,11 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
         )
     if tied := [linear.name for linear in chosen if linear.tied]:
         raise ValueError(f"target_modules: {tied[0]}'s weight is tied to the embedding, and a merge would change both")
-    if high := [x for x in chosen if config.r > min(x.in_features, x.out_features)]:
+    ranks = {x.name: rank_and_alpha(x.name, config)[0] for x in chosen}
+    if high := [x for x in chosen if ranks[x.name] > min(x.in_features, x.out_features)]:
         least = min(min(x.in_features, x.out_features) for x in high)
         warnings.warn(
-            f"r={config.r} is above min(in, out) = {least} of {high[0].name} (and {len(high) - 1} more): "
+            f"r={ranks[high[0].name]} is above min(in, out) = {least} of {high[0].name} (and {len(high) - 1} more): "
             "the update cannot have a higher rank than its matrix, so these parameters buy nothing",
             stacklevel=3,
         )
@@ -251,7 +252,10 @@ def weight_bytes(arch: Architecture, size: int, four_bit: bool, double_quant: bo
 
 
 def file_bytes(factors: list[tuple[str, str, int, int]], size: int) -> int:
-    """The exact size of ``adapter_model.safetensors``: 8 bytes, a JSON header filled up to a multiple of 8, the numbers."""
+    """The size of ``adapter_model.safetensors`` as PEFT writes it: 8 bytes, a JSON header filled up to 8, the numbers.
+
+    ``save_adapter`` adds a copy of the config and the base's fingerprint, some hundred bytes.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start, dtype = 0, {4: "F32", 2: "BF16"}[size]
     for name, rows, columns in sorted((f"base_model.model.{name}.{part}.weight", i, j) for name, part, i, j in factors):
