@@ -135,8 +135,7 @@ def plan(
     else:
         config = config or LoraConfig(target_modules="all-linear" if arch.family == "shapes" else ("q_proj", "v_proj"))
         chosen = choose(arch, config)
-    size = DTYPES[settings.dtype]
-    adapter_size = DTYPES[settings.adapter_dtype] if settings.adapter_dtype else 4
+    size, adapter_size = DTYPES[settings.dtype], DTYPES[settings.adapter_dtype or "float32"]
     ranks = {linear.name: rank_and_alpha(linear.name, config)[0] for linear in chosen} if config else {}
     factors = [(x.name, part, rows, columns) for x in chosen for part, rows, columns in factor_shapes(x, ranks[x.name])]
     adapter = sum(rows * columns for _, _, rows, columns in factors)
@@ -146,10 +145,7 @@ def plan(
         tensors, trained_size = parameter_sizes(arch), size
     trainable = sum(tensors)
     weights, constants, opened = weight_bytes(arch, size, method == "qlora", settings.double_quant)
-    tokens = settings.batch * settings.seq
-    dropout = bool(config and config.lora_dropout)
-    labels = tokens if settings.labels is None else settings.labels
-    work = Work(tokens, settings.seq, labels, size, adapter_size, ranks, method == "full", dropout)
+    work = work_of(settings, ranks, method == "full", bool(config and config.lora_dropout))
     found = kept(arch, work, settings.checkpointing)
     gradients = trainable * trained_size
     lookup = LOOKUP if method == "qlora" else 0
@@ -167,20 +163,35 @@ def plan(
     resident = weights + constants + lookup + book["adapters"] + book["optimizer"]
     forward, backward = flops_a_token(arch, work, settings.checkpointing)
     return Plan(
-        arch.name,
-        method,
-        config,
-        settings,
-        arch.parameters + adapter,
-        trainable,
-        len(chosen),
-        book,
-        resident + max(activations + temporary, gradients + found.at_end + found.block_passing + opened),
-        found.saved,
-        adapter * adapter_size,
-        file_bytes(factors, adapter_size) if factors else 0,
-        forward,
-        backward,
+        model=arch.name,
+        method=method,
+        config=config,
+        settings=settings,
+        parameters=arch.parameters + adapter,
+        trainable=trainable,
+        adapted=len(chosen),
+        bytes=book,
+        peak=resident + max(activations + temporary, gradients + found.at_end + found.block_passing + opened),
+        activations_peak=found.saved,
+        adapter_bytes=adapter * adapter_size,
+        adapter_file_bytes=file_bytes(factors, adapter_size) if factors else 0,
+        flops_forward=forward,
+        flops_backward=backward,
+    )
+
+
+def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropout: bool) -> Work:
+    """What decides the activations, from the settings."""
+    tokens = settings.batch * settings.seq
+    return Work(
+        tokens=tokens,
+        seq=settings.seq,
+        labels=tokens if settings.labels is None else settings.labels,
+        size=DTYPES[settings.dtype],
+        adapter_size=DTYPES[settings.adapter_dtype or "float32"],
+        ranks=ranks,
+        trains_base=trains_base,
+        dropout=dropout,
     )
 
 
