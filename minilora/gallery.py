@@ -195,7 +195,7 @@ body { margin: 0 auto; max-width: 1240px; padding: 1.5rem 1rem; font: 16px/1.5 s
 body { background: var(--paper); color: var(--ink) }
 main { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 2rem }
 figure { margin: 0 } #memory { grid-column: 1 / -1 } img { width: 100%; height: auto }
-figcaption { color: var(--soft) } code { color: var(--ink) }
+figcaption { color: var(--soft) } code { color: var(--ink); white-space: nowrap }
 </style>
 <h1>What a fine-tune costs</h1>
 <main>
