@@ -43,7 +43,8 @@ class Settings:
 
     - ``batch`` sequences of ``seq`` tokens at once; ``labels`` of all these tokens have a loss (None: every one).
     - ``dtype`` of the base, ``adapter_dtype`` (None: float32, as ``LoRALayer`` and PEFT do beside a half-precision base).
-    - ``optimizer``: adamw (two float32 moments), adamw8bit (bitsandbytes'), sgd (none).
+    - ``optimizer``: adamw (two float32 moments; torch's own keeps them in the dtype of what trains, so in bfloat16 half of
+      that), adamw8bit (bitsandbytes'), sgd (none).
     - ``checkpointing``: recompute the blocks in backward; ``double_quant``: QLoRA's scales in 8 bits.
     """
 
