@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,13 @@ def run_plan(options: argparse.Namespace) -> int:
         double_quant=not options.single_quant,
     )
     targets = "all-linear" if options.target == ["all-linear"] else options.target
-    found = plan(options.model, LoraConfig(options.r, 2 * options.r, targets), options.method, settings)
-    if options.chart is not None:
-        save_figure(plan_figure(found, options.model), options.chart)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = plan(options.model, LoraConfig(options.r, 2 * options.r, targets), options.method, settings)
+        if options.chart is not None:
+            save_figure(plan_figure(found, options.model), options.chart)
+    for note in dict.fromkeys(str(warning.message) for warning in said):
+        print(f"note: {note}", file=sys.stderr)
     if options.json:
         print(json.dumps(found.as_dict(), indent=1))
     else:

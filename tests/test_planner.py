@@ -37,6 +37,13 @@ def test_json_is_for_programs(capsys):
     assert read["settings"]["batch"] == 3
 
 
+def test_a_rank_that_is_too_high_is_a_note_of_one_line(capsys):
+    status, out, err = run(capsys, "plan", "base", "--r", "999")
+    assert (status, err.count("\n")) == (0, 1)
+    assert err.startswith("note: r=999 is above min(in, out) = 64 of")
+    assert "r = 999 on 42 Linears" in out
+
+
 def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
     status, out, _ = run(capsys, "plan", "llama-3.1-405b", "--full")
     assert status == 0
