@@ -2,6 +2,8 @@
 
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow everyone on a shared machine
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
