@@ -11,7 +11,17 @@ from peft import LoraConfig as Theirs
 from peft import PeftModel, get_peft_model
 from torch import nn
 
-from minilora import LoraConfig, enable_input_grads, inject, load_adapter, load_base, merge, merge_and_unload, save_adapter
+from minilora import (
+    LoraConfig,
+    enable_input_grads,
+    inject,
+    load_adapter,
+    load_base,
+    merge,
+    merge_and_unload,
+    save_adapter,
+    save_model,
+)
 from minilora.inject import lora_layers, trainable_parameters
 from minilora.transformer import Llama, LlamaConfig
 
@@ -169,3 +179,18 @@ def test_a_merged_foreign_llama_and_its_adapter_meet_ours(tmp_path):
     peft.save_pretrained(tmp_path / "adapter")
     ours = load_adapter(load_base(tmp_path / "base"), tmp_path / "adapter")
     check_close(ours(IDS), peft(**inputs).logits)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_merged_model_saved_here_opens_in_transformers_with_equal_logits(tied, tmp_path):
+    torch.manual_seed(0)
+    ours = Llama(
+        LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, tie_word_embeddings=tied)
+    )
+    inject(ours, LoraConfig(**SCALES[0], target_modules="all-linear", rank_pattern={"k_proj": 1}))
+    fill(ours)
+    adapted = ours(IDS)
+    save_model(merge_and_unload(ours), tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    check_close(theirs(IDS).logits, ours(IDS))
+    check_close(theirs(IDS).logits, adapted, merged=True)

@@ -359,3 +359,11 @@ def test_thousands_of_damaged_files_are_refused_or_read_exactly(tmp_path):
         assert time.monotonic() - start < 2
     assert loaded > 100
     assert refused > 1000
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '"LORA"', "null", "", "{", "[" * 100_000, '{"r": 1' + "0" * 5000 + "}"])
+def test_a_config_that_is_no_object_is_refused(tmp_path, content):
+    save_adapter(adapted(), tmp_path)
+    (tmp_path / CONFIG).write_text(content)
+    with pytest.raises(ValueError, match=r"adapter_config.json (is no readable JSON|must hold a JSON object)"):
+        load_adapter(plain(), tmp_path)
