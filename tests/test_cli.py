@@ -76,10 +76,10 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
     [
         (["train", "--data", "none.jsonl", "--out", "x"], "none.jsonl cannot be read"),
         (["generate", "--base", "nowhere", "Hi"], "nowhere holds no config.json"),
-        (["generate", "--adapter", "nowhere", "Hi"], "adapter_config.json"),
+        (["generate", "--adapter", "nowhere", "Hi"], "adapter_model.safetensors does not exist"),
         (["generate", "--temperature", "-1", "Hi"], "temperature must be 0"),
         (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not to be had here"),
-        (["merge", "--adapter", "nowhere", "--out", "x"], "adapter_config.json"),
+        (["merge", "--adapter", "nowhere", "--out", "x"], "adapter_model.safetensors does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
