@@ -42,9 +42,10 @@ def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
     """A model of a hundred million parameters can read a log before it is taught: a few small steps do, and each costs more."""
     prose = PROSE.read_text(encoding="utf-8")
     if trainable_parameters(model)[1] > 50e6:
-        settings = TrainConfig(steps=steps or 150, lr=2e-3, batch_size=8, seed=seed)
+        settings = TrainConfig(steps=steps or 150, lr=2e-3, batch_size=8, seed=seed, validate_every=75, valid_answers=10)
         return Pace(data.naval_log(n_valid=50, seed=seed), prose[:12_000], settings)
-    return Pace(data.naval_log(seed=seed), prose, TrainConfig(steps=steps or 500, seed=seed))
+    settings = TrainConfig(steps=steps or 500, seed=seed, validate_every=100, valid_answers=50)
+    return Pace(data.naval_log(seed=seed), prose, settings)
 
 
 def run_demo(
@@ -140,7 +141,7 @@ def score(model: Any, pace: Pace) -> dict[str, float]:
 def teach(model: Any, pace: Pace, out: Path) -> tuple[History, bool]:
     """Train; returns the history and whether everything but A and B is what it was, to the bit."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name}
-    history = train(model, pace.task, pace.settings, valid_answers=50, validate_every=100, out=out)
+    history = train(model, pace.task, pace.settings, out=out)
     if history.interrupted:
         print("Stopped early; the checks below are about what was learnt so far.")
     after = model.state_dict()
