@@ -14,7 +14,7 @@ from minilora import LoraConfig, NF4Linear, inject, level0, merge, nf4, trainabl
 from minilora.inject import lora_layers
 
 from .strategies import DTYPES, cases, models, ranks, targets, weights
-from .tolerance import merged_bound
+from .tolerance import backward_bound, merged_bound
 
 
 def fill(model):
@@ -175,7 +175,10 @@ def test_9_a_qlora_gradient_is_loras_on_the_dequantized_weight(case):
         y.square().sum().backward()
         found.append((y, x.grad, layer.lora_A.grad, layer.lora_B.grad))
         layer.zero_grad()
-    assert all(torch.equal(quantized, dequantized) for quantized, dequantized in zip(*found, strict=True))
+    (y, dx, dA, dB), plain_found = found
+    assert all(torch.equal(a, b) for a, b in zip((y, dA, dB), (plain_found[0], *plain_found[2:]), strict=True))
+    bound = backward_bound(2 * y, *case.parts[1:5], y.dtype)  # for dx, torch may sum a thin product in another order
+    assert ((dx - plain_found[1]).abs() <= 2 * bound).all()
     assert torch.equal(base.packed, codes)
 
 

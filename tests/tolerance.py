@@ -41,6 +41,11 @@ def forward_bound(
     return gamma(terms + 6, dtype) * (plain + low) + terms * torch.finfo(dtype).tiny
 
 
+def backward_bound(g: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """Error of ∂L/∂x = g W + scaling (g B) A: a forward through the transposed matrices."""
+    return forward_bound(g, W.T, B.T, A.T, scaling, None, dtype)
+
+
 def merged_bound(x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Distance of a merged from an unmerged forward: both have the error above, and W0 + ΔW is itself rounded once more."""
     return 2 * forward_bound(x, W, A, B, scaling, bias, dtype)
