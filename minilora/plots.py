@@ -47,7 +47,7 @@ DARK: Any = {
 def in_house_style(draw: Callable[P, Figure]) -> Callable[..., Figure]:
     """Run a chart with the house style in force (matplotlib reads parts of it only when a title or label is set).
 
-    The chart then takes ``dark`` besides its own arguments.
+    The chart then takes ``dark`` besides its own arguments, and ``figure.again(dark=True)`` draws its other face.
     """
 
     @functools.wraps(draw)
@@ -57,7 +57,9 @@ def in_house_style(draw: Callable[P, Figure]) -> Callable[..., Figure]:
 
         cycle: Any = {"axes.prop_cycle": cycler(color=DARK_CYCLE if dark else LIGHT_CYCLE)}
         with matplotlib.rc_context({**STYLE, **cycle, **(DARK if dark else {})}):
-            return draw(*args, **settings)
+            figure = draw(*args, **settings)
+        figure.again = functools.partial(styled, *args, **settings)  # type: ignore[attr-defined]
+        return figure
 
     return styled
 

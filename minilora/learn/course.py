@@ -1,0 +1,71 @@
+"""Where the lessons lie, and how one is found: in the installed package or in the checkout beside it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+from .cells import Lesson, parse_lesson
+
+PACKAGE = Path(__file__).parent.parent
+
+
+def lessons_folder() -> Path:
+    """The folder of the lessons: ``minilora/lessons`` after an install, ``lessons`` beside the package in a checkout.
+
+    Raises ``ValueError`` when neither is there.
+    """
+    for folder in (PACKAGE / "lessons", PACKAGE.parent / "lessons"):
+        if list(folder.glob("[0-9][0-9]_*.py")):
+            return folder
+    raise ValueError(f"no lessons are to be found at {PACKAGE / 'lessons'}; install minilora again")
+
+
+def list_lessons(folder: Path | None = None) -> list[Lesson]:
+    """All lessons of the course, in order.
+
+    >>> list_lessons()[0].slug
+    '01_one_matmul'
+    """
+    return [parse_lesson(path) for path in sorted((folder or lessons_folder()).glob("[0-9][0-9]_*.py"))]
+
+
+def find_lesson(number: str | int, folder: Path | None = None) -> Lesson:
+    """The lesson of a number (5, "05") or a slug. Raises ``ValueError`` that names what there is."""
+    wanted, lessons = str(number), list_lessons(folder)
+    for lesson in lessons:
+        if wanted in (lesson.slug, lesson.slug[3:]) or (wanted.isdigit() and int(wanted) == lesson.number):
+            return lesson
+    there = ", ".join(lesson.slug for lesson in lessons)
+    raise ValueError(f"there is no lesson {wanted!r}; there are {there}")
+
+
+def find_exercise(name: str, folder: Path | None = None) -> Path | None:
+    """The lesson's file whose checker knows an exercise; names are unique in the course."""
+    folder = folder or lessons_folder()
+    for path in sorted((folder / "checks").glob("*.py")):
+        if re.search(rf"(?m)^def check_{name}\(", path.read_text(encoding="utf-8")):
+            return folder / path.name
+    return None
+
+
+def load_module(path: Path) -> ModuleType:
+    """Import a file by its path, under a name of its own. Whatever the file raises goes through."""
+    spec = importlib.util.spec_from_file_location(f"minilora_lessons_{path.parent.name}_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load_checks(lesson: Path) -> ModuleType:
+    """The checkers of a lesson: ``check_<name>`` functions and ``WRONG``."""
+    return load_module(lesson.parent / "checks" / lesson.name)
+
+
+def load_solutions(lesson: Path) -> ModuleType:
+    """The solutions of a lesson."""
+    return load_module(lesson.parent / "solutions" / lesson.name)

@@ -1,0 +1,82 @@
+"""``show``: what a lesson does with a figure, wherever it runs.
+
+A lesson says ``show(figure, "what is to be seen")`` and does not know who looks. Run with ``python`` the figure is saved and
+its path is printed; the walk keeps it to open on request; the book also takes its dark face. Who looks puts a stage up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..plots import save_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A figure on disk: its light face, its dark face if one was asked for, and what is to be seen on it."""
+
+    light: Path
+    dark: Path | None
+    alt: str
+
+
+@dataclass
+class Stage:
+    """Where figures go: ``folder``, under ``name-1.png``, ``name-2.png``, …; ``shown`` lists them."""
+
+    folder: Path
+    name: str = "figure"
+    dark: bool = False
+    quiet: bool = False
+    shown: list[Shown] = field(default_factory=list)
+
+
+STAGE: ContextVar[Stage | None] = ContextVar("STAGE", default=None)
+
+
+@contextmanager
+def on_stage(stage: Stage) -> Iterator[Stage]:
+    """A context in which ``show`` uses this stage."""
+    token = STAGE.set(stage)
+    try:
+        yield stage
+    finally:
+        STAGE.reset(token)
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Save a figure and say where; ``alt`` says in one sentence what is to be seen, for who cannot see it.
+
+    Raises ``ValueError`` for a figure without data, or an ``alt`` of fewer than four words.
+    """
+    if not any(axes.has_data() for axes in figure.axes):
+        raise ValueError("the figure is blank: none of its axes has data")
+    if len(alt.split()) < 4:
+        raise ValueError(f"alt says in one sentence what is to be seen, got {alt!r}")
+    stage = STAGE.get()
+    if stage is None:
+        stage = Stage(Path("minilora-lessons") / "figures", lesson_name())
+        STAGE.set(stage)
+    number = len(stage.shown) + 1
+    light = save_figure(figure, stage.folder / f"{stage.name}-{number}.png")
+    again, dark = getattr(figure, "again", None), None
+    if stage.dark and again is not None:
+        dark = save_figure(again(dark=True), stage.folder / f"{stage.name}-{number}-dark.png")
+    stage.shown.append(Shown(light, dark, alt))
+    if not stage.quiet:
+        print(f"figure: {light} ({alt})")
+
+
+def lesson_name() -> str:
+    """The name of the script that runs, for its figures' names."""
+    import __main__
+
+    return Path(getattr(__main__, "__file__", None) or "figure").stem
