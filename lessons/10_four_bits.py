@@ -4,8 +4,8 @@
 # Know first: lesson 01 · Difficulty ●○○ · 9 minutes to read · 5 seconds to run
 #
 # A frozen weight need not be kept as exactly as one that is trained. Four bits can say sixteen different things, so we
-# keep, instead of each weight, the number of the nearest of at most sixteen values. The simplest such scheme takes evenly
-# spaced values, as far out as the largest weight:
+# keep, instead of each weight, the number of the nearest of at most sixteen values. The simplest such scheme takes
+# evenly spaced values, as far out as the largest weight:
 #
 #     q = round(7 · w / absmax)      a whole number from -7 to 7
 #     ŵ = q · absmax / 7             what we get back; absmax is the largest |w|
@@ -41,11 +41,12 @@ print(f"one scale for all {weight.numel():,} weights: relative error {relative_e
 # %% [markdown]
 # ## Predict
 #
-# One scale for the whole matrix means that the largest weight sets the step for all. Trained models have such weights: a few
-# that are many times as large as the rest.
+# One scale for the whole matrix means that the largest weight sets the step for all. Trained models have such weights:
+# a few that are many times as large as the rest.
 
 # %% [predict] outlier
-# We set one single weight to 50 times the standard deviation of the others. What happens to the error of the *other* weights?
+# We set one single weight to 50 times the standard deviation of the others. What happens to the error of the *other*
+# weights?
 # - a) next to nothing: it is one weight in 45,056
 # - b) it grows a little, by a tenth or so
 # - c) nearly all of them become zero: all that they said is lost
@@ -70,8 +71,9 @@ assert planted_error > 0.9
 assert zeros > 0.95
 
 # %% [markdown]
-# A relative error of 1 is what you get by throwing the weights away. One number did that to all the others: the step became
-# {{ absmax.item() / 7 / weight.std().item():.1f}} standard deviations wide, and nearly everything rounds to zero.
+# A relative error of 1 is what you get by throwing the weights away. One number did that to all the others: the step
+# became {{ absmax.item() / 7 / weight.std().item():.1f}} standard deviations wide, and nearly everything rounds to
+# zero.
 #
 # The cure is to give each *block* of weights a scale of its own. An outlier then spoils its own block and no other.
 #
@@ -116,18 +118,19 @@ show(
 )
 
 # %% [markdown]
-# Two prices, in opposite directions. Small blocks keep the error low and an outlier locked in; each brings a scale, 32 bits
-# that its weights share. At 64 that is half a bit a weight, and the outlier costs the whole matrix
+# Two prices, in opposite directions. Small blocks keep the error low and an outlier locked in; each brings a scale, 32
+# bits that its weights share. At 64 that is half a bit a weight, and the outlier costs the whole matrix
 # {{ spoilt[2] / plain[2] - 1:.1%}} more error instead of everything. QLoRA takes 64 (arXiv 2305.14314, section 3).
 #
 # ## Explain
 #
-# Two neighbouring values are `absmax / 7` apart. Rounding goes to the nearer one, so no weight moves by more than half of that:
+# Two neighbouring values are `absmax / 7` apart. Rounding goes to the nearer one, so no weight moves by more than half
+# of that:
 #
 #     |w - ŵ| ≤ absmax / 14
 #
-# Where in its step a weight falls is as good as random, and the square of a number drawn evenly from ±step/2 is `step² / 12`
-# on average. So the error of a whole matrix can be told in advance from its scales alone:
+# Where in its step a weight falls is as good as random, and the square of a number drawn evenly from ±step/2 is
+# `step² / 12` on average. So the error of a whole matrix can be told in advance from its scales alone:
 #
 #     RMS error ≈ √( mean of (absmax / 7)² / 12 )
 
@@ -146,8 +149,8 @@ assert abs(measured / foretold - 1) < 0.05
 # %% [markdown]
 # ## Break it
 #
-# Round down instead of to the nearest: `floor` for `round`, one word. No weight is off by more than one step. What can go
-# wrong?
+# Round down instead of to the nearest: `floor` for `round`, one word. No weight is off by more than one step. What can
+# go wrong?
 
 # %%
 floored = (torch.floor(7 * blocks / absmax[:, None]) * absmax[:, None] / 7).view(weight.shape)
@@ -164,9 +167,9 @@ assert floored_output > 4 * rounded_output  # … the outputs far more
 
 # %% [markdown]
 # The weights are {{ relative_error(floored, weight) / relative_error(back, weight):.1f}} times as wrong, the outputs
-# {{ floored_output / rounded_output:.0f}} times. An output is a sum over {{ weight.shape[1] }} weights. Errors that go up as
-# often as down mostly cancel in it: their sum grows like √n. A bias never cancels: its sum grows like n. A rounding that is
-# off by a little, always to the same side, does more harm than a coarse one that is fair.
+# {{ floored_output / rounded_output:.0f}} times. An output is a sum over {{ weight.shape[1] }} weights. Errors that go
+# up as often as down mostly cancel in it: their sum grows like √n. A bias never cancels: its sum grows like n. A
+# rounding that is off by a little, always to the same side, does more harm than a coarse one that is fair.
 #
 # And a whole model? Every Linear but the head in int4, in blocks of 64:
 
@@ -183,8 +186,8 @@ assert in_floats < in_int4 < 1.1 * in_floats
 # Difficulty ●○○ · Importance ●●○ · 10 minutes
 #
 # No computer addresses half a byte. So two codes share one: the first in the *high* half, the second in the low half.
-# With codes from 0 to 15 that is `16 · first + second`. (Add 7 to our q, which starts at -7.) An odd number of codes leaves the
-# last low half empty: fill it with 7, the code of zero in minilora and in bitsandbytes.
+# With codes from 0 to 15 that is `16 · first + second`. (Add 7 to our q, which starts at -7.) An odd number of codes
+# leaves the last low half empty: fill it with 7, the code of zero in minilora and in bitsandbytes.
 
 
 # %% [exercise] pack_nibbles
@@ -235,15 +238,16 @@ check(unpack_nibbles)
 # %% [markdown]
 # ## What you can now defend
 #
-# - Rounding to four bits moves no weight by more than 1/14 of its block's largest, and the RMS error can be told from the
-#   scales. On a trained matrix in blocks of 64 it is {{ plain[2]:.1%}} of the weights.
+# - Rounding to four bits moves no weight by more than 1/14 of its block's largest, and the RMS error can be told from
+#   the scales. On a trained matrix in blocks of 64 it is {{ plain[2]:.1%}} of the weights.
 # - The block is what makes it work. With one scale for all, one outlier turned {{ zeros:.2%}} of the weights into zero.
 # - "Four bits are a quarter of sixteen" is not quite the sum: the scales count. In blocks of 64, 16-bit weights shrink
 #   {{ 16 / bits[2]:.2f}} times, not 4.
 # - The model feels it: {{ in_int4 / in_floats - 1:.1%}} more bits for a byte of prose, before any training.
-# - Symmetric int4 wastes a code. From -7 to 7 there are {{ len(codes.unique()) }} values, and four bits could tell 16 apart.
+# - Symmetric int4 wastes a code. From -7 to 7 there are {{ len(codes.unique()) }} values, and four bits could tell 16
+#   apart.
 #
 # ## Open question
 #
-# Int4 spends its values evenly from -absmax to absmax. But most weights lie near zero, and hardly any near the ends. Would you
-# put the values where the weights are? That is lesson 11.
+# Int4 spends its values evenly from -absmax to absmax. But most weights lie near zero, and hardly any near the ends.
+# Would you put the values where the weights are? That is lesson 11.

@@ -1,0 +1,123 @@
+"""Checkers of lesson 11. Scales are judged by what comes back from the codes; bits by the bytes of minilora's own tensor."""
+
+import torch
+from hypothesis import strategies as st
+
+from minilora import nf4
+from minilora.learn import Wrong, cases, close
+
+
+@cases(
+    blocks=st.integers(1, 700),
+    spread=st.sampled_from([0.0, 0.1, 1.0]),
+    power=st.sampled_from([0.2, 1.0, 5.0]),
+    seed=st.integers(0, 999),
+)
+def check_quantize_scales(answer, blocks, spread, power, seed):
+    """Offset and absmax2 by definition, run by run; codes by the half-step bound."""
+    absmax = 2 + spread * torch.rand(blocks, generator=torch.Generator().manual_seed(seed)) ** power
+    case = f"{blocks} scales from {absmax.min():.2f} to {absmax.max():.2f}"
+    found = answer(absmax.clone())
+    if not isinstance(found, tuple) or len(found) != 3:
+        raise Wrong(f"for {case} the answer is {type(found).__name__}; needed a tuple of 3: (codes, absmax2, offset)")
+    codes, absmax2, offset = found
+    close(offset, absmax.mean(), what="offset, the mean of all scales,", case=case)
+    wanted = [max(abs(scale - absmax.mean().item()) for scale in run.tolist()) for run in absmax.split(256)]
+    close(
+        absmax2,
+        torch.tensor(wanted),
+        what="absmax2, the largest |scale - offset| of each 256,",
+        case=case,
+        tolerance=1e-3,
+    )
+    close(codes.float().isfinite(), torch.ones(blocks, dtype=torch.bool), what="codes that are finite", case=case)
+    if codes.dtype != torch.int8:
+        raise Wrong(f"codes are {codes.dtype} for {case}; a right answer is torch.int8, one byte each")
+    for i, (code, scale) in enumerate(zip(codes.tolist(), absmax.tolist(), strict=True)):
+        step = wanted[i // 256] / 127
+        back = code * step + absmax.mean().item()
+        error = abs(back - scale)
+        if error > step / 2 + 1e-5:
+            raise Wrong(
+                f"for {case}, code {code} at {i} gives back {back:.5f} for the scale {scale:.5f}: "
+                f"off by {error:.2g}, where rounding to the nearest is off by {step / 2:.2g} at most"
+            )
+
+
+@cases(n=st.integers(1, 70_000), block_size=st.sampled_from([32, 64, 128, 256]))
+def check_bits_per_weight(answer, n, block_size):
+    """Against the storage of a real tensor."""
+    wanted = nf4.quantize(torch.ones(n), block_size, double_quant=True).bits_per_weight
+    close(answer(n, block_size), wanted, what="bits", case=f"n = {n:,}, block_size = {block_size}", tolerance=1e-9)
+
+
+def runs_of_256(values):
+    """(runs, 256), padded with zeros."""
+    return torch.nn.functional.pad(values, (0, -len(values) % 256)).view(-1, 256)
+
+
+def encode(centred, absmax2, top=127, rounding=torch.round):
+    """Codes by the given spread."""
+    spread = absmax2.repeat_interleave(256)[: len(centred)].clamp(min=1e-30)
+    return rounding(top * centred / spread).to(torch.int8)
+
+
+def without_offset(absmax):
+    """The mean stays in: half of the codes idle."""
+    absmax2 = runs_of_256(absmax).abs().amax(dim=1)
+    return encode(absmax, absmax2), absmax2, torch.tensor(0.0)
+
+
+def one_spread_for_all(absmax):
+    """One absmax2 for all runs."""
+    centred = absmax - absmax.mean()
+    absmax2 = centred.abs().max().repeat(-(-len(absmax) // 256))
+    return encode(centred, absmax2), absmax2, absmax.mean()
+
+
+def signed_maximum(absmax):
+    """The largest value, not the largest magnitude."""
+    centred = absmax - absmax.mean()
+    absmax2 = runs_of_256(centred).amax(dim=1)
+    return encode(centred, absmax2), absmax2, absmax.mean()
+
+
+def rounds_down(absmax):
+    """Biased rounding."""
+    centred = absmax - absmax.mean()
+    absmax2 = runs_of_256(centred).abs().amax(dim=1)
+    return encode(centred, absmax2, rounding=torch.floor), absmax2, absmax.mean()
+
+
+def half_the_range(absmax):
+    """Codes from -63 to 63: a bit is wasted."""
+    centred = absmax - absmax.mean()
+    absmax2 = runs_of_256(centred).abs().amax(dim=1)
+    return encode(centred, absmax2, top=63), absmax2, absmax.mean()
+
+
+def mean_of_each_run(absmax):
+    """An offset a run, where one is stored."""
+    runs = list(absmax.split(256))
+    centred = torch.cat([run - run.mean() for run in runs])
+    absmax2 = runs_of_256(centred).abs().amax(dim=1)
+    return encode(centred, absmax2), absmax2, torch.stack([run.mean() for run in runs])
+
+
+WRONG = {
+    "quantize_scales": {
+        "without the offset": without_offset,
+        "one spread for all": one_spread_for_all,
+        "no magnitude": signed_maximum,
+        "rounds down": rounds_down,
+        "half the range": half_the_range,
+        "a mean a run": mean_of_each_run,
+    },
+    "bits_per_weight": {
+        "scales still in 32 bits": lambda n, block_size: 8 * (-(-n // 2) + 4 * -(-n // block_size)) / n,
+        "the formula of long tensors": lambda n, block_size: 4 + 8 / block_size + 32 / (256 * block_size),
+        "no offset": lambda n, block_size: 8 * (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size))) / n,
+        "rounds blocks down": lambda n, block_size: 8 * (-(-n // 2) + n // block_size + 4 * (n // block_size // 256) + 4) / n,
+        "bytes for bits": lambda n, block_size: (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size)) + 4) / n,
+    },
+}
