@@ -91,7 +91,7 @@ def close(found: Any, expected: Any, what: str = "the result", case: str = "", t
     if not np.isfinite(wide).all() and np.isfinite(true).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(wide))[0])
         raise Wrong(f"{what}{at} (shape {mine.shape}) is not finite: {wide[where]} at {where}")
-    errors = np.abs(wide - true)
+    errors = np.array(np.abs(wide - true))  # of two numbers, NumPy makes a number and not an array
     errors[wide == true] = 0  # infinities of one sign
     worst = np.unravel_index(int(errors.argmax()), errors.shape)
     if errors[worst] > limit * max(float(np.abs(true).max()), np.finfo(np.float64).tiny):
