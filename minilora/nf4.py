@@ -46,7 +46,6 @@ from .codebook import CELLS, Codebook, cell_tables, codebook, table_of_fours, ta
 BLOCK_SIZES = tuple(2**k for k in range(5, 13))  # 32 to 4096
 SCALE_BLOCK = 256  # so many scales share one float32
 QUANTIZE_CHUNK, DEQUANTIZE_CHUNK = 1 << 18, 1 << 20  # weights at a time, so that the work stays in the cache
-ROWS = 8  # a gather runs in parallel over rows, never inside one
 
 
 @dataclass(frozen=True)
@@ -98,21 +97,24 @@ class NF4Tensor:
         """One float32 a block: absmax, the second level undone."""
         if self.absmax2 is None or self.offset is None:
             return self.absmax
-        first = dynamic_map(self.absmax.device)[self.absmax.long()]  # (blocks,)
-        return first.mul_(self.absmax2.repeat_interleave(SCALE_BLOCK)[: len(first)]).add_(self.offset)
+        first = dynamic_map(self.absmax.device).index_select(0, self.absmax.int())  # (blocks,)
+        whole = len(first) // SCALE_BLOCK * SCALE_BLOCK
+        first[:whole].view(-1, SCALE_BLOCK).mul_(self.absmax2[: whole // SCALE_BLOCK, None])
+        first[whole:] *= self.absmax2[-1]
+        return first.add_(self.offset)
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """``level[code] · scale`` in float32, then rounded to ``dtype`` (by default the original's), in the original shape."""
         n, scales, device = math.prod(self.shape), self.scales(), self.packed.device
         out = torch.empty(n, dtype=dtype or self.dtype, device=device)
         whole = n // self.block_size * self.block_size
-        table = table_of_fours(self.kind, device).expand(ROWS, -1)
+        codes, table = self.packed[: whole // 2].view(torch.uint16), table_of_fours(self.kind, device)
         room = None if out.dtype == torch.float32 else torch.empty(min(whole, DEQUANTIZE_CHUNK), device=device)
         for start in range(0, whole, DEQUANTIZE_CHUNK):
             end = min(start + DEQUANTIZE_CHUNK, whole)
-            index = self.packed[start // 2 : end // 2].view(torch.uint16).long()  # (weights / 4,)
             values = out[start:end] if room is None else room[: end - start]
-            torch.gather(table, 1, index.view(ROWS, -1), out=values.view(torch.complex128).view(ROWS, -1))
+            index = codes[start // 4 : end // 4].int()  # two bytes are four weights
+            torch.index_select(table, 0, index, out=values.view(torch.complex128))
             values.view(-1, self.block_size).mul_(scales[start // self.block_size : end // self.block_size, None])
             if room is not None:
                 out[start:end] = values
@@ -189,10 +191,11 @@ def place(scaled: Tensor, kind: str) -> Tensor:
     boundary lies that near to an edge without lying on it (tests/test_nf4.py).
     """
     first, boundary = cell_tables(kind, scaled.device)
-    cell = scaled.mul(CELLS).add_(CELLS).long().view(ROWS, -1)  # 0 to 1024
-    places = torch.gather(first.expand(ROWS, -1), 1, cell)
-    places += scaled.view(ROWS, -1) > torch.gather(boundary.expand(ROWS, -1), 1, cell)
-    return places.view(-1)
+    values = scaled.reshape(-1)
+    cell = values.mul(CELLS).add_(CELLS).int()  # 0 to 1024
+    places = first.index_select(0, cell)
+    places += values > boundary.index_select(0, cell)
+    return places
 
 
 def pack(places: Tensor, book: Codebook) -> Tensor:
