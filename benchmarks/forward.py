@@ -1,72 +1,78 @@
-"""What does an adapter cost in the forward pass? Ours and PEFT's against the plain Linear, in one run.
+"""What does an adapter cost in the forward pass? Ours, PEFT's and loralib's against the plain Linear, in one run.
 
-    python benchmarks/forward.py [--rows 512] [--width 768] [--rank 8] [--device cpu]
+    python benchmarks/forward.py [--rows 1 512] [--widths 256 768 2048 4096] [--ranks 1 8 64] [--device cpu]
 
-Contestants take turns, so that a machine that slows down slows all of them; the medians of the repeats are compared, and
-ratios are what counts. Before anything is timed, the outputs are asserted equal.
+One row is a generated token (decode), 512 rows are a prompt (prefill). All have the same W, A and B, and the adapted ones are
+asserted equal before anything is timed. "merged and unloaded" is an ordinary Linear again.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import copy
 from collections.abc import Callable
 
+import loralib
 import peft
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import minilora
 
 try:
-    from .common import machine, measure, ratios
+    from .common import Row, measure, options, rows_of, save
 except ImportError:  # run as a script
-    from common import machine, measure, ratios  # type: ignore[no-redef]
+    from common import Row, measure, options, rows_of, save  # type: ignore[no-redef]
+
+PLAIN = "plain Linear"
 
 
-def contestants(rows: int, width: int, r: int, device: str) -> dict[str, Callable[[], torch.Tensor]]:
-    """The same Linear and the same A and B, plain, ours and PEFT's; the adapted ones agree."""
+def contestants(x: Tensor, width: int, r: int) -> dict[str, Callable[[], Tensor]]:
+    """The same Linear and the same A and B, adapted by each; those that adapt agree, and so do those that do not."""
     torch.manual_seed(0)
-    linear = nn.Linear(width, width, device=device)
-    x = torch.randn(rows, width, device=device)
-    ours = minilora.LoRALayer(linear, r=r, lora_alpha=2 * r)
+    linear = nn.Linear(width, width, device=x.device)
+    ours = minilora.LoRALayer(copy.deepcopy(linear), r=r, lora_alpha=2 * r)
     nn.init.normal_(ours.lora_B, std=0.02)
-    holder = nn.Sequential(linear)
-    theirs = peft.get_peft_model(holder, peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=["0"])).base_model.model[0]
-    theirs.lora_A["default"].weight.data = ours.lora_A.data.clone()
-    theirs.lora_B["default"].weight.data = ours.lora_B.data.clone()
-    torch.testing.assert_close(ours(x), theirs(x))
-    merged = minilora.LoRALayer(nn.Linear(width, width, device=device), r=r)
-    merged.merge()
-    return {
-        "plain Linear": lambda: linear(x),
-        "minilora": lambda: ours(x),
-        "minilora, merged": lambda: merged(x),
-        "PEFT": lambda: theirs(x),
-    }
+    layers: dict[str, nn.Module] = {"minilora": ours}
+    for name in ("minilora, disabled", "minilora, merged"):
+        layers[name] = copy.deepcopy(ours)
+    layers["minilora, disabled"].enabled = False  # type: ignore[assignment]
+    layers["minilora, merged"].merge()  # type: ignore[operator]
+    layers["minilora, merged and unloaded"] = minilora.merge_and_unload(nn.Sequential(copy.deepcopy(ours)))[0]
+    for name in ("PEFT", "PEFT, merged"):
+        config = peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=["0"])
+        theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(linear)), config).base_model.model[0]
+        theirs.lora_A["default"].weight.data = ours.lora_A.data.clone()
+        theirs.lora_B["default"].weight.data = ours.lora_B.data.clone()
+        layers[name] = theirs
+    layers["PEFT, merged"].merge()  # type: ignore[operator]
+    layers["loralib"] = loralib.Linear(width, width, r=r, lora_alpha=2 * r, merge_weights=False).to(x.device)
+    values = {"weight": linear.weight, "bias": linear.bias, "lora_A": ours.lora_A, "lora_B": ours.lora_B}
+    layers["loralib"].load_state_dict({name: value.detach() for name, value in values.items()})
+    with torch.no_grad():
+        for name, layer in layers.items():
+            wanted = linear(x) if "disabled" in name else ours(x)
+            torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
+    assert type(layers["minilora, merged and unloaded"]) is nn.Linear
+    return {PLAIN: lambda: linear(x), **{name: lambda layer=layer: layer(x) for name, layer in layers.items()}}
 
 
 def main() -> None:
-    """Measure with and without a gradient to come, and print ratios to the plain Linear."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--width", type=int, default=768)
-    parser.add_argument("--rank", type=int, default=8)
-    parser.add_argument("--repeats", type=int, default=41)
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    runs = contestants(options.rows, options.width, options.rank, options.device)
-    print(machine(options.device, peft=peft))
-    print(f"{options.rows} rows, {options.width} -> {options.width}, r={options.rank}, fp32")
-    for mode, context in (("inference", torch.inference_mode), ("forward of a training step", torch.enable_grad)):
-        with context():
-            times = measure(runs, options.repeats, 10, options.device)
-        plain = times["plain Linear"]
-        print(f"\n{mode:<28}{'median':>9}  ratio to plain, median (quartiles) of the rounds")
-        for name, seconds in times.items():
-            low, middle, high = ratios(seconds, plain)
-            print(f"  {name:<26}{1e6 * statistics.median(seconds):>6.0f} µs  {middle:.2f} ({low:.2f} to {high:.2f})")
+    """Every setting, in inference and as the forward of a training step."""
+    given = options(__doc__, rows=[1, 512], widths=[256, 768, 2048, 4096], ranks=[1, 8, 64], seconds=1.5)
+    found: list[Row] = []
+    print(f"{'ratio to the plain Linear':<46}{'minilora':>9}{'merged':>8}{'PEFT':>7}{'loralib':>9}")
+    for rows, width, r in ((rows, width, r) for rows in given.rows for width in given.widths for r in given.ranks):
+        runs = contestants(torch.randn(rows, width, device=given.device), width, r)
+        for mode, context in (("inference", torch.inference_mode), ("training", torch.enable_grad)):
+            with context():
+                times = measure(runs, given.seconds, 7, given.device)
+            new = rows_of(times, PLAIN, mode=mode, rows=rows, width=width, r=r)
+            found += new
+            shown = {row["contestant"]: f"{row['ratio']['median']:.2f}" for row in new}
+            name = f"{mode}, {rows} rows, {width} -> {width}, r={r}"
+            columns = (shown[who] for who in ("minilora", "minilora, merged", "PEFT", "loralib"))
+            print(f"{name:<46}{next(columns):>9}{next(columns):>8}{next(columns):>7}{next(columns):>9}", flush=True)
+    save("forward", found, given, "peft", "loralib")
 
 
 if __name__ == "__main__":

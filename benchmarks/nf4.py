@@ -1,68 +1,87 @@
-"""How fast are four bits? Quantizing and dequantizing square matrices, ours against bitsandbytes, in one run.
+"""How fast are four bits, and how exact? Quantizing and dequantizing square matrices: ours, bitsandbytes', torchao's.
 
-    python benchmarks/nf4.py [--repeats 15] [--device cpu]
+    python benchmarks/nf4.py [--sizes 256 768 1024 2048 4096] [--device cpu]
 
-Bytes and values are asserted equal before anything is timed. Above 1 we are faster.
+Our bytes and values are asserted equal to bitsandbytes' before anything is timed; torchao's format differs (its scales are
+int8, in blocks of their own), so its error and its bits stand beside its time. Above 1 in the ratio: slower than bitsandbytes.
 """
 
 from __future__ import annotations
 
-import argparse
-import statistics
+import logging
+from collections.abc import Callable
+from typing import Any
 
-import bitsandbytes
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
 from minilora import nf4
 
 try:
-    from .common import machine, measure, ratios
+    from .common import Row, measure, options, rows_of, save
 except ImportError:  # run as a script
-    from common import machine, measure, ratios  # type: ignore[no-redef]
+    from common import Row, measure, options, rows_of, save  # type: ignore[no-redef]
+
+OURS, BITSANDBYTES, TORCHAO = "minilora", "bitsandbytes", "torchao"
 
 
-def compare(
-    width: int, dtype: torch.dtype, repeats: int, device: str
-) -> list[tuple[str, float, float, tuple[float, float, float]]]:
-    """(what, our and their millions of weights a second, quartiles of the speed-up) for quantizing and dequantizing."""
+def torchao_nf4() -> Any:
+    """torchao's quantizer, without its messages about kernels for other machines."""
+    logging.disable(logging.WARNING)
+    try:
+        from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
+    finally:
+        logging.disable(logging.NOTSET)
+    return to_nf4
+
+
+def compare(width: int, dtype: torch.dtype, seconds: float, device: str) -> list[Row]:
+    """Rows for quantizing and dequantizing one matrix, with bits a weight and the error's root mean square."""
     torch.manual_seed(0)
     weight = torch.randn(width, width, dtype=dtype, device=device)
-    ours = nf4.quantize(weight)
-    packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4", compress_statistics=True)
+    to_nf4 = torchao_nf4()
+    ours, (packed, state), theirs = nf4.quantize(weight), quantize_4bit(weight, **BNB), to_nf4(weight)
     assert torch.equal(ours.packed, packed.flatten())
     assert torch.equal(ours.dequantize(), dequantize_4bit(packed, state))
-    rows = []
-    for what, mine, theirs, share in (
-        (
-            "quantize",
-            lambda: nf4.quantize(weight),
-            lambda: quantize_4bit(weight, quant_type="nf4", compress_statistics=True),
-            1,
-        ),
-        ("dequantize", lambda: ours.dequantize(), lambda: dequantize_4bit(packed, state), 8),
-    ):
-        times = measure({"ours": mine, "theirs": theirs}, repeats, max(1, share * 10**6 // width**2), device)
-        speeds = [width**2 / statistics.median(times[name]) / 1e6 for name in ("ours", "theirs")]
-        rows.append((what, *speeds, ratios(times["theirs"], times["ours"])))
-    return rows
+    tasks: dict[str, dict[str, Callable[[], Any]]] = {
+        "quantize": {
+            OURS: lambda: nf4.quantize(weight),
+            BITSANDBYTES: lambda: quantize_4bit(weight, **BNB),
+            TORCHAO: lambda: to_nf4(weight),
+        },
+        "dequantize": {
+            OURS: lambda: ours.dequantize(),
+            BITSANDBYTES: lambda: dequantize_4bit(packed, state),
+            TORCHAO: lambda: theirs.get_original_weight(),
+        },
+    }
+    parts = (theirs.quantized_data, theirs.quantized_scalers, theirs.quantization_factor, theirs.scaler_mean)
+    stored = {OURS: ours.nbytes, TORCHAO: sum(part.nbytes for part in parts)}
+    stored[BITSANDBYTES] = sum(part.nbytes for part in (packed, state.absmax, state.state2.absmax, state.offset))
+    found = []
+    for what, runs in tasks.items():
+        for row in rows_of(measure(runs, seconds, 7, device), BITSANDBYTES, what=what, width=width, dtype=str(dtype)[6:]):
+            error = tasks["dequantize"][row["contestant"]]().float() - weight.float()
+            row |= {"bits": 8 * stored[row["contestant"]] / width**2, "rmse": error.square().mean().sqrt().item()}
+            found.append(row)
+    return found
+
+
+BNB: dict[str, Any] = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": True}
 
 
 def main() -> None:
     """Every size in float32 and bfloat16."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 768, 1024, 2048, 4096])
-    parser.add_argument("--device", default="cpu")
-    options = parser.parse_args()
-    torch.set_num_threads(min(2, torch.get_num_threads()))
-    print(machine(options.device, bitsandbytes=bitsandbytes))
-    print(f"{'':24}{'ours':>8}{'theirs':>8}  million weights a second; ours / theirs, median (quartiles)")
+    given = options(__doc__, sizes=[256, 768, 1024, 2048, 4096], seconds=1.5)
+    found: list[Row] = []
     for dtype in (torch.float32, torch.bfloat16):
-        for width in options.sizes:
-            for what, mine, theirs, (low, middle, high) in compare(width, dtype, options.repeats, options.device):
-                name = f"{what} {width}² {'fp32' if dtype == torch.float32 else 'bf16'}"
-                print(f"{name:24}{mine:8.0f}{theirs:8.0f}  {middle:.2f} ({low:.2f} to {high:.2f})", flush=True)
+        for width in given.sizes:
+            for row in compare(width, dtype, given.seconds, given.device):
+                speed, ratio = width**2 / row["seconds"] / 1e6, row["ratio"]
+                name = f"{row['what']} {width}² {row['dtype']}, {row['contestant']}"
+                print(f"{name:44}{speed:7.0f} M weights/s, {1 / ratio['median']:5.2f} × bitsandbytes' speed", flush=True)
+                found.append(row)
+    save("nf4", found, given, "bitsandbytes", "torchao")
 
 
 if __name__ == "__main__":

@@ -81,10 +81,15 @@ class LoRALayer(nn.Module):
         y = self.base(x)
         if self.merged or not self.enabled:
             return y
-        x = F.dropout(x, self.lora_dropout, self.training)
-        if y.dtype == x.dtype == self.lora_A.dtype and not torch.is_autocast_enabled(x.device.type):
-            return AddLowRank.apply(y, x, self.lora_A, self.lora_B, self.scaling)
-        return add_low_rank_plainly(y, x, self.lora_A, self.lora_B, self.scaling)
+        if self.training and self.lora_dropout > 0:
+            x = F.dropout(x, self.lora_dropout)
+        A, B = self.lora_A, self.lora_B
+        if y.dtype != x.dtype or x.dtype != A.dtype or torch.is_autocast_enabled(x.device.type):
+            return add_low_rank_plainly(y, x, A, B, self.scaling)
+        if torch.is_grad_enabled():
+            return AddLowRank.apply(y, x, A, B, self.scaling)
+        add_low_rank(y, x, A, B, self.scaling)
+        return y
 
     def delta_weight(self) -> Tensor:
         """``ΔW = scaling · B A``, (out, in), in the adapter's dtype. Its rank is at most r."""
@@ -185,6 +190,16 @@ def add_low_rank_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: fl
     return (y + F.linear(F.linear(x.to(A.dtype), A), B) * scaling).to(y.dtype)
 
 
+def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """``y += scaling · (x Aᵀ) Bᵀ``, in place; returns ``x Aᵀ``, (…, r)."""
+    h = F.linear(x, A)
+    if y.is_contiguous():
+        y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, len(A)), B.T, alpha=scaling)
+    else:
+        y.add_(F.linear(h, B), alpha=scaling)
+    return h
+
+
 class AddLowRank(torch.autograd.Function):
     """``y += scaling · (x Aᵀ) Bᵀ``, in place, and its gradients by hand.
 
@@ -197,11 +212,7 @@ class AddLowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        h = x.reshape(-1, x.shape[-1]) @ A.T  # (tokens, r)
-        if y.is_contiguous():
-            y.view(-1, y.shape[-1]).addmm_(h, B.T, alpha=scaling)
-        else:
-            y.add_((h @ B.T).view(y.shape), alpha=scaling)
+        h = add_low_rank(y, x, A, B, scaling)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, A, B, h)
         ctx.scaling = scaling
@@ -214,7 +225,7 @@ class AddLowRank(torch.autograd.Function):
         g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
         dh = (g @ B).mul_(ctx.scaling)  # (tokens, r)
         dA = dh.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[2] else None  # (r, in)
-        dB = (g.T @ h).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None  # (out, r)
+        dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None  # (out, r)
         dx = (dh @ A).view(x.shape) if ctx.needs_input_grad[1] else None
         return grad, dx, dA, dB, None
 
