@@ -1,18 +1,30 @@
 # Everything runs in .venv, made here; nothing outside this folder is touched.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two workers of one thread each; a file stays on one worker (tests/conftest.py), and the slowest files start first.
+PARALLEL := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+COVERAGE := --cov --cov-report=term:skip-covered
 
-.PHONY: demo test test-llm clean
+.PHONY: demo test test-quick test-thorough test-llm mutants clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
 	$(BIN)/minilora demo
 
-test: .venv/.installed-test  ## install with the peers as oracles, then run everything, style and types included
-	$(BIN)/python -m pytest
+test: .venv/.installed-test  ## install with the peers as oracles, then run everything, style, types and coverage included
+	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
+
+test-quick: .venv/.installed-test  ## under a minute: ten cases a property, and what is marked slow left out
+	HYPOTHESIS_PROFILE=dev $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not llm"
+
+test-thorough: .venv/.installed-test  ## tens of thousands of cases, for hours
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PARALLEL)
 
 test-llm: .venv/.installed-llm smollm2/config.json  ## the tests that need SmolLM2-135M-Instruct; fetches 93 MB once
 	$(BIN)/python -m pytest -m llm tests
+
+mutants: .venv/.installed-mutants  ## break the core modules one operator at a time; which of it do the tests notice?
+	$(BIN)/python -m tests.mutants
 
 smollm2/config.json: | .venv/.installed-llm
 	$(BIN)/python -m minilora.smollm2 smollm2
@@ -26,9 +38,13 @@ smollm2/config.json: | .venv/.installed-llm
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test]"
 	touch $@
 
+.venv/.installed-mutants: .venv/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,mutants]"
+	touch $@
+
 .venv/.installed-llm: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,llm]"
 	touch $@
 
 clean:
-	rm -rf .venv minilora-demo smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv minilora-demo smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants

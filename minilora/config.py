@@ -155,11 +155,13 @@ def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
 
 
 def check_rank(r: int) -> None:
-    """Raise unless ``r`` is a whole number of at least 1."""
+    """Raise unless ``r`` is a whole number of at least 1 (and no more than a tensor can have rows)."""
     if isinstance(r, bool) or not isinstance(r, int):
         raise TypeError(f"r must be a whole number, got {r!r}")
     if r < 1:
         raise ValueError(f"r must be at least 1, got {r}: the rank is the number of directions the update may use")
+    if r > sys.maxsize:
+        raise ValueError(f"r must be at most {sys.maxsize}, the most rows that a tensor can have")
 
 
 def check_alpha(lora_alpha: float) -> None:

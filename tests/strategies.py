@@ -1,15 +1,20 @@
-"""What the property tests draw from: layers of every shape, rank, scale and dtype, and inputs for them."""
+"""What the property tests draw from: layers, models, configs, adapters, weights of every kind, inputs, damaged files."""
 
+import json
+import struct
 from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from minilora import level0
+from minilora import LoraConfig, level0
 from minilora.lora import LoRALayer
+from minilora.merge import LowRank
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KINDS = ("normal", "heavy", "uniform", "constant", "zero blocks", "outlier", "ties", "zero")
+EXTREMES = ("subnormal", "huge")  # below the smallest normal float32, and near the largest
 sizes = st.integers(1, 40)
 ranks = st.integers(1, 12)
 alphas = st.floats(0.25, 64, width=32)
@@ -31,11 +36,16 @@ class Case:
 
 
 @st.composite
-def cases(draw, dtypes=DTYPES, dropout=False, fresh=False):
-    """Linears with bias or none, batched inputs or single rows, α ≠ r, rsLoRA or not; ``fresh`` leaves B zero."""
+def cases(draw, dtypes=DTYPES, dropout=False, fresh=False, wild=False):
+    """Linears with bias or none, batched inputs or single rows, α ≠ r, rsLoRA or not; ``fresh`` leaves B zero.
+
+    ``wild`` weights may be heavy-tailed, constant, subnormal, large, or have an outlier; then |W| goes up to 1e4.
+    """
     torch.manual_seed(draw(seeds))
     dtype = draw(st.sampled_from(dtypes))
     base = nn.Linear(draw(sizes), draw(sizes), bias=draw(st.booleans())).to(dtype)
+    if wild:
+        base.weight.data = wild_values(draw(st.sampled_from(WILD)), base.weight.shape).to(dtype)
     layer = LoRALayer(
         base,
         r=draw(ranks),
@@ -47,6 +57,21 @@ def cases(draw, dtypes=DTYPES, dropout=False, fresh=False):
         nn.init.normal_(layer.lora_B, std=0.3)
     batch = draw(st.sampled_from([(), (1,), (3,), (2, 5), (2, 1, 3)]))
     return Case(layer, torch.randn(*batch, base.in_features).to(dtype))
+
+
+WILD = ("normal", "heavy", "constant", "outlier", "subnormal", "large", "zero")
+
+
+def wild_values(kind: str, shape: torch.Size) -> Tensor:
+    """Float32 values of one kind, drawn from torch's own generator."""
+    x = torch.randn(shape)
+    if kind == "heavy":
+        return (x / torch.randn(shape)).clamp(-1e4, 1e4)
+    if kind == "constant":
+        return torch.full(shape, x.flatten()[0].item())
+    if kind == "outlier":
+        x.flatten()[0] = 1e4
+    return x * {"subnormal": 1e-40, "large": 1e3, "zero": 0.0}.get(kind, 1.0)
 
 
 @st.composite
@@ -74,12 +99,67 @@ targets = st.lists(st.sampled_from(["q_proj", "up_proj", "down_proj"]), min_size
 
 
 @st.composite
-def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), most=700):
-    """What a quantizer may meet: normal, heavy-tailed, uniform, constant, with zero blocks, an outlier, or ties."""
+def configs(draw):
+    """Configs for ``models``: names, a regular expression or all-linear; ranks and alphas of their own; one entry left out."""
+    names = draw(targets)
+    chosen = draw(st.sampled_from([names, rf".*\.({'|'.join(names)})", "all-linear"]))
+    present = ["q_proj", "up_proj", "down_proj"] if chosen == "all-linear" else names
+    pattern = st.dictionaries(st.sampled_from(present), ranks, max_size=2)
+    exclude = [name for name in present if draw(st.booleans())][1:] if chosen == "all-linear" else []
+    return LoraConfig(
+        r=draw(ranks),
+        lora_alpha=draw(alphas),
+        target_modules=chosen,
+        lora_dropout=draw(st.sampled_from([0.0, 0.1])),
+        use_rslora=draw(st.booleans()),
+        exclude_modules=exclude,
+        rank_pattern={key: r for key, r in draw(pattern).items() if key not in exclude},
+        alpha_pattern={key: float(r) for key, r in draw(pattern).items() if key not in exclude},
+    )
+
+
+@st.composite
+def adapters(draw, shapes=None):
+    """Factors by module path: ``shapes`` maps a path to (in, out); by default up to four modules of any shape."""
+    torch.manual_seed(draw(seeds))
+    if shapes is None:
+        shapes = draw(st.dictionaries(st.sampled_from(["q", "k", "0.v", "1.v"]), st.tuples(sizes, sizes), min_size=1))
+    found = {}
+    for name, (columns, rows) in shapes.items():
+        r = draw(ranks)
+        found[name] = LowRank(torch.randn(r, columns), torch.randn(rows, r), draw(alphas) / r)
+    return found
+
+
+@st.composite
+def nested(draw):
+    """Modules inside modules, to any depth, of Linears, norms, embeddings and buffers; some weights tied, dtypes mixed."""
+    torch.manual_seed(draw(seeds))
+    leaf = st.one_of(
+        st.builds(nn.Linear, st.integers(1, 9), st.integers(1, 9), bias=st.booleans()),
+        st.builds(nn.Embedding, st.integers(1, 9), st.integers(1, 9)),
+        st.builds(nn.BatchNorm1d, st.integers(1, 9)),
+        st.builds(nn.Linear, st.integers(1, 9), st.integers(1, 9), dtype=st.sampled_from([torch.bfloat16, torch.float64])),
+    )
+    tree = st.recursive(
+        leaf, lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda m: nn.Sequential(*m)), max_leaves=9
+    )
+    model = nn.Sequential(draw(tree), draw(tree))
+    linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
+    if len(linears) > 1 and draw(st.booleans()):
+        linears[-1].weight = linears[0].weight
+    for parameter in model.parameters():
+        parameter.requires_grad_(draw(st.booleans()))
+    return model
+
+
+@st.composite
+def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), most=700, kinds=(*KINDS, *EXTREMES)):
+    """What a quantizer may meet: normal, heavy-tailed, uniform, constant, zero blocks, an outlier, ties, and extremes."""
     generator = torch.Generator().manual_seed(draw(seeds))
     n = draw(st.one_of(st.integers(1, 140), st.integers(1, most)))
     weight = torch.randn(n, generator=generator)
-    kind = draw(st.sampled_from(["normal", "heavy", "uniform", "constant", "zero blocks", "outlier", "ties", "zero"]))
+    kind = draw(st.sampled_from(kinds))
     if kind == "heavy":
         weight = weight / torch.randn(n, generator=generator)
     if kind == "uniform":
@@ -97,5 +177,53 @@ def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), mo
     if kind == "zero":
         weight = torch.zeros(n)
     dtype = draw(st.sampled_from(dtypes))
+    if kind in EXTREMES:
+        size = 6e-8 if dtype == torch.float16 else 1e-39
+        return (weight.clamp(-2, 2) * (size if kind == "subnormal" else torch.finfo(dtype).max / 2.1)).to(dtype)
     scale = 1.0 if kind == "ties" or dtype == torch.float16 else draw(st.sampled_from(scales))
     return (weight * scale).nan_to_num(0, 0, 0).clamp(-6e4, 6e4).to(dtype) if scale == 1.0 else (weight * scale).to(dtype)
+
+
+STRANGE = [0, -1, 1, 2, 3, 7.5, 1e308, 10**400, float("nan"), float("inf"), True, False, None, [], {}, ["0"], ["0", "1"]]
+STRANGE += [{"0": 2}, {"1": 2.5}, [[]], {"": 1}, "all-linear", "r", "LORA", "..", "(a+)+", "", "\ud800", "F32", "I64", "\x00"]
+HOSTILE_FLOATS = [struct.pack("<f", value) for value in (float("nan"), float("inf"), 1e30, 0.0)]
+
+
+@st.composite
+def damaged(draw, files: dict[str, bytes]) -> dict[str, bytes]:
+    """One to three changes somewhere in a folder's files (name → bytes): cut, shorten, lengthen, flip a bit, a hostile float,
+    another header length of a safetensors file, another value of a JSON field."""
+    files = dict(files)
+    for _ in range(draw(st.integers(1, 3))):
+        name = draw(st.sampled_from(sorted(files)))
+        files[name] = bytes(draw(damaged_bytes(bytearray(files[name]), name.endswith(".json"))))
+        if not files[name] or name.endswith(".json"):
+            break
+    return files
+
+
+@st.composite
+def damaged_bytes(draw, data: bytearray, is_json: bool) -> bytearray:
+    """One change of a file's content."""
+    at, size = draw(st.integers(0, len(data))), draw(st.integers(1, 40))
+    kinds = ["cut", "shorten", "lengthen", "float", "flip", "flip", *(["field"] * 4 if is_json else ["length", "flip"])]
+    kind = draw(st.sampled_from(kinds))
+    if kind == "cut":
+        del data[at:]
+    if kind == "shorten":
+        del data[at : at + size]
+    if kind == "lengthen":
+        data[at:at] = draw(st.binary(min_size=size, max_size=size))
+    if kind == "float":
+        data[at : at + 4] = draw(st.sampled_from(HOSTILE_FLOATS))
+    if kind == "flip" and at < len(data):
+        data[at] ^= 1 << draw(st.integers(0, 7))
+    if kind == "length":
+        lengths = st.sampled_from([0, 1, 2**31, 2**64 - 1, len(data), max(0, len(data) - 8)])
+        data[:8] = struct.pack("<Q", draw(st.one_of(lengths, st.integers(0, 2000))))
+    if kind == "field":
+        found = json.loads(data)
+        extra = ["alpha_pattern", "rank_pattern", "exclude_modules", "peft_type"]
+        found[draw(st.sampled_from([*found, *extra]))] = draw(st.sampled_from(STRANGE))
+        data = bytearray(json.dumps(found).encode())
+    return data

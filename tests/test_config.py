@@ -13,6 +13,7 @@ from minilora import LoraConfig
     ("field", "value", "error", "message"),
     [
         ("r", 0, ValueError, "r must be at least 1, got 0"),
+        ("r", 10**400, ValueError, "r must be at most 9223372036854775807"),
         ("r", -3, ValueError, "r must be at least 1, got -3"),
         ("r", 2.0, TypeError, "r must be a whole number, got 2.0"),
         ("r", True, TypeError, "r must be a whole number, got True"),

@@ -7,12 +7,7 @@ import transformers
 from minilora import load_base
 from minilora.demo import run_demo
 
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory):
-    """One whole run, as a newcomer starts it."""
-    out = tmp_path_factory.mktemp("demo")
-    return out, run_demo(out)
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
 
 
 def test_naval_code_is_learnt_from_nothing(demo):

@@ -1,12 +1,23 @@
 """Files are whole or not there, whatever happens in between."""
 
 import errno
+import json
 import os
 
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
+from hypothesis import given
 
 from minilora.files import read_json, read_tensors, write_atomically, write_json, write_tensors, write_text
+
+from .strategies import damaged
+
+WHOLE = {
+    "a.json": json.dumps({"r": 4, "names": ["q", "v"]}).encode(),
+    "b.safetensors": safetensors.numpy.save({"x": np.arange(6, dtype=np.float32), "y": np.ones((2, 2), np.float16)}),
+}
 
 
 def test_what_was_there_survives_a_write_that_fails(tmp_path):
@@ -84,3 +95,23 @@ def test_json_that_is_no_object_is_refused(tmp_path, content):
 
 def test_json_comes_back(tmp_path):
     assert read_json(write_json(tmp_path / "a" / "b.json", {"ä": [1]})) == {"ä": [1]}
+
+
+@given(damaged(WHOLE))
+def test_a_damaged_file_is_refused_or_holds_what_another_reader_finds_in_it(tmp_path_factory, files):
+    """Never half of it, never another error than ``ValueError``: the commands print one line for that."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for name, data in files.items():
+        (folder / name).write_bytes(data)
+    try:
+        found = read_json(folder / "a.json")
+    except ValueError as error:
+        found = str(error)
+    assert "a.json" in found or repr(found) == repr(json.loads(files["a.json"]))  # NaN is equal to NaN here
+    try:
+        tensors = read_tensors(folder / "b.safetensors")
+    except ValueError as error:
+        tensors = str(error)
+    wanted = {} if isinstance(tensors, str) else safetensors.numpy.load(files["b.safetensors"])
+    assert "b.safetensors" in tensors or tensors.keys() == wanted.keys()
+    assert all(tensors[name].numpy().tobytes() == array.tobytes() for name, array in wanted.items())

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from minilora import level0, nf4
 from minilora.codebook import cell_tables, codebook, table_of_fours, table_of_levels
 
+from . import profiles
 from .strategies import DTYPES, seeds, weights
 
 CPU = torch.device("cpu")
 block_sizes = st.sampled_from(nf4.BLOCK_SIZES)
-thousands = settings(max_examples=max(2000, settings().max_examples))
+thousands = settings(max_examples=profiles.of(dev=50, ci=2000, thorough=20_000))
 
 
 def same_as_peer(weight, block_size, double_quant, kind):

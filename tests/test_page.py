@@ -12,8 +12,10 @@ from minilora import LoraConfig, ledger
 from minilora.page import planner_page, write_planner
 from minilora.plan import DTYPES
 
+from . import profiles
+
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-CASES = 400
+CASES = profiles.of(dev=20, ci=400, thorough=4000)
 
 
 def random_case(draw):

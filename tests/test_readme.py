@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import minilora
 from minilora.cli import main
 from minilora.data import naval_log
 
@@ -18,19 +19,40 @@ PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if k
 COMMANDS = [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
 
 
-@pytest.mark.parametrize(("code", "output"), PYTHON, ids=["first screen", "four bits", "own model"])
-def test_python_prints_what_the_readme_shows(code, output, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def printed_by(code):
+    """What a block of Python prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "README.md", "exec"), {})
-    assert printed.getvalue() == output
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize(("code", "output"), PYTHON[1:], ids=["four bits", "own model"])
+def test_python_prints_what_the_readme_shows(code, output, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert printed_by(code) == output
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("demo")
+def test_the_first_screen_prints_what_the_readme_shows(demo, tmp_path, monkeypatch):
+    """Its one long line is the demo's training, and that has run already: here it gives the adapter that came out of it."""
+    folder, figures = demo
+
+    def train_as_in_the_demo(model, task, *, steps, progress):
+        assert (task, steps) == (naval_log(), len(figures["history"].steps))
+        minilora.load_adapter(model, folder / "adapter")  # refuses another rank, scale or target
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minilora, "train", train_as_in_the_demo)
+    assert printed_by(PYTHON[0][0]) == PYTHON[0][1]
 
 
 def test_the_first_example_has_twelve_lines_of_code():
     assert sum(1 for line in PYTHON[0][0].splitlines() if line and not line.startswith(("import", "from"))) <= 12
 
 
+@pytest.mark.slow
 def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     lines = [

@@ -125,10 +125,11 @@ def test_ctrl_c_ends_after_the_step_with_the_state_saved(tmp_path):
         if record["step"] == 2:
             signal.raise_signal(signal.SIGINT)
 
+    handler = signal.getsignal(signal.SIGINT)
     history = train(model, TASK, steps=9, out=tmp_path, callbacks=[interrupt], **QUICK)
     assert history.interrupted
     assert len(history.steps) == 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is handler
     whole = adapted()
     train(whole, TASK, steps=9, **QUICK)
     again = adapted(seed=3)
