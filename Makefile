@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Two workers of one thread each; a file stays on one worker (tests/conftest.py), and the slowest files start first.
-PARALLEL := --numprocesses=2 --dist=loadgroup --no-loadscope-reorder
+PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 COVERAGE := --cov --cov-report=term:skip-covered
 
 .PHONY: demo test test-quick test-thorough test-llm mutants clean

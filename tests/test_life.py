@@ -1,0 +1,284 @@
+"""A model's life in any order: inject, train, merge, unmerge, save, load, disable, unload, quantize, and mistakes in between.
+
+A state machine drives one small model and keeps its own books: the weights that the base must have, as NumPy arrays, and the
+parts of the adapter. After every step three things must hold, whatever led there:
+
+    the base      is what the books say, to the bit: in place, or kept aside while a merged weight is in its place
+    the outputs   of every Linear are level 0's, in float64, from the books' parts, within the rounding of tolerance.py
+    what trains   is A and B while there is an adapter, and what trained before when there is none
+
+A mistake (merge twice, quantize under adapters, load what does not fit) must be refused and change nothing of this.
+Most bugs of real adapter libraries need two operations in an unlucky order; nobody writes down every order, so hypothesis does.
+"""
+
+import contextlib
+import copy
+import tempfile
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from torch import nn
+
+import minilora
+from minilora import LoraConfig, NF4Linear, level0
+from minilora.inject import lora_layers
+
+from . import profiles
+from .strategies import DTYPES, alphas, models, ranks, targets
+from .tolerance import forward_bound, gamma, merged_bound
+
+with_adapters = precondition(lambda self: self.config is not None)
+without_adapters = precondition(lambda self: self.config is None)
+
+
+def bits(tensor):
+    """A copy that can be compared to the bit."""
+    return tensor.detach().clone()
+
+
+class Life(RuleBasedStateMachine):
+    """The model, and beside it what it must be."""
+
+    @initialize(model=models(), dtype=st.sampled_from(DTYPES), frozen=st.booleans())
+    def a_model(self, model, dtype, frozen):
+        self.model = model.to(dtype).eval()
+        self.model[0].requires_grad_(not frozen)
+        self.x = torch.randn(3, model[0].in_features).to(dtype)
+        self.trains = [p.requires_grad for p in model.parameters()]
+        self.config, self.merged, self.quantized, self.saved = None, False, False, []
+        self.books()
+
+    def teardown(self):
+        for folder, *_ in getattr(self, "saved", []):
+            folder.cleanup()
+
+    def books(self):
+        """Write down the base anew, after something that is meant to change it."""
+        linears = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear | NF4Linear)}
+        self.weights = {name: bits(module.weight) for name, module in linears.items()}
+        self.codes = {name: {n: bits(b) for n, b in module.named_buffers()} for name, module in linears.items()}
+        inside = {f"{name}.{part}" for name in linears for part in ("weight", "packed", "absmax", "absmax2", "offset")}
+        self.others = {name: bits(tensor) for name, tensor in self.model.state_dict().items() if name not in inside}
+
+    # ---- What one can do ----
+
+    @without_adapters
+    @rule(names=targets, r=ranks, alpha=alphas, rslora=st.booleans())
+    def inject(self, names, r, alpha, rslora):
+        before = self.model(self.x)
+        self.config = LoraConfig(r=r, lora_alpha=alpha, target_modules=names, use_rslora=rslora)
+        minilora.inject(self.model, self.config)
+        assert torch.equal(self.model(self.x), before), "a new adapter changes nothing"
+
+    @with_adapters
+    @precondition(lambda self: not self.merged)
+    @rule(seed=st.integers(0, 99))
+    def train(self, seed):
+        torch.manual_seed(seed)
+        optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
+        for _ in range(2):
+            self.model.train()(torch.randn_like(self.x)).float().square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        self.model.eval()
+
+    @with_adapters
+    @precondition(lambda self: not self.merged)
+    @rule()
+    def merge(self):
+        minilora.merge(self.model, onto="dequantized" if self.any_packed() else None)
+        self.merged = True
+
+    @with_adapters
+    @precondition(lambda self: self.merged)
+    @rule()
+    def unmerge(self):
+        minilora.unmerge(self.model)
+        self.merged = False
+
+    @with_adapters
+    @rule()
+    def unload(self):
+        minilora.unload(self.model)
+        self.config, self.merged = None, False
+
+    @with_adapters
+    @rule()
+    def merge_and_unload(self):
+        """The base becomes W0 + ΔW: checked against level 0 first, then it is the new base."""
+        onto = "dequantized" if self.any_packed() and not self.merged else None
+        expected = {name: self.sum_of_parts(name, layer) for name, layer in lora_layers(self.model)}
+        minilora.merge_and_unload(self.model, onto=onto)
+        for name, (total, bound) in expected.items():
+            assert (np.abs(self.model.get_submodule(name).weight.detach().double().numpy() - total) <= bound).all()
+        self.config, self.merged = None, False
+        if self.quantized:  # with the floats come parameters, frozen ones
+            self.quantized = any(isinstance(module, NF4Linear) for module in self.model.modules())
+            self.trains = [False for _ in self.model.parameters()]
+        self.books()
+
+    @with_adapters
+    @rule()
+    def save(self):
+        folder = tempfile.TemporaryDirectory()
+        minilora.save_adapter(self.model, folder.name)
+        self.saved.append((folder, self.config, self.parts()))
+
+    @precondition(lambda self: self.saved)
+    @rule(data=st.data())
+    def load(self, data):
+        """What was saved comes back to the bit, or is refused because another adapter is in the way."""
+        folder, config, parts = data.draw(st.sampled_from(self.saved))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the base may be another by now, and this says so
+            if self.config is not None and (self.merged or not self.fits(parts)):
+                with pytest.raises(ValueError, match="does not fit"):
+                    minilora.load_adapter(self.model, folder.name)
+                return
+            minilora.load_adapter(self.model, folder.name)
+        self.config = config
+        for name, (A, B, scaling) in self.parts().items():
+            assert torch.equal(A, parts[name][0])
+            assert torch.equal(B, parts[name][1])
+            assert scaling == parts[name][2]
+
+    @with_adapters
+    @rule()
+    def disable(self):
+        """Inside the context the model is its base, to the bit; the invariants look at what is left afterwards."""
+        plain = copy.deepcopy(self.model)
+        minilora.unload(plain)
+        with minilora.disable_adapter(self.model):
+            assert torch.equal(self.model(self.x), plain(self.x))
+
+    @without_adapters
+    @precondition(lambda self: not self.quantized)
+    @rule(block_size=st.sampled_from([32, 64]))
+    def quantize(self, block_size):
+        """Ŵ is level 0's, from the weights in the books; nothing trains afterwards."""
+        minilora.quantize_base(self.model, double_quant=False, skip=(), block_size=block_size)
+        for name, weight in self.weights.items():
+            wanted = level0.nf4_dequantize(level0.nf4_quantize(weight.float().numpy(), block_size))
+            found = self.model.get_submodule(name).weight
+            assert torch.equal(found, torch.from_numpy(wanted).to(found.dtype))
+        self.quantized = True
+        self.trains = [p.requires_grad for p in self.model.parameters()]
+        assert not any(self.trains)
+        self.books()
+
+    # ---- What one should not do: refused, and nothing changes ----
+
+    @with_adapters
+    @rule(mistake=st.sampled_from(["inject", "quantize", "unmerge", "merge a diverged one"]))
+    def a_mistake(self, mistake):
+        onto = "dequantized" if self.any_packed() else None
+        if self.merged and mistake not in ("inject", "quantize"):
+            mistake = "merge twice"
+        action = {
+            "inject": lambda: minilora.inject(self.model, self.config),
+            "quantize": lambda: minilora.quantize_base(self.model, skip=()),
+            "merge twice": lambda: minilora.merge(self.model, onto=onto),
+            "unmerge": lambda: minilora.unmerge(self.model),
+            "merge a diverged one": lambda: minilora.merge(self.model, onto=onto),
+        }[mistake]
+        with self.diverged() if mistake == "merge a diverged one" else contextlib.nullcontext():
+            refused(action)
+
+    @contextlib.contextmanager
+    def diverged(self):
+        """One number of the last adapter is NaN for a while."""
+        B = list(lora_layers(self.model))[-1][1].lora_B
+        before = B.data.clone()
+        B.data[0, 0] = float("nan")
+        try:
+            yield
+        finally:
+            B.data = before
+
+    # ---- What must hold after every step ----
+
+    @invariant()
+    def the_base_is_unchanged_to_the_bit(self):
+        if not hasattr(self, "model"):
+            return
+        layers = dict(lora_layers(self.model))
+        for name, weight in self.weights.items():
+            layer = layers.get(name)
+            base = self.model.get_submodule(name) if layer is None else layer.kept_base or layer.base
+            kept = layer.kept_weight if layer is not None else None
+            assert torch.equal(base.weight if kept is None else kept, weight), name
+            assert self.codes[name].keys() == dict(base.named_buffers()).keys()
+            assert all(torch.equal(buffer, self.codes[name][n]) for n, buffer in base.named_buffers())
+        now = {n.replace(".base.", "."): t for n, t in self.model.state_dict().items() if "lora_" not in n}
+        assert all(torch.equal(now[name], tensor) for name, tensor in self.others.items())
+
+    @invariant()
+    def every_output_is_what_the_parts_say(self):
+        if not hasattr(self, "model"):
+            return
+        layers, seen, hooks = dict(lora_layers(self.model)), {}, []
+        for name in self.weights:
+            hook = lambda module, inputs, output, name=name: seen.update({name: (inputs[0].clone(), output.clone())})  # noqa: E731
+            hooks.append(self.model.get_submodule(name).register_forward_hook(hook))
+        with torch.no_grad():
+            self.model(self.x)
+        for hook in hooks:
+            hook.remove()
+        assert seen.keys() == self.weights.keys()
+        for name, (x, y) in seen.items():
+            W, layer = self.weights[name], layers.get(name)
+            A, B, scaling = self.parts()[name] if layer else (W[:1] * 0, W[:, :1] * 0, 1.0)
+            bias = self.model.get_submodule(name).bias
+            arrays, b = map(as_numpy, (x, W, A, B)), None if bias is None else as_numpy(bias)
+            truth = level0.lora_forward(*arrays, scaling * len(A), b)
+            bound = (merged_bound if self.merged else forward_bound)(x, W, A, B, scaling, bias, y.dtype).numpy()
+            assert (np.abs(as_numpy(y) - truth) <= bound).all(), name
+
+    @invariant()
+    def what_trains_is_the_adapter_alone_or_what_trained_before(self):
+        if not hasattr(self, "model"):
+            return
+        if self.config is None:
+            assert [p.requires_grad for p in self.model.parameters()] == self.trains
+        else:
+            assert {n.rsplit(".", 1)[-1] for n, p in self.model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+
+    # ---- Helpers ----
+
+    def any_packed(self):
+        return any(minilora.lora.is_packed(layer.base) for _, layer in lora_layers(self.model))
+
+    def parts(self):
+        """A, B and scaling by path."""
+        return {name: (bits(m.lora_A), bits(m.lora_B), m.scaling) for name, m in lora_layers(self.model)}
+
+    def fits(self, parts):
+        """Whether saved parts are those of the adapter that is there: names, ranks and scales."""
+        here = self.parts()
+        return here.keys() == parts.keys() and all((len(here[n][0]), here[n][2]) == (len(p[0]), p[2]) for n, p in parts.items())
+
+    def sum_of_parts(self, name, layer):
+        """W0 + ΔW in float64, and how far a weight that is summed in float32 and rounded once may lie from it."""
+        W, delta = as_numpy(self.weights[name]), level0.delta_weight(*map(as_numpy, (layer.lora_A, layer.lora_B)), 1.0)
+        delta = delta * layer.scaling * layer.r
+        size = np.abs(W) + layer.scaling * np.abs(as_numpy(layer.lora_B)) @ np.abs(as_numpy(layer.lora_A))
+        return W + delta, gamma(1, layer.weight.dtype) * size * 2 + gamma(layer.r + 3, torch.float32) * size
+
+
+def refused(action):
+    """The action must raise a ``ValueError``, which ``test_*`` beside each module read."""
+    with pytest.raises(ValueError, match="."):
+        action()
+
+
+def as_numpy(tensor):
+    return tensor.detach().double().numpy()
+
+
+TestLife = Life.TestCase
+TestLife.settings = settings(max_examples=profiles.of(dev=10, ci=40, thorough=3000), stateful_step_count=15, deadline=None)
