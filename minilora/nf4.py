@@ -228,8 +228,13 @@ def dynamic_lookup(device: torch.device) -> Tensor:
 
 
 def quantize_scales(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Double quantization of (blocks,) scales: 8-bit codes, a float32 for each 256 of them, the mean, taken off first."""
+    """Double quantization of (blocks,) scales: 8-bit codes, a float32 for each 256 of them, the mean, taken off first.
+
+    Raises ``ValueError`` for scales so large that the sum of them overflows.
+    """
     offset = absmax.mean()
+    if not torch.isfinite(offset):
+        raise ValueError("the sum of the blocks' scales overflows float32: quantize such weights with double_quant=False")
     padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
     absmax2 = padded.abs().amax(dim=1)
     inverse = 1.0 / absmax2
