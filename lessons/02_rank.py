@@ -10,8 +10,8 @@
 #
 #     W = B A        B (out, r), A (r, in)        r (in + out) numbers
 #
-# a matrix of rank r, at most. LoRA's update is exactly such a product (arXiv 2106.09685, section 4.1). Before we train one, this
-# lesson asks what fits into it: which matrices are thin, and what is lost when one that is not thin is made so.
+# a matrix of rank r, at most. LoRA's update is exactly such a product (arXiv 2106.09685, section 4.1). Before we train one,
+# this lesson asks what fits into it: which matrices are thin, and what is lost when one that is not thin is made so.
 
 # %% [markdown]
 # ## Predict
@@ -56,12 +56,13 @@ for name, s in spectra.items():
 # a share of the whole: `‖W − W_r‖ / ‖W‖`, where ‖W‖ is the root of the sum of all squared entries.
 
 # %% [predict] directions_to_keep
-# To keep 90% of the trained matrix (of its squared size, ‖W‖²), how many of its 128 directions are needed?
+# To keep nine tenths of the trained matrix (of its squared size, ‖W‖²), how many of its 128 directions are needed?
 #
 # - a) about 8
 # - b) about 30
 # - c) more than 60
 # answer: "a" if needed["trained up_proj"] < 16 else "b" if needed["trained up_proj"] < 60 else "c"
+
 
 # %%
 def truncate(W, r):
@@ -73,10 +74,11 @@ def truncate(W, r):
 ranks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
 errors = {name: [float((W - truncate(W, r)).norm() / W.norm()) for r in ranks] for name, W in matrices.items()}
 needed = {name: int((s.square().cumsum(0) < 0.9 * s.square().sum()).sum()) + 1 for name, s in spectra.items()}
-print("directions for 90% of the squared size:", needed)
+print("directions for nine tenths of the squared size:", needed)
 
 # %% [markdown]
 # ## Look
+
 
 # %%
 @in_house_style
@@ -89,7 +91,7 @@ def draw_spectra(spectra, ranks, errors):
         right.plot(ranks, [100 * e for e in errors[name]], color=hue(i), marker="o", markersize=4)
         ends[name] = (100 * errors[name][-1], hue(i))
     left.set(title="Singular values", xlabel="which one, strongest first", ylabel="relative to the strongest", ylim=(0, 1.05))
-    left.annotate("the planted one\nends at 4", (4, 0.5), (9, 0.5), color=hue(0), va="center")
+    left.annotate("the planted one\nends at 4", (4, 0.62), (9, 0.2), color=hue(0), va="center")
     right.set(title="What is lost at rank r", xlabel="rank r that is kept", ylabel="relative error, %", ylim=(-3, 105))
     label_ends(right, ends)
     return figure
@@ -102,18 +104,18 @@ show(
 )
 
 # %% [markdown]
-# The planted matrix ends at 4. The other two go on to the last direction. Training did leave a mark: a few directions stand out,
-# and 90% of the trained matrix needs {{ needed["trained up_proj"] }} directions where pure chance needs {{ needed["random"] }}.
-# But it is nowhere near thin.
+# The planted matrix ends at 4. The other two go on to the last direction. Training did leave a mark: nine tenths of the
+# trained matrix need {{ needed["trained up_proj"] }} directions, where pure chance needs {{ needed["random"] }}. But it is
+# nowhere near thin.
 #
 # Does a model mind? We cut *every* Linear of the blocks to rank r, and let the model read a page of held-out prose. The measure
 # is bits a byte: how many yes-or-no questions it needs for one letter. Lower is better.
 
 # %%
-prose = minilora.evaluate.PROSE.read_text(encoding="utf-8")[:4000]
+prose = minilora.evaluate.PROSE.read_text(encoding="utf-8")[:2000]
 bits = {"all": minilora.bits_per_byte(model, prose)}
-for r in (64, 32, 16):
-    cut = minilora.load_base()
+cut = minilora.load_base()
+for r in (64, 32, 16):  # each cut goes on from the last: the strongest 32 are among the strongest 64
     for name, module in cut.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             module.weight.data = truncate(module.weight.data, r)
@@ -130,8 +132,8 @@ assert bits[16] > 2 * bits["all"]
 #
 #     W = σ₁ u₁ v₁ᵀ + σ₂ u₂ v₂ᵀ + …        σ₁ ≥ σ₂ ≥ … ≥ 0,  the u's orthogonal to each other, and so the v's
 #
-# Because the pieces are orthogonal, squared sizes simply add: ‖W‖² = σ₁² + σ₂² + … So what is lost by stopping after r pieces is
-# the part of that sum which you dropped, the tail:
+# Because the pieces are orthogonal, squared sizes simply add: ‖W‖² = σ₁² + σ₂² + … So what is lost by stopping after r pieces
+# is the part of that sum which you dropped, the tail:
 #
 #     ‖W − W_r‖² = σ²_{r+1} + σ²_{r+2} + …
 #
@@ -156,8 +158,8 @@ break_even = rows * columns / (rows + columns)
 print(f"{rows} × {columns} = {rows * columns:,} numbers; factors of rank 8 have {numbers(rows, columns, 8):,}")
 
 # %% [markdown]
-# The factors cost r (in + out) numbers instead of in · out. For this matrix they are the smaller way to write it down while r is
-# below {{ break_even:.1f}}, and at r = 8 they are {{ rows * columns / numbers(rows, columns, 8):.1f}} times smaller.
+# The factors cost r (in + out) numbers instead of in · out. For this matrix they are the smaller way to write it down while r
+# is below {{ break_even:.1f}}, and at r = 8 they are {{ rows * columns / numbers(rows, columns, 8):.1f}} times smaller.
 #
 # A subtle point: even r (in + out) counts too many. Put any invertible (r, r) matrix M between the factors and the product is
 # the same, `(B M⁻¹)(M A) = B A`. So r² of the numbers say nothing, and a matrix of rank r has r (in + out − r) in it. It also
@@ -238,8 +240,8 @@ check(rank_that_keeps)
 # %% [markdown]
 # ## What you can now defend
 #
-# - A matrix of rank r has r (in + out − r) numbers in it, however large it looks. The planted one of {{ 96 * 64 :,}} entries has
-#   {{ 4 * (96 + 64 - 4) }}.
+# - A matrix of rank r has r (in + out − r) numbers in it, however large it looks. The planted one of {{ 96 * 64 :,}} entries
+#   has {{ 4 * (96 + 64 - 4) }}.
 # - Cutting to rank r loses exactly the discarded tail of σ², and nothing of rank r does better.
 # - "LoRA works because weights are low-rank" is wrong. These weights are not: cut to a quarter of their directions, the model
 #   falls from {{ bits["all"]:.2f}} to {{ bits[32]:.2f}} bits a byte. LoRA leaves W₀ whole. What it makes thin is the *update*.
@@ -247,5 +249,5 @@ check(rank_that_keeps)
 # %% [markdown]
 # ## Open question
 #
-# So are updates thin? Fine-tune everything, take ΔW = W − W₀, and look at its singular values: how many directions hold 90%?
-# Lesson 07 trains such a model. Try it on each kind of Linear: are they all alike?
+# So are updates thin? Fine-tune everything, take ΔW = W − W₀, and look at its singular values: how many directions hold nine
+# tenths of it? Lesson 07 trains such a model. Try it on each kind of Linear: are they all alike?
