@@ -94,21 +94,14 @@ def draw_elbow(curves, floors):
     for r in (1, 2, 3):
         left.plot(range(1, shown + 1), curves[r][:shown], color=hue(r - 1))
         left.axhline(max(floors[r], 1e-9), color=hue(r - 1), linestyle=(0, (4, 3)), linewidth=1)
-        left.annotate(f"r = {r}", (shown, curves[r][shown - 1]), (-4, 5), "data", "offset points", color=hue(r - 1), ha="right")
+        left.annotate(f"r = {r}", (100, curves[r][99]), (6, 6), "data", "offset points", color=hue(r - 1))
     left.set(title="Training", xlabel="step", ylabel="loss (log scale)", yscale="log", ylim=(1e-6, 30))
     found = [max(curve[-1], 1e-4 * curve[0]) for curve in curves.values()]
     right.plot(list(curves), found, color=hue(0), marker="o")
     right.plot(list(floors)[:2], [floors[1], floors[2]], color=hue(1), marker="+", markersize=15, linestyle="none")
     right.annotate("+ the lowest possible at this rank", (2, floors[2]), (12, 4), "data", "offset points", color=hue(1))
-    right.annotate(
-        "below a ten-thousandth\nof the start",
-        (4.5, 1e-4 * curves[3][0]),
-        (0, 10),
-        "data",
-        "offset points",
-        color=hue(0),
-        ha="center",
-    )
+    note = "below a ten-thousandth\nof the start"
+    right.annotate(note, (4.5, found[-1]), (0, 10), "data", "offset points", color=hue(0), ha="center")
     right.set(title="After training", xlabel="rank r", ylabel="loss (log scale)", yscale="log", ylim=(2e-4, 30), xticks=ranks)
     return figure
 
