@@ -73,9 +73,7 @@ def table_of_levels(kind: str, device: torch.device) -> Tensor:
 
 
 @cache
-def table_of_fours(kind: str, device: torch.device) -> Tensor:
-    """(65536,): the four float32 levels that two bytes stand for, seen as one complex128 so that a gather moves all four."""
-    levels, every = table_of_levels(kind, torch.device("cpu")), torch.arange(65536).to(torch.uint16)
-    two = every.view(torch.uint8).view(-1, 2).long()  # the machine's own byte order, as when the index is read
-    fours = torch.stack([levels[two >> 4], levels[two & 15]], dim=2)  # (65536, 2 bytes, 2 halves)
-    return fours.view(65536, 4).view(torch.complex128).view(-1).to(device)
+def table_of_pairs(kind: str, device: torch.device) -> Tensor:
+    """(256,): the two float32 levels that a byte stands for, seen as one complex64 so that a look-up moves both."""
+    levels, every = table_of_levels(kind, torch.device("cpu")), torch.arange(256)
+    return torch.stack([levels[every >> 4], levels[every & 15]], dim=1).view(torch.complex64).view(-1).to(device)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from minilora import level0, nf4
-from minilora.codebook import cell_tables, codebook, table_of_fours, table_of_levels
+from minilora.codebook import cell_tables, codebook, table_of_levels, table_of_pairs
 
 from . import profiles
 from .strategies import DTYPES, KINDS, seeds, weights
@@ -118,11 +118,10 @@ def test_no_cell_holds_two_boundaries_or_one_that_rounding_could_miss(kind):
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int4"])
-def test_the_table_of_fours_is_four_levels_in_the_order_of_the_codes(kind):
+def test_the_table_of_pairs_is_two_levels_the_high_half_first(kind):
     levels = table_of_levels(kind, CPU)
-    bytes_ = torch.tensor([[0x12, 0xE7], [0x07, 0x70], [0xA0, 0x0A]], dtype=torch.uint8)
-    rows = table_of_fours(kind, CPU)[bytes_.view(torch.uint16).long().view(-1)].view(torch.float32).view(3, 4)
-    assert rows.tolist() == [[levels[c] for c in codes] for codes in ([1, 2, 14, 7], [0, 7, 7, 0], [10, 0, 0, 10])]
+    rows = table_of_pairs(kind, CPU)[[0x12, 0xE7, 0x07, 0xA0]].view(torch.float32).view(4, 2)
+    assert rows.tolist() == [[levels[first], levels[second]] for first, second in ([1, 2], [14, 7], [0, 7], [10, 0])]
 
 
 @given(ORDINARY, block_sizes, st.sampled_from(["nf4", "fp4", "int4"]))
