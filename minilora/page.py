@@ -12,7 +12,7 @@ from typing import Any
 
 from .files import text_writer, write_atomically
 from .ledger import GPUS, architecture, presets
-from .plan import DTYPES, LOOKUP
+from .plan import DTYPES
 from .shapes import Architecture, LinearShape
 
 TEMPLATE = Path(__file__).parent / "planner.html"
@@ -30,7 +30,7 @@ def planner_page() -> str:
     True
     """
     data = {"models": {name: model_data(architecture(name)) for name in presets()}}
-    data |= {"gpus": GPUS, "dtypes": DTYPES, "lookup": LOOKUP}  # type: ignore[dict-item]
+    data |= {"gpus": GPUS, "dtypes": DTYPES}  # type: ignore[dict-item]
     return TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", json.dumps(data, separators=(",", ":")))
 
 

@@ -34,7 +34,6 @@ OPTIMIZERS = ("adamw", "adamw8bit", "sgd")
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes a number
 GPUS = {"8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "40 GB": 40, "48 GB": 48, "80 GB": 80, "141 GB": 141}
 GB = 10**9
-LOOKUP = 65_536 * 16  # bytes: nf4.py's table of four values for every two packed bytes, one for the whole process
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,6 @@ def plan(
     work = work_of(settings, ranks, method == "full", bool(config and config.lora_dropout))
     found = kept(arch, work, settings.checkpointing)
     gradients = trainable * trained_size
-    lookup = LOOKUP if method == "qlora" else 0
     moments = ((found.at_loss, found.loss_passing), (found.in_block, found.block_passing + opened))
     activations, temporary = max(moments, key=sum)
     book = {
@@ -159,9 +157,9 @@ def plan(
         "gradients": gradients,
         "optimizer": sum(map(OPTIMIZER_BYTES[settings.optimizer], tensors)),
         "activations": activations,
-        "temporary": temporary + lookup,
+        "temporary": temporary,
     }
-    resident = weights + constants + lookup + book["adapters"] + book["optimizer"]
+    resident = weights + constants + book["adapters"] + book["optimizer"]
     forward, backward = flops_a_token(arch, work, settings.checkpointing)
     return Plan(
         model=arch.name,
