@@ -1,0 +1,245 @@
+# %% [markdown]
+# # 09 · Where do the bytes go?
+#
+# Know first: lesson 06 · Difficulty ●●○ · 10 minutes to read · 5 seconds to run
+#
+# "Will it fit on my card?" is the first question of every fine-tune. A training step holds five kinds of numbers:
+#
+#     weights        every parameter                        4 bytes each in float32, 2 in bfloat16, half of one in 4 bits
+#     gradients      one number for each trained parameter
+#     moments        two more for each: AdamW remembers the mean of its gradients and of their squares
+#     activations    what each layer must keep of the forward pass to be able to go back
+#     temporary      what is alive for a moment only: the logits, their softmax
+#
+# We count them on a real step of the shipped base, predict the same from its shapes, and then predict models that would
+# not fit into this machine.
+
+# %%
+import torch
+
+import minilora
+from minilora import LoraConfig
+from minilora.charts import memory_chart
+from minilora.learn import check, show
+from minilora.ledger import GPUS, measure, plan
+from minilora.plots import hue, in_house_style, one_axes
+
+METHODS = {"full": "full", "LoRA": "lora", "QLoRA": "qlora"}
+PARTS = ("weights", "gradients", "optimizer", "activations")
+everywhere = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+batch, time = 8, 64
+ids = torch.randint(0, 1536, (batch, time + 1), generator=torch.Generator().manual_seed(0))
+
+
+def measure_step(model):
+    """Bytes of one training step, tensor by tensor as they are born and die (minilora/ledger.py)."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def step():
+        logits = model(ids[:, :-1])  # (batch, time, vocab)
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # AdamW makes its moments in its first step
+    return measure(step, model, optimizer)
+
+
+def build(method):
+    """The shipped base in float32, as each method trains it."""
+    torch.manual_seed(0)
+    model = minilora.load_base(quantize="nf4" if method == "QLoRA" else None).train()
+    if method != "full":
+        minilora.inject(model, everywhere)
+    return model
+
+
+# %% [markdown]
+# ## Predict
+
+# %% [predict] times_the_weights
+# Full fine-tuning with AdamW, all in float32. Weights, gradients and moments together are how many times the weights?
+# answer: sum(found["full"][:3]) / found["full"][0]
+
+# %% [predict] lora_peak
+# LoRA on all Linears of our small base trains one parameter in thirteen. How large is its step at the peak, next to
+# that of full fine-tuning?
+# - a) about a thirteenth
+# - b) a quarter to a half
+# - c) more than a half
+# answer: "c" if ratio > 0.5 else "b" if ratio > 0.2 else "a"
+
+# %% [markdown]
+# ## Run: measured, and predicted from shapes
+#
+# `plan` is given no model at all, only its `config.json`, and adds up formulas (minilora/plan.py and activations.py).
+
+# %%
+measured = {title: measure_step(build(title)) for title in METHODS}
+settings = {"batch": batch, "seq": time, "dtype": "float32"}
+planned = {title: plan("base", everywhere, method, **settings) for title, method in METHODS.items()}
+ratio = measured["LoRA"].peak / measured["full"].peak
+assert 12 < 1 / planned["LoRA"].share < 14
+
+
+def megabytes(book):
+    """The four kinds; adapters and 4-bit scales are weights too."""
+    weights = book["weights"] + book["constants"] + book["adapters"]
+    return [weights / 1e6, *(book[part] / 1e6 for part in PARTS[1:])]
+
+
+found = {title: megabytes(step.peaks) for title, step in measured.items()}
+wanted = {title: megabytes(one.bytes) for title, one in planned.items()}
+print("MB                " + "".join(f"{part:>13}" for part in PARTS))
+for title in METHODS:
+    print(f"{title:6} predicted  " + "".join(f"{size:13.3f}" for size in wanted[title]))
+    print(f"{'':6} measured   " + "".join(f"{size:13.3f}" for size in found[title]))
+    for predicted, seen in zip(wanted[title], found[title], strict=True):
+        assert abs(predicted / seen - 1) < 0.02
+
+# %% [markdown]
+# ## Look
+
+
+# %%
+@in_house_style
+def draw(bars):
+    figure, axes = one_axes(width=8, height=4.6)
+    for x, sizes in enumerate(bars.values()):
+        bottom = 0.0
+        for color, (part, size) in enumerate(zip(PARTS, sizes, strict=True)):
+            axes.bar(x, size, bottom=bottom, color=hue(color), width=0.6, label=part if x == 0 else None)
+            bottom += size
+        axes.annotate(f"{bottom:.0f} MB", (x, bottom), (0, 4), "data", "offset points", ha="center", weight="bold")
+    tallest = max(map(sum, bars.values()))
+    axes.set(title="A step of the shipped base, 8 × 64 tokens", ylabel="MB at each part's own peak", ylim=(0, 1.1 * tallest))
+    axes.set(xticks=range(len(bars)), xticklabels=list(bars))
+    axes.grid(axis="x", visible=False)
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False)
+    return figure
+
+
+show(draw(found), "Stacked bars of full, LoRA and QLoRA: on a tiny model activations are most of each bar and hardly shrink")
+
+# %% [markdown]
+# A small model with {{ batch * time }} tokens in a batch is nearly all activations, and those LoRA hardly touches: at
+# the peak its step still holds {{ ratio:.0%}} of what full fine-tuning holds. Gradients have to travel back through
+# frozen layers too, so what the layers between need for that is kept as before.
+#
+# Activations grow with the tokens, everything else with the parameters. In a large model with a short batch it is the
+# other way round:
+
+# %%
+big = {"batch": 1, "seq": 2048, "checkpointing": True}
+everywhere16 = LoraConfig(r=16, target_modules="all-linear")
+llamas = {"Llama-3 8B": "llama-3-8b", "Llama-3 70B": "llama-3-70b", "Llama-3.1 405B": "llama-3.1-405b"}
+plans = {title: [plan(name, everywhere16, method, **big) for name in llamas.values()] for title, method in METHODS.items()}
+cards = {name: size * 10**9 for name, size in GPUS.items()} | {"8 × 80 GB": 640e9, "8 × 141 GB": 1128e9}
+note = "bf16 base, r = 16 on all Linears, AdamW in float32, 1 × 2048 tokens, checkpointing"
+bars = {title: [p.bytes for p in row] for title, row in plans.items()}
+show(
+    memory_chart(list(llamas), bars, cards, note),
+    "Stacked bars for 8B to 405B: full fine-tuning is mostly gradients and moments, LoRA is weights, QLoRA a fraction of them",
+)
+
+# %% [markdown]
+# ## Explain
+#
+# Say N parameters are frozen and M are trained, in float32. Then a step holds
+#
+#     N · (bytes a frozen weight)  +  M · (4 weight + 4 gradient + 8 moments)  +  activations
+#
+# Full fine-tuning has N = 0, and so {{ planned["full"].bytes["optimizer"] // planned["full"].bytes["weights"] }} bytes
+# of moments for each byte of weight. LoRA makes M small; QLoRA (arXiv 2305.14314) also makes the bytes of a frozen
+# weight small. Gradient checkpointing, which throws activations away and computes them again, deals with the third
+# part.
+#
+# ## Break it
+#
+# What if the base is not frozen? A and B stand beside it and learn, the loss falls, nothing complains.
+
+# %%
+careless = build("LoRA")
+for parameter in careless.parameters():
+    parameter.requires_grad_(True)  # inject froze the base; this takes it back
+unfrozen = measure_step(careless)
+print(f"peak: full {measured['full'].peak / 1e6:.1f} MB, LoRA {measured['LoRA'].peak / 1e6:.1f} MB")
+print(f"LoRA with a base that was not frozen: {unfrozen.peak / 1e6:.1f} MB")
+assert unfrozen.peaks["optimizer"] > measured["full"].peaks["optimizer"]
+assert unfrozen.peak > measured["full"].peak > measured["LoRA"].peak
+
+# %% [markdown]
+# More than full fine-tuning: all of it, and the adapters on top. "Using LoRA" saves nothing by itself. What saves is
+# the `requires_grad = False` on everything else, so look at the number of trainable parameters before each run.
+#
+# ## Build: predict a 7B model
+#
+# Difficulty ●○○ · Importance ●●● · 5 minutes
+#
+# Activations aside, a fine-tune can be predicted on the back of an envelope.
+
+
+# %% [exercise] training_bytes
+def training_bytes(frozen, bits, trainable):
+    """Bytes of weights, gradients and AdamW's moments in a training step (activations left out).
+
+    frozen: how many weights are frozen; bits: what each of them takes, such as 32, 16 or 4.127. trainable: how many
+    numbers are trained; these, their gradients and both of their moments are float32.
+    """
+    raise NotImplementedError("TODO: one term for the frozen, one for the trained")
+
+
+# %% [hints] training_bytes
+# 1. Look at the formula under "Explain". A frozen weight has neither a gradient nor moments.
+# 2. A byte has 8 bits. A trained number is there four times: itself, its gradient, two moments, 4 bytes each.
+# 3. `frozen * bits / 8 + trainable * (4 + 4 + 8)`
+
+# %%
+check(training_bytes)
+
+# %% [markdown]
+# ## Run: popular claims
+#
+# Now the envelope, held against what one can read.
+
+# %%
+llama = plan("llama-2-7b", everywhere16, "qlora", **big)
+lean = plan("llama-2-70b", everywhere16, "qlora", batch=1, seq=512, checkpointing=True, optimizer="adamw8bit")
+times = [
+    plan("llama-2-7b", None, "full", batch=rows, checkpointing=saving).total / (2 * 6_738_415_616)
+    for rows, saving in ((1, True), (8, True), (8, False))
+]
+shares = {name: plan(name, LoraConfig(r=8)).share for name in ("base", "llama-7b", "llama-3.1-405b")}
+flan = plan("flan-t5-base", LoraConfig(r=8, target_modules=["q", "v"]))
+block = 4 * 4096**2 + 3 * 4096 * 11008
+small = plan("llama-2-7b", LoraConfig(r=8)).trainable // 32
+envelope = 6_738_415_616 * 4.127 / 8 + 16 * llama.trainable
+print(f"7B with QLoRA: envelope {envelope / 1e9:.2f} GB, plan with activations {llama.total / 1e9:.2f} GB")
+print(f"70B with QLoRA, as lean as can be: {lean.total / 1e9:.1f} GB")
+print("share trained, q and v, r = 8:", {name: f"{share:.3%}" for name, share in shares.items()})
+assert lean.total > 2 * 16e9
+assert envelope < llama.total < 16e9
+assert flan.trainable == 3 * 294_912
+
+# %% [markdown]
+# ## What you can now defend
+#
+# - "QLoRA trains 70B in 16 GB": no. The codes alone are {{ lean.bytes["weights"] / 1e9:.1f}} GB, and the leanest step
+#   holds {{ lean.total / 1e9:.0f}} GB. A 7B model it does train in 16 GB, with room to spare:
+#   {{ llama.total / 1e9:.1f}} GB.
+# - "Training takes 12–20× the weights' memory": 12 *bytes a parameter* is the sum that this came from, 6 times a bf16
+#   weight. With activations we get {{ times[0]:.1f}}, {{ times[1]:.1f}} or {{ times[2]:.1f}} times, for one sequence,
+#   for eight, and for eight without checkpointing. A ratio without the number of tokens means nothing.
+# - "PEFT trains under 0.1%": {{ shares["base"]:.2%}} of our base, {{ shares["llama-7b"]:.2%}} of a 7B, and
+#   {{ shares["llama-3.1-405b"]:.3%}} of a 405B model, with the same settings. The share is a property of the model's
+#   size.
+# - "67M against 131K in a block": {{ 4 * 4096**2 / 1e6:.0f}}M are the four attention matrices of a 7B block; the whole
+#   block has {{ block / 1e6:.0f}}M. The {{ small:,}} are adapters of two of the four. Compare the same things.
+# - "flan-t5-base with q, v, r = 8 has 294,912 trainable": it has {{ flan.trainable:,}}. Its decoder has two attentions
+#   a layer.
+#
+# ## Open question
+#
+# QLoRA's weights are so small that, with long sequences, activations are the largest part again. Which of them could be
+# recomputed, which could be kept in fewer bits, and what would each cost in time?
