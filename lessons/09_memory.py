@@ -27,7 +27,7 @@ from minilora.plots import hue, in_house_style, one_axes
 METHODS = {"full": "full", "LoRA": "lora", "QLoRA": "qlora"}
 PARTS = ("weights", "gradients", "optimizer", "activations")
 everywhere = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-batch, time = 8, 64
+batch, time = 4, 64
 ids = torch.randint(0, 1536, (batch, time + 1), generator=torch.Generator().manual_seed(0))
 
 
@@ -112,7 +112,7 @@ def draw(bars):
             bottom += size
         axes.annotate(f"{bottom:.0f} MB", (x, bottom), (0, 4), "data", "offset points", ha="center", weight="bold")
     tallest = max(map(sum, bars.values()))
-    axes.set(title="A step of the shipped base, 8 × 64 tokens", ylabel="MB at each part's own peak", ylim=(0, 1.1 * tallest))
+    axes.set(title=f"A step of the shipped base, {batch} × {time} tokens", ylabel="MB at each part's own peak", ylim=(0, 1.1 * tallest))
     axes.set(xticks=range(len(bars)), xticklabels=list(bars))
     axes.grid(axis="x", visible=False)
     handles, names = axes.get_legend_handles_labels()
@@ -123,9 +123,9 @@ def draw(bars):
 show(draw(found), "Stacked bars of full, LoRA and QLoRA: on a tiny model activations are most of each bar and hardly shrink")
 
 # %% [markdown]
-# A small model with {{ batch * time }} tokens in a batch is nearly all activations, and those LoRA hardly touches: at
-# the peak its step still holds {{ ratio:.0%}} of what full fine-tuning holds. Gradients have to travel back through
-# frozen layers too, so what the layers between need for that is kept as before.
+# A small model with {{ batch * time }} tokens in a batch is mostly activations, and those LoRA hardly touches: at the
+# peak its step still holds {{ ratio:.0%}} of what full fine-tuning holds. Gradients have to travel back through frozen
+# layers too, so what the layers between need for that is kept as before.
 #
 # Activations grow with the tokens, everything else with the parameters. In a large model with a short batch it is the
 # other way round:
