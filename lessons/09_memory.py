@@ -112,7 +112,11 @@ def draw(bars):
             bottom += size
         axes.annotate(f"{bottom:.0f} MB", (x, bottom), (0, 4), "data", "offset points", ha="center", weight="bold")
     tallest = max(map(sum, bars.values()))
-    axes.set(title=f"A step of the shipped base, {batch} × {time} tokens", ylabel="MB at each part's own peak", ylim=(0, 1.1 * tallest))
+    axes.set(
+        title=f"A step of the shipped base, {batch} × {time} tokens",
+        ylabel="MB at each part's own peak",
+        ylim=(0, 1.1 * tallest),
+    )
     axes.set(xticks=range(len(bars)), xticklabels=list(bars))
     axes.grid(axis="x", visible=False)
     handles, names = axes.get_legend_handles_labels()
