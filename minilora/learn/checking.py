@@ -113,7 +113,7 @@ def as_array(value: Any) -> np.ndarray:
 
 def tolerance_of(*values: Any) -> float:
     """The coarsest tolerance among the values' dtypes; zero when all are whole numbers or booleans."""
-    names = [str(getattr(value, "dtype", np.asarray(value).dtype)).rpartition(".")[2] for value in values]
+    names = [str(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype).rpartition(".")[2] for value in values]
     return max((TOLERANCES.get(name, 0.0) for name in names), default=0.0)
 
 

@@ -1,0 +1,244 @@
+# %% [markdown]
+# # 08 · Which layers, what rank?
+#
+# Know first: lesson 07 · Difficulty ●●○ · 10 minutes to read · 90 seconds to run
+#
+# You have a budget of numbers to train. A LoRA of rank r beside one matrix costs
+#
+#     r · (in + out)
+#
+# so the same budget buys a high rank beside a few matrices or a low rank beside many. Which matrices, and which rank?
+# The LoRA paper tried it on attention and found many matrices at a low rank better (arXiv 2106.09685, section 7.1,
+# table 5); the QLoRA paper says that all Linears are needed to match full fine-tuning (arXiv 2305.14314, section 4). We
+# ask our base.
+
+# %%
+import torch
+
+import minilora
+from minilora import LoraConfig, data
+from minilora.batches import encode_all, pad
+from minilora.learn import show
+from minilora.ledger import plan
+from minilora.plots import in_house_style, one_axes
+from minilora.train import summed_loss
+
+PLACES = {
+    "q": ["q_proj"],
+    "k": ["k_proj"],
+    "v": ["v_proj"],
+    "o": ["o_proj"],
+    "q, v": ["q_proj", "v_proj"],
+    "gate, up, down": ["gate_proj", "up_proj", "down_proj"],
+    "all seven": "all-linear",
+}
+BUDGETS = (14_016, 56_064)
+
+
+def count(place, r):
+    """Trainable parameters, from shapes alone."""
+    return plan("base", LoraConfig(r=r, lora_alpha=2 * r, target_modules=PLACES[place])).trainable
+
+
+ranks = {place: [budget // count(place, 1) for budget in BUDGETS] for place in PLACES}
+for place, (low, high) in ranks.items():
+    print(f"{place:15} r = {low:2} has {count(place, low):6,} parameters, r = {high:2} has {count(place, high):6,}")
+    assert count(place, high) == high * count(place, 1)  # linear in the rank, exactly
+
+# %% [markdown]
+# Every row has two ranks: the highest that fits into {{ BUDGETS[0]:,}} parameters, and into four times as many.
+#
+# ## Predict
+
+# %% [predict] best_place
+# Each setting is trained for a few steps, with three seeds. Which one place, with the small budget, has the lowest
+# loss?
+# - a) q at r = 9: one matrix, a high rank
+# - b) v at r = 12
+# - c) q and v at r = 5, as most tutorials do
+# - d) all seven matrices at r = 1
+# answer: dict(zip(("q", "v", "q, v", "all seven"), "abcd"))[min(("q", "v", "q, v", "all seven"), key=lambda p: mean[p, 0])]
+
+# %% [markdown]
+# ## Run: places and ranks
+
+# %%
+task = data.naval_log(400, 40)
+rows = pad(encode_all(minilora.load_base().tokenizer, task.valid, 512))
+STEPS = 14
+
+
+@torch.no_grad()
+def loss_of(model):
+    """Loss on held-out logs, nats an answer token."""
+    return summed_loss(model.eval(), rows).item() / rows.answer_tokens
+
+
+def held_out_loss(place, r, seed, rate=5e-3):
+    """What a few steps of training reach."""
+    torch.manual_seed(seed)
+    model = minilora.load_base()
+    report = minilora.inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules=PLACES[place]))
+    assert report.trainable == count(place, r)  # the ledger and the model agree
+    settings = {"steps": STEPS, "batch_size": 8, "lr": rate, "seed": seed, "validate_every": 0}
+    minilora.train(model, task, **settings, progress=False)
+    return loss_of(model)
+
+
+untrained = loss_of(minilora.load_base())
+losses = {
+    (place, column): [held_out_loss(place, ranks[place][column], seed) for seed in range(3)]
+    for place in PLACES
+    for column in range(2)
+}
+mean = {cell: sum(found) / 3 for cell, found in losses.items()}
+spread = max(max(found) - min(found) for found in losses.values())
+print(f"the largest distance between two seeds of one setting is {spread:.2f}")
+
+assert mean["q", 1] > mean["v", 0]  # four times the parameters in the wrong place …
+assert mean["k", 1] > mean["o", 0]  # … lose
+assert all(mean[place, 1] < mean[place, 0] for place in PLACES)
+
+# %% [markdown]
+# ## Look
+
+
+# %%
+@in_house_style
+def draw(losses, mean, ranks):
+    figure, axes = one_axes(width=7.4, height=4.8)
+    table = [[mean[place, column] for column in range(2)] for place in ranks]
+    image = axes.imshow(table, cmap="cividis_r", aspect="auto")
+    for i, place in enumerate(ranks):
+        for j in range(2):
+            found = losses[place, j]
+            text = f"r = {ranks[place][j]}:  {mean[place, j]:.2f}   ({min(found):.2f} to {max(found):.2f})"
+            axes.annotate(text, (j, i), ha="center", va="center", color="black" if image.norm(table[i][j]) < 0.45 else "white")
+    axes.set(title="Held-out loss, mean of 3 seeds (lowest to highest)", yticks=range(len(ranks)), yticklabels=list(ranks))
+    axes.set(xticks=range(2), xticklabels=[f"{budget:,} parameters" for budget in BUDGETS])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    figure.colorbar(image, label="nats an answer token")
+    return figure
+
+
+show(
+    draw(losses, mean, ranks),
+    "Heat map of loss, places by budget: q and k have the highest loss; v, o and the MLP far lower ones",
+)
+
+# %% [markdown]
+# Two settings are the same if their ranges overlap; the seeds of one setting are up to {{ spread:.2f}} apart. Read with
+# that in mind, the rows differ more than the columns. With a quarter of the parameters, v reaches
+# {{ mean["v", 0]:.2f}}, and q with all of them {{ mean["q", 1]:.2f}}.
+#
+# ## Explain
+#
+# q and k meet only inside the attention score, `(Wq x)ᵀ (Wk x')`: they decide *where* a token looks. v and o carry what
+# is found there, and the MLP works on it. Our task asks for the same readings in other words: where to look is known
+# already, what to say is new. So adapters of q and k have little to hold on to. On another task the order may be
+# another.
+#
+# And the rank? Every row is better with four times the parameters. But look at how AdamW moves. In each step every
+# entry of B moves by about the learning rate, whatever its gradient. The update sums r products,
+#
+#     ΔW = s · (b₁ a₁ᵀ + b₂ a₂ᵀ + … + bᵣ aᵣᵀ)
+#
+# so with s = α / r held fixed, as here, a higher rank also *moves further in each step*. In {{ STEPS }} steps, that is
+# an advantage by itself.
+#
+# ## Break it
+#
+# We compared ranks at one learning rate. Everybody does; it is not a fair comparison. Give each setting three rates and
+# count its best.
+
+# %%
+RATES = (5e-3, 1e-2, 2e-2)
+tuned = {
+    (place, column): [sum(held_out_loss(place, ranks[place][column], seed, rate) for seed in range(2)) / 2 for rate in RATES]
+    for place, column in (("all seven", 0), ("all seven", 1), ("q", 0))
+}
+for (place, column), found in tuned.items():
+    row = "   ".join(f"rate {rate}: {loss:.2f}" for rate, loss in zip(RATES, found, strict=True))
+    print(f"{place:9} r = {ranks[place][column]}   {row}")
+one_rate = tuned["all seven", 0][0] - tuned["all seven", 1][0]
+best_rates = min(tuned["all seven", 0]) - min(tuned["all seven", 1])
+print(f"r = 1 is behind r = 4 by {one_rate:.2f} at one rate, by {best_rates:.2f} at each one's best")
+assert one_rate > 0.5
+assert best_rates < 0.5 * one_rate
+assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5
+
+# %% [markdown]
+# Most of what looked like the rank was the rate. The place is another matter: q stays behind at every rate.
+#
+# ## Build: the largest rank
+#
+# Difficulty ●○○ · Importance ●●● · 5 minutes
+
+
+# %% [exercise] largest_rank
+def largest_rank(shapes, budget):
+    """The largest rank, the same for all matrices, whose adapters have at most budget parameters in all.
+
+    shapes: a list of (in, out), one for each adapted matrix. A rank above min(in, out) of any of them buys nothing, so the
+    answer never exceeds that. 0 when not even rank 1 is affordable.
+    """
+    raise NotImplementedError("TODO: what does rank 1 cost, and how often does it fit?")
+
+
+# %% [hints] largest_rank
+# 1. An adapter has `r * (size_in + size_out)` parameters; r is the same for all, so sum the rest first.
+# 2. How often a cost fits into a budget is `budget // cost`. The cap is the smallest side of any matrix.
+# 3. `min(budget // sum(i + o for i, o in shapes), min(min(shape) for shape in shapes))`
+
+# %%
+check(largest_rank)
+
+# %% [markdown]
+# ## Build: the best use of 5,000 parameters
+#
+# Difficulty ●●○ · Importance ●●○ · 15 minutes
+#
+# Not one right answer, but many wrong ones. The checker counts what you spend, for several budgets. Then it trains your
+# choice for 5,000 parameters for {{ STEPS }} steps, next to q and v at r = 1, the tutorials' choice. Yours must end
+# clearly lower.
+
+
+# %% [exercise] spend
+from minilora import LoraConfig
+
+
+def spend(budget):
+    """A LoraConfig for the shipped base that trains at most budget parameters, and at least 60% of it.
+
+    Use target_modules (a list of names) and r; set lora_alpha to twice r. layers_to_transform=[0, …, 5] may narrow it to
+    some layers. budget is between 3,000 and 60,000.
+    """
+    raise NotImplementedError("TODO: choose a place, then the largest rank that fits")
+
+
+# %% [hints] spend
+# 1. The heat map says which places work. q, k and v, o cost `6 * (128 + 128)` or `6 * (128 + 64)` for each rank.
+# 2. Choose one place that is good on its own, such as v_proj or o_proj, and put all that you have into its rank.
+# 3. `r = budget // 1152`, and `return LoraConfig(r=r, lora_alpha=2 * r, target_modules=["v_proj"])`
+
+# %%
+check(spend)
+
+# %% [markdown]
+# ## What you can now defend
+#
+# - Where is worth more than how many: q with {{ count("q", ranks["q"][1]):,}} parameters ended at
+#   {{ mean["q", 1]:.2f}}, o with {{ count("o", ranks["o"][0]):,}} at {{ mean["o", 0]:.2f}}. With all seven matrices you
+#   need not know where, which is the best reason for QLoRA's advice.
+# - "k needs no adapter": alone, k ended at {{ mean["k", 1]:.2f}} and q at {{ mean["q", 1]:.2f}}. On this task it is as
+#   true of q, which every tutorial adapts.
+# - "Rank 1 cannot learn": at its best rate rank 1 on all seven ended at {{ min(tuned["all seven", 0]):.2f}}, rank 4 at
+#   {{ min(tuned["all seven", 1]):.2f}}. (Both began near {{ untrained:.1f}}.)
+# - What you cannot defend: that any of this holds after 500 steps, or on your task. {{ STEPS }} steps show what learns
+#   *fast*.
+#
+# ## Open question
+#
+# We gave each matrix of a kind the same rank. Could the training itself find out which ones deserve more? (AdaLoRA
+# tries: arXiv 2303.10512.)
