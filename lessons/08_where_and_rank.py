@@ -18,7 +18,7 @@ import torch
 import minilora
 from minilora import LoraConfig, data
 from minilora.batches import encode_all, pad
-from minilora.learn import show
+from minilora.learn import check, show
 from minilora.ledger import plan
 from minilora.plots import in_house_style, one_axes
 from minilora.train import summed_loss
@@ -128,19 +128,18 @@ show(
 )
 
 # %% [markdown]
-# Two settings are the same if their ranges overlap; the seeds of one setting are up to {{ spread:.2f}} apart. Read with
-# that in mind, the rows differ more than the columns. With a quarter of the parameters, v reaches
-# {{ mean["v", 0]:.2f}}, and q with all of them {{ mean["q", 1]:.2f}}.
+# Two settings whose ranges overlap are not known to differ; the seeds of one setting are up to {{ spread:.2f}} apart.
+# Two things stand out all the same. q and k are far behind in both columns: with a quarter of the parameters v reaches
+# {{ mean["v", 0]:.2f}}, and q with all of them {{ mean["q", 1]:.2f}}. And four times the parameters help in every row.
 #
 # ## Explain
 #
 # q and k meet only inside the attention score, `(Wq x)ᵀ (Wk x')`: they decide *where* a token looks. v and o carry what
-# is found there, and the MLP works on it. Our task asks for the same readings in other words: where to look is known
-# already, what to say is new. So adapters of q and k have little to hold on to. On another task the order may be
-# another.
+# is found there, and the MLP works on it. A likely reason for the two dark rows: our task asks for the same readings in
+# other words. Where to look is known already, what to say is new. On another task the order may be another.
 #
-# And the rank? Every row is better with four times the parameters. But look at how AdamW moves. In each step every
-# entry of B moves by about the learning rate, whatever its gradient. The update sums r products,
+# And the rank? Look at how AdamW moves. In each step every entry of B moves by about the learning rate, whatever its
+# gradient. The update sums r products,
 #
 #     ΔW = s · (b₁ a₁ᵀ + b₂ a₂ᵀ + … + bᵣ aᵣᵀ)
 #
@@ -169,7 +168,8 @@ assert best_rates < 0.5 * one_rate
 assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5
 
 # %% [markdown]
-# Most of what looked like the rank was the rate. The place is another matter: q stays behind at every rate.
+# What looked like the rank was, all or nearly all of it, the rate. The place is another matter: q stays behind at every
+# rate.
 #
 # ## Build: the largest rank
 #

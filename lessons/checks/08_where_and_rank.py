@@ -45,8 +45,8 @@ def check_spend(answer):
     usual, mine = loss_after_training(LoraConfig(r=1, lora_alpha=2)), loss_after_training(answer(5000))
     if mine > usual - MARGIN:
         raise Wrong(
-            f"after {STEPS} steps your 5,000 parameters reach a held-out loss of {mine:.2f}, q and v at r = 1 reach {usual:.2f} with "
-            f"2,688; a right answer is lower by at least {MARGIN}. Which rows of the heat map are light?"
+            f"after {STEPS} steps your 5,000 parameters reach a held-out loss of {mine:.2f}, q and v at r = 1 reach "
+            f"{usual:.2f} with 2,688; a right answer is lower by at least {MARGIN}. Which rows of the heat map are light?"
         )
 
 
