@@ -165,7 +165,7 @@ def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), mo
     if kind == "uniform":
         weight = torch.rand(n, generator=generator) - 0.5
     if kind == "constant":
-        weight = torch.full((n,), draw(st.floats(-1, 1, width=32)))
+        weight = torch.full((n,), draw(st.floats(2**-10, 1, width=32)) * draw(st.sampled_from([-1, 1])))  # tiny ones: EXTREMES
     if kind == "zero blocks":
         weight[: draw(st.integers(0, n))] = 0
     if kind == "outlier":
