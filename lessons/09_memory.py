@@ -35,14 +35,14 @@ def measure_step(model):
     """Bytes of one training step, tensor by tensor as they are born and die (minilora/ledger.py)."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
-    def step():
+    def step(ids):
         logits = model(ids[:, :-1])  # (batch, time, vocab)
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    step()  # AdamW makes its moments in its first step
-    return measure(step, model, optimizer)
+    step(ids[:1, :9])  # AdamW makes its moments in its first step, which may be a small one
+    return measure(lambda: step(ids), model, optimizer)
 
 
 def build(method):

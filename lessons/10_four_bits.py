@@ -174,7 +174,7 @@ assert floored_output > 4 * rounded_output  # … the outputs far more
 # And a whole model? Every Linear but the head in int4, in blocks of 64:
 
 # %%
-prose = minilora.evaluate.PROSE.read_text(encoding="utf-8")[:8000]
+prose = minilora.evaluate.PROSE.read_text(encoding="utf-8")[:4000]
 in_floats = minilora.bits_per_byte(base, prose)
 in_int4 = minilora.bits_per_byte(minilora.load_base(quantize="int4"), prose)
 print(f"bits for a byte of prose: {in_floats:.3f} in floats, {in_int4:.3f} in int4")
