@@ -1,14 +1,14 @@
 # %% [markdown]
 # # 09 · Where do the bytes go?
 #
-# Know first: lesson 06 · Difficulty ●●○ · 10 minutes to read · 5 seconds to run
+# Know first: lesson 06 · Difficulty ●●○ · 10 minutes to read · 10 seconds to run
 #
 # "Will it fit on my card?" is the first question of every fine-tune. A training step holds five kinds of numbers:
 #
-#     weights        every parameter                        4 bytes each in float32, 2 in bfloat16, half of one in 4 bits
+#     weights        every parameter: 4 bytes in float32, half of one in 4 bits
 #     gradients      one number for each trained parameter
-#     moments        two more for each: AdamW remembers the mean of its gradients and of their squares
-#     activations    what each layer must keep of the forward pass to be able to go back
+#     moments        two for each: AdamW's means of gradients and their squares
+#     activations    what the layers keep of the forward, to be able to go back
 #     temporary      what is alive for a moment only: the logits, their softmax
 #
 # We count them on a real step of the shipped base, predict the same from its shapes, and then predict models that would
@@ -152,7 +152,9 @@ show(
 #
 # Say N parameters are frozen and M are trained, in float32. Then a step holds
 #
-#     N · (bytes a frozen weight)  +  M · (4 weight + 4 gradient + 8 moments)  +  activations
+#     N · (bytes a frozen weight)  +  M · (4 + 4 + 8)  +  activations
+#
+# where 4 are the weight, 4 its gradient and 8 its two moments.
 #
 # Full fine-tuning has N = 0, and so {{ planned["full"].bytes["optimizer"] // planned["full"].bytes["weights"] }} bytes
 # of moments for each byte of weight. LoRA makes M small; QLoRA (arXiv 2305.14314) also makes the bytes of a frozen
@@ -217,6 +219,7 @@ times = [
 shares = {name: plan(name, LoraConfig(r=8)).share for name in ("base", "llama-7b", "llama-3.1-405b")}
 flan = plan("flan-t5-base", LoraConfig(r=8, target_modules=["q", "v"]))
 block = 4 * 4096**2 + 3 * 4096 * 11008
+flops = {m: (p := plan("llama-2-7b", None, m)).flops_forward + p.flops_backward for m in ("full", "lora")}
 small = plan("llama-2-7b", LoraConfig(r=8)).trainable // 32
 envelope = 6_738_415_616 * 4.127 / 8 + 16 * llama.trainable
 print(f"7B with QLoRA: envelope {envelope / 1e9:.2f} GB, plan with activations {llama.total / 1e9:.2f} GB")
@@ -225,6 +228,7 @@ print("share trained, q and v, r = 8:", {name: f"{share:.3%}" for name, share in
 assert lean.total > 2 * 16e9
 assert envelope < llama.total < 16e9
 assert flan.trainable == 3 * 294_912
+assert flops["lora"] < 0.8 * flops["full"]
 
 # %% [markdown]
 # ## What you can now defend
@@ -240,6 +244,8 @@ assert flan.trainable == 3 * 294_912
 #   size.
 # - "67M against 131K in a block": {{ 4 * 4096**2 / 1e6:.0f}}M are the four attention matrices of a 7B block; the whole
 #   block has {{ block / 1e6:.0f}}M. The {{ small:,}} are adapters of two of the four. Compare the same things.
+# - "A LoRA step takes 1.1× a full one": it computes {{ flops["lora"] / flops["full"]:.2f}} of it. A frozen weight needs
+#   no ∂W, which is a third of the products.
 # - "flan-t5-base with q, v, r = 8 has 294,912 trainable": it has {{ flan.trainable:,}}. Its decoder has two attentions
 #   a layer.
 #

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 10 · What is lost at 4 bits?
 #
-# Know first: lesson 01 · Difficulty ●○○ · 9 minutes to read · 5 seconds to run
+# Know first: lesson 01 · Difficulty ●○○ · 9 minutes to read · 10 seconds to run
 #
 # A frozen weight need not be kept as exactly as one that is trained. Four bits can say sixteen different things, so we
 # keep, instead of each weight, the number of the nearest of at most sixteen values. The simplest such scheme takes
