@@ -126,7 +126,7 @@ def draw(delta, arrived):
 
 show(
     draw(delta, arrived),
-    "Scatter plots of wanted against arrived change: bfloat16 on the diagonal, onto original a cloud, requantized stripes",
+    "Scatter plots of wanted against arrived change: bfloat16 on the diagonal, onto original a cloud, requantized in clumps",
 )
 steps = torch.from_numpy(minilora.level0.nf4_levels()).diff()  # gaps between NF4's levels
 assert cosine(arrived["requantized"]) < 0.9 < 0.98 < cosine(arrived["bfloat16"])
@@ -135,7 +135,7 @@ assert cosine(arrived["requantized"]) < 0.9 < 0.98 < cosine(arrived["bfloat16"])
 # Float32 is free: the outputs move by rounding, {{ moved["float32"]:.0e}} of their size. So is a merge onto Ŵ, for the
 # same reason: it is the same sum. In bfloat16 the points leave the diagonal by a hair. "Onto original" is a cloud,
 # since that weight differs from Ŵ by all that quantization lost, and the adapter had learnt to live with Ŵ.
-# Requantized, the points lie in stripes: one for each level that a weight can fall to.
+# Requantized, the points lie in clumps: a weight stays at its level or jumps to the next.
 #
 # ## Explain
 #
