@@ -178,8 +178,8 @@ assert matched_low < 0.8 * slow, "and a larger rate makes up for it"
 
 # %% [markdown]
 # At the same rate, α = r/2 is slow: {{ slow:.2f}} against {{ ends[16, 5e-3]:.2f}} for α = 2 r. With four times the rate it ends
-# at {{ matched_low:.2f}}. And α = 8 r, far above the habit, ends at {{ ends[64, 5e-3]:.2f}} in this short run. There is no right
-# α. There is a right distance, and α and the rate set it together.
+# at {{ matched_low:.2f}}. And α = 8 r, far above the habit, ends at {{ ends[64, 5e-3]:.2f}} in this short run. There is no
+# right α. There is a right distance, and α and the rate set it together.
 
 # %% [markdown]
 # ## Break it: a merge without s
@@ -259,8 +259,8 @@ check(matching_alpha)
 # - α acts squared on gradient descent's first step, {{ doubled["gradient descent"]:.2f}} times for twice α, and once on Adam's,
 #   {{ doubled["Adam"]:.2f}} times.
 # - Which power of r keeps the first step's length depends on the optimizer: √r for gradient descent, r for Adam.
-# - "α is 2 to 4 r" is a habit, not a law. Here α = r/2 did the work with a larger rate, and α = 8 r did too. Quote α together with the learning rate,
-#   the optimizer and the rule, or the number says nothing.
+# - "α is 2 to 4 r" is a habit, not a law. Here α = r/2 did the work with a larger rate, and α = 8 r did it too. Quote α
+#   together with the learning rate, the optimizer and the rule, or the number says nothing.
 
 # %% [markdown]
 # ## Open question

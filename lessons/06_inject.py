@@ -1,0 +1,243 @@
+# %% [markdown]
+# # 06 · How to adapt a model I did not write?
+#
+# Know first: lesson 05 · Difficulty ●●○ · 8 minutes to read · 5 seconds to run
+#
+# You have an adapter for one layer. The model has dozens, in a class that somebody else wrote, and its forward method calls
+# `self.q_proj(x)`. You do not want to edit that class.
+#
+# You need not. PyTorch finds a layer by its name when it is called. Put another module under the same name, one that keeps the
+# old layer inside and adds s · B A to what it returns, and the class never knows. What must be decided is *which* names.
+
+# %% [markdown]
+# ## Predict
+
+# %% [predict] how_many_layers
+# The shipped base has 6 blocks, each with q, k, v and o in its attention and gate, up and down in its MLP. With the targets
+# `["q_proj", "v_proj"]`, how many modules get an adapter?
+# answer: len(wrapped)
+
+# %% [predict] same_outputs
+# Directly after that, before any training: by how much can a logit have changed, at most?
+#
+# - a) not at all, to the bit
+# - b) by rounding, about a millionth
+# - c) by about a hundredth
+# answer: "a" if torch.equal(after, before) else "b" if torch.allclose(after, before, atol=1e-4) else "c"
+
+# %% [markdown]
+# ## Run: by hand, then with `inject`
+#
+# First by hand, in a dozen lines. A model is a tree of modules, and every module has a path, such as
+# `model.layers.3.self_attn.q_proj`. Freeze all, then swap in a wrapper at each path that is wanted.
+
+# %%
+import torch
+from torch import nn
+
+import minilora
+from minilora.learn import check, show
+from minilora.plots import hue, in_house_style, one_axes
+
+
+class Wrapped(nn.Module):
+    def __init__(self, base, r, scaling):
+        super().__init__()
+        self.base, self.scaling = base, scaling
+        bound = base.in_features**-0.5
+        self.lora_A = nn.Parameter(torch.empty(r, base.in_features).uniform_(-bound, bound))
+        self.lora_B = nn.Parameter(torch.zeros(base.out_features, r))
+
+    def forward(self, x):
+        return self.base(x) + self.scaling * (x @ self.lora_A.T) @ self.lora_B.T
+
+
+torch.manual_seed(0)
+mine = minilora.load_base()
+ids = torch.tensor([mine.tokenizer.encode("The ship is ready, and the sea is calm.")])
+with torch.no_grad():
+    before = mine(ids)
+wrapped = [path for path, _ in mine.named_modules() if path.endswith((".q_proj", ".v_proj"))]
+mine.requires_grad_(False)
+for path in wrapped:
+    mine.set_submodule(path, Wrapped(mine.get_submodule(path), r=8, scaling=2.0))
+by_hand = sum(p.numel() for p in mine.parameters() if p.requires_grad)
+with torch.no_grad():
+    after = mine(ids)
+print(f"by hand: {by_hand:,} trainable; outputs equal to the bit: {torch.equal(after, before)}")
+assert torch.equal(after, before)
+
+# %% [markdown]
+# Now with the package. It does the same, and prints what it matched. That table is the part not to skip.
+
+# %%
+model = minilora.load_base()
+frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
+report = minilora.inject(model, minilora.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+with torch.no_grad():
+    assert torch.equal(model(ids), before)
+print(report)
+assert report.trainable == by_hand == sum(8 * (m.in_features + m.out_features) for m in report.chosen)
+
+# %% [markdown]
+# ## Look
+
+
+# %%
+@in_house_style
+def draw_model(matches, trainable, total):
+    kinds = list(dict.fromkeys(m.name.rpartition(".")[2] for m in matches if ".layers." in m.name))
+    layers = sorted({int(m.name.split(".")[2]) for m in matches if ".layers." in m.name})
+    figure, axes = one_axes(width=9.4, height=4.4)
+    for m in matches:
+        if ".layers." not in m.name:
+            continue
+        column, row = kinds.index(m.name.rpartition(".")[2]), int(m.name.split(".")[2])
+        on = m.pattern is not None
+        axes.add_patch(nn_patch(column, row, hue(0) if on else hue(6), 0.95 if on else 0.22))
+        text = f"+{m.parameters:,}" if on else f"{m.in_features * m.out_features:,}"
+        axes.annotate(text, (column, row), ha="center", va="center", fontsize=9, color="white" if on else None)
+    axes.scatter([], [])
+    axes.set(xlim=(-0.5, len(kinds) - 0.5), ylim=(len(layers) - 0.5, -0.5), xticks=range(len(kinds)), xticklabels=kinds)
+    axes.set(yticks=layers, yticklabels=[f"layer {i}" for i in layers])
+    axes.set_title(f"Blue: has an adapter, and what that adds ({trainable:,} of {total:,} parameters train)")
+    axes.set_xlabel("grey: frozen, with the numbers in its weight")
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    return figure
+
+
+def nn_patch(column, row, color, alpha):
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((column - 0.47, row - 0.43), 0.94, 0.86, color=color, alpha=alpha, linewidth=0)
+
+
+show(
+    draw_model(report.matches, report.trainable, report.total),
+    "The Linears of the six blocks as a table: the columns q_proj and v_proj are blue and trainable, the other five kinds are "
+    "grey and frozen.",
+)
+
+# %% [markdown]
+# Does the gradient go where the picture says? One backward pass, and then every parameter is asked.
+
+# %%
+model(ids).square().mean().backward()
+with_gradient = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.grad is not None}
+print("parameters with a gradient are called:", sorted(with_gradient))
+assert with_gradient == {"lora_A", "lora_B"}
+
+history = minilora.train(model, minilora.data.naval_log(8, 1).train, steps=2, batch_size=4, progress=False)
+weights = dict(minilora.unload(model).named_parameters())
+assert all(torch.equal(weights[name], value) for name, value in frozen.items())
+print("after 2 training steps and unload(model), the base is the same to the bit")
+
+# %% [markdown]
+# ## Explain
+#
+# Three rules, and the order matters.
+#
+# 1. *Match before you change.* A list entry fits a module whose path is that entry, or ends in a dot and that entry. A string
+#    is a regular expression for the whole path. PEFT has the same rules, so a config means the same in both.
+# 2. *Freeze first, then wrap.* `requires_grad_(False)` on the model reaches every parameter that is in it at that moment.
+# 3. *Register the wrapper.* `set_submodule` puts it into the tree, so that `parameters()`, `to()` and `state_dict()` see it.
+#
+# At the start B is zero, and y + 0 is y in floating point: hence equal to the bit, not nearly equal. A test that asks for less
+# would let a wrapper pass that casts or reorders something.
+#
+# The cost is r (in + out) for each match. LoRA's paper adapts the attention weights only, and of these q and v in most of its
+# experiments (arXiv 2106.09685, sections 4.2 and 7.1). That is a choice of the authors, not a part of the method.
+
+# %% [markdown]
+# ## Break it: a typo, and the wrong order
+#
+# Two ways to train less than you think. First a typo in one of two names, with a matcher that takes what it finds. Then the
+# freeze after the wrapping.
+
+# %%
+typo = ["q_proj", "v_porj"]
+found = [path for path, _ in minilora.load_base().named_modules() if path.endswith(tuple("." + name for name in typo))]
+print(f"naive matcher: {len(found)} modules, no complaint")
+try:
+    minilora.inject(minilora.load_base(), minilora.LoraConfig(target_modules=typo))
+    raise AssertionError("a typo went through")
+except ValueError as error:
+    print("inject:", str(error)[:92], "…")
+assert len(found) == len(report.chosen) // 2
+
+late = minilora.load_base()
+late.set_submodule(found[0], Wrapped(late.get_submodule(found[0]), r=8, scaling=2.0))
+late.requires_grad_(False)  # too late: A and B are in the model by now
+trainable = sum(p.numel() for p in late.parameters() if p.requires_grad)
+print("frozen after wrapping:", trainable, "trainable parameters")
+assert trainable == 0
+
+# %% [markdown]
+# The first trains half of what was meant, and its loss falls, only less. Users have lost days to it (huggingface/peft #1206,
+# #1959). So `inject` refuses an entry that matches nothing, before it changes anything. Count what trains, and know the number
+# beforehand.
+
+# %% [markdown]
+# ## Build: the matcher
+#
+# ●○○ · importance: high · 10 minutes
+
+# %% [exercise] name_matches
+
+
+def name_matches(path, targets):
+    """Whether a module's path, such as "model.layers.3.mlp.up_proj", is a target.
+
+    targets is a list of names: one of them is the path, or its end after a dot ("up_proj", "mlp.up_proj"; not "p_proj").
+    Or a string: a regular expression that must match the whole path. Returns a bool.
+    """
+    raise NotImplementedError("TODO: two cases, a string and a list")
+
+
+# %% [hints] name_matches
+# 1. Ask first whether targets is a string: `isinstance(targets, str)`. A string is iterable too, letter by letter.
+# 2. For a string `re.fullmatch`, not `re.match`. For a list, compare the path with the name, and its end with "." + name.
+# 3. re.fullmatch(targets, path) is not None, or any(path == name or path.endswith("." + name) for name in targets).
+
+# %%
+check(name_matches)
+
+# %% [markdown]
+# ## Build: the injection
+#
+# ●●○ · importance: high, this is `minilora/inject.py` in five lines · 10 minutes
+
+
+# %% [exercise] inject_by_name
+def inject_by_name(model, names, wrap):
+    """Freeze every parameter of the model, then put wrap(module) in the place of each module whose last name is in `names`.
+
+    model is any nn.Module, names a set such as {"q_proj"}, wrap a function from a Linear to a new module that holds it. What
+    is new in the wrapper stays trainable. Works in place, at any depth. Returns the sorted list of the paths that were wrapped.
+    """
+    raise NotImplementedError("TODO: find the paths, freeze, swap")
+
+
+# %% [hints] inject_by_name
+# 1. `model.named_modules()` gives (path, module). Make a list of the paths before you change the tree.
+# 2. Freeze before you wrap, or A and B freeze too. The last name of a path is path.rpartition(".")[2].
+# 3. model.requires_grad_(False), then for each path model.set_submodule(path, wrap(model.get_submodule(path))).
+
+# %%
+check(inject_by_name)
+
+# %% [markdown]
+# ## What you can now defend
+#
+# - An adapter goes into a model by its modules' names. The class that wrote the forward is not touched.
+# - {{ len(report.chosen) }} modules matched, {{ report.trainable :,}} of {{ report.total :,}} parameters train, which is
+#   Σ r (in + out). That is {{ report.trainable / report.total:.1%}}. "PEFT trains under a tenth of a percent" holds for large
+#   models with few targets; lesson 09 has the numbers.
+# - The untrained model gives the base's outputs to the bit. If yours gives them nearly, find out why.
+
+# %% [markdown]
+# ## Open question
+#
+# This base shares one matrix between its embedding and its output head. What should happen when a target is `lm_head`? Try
+# `target_modules=["lm_head"]`, and read what `inject` says.
