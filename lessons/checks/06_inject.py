@@ -18,10 +18,13 @@ PATTERNS = [r".*\.[qv]_proj", r"q_proj", r".*proj", r".*\.3\..*", r"mlp", r"attn
     entries=lists(lists(sampled_from(NAMES), min_size=1, max_size=2), max_size=3),
     pattern=sampled_from(PATTERNS),
     as_pattern=booleans(),
+    cut=integers(0, 9),
 )
-def check_name_matches(answer, parts, entries, pattern, as_pattern):
+def check_name_matches(answer, parts, entries, pattern, as_pattern, cut):
     """A list entry fits when its parts are the last parts of the path; a string is anchored at both ends."""
     path = ".".join(parts)
+    if cut < len(path):  # an end of the path that may begin in the middle of a name
+        entries = [*entries, path[cut:].strip(".").split(".")]
     targets = pattern if as_pattern else [".".join(entry) for entry in entries]
     if as_pattern:
         right = re.compile(rf"\A(?:{pattern})\Z").match(path) is not None

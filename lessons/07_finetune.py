@@ -1,0 +1,240 @@
+# %% [markdown]
+# # 07 · Does it match full fine-tuning?
+#
+# Know first: lesson 06 · Difficulty ●●○ · 10 minutes to read · 60 seconds to run
+#
+# The base answers questions about a ship's log like a butler: "Hello! I am happy to report Hull 90 percent." The navy wants
+# "Hull 90%." The readings must stay right, so the manner has to change and the matter has to survive.
+#
+# We teach it four times, from the same examples in the same order: everything that the model has, quickly and gently, and an
+# adapter, on two attention matrices and on all matrices. Then we ask what each can do now, and what it has lost.
+#
+# A warning about all such comparisons, this one too. Each method has its own good learning rate, and each run here is short,
+# with one seed. What you will see is what these settings do. It can refute a law. It cannot establish one.
+
+# %% [markdown]
+# ## Predict
+#
+# What is lost is measured on prose that has nothing to do with ships: bits a byte after the training, minus those before.
+
+# %% [predict] who_forgets_most
+# Which run will read the old prose worst afterwards?
+#
+# - a) full, quick: every weight, rate {{ 0.001 }}
+# - b) full, gentle: every weight, rate {{ 0.0003 }}
+# - c) LoRA q, v: the base frozen, rank 8, rate {{ 0.005 }}
+# - d) LoRA all: the base frozen, rank 8 beside every Linear, rate {{ 0.003 }}
+# answer: "abcd"[list(runs).index(max(runs, key=lambda name: runs[name]["forgotten"]))]
+
+# %% [predict] who_learns_best
+# And whose answers have the lowest loss on logs that none of them has seen?
+#
+# - a) full, quick
+# - b) full, gentle
+# - c) LoRA q, v
+# - d) LoRA all
+# answer: "abcd"[list(runs).index(min(runs, key=lambda name: runs[name]["loss"]))]
+
+# %% [predict] step_cost
+# Arithmetic of one training step, LoRA on q and v against full: how many times as much? (1 would be equal.)
+# answer: flops["LoRA q, v"] / flops["full, quick"]
+
+# %% [markdown]
+# ## Run: four fine-tunes
+
+# %%
+import statistics
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import minilora
+from minilora.inject import lora_layers
+from minilora.learn import check, show
+from minilora.plots import hue, in_house_style, label_ends, one_axes
+
+STEPS, LOGS = 80, 50
+task = minilora.data.naval_log(n_train=600, n_valid=LOGS)
+prose = minilora.evaluate.PROSE.read_text(encoding="utf-8")[:6000]
+original = minilora.load_base()
+known = minilora.bits_per_byte(original, prose)
+METHODS = {
+    "full, quick": (None, 1e-3),
+    "full, gentle": (None, 3e-4),
+    "LoRA q, v": (["q_proj", "v_proj"], 5e-3),
+    "LoRA all": ("all-linear", 3e-3),
+}
+some_ids = torch.tensor([original.tokenizer.encode(prose)[:64]])
+
+
+def fresh(targets):
+    """The base, with adapters of rank 8 at the targets; without targets, all of it trains."""
+    torch.manual_seed(0)
+    model = minilora.load_base()
+    if targets is not None:
+        minilora.inject(model, minilora.LoraConfig(r=8, lora_alpha=16, target_modules=targets))
+    return model
+
+
+runs, models, flops = {}, {}, {}
+for name, (targets, rate) in METHODS.items():
+    model = models[name] = fresh(targets)
+    with FlopCounterMode(display=False) as counter:  # multiplies and adds of the matrix products, forward and backward
+        model(some_ids).square().mean().backward()
+    model.zero_grad()
+    flops[name] = counter.get_total_flops()
+    history = minilora.train(model, task, steps=STEPS, batch_size=8, lr=rate, validate_every=20, progress=False)
+    runs[name] = {
+        "trained": minilora.trainable_parameters(model)[0],
+        "curve": [(v["step"], v["valid_loss"]) for v in history.validations],
+        "loss": history.validations[-1]["valid_loss"],
+        "exact": minilora.exact_match(model, task.valid),
+        "forgotten": minilora.bits_per_byte(model, prose) - known,
+        "ms": 1000 * statistics.median(record["seconds"] for record in history.steps),
+    }
+print(f"{'':13}{'trained':>10}{'loss':>7}{'exact':>7}{'bits a byte':>13}{'ms a step':>11}{'GFLOP':>7}")
+for name, run in runs.items():
+    numbers = f"{run['trained']:>10,}{run['loss']:>7.2f}{run['exact']:>7.0%}{run['forgotten']:>+13.2f}{run['ms']:>11.0f}"
+    print(f"{name:13}{numbers}{flops[name] / 1e9:>7.2f}")
+print(f"before training: bits a byte on prose {known:.2f}, loss on naval answers {runs['LoRA all']['curve'][0][1]:.2f}")
+
+# %% [markdown]
+# ## Look
+
+
+# %%
+@in_house_style
+def draw_runs(runs):
+    figure, (left, right) = one_axes(width=11.6, height=4.4, columns=2)
+    ends = {}
+    for i, (name, run) in enumerate(runs.items()):
+        steps, losses = zip(*run["curve"], strict=True)
+        left.plot(steps, losses, color=hue(i), marker="o", markersize=4)
+        ends[name] = (losses[-1], hue(i))
+        right.plot(100 * run["exact"], run["forgotten"], "o", color=hue(i), markersize=9)
+        right.annotate(name, (100 * run["exact"], run["forgotten"]), (9, 5), "data", "offset points", color=hue(i))
+    left.set(title="Learned", xlabel="step", ylabel="loss on unseen logs, nats (log scale)", yscale="log")
+    left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    left.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    label_ends(left, ends)
+    right.axhline(0, color=hue(6), linewidth=1)
+    right.set(title="What it knows now, what it lost", xlabel="answers right to the letter, % of unseen logs")
+    right.set(ylabel="bits a byte lost on old prose", xlim=(0, 100))
+    right.margins(y=0.2)
+    return figure
+
+
+show(
+    draw_runs(runs),
+    "Left: the loss of the four runs falls, that of full, quick lowest. Right: exact answers against bits a byte lost; LoRA on "
+    "q and v has lost by far the most.",
+)
+
+# %% [markdown]
+# All four learn the code within {{ STEPS }} steps. Training everything quickly learns it best:
+# {{ runs["full, quick"]["exact"]:.0%}} exactly right, against {{ runs["LoRA all"]["exact"]:.0%}} for LoRA on all matrices and
+# {{ runs["LoRA q, v"]["exact"]:.0%}} on q and v. With {{ LOGS }} logs, one standard error of such a share is about
+# {{ (0.25 / LOGS) ** 0.5:.0%}}, so do not read a ranking out of a few points. The losses are the finer measure.
+#
+# The other axis may surprise you. The adapter on q and v has forgotten {{ runs["LoRA q, v"]["forgotten"]:.2f}} bits a byte, and
+# full fine-tuning at its gentle rate {{ runs["full, gentle"]["forgotten"]:.2f}}, with a loss of
+# {{ runs["full, gentle"]["loss"]:.2f}} against {{ runs["LoRA q, v"]["loss"]:.2f}}.
+
+# %%
+for name, run in runs.items():
+    assert run["loss"] < 0.2 * run["curve"][0][1], f"{name} learned the code"
+    assert run["exact"] > 0.2
+assert min(runs, key=lambda name: runs[name]["loss"]) == "full, quick"
+assert runs["LoRA q, v"]["forgotten"] > 2 * runs["full, gentle"]["forgotten"], "a frozen base forgets too"
+assert runs["LoRA q, v"]["trained"] < 0.02 * runs["full, quick"]["trained"]
+assert flops["LoRA q, v"] < 0.85 * flops["full, quick"]
+
+pushed = {name: max(c.relative_norm for c in minilora.audit(original, model).changes) for name, model in models.items()}
+weights = dict(minilora.unload(models["LoRA all"]).named_parameters())
+assert all(torch.equal(weights[name], p) for name, p in original.named_parameters())
+print("LoRA all: after unload the base is the same to the bit")
+print("largest ‖ΔW‖/‖W₀‖:", {name: round(norm, 2) for name, norm in pushed.items()})
+assert pushed["LoRA q, v"] > 2 * pushed["full, gentle"]
+
+# %% [markdown]
+# ## Explain
+#
+# Why can a model forget although not one number of its base has changed? Because the forward pass does not use the base. It
+# uses W₀ + s · B A, for every input: the prose goes through ΔW as the ship's log does. A frozen W₀ means that the old model can
+# be *had again*, by leaving the adapter out. It does not mean that the adapted one still is the old one.
+#
+# Why so much here? Few matrices must do everything, at a high rate, and are pushed hard: the largest ΔW of LoRA q, v has
+# {{ pushed["LoRA q, v"]:.2f}} of the size of its W₀, that of full, gentle {{ pushed["full, gentle"]:.2f}}. That fits, and it is
+# no proof. (Biderman and others, arXiv 2405.09673, compare at scale. They find that LoRA learns less and forgets less.)
+#
+# Why is a step cheaper? A backward pass has two products for each layer: one for the gradient of its input, one for that of its
+# weight. Frozen weights need only the first. Here that is {{ flops["LoRA q, v"] / flops["full, quick"]:.2f}} of the arithmetic
+# with q and v, and {{ flops["LoRA all"] / flops["full, quick"]:.2f}} with all. On layers this small the many little products
+# cost more time than arithmetic; compare the column "ms a step".
+
+# %% [markdown]
+# ## Break it: a norm that proves nothing
+#
+# "‖ΔW‖ is above 1e-5, so the fine-tuning worked" is a test that you will meet. We give the adapter on q and v a ΔW of exactly
+# the size that training gave it, in random directions.
+
+# %%
+noise = fresh(["q_proj", "v_proj"])
+for (_, trained), (_, random) in zip(lora_layers(models["LoRA q, v"]), lora_layers(noise), strict=True):
+    torch.nn.init.normal_(random.lora_B)
+    random.lora_B.data *= trained.delta_weight().norm() / random.delta_weight().norm()
+norms = [c.relative_norm for c in minilora.audit(original, noise).changes]
+noise_exact = minilora.exact_match(noise, task.valid[:20])
+two_layers = [torch.randn(256, 256) for _ in range(2)]
+unrelated = float((two_layers[0] - two_layers[1]).norm() / two_layers[1].norm())
+print(f"random ΔW: relative norm up to {max(norms):.2f}, exactly right {noise_exact:.0%}")
+print(f"two unrelated random layers: ‖W₁ − W₂‖/‖W₂‖ = {unrelated:.2f}")
+assert min(norms) > 1e-5
+assert noise_exact < 0.1
+assert 1.35 < unrelated < 1.48
+
+# %% [markdown]
+# It passes the test, and its answers are wrong. A norm says that something changed. Whether it is what you wanted, only the
+# answers say, on examples that were not in the training.
+
+# %% [markdown]
+# ## Build: the training loop
+#
+# ●○○ · importance: high, every line of it can be wrong in silence · 10 minutes
+
+
+# %% [exercise] train_steps
+def train_steps(loss_of, batches, optimizer):
+    """Train for one step on each batch, in order; return the loss of each step, as floats.
+
+    loss_of(batch) gives a tensor of no dimensions, with a graph behind it. optimizer is a torch optimizer that already holds
+    the parameters. A step's loss is the one before its update. Gradients must not pile up, whatever was there before.
+    """
+    raise NotImplementedError("TODO: four calls for each batch, in the right order")
+
+
+# %% [hints] train_steps
+# 1. For each batch: the loss, its gradient, the update, and old gradients cleared at a moment when they are no longer needed.
+# 2. `backward()` adds to `.grad`. So `optimizer.zero_grad()` comes before it. `loss.item()` is the float.
+# 3. loss = loss_of(batch); optimizer.zero_grad(); loss.backward(); optimizer.step(); then append loss.item().
+
+# %%
+check(train_steps)
+
+# %% [markdown]
+# ## What you can now defend
+#
+# - "LoRA reaches 95 to 99% of full fine-tuning" is no law. Here LoRA on all matrices had
+#   {{ runs["LoRA all"]["exact"] / runs["full, quick"]["exact"]:.0%}} of the exact answers of the quick full run, and
+#   {{ runs["LoRA all"]["exact"] / runs["full, gentle"]["exact"]:.0%}} of the gentle one's, from so few logs that a tenth more or
+#   less means nothing. Say which full run, which rate, how long, how many answers.
+# - "LoRA does not forget" is wrong: {{ runs["LoRA q, v"]["forgotten"]:+.2f}} bits a byte with a base unchanged to the bit. What
+#   LoRA gives is a way back.
+# - "A LoRA step takes 1.1 times a full one" is wrong in arithmetic: {{ flops["LoRA q, v"] / flops["full, quick"]:.2f}}.
+# - "A delta norm above 1e-5 proves that fine-tuning worked" is wrong: noise of the same norm got {{ noise_exact:.0%}} right.
+
+# %% [markdown]
+# ## Open question
+#
+# Lower the rate of LoRA q, v until it forgets as little as full, gentle. Does it still learn in {{ STEPS }} steps? And with
+# {{ 5 * STEPS }}? Draw the curve of exact answers against bits lost, for each method. That curve is the fair comparison.

@@ -1,0 +1,132 @@
+"""Checker of lesson 07. The oracle is gradient descent with momentum in NumPy, on a linear layer's closed-form gradient."""
+
+import numpy as np
+import torch
+from hypothesis.strategies import booleans, floats, integers
+
+from minilora.learn import Wrong, cases, close
+
+
+def descend(W, batches, rate, momentum):
+    """Losses and the last W: L = Σ (x Wᵀ − y)² / (2 tokens), ∂W = (x Wᵀ − y)ᵀ x / tokens, velocity as in torch's SGD."""
+    losses, velocity = [], np.zeros_like(W)
+    for x, y in batches:
+        error = x @ W.T - y
+        losses.append(np.square(error).sum() / (2 * len(x)))
+        velocity = momentum * velocity + error.T @ x / len(x)
+        W = W - rate * velocity
+    return losses, W
+
+
+@cases(
+    size_in=integers(1, 5),
+    size_out=integers(1, 4),
+    steps=integers(2, 6),
+    rate=floats(0.02, 0.2),
+    momentum=floats(0.1, 0.9),
+    left_behind=booleans(),
+    seed=integers(0, 999),
+)
+def check_train_steps(answer, size_in, size_out, steps, rate, momentum, left_behind, seed):
+    """Losses and weights after a few steps; sometimes an old gradient is lying around."""
+    draw = np.random.default_rng(seed)
+    W = draw.normal(size=(size_out, size_in))
+    batches = [(draw.normal(size=(n, size_in)), draw.normal(size=(n, size_out))) for n in draw.integers(1, 6, size=steps)]
+    right_losses, right_W = descend(W, batches, rate, momentum)
+    weight = torch.tensor(W, requires_grad=True)
+    if left_behind:
+        weight.grad = torch.ones_like(weight)
+
+    def loss_of(batch):
+        x, y = (torch.tensor(part) for part in batch)
+        return (x @ weight.T - y).square().sum() / (2 * len(x))
+
+    case = f"W {W.shape}, {steps} steps" + (", an old gradient in .grad" if left_behind else "")
+    found = answer(loss_of, batches, torch.optim.SGD([weight], lr=rate, momentum=momentum))
+    if not isinstance(found, list | tuple) or not all(isinstance(loss, float) for loss in found):
+        kinds = sorted({type(loss).__name__ for loss in found}) if isinstance(found, list | tuple) else type(found).__name__
+        raise Wrong(f"{case}: needed a list of {steps} floats, got {kinds}: a tensor keeps its whole graph in memory")
+    close(np.array(found), np.array(right_losses), what="the losses", case=case)
+    close(weight.detach(), right_W, what="the trained W", case=case)
+
+
+def never_clears(loss_of, batches, optimizer):
+    """Gradients pile up."""
+    losses = []
+    for batch in batches:
+        loss = loss_of(batch)
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def clears_too_late(loss_of, batches, optimizer):
+    """Between backward and step: nothing is left to step with."""
+    losses = []
+    for batch in batches:
+        loss = loss_of(batch)
+        loss.backward()
+        optimizer.zero_grad()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def steps_first(loss_of, batches, optimizer):
+    """Each update uses the gradient of the batch before."""
+    losses = []
+    for batch in batches:
+        loss = loss_of(batch)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.backward()
+        losses.append(loss.item())
+    return losses
+
+
+def loss_after(loss_of, batches, optimizer):
+    """Reports the loss after the update."""
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss_of(batch).backward()
+        optimizer.step()
+        losses.append(loss_of(batch).item())
+    return losses
+
+
+def clears_after(loss_of, batches, optimizer):
+    """Right only where nothing was left behind."""
+    losses = []
+    for batch in batches:
+        loss = loss_of(batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def keeps_tensors(loss_of, batches, optimizer):
+    """Every graph stays in memory."""
+    losses = []
+    for batch in batches:
+        loss = loss_of(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss)
+    return losses
+
+
+WRONG = {
+    "train_steps": {
+        "never clears": never_clears,
+        "clears too late": clears_too_late,
+        "steps first": steps_first,
+        "loss after": loss_after,
+        "clears after": clears_after,
+        "keeps tensors": keeps_tensors,
+    }
+}
