@@ -7,7 +7,7 @@
 # were given. Other starts come to mind. Zero in A instead of B. Zero in neither, as in any other network. Zero in both: simple,
 # and ΔW is zero as well.
 #
-# That makes four. Each is tried on the shipped base, with the same eight examples of naval code in every step.
+# That makes four. Each is tried on the shipped base, with the same four examples of naval code in every step.
 
 # %% [markdown]
 # ## Predict
@@ -17,7 +17,7 @@
 # answer: sum(change == 0 for change in changes.values())
 
 # %% [predict] never_learns
-# In one of the four, the loss after 13 steps is what it was before. Which?
+# In one of the four, the loss after 10 steps is what it was before. Which?
 #
 # - a) A random, B zero
 # - b) A zero, B random
@@ -48,7 +48,7 @@ STARTS = {
     "both random": (True, True),
     "both zero": (False, False),
 }
-examples = minilora.data.naval_log(8, 1).train
+examples = minilora.data.naval_log(4, 1).train
 base = minilora.load_base()
 prompt = torch.tensor([base.tokenizer.encode("Fellow citizens of the Senate and of the House")])
 
@@ -68,7 +68,7 @@ def adapted(start, seed=0):
 with torch.no_grad():
     expected = base(prompt)
 changes, curves, moved = {}, {}, {}
-settings = {"batch_size": 8, "lr": 5e-3, "weight_decay": 0.0, "validate_every": 0, "progress": False}
+settings = {"batch_size": 4, "lr": 5e-3, "weight_decay": 0.0, "validate_every": 0, "progress": False}
 for start in STARTS:
     model = adapted(start)
     with torch.no_grad():
@@ -78,7 +78,7 @@ for start in STARTS:
     after = dict(model.named_parameters())
     changed = {name[-1] for name, p in before.items() if not torch.equal(p, after[name])}  # lora_A and lora_B: the last letter
     moved[start] = "both" if len(changed) == 2 else "".join(changed) or "none"
-    curves[start] += minilora.train(model, examples, steps=12, **settings).losses
+    curves[start] += minilora.train(model, examples, steps=9, **settings).losses
 for start, losses in curves.items():
     told = f"outputs off by {changes[start]:.1%}; first to move: {moved[start]}"
     print(f"{start:17} {told:44} loss {losses[0]:.3f} -> {losses[-1]:.3f}")
@@ -95,7 +95,7 @@ def draw_starts(curves, changes):
     for i, (start, losses) in enumerate(curves.items()):
         left.plot(range(len(losses)), losses, color=hue(i))
         ends[start] = (losses[-1], hue(i))
-    left.set(title="Loss on eight examples", xlabel="step", ylabel="nats an answer token", ylim=(0, None))
+    left.set(title="Loss on four examples", xlabel="step", ylabel="nats an answer token", ylim=(0, None))
     label_ends(left, ends)
     rows = list(range(len(changes)))[::-1]
     right.barh(rows, [100 * change for change in changes.values()], color=[hue(i) for i in range(4)], height=0.55)
