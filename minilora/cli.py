@@ -1,4 +1,4 @@
-"""The commands: ``minilora demo | train | merge | generate | plan | chart``. Each prints what it did and what to do next."""
+"""The commands: ``minilora demo | train | merge | generate | plan | chart | zoo``. Each prints what it did and what is next."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ EXAMPLES = {
     "merge": "minilora merge --adapter mine/adapter --out mine/merged",
     "plan": "minilora plan llama-3-8b --r 16 --target all-linear --qlora --chart plan.png",
     "chart": "minilora chart memory --out memory.svg",
+    "zoo": 'minilora zoo "merge twice"',
     "generate": 'minilora generate --adapter mine/adapter --context "Log: Hull 90%, Fuel 12%." "Status?"',
 }
 
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="minilora", description="LoRA from scratch: small enough to read, checked against PEFT.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo | train | merge | generate | plan | chart")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo | train | merge | generate | plan | chart | zoo")
 
     demo = command(commands, "demo", run_demo, "a polite ship's computer learns naval code, and every claim is checked")
     demo.add_argument("--out", type=Path, default=Path("minilora-demo"), help="folder for adapter, merged model and figure")
@@ -86,6 +87,9 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
     generate.add_argument("--top-k", type=int)
     common(generate)
+
+    zoo = command(commands, "zoo", run_zoo, "bugs that LoRA libraries have had: the wrong line, and the test that catches it")
+    zoo.add_argument("name", nargs="?", help="one of them (default: list all)")
 
     from . import planner
 
@@ -210,6 +214,14 @@ def run_generate(options: argparse.Namespace) -> int:
             seed=options.seed,
         )
     )
+    return 0
+
+
+def run_zoo(options: argparse.Namespace) -> int:
+    """``minilora zoo``."""
+    from .zoo import describe, describe_all, find_bug
+
+    print(describe_all() if options.name is None else describe(find_bug(options.name)))
     return 0
 
 

@@ -112,6 +112,7 @@ def test_arrays_that_do_not_fit_are_refused(draw, message):
         draw()
 
 
+@pytest.mark.slow
 def test_the_gallery_is_one_page_without_network_and_a_file_for_every_chart(tmp_path, monkeypatch):
     some = {name: gallery.CHARTS[name] for name in ("heat", "disk")}
     monkeypatch.setattr(gallery, "CHARTS", some)

@@ -40,6 +40,7 @@ def test_train_writes_adapter_and_metrics_and_says_what_is_next(trained, capsys)
     assert [record["step"] for record in steps if "loss" in record] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_train_in_full_and_resume(trained, capsys):
     data, out = str(trained / "mine.jsonl"), trained / "full"
     common = ["train", "--data", data, "--valid", data, "--out", str(out), "--full", "--steps", "2", "--checkpoint-every", "1"]
@@ -48,6 +49,7 @@ def test_train_in_full_and_resume(trained, capsys):
     assert (out / "model" / "config.json").is_file()
 
 
+@pytest.mark.slow
 def test_all_linear_and_rslora_are_understood(trained, capsys):
     data, out = str(trained / "mine.jsonl"), trained / "all"
     command = [
@@ -116,6 +118,7 @@ def test_an_interrupted_training_says_how_to_go_on(trained, capsys, monkeypatch)
     assert "--resume" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_console_without_utf8_does_not_stop_a_command():
     environment = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
     import os
@@ -128,6 +131,7 @@ def test_a_console_without_utf8_does_not_stop_a_command():
     assert found.returncode == 0, found.stderr
 
 
+@pytest.mark.slow
 def test_train_in_four_bits_and_merge_onto_either_base(trained, capsys):
     """The adapter of a QLoRA goes onto the float base, or onto a saved 4-bit one when it is said where to."""
     data, out = str(trained / "mine.jsonl"), trained / "qlora"

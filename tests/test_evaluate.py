@@ -53,6 +53,7 @@ def test_bits_per_byte_leaves_the_mode_alone_and_refuses_what_it_cannot_measure(
         bits_per_byte(base, "text")
 
 
+@pytest.mark.slow
 def test_the_shipped_base_knows_prose_and_the_polite_answers(base):
     """What pre-training claims: at least 95% of held-out logs right to the letter, and prose well below 1.49 bits a byte."""
     assert exact_match(base, polite_log(1, 400, seed=123).valid) >= 0.95

@@ -72,6 +72,7 @@ def test_a_gradient_of_another_shape_is_refused():
         level0.lora_backward(np.ones((3, 4)), np.ones((3, 4)), np.ones((2, 4)), np.ones((1, 4)), np.ones((2, 1)), 1.0)
 
 
+@pytest.mark.slow
 def test_the_levels_and_every_byte_equal_bitsandbytes():
     """Sizes with odd, partial and single blocks, scales over seventy decades, zero blocks, values on the midpoints."""
     import bitsandbytes.functional as peer

@@ -37,6 +37,7 @@ def same_as_peer(weight, block_size, double_quant, kind):
     return ours, packed, state
 
 
+@pytest.mark.slow
 @thousands
 @given(weights(), block_sizes, st.booleans(), st.sampled_from(["nf4", "fp4"]))
 def test_every_byte_and_scale_equals_bitsandbytes(weight, block_size, double_quant, kind):

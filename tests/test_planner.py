@@ -14,6 +14,7 @@ def run(capsys, *words):
     return status, said.out, said.err
 
 
+@pytest.mark.slow
 def test_the_issue_s_command_prints_the_published_count(capsys, tmp_path):
     chart = tmp_path / "out.png"
     words = ["llama-3-8b", "--r", "16", "--target", "all-linear", "--qlora", "--checkpointing", "--chart", str(chart)]

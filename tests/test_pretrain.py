@@ -79,6 +79,7 @@ def test_the_rate_warms_up_and_falls_to_its_floor():
     assert rates[-1] == pytest.approx(pretrain.FLOOR * pretrain.PEAK_RATE, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_short_run_makes_a_base_that_opens(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(pretrain, "fetch_speeches", lambda: SPEECHES)
     monkeypatch.setattr(pretrain, "RECALL_STEPS", 1)

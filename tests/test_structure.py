@@ -10,8 +10,8 @@ import minilora
 
 PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
-    {"level0", "config", "transformer", "tokenizer", "files", "progress"},
-    {"codebook"},
+    {"bugs", "level0", "config", "transformer", "tokenizer", "files", "progress"},
+    {"zoo", "codebook"},
     {"nf4"},
     {"lora", "qlora", "packed", "shapes"},
     {"activations", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},

@@ -35,6 +35,7 @@ def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
 
 
+@pytest.mark.slow
 def test_the_adapter_learns_and_the_base_does_not_move():
     model = adapted()
     before = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
@@ -175,6 +176,7 @@ def test_a_rate_that_is_too_high_is_named_as_the_cause():
     assert "gradient norm is inf" in diverged(3, 1.0, math.inf, history, TrainConfig())
 
 
+@pytest.mark.slow
 def test_the_best_state_is_kept_and_early_overfitting_is_warned_of(tmp_path):
     model = adapted()
     train_few = Task("few", TASK.train[:2], TASK.valid)

@@ -1,0 +1,104 @@
+"""Each bug of the zoo is let loose, and the property that its entry names must fail; without the bug the same run passes.
+
+The named test runs through pytest itself, in this process, with 50 cases of a property and without shrinking: what counts is
+that it fails. So the suite is shown to be able to fail, bug by bug.
+"""
+
+import pytest
+from hypothesis import Phase, settings
+
+from minilora.bugs import BUGS, Bug
+from minilora.cli import main
+from minilora.zoo import describe, describe_all, find_bug, home, release, sick_code
+
+QUICK = settings(settings(), max_examples=50, database=None, phases=[Phase.generate])
+QUICKER = settings(QUICK, max_examples=5)  # that they pass without a bug is the rest of the suite's business, case by case
+CAUGHT_BY = sorted({bug.caught_by for bug in BUGS})
+
+
+class Outcome:
+    """A plugin for the inner run: makes properties quick, and counts what passed and what failed."""
+
+    def __init__(self, quick):
+        self.quick, self.passed, self.failed = quick, 0, 0
+        self.before = []
+
+    def pytest_collection_modifyitems(self, items):
+        for item in items:
+            function = getattr(getattr(item, "obj", None), "__func__", getattr(item, "obj", None))
+            if hasattr(function, "hypothesis"):  # hypothesis keeps a property's settings under this name
+                self.before.append((function, function._hypothesis_internal_use_settings))
+                function._hypothesis_internal_use_settings = self.quick
+
+    def pytest_runtest_logreport(self, report):
+        self.failed += report.failed
+        self.passed += report.when == "call" and report.passed
+
+    def pytest_unconfigure(self):
+        for function, before in self.before:
+            function._hypothesis_internal_use_settings = before
+
+
+def run(test, quick):
+    """Run one test by its name; how many of its cases passed and failed."""
+    outcome = Outcome(quick)
+    alone = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "pytest_cov")]
+    pytest.main(["-x", "--no-summary", "--tb=no", *alone, "-W", "ignore", f"tests/{test}"], plugins=[outcome])
+    return outcome
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("test", CAUGHT_BY)
+def test_without_a_bug_the_property_passes(test):
+    outcome = run(test, QUICKER)
+    assert outcome.passed
+    assert not outcome.failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_the_bug_is_caught_by_the_property_that_it_names(bug):
+    with release(bug):
+        outcome = run(bug.caught_by, QUICK)
+    assert outcome.failed, f"{bug.caught_by} does not notice {bug.name!r}"
+
+
+@pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
+def test_every_entry_is_whole(bug):
+    """Its right line stands in the source, its story is two sentences, its thread is one that can be looked up."""
+    module, function = home(bug)
+    assert sick_code(bug, module, function) != function.__code__
+    assert bug.story.count(". ") >= 1
+    assert bug.story.endswith((".", "!"))
+    assert not bug.thread or (bug.thread.count("/") == 1 and bug.thread.rpartition(" #")[2].isdigit())
+    assert bug.caught_by in describe(bug)
+    assert bug.name in describe_all()
+
+
+def test_names_are_unique_and_there_are_enough():
+    assert len({bug.name for bug in BUGS}) == len(BUGS) >= 25
+
+
+def test_an_unknown_bug_is_named_with_the_nearest():
+    with pytest.raises(ValueError, match=r"no bug is called 'merge twise'; did you mean 'merge twice'\?"):
+        find_bug("merge twise")
+    with pytest.raises(ValueError, match="minilora zoo lists them"):
+        find_bug("§")
+
+
+def test_a_bug_whose_line_is_gone_says_so():
+    gone = Bug("gone", "config:scaling_of", "return nothing", "", "", "", "")
+    with pytest.raises(ValueError, match=r"gone: its right line stands 0 times in config:scaling_of, needed once"):
+        release(gone).__enter__()
+
+
+def test_the_command_lists_them_all_and_shows_one(capsys):
+    assert main(["zoo"]) == 0
+    listed = capsys.readouterr().out
+    assert all(bug.name in listed and bug.thread in listed for bug in BUGS)
+    assert main(["zoo", "half a merge"]) == 0
+    shown = capsys.readouterr().out
+    assert "huggingface/peft #3710" in shown
+    assert "wrong  for name, layer in layers:\n           layer.put_merged(" in shown
+    assert main(["zoo", "half a marge"]) == 2
+    assert "did you mean 'half a merge'?" in capsys.readouterr().err
