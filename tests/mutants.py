@@ -34,7 +34,7 @@ TESTS = {
     "nf4": ["nf4", "packed"],
     "lora": ["invariants", "lora", "merge", "inject"],
     "qlora": ["qlora", "merge", "invariants"],
-    "inject": ["invariants", "inject", "merge"],
+    "inject": ["invariants", "inject", "merge", "match"],
     "merge": ["merge", "requantize", "invariants"],
     "adapter": ["adapter", "fingerprint"],
     "ledger": ["ledger", "invariants"],
@@ -124,6 +124,9 @@ def meaning(source: str) -> str:
             node.returns = None
         if isinstance(node, ast.arg):
             node.annotation = None
+        if isinstance(node, ast.arguments):  # the bare * in a signature is no operator
+            node.args, node.posonlyargs, node.kwonlyargs = [*node.posonlyargs, *node.args, *node.kwonlyargs], [], []
+            node.defaults, node.kw_defaults = [*node.defaults, *filter(None, node.kw_defaults)], []
         if isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
@@ -132,9 +135,10 @@ def meaning(source: str) -> str:
 
 
 def is_silent(node: ast.stmt) -> bool:
-    """Whether this is an assertion, or one of a function's overloads."""
-    decorators = getattr(node, "decorator_list", [])
-    return isinstance(node, ast.Assert) or any(isinstance(d, ast.Name) and d.id == "overload" for d in decorators)
+    """Whether this is an assertion, or one of a function's overloads, whose body is an ellipsis."""
+    body = getattr(node, "body", None)
+    overload = isinstance(node, ast.FunctionDef) and ast.dump(body[0]) == ast.dump(ast.Expr(ast.Constant(...)))
+    return isinstance(node, ast.Assert) or overload
 
 
 def first_difference(before: str, after: str) -> tuple[int, str]:

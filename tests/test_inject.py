@@ -178,6 +178,24 @@ def test_a_base_that_is_gone_cannot_be_shown_or_unloaded():
             action()
 
 
+def test_an_unload_that_is_impossible_for_one_layer_changes_none():
+    model = inject_into(tiny())
+    fill(model)
+    layers = [layer for _, layer in lora_layers(model)]
+    layers[0].merge()
+    layers[-1].merge(keep_base=False)
+    before = layers[0].weight.clone()
+    with pytest.raises(ValueError, match="W0 is gone"):
+        unload(model)
+    assert layers[0].merged
+    assert torch.equal(layers[0].weight, before)
+
+
+def test_only_the_embedding_is_asked_for_a_gradient():
+    handles = minilora.enable_input_grads(tiny())
+    assert len(handles) == 1
+
+
 def inject_into(model):
     inject(model)
     return model
