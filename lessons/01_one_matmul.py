@@ -18,7 +18,7 @@ import numpy as np
 
 from minilora.learn import check, show
 
-draw = np.random.default_rng(1)
+draw = np.random.default_rng(9)
 tokens, size_in, size_out = 200, 6, 4
 x = draw.normal(size=(tokens, size_in))
 W_right = draw.normal(size=(size_out, size_in))
@@ -115,7 +115,7 @@ def heat_maps(matrices):
 
 show(
     heat_maps({"W: which weight is wrong?": W, "∂W knows": dW}),
-    "Two heat maps of 4 by 6: the weights look random, the gradient has one dark cell where the wrong weight is",
+    "Two heat maps of 4 by 6: the weights look random, the gradient has one strong cell where the wrong weight is",
 )
 found = np.unravel_index(abs(dW).argmax(), dW.shape)
 print(f"the largest gradient is at {tuple(map(int, found))}, the wrong weight at {(int(row), int(column))}")
