@@ -1,4 +1,4 @@
-"""The commands: ``minilora demo | train | merge | generate | plan | chart | zoo``. Each prints what it did and what is next."""
+"""The commands: ``minilora demo | learn | train | merge | plan | …``. Each prints what it did and what is next."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ EXAMPLES = {
     "plan": "minilora plan llama-3-8b --r 16 --target all-linear --qlora --chart plan.png",
     "chart": "minilora chart memory --out memory.svg",
     "zoo": 'minilora zoo "merge twice"',
+    "learn": "minilora learn 1",
+    "grade": "minilora grade class/* --csv grades.csv",
+    "notebook": "minilora notebook 5",
+    "book": "minilora book site",
     "generate": 'minilora generate --adapter mine/adapter --context "Log: Hull 90%, Fuel 12%." "Status?"',
 }
 
@@ -37,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="minilora", description="LoRA from scratch: small enough to read, checked against PEFT.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo | train | merge | generate | plan | chart | zoo")
+    commands = top.add_subparsers(dest="command", required=True, metavar="demo | learn | train | merge | plan | …")
 
     demo = command(commands, "demo", run_demo, "a polite ship's computer learns naval code, and every claim is checked")
     demo.add_argument("--out", type=Path, default=Path("minilora-demo"), help="folder for adapter, merged model and figure")
@@ -92,6 +96,14 @@ def parser() -> argparse.ArgumentParser:
     zoo.add_argument("name", nargs="?", help="one of them (default: list all)")
 
     from . import planner
+    from .learn import commands as lessons
+
+    learn = command(commands, "learn", lessons.run_learn, "the lessons: from one matrix multiply to a merged QLoRA")
+    lessons.add_learn_options(learn)
+    grade = command(commands, "grade", lessons.run_grade, "check the exercises in learners' folders")
+    lessons.add_grade_options(grade)
+    lessons.add_notebook_options(command(commands, "notebook", lessons.run_notebook, "a lesson as a Jupyter notebook"))
+    lessons.add_book_options(command(commands, "book", lessons.run_book, "lessons and package as a site of plain pages"))
 
     planner.add_plan_options(
         command(commands, "plan", planner.run_plan, "what a fine-tune will cost: parameters, bytes, FLOPs")

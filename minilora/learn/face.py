@@ -1,0 +1,85 @@
+"""The terminal's face of a lesson: rich draws prose, code and tables, and a console without UTF-8 gets plain letters."""
+
+from __future__ import annotations
+
+import codecs
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+SPELLED = {
+    **{"●": "*", "○": ".", "·": "*", "−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~"},
+    **{"α": "alpha", "β": "beta", "σ": "sigma", "μ": "mu", "ε": "eps", "Φ": "Phi", "Δ": "Delta ", "∂": "d", "Σ": "sum"},
+    **{"√": "sqrt ", "ᵀ": "^T", "²": "^2", "⁻": "^-", "¹": "1", "₀": "0", "₁": "1", "‖": "||", "½": "1/2", "…": "..."},
+    **{"“": '"', "”": '"', "’": "'", "‘": "'", "•": "*", "─": "-", "│": "|", "✓": "ok", "ŵ": "w^", "∞": "inf", "∈": "in"},
+}
+WIDEST = 100
+
+
+def spell(error: UnicodeError) -> tuple[str | bytes, int]:
+    """An error handler for ``str.encode`` that writes characters which a console lacks in plain letters.
+
+    >>> "α ≤ 1 ●○".encode("ascii", errors="minilora.spell").decode()
+    'alpha <= 1 *.'
+    """
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error("minilora.spell", spell)
+
+
+def make_console(**settings: Any) -> Any:
+    """A rich console on standard output, at most 100 columns; ``NO_COLOR`` and pipes are respected."""
+    from rich.console import Console
+
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="minilora.spell")
+    width = min(WIDEST, shutil.get_terminal_size((80, 24)).columns)
+    return Console(width=width, highlight=False, soft_wrap=False, **settings)
+
+
+def prose(text: str) -> Any:
+    """Markdown, with the lesson's headings to the left and its equations unframed."""
+    from rich.markdown import Heading, Markdown
+
+    class LeftHeading(Heading):
+        """A heading that stays on the left."""
+
+        def __rich_console__(self, console: Any, options: Any) -> Any:
+            self.text.justify = "left"
+            self.text.stylize("bold cyan" if self.tag == "h2" else "bold")
+            yield ""
+            yield self.text
+
+    class Prose(Markdown):
+        """Markdown with those headings."""
+
+        elements = {**Markdown.elements, "heading_open": LeftHeading}  # noqa: RUF012
+
+    return Prose(text, code_theme="ansi_dark", inline_code_theme="ansi_dark", inline_code_lexer="text")
+
+
+def code(text: str) -> Any:
+    """Highlighted Python in the terminal's own colours, behind a thin bar, wrapped where a line is too long."""
+    from rich.padding import Padding
+    from rich.syntax import Syntax
+
+    return Padding(Syntax(text, "python", theme="ansi_dark", word_wrap=True, background_color="default"), (0, 0, 0, 2))
+
+
+def open_file(path: Path) -> bool:
+    """Open a file with the system's viewer; False when there is none to be had (over SSH, say)."""
+    if sys.platform == "win32":
+        os.startfile(path)
+        return True
+    opener = "open" if sys.platform == "darwin" else "xdg-open"
+    display = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if not display or shutil.which(opener) is None:
+        return False
+    subprocess.Popen([opener, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    return True
