@@ -5,11 +5,14 @@ BIN := .venv/bin
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 COVERAGE := --cov --cov-report=term:skip-covered
 
-.PHONY: demo test test-quick test-thorough test-llm mutants clean
+.PHONY: demo book test test-quick test-thorough test-llm mutants clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
 	$(BIN)/minilora demo
+
+book: .venv/.installed  ## run every lesson and write the site to minilora-book/
+	$(BIN)/minilora book minilora-book
 
 test: .venv/.installed-test  ## install with the peers as oracles, then run everything, style, types and coverage included
 	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
@@ -47,4 +50,4 @@ smollm2/config.json: | .venv/.installed-llm
 	touch $@
 
 clean:
-	rm -rf .venv minilora-demo smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants
+	rm -rf .venv minilora-demo minilora-book smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants

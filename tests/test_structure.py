@@ -24,6 +24,14 @@ FLOORS = [
     {"planner"},
     {"cli"},
 ]
+LEARN = [  # minilora/learn/, which stands below the command line and above everything else
+    {"cells", "stage", "record", "face", "pages"},
+    {"course", "desk", "run", "notebook"},
+    {"checking", "rooms"},
+    {"judge", "prove", "book"},
+    {"walk", "grade"},
+    {"commands"},
+]
 MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
 FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 
@@ -43,7 +51,15 @@ def test_imports_point_down(module):
             assert FLOOR[other] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {other} (floor {FLOOR[other]})"
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", sorted(file.stem for file in (PACKAGE / "learn").glob("[a-z]*.py")))
+def test_imports_of_the_lessons_engine_point_down(module):
+    floor = {name: level for level, names in enumerate(LEARN) for name in names}
+    assert module in floor, f"give learn/{module} a floor in this test"
+    for other in set(imports(f"learn/{module}")):
+        assert floor[other] < floor[module], f"learn/{module} imports learn/{other}"
+
+
+@pytest.mark.parametrize("module", [*MODULES, *(f"learn/{name}" for floor in LEARN for name in sorted(floor))])
 def test_modules_stay_readable(module):
     source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
     # transformer.py holds a whole model and its generation, as a reader would want them

@@ -96,9 +96,9 @@ def close(found: Any, expected: Any, what: str = "the result", case: str = "", t
     worst = np.unravel_index(int(errors.argmax()), errors.shape)
     if errors[worst] > limit * max(float(np.abs(true).max()), np.finfo(np.float64).tiny):
         index = tuple(int(i) for i in worst)
-        place = f" at {index}" if index else ""
+        place, shape = (f" at {index}", f" (shape {right.shape})") if index else ("", "")
         raise Wrong(
-            f"{what}{at} (shape {right.shape}): the largest error is {errors[worst]:.3g}{place}, where yours is "
+            f"{what}{at}{shape}: the largest error is {errors[worst]:.3g}{place}, where yours is "
             f"{wide[worst]:.6g} and a right answer has {true[worst]:.6g}{guess(wide, true)}"
         )
 

@@ -76,7 +76,7 @@ class Walk:
     def catch_up(self) -> None:
         """Run the code before the place of resumption, silently."""
         before = [cell for cell in self.lesson.cells[: self.reached] if cell.kind in ("code", "exercise") and not cell.checks]
-        if before:
+        if self.reached:
             self.say(f"[dim]{self.lesson.title}: going on at cell {self.reached + 1} of {len(self.lesson.cells)}. "
                      "The code before it runs again.[/]")  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):

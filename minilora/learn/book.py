@@ -1,0 +1,126 @@
+"""The book: a site of plain pages from a real run. Prose stands beside its code, output and figures; no script, no network.
+
+Every lesson runs in a fresh process first; only when all have come to their end is anything written. Figures come in a light
+and a dark face, and the browser chooses. Beside the lessons: the core modules (``rooms.py``) and the planner.
+"""
+
+from __future__ import annotations
+
+import html
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..files import text_writer, write_atomically, write_together
+from ..page import planner_page
+from . import rooms
+from .cells import Cell, Lesson
+from .pages import CSS, cards, details, frame, render_code, render_prose, row, turn
+from .run import run_apart
+
+
+def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], None] = print) -> Path:
+    """Run the lessons and write the site; returns its home page. ``say`` hears how far it is.
+
+    Raises ``ValueError`` when a lesson fails, before anything is written.
+    """
+    pages = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for index, lesson in enumerate(lessons):
+            say(f"lesson {lesson.slug} ({index + 1} of {len(lessons)}), about {lesson.seconds} s …")
+            run = run_apart(lesson, Path(temporary), dark=True)
+            before, after = (lessons[i] if 0 <= i < len(lessons) else None for i in (index - 1, index + 1))
+            pages[page_name(lesson)] = lesson_page(lesson, run, Path(temporary), before, after)
+        for file in sorted(Path(temporary).glob("*.png")):
+            write_atomically(folder / "figures" / file.name, lambda to, file=file: shutil.copyfile(file, to))  # type: ignore[misc]
+    say("the package …")
+    pages |= {f"module-{name}.html": rooms.module_page(name) for name in rooms.CORE}
+    pages |= {"package.html": rooms.package_page(), "api.html": rooms.api_page(), "planner.html": planner_page()}
+    pages |= {"book.css": CSS.read_text(encoding="utf-8"), "index.html": home_page(lessons)}  # the home page comes last
+    write_together(folder, {name: text_writer(text) for name, text in pages.items()})
+    return folder / "index.html"
+
+
+def page_name(lesson: Lesson) -> str:
+    """A lesson's file in the site."""
+    return f"{lesson.slug}.html"
+
+
+def home_page(lessons: Sequence[Lesson]) -> str:
+    """The map of the course, and the ways into the package."""
+    course = [
+        (page_name(one), one.title, f"Know first: {one.first} · {one.difficulty} · {one.minutes} minutes to read")
+        for one in lessons
+    ]
+    more = [
+        ("package.html", "The package, to be read", "Each module with its equation, its source and its code side by side."),
+        ("api.html", "API", "Every public name, from its docstring."),
+        ("planner.html", "What will this fine-tune cost?", "Bytes, parameters and cards, for your model and your settings."),
+    ]
+    body = (
+        "<h1>LoRA and QLoRA, from one matrix multiply on</h1>"
+        "<p class=lead>Each lesson asks one question and answers it with one experiment. Guess first, then read the run. Every "
+        "number on these pages was computed by the code beside it.</p>"
+        "<p>To run them yourself, with guesses that are kept and exercises that are checked: <code>minilora learn</code>.</p>"
+        f"<h2>The course</h2>{cards(course)}<h2>Beside the course</h2>{cards(more)}"
+    )
+    return frame("minilora: LoRA and QLoRA, to be read", body, "index.html")
+
+
+def lesson_page(lesson: Lesson, run: dict[str, Any], figures: Path, before: Lesson | None, after: Lesson | None) -> str:
+    """One lesson: rows of prose and, beside it, the code that follows, with what it printed and drew."""
+    rows: list[tuple[str, str, bool]] = []
+    left = right = ""
+    section = False
+    for cell, ran in zip(lesson.cells, run["cells"], strict=True):
+        if cell.kind in ("markdown", "predict", "hints"):
+            if right:
+                rows.append((left, right, section))
+                left = right = ""
+                section = False
+            section = section or cell.text.startswith("## ")
+            left += prose_part(cell, ran, run)
+        else:
+            right += code_part(lesson, cell, ran, figures)
+    rows.append((left, right, section))
+    body = "\n".join(row(*each) for each in rows)
+    pages = [(page_name(each), each.title) if each else None for each in (before, after)]
+    return frame(f"{lesson.title} · minilora", body + turn(*pages))
+
+
+def prose_part(cell: Cell, ran: dict[str, Any], run: dict[str, Any]) -> str:
+    """Prose, a prediction that unfolds to its answer, or three hints that unfold one by one."""
+    if cell.kind == "hints":
+        return "".join(details(f"Hint {number}", render_prose(hint)) for number, hint in enumerate(cell.hints, 1))
+    if cell.kind == "predict":
+        answer = run["predictions"].get(cell.name)
+        said = f"{answer:.4g}" if isinstance(answer, float) else str(answer)
+        fold = details("What the run says", f"<p>{html.escape(said)}</p>")
+        return f'<div class="predict"><b>Your guess first</b>{render_prose(ran["prose"])}{fold}</div>'
+    return render_prose(ran["prose"])
+
+
+def code_part(lesson: Lesson, cell: Cell, ran: dict[str, Any], figures: Path) -> str:
+    """Code, its output, its figures; for a check of an exercise the solution, folded."""
+    if cell.checks:
+        source = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
+        return details(f"A solution of {cell.checks}, when you have one of your own", render_code(source))
+    output = f'<pre class="output" tabindex="0">{html.escape(ran["output"].rstrip())}</pre>' if ran["output"].strip() else ""
+    return render_code(cell.text) + output + "".join(figure_part(figure, figures) for figure in ran["figures"])
+
+
+def figure_part(figure: dict[str, Any], figures: Path) -> str:
+    """A figure with both its faces and its text for who cannot see it."""
+    width, height = png_size(figures / figure["light"])
+    alt = html.escape(figure["alt"], quote=True)
+    dark = f'<source srcset="figures/{figure["dark"]}" media="(prefers-color-scheme: dark)">' if figure["dark"] else ""
+    image = f'<img src="figures/{figure["light"]}" alt="{alt}" width="{width // 2}" height="{height // 2}">'
+    return f"<figure><picture>{dark}{image}</picture></figure>"
+
+
+def png_size(file: Path) -> tuple[int, int]:
+    """Width and height of a PNG, from its header."""
+    head = file.read_bytes()[16:24]
+    return int.from_bytes(head[:4], "big"), int.from_bytes(head[4:], "big")

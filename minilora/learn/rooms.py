@@ -1,0 +1,109 @@
+"""The package as pages: each core module with its docstrings beside its code, and one page of all public names."""
+
+from __future__ import annotations
+
+import ast
+import html
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import minilora
+
+from .course import PACKAGE
+from .pages import cards, frame, render_code, render_docstring, row, turn
+
+CORE = ("level0", "config", "lora", "match", "inject", "codebook", "nf4", "qlora", "merge", "adapter", "transformer", "train")
+Node = ast.FunctionDef | ast.ClassDef
+
+
+def module_page(name: str) -> str:
+    """One module: each docstring beside the code that it is about."""
+    source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    lines, tree = source.splitlines(), ast.parse(source)
+    rows = [f"<h1>minilora/{name}.py</h1>", *module_rows(lines, tree)]
+    index = CORE.index(name)
+    before, after = (CORE[i] if 0 <= i < len(CORE) else None for i in (index - 1, index + 1))
+    turning = turn(
+        (f"module-{before}.html", f"{before}.py") if before else None,
+        (f"module-{after}.html", f"{after}.py") if after else None,
+    )
+    return frame(f"{name}.py · minilora", "\n".join([*rows, turning]), "package.html")
+
+
+def module_rows(lines: list[str], tree: ast.Module) -> Iterator[str]:
+    """The rows of a module: its opening, then its definitions with the plain statements between them."""
+    opening = render_docstring(ast.get_docstring(tree) or "")
+    start = tree.body[0].end_lineno or 0
+    for node in [each for each in tree.body if isinstance(each, ast.FunctionDef | ast.ClassDef)]:
+        first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+        between = "\n".join(lines[start : first - 1]).strip("\n")
+        if between or opening:
+            yield row(opening, render_code(between) if between else "")
+            opening = ""
+        yield from definition_rows(lines, node, first, "")
+        start = node.end_lineno or start
+    rest = "\n".join(lines[start:]).strip("\n")
+    if rest or opening:
+        yield row(opening, render_code(rest) if rest else "")
+
+
+def definition_rows(lines: list[str], node: Node, first: int, owner: str) -> Iterator[str]:
+    """A function, or a class and its methods: the name and docstring to the left, the code without it to the right."""
+    methods = [each for each in node.body if isinstance(each, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+    firsts = [min([each.lineno, *(d.lineno for d in each.decorator_list)]) for each in methods]
+    end = firsts[0] - 1 if firsts else node.end_lineno or first
+    kept = list(range(first - 1, end))
+    if ast.get_docstring(node) is not None:
+        text = node.body[0]
+        kept = [line for line in kept if not text.lineno - 1 <= line < (text.end_lineno or 0)]
+    code = inspect.cleandoc("\n" + "\n".join(lines[line] for line in kept).rstrip())
+    level = "h3" if owner else "h2"
+    head = f'<{level} id="{owner}{node.name}"><code>{html.escape(owner + node.name)}</code></{level}>'
+    yield row(head + render_docstring(ast.get_docstring(node) or ""), render_code(code), section=True)
+    for method, begin in zip(methods, firsts, strict=True):
+        yield from definition_rows(lines, method, begin, f"{node.name}.")
+
+
+def package_page() -> str:
+    """The map of the core modules, in reading order."""
+    body = "<h1>The package, to be read</h1><p class=lead>Each page has a module's code, and beside it what it is for, its "
+    body += "equation and its source. Read them in this order.</p>"
+    return frame(
+        "The package · minilora", body + cards([(f"module-{n}.html", f"{n}.py", opening(n)) for n in CORE]), "package.html"
+    )
+
+
+def opening(name: str) -> str:
+    """The first sentence of a module's docstring.
+
+    >>> opening("lora")
+    'One Linear with one low-rank update beside it.'
+    """
+    text = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return " ".join(text.partition("\n\n")[0].split()).replace("``", "")
+
+
+def api_page() -> str:
+    """Every public name of ``minilora``: its signature and its docstring."""
+    parts = ["<h1>The public names</h1>", "<p class=lead>What <code>import minilora</code> offers, by name.</p>"]
+    for name in sorted(minilora.__all__, key=str.lower):
+        found = getattr(minilora, name)
+        if inspect.ismodule(found):
+            sign, where = f"minilora.{name}", Path(found.__file__ or "").stem
+        else:
+            sign, where = f"minilora.{name}{signature(found)}", found.__module__.rpartition(".")[2]
+        source = f' <a href="module-{where}.html">{where}.py</a>' if where in CORE else ""
+        text = opening(where) if inspect.ismodule(found) else inspect.getdoc(found) or ""
+        parts.append(
+            f'<h2 id="{name}"><code>{name}</code></h2>{render_code(sign)}<p class=soft>{source}</p>{render_docstring(text)}'
+        )
+    return frame("API · minilora", "\n".join(parts).replace("<p class=soft></p>", ""), "api.html")
+
+
+def signature(found: object) -> str:
+    """A callable's parameters, or nothing."""
+    try:
+        return str(inspect.signature(found)) if callable(found) else ""
+    except ValueError:
+        return ""

@@ -1,0 +1,296 @@
+"""The walk, the judge, the record, grading and notebooks, driven as a learner would drive them."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from minilora.cli import main
+from minilora.learn import Wrong, check, close
+from minilora.learn.cells import parse_lesson, same_answer, split_cells
+from minilora.learn.course import find_lesson, load_solutions
+from minilora.learn.desk import open_desk
+from minilora.learn.judge import judge_file
+from minilora.learn.notebook import make_notebook
+from minilora.learn.record import Record
+from minilora.learn.run import child_environment
+from minilora.learn.walk import Walk
+
+LESSON = """# %% [markdown]
+# # 01 · What is two and two?
+#
+# Know first: nothing · Difficulty ●○○ · 1 minute to read · 1 second to run
+
+# %% [predict] total
+# What is 2 + 2?
+# answer: total
+
+# %%
+total = 2 + 2
+print("α total", total)
+
+# %% [markdown]
+# It is {{ total }}.
+
+# %% [exercise] double
+def double(x):
+    raise NotImplementedError("TODO")
+
+# %% [hints] double
+# 1. where
+# 2. how
+# 3. 2 * x
+
+# %%
+check(double)
+
+# %% [markdown]
+# The end of it.
+"""
+CHECKS = """from hypothesis.strategies import integers
+from minilora.learn import cases, close
+
+@cases(n=integers(0, 99))
+def check_double(answer, n):
+    close(answer(n), n + n, what="2n", case=f"n = {n}")
+"""
+SOLUTION = 'def double(x):\n    """Twice x."""\n    return 2 * x\n'
+
+
+@pytest.fixture
+def lesson(tmp_path):
+    """A course of one quick lesson."""
+    for name, text in (("", LESSON), ("checks", CHECKS), ("solutions", SOLUTION)):
+        folder = tmp_path / "course" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "01_two.py").write_text(text, encoding="utf-8")
+    return parse_lesson(tmp_path / "course" / "01_two.py")
+
+
+def walk(lesson, folder, monkeypatch, capsys, *said, limit=60):
+    """Walk with these lines typed; what was shown, and whether the end was reached."""
+    lines = iter(said)
+
+    def typed(prompt=""):
+        line = next(lines, None)
+        if line is None:
+            raise EOFError
+        return line() if callable(line) else line
+
+    monkeypatch.setattr("builtins.input", typed)
+    done = Walk(lesson, folder, asking=True, limit=limit).go()
+    return capsys.readouterr().out, done
+
+
+def test_a_lesson_is_walked_from_start_to_end(lesson, tmp_path, monkeypatch, capsys):
+    desk = tmp_path / "mine"
+
+    def solve():
+        (desk / "01_two.py").write_text("def double(x):\n    print('hello')\n    return x + x\n", encoding="utf-8")
+        return ""
+
+    out, done = walk(lesson, desk, monkeypatch, capsys, "4", "", "", "h", "h", "h", "h", solve)
+    assert done
+    for part in ("α total 4", "You were right", "It is 4.", "Still to do", "Hint 3 of 3", "hello", "Passed", "The end of it"):
+        assert part in out
+    entry = json.loads((desk / "progress.json").read_text(encoding="utf-8"))["lessons"]["01_two"]
+    assert entry["finished"]
+    assert entry["predictions"]["total"] == {"said": "4", "answer": 4, "right": True}
+    assert entry["exercises"]["double"] == {"passed": True, "tries": 2, "hints": 3, "revealed": False}
+    assert "return 2 * x" in (desk / "solutions" / "01_two.py").read_text(encoding="utf-8")
+
+
+def test_a_lesson_goes_on_where_it_was_left_and_remembers_the_prediction(lesson, tmp_path, monkeypatch, capsys):
+    assert walk(lesson, tmp_path, monkeypatch, capsys, "5", "q")[1] is False
+    out, done = walk(lesson, tmp_path, monkeypatch, capsys, "", "s")
+    assert done
+    assert "going on at cell 3" in out
+    assert "Not as predicted: you said 5, it is 4." in out
+    assert not (tmp_path / "solutions").exists(), "a skipped exercise shows no solution"
+
+
+def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-m", "minilora.cli", "learn", "1"],
+        cwd=tmp_path,
+        env=child_environment() | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252", "NO_COLOR": "1"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
+    out = run.stdout.decode("cp1252")
+    assert run.returncode == 0, run.stderr.decode()
+    assert "Difficulty *.." in out
+    assert "dW" in out
+    assert "\x1b" not in out
+    assert "figure" in out
+    assert not (tmp_path / "minilora-lessons" / "progress.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "status", "message"),
+    [
+        ("def double(x):\n    return 3 * x\n", "wrong", "largest error is 1, where"),
+        ("def double(x) return\n", "error", "line 1"),
+        ("def double(x):\n    while True: pass\n", "timeout", "a loop that never ends"),
+        ("import sys\nsys.exit(0)\n", "error", "sys.exit"),
+        ("import os\nos._exit(0)\n", "error", "before an answer came"),
+        ("import no_such_thing\n", "error", "line 1, `import no_such_thing`, raised ModuleNotFoundError"),
+        ("def double(x):\n    y = x\n    return y.size\n", "error", "line 3, `return y.size`, raised AttributeError"),
+        ("other = 1\n", "error", "has no function double"),
+        ("def double(x):\n    raise KeyboardInterrupt\n", "error", "KeyboardInterrupt"),
+        ("print('x' * 10**7)\ndef double(x):\n    return 2 * x\n", "passed", ""),
+    ],
+)
+def test_whatever_a_learner_writes_is_answered_in_a_sentence(lesson, tmp_path, source, status, message):
+    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
+    verdict = judge_file(lesson, "double", tmp_path / "mine.py", limit=6 if status == "timeout" else 60)
+    assert verdict.status == status
+    assert message in verdict.message
+    assert len(verdict.said) <= 2000
+
+
+def test_the_learner_s_file_is_completed_never_overwritten(lesson, tmp_path):
+    file = open_desk(lesson, tmp_path)
+    assert judge_file(lesson, "double", file).status == "to do"
+    file.write_text("mine = 1\n", encoding="utf-8")
+    assert open_desk(lesson, tmp_path).read_text(encoding="utf-8").startswith("mine = 1\n\ndef double")
+    file.write_text("def double(x): return 1\n", encoding="utf-8")
+    assert open_desk(lesson, tmp_path).read_text(encoding="utf-8") == "def double(x): return 1\n"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"lessons": 3}', '{"lessons": {"a": {}}}', "\xff\x00", '{"lessons": {"a": []}}'])
+def test_a_broken_progress_file_is_set_aside_with_a_message(tmp_path, text):
+    (tmp_path / "progress.json").write_bytes(text.encode("latin-1"))
+    record = Record(tmp_path)
+    assert "set aside as progress-broken-1.json" in record.note
+    assert (tmp_path / "progress-broken-1.json").read_bytes() == text.encode("latin-1")
+    record.lesson("01_two")["cell"] = 2
+    record.save()
+    assert Record(tmp_path).lesson("01_two")["cell"] == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="kills with a signal")
+def test_progress_is_whole_after_a_kill_at_any_moment(tmp_path):
+    code = "import sys; from pathlib import Path; from minilora.learn.record import Record\n"
+    code += "r = Record(Path(sys.argv[1]))\nprint('ready', flush=True)\n"
+    code += "for n in range(10**9):\n    r.lesson(f'{n % 300:02}_x')['cell'] = n\n    r.save()\n"
+    for pause in (0.0, 0.013, 0.05, 0.121):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], env=child_environment(), stdout=subprocess.PIPE, text=True
+        )
+        process.stdout.readline()
+        time.sleep(0.2 + pause)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        record = Record(tmp_path)
+        assert record.note == ""
+        assert record.lessons
+
+
+def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypatch):
+    lesson = find_lesson(1)
+    monkeypatch.setattr("minilora.learn.grade.list_lessons", lambda course=None: [lesson])
+    sources = {
+        "ada": (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8"),
+        "bob": "while True: pass\n",
+        "=cid()": "import sys; sys.exit(0)\n",
+        "empty": None,
+    }
+    for name, source in sources.items():
+        (tmp_path / name).mkdir()
+        if source is not None:
+            (tmp_path / name / lesson.path.name).write_text(source, encoding="utf-8")
+    folders = [str(tmp_path / name) for name in sources]
+    assert main(["grade", *folders, "--csv", str(tmp_path / "g.csv"), "--limit", "20"]) == 0
+    assert "1 of 1" in capsys.readouterr().out
+    rows = list(csv.reader(io.StringIO((tmp_path / "g.csv").read_text(encoding="utf-8"))))
+    assert [row[3] for row in rows] == ["status", "passed", "timeout", "error", "to do"]
+    assert rows[3][0] == "'=cid()", "a spreadsheet must not compute a name"
+
+
+def test_the_notebook_is_valid_and_says_all_that_the_lesson_says():
+    nbformat = pytest.importorskip("nbformat")
+    lesson = find_lesson(1)
+    made = make_notebook(lesson)
+    nbformat.validate(nbformat.from_dict(made))
+    assert len(made["cells"]) == len(lesson.cells)
+    assert "weight_gradient" in json.dumps(made)
+
+
+def test_the_commands_say_what_they_need(tmp_path, capsys):
+    desk = ["--folder", str(tmp_path)]
+    assert main(["learn", "99", *desk]) == 2
+    assert "there is no lesson '99'; there are 01_one_matmul" in capsys.readouterr().err
+    assert main(["learn", "1", "--from", "999", *desk]) == 2
+    assert main(["learn", "--reset", *desk]) == 2
+    assert main(["learn", "1", "--reveal", *desk]) == 0
+    assert "def weight_gradient" in capsys.readouterr().out
+    assert main(["learn", *desk]) == 0
+    assert "What does a linear layer do" in capsys.readouterr().out
+    assert main(["learn", "1", "--reset", *desk]) == 0
+    assert Record(tmp_path).lessons == {}
+    assert main(["notebook", "1", str(tmp_path / "n.ipynb")]) == 0
+
+
+def test_check_never_raises(capsys):
+    def weight_gradient(dy, x):
+        raise KeyError("y")
+
+    check(weight_gradient)
+    check(test_check_never_raises)
+    check(load_solutions(find_lesson(1).path).weight_gradient)
+    out = capsys.readouterr().out
+    assert "KeyError" in out
+    assert "no exercise of the course has this name" in out
+    assert "weight_gradient: passed" in out
+
+
+@pytest.mark.parametrize(
+    ("found", "message"),
+    [
+        (None, "is None"),
+        ("text", "must be numbers"),
+        (np.zeros((3, 2)), "has shape (3, 2), a right answer has (2, 3): it has the shape of the transpose"),
+        (np.zeros((2, 3)), "zero everywhere"),
+        (2 * np.arange(6.0).reshape(2, 3), "2.00 times"),
+        (-np.arange(6.0).reshape(2, 3), "wrong sign"),
+        (np.full((2, 3), np.nan), "not finite"),
+    ],
+)
+def test_close_says_what_is_wrong(found, message):
+    with pytest.raises(Wrong) as raised:
+        close(found, np.arange(6.0).reshape(2, 3), what="m")
+    assert message in str(raised.value)
+
+
+def test_predictions_are_compared_kindly():
+    assert same_answer("95", 100)
+    assert not same_answer("80", 100)
+    assert same_answer("b) it does not fall", "b")
+    assert not same_answer("about", 3)
+    assert not same_answer("bad", "b")
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"),
+    [
+        ("# %% [prose]\n# x", "a cell is one of"),
+        ("# %% [predict] p\n# question", "must end with 'answer"),
+        ("# %% [markdown]\nx = 1", "every line"),
+        ("# %% [hints] h\n# 1. one", "has 1 hints"),
+        ("# %% [exercise] f\ndef g(): pass", "one function of that name"),
+        ("# %% [predict]\n# answer: 1", "has a name"),
+    ],
+)
+def test_the_parser_says_which_line_is_wrong(cell, message):
+    with pytest.raises(ValueError, match="lesson, line ") as raised:
+        split_cells(cell)
+    assert message in str(raised.value)

@@ -1,0 +1,66 @@
+"""The course cannot rot: every lesson runs within its budget, every stub fails, solutions pass, wrong answers do not."""
+
+import re
+
+import pytest
+
+from minilora.learn import prove
+from minilora.learn.course import lessons_folder, list_lessons
+from minilora.learn.run import run_apart
+
+LESSONS = list_lessons()
+EXERCISES = [(lesson, cell) for lesson in LESSONS for cell in lesson.exercises.values()]
+each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.slug for lesson in LESSONS])
+
+
+@each_lesson
+def test_a_lesson_runs_in_a_fresh_process_within_its_budget_and_draws(lesson, tmp_path):
+    assert [*prove.check_run(lesson, run_apart(lesson, tmp_path, dark=True, limit=400), tmp_path)] == []
+
+
+@each_lesson
+def test_a_lesson_has_its_sections_and_types_no_result(lesson):
+    assert [*prove.check_anatomy(lesson), *prove.check_prose(lesson)] == []
+
+
+@pytest.mark.parametrize(("lesson", "cell"), EXERCISES, ids=[cell.name for _, cell in EXERCISES])
+def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(lesson, cell):
+    assert [*prove.check_exercise(lesson, cell)] == []
+
+
+def test_names_of_exercises_are_unique_and_numbers_run_on():
+    names = [cell.name for _, cell in EXERCISES]
+    assert len(set(names)) == len(names)
+    numbers = [lesson.number for lesson in LESSONS]
+    assert numbers == sorted(set(numbers))
+
+
+def test_the_map_in_the_readme_is_the_course():
+    readme = (lessons_folder() / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"(?m)^\| \[(\d\d)\]\((\S+)\.py\) \| (.+?) \| ([●○]{3}) \| (\d+) \| (\d+) s \|$", readme)
+    assert rows == [
+        (one.slug[:2], one.slug, one.question, one.difficulty, str(one.minutes), str(one.seconds)) for one in LESSONS
+    ]
+
+
+BROKEN = """# %% [markdown]
+# # 99 · Is this a lesson?
+#
+# Know first: nothing · Difficulty ●○○ · 1 minute to read · 5 seconds to run
+#
+# ## Run
+# The loss fell by 12.5%, and `0.5` is code.
+# ## Predict
+# %%
+x = 1
+"""
+
+
+def test_a_bad_lesson_is_told_what_is_wrong(tmp_path):
+    (tmp_path / "99_bad.py").write_text(BROKEN, encoding="utf-8")
+    lesson = prove.parse_lesson(tmp_path / "99_bad.py")
+    found = "\n".join([*prove.check_anatomy(lesson), *prove.check_prose(lesson)])
+    for part in ("'## Look' is missing", "come in the order Run, Predict", "nothing is predicted", "0 exercises", "12.5"):
+        assert part in found
+    assert "0.5 is typed" not in found.replace("12.5", "")
+    assert list(prove.check_figures({"cells": []}, tmp_path)) == ["no figure is shown"]
