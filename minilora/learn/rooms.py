@@ -60,6 +60,9 @@ def definition_rows(lines: list[str], node: Node, first: int, owner: str) -> Ite
     code = inspect.cleandoc("\n" + "\n".join(lines[line] for line in kept).rstrip())
     level = "h3" if owner else "h2"
     head = f'<{level} id="{owner}{node.name}"><code>{html.escape(owner + node.name)}</code></{level}>'
+    if any(getattr(each, "id", "") == "overload" for each in node.decorator_list):
+        yield row("", render_code(code))
+        return
     yield row(head + render_docstring(ast.get_docstring(node) or ""), render_code(code), section=True)
     for method, begin in zip(methods, firsts, strict=True):
         yield from definition_rows(lines, method, begin, f"{node.name}.")
