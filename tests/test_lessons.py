@@ -13,7 +13,10 @@ EXERCISES = [(lesson, cell) for lesson in LESSONS for cell in lesson.exercises.v
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.slug for lesson in LESSONS])
 
 
-@each_lesson
+@pytest.mark.parametrize(
+    "lesson",
+    [pytest.param(lesson, id=lesson.slug, marks=[pytest.mark.slow] if lesson.seconds > 20 else []) for lesson in LESSONS],
+)
 def test_a_lesson_runs_in_a_fresh_process_within_its_budget_and_draws(lesson, tmp_path):
     assert [*prove.check_run(lesson, run_apart(lesson, tmp_path, dark=True, limit=400), tmp_path)] == []
 

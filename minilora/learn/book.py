@@ -117,7 +117,7 @@ def figure_part(figure: dict[str, Any], figures: Path) -> str:
     alt = html.escape(figure["alt"], quote=True)
     dark = f'<source srcset="figures/{figure["dark"]}" media="(prefers-color-scheme: dark)">' if figure["dark"] else ""
     image = f'<img src="figures/{figure["light"]}" alt="{alt}" width="{width // 2}" height="{height // 2}">'
-    return f"<figure><picture>{dark}{image}</picture></figure>"
+    return f'<figure><a href="figures/{figure["light"]}"><picture>{dark}{image}</picture></a></figure>'
 
 
 def png_size(file: Path) -> tuple[int, int]:

@@ -193,8 +193,9 @@ class Walk:
         passed = sum(bool(e["passed"]) for e in self.entry["exercises"].values())
         if self.asking:
             right = sum(bool(p["right"]) for p in predictions)
-            self.say(f"[bold green]Lesson {self.lesson.number} is done.[/] Predictions right: {right} of {len(predictions)}; "
-                     f"exercises passed: {passed} of {len(self.lesson.exercises)}.")  # fmt: skip
+            guessed = f"Predictions right: {right} of {len(predictions)}. " if predictions else ""
+            self.say(f"[bold green]Lesson {self.lesson.number} is done.[/] {guessed}"
+                     f"Exercises passed: {passed} of {len(self.lesson.exercises)}.")  # fmt: skip
             self.say(f"Next: [bold]minilora learn {self.lesson.number + 1}[/], or [bold]minilora learn[/] for the course.")
 
     def put(self, drawn: Any) -> None:
