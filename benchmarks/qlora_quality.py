@@ -1,6 +1,6 @@
 """What four bits cost in quality: the shipped base learns naval code with LoRA and with QLoRA, several seeds each.
 
-    python benchmarks/qlora_quality.py [--seeds 3] [--steps 500] [--target q_proj v_proj]
+    python -m benchmarks.qlora_quality [--seeds 0 1 2] [--steps 1000] [--target q_proj v_proj]
 
 Exact match on 1,000 held-out logs that no run trained on, bits a byte on held-out prose, and what quantizing alone costs.
 Nothing is timed here.
@@ -30,8 +30,8 @@ def run(method: str, seed: int, options: argparse.Namespace, held_out: data.Task
 def main() -> None:
     """Run every seed of both, and print means and ranges."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--target", nargs="+", default=["q_proj", "v_proj"], help="modules to adapt, or all-linear")
     parser.add_argument("--method", nargs="+", default=["LoRA", "QLoRA"])
     parser.add_argument("--threads", type=int, default=2)
@@ -41,7 +41,7 @@ def main() -> None:
     for name, quantize in (("floats", None), ("nf4", "nf4"), ("fp4", "fp4"), ("int4", "int4")):
         print(f"base in {name:<7}{minilora.bits_per_byte(minilora.load_base(quantize=quantize)):.3f} bits a byte", flush=True)
     found: dict[str, list[tuple[float, float]]] = {method: [] for method in options.method}
-    for seed in range(options.seeds):
+    for seed in options.seeds:
         for method, results in found.items():
             results.append(run(method, seed, options, held_out))
             print(f"{method:<6} seed {seed}  exact {results[-1][0]:.1%}  {results[-1][1]:.3f} bits a byte", flush=True)

@@ -1,6 +1,6 @@
 """What does a training step cost? Full, LoRA and QLoRA, ours and the peers', and the floor, in one run.
 
-    python benchmarks/train_step.py [--seconds 12] [--device cpu]
+    python -m benchmarks.train_step [--seconds 12] [--device cpu]
 
 Three models: 6 layers of d=256 and of d=768, and the shipped base; r=8 on all Linears, fp32, 4 rows of 128 tokens. The ratio is
 to the *floor*: the same frozen model with gradients flowing through it and no adapter.
@@ -12,12 +12,8 @@ import torch
 
 import minilora
 
-try:
-    from . import models
-    from .common import Row, measure, options, ratios, rows_of, save
-except ImportError:  # run as a script
-    import models  # type: ignore[no-redef]
-    from common import Row, measure, options, ratios, rows_of, save  # type: ignore[no-redef]
+from . import models
+from .common import Row, measure, options, ratios, rows_of, save
 
 AGAINST = (
     (models.LORA, models.PEFT),

@@ -1,0 +1,62 @@
+"""The benchmarks run, small; what the README and docs/benchmarks.md show is what their results say."""
+
+import json
+import sys
+
+import pytest
+
+from benchmarks import common, figure, forward, matrix, memory, nf4, report, scaling, train_step
+
+TINY = {
+    forward: "--rows 1 4 --widths 16 --ranks 2 --seconds 0.01",
+    train_step: "--widths 64 --layers 1 --batch 1 --time 8 --seconds 0.01",
+    nf4: "--sizes 256 --seconds 0.01",
+    memory: "--width 64 --layers 1 --batch 1 --time 8",
+    scaling: "--seconds 0.01",
+    matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
+}
+
+
+@pytest.mark.parametrize(("benchmark", "arguments"), TINY.items(), ids=[module.__name__[11:] for module in TINY])
+def test_a_benchmark_runs_and_keeps_what_it_found(benchmark, arguments, tmp_path, monkeypatch, capsys):
+    name = benchmark.__name__.removeprefix("benchmarks.")
+    monkeypatch.setattr(sys, "argv", [name, *arguments.split(), "--threads", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(scaling, "AXES", {"rank": (1, 2), "depth": (1, 2)})
+    monkeypatch.setattr(scaling, "USUAL", {"rank": 2, "width": 64, "depth": 1, "sequence": 16, "adapters": 7})
+    if benchmark is memory:
+        monkeypatch.setattr(memory.models, "METHODS", memory.models.METHODS[-1:])
+    if benchmark is matrix:
+        monkeypatch.setattr(matrix, "METHODS", [matrix.METHODS[0], matrix.METHODS[-1]])
+        manual, text = matrix.manual()
+        monkeypatch.setattr(matrix, "manual", lambda: (manual, text[:2000]))
+        monkeypatch.setattr(matrix.data.naval_log, "__defaults__", (32, 2, 0))
+    benchmark.main()
+    found = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())
+    assert found["rows"]
+    assert found["machine"]["versions"]["torch"]
+    assert capsys.readouterr().out
+
+
+def test_a_ratio_is_taken_within_a_round():
+    """A machine that slows down by ten slows both: the ratio must not see it."""
+    slow = [1.0, 10.0, 1.0, 10.0]
+    row = common.rows_of({"yard": slow, "twice": [2 * s for s in slow]}, "yard")[1]
+    assert row["ratio"] == {"low": 2.0, "median": 2.0, "high": 2.0}
+
+
+def test_an_exponent_is_found_again():
+    assert scaling.exponent([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+    assert scaling.exponent([1, 2], [-1.0, 2.0]) is None
+
+
+def test_the_readme_and_the_page_are_what_the_results_say():
+    found = report.read()
+    readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
+    assert report.put_between_markers(readme, report.summary(found)) == readme, "run python -m benchmarks.report"
+    assert (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.whole(found)
+    assert len(figure.benchmark_figure(found).axes) == 3
+
+
+def test_missing_markers_are_told():
+    with pytest.raises(ValueError, match="needs the two lines"):
+        report.put_between_markers("no markers", "new")
