@@ -7,8 +7,8 @@ language reference (the text of ``help()``, which every Python carries); score: 
 Forgetting is what each costs on the prose that the base was trained on, in bits a byte.
 
 The runs are short, so that the whole table takes minutes: it compares methods at equal steps, not at their best. The rates are
-the best of three tried for full, the smallest, the middle and the largest LoRA, with a seed that is not among those reported; the
-others take their neighbour's. Another method is another row of ``METHODS``.
+the best of three tried for full, the smallest, a middle and the largest LoRA, with a seed that is not among those reported;
+the others take their neighbour's. Another method is another row of ``METHODS``.
 """
 
 from __future__ import annotations

@@ -150,6 +150,17 @@ def scaling_rows(result: dict[str, Any]) -> list[list[str]]:
     return [[row["what"], row["axis"], k, f"{row['expected']:g}"] for row, k in zip(shown, fitted, strict=True)]
 
 
+def quality_lines(result: dict[str, Any]) -> list[list[str]]:
+    """What quantizing the base costs, and what learning on it costs."""
+    bits = ", ".join(f"{row['base']} {row['prose_bits']:.3f}" for row in result["rows"] if "base" in row)
+    given, found = result["settings"], {}
+    for method in ("LoRA", "QLoRA"):
+        found[method] = [row["exact_match"] for row in result["rows"] if row.get("method") == method]
+    exact = ", ".join(f"{method} {spread(scores, '.1%')}" for method, scores in found.items())
+    what = f"naval code, {given['logs']:,} held-out logs, {given['steps']:,} steps, {len(given['seeds'])} seeds: mean (range)"
+    return [["the shipped base on its prose, untrained, bits a byte", bits, "quality"], [what, exact, "quality"]]
+
+
 def summary(found: Results) -> str:
     """The README's part: the lines that answer the usual questions, and the matrix."""
     forward, step, four, memory = (found[name] for name in ("forward", "train_step", "nf4", "memory"))
@@ -172,6 +183,8 @@ def summary(found: Results) -> str:
         lines.append([f"{what} NF4, 256² to 4096², speed / bitsandbytes'", ours, "nf4"])
     peaks = ", ".join(f"{row['method']} {row['peak'] / 1e6:.0f}" for row in memory["rows"])
     lines.append(["memory at the peak of a step, 6 layers, d=768, MB", peaks, "memory"])
+    if "quality" in found:
+        lines += quality_lines(found["quality"])
     text = table(("what", "figure: median (quartiles)", "`python -m benchmarks.…`"), lines)
     seeds = len(found["matrix"]["rows"][1]["seeds"])
     steps = found["matrix"]["settings"]
