@@ -2,8 +2,8 @@
 
     python -m benchmarks.quality [--seeds 0 1 2] [--steps 1000] [--target q_proj v_proj]
 
-Exact match on 1,000 held-out logs that no run trained on, bits a byte on held-out prose, and what quantizing alone costs. Nothing
-is timed here; it takes half an hour, and is no part of ``make bench``.
+Exact match on 1,000 held-out logs that no run trained on, bits a byte on held-out prose, and what quantizing alone costs.
+Nothing is timed here; it takes half an hour, and is no part of ``make bench``.
 """
 
 from __future__ import annotations
