@@ -22,7 +22,7 @@ def benchmark_figure(found: dict[str, dict[str, Any]]) -> Figure:
 
 def draw_forward(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Ratio to the plain Linear against width, for a prompt of 512 rows at r=8."""
-    ends = {}
+    ends, tallest = {}, 1.0
     for index, name in enumerate(("minilora", "PEFT", "loralib")):
         most = max(row["rows"] for row in rows)
         line = [r for r in rows if (r["contestant"], r["mode"], r["rows"], r["r"]) == (name, "inference", most, 8)]
@@ -30,10 +30,11 @@ def draw_forward(axes: Any, rows: list[dict[str, Any]]) -> None:
         axes.plot(x, y, color=hue(index), marker="o", markersize=4)
         low, high = ([row["ratio"][end] for row in line] for end in ("low", "high"))
         axes.fill_between(x, low, high, color=hue(index), alpha=0.15, linewidth=0)
-        ends[name] = (y[-1], hue(index))
+        ends[name], tallest = (y[-1], hue(index)), max(tallest, *y)
     axes.axhline(1, color=hue(6), linewidth=1)
     axes.set(title="Forward, unmerged", xlabel="width of the Linear (512 rows, r=8)", ylabel="time / plain Linear's")
     axes.set_xscale("log", base=2)
+    axes.set_ylim(0.9, 1.1 * tallest)  # a slow spell of the machine may widen a band beyond that
     axes.set_xticks(x, [str(width) for width in x])
     label_ends(axes, ends)
 
