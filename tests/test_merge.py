@@ -26,15 +26,15 @@ def adapted(r=3, **config):
 
 @given(models(), targets)
 def test_merge_and_unload_leaves_an_ordinary_model_with_the_same_outputs(model, entries):
-    plain = copy.deepcopy(model)
+    plain = copy.deepcopy(model.double())  # a LayerNorm multiplies rounding errors by up to 316, 1/√eps, three in a row do
     inject(model, LoraConfig(r=2, target_modules=entries))
     fill(model)
-    x = torch.randn(4, model[0].in_features)
+    x = torch.randn(4, model[0].in_features, dtype=torch.float64)
     before = model(x)
     assert merge_and_unload(model) is model
     assert [(n, type(m)) for n, m in model.named_modules()] == [(n, type(m)) for n, m in plain.named_modules()]
     assert all(p.requires_grad for p in model.parameters())
-    torch.testing.assert_close(model(x), before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
 def test_a_merged_model_can_be_unloaded_keeping_the_merge():
