@@ -46,7 +46,7 @@ from .codebook import CELLS, Codebook, cell_tables, codebook, table_of_pairs
 
 BLOCK_SIZES = tuple(2**k for k in range(5, 13))  # 32 to 4096
 SCALE_BLOCK = 256  # so many scales share one float32
-QUANTIZE_CHUNK, DEQUANTIZE_CHUNK = 1 << 19, 1 << 20  # weights at a time: few enough for the cache, enough for two threads
+QUANTIZE_CHUNK, DEQUANTIZE_CHUNK = 1 << 18, 1 << 20  # weights at a time, so that the work stays in the cache
 
 
 @dataclass(frozen=True)
