@@ -34,7 +34,7 @@ smollm2/config.json: | .venv/.installed-llm
 
 BENCHMARKS := forward train_step nf4 memory scaling matrix
 bench: .venv/.installed-bench  ## everything beside the peers, under 20 minutes on two cores; writes the README's table
-	for name in $(BENCHMARKS); do echo "== $$name"; OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m benchmarks.$$name || exit 1; done
+	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -18,6 +18,7 @@ from minilora.plots import save_figure
 
 from .common import RESULTS
 from .figure import benchmark_figure
+from .scaling import fit
 
 ROOT = Path(__file__).parent.parent
 START, END = "<!-- benchmarks: written by `python -m benchmarks.report` -->", "<!-- benchmarks end -->"
@@ -144,10 +145,9 @@ MATRIX += ("forgot", "forward unmerged", "merged", "KB to ship")
 
 def scaling_rows(result: dict[str, Any]) -> list[list[str]]:
     """Fitted and expected exponents."""
-    shown = [row for row in result["rows"] if row.get("expected") is not None]
-    cell = {None: "lost in the noise"}
-    fitted = [cell.get(row["exponent"]) or f"{row['exponent']:.2f}" for row in shown]
-    return [[row["what"], row["axis"], k, f"{row['expected']:g}"] for row, k in zip(shown, fitted, strict=True)]
+    found = [(row, row["exponent"]) for row in fit(result["rows"])]
+    lines = [(row, "lost in the noise" if k is None else f"{k:.2f}") for row, k in found]
+    return [[row["what"], row["axis"], k, f"{row['expected']:g}"] for row, k in lines]
 
 
 def quality_lines(result: dict[str, Any]) -> list[list[str]]:
@@ -204,7 +204,12 @@ def whole(found: Results) -> str:
         ("nf4", "", ("what", "size", "by", "M weights/s", "speed / bitsandbytes'", "bits a weight", "rmse"), nf4_rows),
         ("memory", "Megabytes.", ("method", "resident", "peak", "process", *PARTS), memory_rows),
         ("matrix", "", MATRIX, matrix_rows),
-        ("scaling", "Cost ∝ size^k.", ("cost", "grows with", "k", "expected"), scaling_rows),
+        (
+            "scaling",
+            "Cost ∝ size^k, fitted on the three largest sizes; extra: over the floor.",
+            ("cost", "grows with", "k", "expected"),
+            scaling_rows,
+        ),
     )
     text = [
         "# Benchmarks",
@@ -216,6 +221,7 @@ def whole(found: Results) -> str:
     return "\n\n".join(text) + "\n"
 
 
+SCALING = "Cost ∝ size^k, fitted on the three largest sizes; extra: what the adapters add to the floor."
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "temporary")
 
 

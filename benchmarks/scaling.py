@@ -3,8 +3,8 @@
     python -m benchmarks.scaling [--seconds 3] [--device cpu]
 
 One thing grows, the rest stays: a Llama of 4 layers, d=256, 4 rows of 128 tokens, r=8 on all 28 Linears. The exponent k of
-cost ∝ size^k is fitted on logarithms by least squares. ``extra`` is what the adapters add to the *floor*, the same frozen model
-with gradients flowing through it.
+cost ∝ size^k is fitted on logarithms of the three largest sizes, by least squares. ``extra`` is what the adapters add to the
+*floor*, the same frozen model with gradients flowing through it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import nn
@@ -76,20 +75,27 @@ def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float | None:
     return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in costs]).slope
 
 
+def fit(rows: Sequence[Row], largest: int = 3) -> list[Row]:
+    """An exponent for each pair of ``EXPECTED``, from the largest sizes: constant costs count least there."""
+    found = []
+    for (axis, what), expected in EXPECTED.items():
+        used = [row for row in rows if row.get("axis") == axis and "size" in row][-largest:]
+        k = exponent([row["size"] for row in used], [row[what] for row in used]) if used else None
+        found.append({"axis": axis, "what": what, "exponent": k, "expected": expected})
+    return found
+
+
 def main() -> None:
     """Every axis."""
     given = options(__doc__, seconds=3.0)
     found: list[Row] = []
     for axis, values in AXES.items():
-        rows: list[Row] = [cost({**USUAL, axis: value}, given.seconds, given.device) for value in values]
-        found += [{"axis": axis, "size": value, **row} for value, row in zip(values, rows, strict=True)]
-        for what in ("trainable", "step", "extra", "activations"):
-            fitted: Any = exponent(values, [row[what] for row in rows])
-            expected = EXPECTED.get((axis, what))
-            found.append({"axis": axis, "what": what, "exponent": fitted, "expected": expected})
-            if expected is not None:
-                shown = "lost in the noise" if fitted is None else f"{axis}^{fitted:.2f}"
-                print(f"{what:<12} grows as {shown:<18} expected {axis}^{expected:.0f}", flush=True)
+        found += [
+            {"axis": axis, "size": value, **cost({**USUAL, axis: value}, given.seconds, given.device)} for value in values
+        ]
+    for row in fit(found):
+        shown = "lost in the noise" if row["exponent"] is None else f"{row['axis']}^{row['exponent']:.2f}"
+        print(f"{row['what']:<12} grows as {shown:<18} expected {row['axis']}^{row['expected']:.0f}", flush=True)
     save("scaling", found, given)
 
 
