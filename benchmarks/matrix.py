@@ -107,7 +107,7 @@ def run_seed(method: Method, seed: int, given: Any, held_out: Sequence[Example],
         "seconds_to_target": seconds_to(history, TARGET_LOSS),
     }
     task, text = manual()
-    model, _ = fine_tune(method, task, given.text_steps, method.text_rate, 8, seed)
+    model, _ = fine_tune(method, task, given.text_steps, method.text_rate, 4, seed)
     row |= {"manual_bits": minilora.bits_per_byte(model, text), "manual_forgetting": prose_bits(model) - prose}
     return row
 

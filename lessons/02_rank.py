@@ -130,7 +130,9 @@ assert bits[16] > 2 * bits["all"]
 #
 # Every matrix is a sum of rank-1 pieces, the *singular value decomposition*:
 #
-#     W = σ₁ u₁ v₁ᵀ + σ₂ u₂ v₂ᵀ + …        σ₁ ≥ σ₂ ≥ … ≥ 0,  the u's orthogonal to each other, and so the v's
+#     W = σ₁ u₁ v₁ᵀ + σ₂ u₂ v₂ᵀ + …        σ₁ ≥ σ₂ ≥ … ≥ 0
+#
+# The u's are orthogonal to each other, and so are the v's.
 #
 # Because the pieces are orthogonal, squared sizes simply add: ‖W‖² = σ₁² + σ₂² + … So what is lost by stopping after r pieces
 # is the part of that sum which you dropped, the tail:

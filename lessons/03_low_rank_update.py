@@ -6,7 +6,8 @@
 # A trained layer has a weight W₀, and we want it to behave as if it had another one, W₀ + ΔW. Full fine-tuning learns all
 # out · in numbers of ΔW. LoRA freezes W₀ and learns two thin factors (arXiv 2106.09685, section 4.1):
 #
-#     y = x W₀ᵀ + s · (x Aᵀ) Bᵀ        A (r, in), B (out, r)        so ΔW = s · B A, of rank r at most
+#     y = x W₀ᵀ + s · (x Aᵀ) Bᵀ        A (r, in), B (out, r)
+#     ΔW = s · B A                     of rank r at most
 #
 # The number s is a fixed scale; lesson 05 is about it. The question here is what the rank does. If the change that we need has
 # rank 3, what happens at r = 2, what at r = 4?

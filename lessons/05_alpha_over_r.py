@@ -5,8 +5,10 @@
 #
 # In front of the update stands a number that is not learned:
 #
-#     y = x W₀ᵀ + s · (x Aᵀ) Bᵀ        s = α / r         LoRA, arXiv 2106.09685, section 4.1
-#                                      s = α / √r        rsLoRA, arXiv 2312.03732
+#     y = x W₀ᵀ + s · (x Aᵀ) Bᵀ
+#
+#     s = α / r      LoRA, arXiv 2106.09685, section 4.1
+#     s = α / √r     rsLoRA, arXiv 2312.03732
 #
 # The LoRA paper gives a reason for dividing by r: whoever changes the rank need not search for a new learning rate. The rsLoRA
 # paper says that this is the wrong power of r. Both are claims about how far the model moves. So we let it move, once: one
@@ -151,7 +153,9 @@ assert 0.6 * sixteen**0.5 < spread["Adam"][1] < 1.6 * sixteen**0.5  # grows as �
 # ΔW₁ four times as large. And Aᵀ A is a sum of r random pieces of equal size: on average it is
 # r/(3 in) times the identity, for entries uniform within ±1/√in. So on average
 #
-#     ΔW₁ = − η · s² r / (3 in) · G          α/r:  s² r = α²/r          α/√r:  s² r = α²
+#     ΔW₁ = − η · s² r / (3 in) · G
+#
+#     α/r:  s² r = α²/r        α/√r:  s² r = α²
 #
 # Full fine-tuning would step −η G. An adapter steps in the same direction, on average, and s² r sets how far.
 #
