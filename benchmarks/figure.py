@@ -57,6 +57,7 @@ def draw_step(axes: Any, rows: list[dict[str, Any]]) -> None:
 
 def draw_scores(axes: Any, rows: list[dict[str, Any]]) -> None:
     """Exact match on naval code against trainable parameters, mean and range over the seeds."""
+    lowest = min(100 * seed["exact_match"] for row in rows for seed in row["seeds"])
     for row in rows:
         scores = [100 * seed["exact_match"] for seed in row["seeds"]]
         colour = hue(6) if row["method"] == "full" else hue(2) if row["method"].startswith("Q") else hue(0)
@@ -74,5 +75,5 @@ def draw_scores(axes: Any, rows: list[dict[str, Any]]) -> None:
             fontsize=9,
         )
     axes.set(title="Naval code after equal steps", xlabel="trainable parameters (log scale)", xscale="log")
-    axes.set(ylabel="% of held-out logs right", ylim=(-4, 104))
+    axes.set(ylabel="% of held-out logs right", ylim=(lowest - 8, 103))
     axes.margins(x=0.2)

@@ -55,7 +55,7 @@ def contestants(x: Tensor, width: int, r: int) -> dict[str, Callable[[], Tensor]
 
 def main() -> None:
     """Every setting, in inference and as the forward of a training step."""
-    given = options(__doc__, rows=[1, 512], widths=[256, 768, 2048, 4096], ranks=[1, 8, 64], seconds=1.5)
+    given = options(__doc__, rows=[1, 512], widths=[256, 768, 2048, 4096], ranks=[1, 8, 64], seconds=1.0)
     found: list[Row] = []
     print(f"{'ratio to the plain Linear':<46}{'minilora':>9}{'merged':>8}{'PEFT':>7}{'loralib':>9}")
     for rows, width, r in ((rows, width, r) for rows in given.rows for width in given.widths for r in given.ranks):

@@ -1,6 +1,6 @@
 """The table engineers want: every method on the shipped base, two tasks, five seeds, measured in one run.
 
-    python -m benchmarks.matrix [--seeds 5] [--steps 100] [--text-steps 40]
+    python -m benchmarks.matrix [--seeds 5] [--steps 100] [--text-steps 30]
 
 Tasks. *Naval code*: ship's logs answered in another style; score: held-out logs right to the letter. *Manual*: Python's own
 language reference (the text of ``help()``, which every Python carries); score: bits a byte on pages that were held out.
@@ -138,7 +138,7 @@ def fixed_costs(method: Method, seconds: float) -> Row:
 
 def main() -> None:
     """All methods, seed by seed, so that a slow spell of the machine falls on all of them."""
-    given = options(__doc__, seeds=5, steps=100, text_steps=40, logs=100, seconds=2.0)
+    given = options(__doc__, seeds=5, steps=100, text_steps=30, logs=100, seconds=2.0)
     base, held_out, started = minilora.load_base(), data.naval_log(1, given.logs, seed=99).valid, time.perf_counter()
     prose, text = prose_bits(base), manual()[1]
     untouched = {"exact_match": minilora.exact_match(base, held_out), "manual_bits": minilora.bits_per_byte(base, text)}

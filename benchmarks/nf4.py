@@ -81,7 +81,7 @@ def compare(width: int, dtype: torch.dtype, seconds: float, device: str) -> list
 
 def main() -> None:
     """Every size in float32 and bfloat16."""
-    given = options(__doc__, sizes=[256, 768, 1024, 2048, 4096], seconds=1.5)
+    given = options(__doc__, sizes=[256, 768, 1024, 2048, 4096], seconds=1.0)
     found: list[Row] = []
     for dtype in (torch.float32, torch.bfloat16):
         for width in given.sizes:

@@ -1,6 +1,6 @@
 """What does a training step cost? Full, LoRA and QLoRA, ours and the peers', and the floor, in one run.
 
-    python -m benchmarks.train_step [--seconds 25] [--device cpu]
+    python -m benchmarks.train_step [--seconds 18] [--device cpu]
 
 Three models: 6 layers of d=256 and of d=768, and the shipped base; r=8 on all Linears, fp32, 4 rows of 128 tokens. The ratio is
 to the *floor*: the same frozen model with gradients flowing through it and no adapter.
@@ -40,7 +40,7 @@ def compare(name: str, base: torch.nn.Module, rows: int, time: int, seconds: flo
 
 def main() -> None:
     """The three models, one after the other."""
-    given = options(__doc__, widths=[256, 768], layers=6, batch=4, time=128, seconds=25.0)
+    given = options(__doc__, widths=[256, 768], layers=6, batch=4, time=128, seconds=18.0)
     found = []
     bases = {f"{given.layers} layers, d={width}": models.llama(width, given.layers, given.device) for width in given.widths}
     for name, base in {**bases, "the shipped base": minilora.load_base(device=given.device)}.items():
