@@ -169,7 +169,7 @@ FOUR_BITS = (
     ),
     Bug(
         "nibbles swapped", "nf4:pack",
-        "codes[::2] << 4 | codes[1::2]", "codes[1::2] << 4 | codes[::2]",
+        "torch.add(codes[1::2], codes[::2], alpha=16)", "torch.add(codes[::2], codes[1::2], alpha=16)",
         "Two codes share a byte, and the first goes into the low half. Whoever reads it with the other convention "
         "swaps neighbours.",
         "Comfy-Org/comfy-kitchen #41", "test_invariants.py::test_8a_four_bits_are_the_bytes_of_bitsandbytes",

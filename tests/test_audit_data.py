@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from minilora import audit_data
 from minilora.audit_data import DUTY, FAMILY, QUESTIONS, ask, build_audit, clauses, jsonl, read_package, words, write_audit
 from minilora.cli import main
 from minilora.data import load_jsonl
@@ -112,3 +113,16 @@ def test_minilora_train_runs_on_what_is_written(tmp_path, monkeypatch):
     (tmp_path / "valid.jsonl").write_text(jsonl(short[:2]))
     data = [f"--{side}={tmp_path / name}.jsonl" for side, name in (("data", "train"), ("valid", "valid"))]
     assert main(["train", *data, f"--out={tmp_path / 'out'}", "--steps=1", "--batch=4"]) == 0
+
+
+def test_the_command_writes_both_sides_and_says_what_is_next(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(audit_data, "read_package", lambda package: TEXTS)
+    assert audit_data.main([str(tmp_path / "audit"), "--package", "licences.tgz"]) == 0
+    assert "minilora train --data" in capsys.readouterr().out
+    assert load_jsonl(tmp_path / "audit" / "train.jsonl")
+
+
+def test_the_command_says_what_is_wrong_with_a_package(tmp_path, capsys):
+    (tmp_path / "x.tgz").write_bytes(b"no archive")
+    assert audit_data.main([str(tmp_path / "audit"), "--package", str(tmp_path / "x.tgz")]) == 2
+    assert "npm pack" in capsys.readouterr().err

@@ -1,8 +1,12 @@
 """Records and warnings; what a run says is tested with the loop, in test_train.py."""
 
 import json
+import sys
+from types import SimpleNamespace
 
-from minilora.history import History, MetricsLog
+import pytest
+
+from minilora.history import History, MetricsLog, tensorboard_callback
 
 
 def test_a_metrics_log_begins_with_what_the_history_holds_and_grows_a_line_a_record(tmp_path):
@@ -13,3 +17,14 @@ def test_a_metrics_log_begins_with_what_the_history_holds_and_grows_a_line_a_rec
     found = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert found == [history.steps[0], history.validations[0], history.steps[1], {"step": 3, "loss": 0.5}]
     assert history.losses == [2.0, 1.0]
+
+
+def test_tensorboard_gets_every_number_of_a_record(tmp_path, monkeypatch):
+    written = []
+    board = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=lambda: None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=lambda folder: board))
+    tensorboard_callback(tmp_path)({"step": 3, "loss": 0.5, "sample": {"asked": "?"}, "lr": 1e-3})
+    assert written == [("loss", 0.5, 3), ("lr", 1e-3, 3)]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match="pip install"):
+        tensorboard_callback(tmp_path)

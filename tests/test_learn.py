@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minilora.cli import main
-from minilora.learn import Wrong, check, close
+from minilora.learn import Wrong, check, close, face
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
 from minilora.learn.course import find_lesson, load_solutions
 from minilora.learn.desk import open_desk
@@ -294,3 +294,16 @@ def test_the_parser_says_which_line_is_wrong(cell, message):
     with pytest.raises(ValueError, match="lesson, line ") as raised:
         split_cells(cell)
     assert message in str(raised.value)
+
+
+def test_a_figure_opens_where_there_is_a_screen(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(face.sys, "platform", "linux")
+    monkeypatch.setattr(face.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(face.subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert not face.open_file(tmp_path)
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert face.open_file(tmp_path)
+    assert started == [["xdg-open", str(tmp_path)]]

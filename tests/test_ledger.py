@@ -162,3 +162,16 @@ def test_measuring_leaves_nothing_behind(base):
         ledger.measure(lambda: (_ for _ in ()).throw(RuntimeError("half-way")), base)
     assert torch.autograd.graph.saved_tensors_hooks.__init__ is before
     assert not any(p._post_accumulate_grad_hooks for p in base.parameters())
+
+
+def test_what_was_counted_and_measured_prints_as_aligned_columns():
+    layer = nn.Linear(8, 4)
+    counted = ledger.count(layer)
+    lines = str(counted).splitlines()
+    assert len({len(line) for line in lines}) == 1
+    assert lines[-1].split() == ["total", "36", "36", "144"]
+    assert counted.share == 1.0
+    measured = ledger.measure(lambda: layer(torch.ones(2, 8)).sum().backward(), layer)
+    lines = str(measured).splitlines()
+    assert len({len(line) for line in lines[:-1]}) == 1
+    assert lines[-1].split()[1:] == [f"{sum(measured.resident.values()):,}", f"{measured.peak:,}"]

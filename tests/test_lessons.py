@@ -1,6 +1,7 @@
 """The course cannot rot: every lesson runs within its budget, every stub fails, solutions pass, wrong answers do not."""
 
 import re
+import sys
 
 import pytest
 
@@ -67,3 +68,76 @@ def test_a_bad_lesson_is_told_what_is_wrong(tmp_path):
         assert part in found
     assert "0.5 is typed" not in found.replace("12.5", "")
     assert list(prove.check_figures({"cells": []}, tmp_path)) == ["no figure is shown"]
+
+
+CARELESS = """# %% [markdown]
+# # 98 · Is twice two four?
+#
+# Know first: nothing · Difficulty ●○○ · 1 minute to read · 60 seconds to run
+
+# %%
+print("twice two is", 2 * 2)
+
+# %% [predict] four
+# What is twice two?
+# answer: 2 * 2
+
+# %%
+four = 2 * 2
+
+
+# %% [exercise] double
+def double(x):
+    return x
+
+
+# %% [hints] double
+# 1. where
+# 2. how
+# 3. nearly
+
+# %% [exercise] forgotten
+def forgotten(x):
+    raise NotImplementedError("TODO")
+
+
+# %% [hints] forgotten
+# 1. where
+# 2. how
+# 3. nearly
+"""
+LENIENT = """from minilora.learn import Wrong
+
+
+def check_double(answer):
+    if answer(2) == 2:
+        raise Wrong("no")
+
+
+WRONG = {"double": {"the same": lambda x: x, "right, really": lambda x: 2 * x}}
+"""
+
+
+def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "98_careless.py"
+    path.write_text(CARELESS, encoding="utf-8")
+    for folder, text in (("checks", LENIENT), ("solutions", "def double(x):\n    return 2 * x\n")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / path.name).write_text(text, encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["prove", str(path), "--out", str(tmp_path / "figures")])
+    assert prove.main() == 1
+    said = capsys.readouterr().out
+    for part in (
+        *("twice two is 4", "answer: 4", "no figure is shown", "forgotten lacks a checker"),
+        *("the stub is 'wrong' (no), wanted 'to do'", "the solution has no docstring", "2 wrong answers; at least 3"),
+        *("the message to 'the same' helps nobody", "'right, really' is 'passed'"),
+    ):
+        assert part in said, part
+
+
+def test_a_lesson_that_fails_is_said_to(tmp_path):
+    path = tmp_path / "99_fails.py"
+    path.write_text(BROKEN.replace("x = 1", "assert False, 'no longer true'"), encoding="utf-8")
+    problems, run = prove.prove_lesson(prove.parse_lesson(path), tmp_path)
+    assert run == {}
+    assert "no longer true" in problems[-1]
