@@ -17,7 +17,7 @@ book: .venv/.installed  ## run every lesson and write the site to minilora-book/
 test: .venv/.installed-test  ## install with the peers as oracles, then run everything, style, types and coverage included
 	$(BIN)/python -m pytest $(PARALLEL) $(COVERAGE)
 
-test-quick: .venv/.installed-test  ## under a minute: ten cases a property, and what is marked slow left out
+test-quick: .venv/.installed-test  ## ten cases a property, and what is marked slow left out
 	HYPOTHESIS_PROFILE=dev $(BIN)/python -m pytest $(PARALLEL) -m "not slow and not llm"
 
 test-thorough: .venv/.installed-test  ## tens of thousands of cases, for hours
@@ -33,7 +33,7 @@ smollm2/config.json: | .venv/.installed-llm
 	$(BIN)/python -m minilora.smollm2 smollm2
 
 BENCHMARKS := forward train_step nf4 memory scaling matrix
-bench: .venv/.installed-bench  ## everything beside the peers, under 20 minutes on two cores; writes the README's table
+bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes on two cores; writes the README's table
 	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
 	$(BIN)/python -m benchmarks.report
 
