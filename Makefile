@@ -32,10 +32,8 @@ mutants: .venv/.installed-mutants  ## break the core modules one operator at a t
 smollm2/config.json: | .venv/.installed-llm
 	$(BIN)/python -m minilora.smollm2 smollm2
 
-BENCHMARKS := forward train_step nf4 memory scaling matrix
 bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes on two cores; writes the README's table
-	for name in $(BENCHMARKS); do echo "== $$name"; $(BIN)/python -m benchmarks.$$name || exit 1; done
-	$(BIN)/python -m benchmarks.report
+	$(BIN)/minilora bench
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

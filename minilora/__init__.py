@@ -33,7 +33,7 @@ from .qlora import NF4Linear, dequantize_base, quantize_base
 from .train import train
 from .transformer import Llama, LlamaConfig
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 __all__ = [
     "Example",
     "Fingerprint",

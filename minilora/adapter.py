@@ -49,6 +49,13 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     Killed at any moment, it leaves the old adapter or the new one (peft_files.py). Raises ``ValueError`` without adapters,
     when they differ in dropout or in the kind of scaling, or hold values that are not finite, and ``OSError`` when the folder
     cannot be written.
+
+    >>> import tempfile
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sorted(file.name for file in save_adapter(model, folder).iterdir())
+    ['adapter_config.json', 'adapter_model.safetensors']
     """
     layers = require_lora(model)
     shared = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
@@ -89,6 +96,14 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
 
     An adapter made for another base (a fingerprint.py that differs) fits no worse by its shapes, so this only warns: a base
     in four bits and a resized vocabulary are other bases too. ``strict=True`` refuses it, and files that do not say.
+
+    >>> import copy, tempfile
+    >>> base = nn.Sequential(nn.Linear(4, 2))
+    >>> trained = copy.deepcopy(base)
+    >>> _ = inject(trained, LoraConfig(r=1, target_modules=["0"]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     load_adapter(base, save_adapter(trained, folder))[0]
+    LoRALayer(4 -> 2, r=1, scaling=16)
     """
     files = read_adapter_files(Path(folder))
     config, wrong = lora_config(files.config)

@@ -18,8 +18,11 @@ EXAMPLES = {
     "grade": "minilora grade class/* --csv grades.csv",
     "notebook": "minilora notebook 5",
     "book": "minilora book site",
+    "bench": "minilora bench forward",
     "generate": 'minilora generate --adapter mine/adapter --context "Log: Hull 90%, Fuel 12%." "Status?"',
 }
+
+BENCHMARKS = ("forward", "train_step", "nf4", "memory", "scaling", "matrix")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +97,10 @@ def parser() -> argparse.ArgumentParser:
 
     zoo = command(commands, "zoo", run_zoo, "bugs that LoRA libraries have had: the wrong line, and the test that catches it")
     zoo.add_argument("name", nargs="?", help="one of them (default: list all)")
+
+    bench = command(commands, "bench", run_bench, "time everything beside the peers (in a checkout of the repository)")
+    bench.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(BENCHMARKS)} (default: all)")
+    bench.add_argument("--device", default="cpu", help="cpu, cuda, … (default: %(default)s)")
 
     from . import planner
     from .learn import commands as lessons
@@ -235,6 +242,18 @@ def run_zoo(options: argparse.Namespace) -> int:
 
     print(describe_all() if options.name is None else describe(find_bug(options.name)))
     return 0
+
+
+def run_bench(options: argparse.Namespace) -> int:
+    """``minilora bench``: the benchmarks need the peers and stand beside the package, not in it."""
+    import subprocess
+
+    if unknown := [name for name in options.names if name not in BENCHMARKS]:
+        raise ValueError(f"no benchmark is called {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
+    checkout = Path(__file__).parent.parent
+    if not (checkout / "benchmarks" / "__main__.py").exists():
+        raise ValueError("the benchmarks are part of the repository, not of the package: clone it, then make bench")
+    return subprocess.call([sys.executable, "-m", "benchmarks", *options.names, "--device", options.device], cwd=checkout)
 
 
 def check_device(device: str) -> str:

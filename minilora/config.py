@@ -94,6 +94,9 @@ class TrainConfig:
       ``keep_best``: at the end, go back to the state with the lowest validation loss.
     - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when interrupted),
       ``checkpoint.safetensors``; ``resume``: go on from there.
+
+    >>> TrainConfig(steps=100, lr=2e-3).batch_size
+    32
     """
 
     steps: int = 500

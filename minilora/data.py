@@ -43,12 +43,18 @@ ASK_ONE = (
 ASK_SEVERAL = ("How are {names}?", "Report {names}.", "What about {names}?")
 ASK_ENGINES = ("Engines status?", "How are the Engines?", "Report Engines.", "Are the Engines running?")
 
+__all__ = ["Example", "Task", "load_jsonl", "naval", "naval_log", "polite", "polite_log", "split_examples"]
+
 Reading = tuple[str, str]  # ("Hull", "90") or ("Engines", "stop")
 
 
 @dataclass(frozen=True)
 class Example:
-    """One thing to learn: an instruction, an optional context (``input``), and the answer wanted."""
+    """One thing to learn: an instruction, an optional context (``input``), and the answer wanted.
+
+    >>> Example("Status?", "Hull 90%.", input="Log: Hull 90%.").output
+    'Hull 90%.'
+    """
 
     instruction: str
     output: str
@@ -57,7 +63,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """Examples to train on, and held-out ones to be judged by."""
+    """Examples to train on, and held-out ones to be judged by.
+
+    >>> task = Task("mine", train=(Example("Hi", "Ahoy!"),), valid=())
+    >>> len(task.train)
+    1
+    """
 
     name: str
     train: tuple[Example, ...]
@@ -95,7 +106,11 @@ def naval_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
 
 
 def polite_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
-    """The same logs answered politely: what the shipped base was taught."""
+    """The same logs answered politely: what the shipped base was taught.
+
+    >>> polite_log(1, 1).valid[0].output.startswith("Hello! I am happy to report")
+    True
+    """
     return ship_log("polite", polite, n_train, n_valid, seed)
 
 
@@ -178,6 +193,13 @@ def load_jsonl(path: str | Path) -> tuple[Example, ...]:
     """Read examples from a file with one JSON object a line: ``{"instruction": …, "input"?: …, "output": …}``.
 
     Raises ``ValueError`` that names the file and the line, and what was needed there, on the first line that is bad.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder, "my.jsonl")
+    ...     _ = file.write_text('{"instruction": "Greet.", "output": "Ahoy!"}', encoding="utf-8")
+    ...     load_jsonl(file)
+    (Example(instruction='Greet.', output='Ahoy!', input=''),)
     """
     path = Path(path)
     try:
@@ -215,7 +237,14 @@ def parse_line(line: str, where: str) -> Example:
 
 
 def split_examples(examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0) -> Task:
-    """Shuffle and hold out a share of the examples for validation (none when there are fewer than ten)."""
+    """Shuffle and hold out a share of the examples for validation: of fewer than ten none, by default.
+
+    Raises ``ValueError`` for a share outside [0, 1).
+
+    >>> task = split_examples([Example("Count.", str(i)) for i in range(20)])
+    >>> len(task.train), len(task.valid)
+    (18, 2)
+    """
     if not 0 <= share < 1:
         raise ValueError(f"share must be in [0, 1), got {share}")
     shuffled = random.Random(seed).sample(list(examples), len(examples))

@@ -34,7 +34,12 @@ def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[st
 
 
 def exact_match(model: Any, examples: Sequence[Example], batch: int = 50) -> float:
-    """The share of examples answered to the letter, 0 to 1. Raises ``ValueError`` without examples."""
+    """The share of examples answered to the letter, 0 to 1. Raises ``ValueError`` without examples.
+
+    >>> import minilora
+    >>> exact_match(minilora.load_base(), minilora.data.polite_log(1, 20).valid)  # what the base was taught
+    1.0
+    """
     if not examples:
         raise ValueError("exact_match needs at least one example, got none")
     found = answers(model, examples, batch)
@@ -46,7 +51,12 @@ def bits_per_byte(model: nn.Module, text: str | None = None, context: int = 256,
     """Bits that the model needs for a byte of plain text; by default of the held-out prose that ships with the base.
 
     The text is cut into windows of ``context`` tokens; the first token of each is given, not predicted, and so counts
-    neither as bits nor as bytes.
+    neither as bits nor as bytes. Raises ``ValueError`` for a model without tokenizer or fewer than two tokens of text.
+
+    >>> import minilora
+    >>> base = minilora.load_base()
+    >>> bits_per_byte(base, "the people of the United States") < bits_per_byte(base, "qzx jkwv pfgh tvrb kqzw mnbx")
+    True
     """
     tokenizer: Any = model.tokenizer
     if tokenizer is None:

@@ -30,7 +30,11 @@ from .lora import LoRALayer, is_packed
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """16 hexadecimal digits each; ``tensors`` is empty when W0 is gone (merged with ``keep_base=False``)."""
+    """16 hexadecimal digits each; ``tensors`` is empty when W0 is gone (merged with ``keep_base=False``).
+
+    >>> Fingerprint("550c575c1a977cbe", "") == Fingerprint("550c575c1a977cbe", "e742518f08c67f58")
+    False
+    """
 
     architecture: str
     tensors: str

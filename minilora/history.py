@@ -19,7 +19,11 @@ Callback = Callable[[Record], None]
 
 @dataclass
 class History:
-    """What happened: one record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation."""
+    """What happened: one record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation.
+
+    >>> History(steps=[{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]).losses
+    [2.5, 2.0]
+    """
 
     steps: list[Record] = field(default_factory=list)
     validations: list[Record] = field(default_factory=list)

@@ -87,6 +87,11 @@ def unload(model: nn.Module) -> nn.Module:
 
     Merged layers are unmerged first; raises ``ValueError``, changing nothing, when that is impossible
     (``keep_base=False``) or when there is no adapter.
+
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
+    >>> unload(model)[0]
+    Linear(in_features=4, out_features=2, bias=True)
     """
     layers = require_lora(model)
     check_container(model)
@@ -120,6 +125,14 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     """Inside this context the model is its base; afterwards the adapters are back, merged or not as before.
 
     Raises ``ValueError`` when an adapter was merged with ``keep_base=False``: the base is gone.
+
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> base, x = model[0], torch.ones(1, 4)
+    >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
+    >>> _ = nn.init.ones_(model[0].lora_B)
+    >>> with disable_adapter(model):
+    ...     torch.equal(model(x), base(x))
+    True
     """
     layers = [layer for _, layer in require_lora(model)]
     before = [layer.enabled for layer in layers]
@@ -183,7 +196,11 @@ def require_lora(model: nn.Module) -> list[tuple[str, LoRALayer]]:
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total) parameters; tied weights count once, a weight in four bits as what it stands for, not by its bytes."""
+    """(trainable, total) parameters; tied weights count once, a weight in four bits as what it stands for, not by its bytes.
+
+    >>> trainable_parameters(nn.Linear(3, 1).requires_grad_(False))
+    (0, 4)
+    """
     parameters: Any = list(model.parameters())
     packed: Any = [module for module in model.modules() if is_packed(module)]
     total = sum(p.numel() for p in parameters) + sum(module.in_features * module.out_features for module in packed)

@@ -17,23 +17,16 @@ fragmentation, and the process itself.
 from __future__ import annotations
 
 import re
-import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import saved_tensors_hooks
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from .plan import CATEGORIES, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
 from .shapes import architecture, presets
+from .watch import Watch, watched
 
 __all__ = ["CATEGORIES", "GPUS", "METHODS", "OPTIMIZERS", "Count", "Measured", "Plan", "Settings", "Tally"]
 __all__ += ["architecture", "count", "measure", "plan", "presets"]
@@ -44,7 +37,11 @@ CONSTANTS = ("absmax", "absmax2", "offset")  # a 4-bit weight's scales
 
 @dataclass(frozen=True)
 class Tally:
-    """A share of a model: ``parameters`` and how many of them are ``trainable`` (logical numbers), ``bytes`` as stored."""
+    """A share of a model: ``parameters`` and how many of them are ``trainable`` (logical numbers), ``bytes`` as stored.
+
+    >>> Tally(10, 2, 40) + Tally(1, 1, 4)
+    Tally(parameters=11, trainable=3, bytes=44)
+    """
 
     parameters: int = 0
     trainable: int = 0
@@ -56,7 +53,11 @@ class Tally:
 
 @dataclass(frozen=True)
 class Count:
-    """What ``count`` found: the ``total``, and the same ``by_group`` of alike modules and ``by_dtype`` of storage."""
+    """What ``count`` found: the ``total``, and the same ``by_group`` of alike modules and ``by_dtype`` of storage.
+
+    >>> count(nn.Linear(3, 1).requires_grad_(False)).share
+    0.0
+    """
 
     total: Tally
     by_group: dict[str, Tally]
@@ -167,6 +168,9 @@ class Measured:
 
     - ``resident``: alive when the step is over. ``peaks``: each category's own largest moment.
     - ``at_peak``: the moment when all together were largest; ``allocator``: CUDA's own peak, None elsewhere.
+
+    >>> Measured({}, {}, at_peak={"weights": 128, "gradients": 128}).peak
+    256
     """
 
     resident: dict[str, int]
@@ -180,9 +184,8 @@ class Measured:
         return sum(self.at_peak.values()) if self.allocator is None else self.allocator
 
     def __str__(self) -> str:
-        rows = [
-            f"{name:12}  {self.resident[name]:16,}  {self.at_peak[name]:16,}  {self.peaks[name]:16,}" for name in CATEGORIES
-        ]
+        books = (self.resident, self.at_peak, self.peaks)
+        rows = [f"{name:12}" + "".join(f"  {book[name]:16,}" for book in books) for name in CATEGORIES]
         head = f"{'bytes':12}  {'resident':>16}  {'at the peak':>16}  {'own peak':>16}"
         return "\n".join([head, *rows, f"{'total':12}  {sum(self.resident.values()):16,}  {self.peak:16,}"])
 
@@ -215,79 +218,3 @@ def measure(step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Op
     allocator = None if device is None else torch.cuda.max_memory_allocated(device)
     resident, peaks, at_peak = ({name: book[name] for name in CATEGORIES} for book in (watch.live, watch.peaks, watch.at_peak))
     return Measured(resident, peaks, at_peak, allocator)
-
-
-class Watch(TorchDispatchMode):
-    """Sees the result of every tensor operation, and by weak references to the storages how long each lives."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.roles: dict[int, str] = {}
-        self.references: dict[int, Any] = {}
-        self.live: Counter[str] = Counter()
-        self.peaks: Counter[str] = Counter()
-        self.at_peak: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for found in tree_leaves(result):
-            if isinstance(found, Tensor):
-                self.see(found)
-        return result
-
-    def see(self, tensor: Tensor, role: str = "temporary") -> None:
-        """Book a tensor's storage; a temporary may become more, everything else stays what it was first."""
-        storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        before = self.roles.get(key)
-        if before is None:
-            self.references[key] = weakref.ref(storage, lambda _: self.forget(key, size))
-        elif before == "temporary" and role != "temporary":
-            self.live[before] -= size
-        else:
-            return
-        self.roles[key] = role
-        self.live[role] += size
-        self.peaks[role] = max(self.peaks[role], self.live[role])
-        if sum(self.live.values()) >= sum(self.at_peak.values()):
-            self.at_peak = self.live.copy()
-
-    def see_state(self, optimizer: torch.optim.Optimizer) -> None:
-        """Book an optimizer's state (Adam's step counts are tensors of four bytes, and count)."""
-        for found in tree_leaves(list(optimizer.state.values())):
-            if isinstance(found, Tensor):
-                self.see(found, "optimizer")
-
-    def forget(self, key: int, size: int) -> None:
-        """A storage died."""
-        self.live[self.roles.pop(key)] -= size
-        self.references.pop(key, None)
-
-
-@contextmanager
-def watched(watch: Watch, model: nn.Module) -> Iterator[None]:
-    """Let a watch see every operation, what autograd keeps, gradients as they arrive, and optimizers as they step.
-
-    Autograd calls only the innermost pair of hooks for saved tensors, and gradient checkpointing brings a pair of its own.
-    So the note is taken in every pair that is made meanwhile; what checkpointing then drops is dropped here too.
-    """
-    make_pair = saved_tensors_hooks.__init__
-
-    def make_noting_pair(pair: Any, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> None:
-        def noting(tensor: Tensor) -> Any:
-            watch.see(tensor, "activations")
-            return pack(tensor)
-
-        make_pair(pair, noting, unpack)
-
-    with ExitStack() as stack:
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(lambda p: watch.see(p.grad, "gradients"))  # type: ignore
-                stack.callback(hook.remove)
-        after = register_optimizer_step_post_hook(lambda optimizer, *_: watch.see_state(optimizer))
-        stack.callback(after.remove)
-        stack.enter_context(mock.patch.object(saved_tensors_hooks, "__init__", make_noting_pair))
-        stack.enter_context(saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor))
-        stack.enter_context(watch)
-        yield

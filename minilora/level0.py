@@ -38,11 +38,26 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+__all__ = [
+    "NF4",
+    "LoRAGradients",
+    "delta_weight",
+    "lora_backward",
+    "lora_forward",
+    "nf4_dequantize",
+    "nf4_levels",
+    "nf4_quantize",
+]
+
 Array = NDArray[np.float64]
 
 
 class LoRAGradients(NamedTuple):
-    """Gradients of a loss with respect to the input and the two factors."""
+    """Gradients of a loss with respect to the input and the two factors: x (…, in), A (r, in), B (out, r).
+
+    >>> lora_backward([[1.0]], [[1, 2]], W=[[1, 0]], A=[[1, 1]], B=[[3]], alpha=2)._fields
+    ('x', 'A', 'B')
+    """
 
     x: Array
     A: Array
@@ -89,7 +104,11 @@ def delta_weight(A: ArrayLike, B: ArrayLike, alpha: float) -> Array:
 
 
 class NF4(NamedTuple):
-    """A quantized tensor: two codes a byte, one float32 scale a block, and what is needed to undo it."""
+    """A quantized tensor: two codes a byte, one float32 scale a block, and what is needed to undo it.
+
+    >>> nf4_quantize([[0.0, -2.0], [1.0, 2.0]]).absmax
+    array([2.], dtype=float32)
+    """
 
     packed: NDArray[np.uint8]
     absmax: NDArray[np.float32]

@@ -43,7 +43,13 @@ class Match:
 
 @dataclass(frozen=True)
 class InjectReport:
-    """What was chosen and what it costs; ``print(report)`` shows a table, alike modules on one line."""
+    """What was chosen and what it costs; ``print(report)`` shows a table, alike modules on one line.
+
+    >>> from minilora import explain_match
+    >>> report = explain_match(nn.Sequential(nn.Linear(4, 2)), LoraConfig(r=1, target_modules=["0"]))
+    >>> report.trainable, report.total, report.chosen[0].name
+    (6, 16, '0')
+    """
 
     matches: tuple[Match, ...]
     trainable: int

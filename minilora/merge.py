@@ -150,7 +150,15 @@ def merge_requantized(
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Give every Linear its W0 back, to the bit. Raises ``ValueError``, changing nothing, when one has none."""
+    """Give every Linear its W0 back, to the bit. Raises ``ValueError``, changing nothing, when one has none.
+
+    >>> from minilora import LoraConfig, inject
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> before, _ = model[0].weight.clone(), inject(model, LoraConfig(r=1, target_modules=["0"]))
+    >>> _ = nn.init.ones_(model[0].lora_B)
+    >>> torch.equal(merge(model)[0].weight, before), torch.equal(unmerge(model)[0].weight, before)
+    (False, True)
+    """
     layers = require_lora(model)
     for name, layer in layers:
         explain(name, layer.check_unmergeable)
@@ -164,6 +172,14 @@ def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -
 
     With ``onto`` (for a base in four bits, see ``merge``) the Linears without adapters become floats too. Raises what
     ``merge`` raises, changing nothing.
+
+    >>> from minilora import LoraConfig, inject
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
+    >>> merge_and_unload(model)
+    Sequential(
+      (0): Linear(in_features=4, out_features=2, bias=True)
+    )
     """
     check_container(model)
     adapted = dict(require_lora(model))

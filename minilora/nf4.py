@@ -44,6 +44,8 @@ from torch import Tensor
 
 from .codebook import CELLS, Codebook, cell_tables, codebook, table_of_pairs
 
+__all__ = ["NF4Tensor", "quantize"]
+
 BLOCK_SIZES = tuple(2**k for k in range(5, 13))  # 32 to 4096
 SCALE_BLOCK = 256  # so many scales share one float32
 QUANTIZE_CHUNK, DEQUANTIZE_CHUNK = 1 << 18, 1 << 20  # weights at a time, so that the work stays in the cache
@@ -56,6 +58,10 @@ class NF4Tensor:
     ``packed`` (⌈n/2⌉,) uint8, two codes a byte. ``absmax``: float32 (blocks,), or with double quantization the uint8 codes of
     the dynamic map, to be read with ``absmax2`` float32 (⌈blocks/256⌉,) and ``offset`` float32 (). ``shape`` and ``dtype`` are
     those of the original. Raises ``ValueError`` when the parts do not fit each other.
+
+    >>> q = quantize(torch.eye(64))
+    >>> q.dequantize().trace().item(), q.nbytes, sorted(q.tensors)
+    (64.0, 2120, ['absmax', 'absmax2', 'offset', 'packed'])
     """
 
     packed: Tensor

@@ -45,6 +45,9 @@ class Settings:
     - ``optimizer``: adamw (two float32 moments; torch's own keeps them in the dtype of what trains, so in bfloat16 half of
       that), adamw8bit (bitsandbytes'), sgd (none).
     - ``checkpointing``: recompute the blocks in backward; ``double_quant``: QLoRA's scales in 8 bits.
+
+    >>> Settings(seq=512, dtype="float32").batch
+    1
     """
 
     batch: int = 1
@@ -77,6 +80,10 @@ class Plan:
     ``bytes`` by category are those of the worst moment of a step that finds gradients there already (accumulation), and
     ``total`` is their sum. ``peak`` is the worst moment of a step that starts without: activations are largest when backward
     begins, gradients when it ends. ``activations_peak`` is the most that is saved for backward at any time.
+
+    >>> found = plan("llama-2-7b", method="qlora", checkpointing=True)
+    >>> found.bytes["adapters"], found.fits["12 GB"]
+    (16777216, True)
     """
 
     model: str

@@ -113,6 +113,11 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     Tied weights are stored once. ``dtype`` converts on the way (``torch.float16`` halves a float32 file). Raises
     ``ValueError`` when adapters are still inside: ``merge_and_unload`` first.
     The config is written last, so a folder that has one is whole.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     sorted(file.name for file in save_model(load_base(), folder).iterdir())
+    ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
     """
     config = getattr(model, "config", None)
     if not isinstance(model, Llama) or not isinstance(config, LlamaConfig):

@@ -198,7 +198,11 @@ def quantize_base(
 
 
 def dequantize_base(model: nn.Module) -> nn.Module:
-    """Put an ordinary Linear with the weight Ŵ in the place of every ``NF4Linear``; what was rounded off stays lost."""
+    """Put an ordinary Linear with the weight Ŵ in the place of every ``NF4Linear``; what was rounded off stays lost.
+
+    >>> dequantize_base(quantize_base(nn.Sequential(nn.Linear(64, 2))))[0]
+    Linear(in_features=64, out_features=2, bias=True)
+    """
     for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, NF4Linear)]:
         model.set_submodule(name, plain_linear(layer.weight, layer.bias).train(layer.training))
     return model

@@ -113,7 +113,11 @@ def architecture(source: Source) -> Architecture:
 
 @cache
 def presets() -> dict[str, dict[str, Any]]:
-    """Every preset's config by its name, ours (``base``) first."""
+    """Every preset's config by its name, ours (``base``) first.
+
+    >>> presets()["llama-3-8b"]["num_hidden_layers"]
+    32
+    """
     known = json.loads((HERE / "presets.json").read_text(encoding="utf-8"))
     return {"base": json.loads((HERE / "base" / "config.json").read_text(encoding="utf-8")), **known}
 

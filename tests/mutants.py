@@ -38,6 +38,7 @@ TESTS = {
     "merge": ["merge", "requantize", "invariants"],
     "adapter": ["adapter", "fingerprint"],
     "ledger": ["ledger", "invariants"],
+    "watch": ["watch"],
 }
 OPERATORS = re.compile(
     "ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Div|Mul_Add|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul|RShift_LShift|LShift_RShift"

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import minilora.cli
+from benchmarks import __main__ as everything
 from benchmarks import common, figure, forward, matrix, memory, nf4, report, scaling, train_step
 
 TINY = {
@@ -17,6 +19,7 @@ TINY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("benchmark", "arguments"), TINY.items(), ids=[module.__name__[11:] for module in TINY])
 def test_a_benchmark_runs_and_keeps_what_it_found(benchmark, arguments, tmp_path, monkeypatch, capsys):
     name = benchmark.__name__.removeprefix("benchmarks.")
@@ -35,6 +38,27 @@ def test_a_benchmark_runs_and_keeps_what_it_found(benchmark, arguments, tmp_path
     assert found["rows"]
     assert found["machine"]["versions"]["torch"]
     assert capsys.readouterr().out
+
+
+def test_all_of_them_run_one_after_the_other_and_then_the_report(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(everything.subprocess, "call", lambda command, **more: calls.append(command[2:]) or 0)
+    assert minilora.cli.main(["bench", "forward", "nf4"]) == 0
+    assert everything.main(calls.pop()[1:]) == 0
+    assert calls == [[f"benchmarks.{name}", "--device", "cpu"] for name in ("forward", "nf4")] + [["benchmarks.report"]]
+
+
+def test_the_first_that_fails_ends_it(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(everything.subprocess, "call", lambda command, **more: calls.append(command) or 3)
+    assert everything.main([]) == 3
+    assert len(calls) == 1
+
+
+def test_without_a_checkout_the_command_says_where_the_benchmarks_are(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(minilora.cli, "__file__", str(tmp_path / "minilora" / "cli.py"))
+    assert minilora.cli.main(["bench"]) == 2
+    assert "part of the repository" in capsys.readouterr().err
 
 
 def test_a_ratio_is_taken_within_a_round():

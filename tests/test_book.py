@@ -20,6 +20,9 @@ BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil
 VOID = {"meta", "link", "img", "br", "hr", "source", "input"}
 
 
+pytestmark = pytest.mark.slow  # a whole site is made, and opened in a browser
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     folder = tmp_path_factory.mktemp("book")

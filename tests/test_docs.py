@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
+import minilora
+
 DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_version_is_the_same_wherever_it_stands():
+    for name in ("CITATION.cff", "CHANGELOG.md"):
+        assert minilora.__version__ in (DOCS.parent / name).read_text(encoding="utf-8"), name
 
 
 @pytest.mark.parametrize("name", ["claims.md"])

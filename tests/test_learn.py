@@ -89,6 +89,7 @@ def walk(lesson, folder, monkeypatch, capsys, *said, limit=60):
     return capsys.readouterr().out, done
 
 
+@pytest.mark.slow
 def test_a_lesson_is_walked_from_start_to_end(lesson, tmp_path, monkeypatch, capsys):
     desk = tmp_path / "mine"
 
@@ -116,6 +117,7 @@ def test_a_lesson_goes_on_where_it_was_left_and_remembers_the_prediction(lesson,
     assert not (tmp_path / "solutions").exists(), "a skipped exercise shows no solution"
 
 
+@pytest.mark.slow
 def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "minilora.cli", "learn", "1"],
@@ -133,6 +135,7 @@ def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
     assert not (tmp_path / "minilora-lessons" / "progress.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "status", "message"),
     [
@@ -156,6 +159,7 @@ def test_whatever_a_learner_writes_is_answered_in_a_sentence(lesson, tmp_path, s
     assert len(verdict.said) <= 2000
 
 
+@pytest.mark.slow
 def test_the_learner_s_file_is_completed_never_overwritten(lesson, tmp_path):
     file = open_desk(lesson, tmp_path)
     assert judge_file(lesson, "double", file).status == "to do"
@@ -176,6 +180,7 @@ def test_a_broken_progress_file_is_set_aside_with_a_message(tmp_path, text):
     assert Record(tmp_path).lesson("01_two")["cell"] == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="kills with a signal")
 def test_progress_is_whole_after_a_kill_at_any_moment(tmp_path):
     code = "import sys; from pathlib import Path; from minilora.learn.record import Record\n"
@@ -195,6 +200,7 @@ def test_progress_is_whole_after_a_kill_at_any_moment(tmp_path):
         assert record.lessons
 
 
+@pytest.mark.slow
 def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypatch):
     lesson = find_lesson(1)
     monkeypatch.setattr("minilora.learn.grade.list_lessons", lambda course=None: [lesson])

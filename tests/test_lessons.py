@@ -14,10 +14,8 @@ EXERCISES = [(lesson, cell) for lesson in LESSONS for cell in lesson.exercises.v
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.slug for lesson in LESSONS])
 
 
-@pytest.mark.parametrize(
-    "lesson",
-    [pytest.param(lesson, id=lesson.slug, marks=[pytest.mark.slow] if lesson.seconds > 20 else []) for lesson in LESSONS],
-)
+@pytest.mark.slow
+@each_lesson
 def test_a_lesson_runs_in_a_fresh_process_within_its_budget_and_draws(lesson, tmp_path):
     assert [*prove.check_run(lesson, run_apart(lesson, tmp_path, dark=True, limit=400), tmp_path)] == []
 
@@ -27,6 +25,7 @@ def test_a_lesson_has_its_sections_and_types_no_result(lesson):
     assert [*prove.check_anatomy(lesson), *prove.check_prose(lesson)] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lesson", "cell"), EXERCISES, ids=[cell.name for _, cell in EXERCISES])
 def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(lesson, cell):
     assert [*prove.check_exercise(lesson, cell)] == []
@@ -118,6 +117,7 @@ WRONG = {"double": {"the same": lambda x: x, "right, really": lambda x: 2 * x}}
 """
 
 
+@pytest.mark.slow
 def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, monkeypatch, capsys):
     path = tmp_path / "98_careless.py"
     path.write_text(CARELESS, encoding="utf-8")
@@ -135,6 +135,7 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
         assert part in said, part
 
 
+@pytest.mark.slow
 def test_a_lesson_that_fails_is_said_to(tmp_path):
     path = tmp_path / "99_fails.py"
     path.write_text(BROKEN.replace("x = 1", "assert False, 'no longer true'"), encoding="utf-8")

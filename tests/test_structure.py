@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import minilora
 
 PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
-    {"bugs", "level0", "config", "transformer", "tokenizer", "files", "progress"},
+    {"bugs", "level0", "config", "transformer", "tokenizer", "files", "progress", "watch"},
     {"zoo", "codebook"},
     {"nf4"},
     {"lora", "qlora", "packed", "shapes"},
@@ -69,11 +70,33 @@ def test_modules_stay_readable(module):
             assert node.end_lineno - node.lineno < 80, f"{node.name} cannot be seen at once"
 
 
-@pytest.mark.parametrize("name", minilora.__all__)
-def test_every_public_name_is_documented(name):
-    found = getattr(minilora, name)
-    documented = found if inspect.ismodule(found) or inspect.isclass(found) or callable(found) else type(found)
-    assert inspect.getdoc(documented), f"{name} has no docstring"
+def public_names():
+    for name in minilora.__all__:
+        found = getattr(minilora, name)
+        yield from [f"{name}.{inner}" for inner in found.__all__] if inspect.ismodule(found) else [name]
+
+
+@pytest.mark.parametrize("name", public_names())
+def test_every_public_name_has_a_docstring_with_an_example(name):
+    found = attrgetter(name)(minilora)
+    if callable(found):  # ledger's CATEGORIES and their like are plain tuples
+        assert ">>> " in (found.__doc__ or ""), f"{name} has no example"
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: file.stem)
+def test_every_module_class_and_function_says_what_it_is(file):
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), "the module says nothing"
+    for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+        for node in owner.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not speaks_for_itself(node):
+                assert ast.get_docstring(node), f"{node.name} has no docstring"
+
+
+def speaks_for_itself(node):
+    """An overload, a method of Python's or of torch's own, and a private one."""
+    overload = any(getattr(each, "id", "") == "overload" for each in node.decorator_list)
+    return overload or node.name.startswith("_") or node.name in ("forward", "backward")
 
 
 def test_importing_minilora_brings_in_nothing_that_is_needed_later_only():

@@ -6,7 +6,6 @@ import ast
 import html
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 
 import minilora
 
@@ -88,20 +87,29 @@ def opening(name: str) -> str:
 
 
 def api_page() -> str:
-    """Every public name of ``minilora``: its signature and its docstring."""
-    parts = ["<h1>The public names</h1>", "<p class=lead>What <code>import minilora</code> offers, by name.</p>"]
-    for name in sorted(minilora.__all__, key=str.lower):
-        found = getattr(minilora, name)
-        if inspect.ismodule(found):
-            sign, where = f"minilora.{name}", Path(found.__file__ or "").stem
-        else:
-            sign, where = f"minilora.{name}{signature(found)}", found.__module__.rpartition(".")[2]
-        source = f' <a href="module-{where}.html">{where}.py</a>' if where in CORE else ""
-        text = opening(where) if inspect.ismodule(found) else inspect.getdoc(found) or ""
-        parts.append(
-            f'<h2 id="{name}"><code>{name}</code></h2>{render_code(sign)}<p class=soft>{source}</p>{render_docstring(text)}'
-        )
-    return frame("API · minilora", "\n".join(parts).replace("<p class=soft></p>", ""), "api.html")
+    """Every public name: its signature and its docstring, with an example that runs as a test; then those of the modules."""
+    names = sorted(minilora.__all__, key=str.lower)
+    modules = {name: getattr(minilora, name) for name in names if inspect.ismodule(getattr(minilora, name))}
+    lead = "What <code>import minilora</code> offers, by name. Every example here is run by the tests."
+    parts = ["<h1>The public names</h1>", f"<p class=lead>{lead}</p>"]
+    owners = {"minilora": (minilora, [name for name in names if name not in modules])}
+    owners |= {f"minilora.{name}": (module, sorted(module.__all__, key=str.lower)) for name, module in modules.items()}
+    links = ", ".join(f'<a href="#{name}"><code>{name}</code></a>' for name in owners)
+    parts.append(f"<p>{links}</p>")
+    for owner, (module, inner) in owners.items():
+        parts.append(f'<h2 id="{owner}"><code>{owner}</code></h2>')
+        parts += [f"<p>{html.escape(opening(owner.rpartition('.')[2]))}</p>"] if module is not minilora else []
+        parts += [api_entry(owner, name, getattr(module, name)) for name in inner]
+    return frame("API · minilora", "\n".join(parts), "api.html")
+
+
+def api_entry(owner: str, name: str, found: object) -> str:
+    """One name: what to write, where its code is, and its docstring (a constant has its value instead)."""
+    where = getattr(found, "__module__", "").rpartition(".")[2]
+    source = f'<p class=soft><a href="module-{where}.html">{where}.py</a></p>' if where in CORE else ""
+    text = render_docstring(inspect.getdoc(found) or "") if callable(found) else render_code(repr(found))
+    full = name if owner == "minilora" else f"{owner.rpartition('.')[2]}.{name}"
+    return f'<h3 id="{full}"><code>{full}</code></h3>{render_code(f"{owner}.{name}{signature(found)}")}{source}{text}'
 
 
 def signature(found: object) -> str:
