@@ -23,15 +23,17 @@ def write_planner(path: str | Path) -> Path:
     return write_atomically(path, text_writer(planner_page()))
 
 
-def planner_page() -> str:
-    """The page's text.
+def planner_page(home: str = "") -> str:
+    """The page's text; ``home`` is the page of a site to link back to.
 
     >>> "llama-3-8b" in planner_page()
     True
     """
     data = {"models": {name: model_data(architecture(name)) for name in presets()}}
     data |= {"gpus": GPUS, "dtypes": DTYPES}  # type: ignore[dict-item]
-    return TEMPLATE.read_text(encoding="utf-8").replace("{{DATA}}", json.dumps(data, separators=(",", ":")))
+    link = f'<nav aria-label="site"><a href="{home}">minilora</a></nav>\n' if home else ""
+    page = TEMPLATE.read_text(encoding="utf-8").replace("{{HOME}}", link)
+    return page.replace("{{DATA}}", json.dumps(data, separators=(",", ":")))
 
 
 def model_data(arch: Architecture) -> dict[str, Any]:

@@ -119,11 +119,9 @@ def configs(draw):
 
 
 @st.composite
-def adapters(draw, shapes=None):
-    """Factors by module path: ``shapes`` maps a path to (in, out); by default up to four modules of any shape."""
+def adapters(draw, shapes):
+    """Factors by module path, of any rank: ``shapes`` maps a path to (in, out)."""
     torch.manual_seed(draw(seeds))
-    if shapes is None:
-        shapes = draw(st.dictionaries(st.sampled_from(["q", "k", "0.v", "1.v"]), st.tuples(sizes, sizes), min_size=1))
     found = {}
     for name, (columns, rows) in shapes.items():
         r = draw(ranks)

@@ -92,3 +92,8 @@ def test_the_page_is_one_file_without_network(tmp_path):
     assert not re.search(r"https?://|src=|<link|import\(|fetch\(|XMLHttp", page)
     assert "{{" not in page
     assert len(page) < 120_000
+
+
+def test_in_a_site_it_links_back_and_alone_it_does_not():
+    assert '<a href="index.html">' in planner_page("index.html")
+    assert "<a " not in planner_page()

@@ -37,7 +37,7 @@ def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], Non
             write_atomically(folder / "figures" / file.name, lambda to, file=file: shutil.copyfile(file, to))  # type: ignore[misc]
     say("the package …")
     pages |= {f"module-{name}.html": rooms.module_page(name) for name in rooms.CORE}
-    pages |= {"package.html": rooms.package_page(), "api.html": rooms.api_page(), "planner.html": planner_page()}
+    pages |= {"package.html": rooms.package_page(), "api.html": rooms.api_page(), "planner.html": planner_page("index.html")}
     pages |= {"book.css": CSS.read_text(encoding="utf-8"), "index.html": home_page(lessons)}  # the home page comes last
     write_together(folder, {name: text_writer(text) for name, text in pages.items()})
     return folder / "index.html"

@@ -24,14 +24,13 @@ from .checking import describe_error, judge_answer
 from .course import load_checks, load_module
 from .run import child_environment
 
-STATUSES = ("passed", "to do", "wrong", "error", "timeout")
 LIMIT = 60.0
 SAID = 2000  # characters of the learner's own prints that are kept
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a checker says: a status (one of ``STATUSES``), a sentence, and what the learner's code printed."""
+    """What a checker says: a status (passed, to do, wrong, error, timeout), a sentence, and what the learner's code printed."""
 
     status: str
     message: str = ""
