@@ -93,7 +93,7 @@ def test_combining_adds_the_deltas_exactly_where_summing_factors_does_not(seed, 
 
 @given(st.data())
 def test_a_combination_is_the_weighted_sum_of_the_updates_module_by_module(data):
-    """A module that only some adapters have keeps those; NumPy sums the same. The bound: Σ r products, each rounded a few times."""
+    """A module that only some adapters have keeps those; NumPy sums the same. The bound: Σ r products, and their roundings."""
     shapes = data.draw(st.dictionaries(st.sampled_from(["q", "0.v", "1.v"]), st.tuples(sizes, sizes), min_size=1))
     some = st.lists(st.sampled_from(sorted(shapes)), unique=True).map(lambda names: {name: shapes[name] for name in names})
     drawn = data.draw(st.lists(some.flatmap(adapters), min_size=1, max_size=4))
