@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import html
 import inspect
+import re
 from collections.abc import Iterator
 
 import minilora
@@ -94,8 +95,9 @@ def api_page() -> str:
     parts = ["<h1>The public names</h1>", f"<p class=lead>{lead}</p>"]
     owners = {"minilora": (minilora, [name for name in names if name not in modules])}
     owners |= {f"minilora.{name}": (module, sorted(module.__all__, key=str.lower)) for name, module in modules.items()}
-    links = ", ".join(f'<a href="#{name}"><code>{name}</code></a>' for name in owners)
-    parts.append(f"<p>{links}</p>")
+    for owner, (_, inner) in owners.items():
+        links = " · ".join(f'<a href="#{full_name(owner, name)}">{name}</a>' for name in inner)
+        parts.append(f'<p><a href="#{owner}"><b>{owner}</b></a> {links}</p>')
     for owner, (module, inner) in owners.items():
         parts.append(f'<h2 id="{owner}"><code>{owner}</code></h2>')
         parts += [f"<p>{html.escape(opening(owner.rpartition('.')[2]))}</p>"] if module is not minilora else []
@@ -108,13 +110,30 @@ def api_entry(owner: str, name: str, found: object) -> str:
     where = getattr(found, "__module__", "").rpartition(".")[2]
     source = f'<p class=soft><a href="module-{where}.html">{where}.py</a></p>' if where in CORE else ""
     text = render_docstring(inspect.getdoc(found) or "") if callable(found) else render_code(repr(found))
-    full = name if owner == "minilora" else f"{owner.rpartition('.')[2]}.{name}"
+    full = full_name(owner, name)
     return f'<h3 id="{full}"><code>{full}</code></h3>{render_code(f"{owner}.{name}{signature(found)}")}{source}{text}'
 
 
-def signature(found: object) -> str:
-    """A callable's parameters, or nothing."""
-    try:
-        return str(inspect.signature(found)) if callable(found) else ""
-    except ValueError:
+def full_name(owner: str, name: str) -> str:
+    """As one writes it after ``import minilora`` and ``from minilora import …``.
+
+    >>> full_name("minilora", "inject"), full_name("minilora.nf4", "quantize")
+    ('inject', 'nf4.quantize')
+    """
+    return f"{owner}.{name}".removeprefix("minilora.")
+
+
+def signature(found: object, width: int = 90) -> str:
+    """A callable's parameters as they are written, one a line where they are many; or nothing.
+
+    >>> signature(full_name)
+    '(owner: str, name: str) -> str'
+    """
+    if not callable(found):
         return ""
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(found)))  # annotations are kept as text
+    text = re.sub(r"ForwardRef\('([^']*)'\)", r"\1", text).replace("<factory>", "…")
+    if len(text) <= width:
+        return text
+    inside, _, returns = text[1:].rpartition(")")
+    return "(\n    " + re.sub(r", (?=\*|\w+:)", ",\n    ", inside) + f",\n){returns}"
