@@ -97,7 +97,7 @@ def test_a_combination_is_the_weighted_sum_of_the_updates_module_by_module(data)
     shapes = data.draw(st.dictionaries(st.sampled_from(["q", "0.v", "1.v"]), st.tuples(sizes, sizes), min_size=1))
     some = st.lists(st.sampled_from(sorted(shapes)), unique=True).map(lambda names: {name: shapes[name] for name in names})
     drawn = data.draw(st.lists(some.flatmap(adapters), min_size=1, max_size=4))
-    weights = data.draw(st.lists(st.floats(-2, 2), min_size=len(drawn), max_size=len(drawn)))
+    weights = data.draw(st.lists(st.floats(-2, 2, width=16), min_size=len(drawn), max_size=len(drawn)))
     parts = [{name: LowRank(A.double(), B.double(), s) for name, (A, B, s) in adapter.items()} for adapter in drawn]
     found = combine(parts, weights)
     assert found.keys() == {name for adapter in parts for name in adapter}
