@@ -60,11 +60,13 @@ def memory_chart(
 ) -> Figure:
     """Bytes by category, stacked, one panel a model (each with its own scale) and one bar a method; cards as lines.
 
+    One model alone is drawn in the shape of a slide, 16 to 9, with the categories at the right.
     ``bars[method][i]`` is model i's bytes by category; ``gpus`` are bytes by name. Panels show the cards within their scale.
     """
     check_alike(models=models, **bars)
     categories = [c for c in next(iter(bars.values()))[0] if any(bar[c] for rows in bars.values() for bar in rows)]
-    figure, panels = one_axes(width=2.6 + 2.0 * len(models), height=4.9, columns=len(models))
+    alone = len(models) == 1
+    figure, panels = one_axes(9.6 if alone else 2.6 + 2.0 * len(models), 5.4 if alone else 4.9, len(models))
     behind = {"facecolor": figure.get_facecolor(), "edgecolor": "none", "pad": 1}
     for i, (axes, model) in enumerate(zip(np.atleast_1d(panels), models, strict=True)):
         tallest = 0.0
@@ -78,25 +80,27 @@ def memory_chart(
             text = f"{bottom:,.0f} GB" if bottom >= 10 else f"{bottom:.1f} GB"
             axes.annotate(text, (x, bottom), (0, 4), "data", "offset points", ha="center", weight="bold", bbox=behind)
             tallest = max(tallest, bottom)
-        card_lines(axes, gpus, tallest, len(bars))
+        card_lines(axes, gpus, tallest, len(bars), gap=0.06 if alone else 0.095)
         axes.set(title=model, xticks=range(len(bars)), xticklabels=list(bars), ylim=(0, tallest * 1.13))
-        axes.set_xlim(-1.0, len(bars) + 0.35)
+        axes.set_xlim(-0.6 if alone else -1.0, len(bars) + 0.35)
         axes.grid(visible=False)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     np.atleast_1d(panels)[0].set_ylabel("bytes of a training step, GB")
     handles, names = np.atleast_1d(panels)[0].get_legend_handles_labels()
-    figure.legend(
-        handles, names, loc="outside lower center", ncols=4 if len(models) > 1 else 2, frameon=False, title=note or None
-    )
+    if alone:
+        figure.legend(handles[::-1], names[::-1], loc="outside right center", frameon=False)  # in the order of the stack
+        figure.supxlabel(note, fontsize=11)
+    else:
+        figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, title=note or None)
     return figure
 
 
-def card_lines(axes: Any, gpus: Mapping[str, float], tallest: float, methods: int) -> None:
+def card_lines(axes: Any, gpus: Mapping[str, float], tallest: float, methods: int, gap: float) -> None:
     """Cards that lie within the scale as dashed lines, those too close to the last left out."""
     last = -tallest
     for name, size in sorted(gpus.items(), key=lambda item: -item[1]):
         height = size / 1e9
-        if height <= tallest * 1.08 and abs(last - height) > 0.095 * tallest and height > 0.05 * tallest:
+        if height <= tallest * 1.08 and abs(last - height) > gap * tallest and height > 0.05 * tallest:
             axes.axhline(height, color=hue(GREY), linestyle=(0, (4, 3)), linewidth=1, zorder=0.5)
             axes.annotate(
                 name, (methods + 0.35, height), (-2, 2), "data", "offset points", ha="right", color=hue(GREY), fontsize=9

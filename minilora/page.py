@@ -13,27 +13,31 @@ from typing import Any
 from .files import text_writer, write_atomically
 from .ledger import GPUS, architecture, presets
 from .plan import DTYPES
-from .shapes import Architecture, LinearShape
+from .shapes import Architecture, LinearShape, Source
 
 TEMPLATE = Path(__file__).parent / "planner.html"
 
 
-def write_planner(path: str | Path) -> Path:
-    """Write the page; returns its path. Raises ``OSError`` when it cannot be written."""
-    return write_atomically(path, text_writer(planner_page()))
+def write_planner(path: str | Path, source: Source | None = None) -> Path:
+    """Write the page, open at the model ``source`` where one is given; returns its path.
+
+    Raises ``OSError`` when it cannot be written, ``ValueError`` on a model that ``architecture`` does not know.
+    """
+    return write_atomically(path, text_writer(planner_page(source=source)))
 
 
-def planner_page(home: str = "") -> str:
-    """The page's text; ``home`` is the page of a site to link back to.
+def planner_page(home: str = "", source: Source | None = None) -> str:
+    """The page's text; ``home`` is the page of a site to link back to, ``source`` a model to begin with, preset or not.
 
     >>> "llama-3-8b" in planner_page()
     True
     """
-    data = {"models": {name: model_data(architecture(name)) for name in presets()}}
-    data |= {"gpus": GPUS, "dtypes": DTYPES}  # type: ignore[dict-item]
+    first = architecture("llama-3-8b" if source is None else source)
+    models = {name: model_data(architecture(name)) for name in presets()} | {first.name: model_data(first)}
+    data = {"models": models, "first": first.name, "gpus": GPUS, "dtypes": DTYPES}
     link = f'<nav aria-label="site"><a href="{home}">minilora</a></nav>\n' if home else ""
     page = TEMPLATE.read_text(encoding="utf-8").replace("{{HOME}}", link)
-    return page.replace("{{DATA}}", json.dumps(data, separators=(",", ":")))
+    return page.replace("{{DATA}}", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
 
 
 def model_data(arch: Architecture) -> dict[str, Any]:

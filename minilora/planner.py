@@ -14,14 +14,27 @@ from .ledger import GPUS, METHODS, OPTIMIZERS, Plan, architecture, plan, presets
 from .plan import DTYPES, GB, Settings
 from .plots import save_figure, short
 
+TERMS = (
+    "weights: the base as it is stored, a 4-bit weight in half a byte. constants: the scales of 4-bit weights. adapters: A and "
+    "B. gradients and optimizer: of what trains; AdamW's two moments are 8 bytes a number. activations: what the forward pass "
+    "keeps for the backward pass; they grow with batch and tokens. temporary: what passes by at the worst moment, as logits. "
+    "GB are decimal. Not counted: the process itself (half a gigabyte on a card), fragmentation, a float32 copy of 16-bit "
+    "weights that train (4 bytes each, where one is kept), and what several cards hold twice. time is FLOPs and nothing "
+    "else, at a round 100 TFLOP/s: cards that sustain 400 together need a quarter of it; opening 4-bit weights comes on top."
+)
+SPEED = 1e14  # FLOP/s, a round number
+
 
 def add_plan_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora plan``."""
     made.add_argument("model", nargs="?", help="a preset (--list names them), a config.json, or a model's folder")
     made.add_argument("--list", action="store_true", help="name the presets and stop")
-    made.add_argument("--method", choices=METHODS, default="lora", help="(default: %(default)s)")
-    made.add_argument("--qlora", action="store_const", const="qlora", dest="method", help="the same as --method qlora")
-    made.add_argument("--full", action="store_const", const="full", dest="method", help="the same as --method full")
+    one = made.add_mutually_exclusive_group()
+    one.add_argument("--method", choices=METHODS, default="lora", help="(default: %(default)s)")
+    for method in METHODS:
+        one.add_argument(
+            f"--{method}", action="store_const", const=method, dest="method", help=f"the same as --method {method}"
+        )
     made.add_argument("--r", type=int, default=8, help="rank (default: %(default)s)")
     made.add_argument("--target", nargs="+", default=["all-linear"], help="modules to adapt (default: all-linear)")
     made.add_argument("--batch", type=int, default=1, help="sequences at once (default: %(default)s)")
@@ -31,9 +44,13 @@ def add_plan_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="(default: %(default)s)")
     made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
     made.add_argument("--single-quant", action="store_true", help="QLoRA without double quantization")
-    made.add_argument("--json", action="store_true", help="for programs")
-    made.add_argument("--chart", type=Path, help="also draw it: .png or .svg")
-    made.add_argument("--page", type=Path, help="write the interactive planner, one HTML file, and stop")
+    made.add_argument("--json", action="store_true", help="for programs: the fields of minilora.ledger.Plan")
+    made.add_argument("--chart", type=Path, help="also draw it beside the other methods: .png or .svg")
+    made.add_argument("--dark", action="store_true", help="the chart for dark slides")
+    made.add_argument(
+        "--page", type=Path, help="write the interactive planner, one HTML file (a model is chosen there), and stop"
+    )
+    made.add_argument_group("what the table says", TERMS)
 
 
 def run_plan(options: argparse.Namespace) -> int:
@@ -41,7 +58,7 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.page is not None:
         from .page import write_planner
 
-        print(f"Saved {write_planner(options.page)}. Open it in a browser; it needs no network.")
+        print(f"Saved {write_planner(options.page, options.model)}. Open it in a browser; it needs no network.")
         return 0
     if options.list:
         for name in presets():
@@ -61,9 +78,10 @@ def run_plan(options: argparse.Namespace) -> int:
     targets = "all-linear" if options.target == ["all-linear"] else options.target
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        found = plan(options.model, LoraConfig(options.r, 2 * options.r, targets), options.method, settings)
+        config = LoraConfig(options.r, 2 * options.r, targets)
+        found = plan(options.model, config, options.method, settings)
         if options.chart is not None:
-            save_figure(plan_figure(found, options.model), options.chart)
+            save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)
     for note in dict.fromkeys(str(warning.message) for warning in said):
         print(f"note: {note}", file=sys.stderr)
     if options.json:
@@ -82,19 +100,23 @@ def print_plan(found: Plan) -> None:
 
     s, config = found.settings, found.config
     how = "everything trains" if config is None else f"r = {config.r} on {found.adapted} Linears"
-    table = Table(title=f"{found.model}, {found.method}: {how}", title_justify="left", box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False)
     for name, justify in (("", "left"), ("bytes", "right"), ("GB", "right"), ("share", "right")):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name, size in {**found.bytes, "total": found.total}.items():
         style = "bold" if name == "total" else "dim" if not size else None
         table.add_row(name, f"{size:,}", f"{size / GB:,.2f}", f"{100 * size / found.total:.1f}%", style=style)
     console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 60)  # in a narrower window lines wrap; a number is never cut
+    console.print(f"{found.model}, {found.method}: {how}")
     console.print(table)
     console.print(f"\ntrainable    {found.trainable:,} of {found.parameters:,} ({100 * found.share:.4f}%)")
     if config is not None:
         console.print(f"adapter file {found.adapter_file_bytes:,} bytes ({found.adapter_file_bytes / 1e6:,.1f} MB)")
     forward, backward = found.flops_forward, found.flops_backward
-    console.print(f"FLOPs        {forward / 1e9:,.2f} G a token forward, {backward / 1e9:,.2f} G backward")
+    again = " with the forward again" * s.checkpointing
+    console.print(f"FLOPs        {forward / 1e9:,.2f} G a token forward, {backward / 1e9:,.2f} G backward{again}")
+    console.print(f"time         {time_text(found)} a million tokens, were 100 TFLOP/s sustained")
     console.print(
         f"step         {s.batch} × {s.seq} tokens, {s.dtype} base, {s.optimizer}" + ", checkpointing" * s.checkpointing
     )
@@ -102,19 +124,39 @@ def print_plan(found: Plan) -> None:
         "fits         " + (", ".join(name for name, fits in found.fits.items() if fits) or f"none of {', '.join(GPUS)}")
     )
     if not any(found.fits.values()):
-        console.print(f"             over cards of 80 GB, at least {-(-found.total // (80 * GB))} of them")
+        console.print(f"             over cards of 80 GB, at least {cards_of_80(found)} of them")
+    for name, size in GPUS.items():
+        if 0 < found.total - size * GB <= 0.07 * size * GB:
+            over = f"over by {(found.total - size * GB) / GB:.2f} GB"
+            console.print(f"close        {name}: {over}; cards hold up to 7% more, the driver takes part of that")
 
 
-def plan_figure(found: Plan, source: str) -> Any:
-    """The plan's model under each method, with the plan's settings, as ``memory_chart`` draws it."""
+def time_text(found: Plan) -> str:
+    """How long a million tokens take at ``SPEED``, in the unit that suits."""
+    seconds = (found.flops_forward + found.flops_backward) * 1e6 / SPEED
+    size, unit = next(((size, unit) for size, unit in ((3600, "hours"), (60, "minutes")) if seconds >= size), (1, "seconds"))
+    return f"{seconds / size:.2g} {unit}"
+
+
+def cards_of_80(found: Plan) -> int:
+    """The fewest cards of 80 GB that hold the step, were everything shared out evenly."""
+    return -(-found.total // (80 * GB))
+
+
+def plan_figure(source: str, config: LoraConfig, settings: Settings, dark: bool = False) -> Any:
+    """A model under each method with one config, as ``memory_chart`` draws it; below each bar the cards that hold it."""
     from .charts import memory_chart
 
-    config, settings = found.config or LoraConfig(8, 16, "all-linear"), found.settings
-    methods = {"full": "full", "LoRA": "lora", "QLoRA": "qlora"}
-    bars = {title: [plan(source, config, method, settings).bytes] for title, method in methods.items()}
+    plans = {title: plan(source, config, title.lower(), settings) for title in ("full", "LoRA", "QLoRA")}
+    bars = {}
+    for title, found in plans.items():
+        card = next((f"a card of {name}" for name, fits in found.fits.items() if fits), f"≥ {cards_of_80(found)} × 80 GB")
+        bars[f"{title}\n{card}"] = [found.bytes]
     cards = {name: size * float(GB) for name, size in GPUS.items()}
-    note = f"r = {config.r}, {settings.batch} × {settings.seq} tokens" + ", checkpointing" * settings.checkpointing
-    return memory_chart([found.model], bars, cards, note)
+    targets = config.target_modules if isinstance(config.target_modules, str) else ", ".join(config.target_modules)
+    note = f"{settings.dtype} base, {settings.optimizer}, r = {config.r} on {targets}, {settings.batch} × {settings.seq} tokens"
+    note += ", checkpointing" * settings.checkpointing
+    return memory_chart([plans["full"].model], bars, cards, note, dark=dark)
 
 
 def add_chart_options(made: argparse.ArgumentParser) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +26,7 @@ from typing import Any
 from .files import read_json
 
 HERE = Path(__file__).parent
+EXPERTS = "mixtures of experts are not counted"
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,13 @@ def architecture(source: Source) -> Architecture:
         path = Path(source)
         file = path / "config.json" if path.is_dir() else path
         if file.is_file():
-            return from_config(read_json(file), path.stem if file is path else path.name)
+            folder = file.resolve().parent.name
+            return from_config(read_json(file), folder if file.name == "config.json" and folder else path.stem)
         near = difflib.get_close_matches(str(source).lower(), presets(), n=3, cutoff=0.4)
-        raise ValueError(
-            f"{str(source)!r} is neither a preset nor a config.json; "
-            + (f"nearest presets: {', '.join(near)}" if near else f"presets: {', '.join(presets())}")
-        )
+        lack = "; the folder holds none" if path.is_dir() else "; there is no such file" if path.suffix == ".json" else ""
+        why = f"{str(source)!r} is neither a preset nor a config.json{lack}"
+        known = f"nearest presets: {', '.join(near)}" if near else "`minilora plan --list` names the presets"
+        raise ValueError(f"{why}; {known}" + f" ({EXPERTS})" * bool(re.search(r"\dx\d|moe|mixtral", str(source).lower())))
     return from_shapes(source)
 
 
@@ -140,7 +143,8 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """The architecture that a ``config.json`` describes."""
     family = config.get("model_type")
     if family not in FAMILIES:
-        raise ValueError(f"{name}: model_type is {family!r}, known are {', '.join(sorted(FAMILIES))}; or give a list of shapes")
+        why = EXPERTS if any("experts" in key for key in config) else "minilora.ledger.plan takes a list of shapes too"
+        raise ValueError(f"{name}: model_type is {family!r}, known are {', '.join(sorted(FAMILIES))}; {why}")
     return FAMILIES[family](config, name)
 
 

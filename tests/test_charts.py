@@ -67,7 +67,7 @@ def test_stacked_bars_add_up_and_show_the_cards_within_their_scale():
     assert "5.0 GB" in texts(figure)
     assert "4 GB" in texts(figure)
     assert "80 GB" not in texts(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["weights", "gradients"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gradients", "weights"]  # as they are stacked
 
 
 def test_break_even_is_where_the_line_crosses_one_hundred_percent():

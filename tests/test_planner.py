@@ -1,10 +1,12 @@
 """The commands print the plan that they were asked for, as a table, as JSON and as a picture."""
 
 import json
+import math
+import re
 
 import pytest
 
-from minilora import LoraConfig, ledger
+from minilora import LoraConfig, ledger, planner
 from minilora.cli import main
 
 
@@ -49,6 +51,8 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
     status, out, _ = run(capsys, "plan", "llama-3.1-405b", "--full")
     assert status == 0
     assert "none of 8 GB" in out
+    hours = float(re.search(r"time +(\S+) hours a million tokens", out).group(1))
+    assert hours == pytest.approx(6 * 405.85e9 * 1e6 / 1e14 / 3600, rel=0.04)  # 6 FLOPs a parameter and token
     assert "at least 64 of them" in out
     assert "adapter file" not in out
 
@@ -62,6 +66,8 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
         (["plan", "gpt2", "--r", "0"], "r must be at least 1, got 0"),
         (["plan", "gpt2", "--seq", "-5"], "seq must be at least 1, got -5"),
         (["plan", "gpt2", "--chart", "a.pdf"], "saved as .png or .svg, got 'a.pdf'"),
+        (["plan", "gpt2", "--full", "--r", "8", "--batch", "0"], "batch must be at least 1, got 0"),
+        (["plan", "mixtral-8x22b"], "mixtures of experts are not counted"),
         (["chart", "spektrum"], "no chart is called 'spektrum'; nearest: spectrum"),
     ],
 )
@@ -80,6 +86,48 @@ def test_a_config_of_one_s_own_is_planned_and_drawn(capsys, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     status, _, err = run(capsys, "plan", str(tmp_path))
     assert (status, "lacks 'num_attention_heads'" in err) == (2, True)
+
+
+def test_a_config_is_called_by_its_folder_and_opens_the_page(capsys, tmp_path):
+    folder = tmp_path / "ours-72b"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(ledger.presets()["qwen2.5-72b"]))
+    out = run(capsys, "plan", str(folder / "config.json"))[1]
+    assert out.startswith("ours-72b, lora: r = 8 on 560 Linears\n")
+    assert run(capsys, "plan", str(folder), "--page", str(tmp_path / "p.html"))[0] == 0
+    assert '"first":"ours-72b"' in (tmp_path / "p.html").read_text(encoding="utf-8")
+    assert run(capsys, "plan", "lama-3-8b", "--page", str(tmp_path / "q.html"))[0] == 2
+
+
+def test_two_methods_at_once_are_refused_and_each_has_its_own_word(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "gpt2", "--qlora", "--full"])
+    assert "--full: not allowed with argument --qlora" in capsys.readouterr().err
+    assert run(capsys, "plan", "base", "--lora")[1] == run(capsys, "plan", "base")[1]
+
+
+def test_a_card_that_just_fails_is_named_and_a_narrow_window_cuts_no_number(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "30")
+    _, out, _ = run(capsys, "plan", "llama-3-70b", "--r", "16", "--qlora", "--checkpointing")
+    found = ledger.plan("llama-3-70b", LoraConfig(16, 32, "all-linear"), "qlora", checkpointing=True)
+    over = found.total / 1e9 - 48
+    assert 0 < over < 0.07 * 48
+    assert f"close        48 GB: over by {over:.2f} GB" in out
+    assert all(f"{size:,}" in out for size in found.bytes.values())
+
+
+def test_the_chart_has_the_asked_config_and_the_cards_of_each_method():
+    config = LoraConfig(64, 128, ["q_proj", "v_proj"])
+    figure = planner.plan_figure("llama-3-70b", config, ledger.Settings(checkpointing=True))
+    below = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    plans = [ledger.plan("llama-3-70b", config, method, checkpointing=True) for method in ledger.METHODS]
+    assert below[0] == f"full\n≥ {math.ceil(plans[0].total / 80e9)} × 80 GB"
+    assert below[1] == f"LoRA\n≥ {math.ceil(plans[1].total / 80e9)} × 80 GB"
+    assert below[2] == "QLoRA\na card of 80 GB"
+    assert 48e9 < plans[2].total < 80e9
+    assert "r = 64 on q_proj, v_proj" in figure._supxlabel.get_text()
+    width, height = figure.get_size_inches()
+    assert width / height == pytest.approx(16 / 9, rel=0.01)
 
 
 def test_presets_and_charts_are_listed_and_one_is_drawn(capsys, tmp_path):

@@ -1,6 +1,7 @@
 """Shapes from a config equal those of the real architecture in transformers, built on the meta device: name by name."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -94,8 +95,12 @@ def timed(clock):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("mixtral-8x7b", "nearest presets: mistral-7b.*mixtures of experts are not counted"),
+        ("my/config.json", "there is no such file"),
+        (str(Path(__file__).parent), "the folder holds none"),
+        ({"model_type": "mixtral", "num_local_experts": 8}, "known are gpt2, .*; mixtures of experts are not counted"),
         ("llama-3-8", r"'llama-3-8' is neither a preset nor a config.json; nearest presets: llama-3-8b"),
-        ("ßßß", r"presets: base, gpt2"),
+        ("ßßß", r"`minilora plan --list` names the presets"),
         ({"model_type": "llama", "hidden_size": 64}, r"llama: the config lacks 'vocab_size', which decides shapes"),
         (
             {"model_type": "llama", **SMALL, "num_hidden_layers": -3},
