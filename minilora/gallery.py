@@ -92,7 +92,7 @@ def heat(dark: bool = False) -> Figure:
 
 
 def disk(dark: bool = False) -> Figure:
-    """Adapters on disk against full copies."""
+    """Adapters (r = 16 on all Linears, bfloat16) on disk against full copies."""
     found = plan("llama-3-8b", LoraConfig(r=16, target_modules=ALL), adapter_dtype="bfloat16")
     numbers = [1, 3, 10, 30, 100, 300, 1000]
     return charts.disk_chart(
@@ -111,12 +111,12 @@ def nf4(dark: bool = False) -> Figure:
 
 
 def loss(dark: bool = False) -> Figure:
-    """Loss curves, full fine-tuning against LoRA, over seeds."""
+    """Loss on the naval log, our base: full fine-tuning against LoRA, mean and range of three short runs each."""
     return charts.loss_chart({name: run["losses"] for name, run in runs().items()}, dark=dark)
 
 
 def spectrum(dark: bool = False) -> Figure:
-    """The singular values of what training changed in one weight."""
+    """The singular values of what one such run changed in one weight of our base."""
     found = {name: run["spectrum"] for name, run in runs().items()}
     return charts.spectrum_chart(found, "Singular values of one q_proj's update", dark=dark)
 
@@ -143,6 +143,8 @@ def runs() -> dict[str, dict[str, Any]]:
                 inject(model, LoraConfig(r, 2 * r, ALL))
             settings: dict[str, Any] = {"steps": RUNS["steps"], "batch_size": RUNS["batch_size"], "lr": rate, "seed": seed}
             history = train(model, task, **settings, validate_every=0, progress=False)
+            if history.interrupted:
+                raise KeyboardInterrupt
             losses.append(history.losses)
             layer: Any = model.get_submodule(path)
             delta = layer.delta_weight() if r else layer.weight.detach() - before

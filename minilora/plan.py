@@ -84,6 +84,8 @@ class Plan:
     >>> found = plan("llama-2-7b", method="qlora", checkpointing=True)
     >>> found.bytes["adapters"], found.fits["12 GB"]
     (16777216, True)
+    >>> print(plan("llama-2-70b"))
+    llama-2-70b, lora: 199.75 GB, 16,384,000 of 68,993,032,192 train, cards that fit: none
     """
 
     model: str
@@ -100,6 +102,11 @@ class Plan:
     adapter_file_bytes: int
     flops_forward: int
     flops_backward: int
+
+    def __str__(self) -> str:
+        cards = ", ".join(name for name, fits in self.fits.items() if fits) or "none"
+        share = f"{self.trainable:,} of {self.parameters:,} train"
+        return f"{self.model}, {self.method}: {self.total / GB:,.2f} GB, {share}, cards that fit: {cards}"
 
     @property
     def total(self) -> int:
@@ -136,6 +143,13 @@ def plan(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(config, LoraConfig | None):
+        raise TypeError(
+            f"config must be a LoraConfig, got a {type(config).__name__}; settings go by name: plan(model, seq=512)"
+        )
+    if unknown := [name for name in changes if name not in Settings.__dataclass_fields__]:
+        known = ", ".join(Settings.__dataclass_fields__)
+        raise TypeError(f"no setting is called {unknown[0]!r}, known are {known}; rank and targets go in LoraConfig(r=…)")
     arch, settings = architecture(source), replace(settings or Settings(), **changes)
     if method == "full":
         config, chosen = None, []

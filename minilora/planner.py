@@ -36,7 +36,12 @@ def add_plan_options(made: argparse.ArgumentParser) -> None:
             f"--{method}", action="store_const", const=method, dest="method", help=f"the same as --method {method}"
         )
     made.add_argument("--r", type=int, default=8, help="rank (default: %(default)s)")
-    made.add_argument("--target", nargs="+", default=["all-linear"], help="modules to adapt (default: all-linear)")
+    made.add_argument(
+        "--target",
+        nargs="+",
+        default=["all-linear"],
+        help="modules to adapt (default: all-linear; minilora train and LoraConfig have q_proj v_proj)",
+    )
     made.add_argument("--batch", type=int, default=1, help="sequences at once (default: %(default)s)")
     made.add_argument("--seq", type=int, default=2048, help="tokens a sequence (default: %(default)s)")
     made.add_argument("--dtype", choices=[*DTYPES], default="bfloat16", help="of the base (default: %(default)s)")

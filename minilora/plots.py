@@ -80,7 +80,7 @@ def finetune_figure(
     full_parameters: int,
     adapter_parameters: int,
 ) -> Figure:
-    """A fine-tune at a glance: loss and exact match by step, and what was trained against everything (log scale).
+    """A fine-tune at a glance: loss and exact match by step, and what was trained against everything.
 
     ``losses`` has one value a step, nats an answer token; the ``valid_…`` arrays and ``exact_matches`` (0 to 1) are alike
     in length. Raises ``ValueError`` when they are not, or when nothing is given.
@@ -109,10 +109,12 @@ def finetune_figure(
 
 
 def parameter_bars(axes: Any, full_parameters: int, adapter_parameters: int) -> None:
-    """Trainable parameters, everything against the adapter, as labelled bars on a log scale."""
+    """Trainable parameters, everything against the adapter, as labelled bars from zero: their lengths are the numbers."""
     counts = [adapter_parameters, full_parameters]
     axes.barh(["LoRA", "full"], counts, color=[BLUE, GREY], height=0.55)
-    axes.set(title="What is trained", xlabel="parameters (log scale)", xscale="log", xlim=(min(counts) / 30, max(counts) * 40))
+    axes.set(title="What is trained", xlabel="parameters", xlim=(0, 1.5 * max(counts)))
+    axes.locator_params(axis="x", nbins=4)
+    axes.xaxis.set_major_formatter(lambda value, _: short(value))
     axes.grid(axis="y", visible=False)
     share = 100 * adapter_parameters / full_parameters
     for row, text in enumerate((f"{counts[0]:,}\n{share:.1f}% of full", f"{counts[1]:,}")):

@@ -1,12 +1,14 @@
 """Charts show the numbers that they were given, with units on every axis, in both themes; the gallery is whole."""
 
 import re
+import sys
 
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
 from minilora import charts, gallery
+from minilora.history import History
 from minilora.plots import DARK_CYCLE, LIGHT_CYCLE, PAPER
 
 LEDGER_ONLY = [name for name in gallery.CHARTS if name not in ("loss", "spectrum")]
@@ -129,3 +131,9 @@ def test_a_real_lora_update_has_the_rank_it_was_given(short_runs):
     values = np.array(lora["spectrum"])
     assert (values > 1e-5 * values[0]).sum() <= 8
     assert np.shape(lora["losses"]) == (1, 1)
+
+
+def test_ctrl_c_while_a_chart_trains_stops_the_charts(short_runs, monkeypatch):
+    monkeypatch.setattr(sys.modules["minilora.train"], "train", lambda *_, **__: History(interrupted=True))
+    with pytest.raises(KeyboardInterrupt):
+        gallery.runs()

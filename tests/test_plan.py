@@ -275,6 +275,8 @@ def test_a_rank_above_the_matrix_is_allowed_and_warned_of():
         ("gpt2", None, {}, ValueError, r"nothing in gpt2 matches 'q_proj', 'v_proj'; did you mean 'c_proj'\? Linears: c_attn"),
         ("base", LoraConfig(target_modules="nothing.*"), {}, ValueError, r"matches 'nothing.\*'; Linears: q_proj \(×6\)"),
         ("base", LoraConfig(target_modules=["lm_head"]), {}, ValueError, "lm_head's weight is tied to the embedding"),
+        ("base", ledger.Settings(), {}, TypeError, r"config must be a LoraConfig, got a Settings; settings go by name"),
+        ("base", None, {"r": 16}, TypeError, r"no setting is called 'r', known are batch, seq, .*go in LoraConfig\(r=…\)"),
         ("base", None, {"method": "dora"}, ValueError, "method must be one of full, lora, qlora, got 'dora'"),
         ("base", None, {"batch": -1}, ValueError, "batch must be at least 1, got -1"),
         ("base", None, {"seq": 2.5}, TypeError, "seq must be a whole number, got 2.5"),
