@@ -4,23 +4,27 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minilora.cli import main
-from minilora.learn import Wrong, check, close, face
+from minilora.learn import Wrong, check, close, face, show
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
-from minilora.learn.course import find_lesson, load_solutions
+from minilora.learn.course import find_lesson, list_lessons, load_solutions
 from minilora.learn.desk import open_desk
+from minilora.learn.grade import Grade, grade_folders, grade_table
 from minilora.learn.judge import judge_file
 from minilora.learn.notebook import make_notebook
 from minilora.learn.record import Record
 from minilora.learn.run import child_environment
+from minilora.learn.stage import STAGE
 from minilora.learn.walk import Walk
 
 LESSON = """# %% [markdown]
@@ -203,23 +207,136 @@ def test_progress_is_whole_after_a_kill_at_any_moment(tmp_path):
 @pytest.mark.slow
 def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypatch):
     lesson = find_lesson(1)
-    monkeypatch.setattr("minilora.learn.grade.list_lessons", lambda course=None: [lesson])
-    sources = {
-        "ada": (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8"),
-        "bob": "while True: pass\n",
-        "=cid()": "import sys; sys.exit(0)\n",
-        "empty": None,
-    }
+    right = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
+    sources = {"ada": right, "bob": "while True: pass\n", "=cid()": "import sys; sys.exit(0)\n", "empty": None}
     for name, source in sources.items():
-        (tmp_path / name).mkdir()
+        (tmp_path / "class" / name).mkdir(parents=True)
         if source is not None:
-            (tmp_path / name / lesson.path.name).write_text(source, encoding="utf-8")
-    folders = [str(tmp_path / name) for name in sources]
-    assert main(["grade", *folders, "--csv", str(tmp_path / "g.csv"), "--limit", "20"]) == 0
-    assert "1 of 1" in capsys.readouterr().out
-    rows = list(csv.reader(io.StringIO((tmp_path / "g.csv").read_text(encoding="utf-8"))))
+            (tmp_path / "class" / name / lesson.path.name).write_text(source, encoding="utf-8")
+    (tmp_path / "class" / "notes.txt").touch()
+    monkeypatch.chdir(tmp_path)
+    folders = [f"class/{name}" for name in sources] + ["class/*.txt"]
+    assert main(["grade", *folders, "--lesson", "1", "--csv", "g.csv", "--limit", "20"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"(?m)^ada +P +1 of 1", said)
+    assert "notes.txt is no folder: left out" in said
+    assert "01 weight_gradient: timeout. it was still running after 20 seconds" in said.replace("\n", " ")
+    written = (tmp_path / "g.csv").read_bytes()
+    assert written.startswith(b"\xef\xbb\xbf"), "Excel reads UTF-8 by its byte order mark"
+    rows = list(csv.reader(io.StringIO(written.decode("utf-8-sig"))))
     assert [row[3] for row in rows] == ["status", "passed", "timeout", "error", "to do"]
     assert rows[3][0] == "'=cid()", "a spreadsheet must not compute a name"
+
+
+def test_a_folder_that_is_not_there_is_named_before_anything_is_graded(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ada").mkdir()
+    for arguments, sentence in {
+        ("ada", "nobody"): "there is no folder nobody; nothing was graded",
+        ("class/*",): "there is no folder class",
+        ("ada", "--csv", "ada"): "--csv ada is a folder",
+        ("ada", "--lesson", "5-1"): "a range goes up",
+        ("ada", "--lesson", "1-99"): "there is no lesson '14'",
+    }.items():
+        assert main(["grade", *arguments]) == 2, arguments
+        said = capsys.readouterr()
+        assert sentence in said.err
+        assert not said.out
+    (tmp_path / "ada.zip").touch()
+    assert main(["grade", "ada.zip"]) == 2
+    assert "unpack" in capsys.readouterr().err
+
+
+def fill_in(lesson, text):
+    """A lesson's script with a learner's function where the stub was."""
+    stub = lesson.exercises["weight_gradient"].text
+    script = lesson.path.read_text(encoding="utf-8")
+    assert stub in script
+    return script.replace(stub, text)
+
+
+RIGHT = "import numpy as np\n\ndef weight_gradient(dy, x):\n    return np.tensordot(dy, x, axes=(range(dy.ndim - 1),) * 2)\n"
+
+
+@pytest.mark.slow
+def test_whatever_form_is_handed_in_is_graded(tmp_path):
+    lesson = find_lesson(1)
+    name, notebook = lesson.path.name, make_notebook(lesson)
+    stub = lesson.exercises["weight_gradient"].text
+    for cell in notebook["cells"]:
+        if "".join(cell["source"]) == stub:
+            cell["source"] = RIGHT
+    forms = {
+        "walked": {f"minilora-lessons/{name}": RIGHT},
+        "zipped": {f"homework/minilora-lessons/{name}": RIGHT},
+        "script": {name: fill_in(lesson, RIGHT).replace("# %%\n", "# %%\nraise SystemExit\n")},  # the other cells do not run
+        "notebook": {name: lesson.path.read_text(encoding="utf-8"), f"{lesson.slug}.ipynb": json.dumps(notebook)},
+        "broken notebook": {f"{lesson.slug}.ipynb": "{"},
+        "renamed": {"lesson1.py": RIGHT},
+        "empty": {},
+    }
+    for learner, files in forms.items():
+        (tmp_path / learner).mkdir()
+        for file, text in files.items():
+            (tmp_path / learner / file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / learner / file).write_text(text, encoding="utf-8")
+    said = []
+    grades = grade_folders([tmp_path / learner for learner in forms], [lesson], say=said.append)
+    assert [grade.status for grade in grades] == [*["passed"] * 4, "error", "to do", "to do"]
+    assert grades[4].message == "01_one_matmul.ipynb could not be read: it is no notebook as Jupyter saves it"
+    assert grades[5].message == "there is no file 01_one_matmul.py; there is lesson1.py"
+    assert "renamed (6 of 7)" in said
+    assert "  not graded, as no lesson is called so: lesson1.py" in said
+    assert said[-1] == "  none of the lessons' files is here"
+
+
+def test_a_class_of_twenty_and_the_whole_course_fit_eighty_columns():
+    from rich.console import Console
+
+    lessons = list_lessons()
+    grades = [
+        Grade(f"learner-{n}", lesson.slug, name, "wrong" if n == 3 else "passed", "")
+        for n in range(20)
+        for lesson in lessons
+        for name in lesson.exercises
+    ]
+    console = Console(width=80, file=io.StringIO())
+    console.print(grade_table(grades))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) == 21
+    total = sum(len(lesson.exercises) for lesson in lessons)
+    assert lines[1].rstrip().endswith(f"{total} of {total}")
+    assert lines[4].count("W") == total
+    assert "…" not in "".join(lines)
+
+
+def test_a_notebook_shows_the_figure_under_the_cell(tmp_path, monkeypatch, capsys):
+    from matplotlib.figure import Figure
+
+    shown = []
+    fake = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()), version_info=(9, 0))
+    monkeypatch.setitem(sys.modules, "IPython", fake)
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=shown.append, Image=lambda **given: given))
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    monkeypatch.chdir(tmp_path)
+    token = STAGE.set(None)
+    show(figure, "A line that goes up")
+    fake.get_ipython = lambda: None  # IPython is imported, but no notebook runs
+    show(figure, "A line that goes up")
+    STAGE.reset(token)
+    assert [given["metadata"] for given in shown] == [{"alt": "A line that goes up"}]
+    assert (tmp_path / shown[0]["filename"]).is_file()
+    assert capsys.readouterr().out.startswith("figure: ")
+
+
+def test_notebooks_for_a_class_are_made_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["notebook", "1-3"]) == 0
+    assert sorted(file.name for file in tmp_path.glob("*.ipynb")) == [f"{lesson.slug}.ipynb" for lesson in list_lessons()[:3]]
+    assert main(["notebook", "1", "2"]) == 2
+    assert "minilora notebook 1-5" in capsys.readouterr().err
+    assert not (tmp_path / "2").exists()
 
 
 def test_the_notebook_is_valid_and_says_all_that_the_lesson_says():

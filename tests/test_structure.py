@@ -28,7 +28,7 @@ FLOORS = [
 LEARN = [  # minilora/learn/, which stands below the command line and above everything else
     {"cells", "stage", "record", "face", "pages"},
     {"course", "desk", "run", "notebook"},
-    {"checking", "rooms"},
+    {"checking", "rooms", "handin"},
     {"judge", "prove", "book"},
     {"walk", "grade"},
     {"commands"},

@@ -21,8 +21,8 @@ from .pages import CSS, cards, details, frame, render_code, render_prose, row, t
 from .run import run_apart
 
 
-def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], None] = print) -> Path:
-    """Run the lessons and write the site; returns its home page. ``say`` hears how far it is.
+def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], None] = print, solved: bool = True) -> Path:
+    """Run the lessons and write the site, with or without solutions; returns its home page. ``say`` hears how far it is.
 
     Raises ``ValueError`` when a lesson fails, before anything is written.
     """
@@ -32,7 +32,7 @@ def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], Non
             say(f"lesson {lesson.slug} ({index + 1} of {len(lessons)}), about {lesson.seconds} s …")
             run = run_apart(lesson, Path(temporary), dark=True)
             before, after = (lessons[i] if 0 <= i < len(lessons) else None for i in (index - 1, index + 1))
-            pages[page_name(lesson)] = lesson_page(lesson, run, Path(temporary), before, after)
+            pages[page_name(lesson)] = lesson_page(lesson, run, Path(temporary), before, after, solved)
         for file in sorted(Path(temporary).glob("*.png")):
             write_atomically(folder / "figures" / file.name, lambda to, file=file: shutil.copyfile(file, to))  # type: ignore[misc]
     say("the package …")
@@ -69,7 +69,9 @@ def home_page(lessons: Sequence[Lesson]) -> str:
     return frame("minilora: LoRA and QLoRA, to be read", body, "index.html")
 
 
-def lesson_page(lesson: Lesson, run: dict[str, Any], figures: Path, before: Lesson | None, after: Lesson | None) -> str:
+def lesson_page(
+    lesson: Lesson, run: dict[str, Any], figures: Path, before: Lesson | None, after: Lesson | None, solved: bool = True
+) -> str:
     """One lesson: rows of prose and, beside it, the code that follows, with what it printed and drew."""
     rows: list[tuple[str, str, bool]] = []
     left = right = ""
@@ -83,7 +85,7 @@ def lesson_page(lesson: Lesson, run: dict[str, Any], figures: Path, before: Less
             section = section or cell.text.startswith("## ")
             left += prose_part(cell, ran, run)
         else:
-            right += code_part(lesson, cell, ran, figures)
+            right += code_part(lesson, cell, ran, figures, solved)
     rows.append((left, right, section))
     body = "\n".join(row(*each) for each in rows)
     pages = [(page_name(each), each.title) if each else None for each in (before, after)]
@@ -102,8 +104,10 @@ def prose_part(cell: Cell, ran: dict[str, Any], run: dict[str, Any]) -> str:
     return render_prose(ran["prose"])
 
 
-def code_part(lesson: Lesson, cell: Cell, ran: dict[str, Any], figures: Path) -> str:
-    """Code, its output, its figures; for a check of an exercise the solution, folded."""
+def code_part(lesson: Lesson, cell: Cell, ran: dict[str, Any], figures: Path, solved: bool = True) -> str:
+    """Code, its output, its figures; for a check of an exercise the solution, folded, or how to have one checked."""
+    if cell.checks and not solved:
+        return f"<p>Write it, and have it checked: <code>minilora learn {lesson.number}</code></p>"
     if cell.checks:
         source = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
         return details(f"A solution of {cell.checks}, when you have one of your own", render_code(source))

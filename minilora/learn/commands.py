@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .course import find_lesson, list_lessons
+from .course import find_lesson, find_lessons, list_lessons
 from .desk import FOLDER
 from .judge import LIMIT
 
@@ -90,18 +90,28 @@ def done_text(lesson: Any, entry: dict[str, Any] | None) -> str:
 def add_grade_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora grade``."""
     made.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="learners' folders, one each")
-    made.add_argument("--csv", type=Path, help="also write the table to this file")
+    made.add_argument("--lesson", action="append", metavar="N", help="only this lesson or range, as 1-5, may come again")
+    made.add_argument("--csv", type=Path, help="also write each status and sentence to this file, for a spreadsheet")
     made.add_argument("--limit", type=float, default=LIMIT, help="seconds for each check (default: %(default)g)")
 
 
 def run_grade(options: argparse.Namespace) -> int:
     """``minilora grade``."""
     from .face import make_console
-    from .grade import grade_folders, grade_table, write_grades
+    from .grade import KEY, grade_folders, grade_table, write_grades
+    from .handin import find_folders
 
     console = make_console()
-    grades = grade_folders(options.folders, options.limit, lambda name: console.print(f"[dim]{name}[/]"))
+    if options.csv is not None and options.csv.is_dir():
+        raise ValueError(f"--csv {options.csv} is a folder; give a file's name, for example grades.csv")
+    lessons = find_lessons(options.lesson)
+    folders, others = find_folders(options.folders)
+    for path in others:
+        console.print(f"{path} is no folder: left out", markup=False)
+    grades = grade_folders(folders, lessons, options.limit, lambda line: console.print(line, markup=False, highlight=False))
+    console.print()
     console.print(grade_table(grades))
+    console.print(f"\n{KEY}")
     if options.csv is not None:
         console.print(f"Saved {write_grades(options.csv, grades)}.")
     return 0
@@ -109,7 +119,7 @@ def run_grade(options: argparse.Namespace) -> int:
 
 def add_notebook_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora notebook``."""
-    made.add_argument("lesson", help="a lesson's number or name")
+    made.add_argument("lesson", help="a lesson's number or name; 1-5 makes five notebooks")
     made.add_argument("file", type=Path, nargs="?", help="where to (default: NN_slug.ipynb)")
 
 
@@ -117,22 +127,28 @@ def run_notebook(options: argparse.Namespace) -> int:
     """``minilora notebook``."""
     from .notebook import write_notebook
 
-    lesson = find_lesson(options.lesson)
-    print(f"Saved {write_notebook(lesson, options.file or Path(f'{lesson.slug}.ipynb'))}.")
+    lessons = find_lessons([options.lesson])
+    if options.file is not None and (len(lessons) > 1 or options.file.suffix != ".ipynb"):
+        raise ValueError(f"a file is one lesson's, and ends in .ipynb, got {options.file}; five at once: minilora notebook 1-5")
+    for lesson in lessons:
+        print(f"Saved {write_notebook(lesson, options.file or Path(f'{lesson.slug}.ipynb'))}.")
     return 0
 
 
 def add_book_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora book``."""
     made.add_argument("folder", type=Path, nargs="?", default=BOOK, metavar="DIR", help="(default: %(default)s)")
-    made.add_argument("--lesson", action="append", help="only this lesson, may come again (default: all)")
+    made.add_argument(
+        "--lesson", action="append", metavar="N", help="only this lesson or range, as 1-5, may come again (default: all)"
+    )
+    made.add_argument("--without-solutions", action="store_true", help="for a class: the exercises without their solutions")
 
 
 def run_book(options: argparse.Namespace) -> int:
     """``minilora book``."""
     from .book import write_book
 
-    lessons = [find_lesson(name) for name in options.lesson] if options.lesson else list_lessons()
-    home = write_book(options.folder, lessons, say=lambda message: print(message, flush=True))
+    lessons, solved = find_lessons(options.lesson), not options.without_solutions
+    home = write_book(options.folder, lessons, say=lambda message: print(message, flush=True), solved=solved)
     print(f"Saved {home}. Open it in a browser; it needs no network.")
     return 0

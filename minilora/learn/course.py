@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -33,13 +34,34 @@ def list_lessons(folder: Path | None = None) -> list[Lesson]:
 
 
 def find_lesson(number: str | int, folder: Path | None = None) -> Lesson:
-    """The lesson of a number (5, "05") or a slug. Raises ``ValueError`` that names what there is."""
+    """The lesson of a number (5, "05"), a slug, or a file of your own. Raises ``ValueError`` that names what there is."""
     wanted, lessons = str(number), list_lessons(folder)
+    if wanted.endswith(".py"):
+        return parse_lesson(wanted)
     for lesson in lessons:
         if wanted in (lesson.slug, lesson.slug[3:]) or (wanted.isdigit() and int(wanted) == lesson.number):
             return lesson
     there = ", ".join(lesson.slug for lesson in lessons)
     raise ValueError(f"there is no lesson {wanted!r}; there are {there}")
+
+
+def find_lessons(names: Sequence[str] | None) -> list[Lesson]:
+    """The lessons of numbers, names, files or ranges, each once; all of them for none. Raises as ``find_lesson``.
+
+    >>> [lesson.slug for lesson in find_lessons(["1-2", "rank"])]
+    ['01_one_matmul', '02_rank']
+    """
+    if not names:
+        return list_lessons()
+    found: dict[Path, Lesson] = {}
+    for name in names:
+        ends = re.fullmatch(r"(\d+)[-–](\d+)", name)
+        if ends and int(ends[1]) > int(ends[2]):
+            raise ValueError(f"a range goes up, such as 1-5, got {name!r}")
+        for number in range(int(ends[1]), int(ends[2]) + 1) if ends else [name]:
+            lesson = find_lesson(number)
+            found[lesson.path] = lesson
+    return list(found.values())
 
 
 def find_exercise(name: str, folder: Path | None = None) -> Path | None:

@@ -1,23 +1,28 @@
-"""Grade learners' folders: every exercise of the course, each in a process of its own, as a table and as CSV.
+"""Grade learners' folders: the exercises of the course, each in a process of its own, as a table and as CSV.
 
-A folder is what ``minilora learn`` makes: ``NN_slug.py`` files. A missing file is "to do"; whatever a submission does (loops
-that never end, ``sys.exit``, broken imports) costs it its own mark and nothing else.
+A folder holds what ``minilora learn`` made, or filled-in scripts or notebooks (``handin.py``). A missing file is "to do";
+whatever a submission does (loops that never end, ``sys.exit``, broken imports) costs it its own mark and nothing else.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import write_text
+from .cells import Lesson
 from .course import list_lessons
-from .judge import LIMIT, judge_file
+from .desk import FOLDER
+from .handin import answer_files, plain_file, stray_files
+from .judge import LIMIT, Verdict, judge_file
 
-SHORT = {"passed": "passed", "to do": "", "wrong": "wrong", "error": "error", "timeout": "time"}
+LETTERS = {"passed": "P", "wrong": "W", "error": "E", "timeout": "T", "to do": "."}
+KEY = "P passed, W wrong, E error, T out of time, . to do; two letters are two exercises"
 
 
 @dataclass(frozen=True)
@@ -32,54 +37,97 @@ class Grade:
 
 
 def grade_folders(
-    folders: Sequence[Path], limit: float = LIMIT, say: Callable[[str], None] = lambda name: None, course: Path | None = None
+    folders: Sequence[Path],
+    lessons: Sequence[Lesson] | None = None,
+    limit: float = LIMIT,
+    say: Callable[[str], None] = lambda line: None,
 ) -> list[Grade]:
-    """Grade every exercise of the course in every folder; ``say`` hears each learner's name as it is begun."""
+    """Grade every exercise of the lessons (default: the course) in every folder.
+
+    ``say`` hears each learner's name as it is begun, what was wrong, and files that no lesson has the name of.
+    """
     grades = []
-    lessons = list_lessons(course)
-    for folder, learner in zip(folders, learner_names(folders), strict=True):
-        say(learner)
+    lessons = list_lessons() if lessons is None else lessons
+    slugs = {lesson.slug for lesson in [*list_lessons(), *lessons]}
+    for number, (folder, learner) in enumerate(zip(folders, learner_names(folders), strict=True), 1):
+        say(f"{learner} ({number} of {len(folders)})")
+        strays = stray_files(folder, slugs)
+        if strays:
+            say(f"  not graded, as no lesson is called so: {', '.join(strays)}")
+        elif not any(answer_files(folder, lesson) for lesson in lessons):
+            say("  none of the lessons' files is here")
         for lesson in lessons:
             for name in lesson.exercises:
-                verdict = judge_file(lesson, name, folder / lesson.path.name, limit)
-                grades.append(Grade(learner, lesson.slug, name, verdict.status, verdict.message))
+                verdict = grade_exercise(lesson, name, folder, limit)
+                if verdict.status not in ("passed", "to do"):
+                    say(f"  {lesson.slug[:2]} {name}: {verdict.status}. {verdict.message}")
+                message = (
+                    f"{verdict.message}; there is {', '.join(strays)}"
+                    if strays and verdict == absent(lesson)
+                    else verdict.message
+                )
+                grades.append(Grade(learner, lesson.slug, name, verdict.status, message))
     return grades
 
 
-def learner_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names; whole paths where two would be the same.
+def grade_exercise(lesson: Lesson, name: str, folder: Path, limit: float = LIMIT) -> Verdict:
+    """The verdict on the first file of a learner in which the exercise is more than a stub."""
+    verdict = absent(lesson)
+    with tempfile.TemporaryDirectory() as scratch:
+        for file in answer_files(folder, lesson):
+            try:
+                verdict = judge_file(lesson, name, plain_file(file, lesson, Path(scratch)), limit)
+            except (OSError, ValueError) as error:
+                verdict = Verdict("error", f"{file.name} could not be read: {error}")
+            if verdict.status != "to do":
+                break
+    return verdict
 
-    >>> learner_names([Path("class/ada"), Path("class/bob")])
+
+def absent(lesson: Lesson) -> Verdict:
+    """The verdict where a learner has no file of a lesson."""
+    return Verdict("to do", f"there is no file {lesson.path.name}")
+
+
+def learner_names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names, of ``minilora-lessons`` the name of the folder around it; whole paths where two would be the same.
+
+    >>> learner_names([Path("class/ada"), Path("class/bob/minilora-lessons")])
     ['ada', 'bob']
     """
-    names = [folder.resolve().name for folder in folders]
+    whole = [folder.resolve() for folder in folders]
+    names = [path.parent.name if path.name == FOLDER.name else path.name for path in whole]
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
 def grade_table(grades: Sequence[Grade]) -> Any:
-    """A rich table: exercises down, learners across, the number passed below."""
+    """A rich table: a row for each learner, a column for each lesson, a letter for each exercise (``KEY``)."""
     from rich.table import Table
 
-    learners = list(dict.fromkeys(grade.learner for grade in grades))
-    exercises = list(dict.fromkeys((grade.lesson[:2], grade.exercise) for grade in grades))
-    status = {(grade.learner, grade.exercise): grade.status for grade in grades}
-    table = Table(box=None, padding=(0, 2, 0, 0), show_footer=True)
-    table.add_column("")
-    table.add_column("exercise", footer="passed")
-    for learner in learners:
-        passed = sum(status[learner, name] == "passed" for _, name in exercises)
-        table.add_column(learner, footer=f"{passed} of {len(exercises)}")
-    for number, name in exercises:
-        table.add_row(number, name, *(SHORT.get(status[learner, name], "error") for learner in learners))
+    rows: dict[str, dict[str, str]] = {}
+    for grade in grades:
+        marks = rows.setdefault(grade.learner, {})
+        marks[grade.lesson] = marks.get(grade.lesson, "") + LETTERS.get(grade.status, "E")
+    table = Table(box=None, padding=(0, 1, 0, 0))
+    table.add_column("learner", overflow="fold")
+    for lesson in dict.fromkeys(grade.lesson for grade in grades):
+        table.add_column(lesson[:2], no_wrap=True)
+    table.add_column("passed", no_wrap=True)
+    for learner, marks in rows.items():
+        letters = "".join(marks.values())
+        table.add_row(learner, *marks.values(), f"{letters.count('P')} of {len(letters)}")
     return table
 
 
 def write_grades(path: Path, grades: Sequence[Grade]) -> Path:
-    """Write the grades as CSV: learner, lesson, exercise, status, message; a cell never begins a spreadsheet's formula."""
+    """Write the grades as CSV: learner, lesson, exercise, status, message; a cell never begins a spreadsheet's formula.
+
+    The file begins with UTF-8's byte order mark: without it, Excel shows "∂W" as "âˆ‚W".
+    """
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["learner", "lesson", "exercise", "status", "message"])
     for grade in grades:
         values = (grade.learner, grade.lesson, grade.exercise, grade.status, grade.message)
         rows.writerow(["'" + value if value[:1] in "=+-@\t\r" and value else value for value in values])
-    return write_text(path, text.getvalue())
+    return write_text(path, "\ufeff" + text.getvalue())

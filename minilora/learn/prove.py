@@ -157,7 +157,12 @@ def main() -> int:
     options.add_argument("--quiet", action="store_true", help="do not print the run itself")
     chosen, wrong = options.parse_args(), 0
     for path in chosen.lessons:
-        lesson = parse_lesson(path)
+        try:
+            lesson = parse_lesson(path)
+        except (ValueError, SyntaxError, OSError) as error:
+            print(f"{path} is no lesson yet: {error}")
+            wrong += 1
+            continue
         folder = chosen.out or Path(tempfile.mkdtemp(prefix=f"{lesson.slug}-"))
         problems, run = prove_lesson(lesson, folder)
         if run and not chosen.quiet:

@@ -1,11 +1,13 @@
 """``show``: what a lesson does with a figure, wherever it runs.
 
 A lesson says ``show(figure, "what is to be seen")`` and does not know who looks. Run with ``python`` the figure is saved and
-its path is printed; the walk keeps it to open on request; the book also takes its dark face. Who looks puts a stage up.
+its path is printed; a notebook shows it under the cell; the walk keeps it to open on request; the book also takes its dark
+face. Who looks puts a stage up.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -71,8 +73,19 @@ def show(figure: Figure, alt: str) -> None:
     if stage.dark and again is not None:
         dark = save_figure(again(dark=True), stage.folder / f"{stage.name}-{number}-dark.png")
     stage.shown.append(Shown(light, dark, alt))
-    if not stage.quiet:
+    if not stage.quiet and not show_inline(light, alt):
         print(f"figure: {light} ({alt})")
+
+
+def show_inline(file: Path, alt: str) -> bool:
+    """Show a picture under the notebook's cell that runs; False where no notebook runs."""
+    ipython = sys.modules.get("IPython")
+    if ipython is None or getattr(ipython.get_ipython(), "kernel", None) is None:
+        return False
+    from IPython.display import Image, display
+
+    display(Image(filename=str(file), retina=True, metadata={"alt": alt}))
+    return True
 
 
 def lesson_name() -> str:
