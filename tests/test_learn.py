@@ -20,6 +20,7 @@ from minilora.learn.cells import parse_lesson, same_answer, split_cells
 from minilora.learn.course import find_lesson, list_lessons, load_solutions
 from minilora.learn.desk import open_desk
 from minilora.learn.grade import Grade, grade_folders, grade_table
+from minilora.learn.handin import plain_file
 from minilora.learn.judge import judge_file
 from minilora.learn.notebook import make_notebook
 from minilora.learn.record import Record
@@ -255,7 +256,17 @@ def fill_in(lesson, text):
     return script.replace(stub, text)
 
 
-RIGHT = "import numpy as np\n\ndef weight_gradient(dy, x):\n    return np.tensordot(dy, x, axes=(range(dy.ndim - 1),) * 2)\n"
+RIGHT = "def weight_gradient(dy, x):\n    return np.tensordot(dy, x, axes=(range(dy.ndim - 1),) * 2)\n"
+
+
+@pytest.mark.parametrize("lesson", list_lessons(), ids=lambda lesson: lesson.slug)
+def test_what_is_kept_of_a_filled_in_lesson_can_be_imported(lesson, tmp_path):
+    kept = plain_file(lesson.path, lesson, tmp_path)
+    assert kept.parent == tmp_path
+    names: dict = {"__name__": "handed_in"}
+    exec(compile(kept.read_text(encoding="utf-8"), str(kept), "exec"), names)
+    assert set(lesson.exercises) <= set(names)
+    assert kept.read_text(encoding="utf-8").count("\n") == lesson.path.read_text(encoding="utf-8").count("\n")
 
 
 @pytest.mark.slow
@@ -267,9 +278,9 @@ def test_whatever_form_is_handed_in_is_graded(tmp_path):
         if "".join(cell["source"]) == stub:
             cell["source"] = RIGHT
     forms = {
-        "walked": {f"minilora-lessons/{name}": RIGHT},
-        "zipped": {f"homework/minilora-lessons/{name}": RIGHT},
-        "script": {name: fill_in(lesson, RIGHT).replace("# %%\n", "# %%\nraise SystemExit\n")},  # the other cells do not run
+        "walked": {f"minilora-lessons/{name}": "import numpy as np\n" + RIGHT},
+        "zipped": {f"homework/minilora-lessons/{name}": "import numpy as np\n" + RIGHT},
+        "script": {name: fill_in(lesson, RIGHT).replace("# %%\n", "# %%\nraise SystemExit\n")},  # other cells do not run
         "notebook": {name: lesson.path.read_text(encoding="utf-8"), f"{lesson.slug}.ipynb": json.dumps(notebook)},
         "broken notebook": {f"{lesson.slug}.ipynb": "{"},
         "renamed": {"lesson1.py": RIGHT},

@@ -1,15 +1,17 @@
 """What a learner hands in: the walk's file, the lesson's script or the lesson's notebook, in their folder or just below it.
 
-Of a script or a notebook only the exercise cells count, so grading never runs a whole lesson. A cell must therefore stand on
-its own: it brings its imports, as every stub does. Left out: archives (unpack them), and renamed files (listed, not guessed).
+Of a script or a notebook only the exercises count, with the imports and functions of the other cells: grading never runs a
+whole lesson, so an answer must not use a variable that another cell has made. Left out: archives (unpack them), and renamed
+files (listed, not guessed).
 """
 
 from __future__ import annotations
 
+import ast
 import glob
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from ..files import write_text
@@ -56,38 +58,48 @@ def stray_files(folder: Path, slugs: Collection[str]) -> list[str]:
 
 
 def plain_file(file: Path, lesson: Lesson, folder: Path) -> Path:
-    """The file itself; of a notebook or a filled-in lesson a script of its exercise cells, written to ``folder``.
+    """The file itself; of a notebook or a filled-in lesson a script of what its exercises need, written to ``folder``.
 
     Raises ``ValueError`` for a notebook that cannot be read.
     """
     text = file.read_text(encoding="utf-8-sig", errors="replace")
     if file.suffix == ".ipynb":
-        text = "\n\n\n".join(notebook_cells(text, lesson))
+        cells = notebook_cells(text)
     elif MARK in text:
-        text = "\n".join(script_cells(text))
+        cells = re.split(r"(?m)^(?=# %%)", text)
     else:
         return file
-    return write_text(folder / f"{lesson.slug}.py", text + "\n")
+    return write_text(folder / f"{lesson.slug}.py", "".join(keep_needed(cell, lesson.exercises) for cell in cells))
 
 
-def script_cells(text: str) -> Iterator[str]:
-    """The lines of a script with all but its exercise cells blank, so that each line keeps its number.
+def keep_needed(cell: str, exercises: Collection[str]) -> str:
+    """A cell that defines an exercise; of another its imports and functions, the rest blank, so that lines keep their numbers.
 
-    >>> list(script_cells("# %%\\nx = 1\\n# %% [exercise] f\\ndef f(): ...\\n# %%\\ncheck(f)"))
-    ['', '', '# %% [exercise] f', 'def f(): ...', '', '']
+    >>> keep_needed("import math\\nprint(1)\\ndef twice(x):\\n    return 2 * x\\n", ["f"])
+    'import math\\n\\ndef twice(x):\\n    return 2 * x\\n'
     """
-    kept = False
-    for line in text.splitlines():
-        kept = line.startswith(MARK) if line.startswith("# %%") else kept
-        yield line if kept else ""
+    if any(re.search(rf"(?m)^def {name}\(", cell) for name in exercises):
+        return cell
+    lines = cell.splitlines(keepends=True)
+    try:
+        body = ast.parse(cell).body
+    except SyntaxError:  # a magic of IPython, or a slip beside the exercise
+        body = []
+    kept = {
+        number
+        for node in body
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
+        for number in range(
+            min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]), (node.end_lineno or 0) + 1
+        )
+    }
+    return "".join(line if number in kept else "\n" for number, line in enumerate(lines, 1))
 
 
-def notebook_cells(text: str, lesson: Lesson) -> list[str]:
-    """The code cells of a notebook that define an exercise of the lesson. Raises ``ValueError`` for what is no notebook."""
+def notebook_cells(text: str) -> list[str]:
+    """The code cells of a notebook, each with a line end. Raises ``ValueError`` for what is no notebook."""
     try:
         cells = [cell for cell in json.loads(text)["cells"] if cell["cell_type"] == "code"]
-        sources = ["".join(cell["source"]) for cell in cells]
+        return ["".join(cell["source"]) + "\n" for cell in cells]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError("it is no notebook as Jupyter saves it") from error
-    stub = re.compile(rf"(?m)^def ({'|'.join(lesson.exercises)})\(")
-    return [source for source in sources if stub.search(source)]
