@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from minilora.learn.book import write_book
+from minilora.learn.book import lesson_page, write_book
 from minilora.learn.course import find_lesson, list_lessons
 from minilora.learn.pages import CSS, render_docstring, render_prose
 from minilora.learn.run import child_environment
@@ -30,6 +30,17 @@ def site(tmp_path_factory):
     write_book(folder, [find_lesson(1), find_lesson(2)], said.append)
     assert "lesson 01_one_matmul (1 of 2), about 5 s …" in said
     return folder
+
+
+def test_a_site_for_a_class_has_no_solutions(site):
+    lesson = find_lesson(1)
+    with_solution = (site / "01_one_matmul.html").read_text(encoding="utf-8")
+    cells = [{"prose": cell.text, "output": "", "figures": []} for cell in lesson.cells]
+    run = {"cells": cells, "predictions": {name: 1 for name in lesson.predictions}}
+    page = lesson_page(lesson, run, site, None, None, solved=False)
+    assert "A solution of weight_gradient" in with_solution
+    assert "solution" not in page.lower()
+    assert "minilora learn 1" in page
 
 
 class Page(HTMLParser):

@@ -17,7 +17,7 @@ import pytest
 from minilora.cli import main
 from minilora.learn import Wrong, check, close, face, show
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
-from minilora.learn.course import find_lesson, list_lessons, load_solutions
+from minilora.learn.course import find_lesson, find_lessons, list_lessons, load_solutions
 from minilora.learn.desk import open_desk
 from minilora.learn.grade import Grade, grade_folders, grade_table
 from minilora.learn.handin import plain_file
@@ -372,6 +372,33 @@ def test_the_commands_say_what_they_need(tmp_path, capsys):
     assert main(["learn", "1", "--reset", *desk]) == 0
     assert Record(tmp_path).lessons == {}
     assert main(["notebook", "1", str(tmp_path / "n.ipynb")]) == 0
+
+
+def test_a_lesson_of_your_own_is_found_by_its_path(lesson, tmp_path, capsys, monkeypatch):
+    assert [one.slug for one in find_lessons([str(lesson.path), "1-2", "2"])] == ["01_two", "01_one_matmul", "02_rank"]
+    names: dict = {}
+    exec(compile(SOLUTION, str(lesson.path), "exec"), names)
+    check(names["double"])
+    assert capsys.readouterr().out == "double: passed\n"
+    monkeypatch.chdir(tmp_path)
+    assert main(["notebook", str(lesson.path)]) == 0
+    assert main(["notebook", "mine/14_gone.py"]) == 2
+
+
+@pytest.mark.slow
+def test_proving_a_lesson_that_is_not_done_says_what_is_wanted(lesson, monkeypatch, capsys):
+    from minilora.learn import prove
+
+    (lesson.path.parent / "checks" / lesson.path.name).unlink()
+    header = lesson.path.parent / "02_header.py"
+    header.write_text("# %% [markdown]\n# Hello.\n", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["prove", "--quiet", str(header), "gone.py", str(lesson.path)])
+    assert prove.main() == 1
+    said = capsys.readouterr().out
+    assert "02_header.py is no lesson yet: 02_header.py: the first cell must be prose" in said
+    assert "gone.py is no lesson yet" in said
+    assert "double: checks/01_two.py and solutions/01_two.py are wanted" in said
+    assert "the section '## Explain' is missing" in said
 
 
 def test_check_never_raises(capsys):

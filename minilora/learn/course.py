@@ -65,7 +65,7 @@ def find_lessons(names: Sequence[str] | None) -> list[Lesson]:
 
 
 def find_exercise(name: str, folder: Path | None = None) -> Path | None:
-    """The lesson's file whose checker knows an exercise; names are unique in the course."""
+    """The lesson's file whose checker knows an exercise, in the course or in ``folder``; names are unique in the course."""
     folder = folder or lessons_folder()
     for path in sorted((folder / "checks").glob("*.py")):
         if re.search(rf"(?m)^def check_{name}\(", path.read_text(encoding="utf-8")):
