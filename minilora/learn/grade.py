@@ -109,7 +109,7 @@ def grade_table(grades: Sequence[Grade]) -> Any:
         marks = rows.setdefault(grade.learner, {})
         marks[grade.lesson] = marks.get(grade.lesson, "") + LETTERS.get(grade.status, "E")
     table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("learner", overflow="fold")
+    table.add_column("learner", overflow="fold", min_width=8)
     for lesson in dict.fromkeys(grade.lesson for grade in grades):
         table.add_column(lesson[:2], no_wrap=True)
     table.add_column("passed", no_wrap=True)
