@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+BIG = 50_000_000  # parameters of a base from which on it is trained, and measured, with more care
+
 
 @dataclass(frozen=True)
 class LoraConfig:
@@ -146,6 +148,18 @@ class TrainConfig:
             raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
         if (self.resume or self.checkpoint_every) and self.out is None:
             raise ValueError("resume and checkpoint_every need out: the folder that holds the checkpoint")
+
+
+def rate_for(parameters: int) -> float:
+    """A peak rate to begin with, by the size of the base: the bigger the model, the smaller the steps it bears.
+
+    What the shipped base takes (``TrainConfig.lr``), what SmolLM2-135M took with every Linear adapted (docs/smollm2.md), and
+    from a billion parameters on the 2e-4 that QLoRA's authors used for 7B and 13B (arXiv 2305.14314, table 9).
+
+    >>> rate_for(1_325_696), rate_for(134_515_008), rate_for(7_000_000_000)
+    (0.005, 0.001, 0.0002)
+    """
+    return TrainConfig.lr if parameters <= BIG else 1e-3 if parameters < 1e9 else 2e-4
 
 
 def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:

@@ -204,6 +204,8 @@ def load_jsonl(path: str | Path) -> tuple[Example, ...]:
     path = Path(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: needed a file with one JSON object a line") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
     examples = tuple(parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
@@ -217,11 +219,13 @@ def parse_line(line: str, where: str) -> Example:
     try:
         found = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: no valid JSON ({error}): {line[:60]!r}") from error
+        hint = "; a list over many lines? write one object a line" if line.strip() == "[" else ""
+        raise ValueError(f"{where}: no valid JSON ({error}): {line[:60]!r}{hint}") from error
     if not isinstance(found, dict):
         raise ValueError(f'{where}: needed an object {{"instruction": …, "output": …}}, got {type(found).__name__}')
     if missing := [name for name in ("instruction", "output") if name not in found]:
-        raise ValueError(f"{where}: {' and '.join(map(repr, missing))} missing; found {sorted(found)}")
+        hint = ": rename the fields, one question and one answer a line" if len(missing) == 2 else ""
+        raise ValueError(f"{where}: {' and '.join(map(repr, missing))} missing; found {sorted(found)}{hint}")
     if found.get("input") is None:
         found["input"] = ""
     for name in ("instruction", "input", "output"):

@@ -12,7 +12,7 @@ import torch
 from . import data
 from .adapter import save_adapter
 from .changes import audit
-from .config import LoraConfig, TrainConfig
+from .config import BIG, LoraConfig, TrainConfig
 from .evaluate import PROSE, answers, bits_per_byte, exact_match
 from .footprint import footprint_table, measure_footprints
 from .history import History
@@ -41,7 +41,7 @@ class Pace(NamedTuple):
 def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
     """A model of a hundred million parameters can read a log before it is taught: a few small steps do, and each costs more."""
     prose = PROSE.read_text(encoding="utf-8")
-    if trainable_parameters(model)[1] > 50e6:
+    if trainable_parameters(model)[1] > BIG:
         settings = TrainConfig(steps=steps or 150, lr=2e-3, batch_size=8, seed=seed, validate_every=75, valid_answers=10)
         return Pace(data.naval_log(n_valid=50, seed=seed), prose[:12_000], settings)
     settings = TrainConfig(steps=steps or 500, seed=seed, validate_every=100, valid_answers=50)

@@ -51,6 +51,12 @@ def measure_footprints(
     return found
 
 
+def describe_footprints(found: Mapping[str, Measured], base: str | Path | None) -> str:
+    """The table, and where to look for the methods that were not measured: a big base may not even fit in floats."""
+    hint = "" if len(found) > 1 else f"\nThe other methods hold the base in floats: minilora plan {base} predicts their memory."
+    return f"A training step of this run held in memory (measured):\n{footprint_table(found)}{hint}"
+
+
 def footprint_table(found: Mapping[str, Measured]) -> str:
     """Resident and peak megabytes (10⁶ bytes), and the peak's parts.
 

@@ -71,7 +71,15 @@ class InjectReport:
             rank, cost = (str(r), f"{len(names) * parameters:,}") if pattern is not None else ("–", "0")
             rows.append((shown, str(len(names)), shape, rank, cost, repr(pattern) if pattern is not None else "–"))
         share = f"{self.trainable:,} of {self.total:,} parameters train ({100 * self.trainable / self.total:.2f}%)"
-        return "\n".join([*columns(rows), share])
+        return "\n".join([*columns(rows), share, *self.too_high()])
+
+    def too_high(self) -> list[str]:
+        """A line when a rank is more than its matrix can have, which only makes A and B bigger."""
+        found = [m for m in self.chosen if m.r > min(m.in_features, m.out_features)]
+        if not found:
+            return []
+        m = found[0]
+        return [f"r={m.r} is more than the rank that {m.name} can have, {min(m.in_features, m.out_features)}: lower it"]
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -86,6 +86,8 @@ def write_adapter_files(folder: Path, config: dict[str, Any], tensors: Mapping[s
 
 def read_adapter_files(folder: Path) -> AdapterFiles:
     """Read both files as of one save. Raises ``ValueError`` when one is missing or damaged."""
+    if not (folder / TENSORS).exists() and (folder / "adapter" / TENSORS).exists():
+        raise ValueError(f"{folder} holds no {TENSORS}: did you mean {folder / 'adapter'}?")
     for _ in range(20):
         content, version = config_version(folder)
         tensors, metadata = read_tensors_and_metadata(folder / TENSORS)

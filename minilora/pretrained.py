@@ -55,7 +55,8 @@ def load_base(
         codebook(quantize)
     if not (folder / "config.json").is_file():
         raise ValueError(
-            f"{folder} holds no config.json: a base is a folder with config.json, model.safetensors and tokenizer.json"
+            f"{folder} {'holds no config.json' if folder.is_dir() else 'is no folder here (a model hub is not asked)'}: "
+            "a base is a folder with config.json, model.safetensors and tokenizer.json"
         )
     config_json = read_json(folder / "config.json")
     config = llama_config(config_json, folder)
@@ -147,9 +148,8 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
             "tokenizer_class": "PreTrainedTokenizerFast",
             "eos_token": end,
             "pad_token": END_OF_TEXT if model.tokenizer.is_chatml else end,
+            "chat_template": model.tokenizer.chat_template,
         }
-        if model.tokenizer.is_chatml:
-            about["chat_template"] = model.tokenizer.chat_template
         files |= {"tokenizer.json": text_writer(model.tokenizer.raw.to_str()), "tokenizer_config.json": json_writer(about)}
     files["config.json"] = json_writer(config_json_of(model, stored, next(iter(quantized.values()), None)))
     write_together(Path(folder), files, remove=["config.json", INDEX, *TOKENIZER_FILES])
@@ -207,7 +207,10 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
     for part in ropes:
         rope |= part if isinstance(part, dict) else {"rope_type": part}
     if found.get("model_type") not in FAMILY:
-        wrong.append(f"model_type is {found.get('model_type')!r}, needed one of {FAMILY}")
+        raise ValueError(
+            f"{folder / 'config.json'} describes no Llama that minilora can run: model_type is {found.get('model_type')!r}, "
+            f"needed one of {FAMILY}. Load it with transformers: minilora.inject takes any model of Linears, in Python"
+        )
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         wrong.append(f"scaled rotary positions ({rope}) are not supported")
     if found.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -228,7 +231,7 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
     wrong += [f"{name}={value!r} is no {KINDS[name]}" for name, value in known.items() if not is_kind(value, KINDS[name])]
     window = found.get("sliding_window")
     if window is not None and not wrong and not (isinstance(window, int) and window >= known["max_position_embeddings"]):
-        wrong.append(f"sliding_window={window!r} is not supported")
+        wrong.append(f"sliding_window={window!r} is not supported (for texts no longer than that, null there is the same)")
     if wrong:
         raise ValueError(f"{folder / 'config.json'} describes no Llama that minilora can run: {'; '.join(wrong)}")
     return LlamaConfig(**known)
@@ -253,6 +256,11 @@ def is_kind(value: Any, kind: str) -> bool:
 def read_weights(folder: Path) -> TensorFiles:
     """The tensors of a checkpoint, in one file or in the shards that its index lists, not read yet."""
     index = folder / INDEX
+    if (folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file() and not index.is_file():
+        raise ValueError(
+            f"{folder} keeps its weights in a pickle, which may run a stranger's code and is never read: open it in "
+            "transformers and save_pretrained it, which writes model.safetensors"
+        )
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return TensorFiles(folder / "model.safetensors")
     shards = sorted(set(read_json(index).get("weight_map", {}).values()))

@@ -79,8 +79,16 @@ class Tokenizer:
 
     @property
     def chat_template(self) -> str:
-        """The chat form as the Jinja template that transformers and vLLM read. Only for ChatML."""
-        system = self.system.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
+        """The chat form as the Jinja template that transformers and vLLM read."""
+        if not self.is_chatml:
+            end = quoted(self.raw.id_to_token(self.eos_id) or "")
+            return (
+                f"{{{{ '{quoted(self.system)}\\n' }}}}" * bool(self.system)
+                + "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+                + f"{{{{ ' ' + message['content'] + '{end}\\n' }}}}"
+                + "{% else %}{{ 'User: ' + message['content'] + '\\nAssistant:' }}{% endif %}{% endfor %}"
+            )
+        system = quoted(self.system)
         opening = f"{{{{ '{START}system\\n{system}{END}\\n' }}}}"
         return (
             "{% for message in messages %}"
@@ -89,6 +97,11 @@ class Tokenizer:
             + "{% endfor %}"
             + f"{{% if add_generation_prompt %}}{{{{ '{START}assistant\\n' }}}}{{% endif %}}"
         )
+
+
+def quoted(text: str) -> str:
+    """A text as it stands between single quotes in a Jinja template."""
+    return text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
 
 
 def default_system(template: str) -> str:

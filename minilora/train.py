@@ -91,8 +91,11 @@ def check_trainable(model: nn.Module) -> None:
         raise ValueError("the adapters are switched off by disable_adapter: train outside that context")
     if merged := [name for name, layer in lora_layers(model) if layer.merged]:
         raise ValueError(f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training")
-    if getattr(model, "tokenizer", None) is None:
-        raise ValueError("train needs model.tokenizer to turn examples into tokens: load the model with load_base()")
+    if not hasattr(found := getattr(model, "tokenizer", None), "prompt"):  # transformers' tokenizers have none
+        raise ValueError(
+            f"train needs model.tokenizer, got {type(found).__name__}: load_base() finds it in a folder with a tokenizer.json; "
+            "elsewhere set model.tokenizer = minilora.tokenizer.Tokenizer('folder/tokenizer.json')"
+        )
 
 
 def check_examples(task: Task) -> None:
@@ -162,10 +165,8 @@ class Run:
         if history.interrupted:
             if self.out is not None:
                 save_checkpoint(self.checkpoint_file, self.state, self.identity, asdict(history))
-            bar.say(
-                f"interrupted after step {self.state.step}"
-                + (f"; go on with resume=True, out={str(self.out)!r}" if self.out else "")
-            )
+            saved = f"; go on with resume=True, out={str(self.out)!r}" if self.out else ""
+            bar.say(f"interrupted after step {self.state.step}{saved}")
         elif config.keep_best and self.state.best is not None and history.best_step != self.state.step:
             self.state.restore_best()
             bar.say(f"kept the state of step {history.best_step}, which has the lowest validation loss")

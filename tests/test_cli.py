@@ -76,8 +76,8 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "--data", "none.jsonl", "--out", "x"], "none.jsonl cannot be read"),
-        (["generate", "--base", "nowhere", "Hi"], "nowhere holds no config.json"),
+        (["train", "--data", "none.jsonl", "--out", "x"], "none.jsonl does not exist"),
+        (["generate", "--base", "nowhere", "Hi"], "nowhere is no folder here (a model hub is not asked)"),
         (["generate", "--adapter", "nowhere", "Hi"], "adapter_model.safetensors does not exist"),
         (["generate", "--temperature", "-1", "Hi"], "temperature must be 0"),
         (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not to be had here"),

@@ -82,7 +82,8 @@ GOOD = '{"instruction": "a", "output": "b"}'
         (f"{GOOD}\n{{broken", r"line 2: no valid JSON .*'\{broken'"),
         (f"{GOOD}\n\n[1]", "line 3: needed an object .* got list"),
         ('{"instruction": "a"}', r"line 1: 'output' missing; found \['instruction'\]"),
-        ('{"prompt": "a"}', "line 1: 'instruction' and 'output' missing"),
+        ('{"prompt": "a"}', "line 1: 'instruction' and 'output' missing; .*: rename the fields"),
+        ('[\n {"instruction": "a", "output": "b"}\n]', "line 1: no valid JSON .* write one object a line"),
         ('{"instruction": 3, "output": "b"}', "line 1: 'instruction' must be text, got int"),
         ('{"instruction": "a", "output": " "}', "line 1: 'output' is empty"),
         ('{"instruction": "a", "output": "b", "inptu": "c"}', "line 1: unknown field 'inptu'"),
@@ -100,7 +101,7 @@ def test_a_bad_file_is_refused_with_the_line(tmp_path, content, message):
 
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"none.jsonl cannot be read as UTF-8 text"):
+    with pytest.raises(ValueError, match=r"none.jsonl does not exist: needed a file with one JSON object"):
         load_jsonl(tmp_path / "none.jsonl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="cannot be read as UTF-8 text"):

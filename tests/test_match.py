@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minilora import LoraConfig, inject
+from minilora import LoraConfig, explain_match, inject
 from minilora.inject import lora_layers
 from minilora.match import has_plain_weight, matching_pattern, rank_and_alpha
 
@@ -168,3 +168,10 @@ def test_the_report_shows_each_rank():
     report = inject(model, config)
     assert [(match.name, match.r) for match in report.chosen] == [("layers.0.fine", 4), ("layers.2.fine", 2)]
     assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad) == (4 + 2) * 8
+
+
+def test_the_report_says_where_a_rank_is_more_than_a_matrix_can_have():
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
+    shown = str(explain_match(model, LoraConfig(r=3, target_modules=["0", "1"])))
+    assert shown.endswith("r=3 is more than the rank that 1 can have, 2: lower it")
+    assert "more than the rank" not in str(explain_match(model, LoraConfig(r=2, target_modules=["0", "1"])))

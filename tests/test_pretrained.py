@@ -95,7 +95,8 @@ def damaged(tmp_path, **changes):
         ({"hidden_size": "8"}, "hidden_size='8' is no size from 1 to a billion"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', needed 'silu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary positions"),
-        ({"sliding_window": 4}, "sliding_window=4 is not supported"),
+        ({"model_type": "qwen2"}, "Load it with transformers: minilora.inject takes any model of Linears"),
+        ({"sliding_window": 4}, "sliding_window=4 is not supported .*for texts no longer than that, null there is the same"),
         ({"quantization_config": {"bits": 4}}, "another way than bitsandbytes' 4 bits"),
         ({"num_hidden_layers": 3}, "model.layers.2.self_attn.q_proj.weight is missing"),
         ({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight is unknown"),
@@ -110,6 +111,8 @@ def test_a_folder_that_is_no_llama_is_refused_by_name(tmp_path, changes, message
 
 def test_a_missing_folder_file_or_tensor_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config.json: a base is a folder with"):
+        load_base(tmp_path)
+    with pytest.raises(ValueError, match=r"is no folder here \(a model hub is not asked\): a base is a folder with"):
         load_base(tmp_path / "nowhere")
     save_model(tiny(), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -119,6 +122,9 @@ def test_a_missing_folder_file_or_tensor_is_refused(tmp_path):
         load_base(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     torch.save({"model.norm.weight": norm}, tmp_path / "pytorch_model.bin")  # a pickle is no substitute
+    with pytest.raises(ValueError, match=r"in a pickle, .* save_pretrained it, which writes model.safetensors"):
+        load_base(tmp_path)
+    (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=r"model.safetensors does not exist"):
         load_base(tmp_path)
 

@@ -22,7 +22,7 @@ FLOORS = [
     {"footprint", "charts"},
     {"gallery"},
     {"demo", "page"},
-    {"planner"},
+    {"planner", "finetune"},
     {"cli"},
 ]
 LEARN = [  # minilora/learn/, which stands below the command line and above everything else

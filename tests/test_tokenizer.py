@@ -116,3 +116,25 @@ def test_prompts_are_those_of_transformers_chat_template(tmp_path, system):
 )
 def test_a_template_without_a_message_of_its_own_gives_none(text):
     assert default_system(text) == ""
+
+
+@pytest.mark.parametrize("system", ["", "It's\n2 \\ 1."])
+def test_a_tokenizer_without_chatml_gets_a_template_of_the_plain_form(tmp_path, system):
+    """A Llama without the marks is trained on User: and Assistant:, and whoever serves it must write the same."""
+    import transformers
+    from tokenizers import Tokenizer as Raw
+    from tokenizers.models import WordLevel
+
+    from minilora import Llama, LlamaConfig, save_model
+
+    Raw(WordLevel({"<unk>": 0, "</s>": 1, "User:": 2}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json", system)
+    sizes = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    save_model(Llama(sizes, tokenizer), tmp_path / "model")
+    found = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    said = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
+    assert found.apply_chat_template(said, tokenize=False, add_generation_prompt=True) == tokenizer.prompt(
+        "Status?", "Log: Hull 90%."
+    )
+    answered = found.apply_chat_template([*said, {"role": "assistant", "content": "Hull 90%."}], tokenize=False)
+    assert answered == tokenizer.prompt("Status?", "Log: Hull 90%.") + " Hull 90%.</s>\n"
