@@ -114,8 +114,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
         wrong += disagreements(model, names, files, config, layers)
         wrong += misfits(model, names, files.tensors, config, layers)
     other = other_base(model, files)
-    if strict and other:
-        wrong.append(other)
+    if other and (strict or (wrong and META_BASE in files.metadata)):
+        wrong.insert(0, other)  # it explains the rest
     if wrong or config is None:
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"the adapter in {folder} does not fit this model: {'; '.join(wrong[:8])}{more}. Nothing was changed")

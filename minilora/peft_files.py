@@ -86,7 +86,7 @@ def write_adapter_files(folder: Path, config: dict[str, Any], tensors: Mapping[s
 
 def read_adapter_files(folder: Path) -> AdapterFiles:
     """Read both files as of one save. Raises ``ValueError`` when one is missing or damaged."""
-    if not (folder / TENSORS).exists() and (folder / "adapter" / TENSORS).exists():
+    if not os.path.exists(folder / TENSORS) and os.path.exists(folder / "adapter" / TENSORS):
         raise ValueError(f"{folder} holds no {TENSORS}: did you mean {folder / 'adapter'}?")
     for _ in range(20):
         content, version = config_version(folder)

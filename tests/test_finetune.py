@@ -96,6 +96,12 @@ def test_the_folder_above_the_adapter_is_recognised(trained, capsys):
     assert f"did you mean {trained / 'out' / 'adapter'}?" in capsys.readouterr().err
 
 
+def test_another_bases_adapter_is_called_that_before_the_list_of_tensors(trained):
+    sizes = minilora.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    with pytest.raises(ValueError, match=r"does not fit this model: was made for a base of another architecture.*; .*lora_A"):
+        minilora.load_adapter(minilora.Llama(sizes), trained / "out" / "adapter")
+
+
 def test_a_warning_is_one_line_without_a_line_of_code(monkeypatch):
     seen, before = [], warnings.formatwarning
     monkeypatch.setattr(finetune, "run_generate", lambda _: seen.append(warnings.formatwarning("so", UserWarning, "x.py", 1)))

@@ -4,12 +4,15 @@ import contextlib
 import io
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
 
+from minilora import load_base
 from minilora.cli import main
 from minilora.data import naval_log
+from minilora.pretrained import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +57,24 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
         assert main(words) == 0
         answers += [capsys.readouterr().out] if words[0] == "generate" else []
     assert all("90" in answer for answer in answers)
+    served, other_family = (code for kind, code in BLOCKS if kind == "py")
+    shutil.copytree(SHIPPED, "base")
+    assert "90" in printed_by(served)  # the merged model answers in transformers as it does here
+    save_small_gpt2("gpt2")
+    printed_by(other_family.replace("steps=500", "steps=2"))
+    assert Path("mine/gpt2/adapter_config.json").exists()
+    assert Path("mine/gpt2-merged/model.safetensors").exists()
+
+
+def save_small_gpt2(folder):
+    """A folder as transformers writes it, of another family, with the shipped tokenizer."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=load_base().config.vocab_size, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+    )
+    GPT2LMHeadModel(config).save_pretrained(folder)
+    shutil.copy(SHIPPED / "tokenizer.json", folder)
 
 
 def test_make_and_pip_do_the_same():
