@@ -49,7 +49,7 @@ thin_rank = int((spectra["planted, rank 4"] > 1e-5 * spectra["planted, rank 4"][
 assert thin_rank == 4
 
 for name, s in spectra.items():
-    print(f"{name:16}  {tuple(matrices[name].shape)!s:11}  largest {s[0]:6.2f}  fifth {s[4]:9.1e}  smallest {s[-1]:8.1e}")
+    print(f"{name:15} {tuple(matrices[name].shape)!s:10} largest {s[0]:6.2f} fifth {s[4]:7.1e} smallest {s[-1]:7.1e}")
 
 # %% [markdown]
 # To cut a matrix down to rank r, keep the r strongest directions and drop the rest. The *relative error* is what is missing, as
@@ -190,7 +190,7 @@ assert wrong_error > 1
 # %% [markdown]
 # ## Build: the best rank-r factors
 #
-# ●○○ · importance: high, it is what PiSSA and every adapter compression start from · 10 minutes
+# Difficulty ●○○ · Importance ●●●, it is what PiSSA and every adapter compression start from · 10 minutes
 #
 # Give back the two factors, in LoRA's shapes, instead of the product.
 
@@ -217,7 +217,7 @@ check(best_factors)
 # %% [markdown]
 # ## Build: how much rank is enough
 #
-# ●○○ · importance: medium, the tool for looking at any update · 5 minutes
+# Difficulty ●○○ · Importance ●●○, the tool for looking at any update · 5 minutes
 
 # %% [exercise] rank_that_keeps
 import torch

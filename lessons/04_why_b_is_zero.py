@@ -80,8 +80,8 @@ for start in STARTS:
     moved[start] = "both" if len(changed) == 2 else "".join(changed) or "none"
     curves[start] += minilora.train(model, examples, steps=9, **settings).losses
 for start, losses in curves.items():
-    told = f"outputs off by {changes[start]:.1%}; first to move: {moved[start]}"
-    print(f"{start:17} {told:44} loss {losses[0]:.3f} -> {losses[-1]:.3f}")
+    told = f"outputs off by {changes[start]:.1%}; moves first: {moved[start]}"
+    print(f"{start:16} {told:39} loss {losses[0]:.3f} -> {losses[-1]:.3f}")
 
 # %% [markdown]
 # ## Look
@@ -172,7 +172,7 @@ assert 0.8 * size_in / r < first_step < 1.25 * size_in / r
 # %% [markdown]
 # ## Build: the start
 #
-# ●○○ · importance: high · 5 minutes
+# Difficulty ●○○ · Importance ●●● · 5 minutes
 
 # %% [exercise] init_factors
 import torch
@@ -197,7 +197,7 @@ check(init_factors)
 # %% [markdown]
 # ## Build: predict all four
 #
-# ●●○ · importance: medium, it is the argument itself · 5 minutes
+# Difficulty ●●○ · Importance ●●○, it is the argument itself · 5 minutes
 
 
 # %% [exercise] first_two_steps

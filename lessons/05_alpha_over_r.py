@@ -211,7 +211,7 @@ assert differences[16] > 0.1
 # %% [markdown]
 # ## Build: the first update
 #
-# ●●○ · importance: high, the whole lesson is in it · 10 minutes
+# Difficulty ●●○ · Importance ●●●, the whole lesson is in it · 10 minutes
 
 # %% [exercise] first_update
 import torch
@@ -236,7 +236,7 @@ check(first_update)
 # %% [markdown]
 # ## Build: match r = 64 to r = 8
 #
-# ●●○ · importance: medium, when you change a rank · 10 minutes
+# Difficulty ●●○ · Importance ●●○, when you change a rank · 10 minutes
 
 # %% [exercise] matching_alpha
 

@@ -175,7 +175,7 @@ assert trainable == 0
 # %% [markdown]
 # ## Build: the matcher
 #
-# ●○○ · importance: high · 10 minutes
+# Difficulty ●○○ · Importance ●●● · 10 minutes
 
 # %% [exercise] name_matches
 
@@ -200,7 +200,7 @@ check(name_matches)
 # %% [markdown]
 # ## Build: the injection
 #
-# ●●○ · importance: high, this is `minilora/inject.py` in five lines · 10 minutes
+# Difficulty ●●○ · Importance ●●●, this is `minilora/inject.py` in five lines · 10 minutes
 
 
 # %% [exercise] inject_by_name

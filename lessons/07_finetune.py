@@ -201,7 +201,7 @@ assert 1.35 < unrelated < 1.48
 # %% [markdown]
 # ## Build: the training loop
 #
-# ●○○ · importance: high, every line of it can be wrong in silence · 10 minutes
+# Difficulty ●○○ · Importance ●●●, every line of it can be wrong in silence · 10 minutes
 
 
 # %% [exercise] train_steps

@@ -122,6 +122,123 @@ def test_a_lesson_goes_on_where_it_was_left_and_remembers_the_prediction(lesson,
     assert not (tmp_path / "solutions").exists(), "a skipped exercise shows no solution"
 
 
+def test_coming_back_shows_what_was_being_read(lesson, tmp_path, monkeypatch, capsys):
+    walk(lesson, tmp_path, monkeypatch, capsys, "[5]", "q")
+    out, _ = walk(lesson, tmp_path, monkeypatch, capsys, "", "q")
+    assert out.index("What is 2 + 2?") < out.index("You said: [5]") < out.index("total = 2 + 2")
+    assert "you said [5], it is 4" in out
+    out, _ = walk(lesson, tmp_path, monkeypatch, capsys, "q")
+    assert "It is 4." in out, "the text above the exercise, with its numbers"
+    assert "def double(x):" in out
+
+
+def test_a_choice_is_asked_for_again_and_the_answer_is_spelled_out(lesson, tmp_path, monkeypatch, capsys):
+    text = lesson.path.read_text(encoding="utf-8")
+    choices = '# - a) three\n# - b) four\n# answer: "b"\n'
+    lesson.path.write_text(text.replace("# answer: total\n", choices), encoding="utf-8")
+    out, _ = walk(parse_lesson(lesson.path), tmp_path, monkeypatch, capsys, "help", "c", "A)", "help", "", "code", "q")
+    assert out.count("a or b?") == 2
+    assert "Not as predicted: you said A), it is b) four." in out
+    assert "Here Enter goes on and q leaves" in out
+    assert "Your code goes into" in out
+
+
+def test_the_last_lesson_names_no_next_one(lesson, tmp_path, monkeypatch, capsys):
+    out, done = walk(lesson, tmp_path, monkeypatch, capsys, "", "", "s")
+    assert done
+    assert "Next: minilora learn for the course." in out
+    (lesson.path.parent / "02_three.py").touch()
+    assert "Next: minilora learn 2, or" in walk(lesson, tmp_path, monkeypatch, capsys, "", "", "s")[0]
+
+
+def test_wide_output_goes_on_behind_the_bar():
+    out = io.StringIO()
+    counted = face.Counted(out, 10)
+    counted.write("loss 0.125 -> 0.5\n\nab")
+    counted.write("c")
+    counted.close_line()
+    assert out.getvalue().splitlines() == ["  │ loss 0.125", "  │    -> 0.5", "  │ ", "  │ abc"]
+    assert counted.lines == 4
+
+
+def test_a_file_that_python_cannot_read_is_answered_without_a_process(lesson, tmp_path, monkeypatch):
+    def start(*_, **__):
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    file = tmp_path / "01_two.py"
+    file.write_text("def double(x):\n    retrun 2 * x\n", encoding="utf-8")
+    verdict = judge_file(lesson, "double", file)
+    assert (verdict.status, verdict.message) == (
+        "error",
+        "Python cannot read 01_two.py: line 2, `retrun 2 * x`: invalid syntax",
+    )
+
+
+@pytest.mark.slow
+def test_of_what_the_learner_s_code_prints_the_end_is_shown(lesson, tmp_path, monkeypatch, capsys):
+    (tmp_path / "01_two.py").write_text(
+        "for n in range(10**4):\n    print('line', n)\ndef double(x):\n    return x.nothing\n", encoding="utf-8"
+    )
+    out, _ = walk(lesson, tmp_path, monkeypatch, capsys, "", "", "", "q")
+    assert "your code printed, at the end (10 lines):\nline 9990\n" in out
+    assert "line 9999\nIt does not run: your line 4" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no pty on Windows")
+def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
+    import fcntl
+    import pty
+    import select
+    import struct
+    import termios
+
+    primary, terminal = pty.openpty()
+    fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    walker = subprocess.Popen(
+        [sys.executable, "-m", "minilora.cli", "learn", "1"],
+        cwd=tmp_path,
+        env={k: v for k, v in child_environment().items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"},
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+    )
+    os.close(terminal)
+    seen = []
+
+    def read_to(end=" > "):
+        """What the screen was given, until it ends like this: plain text."""
+        given, plain, deadline = b"", "", time.monotonic() + 60
+        while not plain.endswith(end):
+            ready, _, _ = select.select([primary], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, f"{end!r} never came, after {plain!r}"
+            given += os.read(primary, 4096)
+            plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", given.decode(errors="ignore")).replace("\r", "")
+        seen.append(plain)
+
+    try:
+        for typed in ("", "", "help", "", "3", "", "q"):  # two cells, a wrong key, a cell, a guess, the run, away
+            read_to()
+            os.write(primary, f"{typed}\n".encode())
+        read_to("Left. Go on with: minilora learn 1\n")
+        assert walker.wait(20) == 0
+    finally:
+        walker.kill()
+        walker.wait()
+        os.close(primary)
+    assert "01 · What does a linear layer do, and learn?" in seen[0]
+    assert "Here Enter goes on and q leaves" in "".join(seen)
+    assert "Not as predicted: you said 3, it is 1." in "".join(seen)
+    for screen in seen:
+        lines = screen.split("\n")
+        assert max(map(len, lines)) <= 80
+        assert len(lines) <= 48, "a code cell may be taller than the screen, a text is not pushed off unread"
+    kept = json.loads((tmp_path / "minilora-lessons" / "progress.json").read_text(encoding="utf-8"))["lessons"]["01_one_matmul"]
+    assert kept["predictions"]["rows_that_light_up"]["said"] == "3"
+
+
 @pytest.mark.slow
 def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
     run = subprocess.run(
@@ -437,6 +554,12 @@ def test_predictions_are_compared_kindly():
     assert not same_answer("80", 100)
     assert same_answer("b) it does not fall", "b")
     assert not same_answer("about", 3)
+    assert same_answer("about 3, as the change", 3)
+    assert same_answer("Four.", 4)
+    assert same_answer("~30 %", 30)
+    assert same_answer("-2e-3 or so", -0.002)
+    assert not same_answer("3 or 4", 3)
+    assert not same_answer("phone", 1)
     assert not same_answer("bad", "b")
 
 

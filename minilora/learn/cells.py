@@ -27,6 +27,8 @@ HEADER = re.compile(
     r" · (?P<seconds>\d+) seconds? to run$"
 )
 NUMBER = re.compile(r"\{\{(?P<inside>.*?)\}\}")
+WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+AMOUNT = re.compile(r"[-+]?\d*\.?\d+(?:e[-+]?\d+)?|\b(?:" + "|".join(WORDS) + r")\b")
 CHECK = re.compile(r"^check\((?P<name>\w+)\)$")
 
 
@@ -179,18 +181,33 @@ def fill_prose(text: str, namespace: Mapping[str, Any]) -> str:
     return NUMBER.sub(fill, text)
 
 
+def read_choices(question: str) -> dict[str, str]:
+    """A prediction's choices by letter; empty when it asks for a number or a word.
+
+    >>> read_choices("Which?\\n\\n- a) it falls\\n- b) it grows")
+    {'a': 'a) it falls', 'b': 'b) it grows'}
+    """
+    return {line[2]: line[2:] for line in question.splitlines() if re.match(r"- [a-z]\) ", line)}
+
+
 def same_answer(said: str, answer: Any) -> bool:
     """Whether a typed prediction is right: numbers within 10%, text ignoring case and a closing bracket.
 
+    Words beside a number do no harm, as long as it is the only one; up to ten it may be a word itself.
+
     >>> same_answer("1,000", 1050), same_answer("B)", "b"), same_answer("none", 3)
+    (True, True, False)
+    >>> same_answer("about 3, I think", 3), same_answer("three", 3), same_answer("3 or 4", 3)
     (True, True, False)
     """
     said = said.strip()
     if isinstance(answer, str):
         typed, right = said.lower().rstrip(".)"), answer.strip().lower()
         return typed == right or (len(right) == 1 and re.match(rf"{re.escape(right)}\)", said.lower()) is not None)
+    plain = said.lower().replace(",", "").rstrip("%").strip()
+    found = [str(WORDS.index(part)) if part in WORDS else part for part in AMOUNT.findall(plain)]
     try:
-        number, right_number = float(said.replace(",", "").rstrip("%").strip()), float(answer)
+        number, right_number = float(found[0] if len(found) == 1 else plain), float(answer)
     except (TypeError, ValueError):
         return False
     return abs(number - right_number) <= 0.1 * abs(right_number)

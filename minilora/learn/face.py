@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import codecs
+import io
 import os
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ SPELLED = {
     **{"“": '"', "”": '"', "’": "'", "‘": "'", "•": "*", "─": "-", "│": "|", "✓": "ok", "ŵ": "w^", "∞": "inf", "∈": "in"},
 }
 WIDEST = 100
+BAR = "  │ "  # before each line of a cell's output
 
 
 def spell(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -83,3 +86,28 @@ def open_file(path: Path) -> bool:
         return False
     subprocess.Popen([opener, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     return True
+
+
+class Counted(io.TextIOBase):
+    """Passes a cell's output on line by line, a bar before each, and counts the lines; what is too wide goes on below."""
+
+    def __init__(self, stream: Any, width: int):
+        self.stream, self.width, self.lines, self.open = stream, width, 0, ""
+
+    def write(self, text: str) -> int:
+        """Pass on what is a whole line."""
+        *whole, self.open = (self.open + text).split("\n")
+        for line in whole:
+            for part in textwrap.wrap(line, self.width, drop_whitespace=False, subsequent_indent="  ") or [""]:
+                self.stream.write(f"{BAR}{part}\n")
+                self.lines += 1
+        return len(text)
+
+    def close_line(self) -> None:
+        """Pass on a last line that has no end."""
+        if self.open:
+            self.write("\n")
+
+    def flush(self) -> None:
+        """Pass it on."""
+        self.stream.flush()

@@ -7,6 +7,7 @@ the learner's code runs with the rights of whoever runs the command.
 from __future__ import annotations
 
 import argparse
+import ast
 import contextlib
 import io
 import json
@@ -41,6 +42,8 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
     """Check the exercise ``name`` in a learner's file, in a fresh process of at most ``limit`` seconds."""
     if not file.is_file():
         return Verdict("to do", f"there is no file {file.name}")
+    if (unreadable := read_syntax(file)) is not None:
+        return unreadable  # at once: the process takes seconds to start
     with tempfile.TemporaryDirectory() as folder:
         verdict = Path(folder) / "verdict.json"
         command = [sys.executable, "-m", "minilora.learn.judge", str(lesson.path.resolve()), name, str(file.resolve())]
@@ -67,6 +70,23 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
             return Verdict("error", f"the process ended before an answer came (exit status {process.returncode})")
 
 
+def read_syntax(file: Path) -> Verdict | None:
+    """What Python says of a file that it cannot read; None for all others, which need to be run."""
+    try:
+        ast.parse(file.read_bytes())
+    except SyntaxError as error:
+        return describe_syntax(error, file)
+    except (ValueError, RecursionError, MemoryError):
+        return None
+    return None
+
+
+def describe_syntax(error: SyntaxError, file: Path) -> Verdict:
+    """The verdict on a file that Python cannot read."""
+    where = f"line {error.lineno}" + (f", `{error.text.strip()}`" if error.text else "")
+    return Verdict("error", f"Python cannot read {file.name}: {where}: {error.msg}")
+
+
 def end_group(process: subprocess.Popen[bytes]) -> None:
     """End a process and what it started."""
     if hasattr(os, "killpg"):
@@ -76,19 +96,22 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-class FirstPart(io.StringIO):
-    """A text stream that keeps its first ``SAID`` characters."""
+class LastPart(io.StringIO):
+    """A text stream that keeps its last ``SAID`` characters: a failing case is the last that a checker tries."""
 
     def write(self, text: str) -> int:
-        """Keep what still fits."""
-        super().write(text[: max(0, SAID - self.tell())])
+        """Keep the end."""
+        kept = (self.getvalue() + text[-SAID:])[-SAID:]
+        self.seek(0)
+        self.truncate()
+        super().write(kept)
         return len(text)
 
 
 def judge_here(lesson: Path, name: str, file: Path) -> Verdict:
     """Import a learner's file into this process and check one exercise. For the process that ``judge_file`` starts."""
     checker = getattr(load_checks(lesson), f"check_{name}")
-    said = FirstPart()
+    said = LastPart()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
             answer = getattr(load_module(file), name, None)
@@ -96,8 +119,7 @@ def judge_here(lesson: Path, name: str, file: Path) -> Verdict:
                 return Verdict("error", f"{file.name} has no function {name}")
             status, message = judge_answer(checker, answer)
         except SyntaxError as error:
-            where = f"line {error.lineno}" + (f", `{error.text.strip()}`" if error.text else "")
-            return Verdict("error", f"Python cannot read {file.name}: {where}: {error.msg}")
+            return describe_syntax(error, file)
         except SystemExit:
             return Verdict("error", f"{file.name} ends the program (sys.exit) where it should return", said.getvalue())
         except BaseException as error:

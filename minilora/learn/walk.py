@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from .cells import Cell, Lesson, same_answer
+from .cells import Cell, Lesson, read_choices, same_answer
 from .desk import open_desk, write_solutions
-from .face import code, make_console, open_file, prose
+from .face import BAR, Counted, code, make_console, open_file, prose
 from .judge import LIMIT, judge_file
 from .record import Record
 from .run import Session
 from .stage import Stage, on_stage
+
+SHOWN = 10  # lines of what the learner's code printed
 
 
 class Left(Exception):
@@ -85,6 +88,14 @@ class Walk:
         last = next((n for n in range(self.reached - 1, -1, -1) if self.lesson.cells[n].kind == "code"), -1)
         asked = [cell for cell in self.lesson.cells[last + 1 : self.reached] if cell.kind == "predict"]
         self.waiting = [cell for cell in asked if cell.name in self.entry["predictions"]]
+        for cell in self.lesson.cells[last + 1 : self.reached]:  # what was being read
+            if cell.kind == "markdown":
+                self.put(prose(self.session.prose(cell)))
+            elif cell.kind == "exercise":
+                self.put(code(cell.text))
+            elif cell in self.waiting:
+                said = self.entry["predictions"][cell.name]["said"] or "nothing"
+                self.put(prose(f"**Your prediction.** {self.session.prose(cell)}\n\nYou said: {said}"))
 
     def step(self, index: int) -> None:
         """Show one cell and do what it asks for."""
@@ -106,8 +117,10 @@ class Walk:
         self.put(code(cell.text))
         self.pause("Enter runs it")
         seen, start = len(self.stage.shown), time.monotonic()
-        with contextlib.redirect_stdout(Counted(sys.stdout)) as said:
+        width = self.console.width - len(BAR) if self.asking else 10**6
+        with contextlib.redirect_stdout(Counted(sys.stdout, width)) as said:
             self.session.run(cell)
+            said.close_line()
         if said.lines:
             self.say("")
         self.lines += said.lines
@@ -116,9 +129,11 @@ class Walk:
             keys = "  (f and Enter opens it)" if self.asking else ""
             self.say(f"[green]figure[/] {shown.light}{keys}\n[dim]{shown.alt}[/]")
         if took > 2:
-            self.say(f"[dim]{took:.0f} s[/]")
+            self.say(f"[dim]took {took:.0f} s[/]")
         for asked in self.waiting:
             self.compare(asked)
+        if self.waiting or took > 2 or len(self.stage.shown) > seen:
+            self.say("")
         self.waiting = []
 
     def predict(self, cell: Cell) -> None:
@@ -128,20 +143,27 @@ class Walk:
         if not self.asking:
             return
         said = self.ask("Your guess (Enter: none)")
+        letters = list(read_choices(cell.question))
+        while said and letters and not re.match(rf"[{''.join(letters)}](\W|$)", said.lower()):
+            self.say(f"{', '.join(letters[:-1])} or {letters[-1]}?")
+            said = self.ask("Your guess (Enter: none)")
         self.entry["predictions"][cell.name] = {"said": said}
         self.keep()
 
     def compare(self, cell: Cell) -> None:
         """Say how a prediction fared."""
+        from rich.markup import escape
+
         answer = self.session.answer(cell)
-        shown = f"{answer:.4g}" if isinstance(answer, float) else str(answer)
+        number = f"{answer:.4g}" if isinstance(answer, float) else str(answer)
+        shown = read_choices(self.session.prose(cell)).get(number, number)
         kept = self.entry["predictions"].get(cell.name)
         if not self.asking or kept is None or not str(kept.get("said", "")):
-            self.say(f"[cyan]The answer to the prediction:[/] {shown}")
+            self.say(f"[cyan]The answer to the prediction:[/] {escape(shown)}")
             return
         kept.update(answer=answer, right=same_answer(str(kept["said"]), answer))
         verdict = "[green]You were right[/]" if kept["right"] else "[yellow]Not as predicted[/]"
-        self.say(f"{verdict}: you said {kept['said']}, it is {shown}.")
+        self.say(f"{verdict}: you said {escape(str(kept['said']))}, it is {escape(shown)}.")
 
     def exercise(self, name: str) -> None:
         """Let the learner edit their file and check it until it passes, is skipped, or its solution is shown."""
@@ -158,8 +180,11 @@ class Walk:
                 if key == "r":
                     reveal(self.record, self.lesson, name, self.console)
                 return
-            elif key == "" and self.judge(name, file, entry):
-                return
+            elif key == "":
+                if self.judge(name, file, entry):
+                    return
+            else:
+                self.say(f"Your code goes into {file}; save it there and press Enter here.")
 
     def hint(self, name: str, entry: dict[str, Any]) -> None:
         """The next hint; after the third, all three again."""
@@ -170,21 +195,25 @@ class Walk:
 
     def judge(self, name: str, file: Path, entry: dict[str, Any]) -> bool:
         """Check the learner's answer in a process of its own; True when it passed."""
+        from rich.text import Text
+
         with self.console.status("checking …") if self.console.is_terminal else contextlib.nullcontext():
             verdict = judge_file(self.lesson, name, file, self.limit)
         entry["tries"] += 1
         entry["passed"] = entry["passed"] or verdict.status == "passed"
         self.keep()
         if verdict.said:
-            self.console.print(f"your code printed:\n{verdict.said.rstrip()}", style="dim", markup=False)
+            lines = verdict.said.rstrip().splitlines()
+            where = f", at the end ({SHOWN} lines)" if len(lines) > SHOWN else ""
+            self.console.print("\n".join([f"your code printed{where}:", *lines[-SHOWN:]]), style="dim", markup=False)
         if verdict.status == "passed":
             earned = [n for n, e in self.entry["exercises"].items() if e["passed"] or e["revealed"]]
             saved = write_solutions(self.lesson, self.folder, earned)
             self.say(f"[green]Passed.[/] A solution to compare with yours: {saved}")
             return True
-        title = {"to do": "Still to do", "wrong": "Not yet", "timeout": "Stopped"}.get(verdict.status, "It does not run")
-        self.console.print(f"[yellow]{title}.[/]", end=" ")
-        self.console.print(verdict.message or f"Fill in {name} in {file}.", markup=False)
+        title = {"to do": "Still to do:", "wrong": "Not yet.", "timeout": "Stopped:"}.get(verdict.status, "It does not run:")
+        message = verdict.message or f"fill in {name} in {file}."
+        self.console.print(Text.assemble((f"{title} ", "yellow"), " ".join(message.split())))
         return False
 
     def farewell(self) -> None:
@@ -196,7 +225,9 @@ class Walk:
             guessed = f"Predictions right: {right} of {len(predictions)}. " if predictions else ""
             self.say(f"[bold green]Lesson {self.lesson.number} is done.[/] {guessed}"
                      f"Exercises passed: {passed} of {len(self.lesson.exercises)}.")  # fmt: skip
-            self.say(f"Next: [bold]minilora learn {self.lesson.number + 1}[/], or [bold]minilora learn[/] for the course.")
+            last = max(int(path.name[:2]) for path in self.lesson.path.parent.glob("[0-9][0-9]_*.py"))
+            following = f"[bold]minilora learn {self.lesson.number + 1}[/], or "
+            self.say(f"Next: {following if self.lesson.number < last else ''}[bold]minilora learn[/] for the course.")
 
     def put(self, drawn: Any) -> None:
         """Print a block, after a pause when it would push what was not read yet off the screen."""
@@ -214,8 +245,11 @@ class Walk:
 
     def pause(self, what: str) -> None:
         """Wait for Enter; f opens the last figure."""
-        while self.asking and (key := self.ask(f"{what} · q leave").lower()):
-            if key == "f" and self.stage.shown:
+        figure = " · f figure" if self.stage.shown else ""
+        while self.asking and (key := self.ask(f"{what}{figure} · q leave").lower()):
+            if key != "f" or not self.stage.shown:
+                self.say("Here Enter goes on and q leaves, to come back later. Hints are for the exercises (h).")
+            else:
                 path = self.stage.shown[-1].light
                 if not open_file(path):
                     self.say(f"No viewer to be had here; the figure is {path.resolve()}")
@@ -228,25 +262,6 @@ class Walk:
         if said.lower() in ("q", "quit"):
             raise Left
         return said
-
-
-class Counted(io.TextIOBase):
-    """Passes a cell's output on at once, a bar before each line, and counts the lines."""
-
-    def __init__(self, stream: Any):
-        self.stream, self.lines, self.fresh = stream, 0, True
-
-    def write(self, text: str) -> int:
-        """Pass it on."""
-        for line in text.splitlines(keepends=True):
-            self.stream.write(f"  │ {line}" if self.fresh else line)
-            self.fresh = line.endswith("\n")
-        self.lines += text.count("\n")
-        return len(text)
-
-    def flush(self) -> None:
-        """Pass it on."""
-        self.stream.flush()
 
 
 def reveal(record: Record, lesson: Lesson, name: str, console: Any) -> None:
