@@ -31,7 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a console without UTF-8 shows "?" rather than stopping the run
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-    options = parser().parse_args(arguments)
+    top = parser()
+    options = top.parse_args(arguments)
+    if options.command is None:
+        top.print_help()
+        return 2
     python_form, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"minilora {options.command}: {message}\n"
     try:
         return options.run(options) or 0
@@ -48,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     top = argparse.ArgumentParser(prog="minilora", description="LoRA from scratch: small enough to read, checked against PEFT.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="demo | learn | train | merge | plan | …")
+    commands = top.add_subparsers(dest="command", metavar="demo | learn | train | merge | plan | …")
 
     demo = command(commands, "demo", run_demo, "a polite ship's computer learns naval code, and every claim is checked")
     demo.add_argument("--out", type=Path, default=Path("minilora-demo"), help="folder for adapter, merged model and figure")

@@ -108,6 +108,11 @@ def test_every_help_shows_an_example(name, capsys):
     assert " ".join(EXAMPLES[name].split()) in " ".join(capsys.readouterr().out.split())
 
 
+def test_without_a_command_the_commands_are_listed(capsys):
+    assert main([]) == 2
+    assert "a lesson as a Jupyter notebook" in capsys.readouterr().out
+
+
 def test_an_interrupted_training_says_how_to_go_on(trained, capsys, monkeypatch):
     import minilora.train
 
