@@ -85,13 +85,15 @@ def run_lesson(lesson: Lesson, folder: Path, dark: bool = False) -> dict[str, An
     return {
         "slug": lesson.slug,
         "seconds": round(time.perf_counter() - began, 3),
+        "processor": round(time.process_time(), 3),
         "cells": cells,
         "predictions": predictions,
     }
 
 
 def run_apart(lesson: Lesson, folder: Path, dark: bool = False, limit: float = 600) -> dict[str, Any]:
-    """``run_lesson`` in a fresh process and an empty working folder; ``wall`` has its seconds with the imports.
+    """``run_lesson`` in a fresh process and an empty working folder; ``wall`` has its seconds with the imports, and
+    ``processor`` those of its threads, which do not grow when others use the machine.
 
     Raises ``ValueError`` with the end of the traceback when the lesson fails, or when it takes more than ``limit`` seconds.
     """
