@@ -190,7 +190,7 @@ FOUR_BITS = (
     ),
     Bug(
         "scales rounded by a cast", "qlora:NF4Linear._apply",
-        "if moved.dtype != scale.dtype:", "if False:",
+        "if moved.dtype != part.dtype:", "if False:",
         "model.half() also casts the scales of the packed weights. They are float32 by format, and every weight moves.",
         "", "test_qlora.py::test_casting_a_model_leaves_codes_and_scales_alone",
     ),

@@ -143,7 +143,6 @@ def part_shapes(shape: Sequence[int], block_size: int, double_quant: bool) -> di
     return shapes
 
 
-@torch.no_grad()
 def quantize(weight: Tensor, block_size: int = 64, double_quant: bool = True, kind: str = "nf4") -> NF4Tensor:
     """Quantize a floating-point tensor, flattened, block by block, in float32.
 
@@ -244,7 +243,7 @@ def quantize_scales(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     absmax2 = padded.abs().amax(dim=1)
     inverse = 1.0 / absmax2
     flat = torch.isinf(inverse)  # all scales alike, or as good as: bitsandbytes writes code 0
-    scaled = (padded * inverse.masked_fill(flat, 0.0)[:, None]).clamp_(-1, 1)
+    scaled = padded * inverse.masked_fill(flat, 0.0)[:, None]  # in [-1, 1]: x · (1/x) never rounds above 1
     codes = dynamic_lookup(absmax.device)[((scaled + 1) * 0.5 * 65535 + 0.5).long()]
     return codes.masked_fill_(flat[:, None], 0).view(-1)[: len(absmax)].clone(), absmax2, offset
 
@@ -266,5 +265,5 @@ def check_finite(absmax: Tensor, weight: Tensor) -> None:
 
 def check_block_size(block_size: int) -> None:
     """Raise unless this is a power of two from 32 to 4096."""
-    if isinstance(block_size, bool) or block_size not in BLOCK_SIZES:
+    if not isinstance(block_size, int) or block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size must be a power of two from 32 to 4096, got {block_size!r}")

@@ -63,7 +63,7 @@ class NF4Linear(nn.Module):
         for name in ("packed", "absmax", "absmax2", "offset"):
             self.register_buffer(name, None)
         for name, (shape, part_dtype) in part_shapes((out_features, in_features), block_size, double_quant).items():
-            setattr(self, name, torch.full(shape, 0x77 if name == "packed" else 0, dtype=part_dtype, device=device))
+            setattr(self, name, torch.zeros(shape, dtype=part_dtype, device=device))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
         _ = self.quantized  # checks block_size and kind
 
@@ -126,12 +126,12 @@ class NF4Linear(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> NF4Linear:
         """Moves with ``.to(device)``; ``.half()`` and ``.bfloat16()`` must not round the scales, float32 by format."""
-        scales = {name: part for name, part in self._buffers.items() if part is not None and part.is_floating_point()}
+        parts = {name: part for name, part in self._buffers.items() if part is not None}
         super()._apply(fn, recurse)
-        for name, scale in scales.items():
+        for name, part in parts.items():
             moved: Any = self._buffers[name]
-            if moved.dtype != scale.dtype:
-                self._buffers[name] = scale.to(moved.device)
+            if moved.dtype != part.dtype:
+                self._buffers[name] = part.to(moved.device)
         return self
 
     def __repr__(self) -> str:

@@ -16,6 +16,7 @@ noticed together), ``assert`` lines. A module's progress is kept in a JSON file,
 
 import argparse
 import ast
+import gc
 import importlib.machinery
 import importlib.util
 import json
@@ -32,7 +33,7 @@ TESTS = {
     "level0": ["level0", "lora"],
     "config": ["config", "match", "inject"],
     "nf4": ["nf4", "packed"],
-    "lora": ["invariants", "lora", "merge", "inject"],
+    "lora": ["lora", "inject", "merge", "invariants"],
     "qlora": ["qlora", "merge", "invariants"],
     "inject": ["invariants", "inject", "merge", "match"],
     "merge": ["merge", "requantize", "invariants"],
@@ -89,9 +90,15 @@ def import_what_is_slow() -> None:
     for name in ("torch", "numpy", "hypothesis", "pytest", "peft", "transformers", "bitsandbytes", "safetensors.torch"):
         importlib.import_module(name)
     import torch
+    from hypothesis import HealthCheck, Phase, settings
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401  lazily imported by their package
 
     torch.set_num_threads(1)
+    # A failing property is not shrunk (nobody reads it), and tries the same cases each time: a survivor survives again.
+    quick = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large]}
+    settings.register_profile("mutants", max_examples=10, phases=[Phase.explicit, Phase.generate], derandomize=True, **quick)
+    gc.collect()
+    gc.freeze()  # half of a fork's time would go to looking for garbage in torch
 
 
 def mutants(path: Path) -> dict[str, str]:
@@ -183,7 +190,7 @@ def test(module: str, source: str | None) -> int:
         sys.meta_path.insert(0, Replacement(f"minilora.{module}", source))
     files = [f"tests/test_{name}.py" for name in TESTS[module]] + [f"minilora/{module}.py"]
     plain = ["--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # pytest's own loader would pass ours by
-    return int(pytest.main(["-x", "-q", *plain, "-m", "not slow", *files]))
+    return int(pytest.main(["-x", "-q", "--hypothesis-profile=mutants", *plain, "-m", "not slow", *files]))
 
 
 class Replacement(importlib.machinery.SourceFileLoader):

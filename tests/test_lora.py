@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minilora import level0
+from minilora import LoraConfig, level0
 from minilora.lora import AddLowRank, LoRALayer, add_low_rank_plainly
 
 from .strategies import cases
@@ -130,6 +130,46 @@ def test_a_non_contiguous_output_is_added_to_as_well():
     torch.testing.assert_close(layer(x), add_low_rank_plainly(layer.base(x), x, layer.lora_A, layer.lora_B, layer.scaling))
 
 
+@pytest.mark.parametrize("trained", [("x",), ("A",), ("B",), ("x", "A"), ("x", "B"), ("A", "B")])
+def test_each_input_may_be_trained_without_the_others(trained):
+    """A may be frozen and B trained, say (LoRA-FA). Each gradient is autograd's own of the plain line."""
+    torch.manual_seed(0)
+    values = {"x": torch.randn(2, 3, 5), "A": torch.randn(2, 5), "B": torch.randn(4, 2)}
+    gradients = []
+    for add in (AddLowRank.apply, add_low_rank_plainly):
+        x, A, B = (value.clone().requires_grad_(name in trained) for name, value in values.items())
+        add(torch.zeros(2, 3, 4), x, A, B, 1.5).square().sum().backward()
+        gradients.append([x.grad, A.grad, B.grad])
+    for ours, plain, name in zip(*gradients, values, strict=True):
+        assert (ours is None) == (name not in trained)
+        assert (plain is None) == (ours is None)
+        if name in trained:
+            torch.testing.assert_close(ours, plain)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_update_is_added_into_the_bases_output_which_is_no_second_tensor(training):
+    """A second (tokens, out) tensor is most of what an adapter would cost, while it trains and while it serves."""
+    layer, outputs = LoRALayer(nn.Linear(5, 7), r=2).train(training), []
+    layer.base.register_forward_hook(lambda module, x, y: outputs.append(y.data_ptr()))
+    with torch.set_grad_enabled(training):
+        assert layer(torch.randn(3, 5)).data_ptr() == outputs[0]
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    """The backward reads x Aᵀ as if it were a constant, so what autograd would make of it is not the second derivative."""
+    layer, x = LoRALayer(nn.Linear(5, 7), r=2), torch.randn(3, 5, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
+def test_a_bare_layer_has_the_defaults_of_a_config():
+    config, layer = LoraConfig(), LoRALayer(nn.Linear(3, 3))
+    for name in ("r", "lora_alpha", "lora_dropout", "use_rslora"):
+        assert getattr(layer, name) == getattr(config, name), name
+
+
 def test_conv1d_is_a_linear_with_its_weight_transposed():
     from transformers.pytorch_utils import Conv1D
 
@@ -143,7 +183,22 @@ def test_conv1d_is_a_linear_with_its_weight_transposed():
     torch.testing.assert_close(layer(x), unmerged)
 
 
-@pytest.mark.parametrize("base", [nn.Embedding(4, 4), nn.Conv2d(1, 1, 3), nn.LayerNorm(4)])
+class Conv1D(nn.Conv1d):
+    """A convolution that is called like transformers' transposed Linear."""
+
+
+class Widths(nn.Linear):
+    """A Linear that happens to have transformers' name for the output width."""
+
+    nf = 7
+
+
+def test_a_linear_with_an_attribute_nf_is_a_linear():
+    layer = LoRALayer(Widths(4, 7))
+    assert (layer.in_features, layer.out_features) == (4, 7)
+
+
+@pytest.mark.parametrize("base", [nn.Embedding(4, 4), nn.Conv2d(1, 1, 3), nn.LayerNorm(4), Conv1D(4, 4, 1)])
 def test_a_base_that_is_no_linear_is_refused(base):
     with pytest.raises(TypeError, match=f"wraps a Linear.*got {type(base).__name__}"):
         LoRALayer(base)

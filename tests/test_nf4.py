@@ -1,5 +1,6 @@
 """Four bits: equal to bitsandbytes byte for byte, to level 0 value for value, and never further off than half a gap."""
 
+from dataclasses import FrozenInstanceError
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,6 +38,38 @@ def same_as_peer(weight, block_size, double_quant, kind):
     return ours, packed, state
 
 
+def test_a_tensor_of_several_chunks_and_a_rest_dequantizes_as_in_level_0():
+    """More than a million weights are looked up in pieces; each piece needs its own codes and scales."""
+    weight = torch.randn(2**20 + 2**16 + 33, generator=torch.Generator().manual_seed(0))
+    quantized = nf4.quantize(weight, double_quant=False)
+    truth = level0.nf4_dequantize(level0.nf4_quantize(weight.numpy()))
+    assert np.array_equal(quantized.dequantize().numpy(), truth)
+    assert torch.equal(quantized.dequantize(torch.bfloat16), torch.from_numpy(truth).bfloat16())
+
+
+@given(weights(dtypes=(torch.float32,)), block_sizes)
+def test_bytes_scales_and_values_equal_level_0(weight, block_size):
+    ours, truth = nf4.quantize(weight, block_size, double_quant=False), level0.nf4_quantize(weight.numpy(), block_size)
+    assert np.array_equal(ours.packed.numpy(), truth.packed)
+    assert np.array_equal(ours.absmax.numpy(), truth.absmax)
+    assert np.array_equal(ours.dequantize().numpy(), level0.nf4_dequantize(truth))
+
+
+def test_the_golden_vectors():
+    """What bitsandbytes 0.50.2 made once (golden/make_nf4.py): so that a change of ours and of theirs can be told apart."""
+    golden = load_file(Path(__file__).parent / "golden" / "nf4.safetensors")
+    compared = 0
+    for key in [key for key in golden if key.endswith(".packed")]:
+        name, kind, block_size, levels, _ = key.split(".")
+        ours = nf4.quantize(golden[f"{name}.weight"], int(block_size), levels == "double", kind)
+        found = dict(ours.tensors, values=ours.dequantize().flatten())
+        for part, tensor in found.items():
+            if (wanted := golden.get(key.replace("packed", part))) is not None:
+                assert torch.equal(tensor, wanted), (key, part)
+                compared += 1
+    assert compared > 200
+
+
 @pytest.mark.slow
 @thousands
 @given(weights(), block_sizes, st.booleans(), st.sampled_from(["nf4", "fp4"]))
@@ -71,29 +104,6 @@ def test_bitsandbytes_dequantizes_ragged_rows_wrongly_and_we_do_not():
     assert np.array_equal(ours.dequantize().numpy(), truth)
     theirs = peer.dequantize_4bit(packed, state)
     assert (theirs - weight).abs().max() > 1, "bitsandbytes has mended this: compare values on every shape now"
-
-
-@given(weights(dtypes=(torch.float32,)), block_sizes)
-def test_bytes_scales_and_values_equal_level_0(weight, block_size):
-    ours, truth = nf4.quantize(weight, block_size, double_quant=False), level0.nf4_quantize(weight.numpy(), block_size)
-    assert np.array_equal(ours.packed.numpy(), truth.packed)
-    assert np.array_equal(ours.absmax.numpy(), truth.absmax)
-    assert np.array_equal(ours.dequantize().numpy(), level0.nf4_dequantize(truth))
-
-
-def test_the_golden_vectors():
-    """What bitsandbytes 0.50.2 made once (golden/make_nf4.py): so that a change of ours and of theirs can be told apart."""
-    golden = load_file(Path(__file__).parent / "golden" / "nf4.safetensors")
-    compared = 0
-    for key in [key for key in golden if key.endswith(".packed")]:
-        name, kind, block_size, levels, _ = key.split(".")
-        ours = nf4.quantize(golden[f"{name}.weight"], int(block_size), levels == "double", kind)
-        found = dict(ours.tensors, values=ours.dequantize().flatten())
-        for part, tensor in found.items():
-            if (wanted := golden.get(key.replace("packed", part))) is not None:
-                assert torch.equal(tensor, wanted), (key, part)
-                compared += 1
-    assert compared > 200
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int4"])
@@ -226,7 +236,7 @@ def test_scales_whose_sum_overflows_are_refused_unless_they_stay_floats():
     assert torch.equal(nf4.quantize(weight, double_quant=False).dequantize(), weight)
 
 
-@pytest.mark.parametrize("block_size", [0, 16, 48, 8192, -64, 64.5, True, "64"])
+@pytest.mark.parametrize("block_size", [0, 16, 48, 8192, -64, 64.0, 64.5, True, "64"])
 def test_block_sizes_that_no_reader_knows_are_refused(block_size):
     with pytest.raises(ValueError, match="a power of two from 32 to 4096"):
         nf4.quantize(torch.ones(64), block_size)
@@ -255,6 +265,12 @@ def test_parts_that_do_not_fit_are_refused(change, message):
     parts = {name: getattr(good, name) for name in ("packed", "absmax", "absmax2", "offset", "shape", "block_size", "kind")}
     with pytest.raises(ValueError, match=message):
         nf4.NF4Tensor(**(parts | change))
+
+
+def test_a_quantized_tensor_is_not_changed_afterwards():
+    """Its parts were checked together; with another block size they would be read as other weights."""
+    with pytest.raises(FrozenInstanceError):
+        nf4.quantize(torch.ones(64)).block_size = 128
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")

@@ -59,6 +59,13 @@ def test_gradients_agree_with_finite_differences(seed, rows, columns):
     assert torch.autograd.gradcheck(layer, torch.randn(2, columns, dtype=torch.float64, requires_grad=True))
 
 
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    layer, x = NF4Linear.from_linear(nn.Linear(8, 4)), torch.randn(3, 8, requires_grad=True)
+    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.sum().backward()
+
+
 def test_a_trained_bias_gets_its_gradient():
     layer = NF4Linear.from_linear(nn.Linear(8, 4))
     layer.bias.requires_grad_(True)
@@ -121,9 +128,10 @@ def test_a_qlora_in_bf16_trains_adapters_in_float32(base):
     assert layer.lora_B.grad.abs().max() > 0
 
 
+@pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("move", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double().float()])
-def test_casting_a_model_leaves_codes_and_scales_alone(move):
-    layer = NF4Linear.from_linear(nn.Linear(64, 64))
+def test_casting_a_model_leaves_codes_and_scales_alone(move, double_quant):
+    layer = NF4Linear.from_linear(nn.Linear(64, 64), double_quant=double_quant)
     before = {name: part.clone() for name, part in layer.quantized.tensors.items()}
     for name, part in move(layer).quantized.tensors.items():
         assert part.dtype == before[name].dtype
@@ -139,6 +147,17 @@ def test_state_dicts_travel(seed, rows, columns, double_quant, kind):
     other.load_state_dict(layer.state_dict())
     x = torch.randn(3, columns)
     assert torch.equal(layer(x), other(x))
+
+
+def test_a_new_layer_is_one_from_a_linear_with_zeros_inside():
+    """The same parts and settings without being told, and nothing that would train."""
+    new, made = NF4Linear(96, 32), NF4Linear.from_linear(nn.Linear(96, 32))
+    assert not new.weight.any()
+    assert repr(new) == repr(made)
+    for one in (new, made):
+        assert [(name, p.requires_grad) for name, p in one.named_parameters()] == [("bias", False)]
+    new.load_state_dict(made.state_dict())
+    assert torch.equal(new.weight, made.weight)
 
 
 def test_quantizing_a_model_leaves_head_norms_and_embedding_alone(base):
