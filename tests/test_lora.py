@@ -164,6 +164,19 @@ def test_a_second_derivative_is_refused_rather_than_wrong():
         first.sum().backward()
 
 
+def test_only_a_and_b_of_a_bare_layer_train():
+    layer = LoRALayer(nn.Linear(3, 3))
+    assert [name for name, p in layer.named_parameters() if p.requires_grad] == ["lora_A", "lora_B"]
+
+
+def test_dropout_is_for_training_only():
+    layer, x = LoRALayer(nn.Linear(16, 4), lora_dropout=0.5), torch.ones(8, 16)
+    nn.init.ones_(layer.lora_B)
+    plain = add_low_rank_plainly(layer.base(x), x, layer.lora_A, layer.lora_B, layer.scaling)
+    torch.testing.assert_close(layer.eval()(x), plain)
+    assert not torch.allclose(layer.train()(x), plain)
+
+
 def test_a_bare_layer_has_the_defaults_of_a_config():
     config, layer = LoraConfig(), LoRALayer(nn.Linear(3, 3))
     for name in ("r", "lora_alpha", "lora_dropout", "use_rslora"):
@@ -202,6 +215,29 @@ def test_a_linear_with_an_attribute_nf_is_a_linear():
 def test_a_base_that_is_no_linear_is_refused(base):
     with pytest.raises(TypeError, match=f"wraps a Linear.*got {type(base).__name__}"):
         LoRALayer(base)
+
+
+def computed():
+    return nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+
+
+def flat():
+    linear = nn.Linear(4, 4)
+    linear.weight = nn.Parameter(linear.weight.detach().flatten())
+    return linear
+
+
+def whole_numbers():
+    linear = nn.Linear(4, 4)
+    linear.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
+    return linear
+
+
+@pytest.mark.parametrize("make", [computed, flat, whole_numbers])
+def test_a_linear_without_a_plain_weight_is_refused(make):
+    """Computed from others, flattened as by FSDP, or in another format: a merge could not be written into it."""
+    with pytest.raises(TypeError, match="this .*Linear has no plain floating-point weight"):
+        LoRALayer(make())
 
 
 def test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused():
