@@ -88,10 +88,7 @@ class NF4Linear(nn.Module):
     ) -> NF4Linear:
         """A layer around a quantized (out, in) weight."""
         out_features, in_features = weight.shape
-        settings: Any = {"block_size": weight.block_size, "double_quant": weight.absmax2 is not None, "kind": weight.kind}
-        layer = cls(
-            in_features, out_features, False, **settings, compute_dtype=compute_dtype, dtype=weight.dtype, device="meta"
-        )
+        layer = cls(in_features, out_features, bias=False, compute_dtype=compute_dtype, device="meta")
         layer.put(weight)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach(), requires_grad=False)

@@ -227,6 +227,15 @@ def test_dequantize_base_gives_the_same_model_in_floats(base):
     assert not any(isinstance(m, NF4Linear) for m in base.modules())
 
 
+def test_dequantized_layers_stay_frozen():
+    model = minilora.dequantize_base(quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, bias=False))))
+    assert [(n, p.requires_grad) for n, p in model.named_parameters()] == [
+        ("0.weight", False),
+        ("0.bias", False),
+        ("1.weight", False),
+    ]
+
+
 def tied():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[1].weight = model[0].weight
@@ -251,7 +260,7 @@ def adapted():
         (tied, {}, r"0.weight is tied to 1.weight: quantizing would untie them; add '0' to skip"),
         (broken, {}, r"1: quantize needs finite float32 values, got nan at \(2, 3\)"),
         (adapted, {}, r"there are adapters inside \(at 0\): quantize the base first, then inject"),
-        (lambda: quantize_base(nn.Sequential(nn.Linear(8, 8))), {}, "0 is quantized already"),
+        (lambda: quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))), {}, "0 is quantized already, and 1 more:"),
         (lambda: nn.Linear(8, 8), {}, "this is a Linear itself"),
         (lambda: nn.Sequential(nn.ReLU()), {}, "nothing to quantize: this Sequential holds no Linear outside"),
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"skip": ["hed"]}, "skip: no module is called 'hed'"),
@@ -285,6 +294,12 @@ def test_a_shared_quantized_weight_is_not_adapted():
     model[1].packed = model[0].packed
     with pytest.raises(ValueError, match=r"'0' matches 0, whose weight is tied to 1\.packed"):
         inject(model, LoraConfig(r=1, target_modules=["0"]))
+
+
+def test_a_weight_that_is_computed_from_others_is_left_in_floats():
+    """There is no weight to take the place of: weight_norm would compute it anew."""
+    model = quantize_base(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8)))
+    assert [isinstance(m, NF4Linear) for m in model] == [False, True]
 
 
 def test_attention_that_reads_weights_is_left_in_floats():
