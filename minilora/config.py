@@ -64,10 +64,11 @@ class LoraConfig:
         object.__setattr__(self, "alpha_pattern", check_values("alpha_pattern", self.alpha_pattern, check_alpha))
         object.__setattr__(self, "layers_to_transform", check_layers(self.layers_to_transform))
         if self.layers_pattern:  # an empty one means none, as in PEFT
-            patterns = (self.layers_pattern,) if isinstance(self.layers_pattern, str) else self.layers_pattern
-            object.__setattr__(self, "layers_pattern", check_patterns("layers_pattern", [*patterns]))
-            for name in self.layers_pattern or ():
+            several = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+            names = check_patterns("layers_pattern", several)
+            for name in names:
                 check_regex("layers_pattern", name)
+            object.__setattr__(self, "layers_pattern", names)
             if self.layers_to_transform is None:
                 raise ValueError(
                     f"layers_pattern={self.layers_pattern!r} needs layers_to_transform: the numbers after that name"
