@@ -1,5 +1,8 @@
 """The ledger counts what is there: PEFT, bitsandbytes and sums by hand are the oracles."""
 
+import dataclasses
+
+import pytest
 import torch
 from torch import nn
 
@@ -91,3 +94,41 @@ def test_what_was_counted_and_measured_prints_as_aligned_columns():
     lines = str(measured).splitlines()
     assert len({len(line) for line in lines[:-1]}) == 1
     assert lines[-1].split()[1:] == [f"{sum(measured.resident.values()):,}", f"{measured.peak:,}"]
+
+
+def test_a_record_is_not_changed_afterwards():
+    """A table of counts that a later line of the program has moved would be no measurement."""
+    layer = nn.Linear(2, 1)
+    found = ledger.count(layer)
+    for record in (found, found.total, next(ledger.parts(layer)), ledger.measure(lambda: None, layer)):
+        for field in dataclasses.fields(record):
+            with pytest.raises(dataclasses.FrozenInstanceError):
+                setattr(record, field.name, 0)
+
+
+def test_the_share_of_one_parameter_is_one_and_of_none_is_zero():
+    assert ledger.count(nn.Linear(1, 1, bias=False)).share == 1.0
+    assert ledger.count(nn.ReLU()).share == 0.0
+
+
+def test_what_stands_beside_a_tied_weight_counts_all_the_same():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert ledger.count(model).total == Tally(16 + 4 + 4, 16 + 4 + 4, 4 * (16 + 4 + 4))
+
+
+def test_scales_are_constants_and_codes_are_weights():
+    """In both layouts; a buffer that only has the name of a scale, or of the codes, is an ordinary one."""
+    import bitsandbytes
+
+    theirs = bitsandbytes.nn.Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=True)
+    theirs.load_state_dict({"weight": torch.randn(64, 128)})
+    for layer in (FourBit(128, 64), theirs.to("cpu")):
+        found = ledger.measure(lambda: None, layer).resident
+        assert (found["weights"], found["constants"]) == (128 * 64 // 2, 128 + 4 + 4)
+    plain = nn.Linear(4, 2, bias=False)
+    plain.register_buffer("packed", torch.zeros(3))
+    plain.register_buffer("offset", torch.zeros(5))
+    assert ledger.count(plain).total == Tally(8, 8, 4 * (8 + 3 + 5))
+    found = ledger.measure(lambda: None, plain).resident
+    assert (found["weights"], found["constants"]) == (4 * (8 + 3 + 5), 0)

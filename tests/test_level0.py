@@ -1,9 +1,12 @@
 """Level 0 is the oracle of everything else, so it is checked against nothing but arithmetic: finite differences."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 from minilora import level0
 
@@ -93,6 +96,19 @@ def test_the_levels_and_every_byte_equal_bitsandbytes():
         assert np.array_equal(ours.packed, packed.flatten().numpy())
         assert np.array_equal(ours.absmax, state.absmax.numpy())
         assert np.array_equal(level0.nf4_dequantize(ours), peer.dequantize_4bit(packed, state).flatten().numpy())
+
+
+def test_the_bytes_that_bitsandbytes_once_made_come_out_again():
+    """Zero blocks, ties, an odd tail, shorter last blocks, values up to 1e30: golden/make_nf4.py made them."""
+    golden = load_file(Path(__file__).parent / "golden" / "nf4.safetensors")
+    for key in [key for key in golden if ".nf4." in key and key.endswith(".single.packed")]:
+        name, _, block_size, *_ = key.split(".")
+        weight = golden[f"{name}.weight"].float().numpy()
+        ours = level0.nf4_quantize(weight) if block_size == "64" else level0.nf4_quantize(weight, int(block_size))
+        assert np.array_equal(ours.packed, golden[key].numpy()), key
+        assert np.array_equal(ours.absmax, golden[key.replace("packed", "absmax")].numpy()), key
+        if (values := golden.get(key.replace("packed", "values"))) is not None:
+            assert np.array_equal(level0.nf4_dequantize(ours), values.numpy()), key
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200))

@@ -26,6 +26,13 @@ def test_the_peak_is_the_largest_sum_of_live_tensors():
     assert "1,216" in str(found)
 
 
+def test_a_result_that_autograd_keeps_is_an_activation_from_the_moment_it_is_the_peak():
+    """exp keeps its own result, which is born as a temporary: no byte comes or goes when it turns into an activation."""
+    x = torch.ones(100, requires_grad=True)
+    found = ledger.measure(lambda: x.exp(), nn.Linear(2, 2))
+    assert (found.at_peak["activations"], found.at_peak["temporary"]) == (400, 0)
+
+
 def test_a_step_of_an_mlp_costs_what_the_sum_on_paper_says():
     model = nn.Sequential(nn.Linear(64, 32, bias=False), nn.ReLU(), nn.Linear(32, 16, bias=False))
     optimizer = torch.optim.AdamW(model.parameters())
