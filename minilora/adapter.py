@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import torch
@@ -153,7 +154,7 @@ def short_names(model: nn.Module, names: list[str]) -> list[str] | str:
     A whole name that is also the end of another path would mean both; then one regular expression says it.
     """
     paths = [name.removesuffix(".base") for name, _ in model.named_modules()]
-    for entries in (sorted({name.rsplit(".", 1)[-1] for name in names}), sorted(names)):
+    for entries in (sorted({name.rpartition(".")[2] for name in names}), sorted(names)):
         ends = tuple(f".{entry}" for entry in entries)
         if {path for path in paths if path in entries or path.endswith(ends)} == set(names):
             return entries
@@ -166,17 +167,16 @@ def common_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     >>> common_and_others({"0.q": 8, "0.k": 4, "1.q": 8, "1.k": 4, "2.q": 2, "3.q": 8})
     (8, {'k': 4, '^2\\\\.q': 2})
     """
-    common = Counter(values.values()).most_common(1)[0][0]
+    common = mode(values.values())
     by_end = defaultdict(set)
     for name, value in values.items():
-        by_end[name.rsplit(".", 1)[-1]].add(value)
+        by_end[name.rpartition(".")[2]].add(value)
     pattern = {}
     for name, value in values.items():
         if value != common:
-            end = name.rsplit(".", 1)[-1]
-            pattern[re.escape(end) if len(by_end[end]) == 1 else f"^{re.escape(name)}"] = (
-                value  # ^: not the end of another path
-            )
+            end = name.rpartition(".")[2]
+            key = re.escape(end) if len(by_end[end]) == 1 else f"^{re.escape(name)}"  # ^: not the end of another path
+            pattern[key] = value
     return common, pattern
 
 
@@ -189,7 +189,7 @@ def adapted_names(tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
         wrong.append(f"unknown tensors {shown}, needed {PREFIX}<module>.lora_A.weight and .lora_B.weight")
     if not tensors:
         wrong.append("the file holds no tensors")
-    return list(dict.fromkeys(key[len(PREFIX) : -len(ENDS[0])] for key in tensors if key not in strange)), wrong
+    return list(dict.fromkeys(key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in tensors if key not in strange)), wrong
 
 
 def disagreements(
@@ -242,7 +242,7 @@ def misshapen(name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor
             wrong.append(f"{name}.{factor} has shape {tuple(tensor.shape)}, needed {shape}")
         elif tensor.dtype not in FLOATS:
             wrong.append(f"{name}.{factor} holds {tensor.dtype}, needed a floating-point dtype of 16 to 64 bits")
-        elif not torch.isfinite(tensor).all() or not torch.isfinite(tensor.float()).all():
+        elif not torch.isfinite(tensor.float()).all():  # as float32, which is what A and B are
             wrong.append(f"{name}.{factor} holds values that are not finite")
     return wrong
 

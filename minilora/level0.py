@@ -83,8 +83,8 @@ def lora_backward(grad_y: ArrayLike, x: ArrayLike, W: ArrayLike, A: ArrayLike, B
     """
     x, W, A, B = check_shapes(x, W, A, B)
     g = np.asarray(grad_y, dtype=np.float64)
-    if g.shape != (*x.shape[:-1], len(W)):
-        raise ValueError(f"grad_y must have the shape of y, {(*x.shape[:-1], len(W))}, got {g.shape}")
+    if g.shape != (wanted := (*x.shape[:-1], len(W))):
+        raise ValueError(f"grad_y must have the shape of y, {wanted}, got {g.shape}")
     s = alpha / len(A)
     flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])  # (tokens, in), (tokens, out)
     h = flat_x @ A.T  # (tokens, r)
@@ -150,7 +150,7 @@ def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
     w = np.asarray(w, dtype=np.float32)
     if w.size == 0 or not np.isfinite(w).all():
         raise ValueError(f"nf4_quantize needs at least one value and finite values only, got shape {w.shape}")
-    levels, flat, tiny = nf4_levels(), w.reshape(-1), np.float32(1e-38)
+    levels, flat, tiny = nf4_levels(), w.ravel(), np.float32(1e-38)
     midpoints = (levels[:-1] + levels[1:]) / 2
     codes, scales = [], []
     for start in range(0, flat.size, block_size):
@@ -161,7 +161,7 @@ def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
         else:  # bitsandbytes divides here, and keeps the floor as the scale
             absmax = max(absmax, tiny)
             scaled = block / absmax
-        codes.append(np.searchsorted(midpoints, np.clip(scaled, -1, 1), side="left"))  # ties go down
+        codes.append(np.searchsorted(midpoints, scaled, side="left"))  # ties go down
         scales.append(absmax)
     flat_codes = np.concatenate([*codes, np.full(flat.size % 2, 7)])
     packed = (16 * flat_codes[::2] + flat_codes[1::2]).astype(np.uint8)  # the even element in the high half
@@ -174,7 +174,7 @@ def nf4_dequantize(q: NF4) -> NDArray[np.float32]:
     >>> nf4_dequantize(nf4_quantize([0.0, -2.0, 2.0]))
     array([ 0., -2.,  2.], dtype=float32)
     """
-    codes = np.stack([q.packed >> 4, q.packed & 15], axis=1).reshape(-1)[: int(np.prod(q.shape))]
+    codes = np.stack([q.packed >> 4, q.packed & 15], axis=1).ravel()[: int(np.prod(q.shape))]
     scales = np.repeat(q.absmax, q.block_size)[: codes.size]
     return (nf4_levels()[codes] * scales).reshape(q.shape)
 

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import warnings
 
 import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from minilora import Llama, LlamaConfig, LoraConfig, inject, load_adapter, merge, save_adapter
 from minilora.inject import lora_layers
@@ -32,6 +34,7 @@ CONFIGS = [
     {"r": 1, "lora_alpha": 2, "target_modules": r".*layers\.1\.mlp\.(up|down)_proj"},
 ]
 IDS = torch.arange(18).reshape(2, 9)
+T5 = transformers.T5Config()  # of an encoder and a decoder
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["qv", "all-linear rslora", "regex"])
@@ -88,10 +91,11 @@ def test_targets_that_are_not_all_of_a_name_are_written_out_in_full(tmp_path):
     assert targets == ["model.layers.0.self_attn.q_proj"]
 
 
-def test_loading_into_a_model_with_adapters_replaces_their_values(tmp_path):
-    ours, folder = saved(tmp_path)
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear", r".*_proj(\.base)?"])
+def test_loading_into_a_model_with_adapters_replaces_their_values(tmp_path, targets):
+    ours, folder = saved(tmp_path, target_modules=targets)
     other, _ = pair()
-    inject(other, LoraConfig(r=2))
+    inject(other, LoraConfig(r=2, target_modules=targets))
     load_adapter(other, folder)
     assert torch.equal(other(IDS), ours(IDS))
 
@@ -111,6 +115,10 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
         (lambda t: t.pop(Q + "B.weight"), "layers.0.self_attn.q_proj.lora_B is missing"),
         (lambda t: t.update({Q + "A.weight": torch.ones(3, 24)}), r"q_proj.lora_A has shape \(3, 24\), needed \(2, 24\)"),
         (lambda t: t[Q + "A.weight"].fill_(float("nan")), "q_proj.lora_A holds values that are not finite"),
+        (
+            lambda t: t.update({Q + "A.weight": t[Q + "A.weight"].double() * 1e300}),
+            "q_proj.lora_A holds values that are not",
+        ),
         (lambda t: t.update({"extra": torch.ones(1)}), "unknown tensors extra"),
         (lambda t: t.update({Q + "magnitude_vector": torch.ones(24)}), "unknown tensors .*magnitude_vector"),
         (
@@ -234,6 +242,42 @@ def test_everything_that_is_wrong_stands_in_one_error(tmp_path):
         assert part in str(caught.value)
 
 
+@pytest.mark.parametrize(("count", "end"), [(8, ""), (9, "; and 1 more"), (12, "; and 4 more")])
+def test_an_error_names_eight_things_and_counts_the_rest(tmp_path, count, end):
+    _, folder = saved(tmp_path, target_modules="all-linear")
+    change_tensors(folder, lambda t: t.update({key: torch.ones(1, 1) for key in list(t)[:count]}))
+    with pytest.raises(ValueError, match=rf"needed \(\d+, \d+\){end}\. Nothing was changed") as caught:
+        load_adapter(pair()[0], folder)
+    assert str(caught.value).count("has shape (1, 1)") == 8
+
+
+@pytest.mark.parametrize(("count", "end"), [(5, ""), (6, " …"), (9, " …")])
+def test_an_error_shows_five_unknown_tensors_and_that_there_are_more(tmp_path, count, end):
+    _, folder = saved(tmp_path)
+    change_tensors(folder, lambda t: t.update({f"extra{i}": torch.ones(1) for i in range(count)}))
+    with pytest.raises(ValueError, match=rf"unknown tensors (extra\d, ){{4}}extra\d{end}, needed"):
+        load_adapter(pair()[0], folder)
+
+
+def test_patterns_of_a_file_for_modules_that_have_no_adapter_are_passed_over(tmp_path):
+    """PEFT writes the config that it was given: a rank for a module that was left out stays in it."""
+    ours, folder = saved(tmp_path)
+    file = folder / "adapter_config.json"
+    patterns = {"rank_pattern": {"k_proj": 4, "q_proj": 2}, "alpha_pattern": {"down_proj": 3}}
+    file.write_text(json.dumps({**json.loads(file.read_text()), **patterns}))
+    assert torch.equal(load_adapter(pair()[0], folder)(IDS), ours(IDS))
+
+
+def test_peft_is_told_what_the_model_does(tmp_path):
+    """With a task type PEFT wraps the model's ``generate``, so only a model that has one may get one."""
+    kinds = [("CAUSAL_LM", {"generate": print}), ("SEQ_2_SEQ_LM", {"generate": print, "config": T5}), (None, {"config": T5})]
+    for wanted, attributes in kinds:
+        model = nn.Sequential(nn.Linear(3, 3))
+        vars(model).update(attributes)
+        inject(model, LoraConfig(r=1, target_modules=["0"]))
+        assert json.loads((save_adapter(model, tmp_path) / "adapter_config.json").read_text())["task_type"] == wanted
+
+
 def test_an_adapter_for_another_depth_is_refused(tmp_path):
     _, folder = saved(tmp_path)
     for depth, message in (
@@ -268,7 +312,6 @@ def test_ranks_and_alphas_of_their_own_go_to_peft_and_come_back(tmp_path):
 
 def test_a_path_that_ends_another_is_not_taken_for_it(tmp_path):
     from peft import PeftModel
-    from torch import nn
 
     def model():
         torch.manual_seed(0)
@@ -315,7 +358,6 @@ def test_settings_that_do_not_change_the_tensors_are_no_reason_to_refuse(tmp_pat
 
 def test_an_adapter_of_a_model_that_is_no_language_model_opens_in_peft(tmp_path):
     from peft import PeftModel
-    from torch import nn
 
     torch.manual_seed(0)
     ours, theirs = (nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)) for _ in range(2))
@@ -333,8 +375,9 @@ def test_another_base_is_told_of_and_refused_when_strict(tmp_path):
     load_adapter(same, folder, strict=True)
     other, _ = pair()
     other.model.norm.weight.data[0] += 1
-    with pytest.warns(UserWarning, match="was made for a base with other values"):
+    with pytest.warns(UserWarning, match="was made for a base with other values") as caught:
         load_adapter(other, folder)
+    assert caught[0].filename == __file__, "the warning shows the line that loads"
     wider = Llama(LlamaConfig(**{**SIZES, "vocab_size": 40}, num_key_value_heads=2, tie_word_embeddings=False))
     with pytest.warns(UserWarning, match="was made for a base of another architecture"):
         load_adapter(wider, folder)
@@ -342,7 +385,9 @@ def test_another_base_is_told_of_and_refused_when_strict(tmp_path):
         with pytest.raises(ValueError, match=message):
             load_adapter(model, folder, strict=True)
     change_tensors(folder, lambda t: None)  # as PEFT writes it: no fingerprint
-    load_adapter(pair()[0], folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(pair()[0], folder)
     with pytest.raises(ValueError, match="does not say which base it was made for"):
         load_adapter(pair()[0], folder, strict=True)
 

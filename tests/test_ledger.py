@@ -132,3 +132,9 @@ def test_scales_are_constants_and_codes_are_weights():
     assert ledger.count(plain).total == Tally(8, 8, 4 * (8 + 3 + 5))
     found = ledger.measure(lambda: None, plain).resident
     assert (found["weights"], found["constants"]) == (4 * (8 + 3 + 5), 0)
+
+
+def test_gradients_that_were_there_before_the_step_are_counted():
+    layer = nn.Linear(8, 4, bias=False)
+    layer.weight.grad = torch.ones(4, 8)
+    assert ledger.measure(lambda: None, layer).resident["gradients"] == 4 * 8 * 4
