@@ -42,7 +42,7 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
     matches = tuple(
         Match(name, *linear_shape(module), patterns[name], rank_and_alpha(name, config)[0])
         for name, module in model.named_modules()
-        if name and is_linear(module) and (patterns[name] is not None or has_plain_weight(module))
+        if name and is_linear(module) and has_plain_weight(module)
     )
     trainable = sum(match.parameters for match in matches)
     total = trainable_parameters(model)[1] + trainable

@@ -69,6 +69,34 @@ def test_errors_name_the_layer_and_change_nothing():
     assert not any(layer.merged for _, layer in lora_layers(model))
 
 
+def learns_with_dropout(layer):
+    layer.lora_dropout = 0.1
+    layer.train()
+
+
+@pytest.mark.parametrize(
+    ("action", "before", "message"),
+    [
+        (merge, lambda layer: layer.merge(), "is merged already: a second merge would add ΔW twice"),
+        (merge, learns_with_dropout, "merging in training mode with lora_dropout=0.1"),
+        (merge, lambda layer: setattr(layer, "enabled", False), "switched off by disable_adapter"),
+        (unmerge, lambda layer: None, "is not merged: there is nothing to take back"),
+    ],
+)
+def test_what_is_impossible_for_one_layer_is_done_to_none(action, before, message):
+    model = adapted()
+    layers = [layer for _, layer in lora_layers(model)]
+    if action is unmerge:
+        merge(model)
+        layers[-1].unmerge()
+    before(layers[-1])
+    weights, merged = [layer.weight.clone() for layer in layers], [layer.merged for layer in layers]
+    with pytest.raises(ValueError, match=rf"^model\.layers\.1\.self_attn\.v_proj: .*{message}.*Nothing was changed$"):
+        action(model)
+    assert [layer.merged for layer in layers] == merged
+    assert all(torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True))
+
+
 def test_parameters_stay_the_same_objects_through_merge_and_unmerge():
     """An optimizer or a tied module that holds the Parameter must not be left behind with an old one."""
     model = adapted()
@@ -107,6 +135,12 @@ def test_a_combination_is_the_weighted_sum_of_the_updates_module_by_module(data)
         wanted = sum(w * level0.delta_weight(part.A, part.B, part.scaling * len(part.A)) for w, part in own)
         size = sum(abs(w) * part.scaling * (part.B.abs() @ part.A.abs()) for w, part in own)
         assert ((scaling * B @ A - torch.as_tensor(wanted)).abs() <= 2**-52 * (len(A) + 8) * size).all()
+
+
+def test_adapters_are_added_as_they_are_when_no_weights_are_given():
+    part = LowRank(torch.arange(12.0).view(2, 6), torch.arange(10.0).view(5, 2), 0.5)  # whole numbers: nothing is rounded
+    both = combine([{"q": part}, {"q": part}])["q"]
+    assert torch.equal(both.scaling * both.B @ both.A, 2 * part.scaling * part.B @ part.A)
 
 
 def test_parts_are_copies_of_an_adapters_factors():
