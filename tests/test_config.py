@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import LoraConfig, TrainConfig, cli
+from minilora.config import rate_for
 
 
 @pytest.mark.parametrize(
@@ -164,9 +165,17 @@ def test_what_is_left_unsaid_means_the_same_in_python_and_on_the_command_line():
     assert (said["r"], tuple(said["target"]), said["dropout"]) == (lora.r, lora.target_modules, lora.lora_dropout)
     assert said["rslora"] == lora.use_rslora
     assert lora.lora_alpha == 2 * lora.r, "which is what the command's help says of --alpha"
-    for name in ("steps", "lr", "accumulate", "max_length", "pack", "bf16", "checkpoint_every", "resume", "seed"):
+    assert said["lr"] is None, "which is rate_for, by the size of the base"
+    assert rate_for(1_325_696) == config.lr, "the shipped base's"
+    for name in ("steps", "accumulate", "max_length", "pack", "bf16", "checkpoint_every", "resume", "seed"):
         assert said[name] == getattr(config, name), name
     assert said["batch"] == config.batch_size
+
+
+def test_a_bigger_base_never_gets_a_higher_rate_and_from_a_billion_on_the_papers():
+    assert rate_for(10**9 - 1) > rate_for(10**9) == 2e-4
+    rates = [rate_for(10**power) for power in range(13)]
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_nothing_that_changes_or_slows_a_training_is_on_unasked():
