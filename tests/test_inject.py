@@ -213,6 +213,13 @@ def test_new_adapters_follow_the_mode_of_the_model():
     assert not any(layer.training for _, layer in lora_layers(model))
 
 
+def test_four_bits_do_not_change_how_many_parameters_there_are():
+    model = tiny(num_key_value_heads=1)
+    before = minilora.trainable_parameters(model)
+    minilora.quantize_base(model)
+    assert minilora.trainable_parameters(model)[1] == before[1]
+
+
 def test_print_trainable_parameters_prints_pefts_line(base, capsys):
     inject(base)
     minilora.print_trainable_parameters(base)
