@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-BIG = 50_000_000  # parameters of a base from which on it is trained, and measured, with more care
+BIG = 50_000_000  # parameters; a base of more is trained, and measured, with more care
 
 
 @dataclass(frozen=True)

@@ -192,7 +192,7 @@ def test(module: str, source: str | None) -> int:
         sys.meta_path.insert(0, Replacement(f"minilora.{module}", source))
     files = [f"tests/test_{name}.py" for name in TESTS[module]] + [f"minilora/{module}.py"]
     plain = ["--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # pytest's own loader would pass ours by
-    quick = ["--hypothesis-profile=mutants", "-p", "no:logging", "-p", "no:anyio", "--tb=no"]
+    quick = ["--hypothesis-profile=mutants", "--hypothesis-seed=0", "-p", "no:logging", "-p", "no:anyio", "--tb=no"]
     return int(pytest.main(["-x", "-q", *plain, *quick, "-m", "not slow", *files]))
 
 

@@ -182,13 +182,15 @@ def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), mo
     return (weight * scale).nan_to_num(0, 0, 0).clamp(-6e4, 6e4).to(dtype) if scale == 1.0 else (weight * scale).to(dtype)
 
 
-def second_level_is_defined(weight: Tensor, absmax: Tensor) -> bool:
-    """Whether 8-bit scales of these float32 scales mean anything: their sum is finite, and they are no subnormal numbers.
+def second_level_is_defined(absmax: Tensor) -> bool:
+    """Whether 8-bit scales of these float32 scales mean anything: their sum is finite, their differences are no subnormals.
 
-    A sum that overflows is refused here (tests/test_nf4.py). Of subnormal scales bitsandbytes takes a reciprocal that is
-    infinite, and writes code 255 where we write 0; the weights, under 1e-38, are zero for any use.
+    A sum that overflows is refused here (tests/test_nf4.py). Of 256 scales that differ from the mean by less than 1e-38
+    bitsandbytes takes a reciprocal that is infinite, and writes code 255 where we write 0: the same number for any use.
     """
-    return bool(torch.isfinite(absmax.mean())) and (not weight.any() or bool(absmax.max() > 1e-36))
+    mean = absmax.mean()
+    blocks = torch.nn.functional.pad(absmax - mean, (0, -len(absmax) % 256)).view(-1, 256).abs().amax(dim=1)
+    return bool(torch.isfinite(mean)) and bool(((blocks == 0) | torch.isfinite(1 / blocks)).all())
 
 
 STRANGE = [0, -1, 1, 2, 3, 7.5, 1e308, 10**400, float("nan"), float("inf"), True, False, None, [], {}, ["0"], ["0", "1"]]

@@ -219,7 +219,7 @@ def test_7_saved_and_loaded_is_the_same_to_the_bit(tmp_path_factory, model, name
 @given(weights(), st.sampled_from(nf4.BLOCK_SIZES), st.booleans())
 def test_8a_four_bits_are_the_bytes_of_bitsandbytes(weight, block_size, double_quant):
     """8. The same bytes and scales as everyone's: a base quantized here is the base that was quantized there."""
-    assume(not double_quant or second_level_is_defined(weight, nf4.quantize(weight, block_size, False).absmax))
+    assume(not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax))
     packed, state = bitsandbytes.quantize_4bit(weight, None, None, block_size, double_quant, "nf4")
     ours = nf4.quantize(weight, block_size, double_quant)
     assert torch.equal(ours.packed, packed.flatten())
