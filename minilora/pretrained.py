@@ -9,15 +9,15 @@ error that names all of it, before any model is built in memory. Only safetensor
 
 from __future__ import annotations
 
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import nf4
 from .codebook import codebook
+from .config_json import config_json_of, first, llama_config
 from .files import TensorFiles, json_writer, read_json, tensor_writer, text_writer, write_together
 from .lora import is_packed
 from .nf4 import NF4Tensor
@@ -29,7 +29,6 @@ from .transformer import Llama, LlamaConfig
 SHIPPED = Path(__file__).parent / "base"
 INDEX = "model.safetensors.index.json"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-FAMILY = ("llama", "mistral")  # architectures whose blocks are exactly those of transformer.py
 
 
 def load_base(
@@ -61,6 +60,8 @@ def load_base(
     config_json = read_json(folder / "config.json")
     config = llama_config(config_json, folder)
     tensors = read_weights(folder)
+    if config.tie_word_embeddings and has_head_of_its_own(tensors):
+        config = replace(config, tie_word_embeddings=False)
     with torch.device("meta"):  # shapes only: no memory, no time spent on an initialisation that is thrown away
         model = Llama(config)
     fill_model(model, tensors, check_tensors(model, tensors, folder), dtype, device, quantize)
@@ -71,6 +72,8 @@ def load_base(
             raise ValueError(
                 f"{folder}: tokenizer.json has {len(tokenizer)} tokens, but the model only vocab_size={config.vocab_size}"
             )
+        if not 0 <= tokenizer.eos_id < config.vocab_size:
+            raise ValueError(f"{folder}: eos_token_id is {tokenizer.eos_id}, but vocab_size={config.vocab_size}")
         model.tokenizer = tokenizer
     return model.eval()
 
@@ -126,8 +129,8 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     tensors, quantized = float_tensors(model), packed_weights(model)
     with torch.device("meta"):
         plain = Llama(config)
-    tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
-    if wrong := sorted((tensors.keys() | quantized.keys()) ^ (plain.state_dict().keys() - tied)):
+    left_out = {"lm_head.weight"} if (tied := is_tied(model)) else set()
+    if wrong := sorted((tensors.keys() | quantized.keys()) ^ (plain.state_dict().keys() - left_out)):
         raise ValueError(
             f"this model is not a plain Llama, for example {wrong[0]!r} should not be there or is missing: an adapter is "
             "still inside? call merge_and_unload(model) or unload(model) first, or save_adapter(model, folder) to keep it apart"
@@ -151,7 +154,7 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
             "chat_template": model.tokenizer.chat_template,
         }
         files |= {"tokenizer.json": text_writer(model.tokenizer.raw.to_str()), "tokenizer_config.json": json_writer(about)}
-    files["config.json"] = json_writer(config_json_of(model, stored, next(iter(quantized.values()), None)))
+    files["config.json"] = json_writer(config_json_of(model, stored, tied, next(iter(quantized.values()), None)))
     write_together(Path(folder), files, remove=["config.json", INDEX, *TOKENIZER_FILES])
     return Path(folder)
 
@@ -166,91 +169,28 @@ def chat_template_of(folder: Path) -> str:
 
 def float_tensors(model: Llama) -> dict[str, Tensor]:
     """Every tensor of a model that is kept in floats, tied ones once, by its name in a checkpoint."""
-    parts = {f"{name}.{part}" for name, m in model.named_modules() if is_packed(m) for part in m._buffers}
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    return {name: tensor for name, tensor in model.state_dict().items() if name not in parts | tied}
+    left_out = {f"{name}.{part}" for name, m in model.named_modules() if is_packed(m) for part in m._buffers}
+    if is_tied(model):
+        left_out.add("lm_head.weight")
+    return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+
+
+def is_tied(model: Llama) -> bool:
+    """Whether the head *is* the embedding now, whatever the config said when the model was made."""
+    return model.lm_head._parameters.get("weight") is model.model.embed_tokens.weight
+
+
+def has_head_of_its_own(tensors: TensorFiles) -> bool:
+    """Whether a checkpoint holds a head that differs from its embedding: then, as in transformers 5, it is not tied to it."""
+    head, embedding = (tensors.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
+    if head is None or embedding is None:
+        return False
+    return head.dtype != embedding.dtype or not torch.equal(head, embedding)
 
 
 def packed_weights(model: Llama) -> dict[str, NF4Tensor]:
     """Every weight of a model that is kept in four bits, by its name in a checkpoint."""
     return {f"{name}.weight": m.quantized for name, m in model.named_modules() if isinstance(m, NF4Linear)}
-
-
-def config_json_of(model: Llama, dtype: torch.dtype, packed: NF4Tensor | None) -> dict[str, Any]:
-    """Hugging Face's ``config.json`` for one of our models; transformers finds in it that (and how) weights are packed."""
-    about: dict[str, Any] = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **asdict(model.config),
-        "hidden_act": "silu",
-        "eos_token_id": model.tokenizer.eos_id if model.tokenizer is not None else None,
-        "bos_token_id": None,
-        "dtype": str(dtype).removeprefix("torch."),
-    }
-    if packed is not None:
-        about["quantization_config"] = {
-            "quant_method": "bitsandbytes",
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": packed.kind,
-            "bnb_4bit_use_double_quant": packed.absmax2 is not None,
-            "bnb_4bit_compute_dtype": "float32",
-            "llm_int8_skip_modules": ["lm_head"],
-        }
-    return about
-
-
-def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
-    """Read ``config.json``'s fields; raise ``ValueError`` on what ``transformer.py`` cannot compute."""
-    wrong = []
-    ropes = [found.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
-    rope: dict[str, Any] = {}
-    for part in ropes:
-        rope |= part if isinstance(part, dict) else {"rope_type": part}
-    if found.get("model_type") not in FAMILY:
-        raise ValueError(
-            f"{folder / 'config.json'} describes no Llama that minilora can run: model_type is {found.get('model_type')!r}, "
-            f"needed one of {FAMILY}. Load it with transformers: minilora.inject takes any model of Linears, in Python"
-        )
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        wrong.append(f"scaled rotary positions ({rope}) are not supported")
-    if found.get("hidden_act", "silu") not in ("silu", "swish"):
-        wrong.append(f"hidden_act is {found['hidden_act']!r}, needed 'silu'")
-    packing = found.get("quantization_config") or {}
-    if packing and not (isinstance(packing, dict) and packing.get("load_in_4bit") is True):
-        wrong.append("the weights are quantized in another way than bitsandbytes' 4 bits (quantization_config)")
-    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    if missing := [name for name in needed if found.get(name) is None]:
-        wrong.append(f"these sizes are missing: {', '.join(missing)}")
-    known: dict[str, Any] = {
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-    }  # their defaults
-    known |= {field.name: found[field.name] for field in fields(LlamaConfig) if found.get(field.name) is not None}
-    known |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    wrong += [f"{name}={value!r} is no {KINDS[name]}" for name, value in known.items() if not is_kind(value, KINDS[name])]
-    window = found.get("sliding_window")
-    if window is not None and not wrong and not (isinstance(window, int) and window >= known["max_position_embeddings"]):
-        wrong.append(f"sliding_window={window!r} is not supported (for texts no longer than that, null there is the same)")
-    if wrong:
-        raise ValueError(f"{folder / 'config.json'} describes no Llama that minilora can run: {'; '.join(wrong)}")
-    return LlamaConfig(**known)
-
-
-# What config.json must hold in each field: a size, a positive number, or true/false.
-KINDS = {
-    field.name: {"int": "size from 1 to a billion", "float": "positive number", "bool": "true or false"}[str(field.type)]
-    for field in fields(LlamaConfig)
-}
-
-
-def is_kind(value: Any, kind: str) -> bool:
-    """Whether a value from ``config.json`` is of one of the ``KINDS``."""
-    if isinstance(value, bool) or kind == "true or false":
-        return isinstance(value, bool) and kind == "true or false"
-    if kind == "positive number":
-        return isinstance(value, int | float) and 0 < value < 1e30
-    return isinstance(value, int) and 0 < value <= 10**9
 
 
 def read_weights(folder: Path) -> TensorFiles:
@@ -263,7 +203,10 @@ def read_weights(folder: Path) -> TensorFiles:
         )
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return TensorFiles(folder / "model.safetensors")
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise ValueError(f"{index} must hold a weight_map of tensor names to file names, got {weight_map!r:.80}")
+    shards = sorted(set(weight_map.values()))
     if outside := [name for name in shards if Path(name).name != name]:
         raise ValueError(f"{index} points outside its folder: {outside[0]!r}")
     return TensorFiles(*(folder / shard for shard in shards))
@@ -291,8 +234,3 @@ def check_tensors(model: Llama, tensors: TensorFiles, folder: Path) -> list[str]
         more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
         raise ValueError(f"the tensors in {folder} do not fit its config.json: {'; '.join(wrong[:8])}{more}")
     return list(wanted)
-
-
-def first(value: Any) -> int | None:
-    """The first of a list, or the value itself: config.json may name one end token or several."""
-    return value[0] if isinstance(value, list) and value else (value if isinstance(value, int) else None)

@@ -54,6 +54,10 @@ class LlamaConfig:
         if self.num_key_value_heads == 0:
             object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
         if self.head_dim == 0:
+            if self.hidden_size % max(1, self.num_attention_heads):
+                raise ValueError(
+                    f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
+                )
             object.__setattr__(self, "head_dim", self.hidden_size // max(1, self.num_attention_heads))
         sizes = {name: value for name, value in asdict(self).items() if type(value) is int}
         if bad := {name: value for name, value in sizes.items() if value < 1}:

@@ -53,6 +53,24 @@ def test_a_saved_model_comes_back_and_opens_in_transformers(tmp_path, tied, dtyp
     torch.testing.assert_close(theirs(ids).logits, again(ids), rtol=1e-4, atol=1e-5)
 
 
+def test_a_head_that_is_no_longer_the_embedding_is_saved_and_read_as_one_of_its_own(tmp_path):
+    """What counts is the model, not what its config said: an adapter on an untied head, merged, must not get lost."""
+    model, ids = tiny().eval(), torch.randint(0, 16, (1, 9))
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # as the error on a tied head advises
+    minilora.inject(model, minilora.LoraConfig(r=2, target_modules=["lm_head"]))
+    fill(model)
+    logits = merge_and_unload(model)(ids)
+    save_model(model, tmp_path)
+    assert torch.equal(load_base(tmp_path)(ids), logits)
+    about = json.loads((tmp_path / "config.json").read_text())
+    assert about.pop("tie_word_embeddings") is False
+    (tmp_path / "config.json").write_text(json.dumps({**about, "tie_word_embeddings": True}))  # as some exports have it
+    with torch.no_grad():
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
+    torch.testing.assert_close(load_base(tmp_path)(ids), theirs, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(theirs, logits, rtol=1e-4, atol=1e-5)
+
+
 def test_a_model_saved_by_transformers_opens_here(tmp_path):
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
@@ -97,6 +115,7 @@ def damaged(tmp_path, **changes):
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary positions"),
         ({"model_type": "qwen2"}, "Load it with transformers: minilora.inject takes any model of Linears"),
         ({"sliding_window": 4}, "sliding_window=4 is not supported .*for texts no longer than that, null there is the same"),
+        ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window=4096 is not supported"),  # its default
         ({"quantization_config": {"bits": 4}}, "another way than bitsandbytes' 4 bits"),
         ({"num_hidden_layers": 3}, "model.layers.2.self_attn.q_proj.weight is missing"),
         ({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight is unknown"),
@@ -134,6 +153,9 @@ def test_an_index_that_points_elsewhere_is_refused(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../secret.safetensors"}}))
     with pytest.raises(ValueError, match=r"points outside its folder: '../secret.safetensors'"):
+        load_base(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": ["model.safetensors"]}))
+    with pytest.raises(ValueError, match=r"must hold a weight_map of tensor names to file names, got \['model"):
         load_base(tmp_path)
 
 
@@ -222,6 +244,16 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
         load_base(tmp_path)
 
 
+def test_an_end_token_that_the_model_does_not_have_is_refused(tmp_path, base):
+    folder = save_model(base, tmp_path)
+    text = (folder / "tokenizer.json").read_text(encoding="utf-8").replace("<|im_end|>", "<|other|>")  # no ChatML any more
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    about = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**about, "eos_token_id": 99_999}))
+    with pytest.raises(ValueError, match=r"eos_token_id is 99999, but vocab_size=1536"):
+        load_base(folder)
+
+
 def test_a_base_quantized_while_it_is_read_equals_one_quantized_afterwards():
     """And the bits are those of the float weights: quantizing while reading saves memory, nothing else."""
     streamed, afterwards = load_base(quantize="nf4"), minilora.quantize_base(load_base())
@@ -286,6 +318,26 @@ def test_a_model_saved_in_four_bits_comes_back_and_opens_in_transformers(tmp_pat
     assert torch.equal(load_base(tmp_path)(ids), logits)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(theirs.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("mixed", ["a Linear was skipped", "some were merged", "not even the head was"])
+def test_a_model_partly_in_four_bits_opens_in_transformers(tmp_path, mixed):
+    """The config names every Linear that is in floats; transformers takes all others for packed ones."""
+    model, ids = whole_blocks(), torch.arange(20).view(1, 20)
+    if mixed == "a Linear was skipped":
+        minilora.quantize_base(model, skip=["lm_head", "down_proj"])
+    if mixed == "some were merged":
+        minilora.inject(minilora.quantize_base(model), minilora.LoraConfig(r=2))
+        fill(model)
+        merge_and_unload(minilora.merge(model, onto="dequantized"))
+    if mixed == "not even the head was":
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+        minilora.quantize_base(model, skip=())
+    logits = model(ids)
+    save_model(model, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-4, atol=1e-5)
 

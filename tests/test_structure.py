@@ -14,7 +14,7 @@ FLOORS = [
     {"bugs", "level0", "config", "transformer", "tokenizer", "files", "progress", "watch"},
     {"zoo", "codebook"},
     {"nf4"},
-    {"lora", "qlora", "packed", "shapes"},
+    {"lora", "qlora", "packed", "shapes", "config_json"},
     {"activations", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},
     {"inject", "batches", "evaluate", "audit_data", "flops", "requantize"},
     {"merge", "changes", "adapter", "train", "pretrain", "plan"},

@@ -140,6 +140,7 @@ def test_bf16_autocast_keeps_the_attention_core_in_float32():
             "num_attention_heads=4 must be a multiple of num_key_value_heads=3",
         ),
         ({"hidden_size": 12, "num_attention_heads": 4}, "head_dim=3 must be even"),
+        ({"hidden_size": 160, "num_attention_heads": 6}, "hidden_size=160 must be a multiple of num_attention_heads=6"),
         ({"vocab_size": 0}, "must be at least 1, got {'vocab_size': 0}"),
         ({"num_attention_heads": -1}, "must be at least 1"),
     ],
