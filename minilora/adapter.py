@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from .config import LoraConfig, scaling_of
 from .fingerprint import fingerprint
-from .inject import inject, lora_layers, require_lora
+from .inject import check_container, inject, lora_layers, require_lora
 from .lora import LoRALayer, is_conv1d, linear_shape
 from .match import fits_pattern, matching_pattern, rank_and_alpha
 from .peft_files import (
@@ -59,6 +59,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     layers = require_lora(model)
+    check_container(model)
     shared = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
     if len(shared) > 1:
         raise ValueError(f"adapters of different (dropout, rslora) in one model cannot be saved as one: {sorted(shared)}")
@@ -153,7 +154,8 @@ def short_names(model: nn.Module, names: list[str]) -> list[str] | str:
 
     A whole name that is also the end of another path would mean both; then one regular expression says it.
     """
-    paths = [name.removesuffix(".base") for name, _ in model.named_modules()]
+    inside = tuple(f"{name}." for name in names)
+    paths = [name for name, _ in model.named_modules() if not name.startswith(inside)]
     for entries in (sorted({name.rpartition(".")[2] for name in names}), sorted(names)):
         ends = tuple(f".{entry}" for entry in entries)
         if {path for path in paths if path in entries or path.endswith(ends)} == set(names):

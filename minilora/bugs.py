@@ -110,7 +110,7 @@ MERGE = (
     ),
     Bug(
         "merge rounded twice", "lora:LoRALayer.merged_weight",
-        "(weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(weight.dtype)", "weight + delta.to(weight.dtype)",
+        "(weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(dtype)", "weight + delta.to(dtype)",
         "ΔW is rounded to bf16 before it is added, and the sum again. The smaller ΔW is, the more of it that costs.",
         "huggingface/peft #3412", "test_invariants.py::test_2_a_merge_rounds_once",
     ),

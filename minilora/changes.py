@@ -72,8 +72,13 @@ def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> 
             norm = delta.norm().item() / max(weight.float().norm().item(), 1e-30)
             changes.append(Change(name, norm, numerical_rank(delta, new[name]), min(weight.shape)))
     others_old, others_new = other_parameters(before), other_parameters(after)
-    elsewhere = tuple(n for n in others_old if n in others_new and not torch.equal(others_old[n], others_new[n]))
+    elsewhere = tuple(n for n in others_old | others_new if not same(others_old.get(n), others_new.get(n)))
     return Audit(tuple(changes), elsewhere, None if inputs is None else output_difference(before, after, inputs))
+
+
+def same(one: Tensor | None, other: Tensor | None) -> bool:
+    """Whether both are there and equal; a bias that only one model has is a change."""
+    return one is not None and other is not None and torch.equal(one, other)
 
 
 def shape_in(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None:

@@ -1,6 +1,6 @@
 """A training run's state in one safetensors file, so that it can stop anywhere and go on to the same bits.
 
-One file, renamed into place, because two could disagree after a crash: tensors (trained weights, AdamW's two moments, the best
+One file, renamed into place, because two could disagree after a crash: tensors (trained weights, AdamW's moments, the best
 state) under prefixed names, everything else as JSON in the metadata.
 """
 
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from .files import read_tensors, write_tensors
+
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of one parameter; its steps are those that had a gradient
 
 
 class State:
@@ -41,7 +43,7 @@ class State:
         found = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             moments = self.optimizer.state.get(p, {})
-            found |= {f"{key}/{name}": moments[key] for key in ("exp_avg", "exp_avg_sq") if key in moments}
+            found |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
         return found | {f"best/{name}": value for name, value in (self.best or {}).items()}
 
 
@@ -66,12 +68,15 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
     wanted = {f"parameter/{name}": p.shape for name, p in state.parameters.items()}
     if wrong := [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]:
         raise ValueError(f"{file} does not fit this model: {wrong[0]} is missing or has another shape")
+    kept = {name: {key for key in MOMENTS if f"{key}/{name}" in tensors} for name in state.parameters}
+    if torn := [name for name, keys in kept.items() if keys not in (set(), set(MOMENTS))]:  # no gradient yet: none of them
+        raise ValueError(f"{file} is damaged: of {', '.join(MOMENTS)} for {torn[0]} it holds only some")
     state.step = about["step"]
     for name, p in state.parameters.items():
         p.copy_(tensors[f"parameter/{name}"])
-        if f"exp_avg/{name}" in tensors:  # a parameter that never got a gradient has no moments
+        if kept[name]:
             moments = {key: tensors[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
-            state.optimizer.state[p] = {"step": torch.tensor(float(state.step)), **moments}
+            state.optimizer.state[p] = {"step": tensors[f"step/{name}"], **moments}
     best = {name: tensors[f"best/{name}"].to(p.device) for name, p in state.parameters.items() if f"best/{name}" in tensors}
     state.best = best or None
     return about["history"]

@@ -8,6 +8,8 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from .config import check_seed
+
 EXAMPLES = {
     "demo": "minilora demo --out minilora-demo",
     "train": "minilora train --data my.jsonl --out mine --steps 500",
@@ -38,9 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     python_form, warnings.formatwarning = warnings.formatwarning, lambda message, *_: f"minilora {options.command}: {message}\n"
     try:
+        check_seed(getattr(options, "seed", 0))
         return options.run(options) or 0
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         print(f"minilora {options.command}: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:  # torch's word for a full memory, a card's or the machine's; anything else is a bug of ours
+        if "memory" not in str(error):
+            raise
+        print(f"minilora {options.command}: not enough memory: {str(error).splitlines()[0]}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)

@@ -54,8 +54,7 @@ class LoraConfig:
         check_rank(self.r)
         check_alpha(self.lora_alpha)
         check_dropout(self.lora_dropout)
-        if not isinstance(self.use_rslora, bool):
-            raise TypeError(f"use_rslora must be True or False, got {self.use_rslora!r}")
+        check_rslora(self.use_rslora)
         for name in ("target_modules", "exclude_modules"):
             object.__setattr__(self, name, check_patterns(name, getattr(self, name)))
         if not self.target_modules:
@@ -132,13 +131,15 @@ class TrainConfig:
             "checkpoint_every": 0,
         }
         for name, smallest in least.items():
-            if not isinstance(value := getattr(self, name), int) or value < smallest:
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < smallest:
                 raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
+        for name in ("bf16", "pack", "keep_best", "resume", "progress"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
         for name in ("lr", "warmup", "clip", "weight_decay"):
             if isinstance(value := getattr(self, name), bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise ValueError(f"seed must be a whole number, got {self.seed!r}")
+        check_seed(self.seed)
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.warmup <= 1:
@@ -161,6 +162,16 @@ def rate_for(parameters: int) -> float:
     (0.005, 0.001, 0.0002)
     """
     return TrainConfig.lr if parameters <= BIG else 1e-3 if parameters < 1e9 else 2e-4
+
+
+def read_targets(words: Sequence[str]) -> str | tuple[str, ...]:
+    """``target_modules`` from a command line, where names are words or stand between commas.
+
+    >>> read_targets(["q_proj,v_proj", "o_proj"]), read_targets(["all-linear"])
+    (('q_proj', 'v_proj', 'o_proj'), 'all-linear')
+    """
+    names = tuple(name for word in words for name in word.split(",") if name)
+    return "all-linear" if names == ("all-linear",) else names
 
 
 def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
@@ -196,6 +207,18 @@ def check_dropout(lora_dropout: float) -> None:
         raise TypeError(f"lora_dropout must be a number, got {lora_dropout!r}")
     if not 0 <= lora_dropout < 1:
         raise ValueError(f"lora_dropout must be in [0, 1), got {lora_dropout}: it is the share of inputs dropped in training")
+
+
+def check_rslora(use_rslora: bool) -> None:
+    """Raise unless ``use_rslora`` is True or False."""
+    if not isinstance(use_rslora, bool):
+        raise TypeError(f"use_rslora must be True or False, got {use_rslora!r}")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``ValueError`` unless this is a whole number that torch can be seeded with, a step's number added."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= 2**32:
+        raise ValueError(f"seed must be a whole number, below {2**32}, got {seed!r}")
 
 
 def check_patterns(field: str, value: str | Sequence[str] | None) -> str | tuple[str, ...]:

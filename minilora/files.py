@@ -6,6 +6,7 @@ one, never half of one. Tensors go through safetensors; a pickle is never writte
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -34,11 +35,12 @@ def write_together(
 ) -> None:
     """Write several files of one folder: all under temporary names first, and only when all are whole the renames, in order.
 
-    ``remove`` names files that would contradict the new ones; they go just before the renames. ``aside`` (name, other name)
-    renames such a file instead; peft_files.py tells what for. Raises as ``write_atomically``.
+    ``remove`` names files that would contradict the new ones; they are out of the way before the renames. ``aside`` (name,
+    other name) renames such a file instead; peft_files.py tells what for. Raises as ``write_atomically``.
     """
     ready: dict[str, Path] = {}
-    name, put_back = next(iter(files)), None
+    hidden_away: dict[Path, Path] = {}  # where stale files are until all new ones stand, and where they were
+    name, put_back, changed = next(iter(files)), None, False
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, write in files.items():
@@ -47,24 +49,37 @@ def write_together(
             ready[name] = Path(temporary)
             write(ready[name])
             ready[name].chmod(0o666 & ~current_umask())  # mkstemp's 0600 would hide a shared model from its other readers
+        for name in (*files, *remove):
+            if (folder / name).is_dir():
+                raise IsADirectoryError(errno.EISDIR, "a folder of that name is in the way")
         for stale in remove:
-            (folder / stale).unlink(missing_ok=True)
+            if (folder / stale).exists():
+                hidden = folder / f".{stale}.before"
+                os.replace(folder / stale, hidden)
+                hidden_away[hidden] = folder / stale
         if aside is not None and (folder / aside[0]).exists():
             os.replace(folder / aside[0], folder / aside[1])
             put_back = (folder / aside[1], folder / aside[0])
         for name, temporary_file in ready.items():
             os.replace(temporary_file, folder / name)
-            put_back = None
+            put_back, changed = None, True
+        for hidden in hidden_away:
+            hidden.unlink(missing_ok=True)
     except BaseException as error:
         if put_back is not None:
             os.replace(*put_back)
+        if not changed:
+            for hidden, before in hidden_away.items():
+                os.replace(hidden, before)
         for temporary_file in ready.values():
             temporary_file.unlink(missing_ok=True)
         if isinstance(error, OSError) or "I/O error" in str(error):  # safetensors wraps a full disk in its own error
             reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None) or 0
             raise OSError(
                 number,
-                f"could not write {folder / name}: {reason}. Nothing was changed; free some space or choose another folder",
+                f"could not write {folder / name}: {reason}. "
+                + ("Some files are new already: save again" if changed else "Nothing was changed")
+                + "; free some space or choose another folder",
             ) from error
         raise
 

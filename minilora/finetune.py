@@ -122,11 +122,10 @@ def read_task(options: argparse.Namespace) -> Any:
 
 def lora_of(options: argparse.Namespace) -> Any:
     """The ``LoraConfig`` that the options describe."""
-    from .config import LoraConfig
+    from .config import LoraConfig, read_targets
 
-    targets = [name for given in options.target for name in given.split(",") if name]  # "q_proj,v_proj" is two names
     alpha = 2 * options.r if options.alpha is None else options.alpha
-    return LoraConfig(options.r, alpha, "all-linear" if targets == ["all-linear"] else targets, options.dropout, options.rslora)
+    return LoraConfig(options.r, alpha, read_targets(options.target), options.dropout, options.rslora)
 
 
 def settings_of(options: argparse.Namespace) -> Any:
@@ -220,7 +219,7 @@ def check_device(device: str) -> str:
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use --device cpu") from error
     return device

@@ -62,14 +62,14 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     """
     config = config or LoraConfig()
     report = explain_match(model, config)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     try:
         wrapped = {m.name: wrap(model.get_submodule(m.name), m.name, config).train(model.training) for m in report.chosen}
     except Exception:  # out of memory, say
-        for parameter in trained:
+        for parameter in trained.values():
             parameter.requires_grad_(True)
         raise
-    model.__dict__["_frozen_by_inject"] = trained  # unload makes these train again
+    model.__dict__["_frozen_by_inject"] = tuple(trained)  # the names of what unload makes train again
     model.requires_grad_(False)
     for name, layer in wrapped.items():
         model.set_submodule(name, layer)
@@ -116,8 +116,10 @@ def take_out(model: nn.Module) -> None:
     for name, layer in list(lora_layers(model)):
         model.set_submodule(name, layer.base)
     for module in model.modules():  # inject may have been called on a part of the model
-        for parameter in module.__dict__.pop("_frozen_by_inject", ()):
-            parameter.requires_grad_(True)
+        frozen = module.__dict__.pop("_frozen_by_inject", ())
+        for name, parameter in module.named_parameters():
+            if name in frozen:
+                parameter.requires_grad_(True)
 
 
 @contextmanager

@@ -71,8 +71,10 @@ def lora_forward(x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: 
     array([[19.]])
     """
     x, W, A, B = check_shapes(x, W, A, B)
-    y = x @ W.T + (alpha / len(A)) * (x @ A.T) @ B.T
-    return y if bias is None else y + np.asarray(bias, dtype=np.float64)
+    b = np.zeros(len(W)) if bias is None else np.asarray(bias, dtype=np.float64)
+    if b.shape != (len(W),):
+        raise ValueError(f"bias must have one number for each of the {len(W)} outputs, got shape {b.shape}")
+    return x @ W.T + b + (alpha / len(A)) * (x @ A.T) @ B.T
 
 
 def lora_backward(grad_y: ArrayLike, x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: float) -> LoRAGradients:
@@ -142,7 +144,7 @@ def linspace32(first: float, last: float, count: int) -> NDArray[np.float32]:
 def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
     """Quantize block by block. A last block may be shorter; an odd tail is filled up with the code of zero.
 
-    Raises ``ValueError`` for an empty array or values that are not finite.
+    Raises ``ValueError`` for an empty array, values that are not finite, or a block size below 1.
 
     >>> nf4_quantize([0.0, -1.0, 1.0, 0.5]).packed.tolist()  # codes 7 0, 15 12
     [112, 252]
@@ -150,6 +152,8 @@ def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
     w = np.asarray(w, dtype=np.float32)
     if w.size == 0 or not np.isfinite(w).all():
         raise ValueError(f"nf4_quantize needs at least one value and finite values only, got shape {w.shape}")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}")
     levels, flat, tiny = nf4_levels(), w.ravel(), np.float32(1e-38)
     midpoints = (levels[:-1] + levels[1:]) / 2
     codes, scales = [], []

@@ -10,7 +10,8 @@ Source: LoRA (arXiv 2106.09685) section 4.1; Kaiming-uniform with a=√5 as in P
 
 The update is *added into the base's output*, in place: the sum then needs no second (tokens, out) tensor, and that tensor
 is most of what an adapter costs. ``AddLowRank`` does so for training too, with a backward derived by hand;
-``add_low_rank_plainly`` is the same line as anyone would write it, and its oracle in ``tests/test_lora.py``.
+``add_low_rank_plainly`` is the same line as anyone would write it, its oracle in ``tests/test_lora.py``, and what is used where
+dtypes differ or where someone else may hold the base's output (``is_fresh``).
 
 A merge keeps the original weight and puts it back on ``unmerge``. It never subtracts: in bf16, W0 + ΔW - ΔW is not W0.
 
@@ -27,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .config import check_alpha, check_dropout, check_rank, scaling_of
+from .config import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
 
 
 class LoRALayer(nn.Module):
@@ -54,6 +55,7 @@ class LoRALayer(nn.Module):
         check_rank(r)
         check_alpha(lora_alpha)
         check_dropout(lora_dropout)
+        check_rslora(use_rslora)
         self.in_features, self.out_features = linear_shape(base)
         self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
         self.scaling = scaling_of(r, lora_alpha, use_rslora)
@@ -84,7 +86,8 @@ class LoRALayer(nn.Module):
         if self.training and self.lora_dropout > 0:
             x = F.dropout(x, self.lora_dropout)
         A, B = self.lora_A, self.lora_B
-        if y.dtype != x.dtype or x.dtype != A.dtype or torch.is_autocast_enabled(x.device.type):
+        in_place = is_fresh(self.base) and y.is_contiguous() and x.dtype == y.dtype == A.dtype
+        if not in_place or torch.is_autocast_enabled(x.device.type):
             return add_low_rank_plainly(y, x, A, B, self.scaling)
         if torch.is_grad_enabled():
             return AddLowRank.apply(y, x, A, B, self.scaling)
@@ -96,17 +99,18 @@ class LoRALayer(nn.Module):
         return self.scaling * (self.lora_B.detach() @ self.lora_A.detach())
 
     def merged_weight(self, onto: Tensor | None = None) -> Tensor:
-        """``W0 + ΔW`` in the base's own layout and dtype, summed before it is rounded; changes nothing.
+        """``W0 + ΔW`` in the base's own layout and dtype, summed in the adapter's dtype before it is rounded; changes nothing.
 
         ``onto`` is a W0 to take instead of the base's, (out, in). Raises ``ValueError`` when the sum is not finite (a run that
         diverged, or a half-precision overflow).
         """
         weight: Any = self.base.weight if onto is None else onto
+        dtype: Any = self.base.dtype if is_packed(self.base) else weight.dtype
         delta = self.delta_weight()
-        total = (weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(weight.dtype)
+        total = (weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(dtype)
         if not torch.isfinite(total).all():
             raise ValueError(
-                f"W0 + ΔW is not finite in {weight.dtype}: the adapter diverged, or its values do not fit this dtype; "
+                f"W0 + ΔW is not finite in {dtype}: the adapter diverged, or its values do not fit this dtype; "
                 "train again with a smaller rate, or merge in float32"
             )
         return total
@@ -122,8 +126,7 @@ class LoRALayer(nn.Module):
 
     def check_mergeable(self) -> None:
         """Raise ``ValueError`` where ``merge`` would."""
-        if not self.enabled:
-            raise ValueError("this adapter is switched off by disable_adapter: merge outside that context")
+        self.check_enabled()
         if self.merged:
             raise ValueError("this layer is merged already: a second merge would add ΔW twice; unmerge first")
         if self.training and self.lora_dropout > 0:
@@ -131,6 +134,11 @@ class LoRALayer(nn.Module):
                 f"merging in training mode with lora_dropout={self.lora_dropout}: what trains now is a random part of the "
                 "adapter, what would be merged is all of it; call model.eval() first"
             )
+
+    def check_enabled(self) -> None:
+        """Raise ``ValueError`` inside ``disable_adapter``, where W0 is in place whatever was merged."""
+        if not self.enabled:
+            raise ValueError("this adapter is switched off by disable_adapter: merge and unmerge outside that context")
 
     def put_merged(self, weight: Tensor, keep_base: bool) -> None:
         """Swap in a weight made by ``merged_weight``. The Parameter object stays the same, its storage is new."""
@@ -163,8 +171,7 @@ class LoRALayer(nn.Module):
 
     def check_unmergeable(self) -> None:
         """Raise ``ValueError`` where ``unmerge`` would."""
-        if not self.enabled:
-            raise ValueError("this adapter is switched off by disable_adapter: unmerge outside that context")
+        self.check_enabled()
         if not self.merged:
             raise ValueError("this layer is not merged: there is nothing to take back")
         if self.kept_weight is None and self.kept_base is None:
@@ -191,12 +198,9 @@ def add_low_rank_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: fl
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """``y += scaling · (x Aᵀ) Bᵀ``, in place; returns ``x Aᵀ``, (…, r)."""
+    """``y += scaling · (x Aᵀ) Bᵀ``, in place, y contiguous; returns ``x Aᵀ``, (…, r)."""
     h = F.linear(x, A)
-    if y.is_contiguous():
-        y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, len(A)), B.T, alpha=scaling)
-    else:
-        y.add_(F.linear(h, B), alpha=scaling)
+    y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, len(A)), B.T, alpha=scaling)
     return h
 
 
@@ -228,6 +232,12 @@ class AddLowRank(torch.autograd.Function):
         dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None  # (out, r)
         dx = (dh @ A).view(x.shape) if ctx.needs_input_grad[1] else None
         return grad, dx, dA, dB, None
+
+
+def is_fresh(base: nn.Module) -> bool:
+    """Whether the base's output is a new tensor that may be written into: no hook has seen it, and no subclass made it."""
+    hooked = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
+    return not hooked and (type(base) is nn.Linear or is_conv1d(base) or is_packed(base))
 
 
 def is_conv1d(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,10 +159,7 @@ def output_head(model: nn.Module) -> nn.Module | None:
 
 def check_patterns_used(model: nn.Module, config: LoraConfig, patterns: dict[str, str | None]) -> None:
     """Raise ``ValueError`` when nothing matched, or a list entry did not; say what could be meant."""
-    excluded_by = [config.exclude_modules] if isinstance(config.exclude_modules, str) else [[n] for n in config.exclude_modules]
-    if idle := [entry for entry in excluded_by if entry and not any(fits(name, entry) is not None for name in patterns)]:
-        shown = ", ".join(repr(entry if isinstance(entry, str) else entry[0]) for entry in idle)
-        raise ValueError(f"exclude_modules: no module matches {shown}, so nothing would be left out by it")
+    check_exclusions_used(patterns, config)
     chosen = [name for name, pattern in patterns.items() if pattern is not None]
     targets = config.target_modules
     entries = [targets] if isinstance(targets, str) else targets
@@ -173,6 +170,19 @@ def check_patterns_used(model: nn.Module, config: LoraConfig, patterns: dict[str
     ]
     if unused:
         raise ValueError(nothing_matches(model, config, unused))
+    check_keys_used(chosen, config)
+
+
+def check_exclusions_used(names: Collection[str], config: LoraConfig) -> None:
+    """Raise ``ValueError`` when an entry of ``exclude_modules`` is the name of no module."""
+    excluded_by = [config.exclude_modules] if isinstance(config.exclude_modules, str) else [[n] for n in config.exclude_modules]
+    if idle := [entry for entry in excluded_by if entry and not any(fits(name, entry) is not None for name in names)]:
+        shown = ", ".join(repr(entry if isinstance(entry, str) else entry[0]) for entry in idle)
+        raise ValueError(f"exclude_modules: no module matches {shown}, so nothing would be left out by it")
+
+
+def check_keys_used(chosen: Collection[str], config: LoraConfig) -> None:
+    """Raise ``ValueError`` when a key of ``rank_pattern`` or ``alpha_pattern`` fits none of the chosen modules."""
     for field in ("rank_pattern", "alpha_pattern"):
         keys = getattr(config, field)
         if idle_keys := [key for key in keys if not any(fits_pattern(name, key) or name == key for name in chosen)]:

@@ -18,6 +18,7 @@ does now; or onto the original W0, which knows more than Ŵ, but which the adapt
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple, overload
 
@@ -103,11 +104,14 @@ def bases_to_merge_onto(layers: Layers, onto: str | nn.Module | None) -> dict[st
             "computes what it does now) or onto=original, the float model that was quantized; or requantize=True, which "
             "reports what is lost. Nothing was changed"
         )
-    if isinstance(onto, str):
-        if onto != "dequantized":
-            raise ValueError(f"onto must be 'dequantized' or the original float model, got {onto!r}. Nothing was changed")
-        return {}
-    return {} if onto is None else original_weights(onto, dict(packed))
+    check_onto(onto)
+    return original_weights(onto, dict(packed)) if isinstance(onto, nn.Module) else {}
+
+
+def check_onto(onto: str | nn.Module | None) -> None:
+    """Raise ``ValueError`` unless this is a way to merge."""
+    if not isinstance(onto, nn.Module | None) and onto != "dequantized":
+        raise ValueError(f"onto must be 'dequantized' or the original float model, got {onto!r}. Nothing was changed")
 
 
 def original_weights(original: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -182,7 +186,10 @@ def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -
     )
     """
     check_container(model)
+    check_onto(onto)
     adapted = dict(require_lora(model))
+    for name, layer in adapted.items():
+        explain(name, layer.check_enabled)
     inside = {f"{name}.base" for name in adapted}
     rest: dict[str, Any] = {name: m for name, m in model.named_modules() if is_packed(m) and name not in inside} if onto else {}
     originals = original_weights(onto, rest) if isinstance(onto, nn.Module) else {}
@@ -190,7 +197,7 @@ def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -
         merge(model, keep_base=False, onto=onto)
     take_out(model)
     for name, layer in rest.items():
-        weight = originals[name].clone() if name in originals else layer.weight
+        weight = originals[name].to(layer.packed.device, layer.dtype, copy=True) if name in originals else layer.weight
         model.set_submodule(name, plain_linear(weight, layer.bias).train(layer.training))
     return model
 
@@ -222,8 +229,9 @@ def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
 def combine(adapters: Sequence[Mapping[str, LowRank]], weights: Sequence[float] | None = None) -> dict[str, LowRank]:
     """``Σ weightᵢ · ΔWᵢ`` for every module, exactly, as one adapter with scaling 1 and rank Σ rᵢ.
 
-    Modules that only some adapters have keep those. Raises ``ValueError`` on no adapter, another count of weights than of
-    adapters, or shapes that do not fit.
+    Modules that only some adapters have keep those. ``low_rank_parts(model)`` has a model's factors in this form. Raises
+    ``ValueError`` on no adapter, another count of weights than of adapters, weights that are not finite, or shapes that do
+    not fit.
 
     >>> one = LowRank(torch.ones(1, 2), torch.ones(3, 1), scaling=2.0)
     >>> both = combine([{"q": one}, {"q": one}], [0.5, 1.0])["q"]
@@ -235,6 +243,8 @@ def combine(adapters: Sequence[Mapping[str, LowRank]], weights: Sequence[float] 
         raise ValueError(
             f"combine needs adapters and one weight for each, got {len(adapters)} adapters and {len(weights)} weights"
         )
+    if bad := [weight for weight in weights if not math.isfinite(weight)]:
+        raise ValueError(f"combine needs finite weights, got {bad[0]}")
     combined = {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter):
         parts = [(weight, adapter[name]) for weight, adapter in zip(weights, adapters, strict=True) if name in adapter]

@@ -242,7 +242,7 @@ def quantize_scales(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
     absmax2 = padded.abs().amax(dim=1)
     inverse = 1.0 / absmax2
-    flat = torch.isinf(inverse)  # all scales alike, or as good as: bitsandbytes writes code 0
+    flat = torch.isinf(inverse)  # all scales alike, where bitsandbytes writes code 0 too, or as good as (where it does not)
     scaled = padded * inverse.masked_fill(flat, 0.0)[:, None]  # in [-1, 1]: x · (1/x) never rounds above 1
     codes = dynamic_lookup(absmax.device)[((scaled + 1) * 0.5 * 65535 + 0.5).long()]
     return codes.masked_fill_(flat[:, None], 0).view(-1)[: len(absmax)].clone(), absmax2, offset

@@ -25,7 +25,7 @@ from typing import Any
 from .activations import Work, kept
 from .config import LoraConfig
 from .flops import flops_a_token
-from .match import fits, in_layers, is_all_linear, rank_and_alpha
+from .match import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
 from .shapes import Architecture, LinearShape, Source, architecture
 
 CATEGORIES = ("weights", "constants", "adapters", "gradients", "optimizer", "activations", "temporary")
@@ -226,6 +226,8 @@ OPTIMIZER_BYTES: dict[str, Any] = {
 def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
     """The Linears that the config's targets match, by the rules of ``match.py``; raise ``ValueError`` when some match none."""
     targets, linears = config.target_modules, arch.linears
+    paths = [x.name.split(".") for x in linears]
+    check_exclusions_used({".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}, config)
     linears = tuple(x for x in linears if fits(x.name, config.exclude_modules) is None)
     if is_all_linear(targets):
         chosen = [linear for linear in linears if linear.role != "head"]
@@ -242,6 +244,7 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
             + (f"; did you mean {near[0]!r}?" if near else ";")
             + f" Linears: {', '.join(f'{name} (×{count})' for name, count in names.items())}"
         )
+    check_keys_used([linear.name for linear in chosen], config)
     if tied := [linear.name for linear in chosen if linear.tied]:
         raise ValueError(f"target_modules: {tied[0]}'s weight is tied to the embedding, and a merge would change both")
     ranks = {x.name: rank_and_alpha(x.name, config)[0] for x in chosen}
@@ -283,7 +286,7 @@ def weight_bytes(arch: Architecture, size: int, four_bit: bool, double_quant: bo
 
 
 def file_bytes(factors: list[tuple[str, str, int, int]], size: int) -> int:
-    """The size of ``adapter_model.safetensors`` as PEFT writes it: 8 bytes, a JSON header filled up to 8, the numbers.
+    """Bytes of PEFT's ``adapter_model.safetensors`` in float32 or bfloat16: 8, a JSON header filled up to 8, the numbers.
 
     ``save_adapter`` adds a copy of the config and the base's fingerprint, some hundred bytes.
     """

@@ -9,7 +9,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .config import LoraConfig
+from .config import LoraConfig, read_targets
 from .ledger import GPUS, METHODS, OPTIMIZERS, Plan, architecture, plan, presets
 from .plan import DTYPES, GB, Settings
 from .plots import save_figure, short
@@ -80,10 +80,9 @@ def run_plan(options: argparse.Namespace) -> int:
         checkpointing=options.checkpointing,
         double_quant=not options.single_quant,
     )
-    targets = "all-linear" if options.target == ["all-linear"] else options.target
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
-        config = LoraConfig(options.r, 2 * options.r, targets)
+        config = LoraConfig(options.r, 2 * options.r, read_targets(options.target))
         found = plan(options.model, config, options.method, settings)
         if options.chart is not None:
             save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)

@@ -31,7 +31,8 @@ COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 class NF4Linear(nn.Module):
     """``x Ŵᵀ + b`` with a frozen weight of ``in_features · out_features`` codes; made from a Linear by ``from_linear``.
 
-    A new one holds zeros, to be filled by ``put`` or ``load_state_dict``. ``compute_dtype`` is the dtype of the product
+    A new one holds zeros, to be filled by ``put``, or by ``load_state_dict`` from a layer of the same ``kind``, which no state
+    dict says (``save_model`` does). ``compute_dtype`` is the dtype of the product
     (float32, bfloat16 or float16; None: the input's); the output has the input's. Raises ``ValueError`` on other dtypes, block
     sizes and codebooks.
 

@@ -208,25 +208,26 @@ def gpt2(c: Mapping[str, Any], name: str) -> Architecture:
 
 
 def opt(c: Mapping[str, Any], name: str) -> Architecture:
-    """OPT, and GPT-3 with q, k and v apart, as the LoRA paper counts them."""
+    """OPT, and GPT-3 with q, k and v apart, as the LoRA paper counts them. opt-350m alone has narrow embeddings, widened."""
     v, d, f = (whole(c, key, name) for key in ("vocab_size", "hidden_size", "ffn_dim"))
     heads, spare = whole(c, "num_attention_heads", name), 2 if c["model_type"] == "opt" else 0
-    linears: list[LinearShape] = []
-    others = [("model.decoder.embed_tokens", v * d)]
+    narrow, bias = whole(c, "word_embed_proj_dim", name, d), bool(c.get("enable_bias", True))
+    parts = ("weight", "bias") if c.get("layer_norm_elementwise_affine", True) else ()
+    sides = (("project_out", d, narrow), ("project_in", narrow, d)) if narrow != d else ()
+    linears = [LinearShape(f"model.decoder.{side}", size_in, size_out) for side, size_in, size_out in sides]
+    others = [("model.decoder.embed_tokens", v * narrow)]
     others.append(("model.decoder.embed_positions", (whole(c, "max_position_embeddings", name) + spare) * d))
     for i in range(whole(c, "num_hidden_layers", name)):
         path = f"model.decoder.layers.{i}"
         for proj in ("k_proj", "v_proj", "q_proj", "out_proj"):
             role = "o" if proj == "out_proj" else proj[0]
-            linears.append(LinearShape(f"{path}.self_attn.{proj}", d, d, True, role, path))
-        linears += [
-            LinearShape(f"{path}.fc1", d, f, True, "up", path),
-            LinearShape(f"{path}.fc2", f, d, True, "down", path),
-        ]
-        norms = ("self_attn_layer_norm", "final_layer_norm")
-        others += [(f"{path}.{norm}.{part}", d) for norm in norms for part in ("weight", "bias")]
-    others += [(f"model.decoder.final_layer_norm.{part}", d) for part in ("weight", "bias")]
-    linears.append(LinearShape("lm_head", d, v, role="head", tied=bool(c.get("tie_word_embeddings", True))))
+            linears.append(LinearShape(f"{path}.self_attn.{proj}", d, d, bias, role, path))
+        for fc, role, size_in, size_out in (("fc1", "up", d, f), ("fc2", "down", f, d)):
+            linears.append(LinearShape(f"{path}.{fc}", size_in, size_out, bias, role, path))
+        others += [(f"{path}.{norm}.{part}", d) for norm in ("self_attn_layer_norm", "final_layer_norm") for part in parts]
+    if c.get("do_layer_norm_before", True) and not c.get("_remove_final_layer_norm", False):
+        others += [(f"model.decoder.final_layer_norm.{part}", d) for part in parts]
+    linears.append(LinearShape("lm_head", narrow, v, role="head", tied=bool(c.get("tie_word_embeddings", True))))
     return Architecture(name, c["model_type"], tuple(linears), tuple(others), d, heads, d // heads, rms=False, rotary=False)
 
 
@@ -237,7 +238,7 @@ def roberta(c: Mapping[str, Any], name: str) -> Architecture:
     rows = {
         "word": v,
         "position": whole(c, "max_position_embeddings", name),
-        "token_type": whole(c, "type_vocab_size", name, 1),
+        "token_type": whole(c, "type_vocab_size", name, 2),
     }
     linears: list[LinearShape] = []
     others = [(f"roberta.embeddings.{kind}_embeddings", count * d) for kind, count in rows.items()]
@@ -255,7 +256,9 @@ def roberta(c: Mapping[str, Any], name: str) -> Architecture:
     norms.append("lm_head.layer_norm")
     others += [(f"{norm}.{part}", d) for norm in norms for part in ("weight", "bias")]
     linears.append(LinearShape("lm_head.dense", d, d, True))
-    linears.append(LinearShape("lm_head.decoder", d, v, True, role="head", tied=bool(c.get("tie_word_embeddings", True))))
+    tied = bool(c.get("tie_word_embeddings", True))
+    linears.append(LinearShape("lm_head.decoder", d, v, True, role="head", tied=tied))
+    others += [] if tied else [("lm_head.bias", v)]  # else the decoder's own
     return Architecture(name, "roberta", tuple(linears), tuple(others), d, heads, d // heads, rms=False, rotary=False)
 
 
@@ -275,14 +278,9 @@ def t5(c: Mapping[str, Any], name: str) -> Architecture:
         for i in range(depth):
             block = f"{side}.block.{i}"
             for j, attention in enumerate(attentions):
-                for role, size_in, size_out in (
-                    ("q", d, heads * kv),
-                    ("k", d, heads * kv),
-                    ("v", d, heads * kv),
-                    ("o", heads * kv, d),
-                ):
-                    path = f"{block}.layer.{j}.{attention}.{role}"
-                    linears.append(LinearShape(path, size_in, size_out, False, role + "'" * j, block))
+                for role in "qkvo":
+                    sizes = (heads * kv, d) if role == "o" else (d, heads * kv)
+                    linears.append(LinearShape(f"{block}.layer.{j}.{attention}.{role}", *sizes, False, role + "'" * j, block))
             path = f"{block}.layer.{len(attentions)}.DenseReluDense"
             ups = (("wi_0", "gate"), ("wi_1", "up")) if gated else (("wi", "up"),)
             linears += [LinearShape(f"{path}.{wi}", d, f, False, role, block) for wi, role in ups]

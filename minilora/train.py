@@ -36,7 +36,7 @@ from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pa
 from .checkpoint import State, checksum, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Example, Task
-from .evaluate import answers
+from .evaluate import answers, check_answers
 from .history import Callback, History, MetricsLog, Record, diverged, overfitting
 from .inject import lora_layers
 from .progress import Progress
@@ -70,6 +70,8 @@ def train(
     check_examples(task)
     if config.pack and not isinstance(model, Llama):
         raise ValueError(f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples see each other")
+    if config.valid_answers and task.valid:
+        check_answers(model)
     run = Run(model, task, config, callbacks)
     torch.set_flush_denormal(True)
     was_training = model.training
@@ -133,7 +135,6 @@ class Run:
         }
         if config.resume:
             self.state.history = History(**load_checkpoint(self.checkpoint_file, self.state, self.identity))
-            self.state.history.interrupted = False
         if self.out is not None:
             self.metrics = MetricsLog(self.out / "metrics.jsonl", self.state.history)
 
@@ -146,7 +147,7 @@ class Run:
     def go(self, interrupted: threading.Event, bar: Progress) -> None:
         """All steps that are left."""
         config, history = self.config, self.state.history
-        if not history.steps and config.validate_every and self.valid_rows:
+        if not history.validations and not history.steps and config.validate_every and self.valid_rows:
             self.validate(0, bar)
         while self.state.step < config.steps and not interrupted.is_set():
             started = time.perf_counter()

@@ -322,8 +322,8 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None) -
     """Raise ``ValueError`` on sampling settings that mean nothing."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if not temperature >= 0:
-        raise ValueError(f"temperature must be 0 (greedy) or above, got {temperature}")
+    if temperature != 0 and not 1e-6 <= temperature < float("inf"):
+        raise ValueError(f"temperature must be 0 (greedy) or a number from a millionth up, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, or None for all tokens, got {top_k}")
 

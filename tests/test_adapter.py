@@ -334,6 +334,29 @@ def test_a_path_that_ends_another_is_not_taken_for_it(tmp_path):
         assert torch.equal(load_adapter(model(), tmp_path)(x), ours(x))
 
 
+@pytest.mark.filterwarnings("ignore:target_modules")
+def test_a_linear_that_is_called_base_is_told_from_the_other(tmp_path):
+    """``base`` is also what a LoRALayer calls the Linear inside."""
+    from peft import PeftModel
+
+    def model():
+        return nn.ModuleDict({side: nn.ModuleDict({"base": nn.Linear(4, 4)}) for side in ("encoder", "decoder")})
+
+    ours = model()
+    inject(ours, LoraConfig(r=2, target_modules=["decoder.base"]))
+    save_adapter(ours, tmp_path)
+    there = PeftModel.from_pretrained(model(), tmp_path)
+    assert [n for n, m in there.named_modules() if hasattr(m, "lora_A")] == ["base_model.model.decoder.base"]
+    with pytest.warns(UserWarning, match="other values"):
+        load_adapter(model(), tmp_path)
+
+
+def test_a_bare_layer_has_no_path_to_be_saved_under(tmp_path):
+    with pytest.raises(ValueError, match="this is a LoRALayer itself, not a model with adapters inside"):
+        save_adapter(LoRALayer(nn.Linear(4, 2)), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_adapters_that_differ_in_dropout_cannot_be_saved_as_one(tmp_path):
     ours, _ = saved(tmp_path)
     _name, layer = next(lora_layers(ours))

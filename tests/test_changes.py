@@ -55,6 +55,12 @@ def test_the_audit_refuses_another_architecture():
         audit(nn.Sequential(nn.Linear(3, 3)), nn.Sequential(nn.Linear(3, 4)))
 
 
+def test_a_bias_that_only_one_of_them_has_is_a_change():
+    plain, biased = nn.Sequential(nn.Linear(3, 3, bias=False)), nn.Sequential(nn.Linear(3, 3))
+    biased[0].weight.data = plain[0].weight.data.clone()
+    assert audit(plain, biased).elsewhere == audit(biased, plain).elsewhere == ("0.bias",)
+
+
 def test_the_audit_sees_through_four_bits():
     """Adapters on a quantized base change by ΔW what the codes stand for, and nothing else."""
     before = quantize_base(tiny())

@@ -32,6 +32,22 @@ def test_everything_comes_back_to_the_bit(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["c"]
 
 
+def test_each_parameter_keeps_its_own_count_of_steps(tmp_path):
+    """AdamW counts only the steps in which a parameter had a gradient, and corrects its moments by that count."""
+    old, new = state(), state(seed=1, steps=0)
+    old.optimizer.zero_grad()
+    old.parameters["a"].sum().backward()  # this step, b has none
+    old.optimizer.step()
+    old.step += 1
+    save_checkpoint(tmp_path / "c", old, {}, {})
+    load_checkpoint(tmp_path / "c", new, {})
+    for one in (old, new):
+        one.optimizer.zero_grad()
+        sum(p.square().sum() for p in one.parameters.values()).backward()
+        one.optimizer.step()
+    assert all(torch.equal(new.parameters[name], p) for name, p in old.parameters.items())
+
+
 def test_the_best_state_is_a_copy_that_comes_back():
     made = state()
     made.remember_best()
@@ -50,3 +66,12 @@ def test_a_file_that_is_no_checkpoint_or_of_another_model_is_refused(tmp_path):
     save_checkpoint(tmp_path / "other", other, {}, {})
     with pytest.raises(ValueError, match="does not fit this model: parameter/a is missing or has another shape"):
         load_checkpoint(tmp_path / "other", state(), {})
+    torn = state()
+    del torn.optimizer.state[torn.parameters["b"]]["exp_avg_sq"]
+    save_checkpoint(tmp_path / "torn", torn, {}, {})
+    untouched = state(seed=1)
+    before = untouched.parameters["a"].detach().clone()
+    with pytest.raises(ValueError, match="torn is damaged: of step, exp_avg, exp_avg_sq for b it holds only some"):
+        load_checkpoint(tmp_path / "torn", untouched, {})
+    assert torch.equal(untouched.parameters["a"], before)
+    assert untouched.step == 3

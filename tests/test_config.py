@@ -136,8 +136,16 @@ def test_what_was_checked_stays_as_it_was_checked(config):
         ({"batch_size": 10, "accumulate": 3}, "batch_size=10 must be a multiple of accumulate=3"),
         ({"resume": True}, "resume and checkpoint_every need out"),
         ({"checkpoint_every": 1}, "resume and checkpoint_every need out"),
-        ({"seed": 1.5}, "seed must be a whole number, got 1.5"),
-        ({"seed": True}, "seed must be a whole number, got True"),
+        ({"seed": 1.5}, "seed must be a whole number, below 4294967296, got 1.5"),
+        ({"seed": True}, "seed must be a whole number, .* got True"),
+        ({"seed": 2**32}, "seed must be a whole number, .* got 4294967296"),
+        ({"seed": -(2**32)}, "seed must be a whole number, .* got -4294967296"),
+        ({"steps": True}, "steps must be a whole number of at least 1, got True"),
+        ({"bf16": "false"}, "bf16 must be True or False, got 'false'"),
+        ({"keep_best": 1}, "keep_best must be True or False, got 1"),
+        ({"pack": None}, "pack must be True or False, got None"),
+        ({"resume": "no", "out": "x"}, "resume must be True or False, got 'no'"),
+        ({"progress": 0}, "progress must be True or False, got 0"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):
@@ -149,7 +157,7 @@ def test_the_smallest_training_is_one_step_on_one_example():
     none = {"validate_every": 0, "valid_answers": 0, "checkpoint_every": 0, "clip": 0, "weight_decay": 0, "warmup": 0}
     TrainConfig(steps=1, batch_size=1, accumulate=1, max_length=2, lr=5e-324, **none)
     TrainConfig(warmup=1)
-    TrainConfig(batch_size=12, accumulate=4, resume=True, checkpoint_every=1, out="folder", seed=-1)
+    TrainConfig(batch_size=12, accumulate=4, resume=True, checkpoint_every=1, out="folder", seed=1 - 2**32)
 
 
 @pytest.mark.parametrize("field", ["lr", "warmup", "clip", "weight_decay"])

@@ -48,9 +48,14 @@ def test_bits_per_byte_leaves_the_mode_alone_and_refuses_what_it_cannot_measure(
     assert base.training
     with pytest.raises(ValueError, match="at least two tokens of text, got 0"):
         bits_per_byte(base, "")
+    with pytest.raises(ValueError, match="context must be at least 2, a token to see and one to predict, got 1"):
+        bits_per_byte(base, "text of some length", context=1)
     base.tokenizer = None
-    with pytest.raises(ValueError, match=r"needs model.tokenizer"):
-        bits_per_byte(base, "text")
+    for model in (base, torch.nn.Linear(2, 2)):
+        with pytest.raises(ValueError, match=r"needs model.tokenizer"):
+            bits_per_byte(model, "text")
+    with pytest.raises(ValueError, match="answers need a minilora Llama with a tokenizer, .* a Llama without one"):
+        exact_match(base, polite_log(1, 1).valid)
 
 
 @pytest.mark.slow

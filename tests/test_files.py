@@ -10,7 +10,16 @@ import safetensors.numpy
 import torch
 from hypothesis import given
 
-from minilora.files import read_json, read_tensors, write_atomically, write_json, write_tensors, write_text
+from minilora.files import (
+    read_json,
+    read_tensors,
+    text_writer,
+    write_atomically,
+    write_json,
+    write_tensors,
+    write_text,
+    write_together,
+)
 
 from .strategies import damaged
 
@@ -115,3 +124,33 @@ def test_a_damaged_file_is_refused_or_holds_what_another_reader_finds_in_it(tmp_
     wanted = {} if isinstance(tensors, str) else safetensors.numpy.load(files["b.safetensors"])
     assert "b.safetensors" in tensors or tensors.keys() == wanted.keys()
     assert all(tensors[name].numpy().tobytes() == array.tobytes() for name, array in wanted.items())
+
+
+@pytest.mark.parametrize("refuse", ["config.json", "model.safetensors"])
+def test_a_rename_that_fails_says_truly_whether_something_was_changed(tmp_path, monkeypatch, refuse):
+    """On Windows nobody may replace a file that somebody has open, and a model's tensors are often mapped into memory."""
+    for name in ("config.json", "model.safetensors", "index.json"):
+        write_text(tmp_path / name, "old")
+    replace = os.replace
+
+    def refused(source, target):
+        if str(target).endswith(refuse) and not str(source).endswith(".before"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refused)
+    new = {"model.safetensors": text_writer("new"), "config.json": text_writer("new")}
+    told = "Nothing was changed" if refuse == "model.safetensors" else "Some files are new already: save again"
+    with pytest.raises(OSError, match=rf"could not write .*{refuse}: Permission denied. {told}"):
+        write_together(tmp_path, new, remove=["config.json", "index.json"])
+    found = {file.name: file.read_text() for file in tmp_path.iterdir() if not file.name.startswith(".")}
+    assert found == (dict.fromkeys([*new, "index.json"], "old") if "Nothing" in told else {"model.safetensors": "new"})
+
+
+def test_a_folder_in_the_way_of_any_file_is_seen_before_anything_is_changed(tmp_path):
+    write_text(tmp_path / "a", "old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(OSError, match=r"could not write .*b: a folder of that name is in the way. Nothing was changed"):
+        write_together(tmp_path, {"a": text_writer("new"), "b": text_writer("new")}, remove=["a"])
+    assert (tmp_path / "a").read_text() == "old"
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]

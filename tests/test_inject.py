@@ -275,3 +275,13 @@ def test_a_kept_weight_moves_and_copies_with_its_model():
     twin = copy.deepcopy(model).to(torch.float64)
     assert all(layer.kept_weight.dtype == torch.float64 for _, layer in lora_layers(twin))
     assert "kept_weight" not in " ".join(model.state_dict())
+
+
+def test_what_trained_before_trains_again_even_if_its_parameters_were_replaced():
+    """``load_state_dict(assign=True)`` puts other Parameter objects in the places of the old ones."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].bias.requires_grad_(False)
+    inject(model, LoraConfig(r=1, target_modules=["0"]))
+    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    unload(model)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"0.weight", "0.bias", "1.weight"}

@@ -126,3 +126,13 @@ def test_nf4_errs_by_half_the_widest_gap_at_most_and_a_second_time_not_at_all(se
 def test_nf4_refuses_what_has_no_scale(bad):
     with pytest.raises(ValueError, match="at least one value and finite values only"):
         level0.nf4_quantize(bad)
+
+
+def test_a_bias_that_would_be_broadcast_and_a_block_of_no_size_are_refused():
+    x, W, A, B = np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3)), np.ones((2, 1))
+    for bias in ([[10], [20]], [1], 5.0):
+        with pytest.raises(ValueError, match="bias must have one number for each of the 2 outputs, got shape"):
+            level0.lora_forward(x, W, A, B, 1, bias)
+    for size in (0, -64):
+        with pytest.raises(ValueError, match=f"block_size must be at least 1, got {size}"):
+            level0.nf4_quantize(x, size)

@@ -119,15 +119,56 @@ def test_bf16_autocast_runs_and_trains(case, bias):
     assert torch.isfinite(layer.lora_A.grad).all()
 
 
-def test_a_non_contiguous_output_is_added_to_as_well():
-    class Transposed(nn.Linear):
-        def forward(self, x):
-            return super().forward(x).transpose(0, 1).contiguous().transpose(0, 1)
+class Transposed(nn.Linear):
+    """Its output is not contiguous."""
 
-    layer = LoRALayer(Transposed(5, 7), r=2)
+    def forward(self, x):
+        return super().forward(x).transpose(0, 1).contiguous().transpose(0, 1)
+
+
+class Squashed(nn.Linear):
+    """Its output is needed for its backward, so nobody may write into it."""
+
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+@pytest.mark.parametrize("kind", [Transposed, Squashed])
+def test_a_linear_of_another_class_trains_as_the_plain_line_does(kind):
+    layer = LoRALayer(kind(5, 7), r=2)
     nn.init.ones_(layer.lora_B)
-    x = torch.randn(3, 4, 5)
-    torch.testing.assert_close(layer(x), add_low_rank_plainly(layer.base(x), x, layer.lora_A, layer.lora_B, layer.scaling))
+    x, gradients = torch.randn(3, 4, 5), []
+    plain = add_low_rank_plainly(layer.base(x), x, layer.lora_A, layer.lora_B, layer.scaling)
+    for y in (layer(x), plain):
+        torch.testing.assert_close(y, plain)
+        y.square().sum().backward()
+        gradients.append(layer.lora_A.grad)
+        layer.lora_A.grad = None
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_a_hook_on_the_base_has_seen_or_put_there_stays_as_it_is(training):
+    """Activations are read and patched by hooks; an update added into *their* tensor would grow with every call."""
+    layer, x, seen = LoRALayer(nn.Linear(5, 7), r=2).train(training), torch.randn(3, 5), []
+    nn.init.ones_(layer.lora_B)
+    patch = torch.randn(3, 7)
+    wanted = patch + layer.scaling * x @ layer.lora_A.T @ layer.lora_B.T
+    hook = layer.base.register_forward_hook(lambda module, inputs, y: seen.append(y))
+    with torch.set_grad_enabled(training):
+        layer(x)
+        torch.testing.assert_close(seen[0], layer.base(x))
+        hook.remove()
+        layer.base.register_forward_hook(lambda module, inputs, y: patch)
+        for _ in range(3):
+            torch.testing.assert_close(layer(x), wanted)
+
+
+def test_a_backward_hook_on_the_base_runs():
+    layer, seen = LoRALayer(nn.Linear(5, 7), r=2), []
+    layer.base.register_full_backward_hook(lambda module, inputs, outputs: seen.append(outputs[0]))
+    layer(torch.randn(3, 5, requires_grad=True)).sum().backward()
+    assert torch.equal(seen[0], torch.ones(3, 7))
 
 
 @pytest.mark.parametrize("trained", [("x",), ("A",), ("B",), ("x", "A"), ("x", "B"), ("A", "B")])
@@ -151,9 +192,10 @@ def test_each_input_may_be_trained_without_the_others(trained):
 def test_the_update_is_added_into_the_bases_output_which_is_no_second_tensor(training):
     """A second (tokens, out) tensor is most of what an adapter would cost, while it trains and while it serves."""
     layer, outputs = LoRALayer(nn.Linear(5, 7), r=2).train(training), []
-    layer.base.register_forward_hook(lambda module, x, y: outputs.append(y.data_ptr()))
+    compute = layer.base.forward
+    layer.base.forward = lambda x: outputs.append(compute(x)) or outputs[0]
     with torch.set_grad_enabled(training):
-        assert layer(torch.randn(3, 5)).data_ptr() == outputs[0]
+        assert layer(torch.randn(3, 5)).data_ptr() == outputs[0].data_ptr()
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():

@@ -80,6 +80,7 @@ def learns_with_dropout(layer):
         (merge, lambda layer: layer.merge(), "is merged already: a second merge would add ΔW twice"),
         (merge, learns_with_dropout, "merging in training mode with lora_dropout=0.1"),
         (merge, lambda layer: setattr(layer, "enabled", False), "switched off by disable_adapter"),
+        (merge_and_unload, lambda layer: setattr(layer, "enabled", False), "switched off by disable_adapter"),
         (unmerge, lambda layer: None, "is not merged: there is nothing to take back"),
     ],
 )
@@ -157,6 +158,7 @@ def test_parts_are_copies_of_an_adapters_factors():
     [
         ([], None, "needs adapters and one weight for each, got 0 adapters and 0 weights"),
         ([{}], [1.0, 2.0], "got 1 adapters and 2 weights"),
+        ([{}], [float("nan")], "combine needs finite weights, got nan"),
         (
             [{"q": LowRank(torch.ones(1, 2), torch.ones(3, 1), 1)}, {"q": LowRank(torch.ones(1, 4), torch.ones(3, 1), 1)}],
             None,
@@ -201,6 +203,41 @@ def test_merged_onto_the_original_it_is_the_original_and_the_update():
         assert torch.equal(layer.weight, original.get_submodule(name).weight + deltas[name])
     weight = original.model.layers[0].self_attn.q_proj.weight
     assert not torch.equal(weight, model.model.layers[0].self_attn.q_proj.weight), "the original itself must not change"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_an_original_of_another_dtype_is_summed_in_it_and_rounded_once(dtype):
+    original, _ = quantized()
+    model = quantize_base(copy.deepcopy(original).to(dtype))
+    inject(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    fill(model)
+    expected = {}
+    for name, layer in lora_layers(model):
+        weight = original.get_submodule(name).weight
+        expected[name] = (weight.to(layer.lora_A) + layer.delta_weight()).to(dtype)
+    plain = merge_and_unload(model, onto=original)
+    assert {p.dtype for p in plain.parameters()} == {dtype}
+    assert all(torch.equal(plain.get_submodule(name).weight, weight) for name, weight in expected.items())
+    assert plain(IDS).dtype == dtype
+
+
+def test_unloading_what_is_merged_checks_onto_as_well():
+    _, model = quantized()
+    merge(model, onto="dequantized")
+    with pytest.raises(ValueError, match="onto must be 'dequantized' or the original float model, got 'original'"):
+        merge_and_unload(model, onto="original")
+    assert all(layer.merged for _, layer in lora_layers(model))
+
+
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_a_merge_is_not_unloaded_while_it_is_switched_off(four_bits):
+    """Inside the context W0 is in place, so what is taken out then would be the base without its adapter."""
+    model = quantized()[1] if four_bits else adapted()
+    merge(model, onto="dequantized" if four_bits else None)
+    before = model(IDS)
+    with disable_adapter(model), pytest.raises(ValueError, match="switched off by disable_adapter: merge and unmerge outside"):
+        merge_and_unload(model)
+    assert torch.equal(merge_and_unload(model)(IDS), before)
 
 
 @pytest.mark.parametrize("route", ["dequantized", "original"])

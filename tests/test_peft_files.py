@@ -265,6 +265,12 @@ def test_hostile_tensor_files_are_refused_at_once(tmp_path, content):
         ("(a+)+$", False),
         ("(a|aa)*!", False),
         (".*" * 5, False),
+        (r".*\.layers\.\d+\.(self_attn|mlp)\.(q_proj|k_proj|v_proj|up_proj|down_proj)", True),
+        ("|".join(rf"layers\.{i}\.mlp" for i in range(99)), True),
+        (r"[(|*+]{2}\)\|\*(?:a|b)?", True),
+        ("".join(rf"(.|\S|{letter})" for letter in "model.layers") + "X", False),
+        ("a?" * 30 + "a" * 30, False),
+        ("(?=a)", False),
     ],
 )
 def test_patterns_that_could_take_for_ever_are_not_tried(tmp_path, pattern, tame):

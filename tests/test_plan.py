@@ -289,3 +289,20 @@ def test_a_rank_above_the_matrix_is_allowed_and_warned_of():
 def test_bad_input_says_what_to_do(source, config, settings, error, message):
     with pytest.raises(error, match=message):
         plan(source, config, **settings)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rank_pattern", {"qproj": 64}, "rank_pattern: no module that gets an adapter matches 'qproj'"),
+        ("alpha_pattern", {"k_proj": 3}, "alpha_pattern: no module that gets an adapter matches 'k_proj'"),
+        ("exclude_modules", ["q_porj"], "exclude_modules: no module matches 'q_porj'"),
+    ],
+)
+def test_a_pattern_that_changes_nothing_is_refused_as_inject_refuses_it(base, field, value, message):
+    config = LoraConfig(target_modules=["q_proj"], **{field: value})
+    for action in (lambda: plan("base", config), lambda: minilora.inject(base, config)):
+        with pytest.raises(ValueError, match=message):
+            action()
+    narrower = LoraConfig(target_modules="all-linear", exclude_modules=["mlp", "k_proj"])  # "mlp" is a module, but no Linear
+    assert plan("base", narrower).trainable == minilora.inject(base, narrower).trainable

@@ -57,6 +57,13 @@ def test_every_preset_has_the_shapes_of_the_real_model(name):
         {"model_type": "qwen3", **SMALL, "attention_bias": True, "head_dim": 32, "num_key_value_heads": 1},
         {"model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
         | {"vocab_size": 80, "max_position_embeddings": 32, "word_embed_proj_dim": 64, "tie_word_embeddings": True},
+        {"model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"vocab_size": 80, "max_position_embeddings": 32, "word_embed_proj_dim": 24, "do_layer_norm_before": False},
+        {"model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+        | {"vocab_size": 80, "max_position_embeddings": 32, "word_embed_proj_dim": 64, "enable_bias": False}
+        | {"layer_norm_elementwise_affine": False, "_remove_final_layer_norm": True},
+        {"model_type": "roberta", **SMALL, "max_position_embeddings": 40},
+        {"model_type": "roberta", **SMALL, "max_position_embeddings": 40, "tie_word_embeddings": False},
         {"model_type": "t5", "d_model": 64, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
         | {"vocab_size": 80, "feed_forward_proj": "gated-gelu"},
     ],

@@ -138,6 +138,17 @@ def test_ctrl_c_ends_after_the_step_with_the_state_saved(tmp_path):
     assert equal(trained_bits(again), trained_bits(whole))
 
 
+def test_ctrl_c_in_the_first_validation_does_not_make_a_second_one(tmp_path):
+    def interrupt(record):
+        if record["step"] == 0:
+            signal.raise_signal(signal.SIGINT)
+
+    settings = {**QUICK, "validate_every": 1, "steps": 1, "out": tmp_path}
+    assert train(adapted(), TASK, callbacks=[interrupt], **settings).steps == []
+    history = train(adapted(), TASK, resume=True, **settings)
+    assert [validation["step"] for validation in history.validations] == [0, 1]
+
+
 def test_a_second_ctrl_c_stops_at_once():
     def twice(record):
         signal.raise_signal(signal.SIGINT)
@@ -323,6 +334,8 @@ def test_packing_is_refused_where_the_model_would_mix_the_examples():
     theirs.tokenizer = minilora.load_base().tokenizer
     with pytest.raises(ValueError, match="pack=True needs a minilora Llama: LlamaForCausalLM"):
         train(theirs, TASK, steps=1, pack=True, **QUICK)
+    with pytest.raises(ValueError, match="answers need a minilora Llama with a tokenizer, .* a LlamaForCausalLM$"):
+        train(theirs, TASK, steps=1, valid_answers=1, **QUICK)
     assert len(train(theirs, TASK, steps=2, **QUICK).losses) == 2
 
 
