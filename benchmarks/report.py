@@ -222,7 +222,6 @@ def whole(found: Results) -> str:
     return "\n\n".join(text) + "\n"
 
 
-SCALING = "Cost ∝ size^k, fitted on the three largest sizes; extra: what the adapters add to the floor."
 PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "temporary")
 
 

@@ -86,11 +86,11 @@ def json_line(record: Record) -> str:
 
 
 def tensorboard_callback(folder: str | Path) -> Callback:
-    """A callback that writes every number of every record for TensorBoard; needs ``pip install minilora[tensorboard]``."""
+    """A callback that writes every number of every record for TensorBoard; needs ``pip install tensorboard``."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ValueError("TensorBoard is not installed: pip install 'minilora[tensorboard]'") from error
+        raise ValueError("TensorBoard is not installed: pip install tensorboard") from error
     writer = SummaryWriter(str(folder))
 
     def write(record: Record) -> None:

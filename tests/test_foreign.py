@@ -32,6 +32,10 @@ LLAMA = {
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
 }
 GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 1}
+OPT = {
+    **{"vocab_size": 40, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0},
+    **{"max_position_embeddings": 32, "word_embed_proj_dim": 16, "bos_token_id": 0, "eos_token_id": 1},
+}
 BERT = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
 VIT = {**{k: v for k, v in BERT.items() if k not in ("vocab_size", "pad_token_id")}, "image_size": 8, "patch_size": 4}
@@ -46,6 +50,7 @@ FAMILIES = {
     "Mistral": ("MistralForCausalLM", "MistralConfig", {**LLAMA, "sliding_window": 4}, TEXT, ["q_proj", "down_proj"]),
     "GPT-2": ("GPT2LMHeadModel", "GPT2Config", GPT2, TEXT, ["c_attn", "c_proj"]),
     "GPT-2, all": ("GPT2LMHeadModel", "GPT2Config", GPT2, TEXT, "all-linear"),
+    "OPT": ("OPTForCausalLM", "OPTConfig", OPT, TEXT, ["q_proj", "v_proj", "fc1"]),
     "BERT": ("BertForSequenceClassification", "BertConfig", BERT, TEXT, ["query", "value", "attention.output.dense"]),
     "T5": ("T5ForConditionalGeneration", "T5Config", T5, BOTH, ["q", "v", "wi"]),
     "T5, all": ("T5ForConditionalGeneration", "T5Config", T5, BOTH, "all-linear"),
