@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .inject import lora_layers
-from .lora import is_conv1d, is_linear
+from .lora import is_conv1d, is_linear, lora_layers
 from .match import columns
 from .requantize import outputs
 

@@ -52,7 +52,11 @@ def exact_match(model: Any, examples: Sequence[Example], batch: int = 50) -> flo
     """
     if not examples:
         raise ValueError("exact_match needs at least one example, got none")
-    found = answers(model, examples, batch)
+    return share_right(answers(model, examples, batch), examples)
+
+
+def share_right(found: Sequence[str], examples: Sequence[Example]) -> float:
+    """The share of given answers that are the wanted ones to the letter, spaces at their ends aside."""
     return sum(text == e.output.strip() for text, e in zip(found, examples, strict=True)) / len(examples)
 
 

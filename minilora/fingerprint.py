@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .lora import LoRALayer, is_packed
+from .lora import LoRALayer, is_packed, lora_layers
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         names.update(f"{name} {list(shape)}\n".encode())
         values.update(name.encode())
         values.update(value_bytes(value()))
-    gone = any(layer.merged and layer.kept_weight is None and layer.kept_base is None for layer in layers_of(model))
+    gone = any(layer.merged and layer.kept_weight is None and layer.kept_base is None for _, layer in lora_layers(model))
     return Fingerprint(names.hexdigest(), "" if gone else values.hexdigest())
-
-
-def layers_of(model: nn.Module) -> list[LoRALayer]:
-    """Every adapter of a model."""
-    return [module for module in model.modules() if isinstance(module, LoRALayer)]
 
 
 def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
@@ -69,7 +64,7 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
 
     Values are asked for one by one: a 4-bit weight counts as the float matrix that it stands for, made for the occasion.
     """
-    inside = {id(layer.base) for layer in layers_of(model)}
+    inside = {id(layer.base) for _, layer in lora_layers(model)}
     seen: set[int] = set()
     for path, module in model.named_modules():
         if id(module) in inside:

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .config import LoraConfig
-from .lora import LoRALayer, is_linear, is_packed, linear_shape
+from .lora import LoRALayer, is_linear, is_packed, linear_shape, lora_layers
 from .match import InjectReport, Match, check_patterns_used, check_targets, has_plain_weight, matching_pattern, rank_and_alpha
 
 
@@ -181,13 +181,6 @@ def ask_for_gradient(module: nn.Module, arguments: Any, output: torch.Tensor) ->
     """A forward hook: gradients are wanted back to here."""
     if torch.is_grad_enabled():
         output.requires_grad_(True)
-
-
-def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
-    """Every adapter of a model with its path."""
-    for name, module in model.named_modules():
-        if isinstance(module, LoRALayer):
-            yield name, module
 
 
 def require_lora(model: nn.Module) -> list[tuple[str, LoRALayer]]:

@@ -21,6 +21,7 @@ Left out: several adapters in one layer (a matter of serving), embeddings and co
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -190,6 +191,13 @@ class LoRALayer(nn.Module):
     def __repr__(self) -> str:
         state = ", merged" if self.merged else ""
         return f"LoRALayer({self.in_features} -> {self.out_features}, r={self.r}, scaling={self.scaling:g}{state})"
+
+
+def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
+    """Every adapter of a model with its path."""
+    for name, module in model.named_modules():
+        if isinstance(module, LoRALayer):
+            yield name, module
 
 
 def add_low_rank_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

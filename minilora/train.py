@@ -36,9 +36,9 @@ from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pa
 from .checkpoint import State, checksum, load_checkpoint, save_checkpoint
 from .config import TrainConfig
 from .data import Example, Task
-from .evaluate import answers, check_answers
+from .evaluate import answers, check_answers, share_right
 from .history import Callback, History, MetricsLog, Record, diverged, overfitting
-from .inject import lora_layers
+from .lora import lora_layers
 from .progress import Progress
 from .transformer import Llama
 
@@ -218,7 +218,7 @@ class Run:
         if config.valid_answers:
             asked = self.task.valid[: config.valid_answers]
             found = answers(self.model, asked)
-            record["exact_match"] = sum(a == e.output.strip() for a, e in zip(found, asked, strict=True)) / len(asked)
+            record["exact_match"] = share_right(found, asked)
             record["sample"] = {"asked": asked[0].instruction, "answer": found[0], "wanted": asked[0].output}
         self.model.train()
         history.validations.append(record)

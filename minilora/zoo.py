@@ -19,6 +19,7 @@ from types import CodeType
 from typing import Any
 
 from .bugs import BUGS, Bug
+from .match import columns
 
 PACKAGE = __name__.rpartition(".")[0]
 
@@ -40,9 +41,7 @@ def find_bug(name: str) -> Bug:
 def describe_all() -> str:
     """Every bug on one line: its name, its home, the thread about it."""
     rows = [(bug.name, bug.where, bug.thread or "–") for bug in BUGS]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, f"{len(BUGS)} bugs. Look at one: minilora zoo {BUGS[0].name!r}"])
+    return "\n".join([*columns(rows), f"{len(BUGS)} bugs. Look at one: minilora zoo {BUGS[0].name!r}"])
 
 
 def describe(bug: Bug) -> str:

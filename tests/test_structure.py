@@ -12,11 +12,11 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 FLOORS = [
     {"bugs", "level0", "config", "transformer", "tokenizer", "files", "progress", "watch"},
-    {"zoo", "codebook"},
+    {"codebook"},
     {"nf4"},
     {"lora", "qlora", "packed", "shapes", "config_json"},
     {"activations", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},
-    {"inject", "batches", "evaluate", "audit_data", "flops", "requantize"},
+    {"inject", "zoo", "batches", "evaluate", "audit_data", "flops", "requantize"},
     {"merge", "changes", "adapter", "train", "pretrain", "plan"},
     {"plots", "ledger"},
     {"footprint", "charts"},
