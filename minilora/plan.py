@@ -2,7 +2,7 @@
 
     trainable   = Σ r (in + out) over the chosen Linears           (all parameters, when all are trained)
     weights     = parameters · bytes each; a 4-bit weight is half a byte
-    constants   = 1 scale for 64 weights: 4 bytes, or 1 + 4/256 with double quantization   (arXiv 2305.14314 section 3)
+    constants   = the scales of 4-bit weights   (storage.py)
     gradients   = trainable · bytes each        optimizer = trainable · 8 (AdamW's two moments in float32)
     activations = what autograd keeps           (activations.py)
     temporary   = what is passing by at the worst moment: the logits and their gradients, a weight out of 4 bits
@@ -16,7 +16,6 @@ several devices.
 from __future__ import annotations
 
 import difflib
-import json
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -27,6 +26,7 @@ from .config import LoraConfig
 from .flops import flops_a_token
 from .match import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
 from .shapes import Architecture, LinearShape, Source, architecture
+from .storage import OPTIMIZER_BYTES, factor_shapes, file_bytes, parameter_sizes, weight_bytes
 
 CATEGORIES = ("weights", "constants", "adapters", "gradients", "optimizer", "activations", "temporary")
 METHODS = ("full", "lora", "qlora")
@@ -141,15 +141,7 @@ def plan(
     >>> found.trainable, found.parameters
     (41943040, 8072204288)
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if not isinstance(config, LoraConfig | None):
-        raise TypeError(
-            f"config must be a LoraConfig, got a {type(config).__name__}; settings go by name: plan(model, seq=512)"
-        )
-    if unknown := [name for name in changes if name not in Settings.__dataclass_fields__]:
-        known = ", ".join(Settings.__dataclass_fields__)
-        raise TypeError(f"no setting is called {unknown[0]!r}, known are {known}; rank and targets go in LoraConfig(r=…)")
+    check_question(config, method, changes)
     arch, settings = architecture(source), replace(settings or Settings(), **changes)
     if method == "full":
         config, chosen = None, []
@@ -200,6 +192,19 @@ def plan(
     )
 
 
+def check_question(config: Any, method: str, changes: dict[str, Any]) -> None:
+    """Raise ``ValueError`` or ``TypeError`` on a method or setting that there is not, or a config of another kind."""
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if not isinstance(config, LoraConfig | None):
+        raise TypeError(
+            f"config must be a LoraConfig, got a {type(config).__name__}; settings go by name: plan(model, seq=512)"
+        )
+    if unknown := [name for name in changes if name not in Settings.__dataclass_fields__]:
+        known = ", ".join(Settings.__dataclass_fields__)
+        raise TypeError(f"no setting is called {unknown[0]!r}, known are {known}; rank and targets go in LoraConfig(r=…)")
+
+
 def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropout: bool) -> Work:
     """What decides the activations, from the settings."""
     tokens = settings.batch * settings.seq
@@ -213,14 +218,6 @@ def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropou
         trains_base=trains_base,
         dropout=dropout,
     )
-
-
-OPTIMIZER_BYTES: dict[str, Any] = {
-    "adamw": lambda numbers: 8 * numbers,
-    # bitsandbytes: two moments of a byte and a float32 scale for 256 of them; tensors below 4,096 numbers stay in float32
-    "adamw8bit": lambda numbers: 8 * numbers if numbers < 4096 else 2 * numbers + 8 * -(-numbers // 256),
-    "sgd": lambda numbers: 0,
-}
 
 
 def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
@@ -256,44 +253,3 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
             stacklevel=3,
         )
     return chosen
-
-
-def factor_shapes(linear: LinearShape, r: int) -> list[tuple[str, int, int]]:
-    """A (r, in) and B (out, r). A further method adds its tensors here."""
-    return [("lora_A", r, linear.in_features), ("lora_B", linear.out_features, r)]
-
-
-def parameter_sizes(arch: Architecture) -> list[int]:
-    """The numbers in every parameter tensor of the base, tied ones once."""
-    weights = [linear.weights for linear in arch.linears if not linear.tied]
-    return weights + [linear.out_features for linear in arch.linears if linear.bias] + [size for _, size in arch.others]
-
-
-def weight_bytes(arch: Architecture, size: int, four_bit: bool, double_quant: bool) -> tuple[int, int, int]:
-    """Bytes of weights and of quantization constants, and of the largest 4-bit weight when opened for a product."""
-    codes = constants = opened = plain = 0
-    for linear in arch.linears:
-        if not four_bit or linear.role == "head" or "lm_head" in linear.name.split("."):
-            plain += linear.parameters
-            continue
-        blocks = -(-linear.weights // 64)
-        codes += -(-linear.weights // 2)
-        constants += blocks + 4 * -(-blocks // 256) + 4 if double_quant else 4 * blocks  # scales, their scales, the offset
-        plain += linear.parameters - linear.weights
-        opened = max(opened, linear.weights * size)
-    plain += sum(numbers for _, numbers in arch.others)
-    return codes + plain * size, constants, opened
-
-
-def file_bytes(factors: list[tuple[str, str, int, int]], size: int) -> int:
-    """Bytes of PEFT's ``adapter_model.safetensors`` in float32 or bfloat16: 8, a JSON header filled up to 8, the numbers.
-
-    ``save_adapter`` adds a copy of the config and the base's fingerprint, some hundred bytes.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    start, dtype = 0, {4: "F32", 2: "BF16"}[size]
-    for name, rows, columns in sorted((f"base_model.model.{name}.{part}.weight", i, j) for name, part, i, j in factors):
-        header[name] = {"dtype": dtype, "shape": [rows, columns], "data_offsets": [start, start + rows * columns * size]}
-        start += rows * columns * size
-    length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
-    return 8 + -(-length // 8) * 8 + start

@@ -15,7 +15,7 @@ FLOORS = [
     {"codebook"},
     {"nf4"},
     {"lora", "qlora", "packed", "shapes", "config_json"},
-    {"activations", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},
+    {"activations", "storage", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},
     {"inject", "zoo", "batches", "evaluate", "audit_data", "flops", "requantize"},
     {"merge", "changes", "adapter", "train", "pretrain", "plan"},
     {"plots", "ledger"},
