@@ -1,16 +1,21 @@
 """train, generate and merge as an engineer meets them: their own base, four bits, and the mistakes that are likely."""
 
 import json
+import sys
 import warnings
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import minilora
-from minilora import Example, finetune
+from minilora import Example, TrainConfig, finetune
 from minilora.cli import main, parser
 from minilora.config import rate_for
-from minilora.data import naval_log
+from minilora.data import load_jsonl, naval_log
 from minilora.footprint import describe_footprints
+from minilora.history import History
+from minilora.inject import lora_layers
 from minilora.pretrained import SHIPPED
 
 
@@ -25,6 +30,61 @@ def trained(tmp_path_factory):
         patch.setattr("minilora.config.BIG", 10**6)
         assert main([*command, "--target", "q_proj,v_proj", "--steps", "4", "--batch", "2"]) == 0
     return folder
+
+
+@pytest.fixture
+def seen(monkeypatch):
+    """(model, task, config) of each call of the loop by ``minilora train``; nothing is trained."""
+    calls = []
+
+    def train(model, task, config, callbacks):
+        calls.append((model, task, config))
+        return History(interrupted=True)
+
+    monkeypatch.setitem(sys.modules["minilora.train"].__dict__, "train", train)
+    return calls
+
+
+def test_every_option_of_train_reaches_the_loop(trained, seen):
+    data, valid, out = trained / "mine.jsonl", trained / "valid.jsonl", trained / "out"
+    valid.write_text("\n".join(data.read_text(encoding="utf-8").splitlines()[:3]), encoding="utf-8")
+    words = ["--steps=7", "--lr=0.25", "--batch=6", "--accumulate=3", "--max-length=99", "--pack", "--bf16", "--seed=5"]
+    words += ["--checkpoint-every=2", "--resume", "--r=3", "--alpha=5", "--dropout=0.25", "--rslora", "--target", "k_proj"]
+    assert main(["train", "--data", str(data), "--valid", str(valid), "--out", str(out), *words]) == 130
+    [(model, task, config)] = seen
+    assert config == TrainConfig(
+        steps=7, lr=0.25, batch_size=6, accumulate=3, max_length=99, pack=True, bf16=True, seed=5, out=out,
+        checkpoint_every=2, resume=True, valid_answers=3,
+    )  # fmt: skip
+    assert (task.train, task.valid) == (load_jsonl(data), load_jsonl(valid))
+    for name, layer in lora_layers(model):
+        assert name.endswith("k_proj")
+        assert (layer.r, layer.lora_alpha, layer.lora_dropout, layer.use_rslora) == (3, 5, 0.25, True)
+
+
+def test_alpha_is_twice_the_rank_unless_it_is_given():
+    for words, alpha in ((["--r=3"], 6), (["--r=3", "--alpha=5"], 5)):
+        options = parser().parse_args(["train", "--data=mine.jsonl", "--out=mine", *words])
+        assert finetune.lora_of(options).lora_alpha == alpha
+
+
+def test_the_seed_of_train_decides_the_adapter_and_what_is_held_out(trained, seen):
+    for number in (5, 5, 6):
+        torch.manual_seed(len(seen))  # torch's own state must not matter
+        main(["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "out"), "--seed", str(number)])
+    first, same, other = (next(lora_layers(model))[1].lora_A for model, _, _ in seen)
+    assert torch.equal(first, same)
+    assert not torch.equal(first, other)
+    assert seen[0][1] == seen[1][1] != seen[2][1]
+
+
+def test_every_option_of_generate_reaches_the_model(monkeypatch, capsys):
+    calls = []
+    monkeypatch.setattr(minilora.Llama, "generate_text", lambda self, *a, **more: calls.append((a, more)) or "Aye.")
+    words = ["--context", "c", "--max-new-tokens", "5", "--temperature", "0.7", "--top-k", "3", "--seed", "9"]
+    assert main(["generate", "Hi", *words]) == 0
+    assert calls == [(("Hi", "c", 5), {"temperature": 0.7, "top_k": 3, "seed": 9})]
+    assert capsys.readouterr().out == "Aye.\n"
 
 
 def folder_bytes(folder):
@@ -77,6 +137,20 @@ def test_an_adapter_from_four_bits_is_used_and_merged_on_the_same_four_bits(trai
     assert all(found[name].equal(tensor) for name, tensor in wanted.state_dict().items())
     with pytest.warns(UserWarning, match="a base with other values"):
         assert main(["generate", "--adapter", adapter, "Status?"]) == 0
+
+
+def test_a_merge_goes_onto_the_folder_that_was_named_in_half_precision(trained):
+    adapter, original = trained / "out" / "adapter", minilora.load_base()
+    for p in original.parameters():
+        p.data.mul_(1.25)  # no base that could be meant otherwise
+    minilora.save_model(original, trained / "original")
+    where = ["--onto", str(trained / "original"), "--out", str(trained / "onto")]
+    assert main(["merge", "--qlora", "--adapter", str(adapter), *where]) == 0
+    tensors = load_file(trained / "onto" / "model.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+    for name, layer in lora_layers(minilora.load_adapter(minilora.load_base(quantize="nf4"), adapter)):
+        wanted = original.get_submodule(name).weight + layer.delta_weight()
+        assert torch.equal(tensors[f"{name}.weight"], wanted.half()), name
 
 
 def test_a_merge_never_writes_over_what_it_reads(trained, capsys):
