@@ -14,6 +14,7 @@ from minilora import Llama, LlamaConfig, LoraConfig, inject, load_adapter, merge
 from minilora.inject import lora_layers
 from minilora.lora import LoRALayer
 
+from .test_foreign import make
 from .test_inject import fill
 
 SIZES = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -185,6 +186,8 @@ def test_tensors_that_do_not_fit_are_named_and_the_model_stays_as_it_was(tmp_pat
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
         ({"init_lora_weights": "lora_ga"}, "changes the base"),
+        ({"init_lora_weights": "corda"}, "changes the base"),
+        ({"init_lora_weights": "LoftQ"}, "changes the base"),
         ({"use_rslora": "false"}, "use_rslora must be True or False"),
         ({"lora_alpha": 10**400}, "lora_alpha must be positive and finite"),
         ({"r": 0}, "r must be at least 1"),
@@ -222,6 +225,26 @@ def test_an_adapter_of_another_rank_or_a_merged_model_is_refused(tmp_path):
     merge(merged)
     with pytest.raises(ValueError, match="merged here"):
         load_adapter(merged, folder)
+
+
+def test_an_adapter_that_lacks_a_module_of_the_model_is_refused_and_nothing_changes(tmp_path):
+    _, folder = saved(tmp_path)
+    other, _ = pair()
+    inject(other, LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"]))
+    before = {name: t.clone() for name, t in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.k_proj has an adapter here but not in the file"):
+        load_adapter(other, folder)
+    assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())
+
+
+def test_dropout_and_the_layout_of_weights_are_written_down(tmp_path):
+    model, _, targets = make("GPT-2")
+    inject(model, LoraConfig(r=2, lora_dropout=0.25, target_modules=targets))
+    save_adapter(model, tmp_path)
+    found = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert (found["lora_dropout"], found["fan_in_fan_out"]) == (0.25, True)
+    again = load_adapter(make("GPT-2")[0], tmp_path)
+    assert {layer.lora_dropout for _, layer in lora_layers(again)} == {0.25}
 
 
 def test_a_folder_without_one_of_the_files_is_refused(tmp_path):

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from minilora import LoraConfig, audit, inject, merge_and_unload, quantize_base
+from minilora import LoraConfig, audit, disable_adapter, inject, merge_and_unload, quantize_base
 
+from .test_foreign import make
 from .test_inject import fill, tiny
 
 
@@ -71,3 +72,16 @@ def test_the_audit_sees_through_four_bits():
     assert len(found.changes) == 4
     assert {change.rank for change in found.changes} == {1}
     assert audit(tiny(), quantize_base(tiny())).changes[0].rank > 4, "quantizing is no low-rank change"
+
+
+def test_the_audit_knows_gpt2_biases_and_adapters_that_are_switched_off():
+    """GPT-2 keeps its weights the other way round, and a bias has another name inside an adapter."""
+    before, _, targets = make("GPT-2")
+    after = copy.deepcopy(before)
+    inject(after, LoraConfig(r=2, target_modules=targets))
+    fill(after)
+    assert {change.rank for change in audit(before, after).changes} == {2}
+    with disable_adapter(after):
+        assert audit(before, after).changes == ()
+    after.transformer.h[0].attn.c_attn.base.bias.data += 1
+    assert audit(before, after).elsewhere == ("transformer.h.0.attn.c_attn.bias",)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.history import History, MetricsLog, tensorboard_callback
+from minilora.history import History, MetricsLog, overfitting, tensorboard_callback
 
 
 def test_a_metrics_log_begins_with_what_the_history_holds_and_grows_a_line_a_record(tmp_path):
@@ -28,3 +28,9 @@ def test_tensorboard_gets_every_number_of_a_record(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ValueError, match="pip install"):
         tensorboard_callback(tmp_path)
+
+
+@pytest.mark.parametrize(("last", "warned"), [(1.049, False), (1.051, True)])
+def test_overfitting_begins_five_percent_above_the_best_loss(last, warned):
+    losses = [{"step": step, "valid_loss": loss} for step, loss in enumerate([1.0, 1.01, 1.02, last])]
+    assert bool(overfitting(History(validations=losses, best_step=0))) == warned

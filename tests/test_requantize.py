@@ -6,6 +6,8 @@ from torch import nn
 from minilora import LoRALayer, NF4Linear
 from minilora.requantize import Requantized, loss_of, outputs, requantize_base
 
+from .test_foreign import make
+
 
 def layer_with_update(scale):
     torch.manual_seed(0)
@@ -19,6 +21,8 @@ def test_it_is_put_back_as_it_was_packed():
     again = requantize_base(layer, layer.merged_weight())
     assert (again.kind, again.block_size, again.absmax2) == ("fp4", 128, None)
     assert torch.equal(again.bias, layer.base.bias)
+    layer.base.compute_dtype = torch.bfloat16
+    assert requantize_base(layer, layer.merged_weight()).compute_dtype == torch.bfloat16
 
 
 def test_the_smaller_the_update_the_more_of_it_is_lost():
@@ -45,3 +49,8 @@ def test_outputs_are_taken_without_dropout_and_the_mode_is_put_back():
     model = nn.Sequential(nn.Dropout(0.9)).train()
     assert torch.equal(outputs(model, torch.ones(50)), torch.ones(50))
     assert model.training
+
+
+def test_outputs_of_transformers_are_their_logits():
+    model, inputs, _ = make("Llama")
+    assert torch.equal(outputs(model, inputs["input_ids"]), model(**inputs).logits)
