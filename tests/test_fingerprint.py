@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import minilora
-from minilora import LoraConfig, inject, merge, merge_and_unload, unload, unmerge
+from minilora import LoraConfig, disable_adapter, inject, merge, merge_and_unload, unload, unmerge
 from minilora.fingerprint import fingerprint
 
 from .test_adapter import pair
@@ -21,6 +21,8 @@ def test_it_stays_through_everything_that_leaves_the_base_as_it_was():
     assert fingerprint(model) == wanted
     fill(model)
     assert fingerprint(merge(model)) == wanted
+    with disable_adapter(model):
+        assert fingerprint(model) == wanted
     assert fingerprint(unmerge(model)) == wanted
     assert fingerprint(unload(model)) == wanted
     assert fingerprint(copy.deepcopy(model)) == wanted
@@ -72,6 +74,12 @@ def test_names_and_shapes_are_the_architecture():
         )
     }
     assert len(found) == 4
+
+
+def test_tied_weights_count_once():
+    tied, untied = tiny(), tiny(tie_word_embeddings=False)
+    untied.load_state_dict(tied.state_dict())
+    assert fingerprint(untied).architecture != fingerprint(tied).architecture
 
 
 def test_a_base_in_four_bits_is_the_same_architecture_with_the_tensors_it_stands_for():

@@ -41,6 +41,7 @@ PATTERNS = [
     r"model\.layers\.0\..*_proj",
     r"q_proj",
     "all-linear",
+    "All-Linear",
 ]
 
 
@@ -256,12 +257,13 @@ def test_a_bare_layer_is_no_model():
             action(layer)
 
 
-def test_merging_and_training_while_switched_off_is_refused():
+def test_merging_unmerging_and_training_while_switched_off_is_refused():
     model = merge(inject_into(tiny()))
     before = [layer.kept_weight.clone() for _, layer in lora_layers(model)]
     with disable_adapter(model):
-        with pytest.raises(ValueError, match="switched off by disable_adapter"):
-            merge(model)
+        for action in (merge, minilora.unmerge):
+            with pytest.raises(ValueError, match="switched off by disable_adapter"):
+                action(model)
         with pytest.raises(ValueError, match="switched off by disable_adapter"):
             minilora.train(model, minilora.data.naval_log(2, 1))
     minilora.unmerge(model)

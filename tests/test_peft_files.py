@@ -1,6 +1,7 @@
 """The two files always belong together, whatever is killed; a hostile or damaged file is refused or read exactly."""
 
 import copy
+import dataclasses
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import peft
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,9 +21,9 @@ from peft.utils.other import get_pattern_key
 from safetensors.numpy import load
 from torch import nn
 
-from minilora import LoraConfig, inject, load_adapter, save_adapter
+from minilora import LoraConfig, inject, load_adapter, peft_files, save_adapter
 from minilora.inject import lora_layers
-from minilora.peft_files import ASIDE, CONFIG, TENSORS, is_tame
+from minilora.peft_files import ASIDE, CONFIG, TENSORS, UNSUPPORTED, is_tame, lora_config, names_its_targets
 
 from . import profiles
 from .strategies import damaged
@@ -168,6 +170,23 @@ def test_a_reader_beside_a_writer_gets_one_whole_adapter(tmp_path):
         os.waitpid(child, 0)
 
 
+def test_a_save_in_the_middle_of_a_load_is_noticed(tmp_path, monkeypatch):
+    """The old config was read, then new tensors come: same rank, another scale, and nothing else would complain."""
+    old, new = adapted(lora_alpha=3.0, seed=1), adapted(lora_alpha=5.0, seed=2)
+    save_adapter(old, tmp_path)
+    read, reads = peft_files.read_tensors_and_metadata, []
+
+    def slowly(path):
+        if not reads:
+            save_adapter(new, tmp_path)
+        reads.append(path)
+        return read(path)
+
+    monkeypatch.setattr(peft_files, "read_tensors_and_metadata", slowly)
+    assert torch.equal(load_adapter(plain(), tmp_path)(X), new(X))
+    assert len(reads) == 2
+
+
 def test_an_adapter_of_pefts_that_a_killed_save_left_without_a_config_is_found_aside(tmp_path):
     model = adapted()
     save_adapter(model, tmp_path)
@@ -271,6 +290,7 @@ def test_hostile_tensor_files_are_refused_at_once(tmp_path, content):
         ("".join(rf"(.|\S|{letter})" for letter in "model.layers") + "X", False),
         ("a?" * 30 + "a" * 30, False),
         ("(?=a)", False),
+        ("a" * 2001, False),
     ],
 )
 def test_patterns_that_could_take_for_ever_are_not_tried(tmp_path, pattern, tame):
@@ -282,9 +302,11 @@ def test_a_hostile_pattern_does_not_hang_the_loader(tmp_path):
     inject(model, LoraConfig(r=1, target_modules=["a" * 60]))
     save_adapter(model, tmp_path)
     found = json.loads((tmp_path / CONFIG).read_text())
-    start = time.monotonic()
-    (tmp_path / CONFIG).write_text(json.dumps({**found, "target_modules": "(a+)+!"}))
-    load_adapter(model, tmp_path)  # the tensors say which module is meant
+    start, layers = time.monotonic(), {"layers_to_transform": [0], "layers_pattern": ["(a+)+!"]}
+    for change in ({"target_modules": "(a+)+!"}, {"exclude_modules": "(a+)+!"}, layers):
+        assert not names_its_targets({**found, **change}, lora_config({**found, **change})[0]), "or it would be tried"
+        (tmp_path / CONFIG).write_text(json.dumps({**found, **change}))
+        load_adapter(model, tmp_path)  # the tensors say which module is meant
     (tmp_path / CONFIG).write_text(json.dumps({**found, "alpha_pattern": {"(a+)+!": 2}}))
     with pytest.raises(ValueError, match="could take for ever"):
         load_adapter(model, tmp_path)
@@ -341,6 +363,26 @@ def check_against_the_files(model, folder):
         r = tensors[f"base_model.model.{name}.lora_A.weight"].shape[0]
         assert layer.r == r
         assert layer.scaling == alphas_by_peft(found, name) / (r**0.5 if found.get("use_rslora") else r)
+
+
+# What PEFT writes about where an adapter is from, and how its first values were found.
+HARMLESS = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
+HARMLESS |= {"fan_in_fan_out", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"}
+HARMLESS |= {"qalora_group_size", "megatron_core"}  # each does nothing without another that is refused
+
+
+def test_every_setting_that_peft_knows_is_read_refused_or_harmless():
+    """A new one that changes what the tensors mean must not be passed over in silence."""
+    theirs, ours = ({field.name for field in dataclasses.fields(config)} for config in (peft.LoraConfig, LoraConfig))
+    assert theirs - ours - {"peft_type", "init_lora_weights"} - HARMLESS <= set(UNSUPPORTED)
+
+
+def test_a_config_without_rank_or_alpha_has_pefts():
+    found, wrong = lora_config({"peft_type": "LORA", "target_modules": ["0"]})
+    theirs = peft.LoraConfig()
+    assert not wrong
+    for name in ("r", "lora_alpha", "lora_dropout", "use_rslora"):
+        assert getattr(found, name) == getattr(theirs, name), name
 
 
 @pytest.mark.parametrize("content", ["[]", "3", '"LORA"', "null", "", "{", "[" * 100_000, '{"r": 1' + "0" * 5000 + "}"])

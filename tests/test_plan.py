@@ -1,5 +1,6 @@
 """What is planned is what is there: published counts, real architectures, real files, and a real step's bytes and FLOPs."""
 
+import dataclasses
 import json
 import sys
 import time
@@ -119,6 +120,9 @@ def test_the_adapter_file_has_the_planned_size_to_the_byte(base, tmp_path):
         planned = plan("base", config).adapter_file_bytes
         assert planned == (tmp_path / "theirs").stat().st_size
         assert planned < ours.stat().st_size < planned + 1500
+        half = {name: tensor.bfloat16() for name, tensor in load_file(ours).items()}
+        save_file(half, tmp_path / "half", metadata={"format": "pt"})
+        assert plan("base", config, adapter_dtype="bfloat16").adapter_file_bytes == (tmp_path / "half").stat().st_size
         minilora.unload(base)
 
 
@@ -260,6 +264,21 @@ def test_a_plan_is_json_and_knows_the_cards():
     assert read["fits"]["24 GB"]
     assert not read["fits"]["8 GB"]
     assert read["config"]["r"] == 16
+
+
+def test_a_card_holds_its_own_size_and_not_a_byte_more():
+    found = plan("base")
+    for extra, fits in ((0, True), (1, False)):
+        assert dataclasses.replace(found, bytes={"weights": 24 * 10**9 + extra}).fits["24 GB"] is fits
+
+
+def test_plain_sgd_keeps_nothing():
+    assert plan("base", optimizer="sgd").bytes["optimizer"] == 0
+
+
+def test_a_head_that_goes_by_its_name_alone_stays_in_floats():
+    head = plan([("lm_head", 64, 64)], LoraConfig(target_modules=["lm_head"]), "qlora", dtype="float32")
+    assert (head.bytes["weights"], head.bytes["constants"]) == (4 * 64 * 64, 0)
 
 
 def test_a_rank_above_the_matrix_is_allowed_and_warned_of():

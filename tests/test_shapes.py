@@ -53,6 +53,9 @@ def test_every_preset_has_the_shapes_of_the_real_model(name):
     "config",
     [
         {"model_type": "llama", **SMALL, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2, "head_dim": 24},
+        {"model_type": "llama", **SMALL},
+        {"model_type": "mistral", **SMALL, "num_key_value_heads": 2},
+        {"model_type": "gpt2", "vocab_size": 80, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 32, "n_inner": 100},
         {"model_type": "qwen2", **SMALL, "num_key_value_heads": 4},
         {"model_type": "qwen3", **SMALL, "attention_bias": True, "head_dim": 32, "num_key_value_heads": 1},
         {"model_type": "opt", "hidden_size": 64, "ffn_dim": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -114,6 +117,9 @@ def timed(clock):
             "num_hidden_layers must be a whole number of at least 1, got -3",
         ),
         ({"model_type": "llama", **SMALL, "hidden_size": 64.5}, "hidden_size must be a whole number of at least 1, got 64.5"),
+        ({"model_type": "llama", **SMALL, "hidden_size": True}, "hidden_size must be a whole number of at least 1, got True"),
+        ({"model_type": "mistral", **SMALL}, "mistral: the config lacks 'num_key_value_heads'"),  # only a llama may
+        ({"model_type": "qwen3", **SMALL, "num_key_value_heads": 2}, "qwen3: the config lacks 'head_dim'"),
         ({"model_type": "mamba"}, "model_type is 'mamba', known are gpt2, gpt3"),
         ({}, "model_type is None"),
         ([(4, 4), (0, 4)], "linear.1: in must be a whole number of at least 1, got 0"),
