@@ -442,6 +442,14 @@ def test_another_base_is_told_of_and_refused_when_strict(tmp_path):
         load_adapter(pair()[0], folder, strict=True)
 
 
+def test_an_adapter_that_was_saved_when_its_base_was_gone_is_not_said_to_be_of_another(tmp_path):
+    ours, _ = saved(tmp_path)
+    folder = save_adapter(merge(ours, keep_base=False), tmp_path / "merged")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(pair()[0], folder, strict=True)
+
+
 def test_a_pickle_by_the_right_name_is_refused(tmp_path):
     ours, folder = saved(tmp_path)
     torch.save({Q + "A.weight": torch.ones(2, 24)}, folder / "adapter_model.safetensors")

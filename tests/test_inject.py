@@ -136,10 +136,11 @@ def test_a_tied_head_is_refused_and_an_untied_one_is_not():
 
 
 def test_a_module_that_stands_in_two_places_is_refused():
-    shared = nn.Linear(3, 3)
-    model = nn.ModuleDict({"one": shared, "two": shared})
-    with pytest.raises(ValueError, match=r"matches one, whose weight is tied to two.weight"):
-        inject(model, LoraConfig(target_modules=["one"]))
+    linear = nn.Linear(64, 3)
+    for shared, stored in ((linear, "weight"), (minilora.NF4Linear.from_linear(linear), "packed")):
+        model = nn.ModuleDict({"one": shared, "two": shared})
+        with pytest.raises(ValueError, match=f"matches one, whose weight is tied to two.{stored}"):
+            inject(model, LoraConfig(target_modules=["one"]))
 
 
 def test_injecting_twice_is_refused():

@@ -53,7 +53,9 @@ def test_a_merged_model_can_be_unloaded_keeping_the_merge():
     ids = torch.randint(0, 16, (1, 6))
     merge(model)
     before = model(ids)
+    assert all(repr(layer).endswith(", merged)") for _, layer in lora_layers(model))
     assert torch.equal(merge_and_unload(model)(ids), before)
+    assert not any(module.training for module in model.modules()), "it was in eval mode"
 
 
 def test_keep_base_false_holds_no_second_copy():

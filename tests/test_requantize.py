@@ -21,8 +21,9 @@ def test_it_is_put_back_as_it_was_packed():
     again = requantize_base(layer, layer.merged_weight())
     assert (again.kind, again.block_size, again.absmax2) == ("fp4", 128, None)
     assert torch.equal(again.bias, layer.base.bias)
-    layer.base.compute_dtype = torch.bfloat16
-    assert requantize_base(layer, layer.merged_weight()).compute_dtype == torch.bfloat16
+    layer.eval().base.compute_dtype = torch.bfloat16
+    again = requantize_base(layer, layer.merged_weight())
+    assert (again.compute_dtype, again.training) == (torch.bfloat16, False)
 
 
 def test_the_smaller_the_update_the_more_of_it_is_lost():
