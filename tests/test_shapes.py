@@ -54,7 +54,7 @@ def test_every_preset_has_the_shapes_of_the_real_model(name):
     [
         {"model_type": "llama", **SMALL, "attention_bias": True, "mlp_bias": True, "num_key_value_heads": 2, "head_dim": 24},
         {"model_type": "llama", **SMALL},
-        {"model_type": "mistral", **SMALL, "num_key_value_heads": 2},
+        {"model_type": "mistral", **SMALL, "num_key_value_heads": 2, "attention_bias": True},  # which it passes over
         {"model_type": "gpt2", "vocab_size": 80, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 32, "n_inner": 100},
         {"model_type": "qwen2", **SMALL, "num_key_value_heads": 4},
         {"model_type": "qwen3", **SMALL, "attention_bias": True, "head_dim": 32, "num_key_value_heads": 1},
