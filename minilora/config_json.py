@@ -16,7 +16,12 @@ from torch import nn
 from .nf4 import NF4Tensor
 from .transformer import Llama, LlamaConfig
 
-FAMILY = ("llama", "mistral")  # architectures whose blocks are exactly those of transformer.py
+# Architectures whose blocks are exactly those of transformer.py, and what their configs mean by leaving something out.
+BOTH = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
+FAMILY: dict[str, dict[str, Any]] = {
+    "llama": {**BOTH, "max_position_embeddings": 2048},
+    "mistral": {**BOTH, "max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+}
 
 # What config.json must hold in each field: a size, a positive number, or true/false.
 KINDS = {
@@ -44,8 +49,9 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
     if found.get("model_type") not in FAMILY:
         raise ValueError(
             f"{folder / 'config.json'} describes no Llama that minilora can run: model_type is {found.get('model_type')!r}, "
-            f"needed one of {FAMILY}. Load it with transformers: minilora.inject takes any model of Linears, in Python"
+            f"needed one of {tuple(FAMILY)}. Load it with transformers: minilora.inject takes any model of Linears, in Python"
         )
+    found = FAMILY[found["model_type"]] | found
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         wrong.append(f"scaled rotary positions ({rope}) are not supported")
     if found.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -56,16 +62,11 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
     needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     if missing := [name for name in needed if found.get(name) is None]:
         wrong.append(f"these sizes are missing: {', '.join(missing)}")
-    known: dict[str, Any] = {
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 2048,
-        "rms_norm_eps": 1e-6,
-    }  # their defaults
-    known |= {field.name: found[field.name] for field in fields(LlamaConfig) if found.get(field.name) is not None}
+    known: dict[str, Any] = {f.name: found[f.name] for f in fields(LlamaConfig) if found.get(f.name) is not None}
     known |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     wrong += [f"{name}={value!r} is no {KINDS[name]}" for name, value in known.items() if not is_kind(value, KINDS[name])]
-    window = found.get("sliding_window", 4096 if found["model_type"] == "mistral" else None)  # MistralConfig's default
-    if window is not None and not wrong and not (isinstance(window, int) and window >= known["max_position_embeddings"]):
+    window, longest = found.get("sliding_window"), known.get("max_position_embeddings", 0)
+    if window is not None and not wrong and not (isinstance(window, int) and window >= longest > 0):
         wrong.append(f"sliding_window={window!r} is not supported (for texts no longer than that, null there is the same)")
     if wrong:
         raise ValueError(f"{folder / 'config.json'} describes no Llama that minilora can run: {'; '.join(wrong)}")

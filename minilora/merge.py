@@ -88,7 +88,7 @@ def put_all(layers: Layers, weights: Sequence[Tensor], keep_base: bool) -> None:
     """Put merged weights in place: into the Linear that is there, or in four bits as a float Linear in its stead."""
     for (_, layer), weight in zip(layers, weights, strict=True):
         if is_packed(layer.base):
-            layer.put_base(plain_linear(weight, layer.bias), keep_base)
+            layer.put_base(plain_linear(weight, layer.bias).train(layer.training), keep_base)
         else:
             layer.put_merged(weight, keep_base)
 

@@ -133,6 +133,7 @@ def test_a_bias_that_would_be_broadcast_and_a_block_of_no_size_are_refused():
     for bias in ([[10], [20]], [1], 5.0):
         with pytest.raises(ValueError, match="bias must have one number for each of the 2 outputs, got shape"):
             level0.lora_forward(x, W, A, B, 1, bias)
+    level0.nf4_quantize(x, 1)
     for size in (0, -64):
         with pytest.raises(ValueError, match=f"block_size must be at least 1, got {size}"):
             level0.nf4_quantize(x, size)
