@@ -5,16 +5,19 @@ import itertools
 import json
 import math
 import signal
+import threading
 import warnings
 
 import pytest
 import torch
 
 import minilora
-from minilora import LoraConfig, TrainConfig, inject, train
-from minilora.data import Task, naval_log
+from minilora import Example, LoraConfig, TrainConfig, inject, train
+from minilora.batches import encode_all, pad
+from minilora.data import Task, naval_log, polite_log
 from minilora.history import History, overfitting, tensorboard_callback
-from minilora.train import rate_at
+from minilora.inject import lora_layers
+from minilora.train import build_optimizer, rate_at, summed_loss
 
 TASK = naval_log(40, 12)
 QUICK = {"batch_size": 4, "progress": False, "validate_every": 0}
@@ -27,12 +30,46 @@ def adapted(dropout=0.0, seed=0):
     return model
 
 
+def filled(dropout=0.0):
+    """An adapter whose A and whose dropout are to be seen: B is not zero."""
+    model = adapted(dropout)
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B, std=0.05)
+    return model
+
+
 def trained_bits(model):
     return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def equal(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+
+
+@pytest.fixture
+def optimizer_steps(monkeypatch):
+    """(the gradient as one vector, rates of the groups) that AdamW is given, step by step."""
+    seen, step = [], torch.optim.AdamW.step
+
+    def watched(self, *args, **more):
+        gradient = torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])
+        seen.append((gradient, [group["lr"] for group in self.param_groups]))
+        return step(self, *args, **more)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    return seen
+
+
+def parts_of(model, **settings):
+    """What the decoder is given in one step: (rows, whether they have segments, whether under autocast), part by part."""
+    seen = []
+
+    def note(decoder, args):
+        seen.append((len(args[0]), args[1] is not None, torch.is_autocast_enabled("cpu")))
+
+    model.model.register_forward_pre_hook(note)
+    record = train(model, TASK, **{**QUICK, "batch_size": 8, "steps": 1} | settings).steps[0]
+    return seen, record
 
 
 @pytest.mark.slow
@@ -54,14 +91,26 @@ def test_everything_trains_without_an_adapter():
     assert len(changed) == len(before)
 
 
-def test_accumulation_gives_the_gradient_of_the_whole_batch():
+def test_accumulation_gives_the_gradient_of_the_whole_batch(optimizer_steps):
     """Parts of different length: averaging part by part would weigh short answers more."""
-    runs = [train(model := adapted(), TASK, steps=1, accumulate=n, **QUICK) and trained_bits(model) for n in (1, 2, 4)]
-    first = [train(adapted(), TASK, steps=1, accumulate=n, **QUICK).steps[0] for n in (1, 2, 4)]
-    for other, record in zip(runs[1:], first[1:], strict=True):
-        assert record["loss"] == pytest.approx(first[0]["loss"], rel=1e-5)
-        assert record["grad_norm"] == pytest.approx(first[0]["grad_norm"], rel=1e-4)
-        assert other.keys() == runs[0].keys()
+    whole, *others = (parts_of(filled(), accumulate=n) for n in (1, 2, 4))
+    for (seen, record), n in zip(others, (2, 4), strict=True):
+        assert seen == [(8 // n, False, False)] * n
+        assert record["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
+    (wanted, _), *found = optimizer_steps
+    for gradient, _ in found:
+        assert (gradient - wanted).norm() <= 1e-4 * wanted.norm()
+
+
+def test_a_batch_is_packed_and_computed_in_bf16_where_asked():
+    plain, record = parts_of(filled())
+    assert plain == [(8, False, False)]
+    assert parts_of(filled(), bf16=True)[0] == [(8, False, True)]
+    [(rows, segments, _)], packed = parts_of(filled(), pack=True, max_length=160)
+    assert rows < 8
+    assert segments
+    assert packed["loss"] == pytest.approx(record["loss"], rel=1e-4)
+    assert packed["grad_norm"] == pytest.approx(record["grad_norm"], rel=1e-3)
 
 
 def test_the_loss_is_the_mean_over_answer_tokens_only():
@@ -104,6 +153,15 @@ def test_a_resumed_run_continues_to_the_same_bits(tmp_path, dropout):
     assert sorted(stripped[0], key=str) == sorted(stripped[1], key=str)
 
 
+def test_the_seed_decides_the_order_and_the_dropout():
+    def losses(seed, dropout, task):
+        return train(filled(dropout), task, steps=1, seed=seed, **QUICK).losses
+
+    assert losses(0, 0.0, TASK) != losses(1, 0.0, TASK)
+    one = Task("one", TASK.train[:1], ())
+    assert losses(0, 0.5, one) != losses(1, 0.5, one)
+
+
 def test_runs_repeat_and_leave_torchs_generator_alone():
     torch.manual_seed(7)
     expected = torch.randn(3)
@@ -134,7 +192,7 @@ def test_ctrl_c_ends_after_the_step_with_the_state_saved(tmp_path):
     whole = adapted()
     train(whole, TASK, steps=9, **QUICK)
     again = adapted(seed=3)
-    train(again, TASK, steps=9, out=tmp_path, resume=True, **QUICK)
+    assert not train(again, TASK, steps=9, out=tmp_path, resume=True, **QUICK).interrupted
     assert equal(trained_bits(again), trained_bits(whole))
 
 
@@ -147,6 +205,23 @@ def test_ctrl_c_in_the_first_validation_does_not_make_a_second_one(tmp_path):
     assert train(adapted(), TASK, callbacks=[interrupt], **settings).steps == []
     history = train(adapted(), TASK, resume=True, **settings)
     assert [validation["step"] for validation in history.validations] == [0, 1]
+
+
+def test_training_works_outside_the_main_thread_flushes_denormals_and_puts_the_mode_back():
+    """Signals belong to the main thread, denormals to the thread that computes."""
+    model, found = adapted().train(), []
+
+    def work():
+        found.append(train(model, TASK, steps=1, **QUICK))
+        found.append((torch.full((8,), 1e-39) * 1.0).any().item())
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    history, denormals = found
+    assert len(history.losses) == 1
+    assert not denormals
+    assert model.training
 
 
 def test_a_second_ctrl_c_stops_at_once():
@@ -170,6 +245,16 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_weights():
     with pytest.raises(FloatingPointError, match=r"step 3: the loss is nan. Last losses: .* look at the examples"):
         train(model, TASK, steps=5, callbacks=[damage], **QUICK)
     assert equal(trained_bits(model), poison[0])
+
+
+def test_an_infinite_gradient_of_a_finite_loss_stops_and_keeps_the_weights():
+    model = adapted()
+    before = trained_bits(model)
+    next(lora_layers(model))[1].lora_B.register_hook(lambda grad: grad + math.inf)
+    with pytest.raises(FloatingPointError, match="step 1: the gradient norm is inf"):
+        train(model, TASK, steps=2, **QUICK)
+    assert equal(trained_bits(model), before)
+    assert all(p.grad is None for p in model.parameters())
 
 
 def test_a_base_that_is_broken_from_the_start_says_so():
@@ -200,7 +285,27 @@ def test_the_best_state_is_kept_and_early_overfitting_is_warned_of(tmp_path):
     assert losses[-1] > 1.05 * min(losses), "the test needs a run that overfits"
     again = train(model, train_few, steps=1, lr=1e-12, batch_size=2, validate_every=1, progress=False)
     assert again.validations[0]["valid_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert len(history.warnings) == 1
     assert history.warnings == [str(w.message) for w in caught if "begins to memorise" in str(w.message)]
+
+
+@pytest.mark.parametrize("keep_best", [True, False])
+def test_the_best_state_or_the_last_one_is_kept(keep_best):
+    model, states = adapted(), {}
+    settings = {**QUICK, "validate_every": 1, "steps": 1, "lr": 1.0}
+    note = lambda record: states.update({record["step"]: trained_bits(model)})  # noqa: E731
+    history = train(model, polite_log(8, 8), keep_best=keep_best, callbacks=[note], **settings)
+    assert history.best_step == 0, "the base knows these answers: a rate of 1 can only spoil them"
+    assert equal(trained_bits(model), states[0 if keep_best else 1])
+
+
+def test_the_last_step_is_validated_and_saved_whatever_the_interval(tmp_path):
+    settings = {**QUICK, "steps": 3, "validate_every": 2, "out": tmp_path, "checkpoint_every": 2}
+    history = train(adapted(), TASK, **settings)
+    assert [validation["step"] for validation in history.validations] == [0, 2, 3]
+    seen = []
+    train(adapted(), TASK, resume=True, callbacks=[seen.append], **settings)
+    assert seen == [], "nothing was left to do"
 
 
 def test_overfitting_needs_three_rises_and_five_percent():
@@ -214,26 +319,41 @@ def test_overfitting_needs_three_rises_and_five_percent():
 
 
 def test_validation_answers_report_exact_match_and_a_sample(capsys):
-    history = train(adapted(), TASK, steps=2, batch_size=4, validate_every=2, valid_answers=4)
-    assert [v["step"] for v in history.validations] == [0, 2]
-    assert set(history.validations[0]["sample"]) == {"asked", "answer", "wanted"}
+    """To the letter: one answer of two is right but for the full stop."""
+    first, second = polite_log(1, 2).valid
+    task = Task("polite", (first,), (first, Example(second.instruction, second.output.removesuffix("."), second.input)))
+    history = train(minilora.load_base(), task, steps=1, batch_size=1, valid_answers=2)
+    assert history.validations[0]["exact_match"] == 0.5
+    assert history.validations[0]["sample"] == {"asked": first.instruction, "answer": first.output, "wanted": first.output}
     assert "held-out loss" in capsys.readouterr().err
 
 
-def test_clipping_bounds_the_step_and_decay_shrinks_matrices_only():
-    plain, clipped = adapted(), adapted()
-    free = train(plain, TASK, steps=1, clip=0.0, **QUICK).steps[0]["grad_norm"]
-    assert train(clipped, TASK, steps=1, clip=1e-3, **QUICK).steps[0]["grad_norm"] == pytest.approx(free)
-    optimizer = minilora.train.__globals__["build_optimizer"](
-        dict(minilora.load_base().named_parameters()), TrainConfig(weight_decay=0.5)
-    )
-    for group in optimizer.param_groups:
-        assert all((p.dim() > 1) == (group["weight_decay"] == 0.5) for p in group["params"])
+def test_the_validation_loss_is_the_mean_over_all_held_out_answer_tokens_without_dropout():
+    """70 examples are three parts of at most 32, with different numbers of tokens."""
+    task, model = Task("many", TASK.train, naval_log(1, 70).valid), filled(dropout=0.5)
+    rows = [pad([row]) for row in encode_all(model.tokenizer, task.valid, 512)]
+    with torch.no_grad():
+        wanted = sum(summed_loss(model.eval(), row).item() for row in rows) / sum(row.answer_tokens for row in rows)
+    history = train(model, task, steps=1, **QUICK | {"validate_every": 1})
+    assert history.validations[0]["valid_loss"] == pytest.approx(wanted, rel=1e-4)
 
 
-def test_bf16_and_packing_train():
-    history = train(adapted(), TASK, steps=6, lr=5e-3, bf16=True, pack=True, max_length=160, **QUICK)
-    assert history.losses[-1] < history.losses[0]
+def test_clipping_bounds_the_gradient_that_the_optimizer_sees(optimizer_steps):
+    free = train(adapted(), TASK, steps=1, clip=0.0, **QUICK).steps[0]["grad_norm"]
+    assert train(adapted(), TASK, steps=1, clip=free / 10, **QUICK).steps[0]["grad_norm"] == pytest.approx(free)
+    norms = [gradient.norm().item() for gradient, _ in optimizer_steps]
+    assert norms == pytest.approx([free, free / 10], rel=1e-3)
+
+
+def test_norms_and_biases_are_not_decayed():
+    groups = build_optimizer(dict(minilora.load_base().named_parameters()), TrainConfig(weight_decay=0.5)).param_groups
+    assert [(group["weight_decay"], {p.dim() for p in group["params"]}) for group in groups] == [(0.5, {2}), (0.0, {1})]
+
+
+def test_every_group_has_the_rate_of_the_step(optimizer_steps):
+    """Norms and biases are a group of their own, and follow the schedule too."""
+    history = train(minilora.load_base(), TASK, steps=3, lr=1e-3, **QUICK)
+    assert [rates for _, rates in optimizer_steps] == [[record["lr"]] * 2 for record in history.steps]
 
 
 def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
@@ -262,6 +382,8 @@ def test_resuming_what_is_not_there_or_not_the_same_is_refused(tmp_path):
     train(adapted(), TASK, steps=2, out=tmp_path, checkpoint_every=1, **QUICK)
     with pytest.raises(ValueError, match=r"other settings \(steps: 2 there, 3 here\)"):
         train(adapted(), TASK, steps=3, out=tmp_path, resume=True, **QUICK)
+    with pytest.raises(ValueError, match=r"other settings \(data: "):
+        train(adapted(), Task("less", TASK.train[:-1], TASK.valid), steps=2, out=tmp_path, resume=True, **QUICK)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a checkpoint")
     with pytest.raises(ValueError, match="no readable safetensors"):
         train(adapted(), TASK, steps=2, out=tmp_path, resume=True, **QUICK)
@@ -344,6 +466,8 @@ def test_examples_that_are_none_are_refused():
         train(adapted(), [{"instruction": "a", "output": "b"}], steps=1)
     with pytest.raises(ValueError, match="at least one example, got none"):
         train(adapted(), [], steps=1)
+    with pytest.raises(ValueError, match=r"train needs minilora.Example.* got str"):
+        train(adapted(), Task("mine", TASK.train, ("a",)), steps=1)
 
 
 def test_a_run_is_not_resumed_on_other_codes(tmp_path, base):
