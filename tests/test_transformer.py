@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.transformer import KVCache, Llama, LlamaConfig, attention_mask_4d
+from minilora import LoraConfig, inject
+from minilora.inject import lora_layers
+from minilora.transformer import KVCache, Llama, LlamaConfig, RMSNorm, attention_mask_4d, sample
 
 SIZES = [
     {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
@@ -23,6 +26,14 @@ def tiny(seed=0, **sizes):
     for p in model.parameters():  # far from the initialisation, where much would look equal
         torch.nn.init.normal_(p, std=0.3)
     return model
+
+
+def with_dropout(model):
+    """A filled adapter in training mode, whose dropout is to be seen."""
+    inject(model, LoraConfig(r=4, lora_dropout=0.5))
+    for _, layer in lora_layers(model):
+        torch.nn.init.normal_(layer.lora_B, std=0.5)
+    return model.train()
 
 
 def hugging_face(model):
@@ -75,12 +86,26 @@ def test_greedy_generation_equals_transformers():
     assert torch.equal(ours.generate(ids, 20), wanted)
 
 
-def test_sampling_repeats_with_a_seed_and_keeps_to_the_top_k():
+def test_sampling_repeats_with_a_seed_and_is_greedy_at_the_limits():
     model, ids = tiny(), torch.randint(0, 97, (1, 4))
     one, same, other = (model.generate(ids, 40, temperature=1.5, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
-    assert torch.equal(model.generate(ids, 10, temperature=9.0, top_k=1), model.generate(ids, 10))
+    greedy = model.generate(ids, 10)
+    assert torch.equal(model.generate(ids, 10, temperature=9.0, top_k=1), greedy)
+    assert torch.equal(model.generate(ids, 10, temperature=1e-4), greedy)
+
+
+@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (3.0, None), (1.0, 2), (2.0, 3), (1.0, 9)])
+def test_tokens_are_drawn_from_the_softmax_over_the_likeliest(temperature, top_k):
+    """Frequencies of 20,000 draws lie within five standard deviations, 0.018 at most."""
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    wanted = (logits / temperature).softmax(0)
+    wanted[top_k or 4 :] = 0
+    drawn = sample(logits.repeat(20_000, 1), temperature, top_k, torch.Generator().manual_seed(0))
+    found = drawn.bincount(minlength=4) / 20_000
+    assert ((found - wanted / wanted.sum()).abs() < 0.018).all()
+    assert not found[wanted == 0].any()
 
 
 def test_left_padding_changes_no_answer():
@@ -118,17 +143,34 @@ def test_no_mask_is_made_where_causal_says_it_all():
     assert attention_mask_4d(None, 2, 3, device).shape == (1, 1, 3, 5)
 
 
-def test_dropout_and_mode_are_as_before_after_generation():
-    model = tiny().train()
-    model.generate(torch.zeros(1, 2, dtype=torch.long), 2)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_norm_takes_its_mean_in_float32(dtype):
+    """300² does not fit float16: a mean that was taken there would be infinite, and the norm zero."""
+    x = torch.full((1, 8), 300.0, dtype=dtype)
+    assert torch.equal(RMSNorm(8, 1e-5).to(dtype)(x), torch.ones(1, 8, dtype=dtype))
+
+
+def test_dropout_is_off_while_a_text_is_generated_and_the_mode_is_as_before():
+    model, ids = with_dropout(tiny()), torch.arange(8).view(1, 8)
+    found = model.generate(ids, 12)
     assert model.training
+    assert torch.equal(found, model.eval().generate(ids, 12))
+    assert not model.training
 
 
-def test_bf16_autocast_keeps_the_attention_core_in_float32():
+def test_bf16_autocast_keeps_the_attention_core_in_float32(monkeypatch):
     model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (2, 16))
+    seen, attention = set(), F.scaled_dot_product_attention
+
+    def watched(q, k, v, **more):
+        seen.update((q.dtype, k.dtype, v.dtype))
+        return attention(q, k, v, **more)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = model(ids)
-    assert torch.isfinite(out.float()).all()
+    assert out.dtype == torch.bfloat16
+    assert seen == {torch.float32}
     assert torch.corrcoef(torch.stack([out.float().flatten(), model(ids).flatten()]))[0, 1] > 0.99
 
 
@@ -176,22 +218,21 @@ def test_generation_after_right_padding_is_refused():
 
 @pytest.mark.parametrize("lora", [False, True])
 def test_gradient_checkpointing_gives_the_same_gradients_to_the_bit(base, lora):
-    """Frozen inputs are no obstacle (huggingface/peft #137); dropout is drawn again as it was."""
-    import minilora
-    from minilora.inject import lora_layers
-
+    """Frozen inputs are no obstacle (huggingface/peft #137); dropout is drawn again as it was. A block is computed twice."""
     base.train()
     if lora:
-        minilora.inject(base, minilora.LoraConfig(target_modules="all-linear", lora_dropout=0.2))
+        inject(base, LoraConfig(target_modules="all-linear", lora_dropout=0.2))
         for _, layer in lora_layers(base):
             torch.nn.init.normal_(layer.lora_B, std=0.02)
     ids = torch.arange(60).view(2, 30)
-    found = []
+    found, computed = [], []
+    base.model.layers[0].register_forward_pre_hook(lambda *_: computed.append(base.model.gradient_checkpointing))
     for switch in (False, True):
         base.model.gradient_checkpointing = switch
         base.zero_grad()
         torch.manual_seed(0)
         base(ids).square().mean().backward()
         found.append([p.grad for p in base.parameters() if p.requires_grad])
+    assert computed == [False, True, True]
     assert len(found[0]) == (84 if lora else 56)
     assert all(map(torch.equal, *found))
