@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
@@ -19,28 +19,29 @@ rows = st.lists(
 
 
 def test_only_the_answer_and_its_end_have_labels(base):
-    example = polite_log(1, 1).train[0]
-    found = encode(base.tokenizer, example)
+    one = polite_log(1, 1).train[0]
+    found = encode(base.tokenizer, one)
     labelled = [token for token, label in zip(found.ids, found.labels, strict=True) if label != IGNORE]
-    assert base.tokenizer.decode(labelled) == example.output
+    assert base.tokenizer.decode(labelled) == one.output
     assert labelled[-1] == base.tokenizer.eos_id
     prompt = [token for token, label in zip(found.ids, found.labels, strict=True) if label == IGNORE]
-    assert prompt == base.tokenizer.encode(base.tokenizer.prompt(example.instruction, example.input))
+    assert prompt == base.tokenizer.encode(base.tokenizer.prompt(one.instruction, one.input))
 
 
 @given(rows)
 def test_padding_keeps_every_token_and_labels_none_of_its_own(examples):
     batch = pad(examples)
     assert batch.ids.shape == batch.labels.shape == (len(examples), max(len(e.ids) for e in examples))
-    for row, example in enumerate(examples):
-        n = len(example.ids)
-        assert batch.ids[row, :n].tolist() == example.ids
-        assert batch.labels[row, :n].tolist() == example.labels
+    for row, e in enumerate(examples):
+        n = len(e.ids)
+        assert batch.ids[row, :n].tolist() == e.ids
+        assert batch.labels[row, :n].tolist() == e.labels
         assert (batch.labels[row, n:] == IGNORE).all()
     assert batch.answer_tokens == sum(label != IGNORE for e in examples for label in e.labels[1:])
 
 
 @given(rows, st.integers(12, 30))
+@example([Encoded([5, 7] * 3, [IGNORE, 7] * 3)] * 2, 12)
 def test_packing_keeps_every_example_whole_in_its_own_segment(examples, room):
     batch = pack(examples, room)
     assert batch.ids.shape[1] <= room
@@ -50,6 +51,8 @@ def test_packing_keeps_every_example_whole_in_its_own_segment(examples, room):
             inside = segments == number
             found.append((ids[inside].tolist(), labels[inside].tolist()[1:]))
     assert sorted(found) == sorted((e.ids, e.labels[1:]) for e in examples)
+    lengths = (batch.segments > 0).sum(dim=1).tolist()
+    assert sum(sorted(lengths)[:2]) > room or len(lengths) == 1, "two rows could be one"
     assert batch.answer_tokens == pad(examples).answer_tokens
 
 
@@ -70,10 +73,13 @@ def test_every_epoch_sees_every_example_once_in_an_order_of_its_own(count, size,
         assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
     if count >= 12:
         assert drawn[:count] != drawn[count : 2 * count]
+        assert drawn[:count] != batch_indices(count, count, 0, seed + 1)
 
 
 def test_examples_too_long_are_left_out_with_a_warning_or_refused_when_none_is_left(base):
     examples = [Example("Hi", "there"), Example("Hi", "there " * 100)]
+    [row] = encode_all(base.tokenizer, examples[:1], 40)
+    assert encode_all(base.tokenizer, examples[:1], len(row.ids)) == [row]
     with pytest.warns(UserWarning, match="1 of 2 examples are longer than max_length=40 tokens"):
         assert len(encode_all(base.tokenizer, examples, 40)) == 1
     with pytest.raises(ValueError, match="no example fits max_length=2 tokens: 2 given, the shortest has"):

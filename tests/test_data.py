@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import data
-from minilora.data import Example, load_jsonl, naval_log, polite_log, split_examples
+from minilora.data import Example, is_heldout, load_jsonl, naval_log, polite_log, split_examples
 
 
 def readings_in(log):
@@ -23,6 +23,12 @@ def test_train_and_held_out_share_no_log_and_nothing_stands_twice(build):
     assert not train & valid
     for side in (task.train, task.valid):
         assert len({(e.input, e.instruction) for e in side}) == len(side)
+
+
+def test_the_split_is_the_same_for_ever():
+    """The shipped base was trained on one side of it."""
+    held = [n for n in range(101) if is_heldout(f"Log: Hull {n}%.")]
+    assert held == [0, 12, 18, 29, 32, 33, 35, 38, 42, 58, 60, 63, 84, 87, 90]
 
 
 def test_tasks_repeat_with_a_seed_and_differ_without():
@@ -42,6 +48,20 @@ def test_every_reading_of_a_naval_answer_stands_in_its_log_and_there_is_variety(
     assert len({e.output for e in task.train}) > 1200
     assert {len(readings_in(e.input)) for e in task.train} == {1, 2, 3, 4}
     assert sum("All stop." in e.output for e in task.train) > 20
+
+
+def test_engines_never_stand_alone_and_several_systems_are_asked_for_in_any_order():
+    train = naval_log(2000, 1).train
+    assert not any("Engines" in e.input and len(readings_in(e.input)) == 1 for e in train)
+    in_order = []
+    for e in train:
+        asked = re.findall(r"the ([A-Z]\w+)", e.instruction)
+        if len(asked) > 1:
+            logged = [name for name, _ in readings_in(e.input) if name in asked]
+            assert sorted(asked) == sorted(logged)
+            in_order.append(asked == logged)
+    assert len(in_order) > 20
+    assert set(in_order) == {True, False}
 
 
 def test_polite_and_naval_show_the_same_logs_and_ask_the_same():
@@ -85,6 +105,7 @@ GOOD = '{"instruction": "a", "output": "b"}'
         ('{"prompt": "a"}', "line 1: 'instruction' and 'output' missing; .*: rename the fields"),
         ('[\n {"instruction": "a", "output": "b"}\n]', "line 1: no valid JSON .* write one object a line"),
         ('{"instruction": 3, "output": "b"}', "line 1: 'instruction' must be text, got int"),
+        ('{"instruction": "a", "output": null}', "line 1: 'output' must be text, got NoneType"),
         ('{"instruction": "a", "output": " "}', "line 1: 'output' is empty"),
         ('{"instruction": "a", "output": "b", "inptu": "c"}', "line 1: unknown field 'inptu'"),
         ('{"instruction": "a", "output": "b", "input": 0}', "line 1: 'input' must be text, got int"),
@@ -111,6 +132,20 @@ def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
     (tmp_path / "bom.jsonl").write_text(GOOD, encoding="utf-8-sig")
     assert load_jsonl(tmp_path / "bom.jsonl") == (Example("a", "b"),)
+
+
+@pytest.mark.parametrize("separator", ["\u2028", "\x85"])
+def test_what_python_calls_a_line_end_may_stand_in_a_text_and_input_may_be_null(tmp_path, separator):
+    file = tmp_path / "mine.jsonl"
+    file.write_text(f'{{"instruction": "a{separator}b", "output": "c", "input": null}}', encoding="utf-8")
+    assert load_jsonl(file) == (Example(f"a{separator}b", "c"),)
+
+
+def test_splitting_shuffles_by_the_seed():
+    examples = [Example(str(i), "x") for i in range(50)]
+    first, same, other = (split_examples(examples, seed=seed) for seed in (0, 0, 1))
+    assert first == same != other
+    assert first.valid != tuple(examples[:5])
 
 
 def test_splitting_holds_out_a_tenth_and_loses_nothing():

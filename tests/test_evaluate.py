@@ -9,6 +9,8 @@ from minilora import Example, bits_per_byte, exact_match
 from minilora.data import polite_log
 from minilora.evaluate import PROSE, answers
 
+from .test_transformer import with_dropout
+
 
 class Parrot:
     """Answers with the context."""
@@ -29,17 +31,31 @@ def test_exact_match_is_the_share_of_answers_right_to_the_letter():
 
 def test_batched_answers_are_those_given_one_by_one(base):
     examples = polite_log(1, 8).valid
-    assert answers(base, examples) == answers(base, examples, batch=1)
+    assert answers(base, examples) == answers(base, examples, batch=1) == [e.output for e in examples]
+
+
+def test_an_answer_may_be_as_long_as_the_one_that_is_wanted(base):
+    asked = []
+    base.generate_texts = lambda prompts, most: asked.append(most) or [""] * len(prompts)
+    long = Example("q", "Hull 90%. " * 40)
+    answers(base, [Example("q", "a")])
+    answers(base, [Example("q", "a"), long], batch=1)
+    assert asked == [64, *[len(base.tokenizer.answer(long.output)) + 1] * 2]
 
 
 @torch.no_grad()
 def test_bits_per_byte_is_the_cross_entropy_in_bits_over_the_bytes_predicted(base):
-    text = "The people of the United States, and their commerce, are at peace."
-    ids = base.tokenizer.encode(text)
-    logp = base(torch.tensor([ids]))[0].log_softmax(-1)
-    bits = -sum(logp[i - 1, ids[i]].item() for i in range(1, len(ids))) / math.log(2)
-    first = len(base.tokenizer.decode(ids[:1]))
-    assert bits_per_byte(base, text) == pytest.approx(bits / (len(text) - first), rel=1e-4)
+    """In several windows, in more than one batch of them, of letters of several bytes, with dropout that must not count."""
+    text = "The people of the États-Unis, and their commerce, are at peace – as ever. " * 4
+    ids, bits, size = base.tokenizer.encode(text), 0.0, 0
+    model = with_dropout(base).eval()
+    windows = [ids[start : start + 16] for start in range(0, len(ids) // 16 * 16, 16)]
+    for window in windows:
+        logp = model(torch.tensor([window]))[0].log_softmax(-1)
+        bits -= sum(logp[i - 1, window[i]].item() for i in range(1, 16)) / math.log(2)
+        size += len(base.tokenizer.decode(window).encode()) - len(base.tokenizer.decode(window[:1]).encode())
+    assert len(windows) > 4
+    assert bits_per_byte(model.train(), text, context=16, batch=2) == pytest.approx(bits / size, rel=1e-4)
 
 
 def test_bits_per_byte_leaves_the_mode_alone_and_refuses_what_it_cannot_measure(base):

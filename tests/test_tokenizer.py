@@ -1,12 +1,13 @@
 """Text survives the way to tokens and back, and a conversation is written as the model learnt it."""
 
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import load_base
 from minilora.pretrained import SHIPPED
-from minilora.tokenizer import Tokenizer, default_system
+from minilora.tokenizer import END, END_OF_TEXT, START, Tokenizer, default_system
 
 TOKENIZER = load_base().tokenizer
 
@@ -46,8 +47,6 @@ def test_a_system_message_opens_the_conversation():
 
 
 def test_a_tokenizer_without_the_marks_gets_a_plain_form(tmp_path):
-    import tokenizers
-
     plain = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "</s>": 1}, []))
     plain.save(str(tmp_path / "tokenizer.json"))
     tok = Tokenizer(tmp_path / "tokenizer.json")
@@ -55,6 +54,20 @@ def test_a_tokenizer_without_the_marks_gets_a_plain_form(tmp_path):
     assert tok.eos_id == 1
     assert tok.answer("a")[-1] == 1
     assert Tokenizer(tmp_path / "tokenizer.json", eos_id=0).eos_id == 0
+
+
+@pytest.mark.parametrize(("vocabulary", "eos"), [({"a": 0, START: 1, "</s>": 2}, 2), ({"a": 0, "</s>": 1, END_OF_TEXT: 2}, 2)])
+def test_half_of_chatml_is_none_and_ends_are_looked_for_in_order(tmp_path, vocabulary, eos):
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(str(tmp_path / "tokenizer.json"))
+    found = Tokenizer(tmp_path / "tokenizer.json")
+    assert not found.is_chatml
+    assert found.eos_id == eos
+
+
+def test_an_answer_in_chatml_ends_with_its_mark_whatever_the_config_says():
+    end, end_of_text = (TOKENIZER.raw.token_to_id(mark) for mark in (END, END_OF_TEXT))
+    assert end_of_text not in (None, end)
+    assert Tokenizer(TOKENIZER.file, eos_id=end_of_text).eos_id == end
 
 
 @pytest.mark.parametrize("content", ["", "{}", "nonsense"])
@@ -65,8 +78,6 @@ def test_a_broken_file_is_refused(tmp_path, content):
 
 
 def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path):
-    import tokenizers
-
     raw = tokenizers.Tokenizer.from_file(str(TOKENIZER.file))
     raw.enable_truncation(4)
     raw.enable_padding(length=64)
@@ -74,6 +85,19 @@ def test_truncation_and_padding_saved_with_a_tokenizer_are_switched_off(tmp_path
     text = "The people of the United States are at peace."
     assert Tokenizer(tmp_path / "tokenizer.json").encode(text) == TOKENIZER.encode(text)
     assert Tokenizer(tmp_path / "tokenizer.json").encode("a") == TOKENIZER.encode("a")
+
+
+def test_a_beginning_that_a_tokenizer_would_add_is_not_added(tmp_path):
+    """Llama's tokenizer.json puts <s> before every text; the chat form says where marks stand."""
+    raw = tokenizers.Tokenizer.from_file(str(TOKENIZER.file))
+    mark = raw.token_to_id(END_OF_TEXT)
+    raw.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, mark)]
+    )
+    raw.save(str(tmp_path / "tokenizer.json"))
+    plain = TOKENIZER.encode("Hull 90%.")
+    assert raw.encode("Hull 90%.").ids == [mark, *plain]
+    assert Tokenizer(tmp_path / "tokenizer.json").encode("Hull 90%.") == plain
 
 
 def smol(system):
@@ -122,12 +146,11 @@ def test_a_template_without_a_message_of_its_own_gives_none(text):
 def test_a_tokenizer_without_chatml_gets_a_template_of_the_plain_form(tmp_path, system):
     """A Llama without the marks is trained on User: and Assistant:, and whoever serves it must write the same."""
     import transformers
-    from tokenizers import Tokenizer as Raw
-    from tokenizers.models import WordLevel
 
     from minilora import Llama, LlamaConfig, save_model
 
-    Raw(WordLevel({"<unk>": 0, "</s>": 1, "User:": 2}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    words = tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1, "User:": 2}, unk_token="<unk>")
+    tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", system)
     sizes = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
     save_model(Llama(sizes, tokenizer), tmp_path / "model")
