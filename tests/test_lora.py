@@ -14,7 +14,7 @@ from minilora import LoraConfig, level0
 from minilora.lora import AddLowRank, LoRALayer, add_low_rank_plainly
 
 from .strategies import cases
-from .tolerance import forward_bound, gamma
+from .tolerance import backward_bound, forward_bound, gamma
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -61,20 +61,23 @@ def test_the_fast_forward_equals_the_plain_one(case):
     assert (difference <= 2 * forward_bound(*case.parts, torch.float32)).all()
 
 
-@given(cases(dtypes=(torch.float32,)))
-def test_forward_equals_peft(case):
-    """PEFT's own layer with the same numbers inside, unmerged and merged."""
+def pefts(layer):
+    """PEFT's own layer with the same numbers inside."""
     from peft import LoraConfig, get_peft_model
 
-    layer = case.layer
     holder = nn.ModuleDict({"target": copy.deepcopy(layer.base)})
     holder.forward = lambda x: holder["target"](x)
-    alpha = layer.lora_alpha
-    peft = get_peft_model(
-        holder, LoraConfig(r=layer.r, lora_alpha=alpha, target_modules=["target"], use_rslora=layer.use_rslora)
-    ).base_model.model["target"]
+    config = LoraConfig(r=layer.r, lora_alpha=layer.lora_alpha, target_modules=["target"], use_rslora=layer.use_rslora)
+    peft = get_peft_model(holder, config).base_model.model["target"]
     peft.lora_A["default"].weight.data = layer.lora_A.data.clone()
     peft.lora_B["default"].weight.data = layer.lora_B.data.clone()
+    return peft
+
+
+@given(cases(dtypes=(torch.float32,)))
+def test_forward_equals_peft(case):
+    """Unmerged and merged."""
+    layer, peft = case.layer, pefts(case.layer)
     assert peft.scaling["default"] == layer.scaling
     bound = 2 * forward_bound(*case.parts, torch.float32)
     assert ((peft(case.x) - layer(case.x)).abs() <= bound).all()
@@ -83,6 +86,32 @@ def test_forward_equals_peft(case):
     merged_terms = layer.r + 3
     size = (layer.weight.abs() + layer.scaling * layer.lora_B.abs() @ layer.lora_A.abs()).double()
     assert ((peft.weight - layer.weight).abs() <= 2 * gamma(merged_terms, torch.float32) * size).all()
+
+
+@given(cases(dtypes=(torch.float32,)))
+def test_gradients_equal_pefts(case):
+    layer, peft = case.layer, pefts(case.layer)
+    grad, found = torch.randn_like(layer(case.x)), []
+    theirs = (peft, peft.lora_A["default"].weight, peft.lora_B["default"].weight)
+    for module, A, B in ((layer, layer.lora_A, layer.lora_B), theirs):
+        x = case.x.clone().requires_grad_()
+        module(x).backward(grad)
+        found.append((x.grad, A.grad, B.grad))
+    x, W, A, B, scaling, _ = case.parts
+    x, g = x.reshape(-1, layer.in_features), grad.reshape(-1, layer.out_features)
+    bounds = (
+        backward_bound(grad, W, A, B, scaling, torch.float32),
+        factor_bound(x, g, B, scaling).T,  # (∂L/∂A)ᵀ = scaling xᵀ (g B)
+        factor_bound(g, x, A.T, scaling),  # ∂L/∂B = scaling gᵀ (x Aᵀ)
+    )
+    for ours, peers, bound in zip(*found, bounds, strict=True):
+        assert ((ours - peers).abs() <= 2 * bound).all()
+
+
+def factor_bound(left, right, factor, scaling):
+    """Error of scaling leftᵀ (right factor), summed in any order: a forward through three matrices and no base."""
+    no_base = torch.zeros(factor.shape[1], len(left))
+    return forward_bound(left.T, no_base, right.T, factor.T, scaling, None, torch.float32)
 
 
 def test_a_starts_within_one_over_the_root_of_in_and_b_at_zero():
