@@ -101,7 +101,9 @@ def test_the_levels_and_every_byte_equal_bitsandbytes():
 def test_the_bytes_that_bitsandbytes_once_made_come_out_again():
     """Zero blocks, ties, an odd tail, shorter last blocks, values up to 1e30: golden/make_nf4.py made them."""
     golden = load_file(Path(__file__).parent / "golden" / "nf4.safetensors")
-    for key in [key for key in golden if ".nf4." in key and key.endswith(".single.packed")]:
+    keys = [key for key in golden if ".nf4." in key and key.endswith(".single.packed")]
+    assert len(keys) == 24
+    for key in keys:
         name, _, block_size, *_ = key.split(".")
         weight = golden[f"{name}.weight"].float().numpy()
         ours = level0.nf4_quantize(weight) if block_size == "64" else level0.nf4_quantize(weight, int(block_size))

@@ -37,17 +37,45 @@ MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.sta
 FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}
 
 
-def imports(module):
-    tree = ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.level == 1:
-            yield from [node.module] if node.module else [alias.name for alias in node.names]
+def imports(source, folder):
+    """Names of the modules of a folder that a module in it imports, whether it says ``.x`` or ``minilora.x``."""
+    for node in ast.walk(ast.parse(source)):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        if isinstance(node, ast.ImportFrom):
+            parents = folder.split(".")[: 1 - node.level or None] if node.level else []
+            start = ".".join([*parents, *([node.module] if node.module else [])])
+            names = [f"{start}.{alias.name}" for alias in node.names]
+        yield from (name.removeprefix(f"{folder}.").split(".")[0] for name in names if name.startswith(f"{folder}."))
+
+
+def imports_of(module):
+    """The same of a module of the package, by its path."""
+    folder = ".".join(["minilora", *module.split("/")[:-1]])
+    return set(imports((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), folder))
+
+
+IMPORTS = """from .x import y
+from . import x
+import minilora.x
+import minilora.x as y
+from minilora.x import y
+from minilora import x
+if later: from minilora import x"""
+
+
+@pytest.mark.parametrize("line", IMPORTS.splitlines())
+def test_an_import_is_seen_however_it_is_written(line):
+    assert list(imports(line, "minilora")) == ["x"]
+    assert list(imports(line.replace("minilora", "minilora.learn"), "minilora.learn")) == ["x"]
+    assert list(imports("from ..files import x\nimport minilora, torch\nfrom torch import nn", "minilora.learn")) == []
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_imports_point_down(module):
     assert module in FLOOR, f"give {module} a floor in this test"
-    for other in set(imports(module)):
+    for other in imports_of(module):
         if other in FLOOR:
             assert FLOOR[other] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {other} (floor {FLOOR[other]})"
 
@@ -56,7 +84,7 @@ def test_imports_point_down(module):
 def test_imports_of_the_lessons_engine_point_down(module):
     floor = {name: level for level, names in enumerate(LEARN) for name in names}
     assert module in floor, f"give learn/{module} a floor in this test"
-    for other in set(imports(f"learn/{module}")):
+    for other in imports_of(f"learn/{module}"):
         assert floor[other] < floor[module], f"learn/{module} imports learn/{other}"
 
 
