@@ -103,6 +103,7 @@ def test_another_package_is_refused(tmp_path):
         read_package(file)
 
 
+@pytest.mark.slow
 def test_minilora_train_runs_on_what_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr("minilora.audit_data.read_package", lambda package: many())
     task = write_audit(tmp_path, package="a file")

@@ -105,6 +105,7 @@ def test_a_big_base_takes_a_smaller_rate_and_a_given_one_counts(trained):
     assert [rate_for(10**power) for power in (6, 8, 9, 11)] == [5e-3, 1e-3, 2e-4, 2e-4]
 
 
+@pytest.mark.slow
 def test_only_the_method_that_ran_is_measured_on_a_big_base(trained, capsys, monkeypatch):
     """The other two would put the base into memory in floats, which is what QLoRA was chosen to avoid."""
     monkeypatch.setattr("minilora.config.BIG", 10**6)
@@ -125,6 +126,7 @@ def test_the_table_of_one_method_says_where_the_others_are():
     assert "minilora plan" not in describe_footprints({"LoRA": measured, "QLoRA": measured}, "mine")
 
 
+@pytest.mark.slow
 def test_an_adapter_from_four_bits_is_used_and_merged_on_the_same_four_bits(trained, capsys):
     adapter, merged = str(trained / "out" / "adapter"), trained / "merged"
     with warnings.catch_warnings():

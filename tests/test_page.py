@@ -64,6 +64,7 @@ def in_browser(page, tmp_path):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="the planner page was not tried: no chromium here (apt-get install chromium)")
 def test_the_page_and_the_plan_agree_on_hundreds_of_random_settings(tmp_path):
     draw = random.Random(0)
@@ -77,6 +78,7 @@ def test_the_page_and_the_plan_agree_on_hundreds_of_random_settings(tmp_path):
         assert answer == planned(case), case
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="the planner page was not tried: no chromium here (apt-get install chromium)")
 def test_the_page_shows_the_plan_of_the_command_line(tmp_path):
     dom = in_browser(planner_page(), tmp_path)

@@ -130,6 +130,7 @@ def test_killed_before_any_file_operation_a_save_leaves_the_old_adapter_or_the_n
     assert ((True, True) in seen) == (other_alpha != 3.0)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_a_random_moment_of_many_saves_one_whole_adapter_is_there(tmp_path):
     models = [adapted(r=2, lora_alpha=3.0, seed=1), adapted(r=1, lora_alpha=5.0, seed=2)]

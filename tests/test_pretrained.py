@@ -379,6 +379,7 @@ class Alive(TorchDispatchMode):
         return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("saved_in", ["floats", "four bits"])
 def test_loading_in_four_bits_never_holds_the_float_model(tmp_path, saved_in):
     """Measured: the peak is the packed model, what stays in floats, one float tensor, and a chunk's working space."""

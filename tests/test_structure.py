@@ -128,6 +128,7 @@ def speaks_for_itself(node):
     return overload or node.name.startswith("_") or node.name in ("forward", "backward")
 
 
+@pytest.mark.slow
 def test_importing_minilora_brings_in_nothing_that_is_needed_later_only():
     import subprocess
     import sys
