@@ -153,12 +153,14 @@ def scaling_rows(result: dict[str, Any]) -> list[list[str]]:
 def quality_lines(result: dict[str, Any]) -> list[list[str]]:
     """What quantizing the base costs, and what learning on it costs."""
     bits = ", ".join(f"{row['base']} {row['prose_bits']:.3f}" for row in result["rows"] if "base" in row)
-    given, found = result["settings"], {}
-    for method in ("LoRA", "QLoRA"):
-        found[method] = [row["exact_match"] for row in result["rows"] if row.get("method") == method]
-    exact = ", ".join(f"{method} {spread(scores, '.1%')}" for method, scores in found.items())
-    what = f"naval code, {given['logs']:,} held-out logs, {given['steps']:,} steps, {len(given['seeds'])} seeds: mean (range)"
-    return [["the shipped base on its prose, untrained, bits a byte", bits, "quality"], [what, exact, "quality"]]
+    given, lines = result["settings"], [["the shipped base on its prose, untrained, bits a byte", bits, "quality"]]
+    how = f"{given['steps']:,} steps of naval code, {len(given['seeds'])} seeds, mean (range)"
+    asked = {f"right of {given['logs']:,} held-out logs": ("exact_match", ".1%"), "prose, bits a byte": ("prose_bits", ".2f")}
+    for what, (key, form) in asked.items():
+        rows = {m: [row[key] for row in result["rows"] if row.get("method") == m] for m in ("LoRA", "QLoRA")}
+        found = ", ".join(f"{method} {spread(values, form)}" for method, values in rows.items())
+        lines.append([f"{how}: {what}", found, "quality"])
+    return lines
 
 
 def summary(found: Results) -> str:

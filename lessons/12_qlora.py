@@ -72,8 +72,8 @@ show(
 # %% [markdown]
 # At the end QLoRA's mean is {{ gap:+.3f}} from LoRA's, and two seeds of one method are up to {{ spread:.3f}} apart. So
 # is nothing lost? Two seeds and {{ settings["steps"]}} steps cannot say. Set `steps` to 40, and with these same seeds
-# QLoRA ends clearly behind. Let it run for hundreds of steps (`benchmarks/qlora_quality.py`, with 1,000 questions), and
-# on so small a base a few points are lost for good. One short run proves neither the one nor the other.
+# QLoRA ends clearly behind. Let both run for a thousand steps (`benchmarks/quality.py`: 1,000 questions, three seeds;
+# what came stands in the README), and the seeds of one overlap the other's. One short run proves neither.
 #
 # ## Explain
 #

@@ -30,6 +30,14 @@ def test_every_link_leads_somewhere(file):
                 assert anchor in [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads], anchor
 
 
+@pytest.mark.parametrize("file", [*DOCUMENTS, *sorted(LESSONS.glob("*.py"))], ids=attrgetter("name"))
+def test_every_module_that_is_named_is_there(file):
+    root = DOCS.parent
+    rooms = [root, *(root / name for name in ("minilora", "minilora/learn", "tests", "benchmarks", "lessons"))]
+    for name in re.findall(r"`([a-z0-9_/]+\.py)\b", file.read_text(encoding="utf-8")):
+        assert any((room / name).exists() for room in rooms), name
+
+
 @pytest.mark.parametrize("name", ["claims.md"])
 def test_the_sums_come_out_as_written(name):
     found = doctest.testfile(str(DOCS / name), module_relative=False)
