@@ -22,6 +22,7 @@ FAMILY: dict[str, dict[str, Any]] = {
     "llama": {**BOTH, "max_position_embeddings": 2048},
     "mistral": {**BOTH, "max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
 }
+NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as heads, none; elsewhere it is as good as left out
 
 # What config.json must hold in each field: a size, a positive number, or true/false.
 KINDS = {
@@ -51,7 +52,8 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
             f"{folder / 'config.json'} describes no Llama that minilora can run: model_type is {found.get('model_type')!r}, "
             f"needed one of {tuple(FAMILY)}. Load it with transformers: minilora.inject takes any model of Linears, in Python"
         )
-    found = FAMILY[found["model_type"]] | found
+    said = {name: value for name, value in found.items() if value is not None or name in NULLABLE}
+    found = FAMILY[found["model_type"]] | said
     if rope.get("rope_type", rope.get("type", "default")) != "default":
         wrong.append(f"scaled rotary positions ({rope}) are not supported")
     if found.get("hidden_act", "silu") not in ("silu", "swish"):
@@ -65,8 +67,8 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
     known: dict[str, Any] = {f.name: found[f.name] for f in fields(LlamaConfig) if found.get(f.name) is not None}
     known |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
     wrong += [f"{name}={value!r} is no {KINDS[name]}" for name, value in known.items() if not is_kind(value, KINDS[name])]
-    window, longest = found.get("sliding_window"), known.get("max_position_embeddings", 0)
-    if window is not None and not wrong and not (isinstance(window, int) and window >= longest > 0):
+    window = found.get("sliding_window")
+    if window is not None and not wrong and not (isinstance(window, int) and window >= known["max_position_embeddings"]):
         wrong.append(f"sliding_window={window!r} is not supported (for texts no longer than that, null there is the same)")
     if wrong:
         raise ValueError(f"{folder / 'config.json'} describes no Llama that minilora can run: {'; '.join(wrong)}")

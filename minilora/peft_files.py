@@ -170,8 +170,8 @@ def is_tame(pattern: str) -> bool:
     r"""Whether a regular expression is sure to be decided soon, whatever the path; a hostile one can run for years.
 
     Tame: no repeated group (``(a+)+`` tries every way to share the letters out), and few ways through the rest. A path of 60
-    letters has about 2⁶ places where a repeat may end, and each choice (``x?``, a ``|`` inside a group) doubles the ways: at
-    most eight choices, and 2²⁴ ways in all. A ``|`` outside of groups only adds. Lookarounds and the like are not looked into.
+    letters has about 2⁶ places where a repeat may end, ``x?`` doubles the ways, a group of n alternatives takes n of them: at
+    most 2⁸ by choices, and 2²⁶ in all. A ``|`` outside of groups only adds. Lookarounds and the like are not looked into.
 
     >>> is_tame(r".*layers\.\d+\.(q|v)_proj"), is_tame(r"(\w+\.?)+!"), is_tame(".*.*.*.*.*!"), is_tame("(.|a)" * 9)
     (True, False, False, False)
@@ -179,8 +179,13 @@ def is_tame(pattern: str) -> bool:
     plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern, flags=re.DOTALL)  # an escape, and a set, is one letter
     if len(pattern) > 2000 or re.search(r"\)[*+{]|\(\?[^:]", plain):
         return False
-    repeats, choices, depth = len(re.findall(r"[*+{]", plain)), len(re.findall(r"(?<![(*+}?])\?", plain)), 0
+    repeats, ways = len(re.findall(r"[*+{]", plain)), 2 ** len(re.findall(r"(?<![(*+}?])\?", plain))
+    alternatives: list[int] = []  # of each group that is open
     for letter in plain:
-        depth += (letter == "(") - (letter == ")")
-        choices += letter == "|" and depth > 0
-    return choices <= 8 and 6 * repeats + choices <= 24
+        if letter == "(":
+            alternatives.append(1)
+        elif alternatives and letter == "|":
+            alternatives[-1] += 1
+        elif alternatives and letter == ")":
+            ways *= alternatives.pop()
+    return ways <= 2**8 and 2 ** (6 * repeats) * ways <= 2**26

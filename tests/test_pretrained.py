@@ -143,6 +143,8 @@ def test_what_a_config_leaves_out_means_what_it_means_in_transformers(tmp_path, 
     theirs = getattr(transformers, f"{family}Config")(**given)
     for name in ("num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings"):
         assert getattr(found, name) == getattr(theirs, name), name
+    nulls = dict.fromkeys(("max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias"))
+    assert llama_config({"model_type": family.lower(), **given, **nulls}, tmp_path) == found
     assert found.head_dim == 4
     assert found.attention_bias is found.mlp_bias is False
     assert found.rope_theta == theirs.rope_parameters["rope_theta"]
