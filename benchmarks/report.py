@@ -150,6 +150,16 @@ def scaling_rows(result: dict[str, Any]) -> list[list[str]]:
     return [[row["what"], row["axis"], k, f"{row['expected']:g}"] for row, k in lines]
 
 
+def quality_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The base in each codebook, untrained, then every run."""
+    return [
+        [f"untrained, {row['base']}", "", "", f"{row['prose_bits']:.3f}"]
+        if "base" in row
+        else [row["method"], str(row["seed"]), f"{row['exact_match']:.1%}", f"{row['prose_bits']:.3f}"]
+        for row in result["rows"]
+    ]
+
+
 def quality_lines(result: dict[str, Any]) -> list[list[str]]:
     """What quantizing the base costs, and what learning on it costs."""
     bits = ", ".join(f"{row['base']} {row['prose_bits']:.3f}" for row in result["rows"] if "base" in row)
@@ -185,8 +195,7 @@ def summary(found: Results) -> str:
         lines.append([f"{what} NF4, 256² to 4096², speed / bitsandbytes'", ours, "nf4"])
     peaks = ", ".join(f"{row['method']} {row['peak'] / 1e6:.0f}" for row in memory["rows"])
     lines.append(["memory at the peak of a step, 6 layers, d=768, MB", peaks, "memory"])
-    if "quality" in found:
-        lines += quality_lines(found["quality"])
+    lines += quality_lines(found["quality"])
     text = table(("what", "figure: median (quartiles)", "`python -m benchmarks.…`"), lines)
     seeds = len(found["matrix"]["rows"][1]["seeds"])
     steps = found["matrix"]["settings"]
@@ -207,6 +216,12 @@ def whole(found: Results) -> str:
         ("nf4", "", ("what", "size", "by", "M weights/s", "speed / bitsandbytes'", "bits a weight", "rmse"), nf4_rows),
         ("memory", "Megabytes.", ("method", "resident", "peak", "process", *PARTS), memory_rows),
         ("matrix", "", MATRIX, matrix_rows),
+        (
+            "quality",
+            "Naval code: held-out logs right to the letter; the base's own prose in bits a byte.",
+            ("base or method", "seed", "exact", "prose"),
+            quality_rows,
+        ),
         (
             "scaling",
             "Cost ∝ size^k, fitted on the three largest sizes; extra: over the floor.",

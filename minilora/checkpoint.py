@@ -68,8 +68,8 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
     wanted = {f"parameter/{name}": p.shape for name, p in state.parameters.items()}
     if wrong := [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]:
         raise ValueError(f"{file} does not fit this model: {wrong[0]} is missing or has another shape")
-    kept = {name: {key for key in MOMENTS if f"{key}/{name}" in tensors} for name in state.parameters}
-    if torn := [name for name, keys in kept.items() if keys not in (set(), set(MOMENTS))]:  # no gradient yet: none of them
+    kept = {name: sum(f"{key}/{name}" in tensors for key in MOMENTS) for name in state.parameters}
+    if torn := [name for name, count in kept.items() if count not in (0, len(MOMENTS))]:  # none: no gradient yet
         raise ValueError(f"{file} is damaged: of {', '.join(MOMENTS)} for {torn[0]} it holds only some")
     state.step = about["step"]
     for name, p in state.parameters.items():

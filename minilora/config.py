@@ -218,7 +218,7 @@ def check_rslora(use_rslora: bool) -> None:
 def check_seed(seed: int) -> None:
     """Raise ``ValueError`` unless this is a whole number that torch can be seeded with, a step's number added."""
     if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= 2**32:
-        raise ValueError(f"seed must be a whole number, below {2**32}, got {seed!r}")
+        raise ValueError(f"seed must be a whole number of at most 32 bits, such as 0, got {seed!r}")
 
 
 def check_patterns(field: str, value: str | Sequence[str] | None) -> str | tuple[str, ...]:

@@ -41,11 +41,11 @@ class Pace(NamedTuple):
 def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
     """A model of a hundred million parameters can read a log before it is taught: a few small steps do, and each costs more."""
     prose = PROSE.read_text(encoding="utf-8")
-    big = trainable_parameters(model)[1] > BIG
-    steps = (150 if big else 500) if steps is None else steps
-    if big:
+    if trainable_parameters(model)[1] > BIG:
+        steps = 150 if steps is None else steps
         settings = TrainConfig(steps=steps, lr=2e-3, batch_size=8, seed=seed, validate_every=75, valid_answers=10)
         return Pace(data.naval_log(n_valid=50, seed=seed), prose[:12_000], settings)
+    steps = 500 if steps is None else steps
     settings = TrainConfig(steps=steps, seed=seed, validate_every=100, valid_answers=50)
     return Pace(data.naval_log(seed=seed), prose, settings)
 

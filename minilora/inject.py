@@ -69,7 +69,7 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
         for parameter in trained.values():
             parameter.requires_grad_(True)
         raise
-    model.__dict__["_frozen_by_inject"] = tuple(trained)  # the names of what unload makes train again
+    model.__dict__["_frozen_by_inject"] = frozenset(trained)  # the names of what unload makes train again
     model.requires_grad_(False)
     for name, layer in wrapped.items():
         model.set_submodule(name, layer)
@@ -117,9 +117,8 @@ def take_out(model: nn.Module) -> None:
         model.set_submodule(name, layer.base)
     for module in model.modules():  # inject may have been called on a part of the model
         frozen = module.__dict__.pop("_frozen_by_inject", ())
-        for name, parameter in module.named_parameters():
-            if name in frozen:
-                parameter.requires_grad_(True)
+        for name, parameter in module.named_parameters() if frozen else ():
+            parameter.requires_grad_(parameter.requires_grad or name in frozen)
 
 
 @contextmanager

@@ -151,11 +151,9 @@ def plan(
     size, adapter_size = DTYPES[settings.dtype], DTYPES[settings.adapter_dtype or "float32"]
     ranks = {linear.name: rank_and_alpha(linear.name, config)[0] for linear in chosen} if config else {}
     factors = [(x.name, part, rows, columns) for x in chosen for part, rows, columns in factor_shapes(x, ranks[x.name])]
-    adapter = sum(rows * columns for _, _, rows, columns in factors)
-    if config:
-        tensors, trained_size = [rows * columns for _, _, rows, columns in factors], adapter_size
-    else:
-        tensors, trained_size = parameter_sizes(arch), size
+    inside = [rows * columns for _, _, rows, columns in factors]
+    adapter = sum(inside)
+    tensors, trained_size = (inside, adapter_size) if config else (parameter_sizes(arch), size)
     trainable = sum(tensors)
     weights, constants, opened = weight_bytes(arch, size, method == "qlora", settings.double_quant)
     work = work_of(settings, ranks, method == "full", bool(config and config.lora_dropout))

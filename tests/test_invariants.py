@@ -129,11 +129,16 @@ def test_4_only_a_and_b_learn(model, names):
 def test_4_a_new_adapter_can_learn(model, names):
     """4. One factor is zero, never both: then ∂B is not zero, and the first step moves B. Two zeros would stay for ever."""
     inject(model, LoraConfig(r=2, target_modules=names))
-    fed = {}  # layers that are fed something: the ReLU of a narrow block may pass nothing on
+    fed, asked = {}, {}  # what gets an input, and what gets a gradient: the ReLU of a narrow block may pass on neither
+
+    def note(layer, inputs, output):
+        fed[layer] = inputs[0].any()
+        output.register_hook(lambda gradient: asked.update({layer: gradient.any()}))
+
     for _, layer in lora_layers(model):
-        layer.register_forward_hook(lambda layer, inputs, output: fed.update({layer: inputs[0].any()}))
+        layer.register_forward_hook(note)
     model(torch.randn(8, model[0].in_features)).square().mean().backward()
-    assert all(layer.lora_B.grad.any() for name, layer in lora_layers(model) if name.endswith("down_proj") and fed[layer])
+    assert all(layer.lora_B.grad.any() for _, layer in lora_layers(model) if fed[layer] and asked[layer])
     assert all(layer.lora_A.any() and not layer.lora_B.any() for _, layer in lora_layers(model))
 
 
