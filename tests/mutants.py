@@ -2,7 +2,7 @@
 
     python -m tests.mutants nf4 lora             some modules
     python -m tests.mutants --sample 20          twenty mutants of each
-    make mutants                                 all of them, 1,101: an hour or two on a laptop
+    make mutants                                 all of them, 1,098: an hour or two on a laptop
 
 The mutations are cosmic-ray's: + becomes -, < becomes <=, a number grows by one, a condition is negated, a loop does not run,
 a decorator is missing. Its own runner starts Python and imports torch, PEFT and bitsandbytes for every mutant; here that
