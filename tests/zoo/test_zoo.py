@@ -1,7 +1,7 @@
 """Each bug of the zoo is let loose, and the property that its entry names must fail; without the bug the same run passes.
 
-The named test runs through pytest itself, in this process, with 50 cases of a property and without shrinking: what counts is
-that it fails. So the suite is shown to be able to fail, bug by bug.
+The named test runs through pytest itself, in this process, with 50 cases of a property, always the same ones, and without
+shrinking: what counts is that it fails. So the suite is shown to be able to fail, bug by bug.
 """
 
 import pytest
@@ -11,7 +11,7 @@ from minilora.bugs import BUGS, Bug
 from minilora.cli import main
 from minilora.zoo import describe, describe_all, find_bug, home, release, sick_code
 
-QUICK = settings(settings(), max_examples=50, database=None, phases=[Phase.generate])
+QUICK = settings(settings(), max_examples=50, derandomize=True, database=None, phases=[Phase.generate])
 QUICKER = settings(QUICK, max_examples=5)  # that they pass without a bug is the rest of the suite's business, case by case
 CAUGHT_BY = sorted({bug.caught_by for bug in BUGS})
 
