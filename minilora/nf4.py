@@ -21,7 +21,7 @@ What it costs. A weight is off by at most half the widest gap between levels (0.
 weights the root mean square error is 9.2% of theirs. Every use of the tensor pays for its dequantization.
 
 What differs. bitsandbytes: nothing, byte for byte, down to multiplying full blocks by 1/absmax but dividing a
-partial last one, and to reading the scales' codes from a table of 65,536 entries that is not always nearest. (Its CPU
+partial last one, and to reading the scales' codes from a table of 65,536 entries that is not always nearest. (Its AVX-512
 kernel, 0.50.2, dequantizes wrongly when rows are no multiple of the block; tests/test_nf4.py shows it.) torchao: levels rounded
 to four decimals, scales in int8 blocks of their own.
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from minilora import level0, nf4
 from minilora.codebook import cell_tables, codebook, table_of_levels, table_of_pairs
 
-from . import profiles
+from . import peers, profiles
 from .strategies import DTYPES, KINDS, second_level_is_defined, seeds, weights
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def test_every_byte_and_scale_equals_bitsandbytes(weight, block_size, double_qua
     assume(not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax))
     ours, packed, state = same_as_peer(weight, block_size, double_quant, kind)
     if len(weight) % 2 == 0:  # their odd sizes go another way, compiled anew for each: tried in the next test
-        assert torch.equal(ours.dequantize(), peer.dequantize_4bit(packed, state).flatten())
+        assert peers.same_values(ours.dequantize(), peer.dequantize_4bit(packed, state).flatten())
 
 
 @pytest.mark.parametrize("n", [1, 63, 65, 257])
@@ -97,14 +97,19 @@ def test_large_matrices_that_take_several_chunks_equal_bitsandbytes(shape):
     assert ours.dequantize().shape == shape
 
 
-def test_bitsandbytes_dequantizes_ragged_rows_wrongly_and_we_do_not():
-    """Its CPU kernel (0.50.2) starts a new block in every row. Bytes and scales are right: code · absmax is the truth."""
-    weight = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("shape", [(64, 96), (40, 30), (1, 96), (8, 128)])
+def test_ragged_rows_are_right_here_and_in_bitsandbytes_but_for_its_avx512_kernel(shape):
+    """That kernel (0.50.2) starts a new block in each row. Bytes and scales are right: code · absmax is the truth."""
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     ours, packed, state = same_as_peer(weight, 64, False, "nf4")
     truth = level0.nf4_dequantize(level0.nf4_quantize(weight.numpy()))
     assert np.array_equal(ours.dequantize().numpy(), truth)
     theirs = peer.dequantize_4bit(packed, state)
-    assert (theirs - weight).abs().max() > 1, "bitsandbytes has mended this: compare values on every shape now"
+    if peers.misread(weight, 64):
+        mended = "bitsandbytes has mended this: compare values on every shape now"
+        assert (theirs - weight).abs().max() > 1, mended
+    else:
+        assert np.array_equal(theirs.numpy(), truth)
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int4"])
@@ -280,4 +285,5 @@ def test_on_a_gpu_the_bytes_are_the_same():
     here, there = nf4.quantize(weight), nf4.quantize(weight.cuda())
     assert torch.equal(here.packed, there.packed.cpu())
     assert torch.equal(here.absmax, there.absmax.cpu())
-    assert torch.allclose(here.dequantize(), there.dequantize().cpu())
+    floor = 3 * torch.finfo(torch.float32).eps * (here.absmax2.max() + here.offset)  # a GPU may fuse a scale's two roundings
+    assert ((here.dequantize() - there.dequantize().cpu()).abs() <= floor).all()

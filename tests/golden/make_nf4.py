@@ -52,7 +52,7 @@ def main() -> None:
                 if double_quant:
                     tensors[f"{key}.absmax2"] = state.state2.absmax
                     tensors[f"{key}.offset"] = state.offset
-                if weight.dim() == 1 and len(weight) < 1000 and kind == "nf4":  # where the CPU kernel is right
+                if weight.dim() == 1 and len(weight) < 1000 and kind == "nf4":  # where every CPU kernel is right
                     tensors[f"{key}.values"] = dequantize_4bit(packed, state).flatten()
     about = {"bitsandbytes": bitsandbytes.__version__, "torch": torch.__version__}
     save_file({k: v.contiguous() for k, v in tensors.items()}, Path(__file__).with_name("nf4.safetensors"), about)
