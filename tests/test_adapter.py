@@ -16,6 +16,7 @@ from minilora.lora import LoRALayer
 
 from .test_foreign import make
 from .test_inject import fill
+from .tolerance import assert_as_close, exactly
 
 SIZES = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 
@@ -47,9 +48,9 @@ def test_our_adapter_opens_in_peft_with_equal_logits(tmp_path, config):
     fill(ours)
     save_adapter(ours, tmp_path)
     peft = PeftModel.from_pretrained(theirs, tmp_path)
-    wanted = ours(IDS)
-    torch.testing.assert_close(peft(IDS).logits, wanted, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(peft.merge_and_unload()(IDS).logits, merge(ours)(IDS), rtol=1e-4, atol=1e-4)
+    truth = exactly(peft, IDS)
+    assert_as_close(ours(IDS), peft(IDS).logits, truth)
+    assert_as_close(merge(ours)(IDS), peft.merge_and_unload()(IDS).logits, truth)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["qv", "all-linear rslora", "regex"])
@@ -64,7 +65,7 @@ def test_pefts_adapter_opens_here_and_goes_back_to_the_bit(tmp_path, config):
             torch.nn.init.normal_(p)
     peft.save_pretrained(tmp_path / "peft")
     load_adapter(ours, tmp_path / "peft")
-    torch.testing.assert_close(ours(IDS), peft(IDS).logits, rtol=1e-4, atol=1e-4)
+    assert_as_close(ours(IDS), peft(IDS).logits, exactly(peft, IDS))
     save_adapter(ours, tmp_path / "ours")
     one, two = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("peft", "ours"))
     assert one.keys() == two.keys()
@@ -329,7 +330,7 @@ def test_ranks_and_alphas_of_their_own_go_to_peft_and_come_back(tmp_path):
     assert found["rank_pattern"] == {"k_proj": 5, r"^model\.layers\.0\.mlp\.up_proj": 3, r"^model\.layers\.1\.mlp\.up_proj": 1}
     assert found["alpha_pattern"] == {"down_proj": 7}
     peft = PeftModel.from_pretrained(theirs, tmp_path)
-    torch.testing.assert_close(peft(IDS).logits, ours(IDS), rtol=1e-4, atol=1e-4)
+    assert_as_close(ours(IDS), peft(IDS).logits, exactly(peft, IDS))
     peft.save_pretrained(tmp_path / "theirs")
     for folder in (tmp_path, tmp_path / "theirs"):
         again = load_adapter(pair()[0], folder)
@@ -416,7 +417,8 @@ def test_an_adapter_of_a_model_that_is_no_language_model_opens_in_peft(tmp_path)
     fill(ours)
     save_adapter(ours, tmp_path)
     x = torch.randn(3, 6)
-    torch.testing.assert_close(PeftModel.from_pretrained(theirs, tmp_path)(x), ours(x))
+    peft = PeftModel.from_pretrained(theirs, tmp_path)
+    assert_as_close(ours(x), peft(x), exactly(peft, x))
 
 
 def test_another_base_is_told_of_and_refused_when_strict(tmp_path):

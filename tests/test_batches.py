@@ -6,8 +6,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
-from minilora.data import Example, polite_log
+from minilora.data import Example, naval_log, polite_log
 from minilora.train import summed_loss
+
+from .tolerance import loss_bound
 
 rows = st.lists(
     st.tuples(st.integers(1, 6), st.integers(1, 6)).map(
@@ -57,13 +59,16 @@ def test_packing_keeps_every_example_whole_in_its_own_segment(examples, room):
 
 
 def test_padding_and_packing_give_the_same_loss_as_each_example_alone(base):
-    examples = encode_all(base.tokenizer, polite_log(9, 1).train, 512)
+    examples = encode_all(base.tokenizer, naval_log(9, 1).train, 512)  # which the base does not know: its loss is large
+    whole = pad(examples)
+    bound = whole.answer_tokens * loss_bound(base, whole.ids)
     with torch.no_grad():
         alone = sum(summed_loss(base, pad([e])).item() for e in examples)
-        assert summed_loss(base, pad(examples)).item() == pytest.approx(alone, rel=1e-4)
+        assert bound < 3e-4 * alone
+        assert abs(summed_loss(base, whole).item() - alone) <= bound
         packed = pack(examples, 200)
         assert len(packed.ids) < len(examples)
-        assert summed_loss(base, packed).item() == pytest.approx(alone, rel=1e-4)
+        assert abs(summed_loss(base, packed).item() - alone) <= bound
 
 
 @given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 99))

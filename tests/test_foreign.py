@@ -26,6 +26,7 @@ from minilora.inject import lora_layers, trainable_parameters
 from minilora.transformer import Llama, LlamaConfig
 
 from .test_inject import fill
+from .tolerance import Wider, assert_as_close, exactly, in_float64
 
 LLAMA = {
     **{"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
@@ -69,12 +70,6 @@ def make(family):
         return getattr(transformers, model_class)(config).eval(), inputs, targets
 
 
-def check_close(found, wanted, merged=False):
-    """Equal up to rounding: a few dozen roundings of the largest logit; a merge rounds every weight once more."""
-    bound = (256 if merged else 64) * torch.finfo(torch.float32).eps * wanted.abs().max().item()
-    assert (found - wanted).abs().max().item() <= bound
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_injected_it_computes_what_it_did_with_as_many_parameters_as_in_peft(family):
     model, inputs, targets = make(family)
@@ -89,6 +84,17 @@ def test_injected_it_computes_what_it_did_with_as_many_parameters_as_in_peft(fam
     assert {name for name, _ in lora_layers(model)} == there
 
 
+def check_all_close(model, peft, inputs):
+    """Ours, adapted and merged and unloaded, is as near to PEFT's in float64 as PEFT's own is; and the other way round."""
+    truth = exactly(peft, **inputs)
+    ours, theirs = [model(**inputs).logits], [peft(**inputs).logits]
+    ours += [merge(model)(**inputs).logits, merge_and_unload(model)(**inputs).logits]
+    theirs += 2 * [peft.merge_and_unload()(**inputs).logits]
+    for mine, peers in zip(ours, theirs, strict=True):
+        assert_as_close(mine, peers, truth)
+        assert_as_close(peers, mine, truth)
+
+
 @pytest.mark.parametrize("scale", SCALES, ids=["alpha 8, r 3", "rslora"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_ours_opens_in_peft_with_equal_logits_merged_too(family, scale, tmp_path):
@@ -97,10 +103,7 @@ def test_ours_opens_in_peft_with_equal_logits_merged_too(family, scale, tmp_path
     fill(model)
     save_adapter(model, tmp_path)
     peft = PeftModel.from_pretrained(make(family)[0], tmp_path).eval()
-    wanted = model(**inputs).logits
-    check_close(peft(**inputs).logits, wanted)
-    check_close(merge(model)(**inputs).logits, wanted, merged=True)
-    check_close(merge_and_unload(model)(**inputs).logits, peft.merge_and_unload()(**inputs).logits, merged=True)
+    check_all_close(model, peft, inputs)
 
 
 @pytest.mark.parametrize("scale", SCALES, ids=["alpha 8, r 3", "rslora"])
@@ -113,9 +116,7 @@ def test_pefts_opens_here_with_equal_logits_merged_too(family, scale, tmp_path):
             nn.init.normal_(p)
     peft.save_pretrained(tmp_path)
     load_adapter(model, tmp_path)
-    wanted = peft(**inputs).logits
-    check_close(model(**inputs).logits, wanted)
-    check_close(merge_and_unload(model)(**inputs).logits, wanted, merged=True)
+    check_all_close(model, peft, inputs)
 
 
 CHECKPOINTED = [family for family in FAMILIES if "," not in family]
@@ -126,7 +127,7 @@ CHECKPOINTED = [family for family in FAMILIES if "," not in family]
 def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family):
     """Without it the reentrant form trains nothing (huggingface/peft #137); with it the gradients are those without."""
 
-    def gradients(checkpointing, enabled):
+    def gradients(checkpointing, enabled, double=False):
         model, inputs, targets = make(family)
         torch.manual_seed(1)
         inject(model.train(), LoraConfig(r=2, target_modules=targets))
@@ -134,6 +135,9 @@ def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family
         for module in model.modules():
             if isinstance(module, nn.Dropout):
                 module.p = 0.0
+        if double:
+            model = in_float64(model)
+            inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
             if model.main_input_name == "input_ids":
@@ -147,10 +151,12 @@ def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family
         return {name: (layer.lora_A.grad, layer.lora_B.grad) for name, layer in lora_layers(model)}
 
     found, wanted, without = gradients(True, True), gradients(False, False), gradients(True, False)
+    with Wider():
+        truth = gradients(False, False, double=True)
     for name, pair in wanted.items():
-        for mine, theirs in zip(found[name], pair, strict=True):
+        for mine, theirs, true in zip(found[name], pair, truth[name], strict=True):
             assert mine is not None, name
-            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5 * theirs.abs().max().item())
+            assert_as_close(mine, theirs, true)
     assert any(grad is None for pair in without.values() for grad in pair), "else there would be nothing to enable"
 
 
@@ -183,7 +189,7 @@ def test_a_merged_foreign_llama_and_its_adapter_meet_ours(tmp_path):
     model.save_pretrained(tmp_path / "base")
     peft.save_pretrained(tmp_path / "adapter")
     ours = load_adapter(load_base(tmp_path / "base"), tmp_path / "adapter")
-    check_close(ours(IDS), peft(**inputs).logits)
+    assert_as_close(ours(IDS), peft(**inputs).logits, exactly(peft, **inputs))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -194,8 +200,9 @@ def test_a_merged_model_saved_here_opens_in_transformers_with_equal_logits(tied,
     )
     inject(ours, LoraConfig(**SCALES[0], target_modules="all-linear", rank_pattern={"k_proj": 1}))
     fill(ours)
-    adapted = ours(IDS)
+    adapted, truth = ours(IDS), exactly(ours, IDS)
     save_model(merge_and_unload(ours), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
-    check_close(theirs(IDS).logits, ours(IDS))
-    check_close(theirs(IDS).logits, adapted, merged=True)
+    assert_as_close(ours(IDS), theirs(IDS).logits, truth)
+    assert_as_close(ours(IDS), theirs(IDS).logits, exactly(theirs, IDS))
+    assert_as_close(theirs(IDS).logits, [ours(IDS), adapted], truth)

@@ -18,7 +18,9 @@ import minilora
 from minilora import load_base, merge_and_unload, nf4, save_model
 from minilora.pretrained import SHIPPED
 
+from . import peers
 from .test_inject import fill, tiny
+from .tolerance import assert_as_close, exactly
 
 
 def test_the_shipped_base_is_small_enough_and_says_where_it_is_from(base):
@@ -38,9 +40,8 @@ def test_the_shipped_base_opens_in_transformers_with_equal_logits_and_tokens(bas
     text = base.tokenizer.prompt("Status?", "Log: Hull 90%, Fuel 12%.")
     ids = base.tokenizer.encode(text)
     assert tokenizer(text).input_ids == ids
-    with torch.no_grad():
-        difference = (theirs(torch.tensor([ids])).logits - base(torch.tensor([ids]))).abs().max()
-    assert difference <= 1e-4
+    ids = torch.tensor([ids])
+    assert_as_close(base(ids), theirs(ids).logits, exactly(theirs, ids))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -54,7 +55,7 @@ def test_a_saved_model_comes_back_and_opens_in_transformers(tmp_path, tied, dtyp
     assert (again.lm_head.weight is again.model.embed_tokens.weight) == tied
     ids = torch.randint(0, 16, (1, 9))
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    torch.testing.assert_close(theirs(ids).logits, again(ids), rtol=1e-4, atol=1e-5)
+    assert_as_close(again(ids), theirs(ids).logits, exactly(theirs, ids))
 
 
 def test_a_head_that_is_no_longer_the_embedding_is_saved_and_read_as_one_of_its_own(tmp_path):
@@ -70,9 +71,10 @@ def test_a_head_that_is_no_longer_the_embedding_is_saved_and_read_as_one_of_its_
     assert about.pop("tie_word_embeddings") is False
     (tmp_path / "config.json").write_text(json.dumps({**about, "tie_word_embeddings": True}))  # as some exports have it
     with torch.no_grad():
-        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)(ids).logits
-    torch.testing.assert_close(load_base(tmp_path)(ids), theirs, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(theirs, logits, rtol=1e-4, atol=1e-5)
+        theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+        wanted, truth = theirs(ids).logits, exactly(theirs, ids)
+    assert_as_close(load_base(tmp_path)(ids), wanted, truth)
+    assert_as_close(logits, wanted, truth)
 
 
 def test_a_model_saved_by_transformers_opens_here(tmp_path):
@@ -83,7 +85,7 @@ def test_a_model_saved_by_transformers_opens_here(tmp_path):
     theirs.save_pretrained(tmp_path, max_shard_size="5KB")
     assert (tmp_path / "model.safetensors.index.json").exists()
     ids = torch.randint(0, 32, (2, 7))
-    torch.testing.assert_close(load_base(tmp_path)(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+    assert_as_close(load_base(tmp_path)(ids), theirs(ids).logits, exactly(theirs, ids))
 
 
 def test_a_merged_model_is_saved_and_one_with_adapters_inside_is_refused(tmp_path, base):
@@ -373,7 +375,7 @@ def test_loading_in_four_bits_never_holds_the_float_model(tmp_path, saved_in):
 
 
 def whole_blocks():
-    """A model whose rows are multiples of 64: on others bitsandbytes' CPU kernel errs (tests/test_nf4.py)."""
+    """A model whose rows are multiples of 64: on others bitsandbytes' AVX-512 kernel errs (tests/peers.py)."""
     torch.manual_seed(0)
     return minilora.Llama(minilora.LlamaConfig(32, 64, 128, 2, 2)).eval()
 
@@ -388,7 +390,7 @@ def test_a_model_saved_in_four_bits_comes_back_and_opens_in_transformers(tmp_pat
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(theirs.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-4, atol=1e-5)
+        assert_as_close(peers.in_floats(theirs)(ids).logits, logits, exactly(minilora.dequantize_base(model), ids))
 
 
 @pytest.mark.parametrize("mixed", ["a Linear was skipped", "some were merged", "not even the head was"])
@@ -408,7 +410,7 @@ def test_a_model_partly_in_four_bits_opens_in_transformers(tmp_path, mixed):
     save_model(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
-        torch.testing.assert_close(theirs(ids).logits, logits, rtol=1e-4, atol=1e-5)
+        assert_as_close(peers.in_floats(theirs)(ids).logits, logits, exactly(minilora.dequantize_base(model), ids))
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -422,8 +424,12 @@ def test_a_model_that_transformers_quantized_opens_here(tmp_path, nested):
     theirs = opened(tmp_path / "floats", dtype=torch.float32, quantization_config=settings)
     theirs.save_pretrained(tmp_path / "theirs")
     ids = torch.arange(20).view(1, 20)
+    ours = load_base(tmp_path / "theirs")
     with torch.no_grad():
-        torch.testing.assert_close(load_base(tmp_path / "theirs")(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
+        found, wanted = ours(ids), peers.in_floats(theirs)(ids).logits
+    truth = exactly(minilora.dequantize_base(ours), ids)
+    assert_as_close(found, wanted, truth)
+    assert_as_close(wanted, found, truth)
 
 
 def test_four_bits_are_opened_in_the_dtype_that_was_asked_for_and_say_how_the_rest_is_stored(tmp_path):

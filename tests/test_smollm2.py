@@ -19,6 +19,8 @@ from minilora.evaluate import answers, exact_match
 from minilora.inject import trainable_parameters
 from minilora.smollm2 import MEMBER, main, unpack
 
+from .tolerance import assert_as_close, exactly
+
 FOLDER = Path(os.environ.get("MINILORA_SMOLLM2", "smollm2"))
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 
@@ -63,8 +65,7 @@ def test_logits_and_prompts_are_transformers(smol):
     ids = tokenizer(text, return_tensors="pt").input_ids
     assert smol.tokenizer.encode(text) == ids[0].tolist()
     with torch.no_grad():
-        wanted = theirs(ids).logits
-        torch.testing.assert_close(smol(ids), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+        assert_as_close(smol(ids), theirs(ids).logits, exactly(theirs, ids))
 
 
 @pytest.mark.llm
@@ -86,8 +87,8 @@ def test_counts_are_pefts_and_an_adapter_goes_to_peft(smol, tmp_path):
     save_adapter(smol, tmp_path)
     ids = torch.arange(20)[None] + 100
     with torch.no_grad():
-        wanted = PeftModel.from_pretrained(theirs(), tmp_path)(ids).logits
-        torch.testing.assert_close(smol(ids), wanted, rtol=0, atol=1e-4 * wanted.abs().max().item())
+        peft = PeftModel.from_pretrained(theirs(), tmp_path)
+        assert_as_close(smol(ids), peft(ids).logits, exactly(peft, ids))
     assert load_adapter(load_base(FOLDER), tmp_path, strict=True)
 
 
@@ -105,6 +106,5 @@ def test_it_learns_naval_code_and_the_merge_opens_in_transformers(smol, tmp_path
     save_model(merge_and_unload(smol), tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
-        wanted = theirs(ids).logits
-        torch.testing.assert_close(smol(ids), wanted, rtol=0, atol=1e-5 * wanted.abs().max().item())
+        assert_as_close(smol(ids), theirs(ids).logits, exactly(theirs, ids))
     assert load_base(tmp_path).tokenizer.system == SYSTEM

@@ -19,7 +19,10 @@ from minilora.history import History, overfitting, tensorboard_callback
 from minilora.inject import lora_layers
 from minilora.train import build_optimizer, rate_at, summed_loss
 
+from .tolerance import Wider, assert_as_close, gamma, in_float64, loss_bound
+
 TASK = naval_log(40, 12)
+IDS = pad(encode_all(minilora.load_base().tokenizer, TASK.train[:8], 512)).ids  # for the error of the logits
 QUICK = {"batch_size": 4, "progress": False, "validate_every": 0}
 
 
@@ -96,21 +99,28 @@ def test_accumulation_gives_the_gradient_of_the_whole_batch(optimizer_steps):
     whole, *others = (parts_of(filled(), accumulate=n) for n in (1, 2, 4))
     for (seen, record), n in zip(others, (2, 4), strict=True):
         assert seen == [(8 // n, False, False)] * n
-        assert record["loss"] == pytest.approx(whole[1]["loss"], rel=1e-5)
-    (wanted, _), *found = optimizer_steps
+        assert abs(record["loss"] - whole[1]["loss"]) <= loss_bound(filled(), IDS)
+    wide = in_float64(filled())
+    with Wider():
+        parts_of(wide)
+    (wanted, _), *found, (truth, _) = optimizer_steps
     for gradient, _ in found:
-        assert (gradient - wanted).norm() <= 1e-4 * wanted.norm()
+        assert_as_close(gradient, wanted, truth)
 
 
-def test_a_batch_is_packed_and_computed_in_bf16_where_asked():
+def test_a_batch_is_packed_and_computed_in_bf16_where_asked(optimizer_steps):
     plain, record = parts_of(filled())
     assert plain == [(8, False, False)]
     assert parts_of(filled(), bf16=True)[0] == [(8, False, True)]
     [(rows, segments, _)], packed = parts_of(filled(), pack=True, max_length=160)
     assert rows < 8
     assert segments
-    assert packed["loss"] == pytest.approx(record["loss"], rel=1e-4)
-    assert packed["grad_norm"] == pytest.approx(record["grad_norm"], rel=1e-3)
+    assert abs(packed["loss"] - record["loss"]) <= loss_bound(filled(), IDS)
+    (wanted, _), _, (gradient, _) = optimizer_steps[:3]
+    wide = in_float64(filled())
+    with Wider():
+        parts_of(wide)
+    assert_as_close(gradient, wanted, optimizer_steps[-1][0])
 
 
 def test_the_loss_is_the_mean_over_answer_tokens_only():
@@ -123,7 +133,7 @@ def test_the_loss_is_the_mean_over_answer_tokens_only():
         logp = model(torch.tensor([prompt + answer]))[0].log_softmax(-1)
         nats -= sum(logp[len(prompt) + i - 1, t].item() for i, t in enumerate(answer))
         tokens += len(answer)
-    assert record["loss"] == pytest.approx(nats / tokens, rel=1e-4)
+    assert abs(record["loss"] - nats / tokens) <= loss_bound(model, IDS)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -284,7 +294,7 @@ def test_the_best_state_is_kept_and_early_overfitting_is_warned_of(tmp_path):
     losses = [v["valid_loss"] for v in history.validations]
     assert losses[-1] > 1.05 * min(losses), "the test needs a run that overfits"
     again = train(model, train_few, steps=1, lr=1e-12, batch_size=2, validate_every=1, progress=False)
-    assert again.validations[0]["valid_loss"] == pytest.approx(min(losses), rel=1e-5)
+    assert again.validations[0]["valid_loss"] <= min(losses) + loss_bound(model, IDS)  # a step of 1e-12 changes nothing
     assert len(history.warnings) == 1
     assert history.warnings == [str(w.message) for w in caught if "begins to memorise" in str(w.message)]
 
@@ -335,14 +345,15 @@ def test_the_validation_loss_is_the_mean_over_all_held_out_answer_tokens_without
     with torch.no_grad():
         wanted = sum(summed_loss(model.eval(), row).item() for row in rows) / sum(row.answer_tokens for row in rows)
     history = train(model, task, steps=1, **QUICK | {"validate_every": 1})
-    assert history.validations[0]["valid_loss"] == pytest.approx(wanted, rel=1e-4)
+    assert abs(history.validations[0]["valid_loss"] - wanted) <= loss_bound(filled().eval(), IDS)
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees(optimizer_steps):
     free = train(adapted(), TASK, steps=1, clip=0.0, **QUICK).steps[0]["grad_norm"]
-    assert train(adapted(), TASK, steps=1, clip=free / 10, **QUICK).steps[0]["grad_norm"] == pytest.approx(free)
-    norms = [gradient.norm().item() for gradient, _ in optimizer_steps]
-    assert norms == pytest.approx([free, free / 10], rel=1e-3)
+    assert train(adapted(), TASK, steps=1, clip=free / 10, **QUICK).steps[0]["grad_norm"] == free
+    norms = [gradient.double().norm().item() for gradient, _ in optimizer_steps]
+    n = optimizer_steps[0][0].numel()  # a norm in float32 sums n squares; torch adds 1e-6 to the one it divides by
+    assert norms == pytest.approx([free, free / 10], rel=gamma(n, torch.float32) + 2e-6 / free)
 
 
 def test_norms_and_biases_are_not_decayed():

@@ -11,6 +11,8 @@ from minilora import LoraConfig, inject
 from minilora.inject import lora_layers
 from minilora.transformer import KVCache, Llama, LlamaConfig, RMSNorm, attention_mask_4d, sample
 
+from .tolerance import assert_as_close, exactly
+
 SIZES = [
     {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
     {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False},
@@ -52,9 +54,7 @@ def test_the_state_dict_moves_to_transformers_and_back_with_equal_logits(sizes):
     theirs = hugging_face(ours)
     theirs.load_state_dict(ours.state_dict())
     ids = torch.randint(0, 97, (2, 40))
-    with torch.no_grad():
-        difference = (theirs(ids).logits - ours(ids)).abs().max()
-        assert difference <= 1e-5 * ours(ids).abs().max().clamp(min=1)
+    assert_as_close(ours(ids), theirs(ids).logits, exactly(theirs, ids))
     back = Llama(ours.config)
     back.load_state_dict(theirs.state_dict())
     assert torch.equal(back(ids), ours(ids))
@@ -73,7 +73,7 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(time, cut, seed):
     model, ids = tiny(seed, **SIZES[1]), torch.randint(0, 97, (2, time))
     cache, cut = KVCache(), min(cut, time - 1)
     parts = [model(part, cache=cache) for part in (ids[:, :cut], ids[:, cut:]) if part.shape[1]]
-    torch.testing.assert_close(torch.cat(parts, dim=1), model(ids), rtol=1e-4, atol=1e-4)
+    assert_as_close(torch.cat(parts, dim=1), model(ids), exactly(model, ids))
     assert cache.length == time
 
 
@@ -131,8 +131,8 @@ def test_segments_of_a_packed_row_do_not_see_each_other():
     packed = torch.cat([one, two, torch.zeros(1, 3, dtype=torch.long)], dim=1)
     segments = torch.tensor([[1] * 6 + [2] * 4 + [0] * 3])
     logits = model(packed, attention_mask=segments)
-    torch.testing.assert_close(logits[:, :6], model(one), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(logits[:, 6:10], model(two), rtol=1e-4, atol=1e-4)
+    assert_as_close(logits[:, :6], model(one), exactly(model, one))
+    assert_as_close(logits[:, 6:10], model(two), exactly(model, two))
     assert torch.isfinite(logits).all()
 
 
