@@ -4,8 +4,11 @@ BIN := .venv/bin
 # Two workers of one thread each; a file stays on one worker (tests/conftest.py), and the slowest files start first.
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 COVERAGE := --cov --cov-report=term:skip-covered
+# What compares floats with a peer's, with level 0's, or with its own by another way.
+PARITY := $(addprefix tests/test_,$(addsuffix .py,adapter batches codebook evaluate foreign inject invariants level0 life \
+	lora merge nf4 packed peft_files pretrained qlora requantize transformer))
 
-.PHONY: demo book test test-quick test-thorough test-llm mutants bench clean
+.PHONY: demo book test test-quick test-thorough test-kernels test-llm mutants bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
@@ -22,6 +25,12 @@ test-quick: .venv/.installed-test  ## ten cases a property, and what is marked s
 
 test-thorough: .venv/.installed-test  ## tens of thousands of cases, for hours
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest $(PARALLEL)
+
+test-kernels: .venv/.installed-test  ## parity and properties with torch's other CPU kernels, on one thread and on two
+	for kernels in default avx2; do for threads in 1 2; do \
+		echo "ATEN_CPU_CAPABILITY=$$kernels, threads: $$threads"; \
+		ATEN_CPU_CAPABILITY=$$kernels MINILORA_THREADS=$$threads $(BIN)/python -m pytest $(PARITY) || failed=1; \
+	done; done; test -z "$$failed"
 
 test-llm: .venv/.installed-llm smollm2/config.json  ## the tests that need SmolLM2-135M-Instruct; fetches 93 MB once
 	$(BIN)/python -m pytest -m llm tests

@@ -1,4 +1,4 @@
-"""Settings that every test shares: one thread, hypothesis without deadlines (the machines are shared and noisy), profiles.
+"""Settings that every test shares: one thread (or MINILORA_THREADS), hypothesis without deadlines, profiles.
 
     dev        10 cases a property; what is marked slow is left out    make test-quick
     ci         50, the default                                         make test
@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, settings
 
 from .profiles import EXAMPLES, PROFILE
 
-torch.set_num_threads(1)  # two workers on two cores; tensors as small as these gain nothing from a second thread
+# Two workers on two cores; tensors as small as these gain nothing from a second thread. make test-kernels asks for two.
+torch.set_num_threads(int(os.environ.get("MINILORA_THREADS", "1")))
 for name, examples in EXAMPLES.items():
     settings.register_profile(
         name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
