@@ -1,7 +1,9 @@
-"""The house: imports point down, files stay readable, every public name is documented."""
+"""The house: three shelves of wings, imports point down, files stay readable, every public name is documented."""
 
 import ast
+import graphlib
 import inspect
+import re
 from operator import attrgetter
 from pathlib import Path
 
@@ -10,54 +12,96 @@ import pytest
 import minilora
 
 PACKAGE = Path(minilora.__file__).parent
-FLOORS = [
-    {"bugs", "level0", "config", "transformer", "tokenizer", "files", "progress", "watch"},
-    {"codebook"},
-    {"nf4"},
-    {"lora", "qlora", "packed", "shapes", "config_json"},
-    {"activations", "storage", "match", "pretrained", "data", "checkpoint", "history", "smollm2", "fingerprint", "peft_files"},
-    {"inject", "zoo", "batches", "evaluate", "audit_data", "flops", "requantize"},
-    {"merge", "changes", "adapter", "train", "pretrain", "plan"},
-    {"plots", "ledger"},
-    {"footprint", "charts"},
-    {"gallery"},
-    {"demo", "page"},
-    {"planner", "finetune"},
-    {"learn"},
-    {"cli"},
-]
-LEARN = [  # inside minilora/learn/
-    {"cells", "stage", "record", "face", "pages"},
-    {"course", "desk", "run", "notebook"},
-    {"checking", "rooms", "handin"},
-    {"judge", "prove", "book"},
-    {"walk", "grade"},
-    {"commands"},
-]
-MODULES = sorted(file.stem for file in PACKAGE.glob("*.py") if not file.stem.startswith("__"))
-FLOOR = {module: level for level, floor in enumerate(FLOORS) for module in floor}
+SHELVES = {  # from the ground up: a wing imports wings before it
+    "library": ["level0", "files", "text", "nf4", "lora", "methods", "formats", "ledger", "model", "training"],
+    "course": ["plots", "analysis", "bugs", "recipes", "learn"],
+    "services": ["hub", "serving", "jobs", "scale", "commands"],
+}
+GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
+FLAT: dict[str, str] = {
+    "codebook": "nf4",
+    "nf4": "nf4",
+    "qlora": "nf4",
+    "config": "lora",
+    "lora": "lora",
+    "match": "lora",
+    "inject": "lora",
+    "merge": "lora",
+    "changes": "lora",
+    "requantize": "lora",
+    "adapter": "formats",
+    "peft_files": "formats",
+    "fingerprint": "formats",
+    "packed": "formats",
+    "transformer": "model",
+    "tokenizer": "model",
+    "config_json": "model",
+    "pretrained": "model",
+    "data": "training",
+    "batches": "training",
+    "train": "training",
+    "checkpoint": "training",
+    "history": "training",
+    "progress": "training",
+    "evaluate": "training",
+    "shapes": "ledger",
+    "storage": "ledger",
+    "flops": "ledger",
+    "activations": "ledger",
+    "plan": "ledger",
+    "watch": "ledger",
+    "ledger": "ledger",
+    "smollm2": "recipes",
+    "audit_data": "recipes",
+    "pretrain": "recipes",
+    "plots": "plots",
+    "charts": "plots",
+    "gallery": "plots",
+    "page": "plots",
+    "bugs": "bugs",
+    "zoo": "bugs",
+    "cli": "commands",
+    "demo": "commands",
+    "finetune": "commands",
+    "planner": "commands",
+    "footprint": "commands",
+}
+WINGS = [wing for shelf in SHELVES.values() for wing in shelf]
+FLOOR = {wing: floor for floor, wing in enumerate(WINGS)}
+FILES = sorted(PACKAGE.rglob("*.py"))
+MODULES = [file.relative_to(PACKAGE).with_suffix("").as_posix() for file in FILES]
+ABOVE_ALL = {"__init__", "__main__"}  # the package's own face
 
 
-def imports(source, folder):
-    """Names of the modules of a folder that a module in it imports, whether it says ``.x`` or ``minilora.x``."""
+def imports(source, package):
+    """Dotted names that a module of ``package`` imports from minilora, however it says so."""
     for node in ast.walk(ast.parse(source)):
-        names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "minilora" and "." in alias.name)
         if isinstance(node, ast.ImportFrom):
-            parents = folder.split(".")[: 1 - node.level or None] if node.level else []
+            parents = package.split(".")[: 1 - node.level or None] if node.level else []
             start = ".".join([*parents, *([node.module] if node.module else [])])
-            names = [f"{start}.{alias.name}" for alias in node.names]
-        yield from (name.removeprefix(f"{folder}.").split(".")[0] for name in names if name.startswith(f"{folder}."))
+            if start.split(".")[0] == "minilora":
+                yield from (f"{start}.{alias.name}" for alias in node.names)
 
 
-def imports_of(module):
-    """The same of a module of the package, by its path."""
-    folder = ".".join(["minilora", *module.split("/")[:-1]])
-    return set(imports((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), folder))
+def imported_modules(module):
+    """The modules of the package, as paths, that a module imports; of a wing's name, the wing's face."""
+    package = ".".join(["minilora", *module.split("/")[:-1]])
+    for name in imports((PACKAGE / f"{module}.py").read_text(encoding="utf-8"), package):
+        parts = name.split(".")[1:]
+        while parts and "/".join(parts) not in MODULES and "/".join([*parts, "__init__"]) not in MODULES:
+            parts.pop()
+        yield "/".join(parts) if "/".join(parts) in MODULES else "/".join([*parts, "__init__"])
 
 
-IMPORTS = """from .x import y
+def wing_of(module):
+    """The wing, or the module on the ground, that a module belongs to."""
+    first = module.split("/")[0]
+    return FLAT.get(first, first)
+
+
+LINES = """from .x import y
 from . import x
 import minilora.x
 import minilora.x as y
@@ -66,34 +110,53 @@ from minilora import x
 if later: from minilora import x"""
 
 
-@pytest.mark.parametrize("line", IMPORTS.splitlines())
+@pytest.mark.parametrize("line", LINES.splitlines())
 def test_an_import_is_seen_however_it_is_written(line):
-    assert list(imports(line, "minilora")) == ["x"]
-    assert list(imports(line.replace("minilora", "minilora.learn"), "minilora.learn")) == ["x"]
-    assert list(imports("from ..files import x\nimport minilora, torch\nfrom torch import nn", "minilora.learn")) == []
+    assert [name.removesuffix(".y") for name in imports(line, "minilora")] == ["minilora.x"]
+    deeper = line.replace("minilora", "minilora.learn")
+    assert [name.removesuffix(".y") for name in imports(deeper, "minilora.learn")] == ["minilora.learn.x"]
+    assert list(imports("from ..files import x", "minilora.learn")) == ["minilora.files.x"]
+    assert list(imports("import minilora, torch\nfrom torch import nn", "minilora.learn")) == []
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module not in ABOVE_ALL])
+def test_imports_point_down(module):
+    wing = wing_of(module)
+    assert wing in FLOOR, f"{module} stands in no wing of the plan: give {wing} a place in this test"
+    for other in imported_modules(module):
+        assert other not in ABOVE_ALL, f"{module} imports from the whole package, which stands above it"
+        below = wing_of(other)
+        assert FLOOR[below] <= FLOOR[wing], f"{module} imports {other}, and {below} stands above {wing}"
+        if "/" in module and below == wing:
+            assert other != f"{wing}/__init__", f"{module} imports from the face of its own wing, which stands above it"
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_no_circle_inside_a_wing(wing):
+    inside = [module for module in MODULES if wing_of(module) == wing]
+    arrows = {module: {other for other in imported_modules(module) if other in inside and other != module} for module in inside}
+    assert len(list(graphlib.TopologicalSorter(arrows).static_order())) == len(inside)  # raises CycleError
+
+
+def test_no_module_lies_flat_but_those_in_the_plan():
+    flat = {module for module in MODULES if "/" not in module} - ABOVE_ALL
+    assert flat <= GROUND | set(FLAT)
+
+
+def test_the_wheel_holds_every_wing():
+    text = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"(?ms)^packages = \[(.*?)\]", text)
+    named = set(re.findall(r'"([\w.]+)"', listed[1]))
+    folders = {file.parent.relative_to(PACKAGE.parent).as_posix().replace("/", ".") for file in PACKAGE.rglob("__init__.py")}
+    lessons = {"minilora.lessons", "minilora.lessons.checks", "minilora.lessons.solutions"}
+    assert named == folders | lessons
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_point_down(module):
-    assert module in FLOOR, f"give {module} a floor in this test"
-    for other in imports_of(module):
-        assert other in FLOOR, f"{module} imports {other} from the whole package, which stands above it"
-        assert FLOOR[other] < FLOOR[module], f"{module} (floor {FLOOR[module]}) imports {other} (floor {FLOOR[other]})"
-
-
-@pytest.mark.parametrize("module", sorted(file.stem for file in (PACKAGE / "learn").glob("[a-z]*.py")))
-def test_imports_of_the_lessons_engine_point_down(module):
-    floor = {name: level for level, names in enumerate(LEARN) for name in names}
-    assert module in floor, f"give learn/{module} a floor in this test"
-    for other in imports_of(f"learn/{module}"):
-        assert floor[other] < floor[module], f"learn/{module} imports learn/{other}"
-
-
-@pytest.mark.parametrize("module", [*MODULES, *(f"learn/{name}" for floor in LEARN for name in sorted(floor))])
 def test_modules_stay_readable(module):
     source = (PACKAGE / f"{module}.py").read_text(encoding="utf-8")
     # transformer.py holds a whole model and its generation, as a reader would want them
-    assert source.count("\n") <= (340 if module == "transformer" else 300), "is it two rooms?"
+    assert source.count("\n") <= (340 if module.endswith("transformer") else 300), "is it two rooms?"
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef):
             assert node.end_lineno - node.lineno < 80, f"{node.name} cannot be seen at once"
