@@ -71,7 +71,7 @@ def frozen(model: nn.Module) -> nn.Module:
 
 
 def can_bitsandbytes(model: nn.Module) -> bool:
-    """Its AVX-512 kernel, 0.50.2, reads rows that are no multiple of a block wrongly (tests/test_nf4.py): our base's are not."""
+    """Its AVX-512 kernel, 0.50.2, reads rows that are no multiple of a block wrongly (tests/nf4/test_tensor.py): our base's are not."""
     first = next(model.parameters())
     return first.is_cuda or all(m.in_features % 64 == 0 for m in model.modules() if isinstance(m, nn.Linear))
 

@@ -206,7 +206,7 @@ def lean_product(x, weight):
 
 
 # %% [hints] lean_product
-# 1. `FrozenProduct` in minilora/qlora.py does this. What is put on `ctx` lives until the backward, so put no Ŵ there.
+# 1. `FrozenProduct` in minilora/nf4/linear.py does this. What is put on `ctx` lives until the backward, so put no Ŵ there.
 # 2. Inside the function, `weight` is in reach of both methods of the class; each calls `weight.dequantize()` for
 #    itself.
 # 3. `forward` returns `x @ weight.dequantize().T`, `backward` returns `grad @ weight.dequantize()`; both are static

@@ -28,8 +28,8 @@ from .inject import (
 from .lora import LoRALayer
 from .match import InjectReport
 from .merge import combine, merge, merge_and_unload, unmerge
+from .nf4.linear import NF4Linear, dequantize_base, quantize_base
 from .pretrained import load_base, save_model
-from .qlora import NF4Linear, dequantize_base, quantize_base
 from .train import train
 from .transformer import Llama, LlamaConfig
 

@@ -156,56 +156,56 @@ MERGE = (
 
 FOUR_BITS = (
     Bug(
-        "biased rounding", "codebook:Codebook.boundaries",
+        "biased rounding", "nf4.codebook:Codebook.boundaries",
         "((torch.tensor(low) + torch.tensor(high)) / 2).item()", "torch.tensor(high).item()",
         "A value takes the level below it, not the nearest one. Errors double, and all weights shrink in one direction.",
         "", "test_invariants.py::test_8b_four_bits_err_by_half_a_gap_at_most_and_a_second_time_not_at_all",
     ),
     Bug(
-        "ties go up", "nf4:place_plainly",
+        "ties go up", "nf4.tensor:place_plainly",
         "scaled > boundary", "scaled >= boundary",
         "A value in the middle between two levels goes to the upper one. One byte in millions differs from everyone else's.",
-        "", "test_nf4.py::test_the_fast_search_equals_the_definition",
+        "", "nf4/test_tensor.py::test_the_fast_search_equals_the_definition",
     ),
     Bug(
-        "nibbles swapped", "nf4:pack",
+        "nibbles swapped", "nf4.tensor:pack",
         "torch.add(codes[1::2], codes[::2], alpha=16)", "torch.add(codes[::2], codes[1::2], alpha=16)",
         "Two codes share a byte, and the first goes into the low half. Whoever reads it with the other convention "
         "swaps neighbours.",
         "Comfy-Org/comfy-kitchen #41", "test_invariants.py::test_8a_four_bits_are_the_bytes_of_bitsandbytes",
     ),
     Bug(
-        "the last block", "nf4:quantize",
+        "the last block", "nf4.tensor:quantize",
         "absmax[-1] = rest.abs().amax().clamp(min=1e-38)",
         "absmax[-1] = torch.cat([rest, rest.new_full((block_size - len(rest),), 9.0)]).abs().amax()",
         "The last block is shorter, and its scale is taken over what happens to lie behind it. Its weights all become zero.",
-        "bitsandbytes-foundation/bitsandbytes #1884", "test_nf4.py::test_bytes_scales_and_values_equal_level_0",
+        "bitsandbytes-foundation/bitsandbytes #1884", "nf4/test_tensor.py::test_bytes_scales_and_values_equal_level_0",
     ),
     Bug(
-        "the mean forgotten", "nf4:NF4Tensor.scales",
+        "the mean forgotten", "nf4.tensor:NF4Tensor.scales",
         ".add_(self.offset)", "",
         "Double quantization takes the mean off the scales first, and reading forgets to add it. The weights are "
         "those of another model.",
-        "", "test_nf4.py::test_an_8_bit_scale_is_off_by_its_share_of_the_largest_at_most",
+        "", "nf4/test_tensor.py::test_an_8_bit_scale_is_off_by_its_share_of_the_largest_at_most",
     ),
     Bug(
-        "scales rounded by a cast", "qlora:NF4Linear._apply",
+        "scales rounded by a cast", "nf4.linear:NF4Linear._apply",
         "if moved.dtype != part.dtype:", "if False:",
         "model.half() also casts the scales of the packed weights. They are float32 by format, and every weight moves.",
-        "", "test_qlora.py::test_casting_a_model_leaves_codes_and_scales_alone",
+        "", "nf4/test_linear.py::test_casting_a_model_leaves_codes_and_scales_alone",
     ),
     Bug(
-        "a stale cache", "qlora:NF4Linear.forward",
+        "a stale cache", "nf4.linear:NF4Linear.forward",
         "return FrozenProduct.apply(x.to(self.compute_dtype or x.dtype), self.bias, self.quantized).to(x.dtype)",
         'return torch.nn.functional.linear(x, self.__dict__.setdefault("cache", self.weight), self.bias)',
         "The dequantized weight is kept for the next call. Four bits then save nothing, and new codes are never looked at.",
-        "hako-mikan/sd-webui-lora-block-weight #30", "test_qlora.py::test_no_float_weight_outlives_a_call",
+        "hako-mikan/sd-webui-lora-block-weight #30", "nf4/test_linear.py::test_no_float_weight_outlives_a_call",
     ),
     Bug(
         "packed bytes counted", "inject:trainable_parameters",
         "sum(module.in_features * module.out_features for module in packed)", "sum(module.packed.numel() for module in packed)",
         "Two 4-bit weights share a byte, and bytes are counted as parameters. A model of 7 billion reports 3.5.",
-        "huggingface/peft #1020", "test_qlora.py::test_parameters_are_counted_as_what_they_stand_for",
+        "huggingface/peft #1020", "nf4/test_linear.py::test_parameters_are_counted_as_what_they_stand_for",
     ),
 )  # fmt: skip
 

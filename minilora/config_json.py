@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .nf4 import NF4Tensor
+from .nf4.tensor import NF4Tensor
 from .transformer import Llama, LlamaConfig
 
 # Architectures whose blocks are exactly those of transformer.py, and what their configs mean by leaving something out.

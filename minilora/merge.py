@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from .inject import check_container, require_lora, take_out
 from .lora import LoRALayer, is_packed
-from .qlora import plain_linear
+from .nf4.linear import plain_linear
 from .requantize import Requantized, loss_of, outputs, requantize_base
 
 Layers = Sequence[tuple[str, LoRALayer]]

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .codebook import table_of_levels
-from .nf4 import SCALE_BLOCK, NF4Tensor, dynamic_map
+from .nf4.codebook import table_of_levels
+from .nf4.tensor import SCALE_BLOCK, NF4Tensor, dynamic_map
 
 STATE = "quant_state.bitsandbytes__"
 CPU = torch.device("cpu")

@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import nf4
-from .codebook import codebook
 from .config_json import config_json_of, first, llama_config
 from .files import TensorFiles, json_writer, read_json, tensor_writer, text_writer, write_together
 from .lora import is_packed
-from .nf4 import NF4Tensor
+from .nf4 import tensor
+from .nf4.codebook import codebook
+from .nf4.linear import NF4Linear
+from .nf4.tensor import NF4Tensor
 from .packed import companions, from_checkpoint, packed_names, to_checkpoint
-from .qlora import NF4Linear
 from .tokenizer import END_OF_TEXT, Tokenizer, default_system
 from .transformer import Llama, LlamaConfig
 
@@ -98,7 +98,7 @@ def fill_model(
                 )
             layer = NF4Linear.from_quantized(replace(found, dtype=dtype))
         elif quantize is not None and name in linears:
-            layer = NF4Linear.from_quantized(nf4.quantize(tensors[name].to(device=device, dtype=dtype), kind=quantize))
+            layer = NF4Linear.from_quantized(tensor.quantize(tensors[name].to(device=device, dtype=dtype), kind=quantize))
         else:
             floats[name] = tensors[name].to(device=device, dtype=dtype)
             continue

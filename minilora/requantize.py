@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .lora import LoRALayer
 from .match import columns
-from .qlora import NF4Linear, plain_linear
+from .nf4.linear import NF4Linear, plain_linear
 
 
 class Loss(NamedTuple):

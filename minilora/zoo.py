@@ -115,7 +115,7 @@ def sick_code(bug: Bug, module: Any, function: Any) -> CodeType:
 
 def forget_results() -> None:
     """Empty the caches of the tables that depend on the code."""
-    for name in ("codebook", "nf4"):
+    for name in ("nf4.codebook", "nf4.tensor"):
         for value in vars(importlib.import_module(f"{PACKAGE}.{name}")).values():
             if hasattr(value, "cache_clear"):
                 value.cache_clear()

@@ -33,9 +33,9 @@ ROOT = Path(__file__).parent.parent
 TESTS = {
     "level0": ["level0"],
     "config": ["config"],
-    "nf4": ["nf4", "packed"],
+    "nf4/tensor": ["nf4/tensor", "packed"],
     "lora": ["lora", "inject", "merge", "invariants"],
-    "qlora": ["qlora", "merge", "invariants"],
+    "nf4/linear": ["nf4/linear", "merge", "invariants"],
     "inject": ["inject", "invariants", "match"],
     "merge": ["merge", "requantize"],
     "adapter": ["adapter", "fingerprint"],
@@ -71,7 +71,7 @@ def main() -> None:
         if chosen.list:
             print(f"{module:8} {len(found):4} mutants")
             continue
-        record = chosen.out / f"{module}.json"
+        record = chosen.out / f"{module.replace('/', '.')}.json"
         done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         if run(module, None) != "survived":
             sys.exit(f"{module}: its tests fail without any mutation: mend them first")
@@ -189,8 +189,10 @@ def test(module: str, source: str | None) -> int:
     sys.path.insert(0, str(ROOT))
     sys.dont_write_bytecode = True
     if source is not None:
-        sys.meta_path.insert(0, Replacement(f"minilora.{module}", source))
-    files = [f"tests/test_{name}.py" for name in TESTS[module]] + [f"minilora/{module}.py"]
+        sys.meta_path.insert(0, Replacement(f"minilora.{module.replace('/', '.')}", source))
+    files = [str(Path("tests", name).with_name(f"test_{Path(name).name}.py")) for name in TESTS[module]] + [
+        f"minilora/{module}.py"
+    ]
     plain = ["--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # pytest's own loader would pass ours by
     quick = ["--hypothesis-profile=mutants", "--hypothesis-seed=0", "-p", "no:logging", "-p", "no:anyio", "--tb=no"]
     return int(pytest.main(["-x", "-q", *plain, *quick, "-m", "not slow", *files]))

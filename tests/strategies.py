@@ -185,7 +185,7 @@ def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), mo
 def second_level_is_defined(absmax: Tensor) -> bool:
     """Whether 8-bit scales of these float32 scales mean anything: their sum is finite, their differences are no subnormals.
 
-    A sum that overflows is refused here (tests/test_nf4.py). Of 256 scales that differ from the mean by less than 1e-38
+    A sum that overflows is refused here (tests/nf4/test_tensor.py). Of 256 scales that differ from the mean by less than 1e-38
     bitsandbytes takes a reciprocal that is infinite, and writes code 255 where we write 0: the same number for any use.
     """
     mean = absmax.mean()

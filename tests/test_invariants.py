@@ -224,7 +224,7 @@ def test_7_saved_and_loaded_is_the_same_to_the_bit(tmp_path_factory, model, name
     assert torch.equal(model(x), other(x))
 
 
-@given(weights(), st.sampled_from(nf4.BLOCK_SIZES), st.booleans())
+@given(weights(), st.sampled_from(nf4.tensor.BLOCK_SIZES), st.booleans())
 def test_8a_four_bits_are_the_bytes_of_bitsandbytes(weight, block_size, double_quant):
     """8. The same bytes and scales as everyone's: a base quantized here is the base that was quantized there."""
     assume(not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax))
@@ -235,7 +235,7 @@ def test_8a_four_bits_are_the_bytes_of_bitsandbytes(weight, block_size, double_q
     assert not double_quant or torch.equal(ours.absmax2, state.state2.absmax)
 
 
-@given(weights(dtypes=(torch.float32,), scales=(1e-3, 1.0, 1e3), kinds=KINDS), st.sampled_from(nf4.BLOCK_SIZES))
+@given(weights(dtypes=(torch.float32,), scales=(1e-3, 1.0, 1e3), kinds=KINDS), st.sampled_from(nf4.tensor.BLOCK_SIZES))
 def test_8b_four_bits_err_by_half_a_gap_at_most_and_a_second_time_not_at_all(weight, block_size):
     """8. The error is bounded by the block's largest weight, and Ŵ is a fixed point: it does not drift."""
     once = nf4.quantize(weight, block_size, double_quant=False)

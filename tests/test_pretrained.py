@@ -368,7 +368,7 @@ def test_loading_in_four_bits_never_holds_the_float_model(tmp_path, saved_in):
         loaded = load_base(tmp_path, quantize="nf4")
     resident = sum(t.nbytes for t in loaded.state_dict().values())
     assert resident < floats / 6
-    working = 28 * nf4.QUANTIZE_CHUNK  # bytes a weight in the search for its code, chunk by chunk
+    working = 28 * nf4.tensor.QUANTIZE_CHUNK  # bytes a weight in the search for its code, chunk by chunk
     assert watch.most < resident + largest + working < floats / 3
     if saved_in == "four bits":
         assert watch.most < resident + largest, "no float weight should be made at all"

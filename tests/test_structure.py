@@ -19,9 +19,6 @@ SHELVES = {  # from the ground up: a wing imports wings before it
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {
-    "codebook": "nf4",
-    "nf4": "nf4",
-    "qlora": "nf4",
     "config": "lora",
     "lora": "lora",
     "match": "lora",

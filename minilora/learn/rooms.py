@@ -13,13 +13,26 @@ import minilora
 from .course import PACKAGE
 from .pages import cards, frame, render_code, render_docstring, row, turn
 
-CORE = ("level0", "config", "lora", "match", "inject", "codebook", "nf4", "qlora", "merge", "adapter", "transformer", "train")
+CORE = (
+    "level0",
+    "config",
+    "lora",
+    "match",
+    "inject",
+    "nf4.codebook",
+    "nf4.tensor",
+    "nf4.linear",
+    "merge",
+    "adapter",
+    "transformer",
+    "train",
+)
 Node = ast.FunctionDef | ast.ClassDef
 
 
 def module_page(name: str) -> str:
     """One module: each docstring beside the code that it is about."""
-    source = (PACKAGE / f"{name}.py").read_text(encoding="utf-8")
+    source = (PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
     lines, tree = source.splitlines(), ast.parse(source)
     rows = [f"<h1>minilora/{name}.py</h1>", *module_rows(lines, tree)]
     index = CORE.index(name)
@@ -83,8 +96,12 @@ def opening(name: str) -> str:
     >>> opening("lora")
     'One Linear with one low-rank update beside it.'
     """
-    text = ast.get_docstring(ast.parse((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return " ".join(text.partition("\n\n")[0].split()).replace("``", "")
+    return first_sentence(ast.get_docstring(ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))))
+
+
+def first_sentence(docstring: str | None) -> str:
+    """The first paragraph of a docstring on one line, without its marks."""
+    return " ".join((docstring or "").partition("\n\n")[0].split()).replace("``", "")
 
 
 def api_page() -> str:
@@ -100,14 +117,14 @@ def api_page() -> str:
         parts.append(f'<p><a href="#{owner}"><b>{owner}</b></a> {links}</p>')
     for owner, (module, inner) in owners.items():
         parts.append(f'<h2 id="{owner}"><code>{owner}</code></h2>')
-        parts += [f"<p>{html.escape(opening(owner.rpartition('.')[2]))}</p>"] if module is not minilora else []
+        parts += [f"<p>{html.escape(first_sentence(module.__doc__))}</p>"] if module is not minilora else []
         parts += [api_entry(owner, name, getattr(module, name)) for name in inner]
     return frame("API · minilora", "\n".join(parts), "api.html")
 
 
 def api_entry(owner: str, name: str, found: object) -> str:
     """One name: what to write, where its code is, and its docstring (a constant has its value instead)."""
-    where = getattr(found, "__module__", "").rpartition(".")[2]
+    where = getattr(found, "__module__", "").partition(".")[2]
     source = f'<p class=soft><a href="module-{where}.html">{where}.py</a></p>' if where in CORE else ""
     text = render_docstring(inspect.getdoc(found) or "") if callable(found) else render_code(repr(found))
     full = full_name(owner, name)

@@ -8,7 +8,7 @@ any Linear. What a training step holds between forward and backward is the activ
 is a second dequantization.
 
 An ordinary autograd product would save Ŵ for its backward, all layers' at once, and 4 bits would have saved nothing.
-tests/test_qlora.py counts what is alive.
+tests/nf4/test_linear.py counts what is alive.
 
 Left out: GPT-2's ``Conv1D``, a fused 4-bit product for single rows (each generated token pays a whole dequantization),
 paged optimizers.
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .nf4 import NF4Tensor, part_shapes, quantize
+from .tensor import NF4Tensor, part_shapes, quantize
 
 COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 

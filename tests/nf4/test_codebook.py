@@ -4,7 +4,7 @@ import pytest
 import torch
 from bitsandbytes import functional as peer
 
-from minilora.codebook import codebook, table_of_levels
+from minilora.nf4.codebook import codebook, table_of_levels
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])

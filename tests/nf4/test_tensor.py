@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from minilora import level0, nf4
-from minilora.codebook import cell_tables, codebook, table_of_levels, table_of_pairs
+from minilora.nf4.codebook import cell_tables, codebook, table_of_levels, table_of_pairs
 
-from . import peers, profiles
-from .strategies import DTYPES, KINDS, second_level_is_defined, seeds, weights
+from .. import peers, profiles
+from ..strategies import DTYPES, KINDS, second_level_is_defined, seeds, weights
 
 CPU = torch.device("cpu")
 # Under 1e-38 bitsandbytes' floor is the scale, and near the largest float 1/absmax has few bits: bytes agree there, bounds end.
 ORDINARY = weights(dtypes=(torch.float32,), scales=(1e-3, 1.0, 1e3), kinds=KINDS)
-block_sizes = st.sampled_from(nf4.BLOCK_SIZES)
+block_sizes = st.sampled_from(nf4.tensor.BLOCK_SIZES)
 thousands = settings(max_examples=profiles.of(dev=50, ci=2000, thorough=20_000))
 
 
@@ -58,7 +58,7 @@ def test_bytes_scales_and_values_equal_level_0(weight, block_size):
 
 def test_the_golden_vectors():
     """What bitsandbytes 0.50.2 made once (golden/make_nf4.py): so that a change of ours and of theirs can be told apart."""
-    golden = load_file(Path(__file__).parent / "golden" / "nf4.safetensors")
+    golden = load_file(Path(__file__).parents[1] / "golden" / "nf4.safetensors")
     compared = 0
     for key in [key for key in golden if key.endswith(".packed")]:
         name, kind, block_size, levels, _ = key.split(".")
@@ -120,12 +120,12 @@ def test_the_fast_search_equals_the_definition(kind):
     beside = [torch.nextafter(interesting, torch.tensor(direction)) for direction in (-2.0, 2.0)]
     values = torch.cat([interesting, *beside, torch.rand(2**20, generator=torch.Generator().manual_seed(0)) * 2 - 1])
     values = values[: len(values) // 8 * 8].clamp(-1, 1)
-    assert torch.equal(nf4.place(values, kind), nf4.place_plainly(values, book))
+    assert torch.equal(nf4.tensor.place(values, kind), nf4.tensor.place_plainly(values, book))
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int4"])
 def test_no_cell_holds_two_boundaries_or_one_that_rounding_could_miss(kind):
-    boundaries = torch.tensor(codebook(kind).boundaries, dtype=torch.float64) * nf4.CELLS
+    boundaries = torch.tensor(codebook(kind).boundaries, dtype=torch.float64) * nf4.tensor.CELLS
     assert len(set(boundaries.floor().tolist())) == len(boundaries)
     distance = (boundaries - boundaries.round()).abs()
     assert ((distance == 0) | (distance > 1e-3)).all()
@@ -161,17 +161,17 @@ def test_quantizing_a_dequantized_tensor_changes_nothing(weight, block_size):
 
 
 def test_the_dynamic_map_equals_bitsandbytes():
-    assert torch.equal(nf4.dynamic_map(CPU), peer.create_dynamic_map())
+    assert torch.equal(nf4.tensor.dynamic_map(CPU), peer.create_dynamic_map())
 
 
 @given(seeds, st.integers(1, 2000))
 def test_an_8_bit_scale_is_off_by_its_share_of_the_largest_at_most(seed, blocks):
     """Half the widest gap of the map (1/128 of the range at its top), times the largest centred scale of its 256."""
     absmax = torch.rand(blocks, generator=torch.Generator().manual_seed(seed)) + 0.5
-    codes, absmax2, offset = nf4.quantize_scales(absmax)
+    codes, absmax2, offset = nf4.tensor.quantize_scales(absmax)
     packed, shape = torch.zeros(blocks * 32, dtype=torch.uint8), torch.Size([blocks * 64])
     found = nf4.NF4Tensor(packed, codes, absmax2, offset, shape).scales()
-    widest = nf4.dynamic_map(CPU).diff().max() / 2 + 1 / 65535
+    widest = nf4.tensor.dynamic_map(CPU).diff().max() / 2 + 1 / 65535
     assert ((found - absmax).abs() <= widest * absmax2.repeat_interleave(256)[:blocks] + 1e-6).all()
 
 

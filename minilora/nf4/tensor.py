@@ -22,7 +22,7 @@ weights the root mean square error is 9.2% of theirs. Every use of the tensor pa
 
 What differs. bitsandbytes: nothing, byte for byte, down to multiplying full blocks by 1/absmax but dividing a
 partial last one, and to reading the scales' codes from a table of 65,536 entries that is not always nearest. (Its AVX-512
-kernel, 0.50.2, dequantizes wrongly when rows are no multiple of the block; tests/test_nf4.py shows it.) torchao: levels rounded
+kernel, 0.50.2, dequantizes wrongly when rows are no multiple of the block; tests/nf4/test_tensor.py shows it.) torchao: levels rounded
 to four decimals, scales in int8 blocks of their own.
 
 How it is fast. Quantizing: a cell of 1/512 holds at most one boundary between two levels, so a table and one comparison
@@ -193,7 +193,7 @@ def place(scaled: Tensor, kind: str) -> Tensor:
     """The same for values in [-1, 1]: look up the cell, then decide with the one boundary that may lie in it.
 
     Rounding can push a value over the edge of its cell by an ulp; the comparison then still decides rightly, since no
-    boundary lies that near to an edge without lying on it (tests/test_nf4.py).
+    boundary lies that near to an edge without lying on it (tests/nf4/test_tensor.py).
     """
     first, boundary = cell_tables(kind, scaled.device)
     values = scaled.reshape(-1)

@@ -13,8 +13,8 @@ import minilora
 from minilora import LoraConfig, LoRALayer, NF4Linear, inject, nf4, quantize_base
 from minilora.inject import lora_layers
 
-from .strategies import ranks, seeds, sizes
-from .tolerance import backward_bound
+from ..strategies import ranks, seeds, sizes
+from ..tolerance import backward_bound
 
 
 def pair(rows, columns, r, bias=True):

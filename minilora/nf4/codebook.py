@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from . import level0
+from .. import level0
 
 CELLS = 512  # cells in [0, 1]: fine enough that none holds two boundaries, in any of the codebooks
 
