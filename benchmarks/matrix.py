@@ -26,9 +26,9 @@ import torch
 
 import minilora
 from minilora import Example, LoraConfig, Task, data, ledger
-from minilora.config import TrainConfig
 from minilora.evaluate import PROSE
 from minilora.history import History
+from minilora.lora.config import TrainConfig
 from minilora.train import Run
 
 from .common import Row, measure, options, ratios, save

@@ -20,7 +20,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from torch import Tensor, nn
 
 import minilora
-from minilora.inject import lora_layers
+from minilora.lora.injection import lora_layers
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 FULL, FLOOR, LORA, QLORA = "full", "floor", "LoRA, minilora", "QLoRA, minilora"

@@ -192,7 +192,7 @@ assert elsewhere > 1
 # %% [markdown]
 # ## Build: ∂A and ∂B by hand
 #
-# Difficulty ●●○ · Importance ●●●, this is the backward pass of `minilora/lora.py` · 15 minutes
+# Difficulty ●●○ · Importance ●●●, this is the backward pass of `minilora/lora/layer.py` · 15 minutes
 
 # %% [exercise] lora_gradients
 import torch

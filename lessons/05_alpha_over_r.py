@@ -34,8 +34,8 @@ import copy
 import torch
 
 import minilora
-from minilora.inject import lora_layers
 from minilora.learn import check, show
+from minilora.lora.injection import lora_layers
 from minilora.plots import hue, in_house_style, label_ends, one_axes
 
 base = minilora.load_base()

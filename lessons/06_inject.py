@@ -200,7 +200,7 @@ check(name_matches)
 # %% [markdown]
 # ## Build: the injection
 #
-# Difficulty ●●○ · Importance ●●●, this is `minilora/inject.py` in five lines · 10 minutes
+# Difficulty ●●○ · Importance ●●●, this is `minilora/lora/injection.py` in five lines · 10 minutes
 
 
 # %% [exercise] inject_by_name

@@ -49,8 +49,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import minilora
-from minilora.inject import lora_layers
 from minilora.learn import check, show
+from minilora.lora.injection import lora_layers
 from minilora.plots import hue, in_house_style, label_ends, one_axes
 
 STEPS, LOGS = 72, 50

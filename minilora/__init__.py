@@ -10,13 +10,12 @@ trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 
 from . import data, ledger, level0, nf4
 from .adapter import load_adapter, save_adapter
-from .changes import audit
-from .config import LoraConfig, TrainConfig
 from .data import Example, Task
 from .evaluate import bits_per_byte, exact_match
 from .fingerprint import Fingerprint, fingerprint
 from .history import History
-from .inject import (
+from .lora.config import LoraConfig, TrainConfig
+from .lora.injection import (
     disable_adapter,
     enable_input_grads,
     explain_match,
@@ -25,9 +24,10 @@ from .inject import (
     trainable_parameters,
     unload,
 )
-from .lora import LoRALayer
-from .match import InjectReport
-from .merge import combine, merge, merge_and_unload, unmerge
+from .lora.layer import LoRALayer
+from .lora.merging import combine, merge, merge_and_unload, unmerge
+from .lora.selection import InjectReport
+from .lora.weight_diff import audit
 from .nf4.linear import NF4Linear, dequantize_base, quantize_base
 from .pretrained import load_base, save_model
 from .train import train

@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .config import LoraConfig, scaling_of
 from .fingerprint import fingerprint
-from .inject import check_container, inject, lora_layers, require_lora
-from .lora import LoRALayer, is_conv1d, linear_shape
-from .match import fits_pattern, matching_pattern, rank_and_alpha
+from .lora.config import LoraConfig, scaling_of
+from .lora.injection import check_container, inject, lora_layers, require_lora
+from .lora.layer import LoRALayer, is_conv1d, linear_shape
+from .lora.selection import fits_pattern, matching_pattern, rank_and_alpha
 from .peft_files import (
     META_BASE,
     PREFIX,

@@ -23,64 +23,64 @@ class Bug(NamedTuple):
 
 LAYER = (
     Bug(
-        "unscaled alpha", "config:scaling_of",
+        "unscaled alpha", "lora.config:scaling_of",
         "lora_alpha / (math.sqrt(r) if use_rslora else r)", "lora_alpha",
         "The update is scaled by α instead of α/r. Nobody notices where every default has α = r.",
-        "huggingface/peft #2489", "test_config.py::test_scaling_follows_the_two_papers",
+        "huggingface/peft #2489", "lora/test_config.py::test_scaling_follows_the_two_papers",
     ),
     Bug(
-        "rsLoRA by r", "config:scaling_of",
+        "rsLoRA by r", "lora.config:scaling_of",
         "(math.sqrt(r) if use_rslora else r)", "r",
         "The flag use_rslora is read from the file and then forgotten. An adapter of rank 64 is served at an "
         "eighth of its scale.",
-        "NVIDIA/TensorRT-LLM #1668", "test_config.py::test_scaling_follows_the_two_papers",
+        "NVIDIA/TensorRT-LLM #1668", "lora/test_config.py::test_scaling_follows_the_two_papers",
     ),
     Bug(
-        "the wrong fan", "lora:LoRALayer.reset_parameters",
+        "the wrong fan", "lora.layer:LoRALayer.reset_parameters",
         "1 / math.sqrt(self.in_features)", "1 / math.sqrt(self.r)",
         "A is stored as (in, r), so the usual initialisation takes r for its fan-in. It starts seven times too "
         "large at 768/16.",
-        "", "test_lora.py::test_a_starts_within_one_over_the_root_of_in_and_b_at_zero",
+        "", "lora/test_layer.py::test_a_starts_within_one_over_the_root_of_in_and_b_at_zero",
     ),
     Bug(
-        "two zeros", "lora:LoRALayer.reset_parameters",
+        "two zeros", "lora.layer:LoRALayer.reset_parameters",
         "nn.init.uniform_(self.lora_A, -bound, bound)", "nn.init.zeros_(self.lora_A)",
         "Both factors start at zero. Each one's gradient is a product with the other, so neither ever moves.",
         "Guitaricet/relora #18", "test_invariants.py::test_4_a_new_adapter_can_learn",
     ),
     Bug(
-        "no zero", "lora:LoRALayer.reset_parameters",
+        "no zero", "lora.layer:LoRALayer.reset_parameters",
         "nn.init.zeros_(self.lora_B)", "nn.init.uniform_(self.lora_B, -bound, bound)",
         "Both factors start at random. Training then begins at the base plus noise, and spends its first steps on undoing it.",
         "hao-ai-lab/FastVideo #781", "test_invariants.py::test_1_injected_and_untrained_it_computes_the_base_to_the_bit",
     ),
     Bug(
-        "dropout on the base", "lora:LoRALayer.forward",
+        "dropout on the base", "lora.layer:LoRALayer.forward",
         "y = self.base(x)", "y = self.base(F.dropout(x, self.lora_dropout, self.training))",
         "Dropout is put in front of the whole layer instead of the adapter. The frozen model is then trained "
         "against noise in itself.",
         "", "test_invariants.py::test_dropout_never_reaches_the_base_path",
     ),
     Bug(
-        "one mask for the batch", "lora:LoRALayer.forward",
+        "one mask for the batch", "lora.layer:LoRALayer.forward",
         "x = F.dropout(x, self.lora_dropout)", "x = x * F.dropout(torch.ones_like(x[:1]), self.lora_dropout)",
         "The dropout mask is drawn for one row and shared by all. A batch of 64 is then one draw, not 64.",
         "", "test_invariants.py::test_dropout_is_drawn_anew_for_every_row",
     ),
     Bug(
-        "a gradient without its scale", "lora:AddLowRank.backward",
+        "a gradient without its scale", "lora.layer:AddLowRank.backward",
         "(g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)", "g.T @ h.reshape(-1, len(A))",
         "A hand-written backward forgets α/r in one of three places. The loss still falls, only along another direction.",
-        "", "test_lora.py::test_backward_equals_level_0",
+        "", "lora/test_layer.py::test_backward_equals_level_0",
     ),
     Bug(
-        "the base learns too", "inject:inject",
+        "the base learns too", "lora.injection:inject",
         "model.requires_grad_(False)", "pass",
         "Nothing freezes the modules that have no adapter. The run looks excellent, and the saved adapter does not contain it.",
         "", "test_invariants.py::test_4_only_a_and_b_learn",
     ),
     Bug(
-        "biases learn silently", "inject:inject",
+        "biases learn silently", "lora.injection:inject",
         "model.requires_grad_(False)", '[p.requires_grad_(n.endswith("bias")) for n, p in model.named_parameters()]',
         "Biases train along, unasked. With the adapter switched off the model is then no longer its base.",
         "huggingface/peft #741", "test_invariants.py::test_4_only_a_and_b_learn",
@@ -89,39 +89,39 @@ LAYER = (
 
 MERGE = (
     Bug(
-        "transposed merge", "lora:LoRALayer.merged_weight",
+        "transposed merge", "lora.layer:LoRALayer.merged_weight",
         "(delta.T if is_conv1d(self.base) else delta)", "delta",
         "GPT-2 keeps its weights as (in, out), and ΔW is added as it is. On a square matrix nothing complains.",
-        "predibase/lorax #106", "test_lora.py::test_conv1d_is_a_linear_with_its_weight_transposed",
+        "predibase/lorax #106", "lora/test_layer.py::test_conv1d_is_a_linear_with_its_weight_transposed",
     ),
     Bug(
-        "merge twice", "lora:LoRALayer.check_mergeable",
+        "merge twice", "lora.layer:LoRALayer.check_mergeable",
         "if self.merged:", "if False:",
         "A second merge adds ΔW again. Some functions merge without saying so, so it happens by itself.",
         "huggingface/peft #1355",
-        "test_lora.py::test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused",
+        "lora/test_layer.py::test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused",
     ),
     Bug(
-        "unmerge by subtraction", "lora:LoRALayer.swap",
+        "unmerge by subtraction", "lora.layer:LoRALayer.swap",
         "parameter.data, self.kept_weight = self.kept_weight, parameter.data",
         "parameter.data = (parameter.data.to(self.lora_A) - self.delta_weight()).to(parameter.dtype)",
         "W0 is not kept but recomputed, as W − ΔW. In bf16 a third of the weights comes back changed after three rounds.",
         "huggingface/peft #3166", "test_invariants.py::test_3a_unmerge_gives_the_weight_back_to_the_bit",
     ),
     Bug(
-        "merge rounded twice", "lora:LoRALayer.merged_weight",
+        "merge rounded twice", "lora.layer:LoRALayer.merged_weight",
         "(weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(dtype)", "weight + delta.to(dtype)",
         "ΔW is rounded to bf16 before it is added, and the sum again. The smaller ΔW is, the more of it that costs.",
         "huggingface/peft #3412", "test_invariants.py::test_2_a_merge_rounds_once",
     ),
     Bug(
-        "dropout at the merge", "lora:LoRALayer.check_mergeable",
+        "dropout at the merge", "lora.layer:LoRALayer.check_mergeable",
         "if self.training and self.lora_dropout > 0:", "if False:",
         "A model that still trains is merged. What trains is a random part of the adapter; what is merged is something else.",
-        "huggingface/peft #3586", "test_lora.py::test_merging_in_training_mode_with_dropout_is_refused",
+        "huggingface/peft #3586", "lora/test_layer.py::test_merging_in_training_mode_with_dropout_is_refused",
     ),
     Bug(
-        "half a merge", "merge:merge",
+        "half a merge", "lora.merging:merge",
         "weights = [explain(name, layer.merged_weight, bases.get(name)) for name, layer in layers]",
         "for name, layer in layers:\n"
         "        layer.put_merged(explain(name, layer.merged_weight, bases.get(name)), keep_base)\n"
@@ -130,27 +130,27 @@ MERGE = (
         "huggingface/peft #3710", "test_invariants.py::test_10_a_failed_operation_leaves_the_model_as_it_was",
     ),
     Bug(
-        "tied weights merged", "match:check_targets",
+        "tied weights merged", "lora.selection:check_targets",
         "if others:", "if False:",
         "The output head shares its weight with the embedding, and an adapter on it is merged. Every input changes too.",
-        "huggingface/peft #2018", "test_inject.py::test_a_tied_head_is_refused_and_an_untied_one_is_not",
+        "huggingface/peft #2018", "lora/test_injection.py::test_a_tied_head_is_refused_and_an_untied_one_is_not",
     ),
     Bug(
-        "cross-terms", "merge:combine",
+        "cross-terms", "lora.merging:combine",
         "A = torch.cat([part.A for _, part in parts])  # (Σ r, in)\n"
         "        B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)  # (out, Σ r)",
         "A = torch.stack([part.A for _, part in parts]).sum(0)\n"
         "        B = torch.stack([weight * part.scaling * part.B for weight, part in parts]).sum(0)",
         "Adapters are added by adding their factors. (A1 + A2)(B1 + B2) holds two products that nobody has trained.",
-        "huggingface/peft #3004", "test_merge.py::test_combining_adds_the_deltas_exactly_where_summing_factors_does_not",
+        "huggingface/peft #3004", "lora/test_merging.py::test_combining_adds_the_deltas_exactly_where_summing_factors_does_not",
     ),
     Bug(
-        "a weight without its sign", "merge:combine",
+        "a weight without its sign", "lora.merging:combine",
         "[weight * part.scaling * part.B for weight, part in parts]",
         "[abs(weight) * part.scaling * part.B for weight, part in parts]",
         "To take an adapter away its weight is made negative, and the root of the weight loses the sign. It is "
         "added once more.",
-        "huggingface/peft #2918", "test_merge.py::test_combining_adds_the_deltas_exactly_where_summing_factors_does_not",
+        "huggingface/peft #2918", "lora/test_merging.py::test_combining_adds_the_deltas_exactly_where_summing_factors_does_not",
     ),
 )  # fmt: skip
 
@@ -202,7 +202,7 @@ FOUR_BITS = (
         "hako-mikan/sd-webui-lora-block-weight #30", "nf4/test_linear.py::test_no_float_weight_outlives_a_call",
     ),
     Bug(
-        "packed bytes counted", "inject:trainable_parameters",
+        "packed bytes counted", "lora.injection:trainable_parameters",
         "sum(module.in_features * module.out_features for module in packed)", "sum(module.packed.numel() for module in packed)",
         "Two 4-bit weights share a byte, and bytes are counted as parameters. A model of 7 billion reports 3.5.",
         "huggingface/peft #1020", "nf4/test_linear.py::test_parameters_are_counted_as_what_they_stand_for",
@@ -217,22 +217,22 @@ FILES_AND_NAMES = (
         "huggingface/peft #2699", "test_adapter.py::test_everything_that_is_wrong_stands_in_one_error",
     ),
     Bug(
-        "half a typo", "match:check_patterns_used",
+        "half a typo", "lora.selection:check_patterns_used",
         "if unused:", "if not chosen:",
         "One name of several matches nothing, and that is no error. Half of what was meant trains.",
-        "huggingface/peft #1959", "test_inject.py::test_one_pattern_of_several_that_matches_nothing_is_an_error",
+        "huggingface/peft #1959", "lora/test_injection.py::test_one_pattern_of_several_that_matches_nothing_is_an_error",
     ),
     Bug(
-        "an end without a dot", "match:fits",
+        "an end without a dot", "lora.selection:fits",
         'name.endswith(f".{entry}")', "name.endswith(entry)",
         'Names are compared by their last letters. "proj" then means q_proj, k_proj, v_proj and everything else.',
-        "", "test_inject.py::test_a_name_fits_when_it_is_equal_or_ends_in_dot_name",
+        "", "lora/test_injection.py::test_a_name_fits_when_it_is_equal_or_ends_in_dot_name",
     ),
     Bug(
-        "patterns forgotten", "match:rank_and_alpha",
+        "patterns forgotten", "lora.selection:rank_and_alpha",
         "first_fit(name, config.alpha_pattern, config.lora_alpha)", "config.lora_alpha",
         "A module has an alpha of its own in the config, and gets the common one. The model is another one, without a word.",
-        "huggingface/peft #3582", "test_match.py::test_the_same_modules_get_the_same_rank_and_alpha_as_in_peft",
+        "huggingface/peft #3582", "lora/test_selection.py::test_the_same_modules_get_the_same_rank_and_alpha_as_in_peft",
     ),
 )  # fmt: skip
 
@@ -275,7 +275,7 @@ TRAINING = (
         "EricLBuehler/mistral.rs #300", "test_transformer.py::test_the_cache_gives_the_logits_of_the_whole_sequence",
     ),
     Bug(
-        "checkpointing trains nothing", "inject:ask_for_gradient",
+        "checkpointing trains nothing", "lora.injection:ask_for_gradient",
         "output.requires_grad_(True)", "pass",
         "A checkpointed block builds its graph only if an input asks for a gradient, and frozen embeddings never "
         "do. The loss stands still.",

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .config import check_seed
+from .lora.config import check_seed
 
 EXAMPLES = {
     "demo": "minilora demo --out minilora-demo",

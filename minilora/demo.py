@@ -11,14 +11,14 @@ import torch
 
 from . import data
 from .adapter import save_adapter
-from .changes import audit
-from .config import BIG, LoraConfig, TrainConfig
 from .evaluate import PROSE, answers, bits_per_byte, exact_match
 from .footprint import footprint_table, measure_footprints
 from .history import History
-from .inject import inject, lora_layers, print_trainable_parameters, trainable_parameters
-from .lora import is_packed
-from .merge import merge, merge_and_unload, unmerge
+from .lora.config import BIG, LoraConfig, TrainConfig
+from .lora.injection import inject, lora_layers, print_trainable_parameters, trainable_parameters
+from .lora.layer import is_packed
+from .lora.merging import merge, merge_and_unload, unmerge
+from .lora.weight_diff import audit
 from .plots import finetune_figure, save_figure
 from .pretrained import load_base, save_model
 from .train import train
@@ -123,7 +123,7 @@ def show_next(out: Path) -> None:
     """What to do with what is now on disk."""
     print(f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"')
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
-    print("  open minilora/lora.py: the layer that just learnt this, in one screen")
+    print("  open minilora/lora/layer.py: the layer that just learnt this, in one screen")
 
 
 def ask_base(model: Any, asked: list[data.Example]) -> list[str]:

@@ -75,10 +75,10 @@ def run_train(options: argparse.Namespace) -> int:
     import torch
 
     from .adapter import save_adapter
-    from .config import BIG
     from .footprint import METHODS, describe_footprints, measure_footprints
     from .history import tensorboard_callback
-    from .inject import inject, print_trainable_parameters, trainable_parameters
+    from .lora.config import BIG
+    from .lora.injection import inject, print_trainable_parameters, trainable_parameters
     from .pretrained import load_base, save_model
     from .train import train
 
@@ -122,7 +122,7 @@ def read_task(options: argparse.Namespace) -> Any:
 
 def lora_of(options: argparse.Namespace) -> Any:
     """The ``LoraConfig`` that the options describe."""
-    from .config import LoraConfig, read_targets
+    from .lora.config import LoraConfig, read_targets
 
     alpha = 2 * options.r if options.alpha is None else options.alpha
     return LoraConfig(options.r, alpha, read_targets(options.target), options.dropout, options.rslora)
@@ -130,7 +130,7 @@ def lora_of(options: argparse.Namespace) -> Any:
 
 def settings_of(options: argparse.Namespace) -> Any:
     """The ``TrainConfig`` that the options describe."""
-    from .config import TrainConfig
+    from .lora.config import TrainConfig
 
     return TrainConfig(
         steps=options.steps,
@@ -149,8 +149,8 @@ def settings_of(options: argparse.Namespace) -> Any:
 
 def with_rate(config: Any, given: float | None, model: Any) -> Any:
     """The settings with the rate that was given, or else one for a base of this size."""
-    from .config import rate_for
-    from .inject import trainable_parameters
+    from .lora.config import rate_for
+    from .lora.injection import trainable_parameters
 
     return config if given is not None else replace(config, lr=rate_for(trainable_parameters(model)[1]))
 
@@ -179,7 +179,7 @@ def run_merge(options: argparse.Namespace) -> int:
     import torch
 
     from .adapter import load_adapter
-    from .merge import merge_and_unload
+    from .lora.merging import merge_and_unload
     from .pretrained import load_base, save_model
 
     for option in ("base", "adapter", "onto"):

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from .config import LoraConfig, TrainConfig
 from .data import Task
-from .inject import inject
 from .ledger import Measured, measure
-from .match import columns
+from .lora.config import LoraConfig, TrainConfig
+from .lora.injection import inject
+from .lora.selection import columns
 from .pretrained import load_base
 from .train import Run
 

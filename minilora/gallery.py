@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import charts
-from .config import LoraConfig
 from .files import text_writer, write_atomically
 from .ledger import GPUS, Plan, architecture, plan
+from .lora.config import LoraConfig
 from .plan import GB, Settings
 from .plots import save_figure, short
 
@@ -127,7 +127,7 @@ def runs() -> dict[str, dict[str, Any]]:
     import torch
 
     from .data import naval_log
-    from .inject import inject
+    from .lora.injection import inject
     from .pretrained import load_base
     from .train import train
 

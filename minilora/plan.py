@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from .activations import Work, kept
-from .config import LoraConfig
 from .flops import flops_a_token
-from .match import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
+from .lora.config import LoraConfig
+from .lora.selection import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
 from .shapes import Architecture, LinearShape, Source, architecture
 from .storage import OPTIMIZER_BYTES, factor_shapes, file_bytes, parameter_sizes, weight_bytes
 
@@ -219,7 +219,7 @@ def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropou
 
 
 def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
-    """The Linears that the config's targets match, by the rules of ``match.py``; raise ``ValueError`` when some match none."""
+    """The Linears that the config's targets match, by the rules of ``lora/selection.py``; raise ``ValueError`` when some match none."""
     targets, linears = config.target_modules, arch.linears
     paths = [x.name.split(".") for x in linears]
     check_exclusions_used({".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}, config)

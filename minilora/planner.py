@@ -9,8 +9,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .config import LoraConfig, read_targets
 from .ledger import GPUS, METHODS, OPTIMIZERS, Plan, architecture, plan, presets
+from .lora.config import LoraConfig, read_targets
 from .plan import DTYPES, GB, Settings
 from .plots import save_figure, short
 

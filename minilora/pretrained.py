@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .config_json import config_json_of, first, llama_config
 from .files import TensorFiles, json_writer, read_json, tensor_writer, text_writer, write_together
-from .lora import is_packed
+from .lora.layer import is_packed
 from .nf4 import tensor
 from .nf4.codebook import codebook
 from .nf4.linear import NF4Linear

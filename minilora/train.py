@@ -34,11 +34,11 @@ from torch import Tensor, nn
 
 from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, load_checkpoint, save_checkpoint
-from .config import TrainConfig
 from .data import Example, Task
 from .evaluate import answers, check_answers, share_right
 from .history import Callback, History, MetricsLog, Record, diverged, overfitting
-from .lora import lora_layers
+from .lora.config import TrainConfig
+from .lora.layer import lora_layers
 from .progress import Progress
 from .transformer import Llama
 

@@ -19,7 +19,7 @@ from types import CodeType
 from typing import Any
 
 from .bugs import BUGS, Bug
-from .match import columns
+from .lora.selection import columns
 
 PACKAGE = __name__.rpartition(".")[0]
 
@@ -28,7 +28,7 @@ def find_bug(name: str) -> Bug:
     """The bug of this name. Raises ``ValueError`` that says which name could be meant.
 
     >>> find_bug("two zeros").where
-    'lora:LoRALayer.reset_parameters'
+    'lora.layer:LoRALayer.reset_parameters'
     """
     for bug in BUGS:
         if bug.name == name:
@@ -48,7 +48,7 @@ def describe(bug: Bug) -> str:
     """The story, the right line and the wrong one, and the test that catches it.
 
     >>> print(describe(find_bug("two zeros")))
-    two zeros, in lora:LoRALayer.reset_parameters
+    two zeros, in lora.layer:LoRALayer.reset_parameters
     <BLANKLINE>
     Both factors start at zero. Each one's gradient is a product with the other, so neither ever moves.
     See Guitaricet/relora #18

@@ -32,12 +32,12 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = {
     "level0": ["level0"],
-    "config": ["config"],
+    "lora/config": ["lora/config"],
     "nf4/tensor": ["nf4/tensor", "packed"],
-    "lora": ["lora", "inject", "merge", "invariants"],
-    "nf4/linear": ["nf4/linear", "merge", "invariants"],
-    "inject": ["inject", "invariants", "match"],
-    "merge": ["merge", "requantize"],
+    "lora/layer": ["lora/layer", "lora/injection", "lora/merging", "invariants"],
+    "nf4/linear": ["nf4/linear", "lora/merging", "invariants"],
+    "lora/injection": ["lora/injection", "invariants", "lora/selection"],
+    "lora/merging": ["lora/merging", "lora/requantization"],
     "adapter": ["adapter", "fingerprint"],
     "ledger": ["ledger", "watch"],
     "watch": ["watch"],

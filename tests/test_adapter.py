@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minilora import Llama, LlamaConfig, LoraConfig, inject, load_adapter, merge, save_adapter
-from minilora.inject import lora_layers
-from minilora.lora import LoRALayer
+from minilora.lora.injection import lora_layers
+from minilora.lora.layer import LoRALayer
 
+from .lora.test_injection import fill
 from .test_foreign import make
-from .test_inject import fill
 from .tolerance import assert_as_close, exactly
 
 SIZES = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -10,8 +10,8 @@ import minilora
 from minilora import LoraConfig, disable_adapter, inject, merge, merge_and_unload, unload, unmerge
 from minilora.fingerprint import fingerprint
 
+from .lora.test_injection import fill, tiny
 from .test_adapter import pair
-from .test_inject import fill, tiny
 
 
 def test_it_stays_through_everything_that_leaves_the_base_as_it_was():

@@ -22,10 +22,10 @@ from minilora import (
     save_adapter,
     save_model,
 )
-from minilora.inject import lora_layers, trainable_parameters
+from minilora.lora.injection import lora_layers, trainable_parameters
 from minilora.transformer import Llama, LlamaConfig
 
-from .test_inject import fill
+from .lora.test_injection import fill
 from .tolerance import Wider, assert_as_close, exactly, in_float64
 
 LLAMA = {

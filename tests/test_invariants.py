@@ -32,7 +32,7 @@ from minilora import (
     unload,
     unmerge,
 )
-from minilora.inject import lora_layers
+from minilora.lora.injection import lora_layers
 
 from .strategies import DTYPES, KINDS, cases, configs, models, nested, ranks, second_level_is_defined, targets, weights
 from .tolerance import backward_bound, gamma, merged_bound

@@ -26,7 +26,7 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, NF4Linear, level0
-from minilora.inject import lora_layers
+from minilora.lora.injection import lora_layers
 
 from . import profiles
 from .strategies import DTYPES, alphas, models, ranks, targets
@@ -261,7 +261,7 @@ class Life(RuleBasedStateMachine):
         return seen
 
     def any_packed(self):
-        return any(minilora.lora.is_packed(layer.base) for _, layer in lora_layers(self.model))
+        return any(minilora.lora.layer.is_packed(layer.base) for _, layer in lora_layers(self.model))
 
     def parts(self):
         """A, B and scaling by path."""

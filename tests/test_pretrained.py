@@ -19,7 +19,7 @@ from minilora import load_base, merge_and_unload, nf4, save_model
 from minilora.pretrained import SHIPPED
 
 from . import peers
-from .test_inject import fill, tiny
+from .lora.test_injection import fill, tiny
 from .tolerance import assert_as_close, exactly
 
 

@@ -19,13 +19,6 @@ SHELVES = {  # from the ground up: a wing imports wings before it
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {
-    "config": "lora",
-    "lora": "lora",
-    "match": "lora",
-    "inject": "lora",
-    "merge": "lora",
-    "changes": "lora",
-    "requantize": "lora",
     "adapter": "formats",
     "peft_files": "formats",
     "fingerprint": "formats",

@@ -16,7 +16,7 @@ from minilora import Example, LoraConfig, TrainConfig, inject, train
 from minilora.batches import encode_all, pad
 from minilora.data import Task, naval_log, polite_log
 from minilora.history import History, overfitting, tensorboard_callback
-from minilora.inject import lora_layers
+from minilora.lora.injection import lora_layers
 from minilora.train import build_optimizer, rate_at, summed_loss
 
 from .tolerance import Wider, assert_as_close, gamma, in_float64, loss_bound

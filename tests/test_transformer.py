@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import LoraConfig, inject
-from minilora.inject import lora_layers
+from minilora.lora.injection import lora_layers
 from minilora.transformer import KVCache, Llama, LlamaConfig, RMSNorm, attention_mask_4d, sample
 
 from .tolerance import assert_as_close, exactly

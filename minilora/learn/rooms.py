@@ -15,14 +15,14 @@ from .pages import cards, frame, render_code, render_docstring, row, turn
 
 CORE = (
     "level0",
-    "config",
-    "lora",
-    "match",
-    "inject",
+    "lora.config",
+    "lora.layer",
+    "lora.selection",
+    "lora.injection",
     "nf4.codebook",
     "nf4.tensor",
     "nf4.linear",
-    "merge",
+    "lora.merging",
     "adapter",
     "transformer",
     "train",
@@ -93,7 +93,7 @@ def package_page() -> str:
 def opening(name: str) -> str:
     """The first sentence of a module's docstring.
 
-    >>> opening("lora")
+    >>> opening("lora.layer")
     'One Linear with one low-rank update beside it.'
     """
     return first_sentence(ast.get_docstring(ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))))

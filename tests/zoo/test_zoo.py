@@ -87,8 +87,8 @@ def test_an_unknown_bug_is_named_with_the_nearest():
 
 
 def test_a_bug_whose_line_is_gone_says_so():
-    gone = Bug("gone", "config:scaling_of", "return nothing", "", "", "", "")
-    with pytest.raises(ValueError, match=r"gone: its right line stands 0 times in config:scaling_of, needed once"):
+    gone = Bug("gone", "lora.config:scaling_of", "return nothing", "", "", "", "")
+    with pytest.raises(ValueError, match=r"gone: its right line stands 0 times in lora.config:scaling_of, needed once"):
         release(gone).__enter__()
 
 

@@ -10,7 +10,7 @@ Source: LoRA (arXiv 2106.09685) section 4.1; Kaiming-uniform with a=√5 as in P
 
 The update is *added into the base's output*, in place: the sum then needs no second (tokens, out) tensor, and that tensor
 is most of what an adapter costs. ``AddLowRank`` does so for training too, with a backward derived by hand;
-``add_low_rank_plainly`` is the same line as anyone would write it, its oracle in ``tests/test_lora.py``, and what is used where
+``add_low_rank_plainly`` is the same line as anyone would write it, its oracle in ``tests/lora/test_layer.py``, and what is used where
 dtypes differ or where someone else may hold the base's output (``is_fresh``).
 
 A merge keeps the original weight and puts it back on ``unmerge``. It never subtracts: in bf16, W0 + ΔW - ΔW is not W0.

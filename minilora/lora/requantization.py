@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .lora import LoRALayer
-from .match import columns
-from .nf4.linear import NF4Linear, plain_linear
+from ..nf4.linear import NF4Linear, plain_linear
+from .layer import LoRALayer
+from .selection import columns
 
 
 class Loss(NamedTuple):

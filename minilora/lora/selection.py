@@ -3,7 +3,7 @@
 A list entry fits a module called so or ending in ``.entry``, and may be narrowed to some layers; a string is a regular
 expression for the whole path; ``"all-linear"`` is every Linear but the output head. Rank and alpha of a module are those of
 the first pattern that fits its path. (``check_target_module_exists`` and ``get_pattern_key`` in PEFT; compared with them over
-random trees and patterns in tests/test_match.py.)
+random trees and patterns in tests/lora/test_selection.py.)
 
 Unlike PEFT, an entry that matches nothing is an error: a typo that silently trains half of what was meant cost many users
 days (huggingface/peft #1206, #1959). And ``"all-linear"`` never takes an ``lm_head``, where PEFT knows the heads of
@@ -22,7 +22,7 @@ from typing import Any
 from torch import nn
 
 from .config import LoraConfig
-from .lora import is_linear, linear_shape
+from .layer import is_linear, linear_shape
 
 
 @dataclass(frozen=True)

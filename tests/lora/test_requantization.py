@@ -1,12 +1,12 @@
-"""Re-quantizing loses a small update (the model-wide test is in test_merge.py)."""
+"""Re-quantizing loses a small update (the model-wide test is in lora/test_merging.py)."""
 
 import torch
 from torch import nn
 
 from minilora import LoRALayer, NF4Linear
-from minilora.requantize import Requantized, loss_of, outputs, requantize_base
+from minilora.lora.requantization import Requantized, loss_of, outputs, requantize_base
 
-from .test_foreign import make
+from ..test_foreign import make
 
 
 def layer_with_update(scale):

@@ -3,7 +3,7 @@
     for every module whose name matches:  parent.name = LoRALayer(parent.name)
     for every other parameter:            requires_grad = False
 
-``match.py`` says which names match. Everything is checked before anything changes.
+``lora/selection.py`` says which names match. Everything is checked before anything changes.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .config import LoraConfig
-from .lora import LoRALayer, is_linear, is_packed, linear_shape, lora_layers
-from .match import InjectReport, Match, check_patterns_used, check_targets, has_plain_weight, matching_pattern, rank_and_alpha
+from .layer import LoRALayer, is_linear, is_packed, linear_shape, lora_layers
+from .selection import (
+    InjectReport,
+    Match,
+    check_patterns_used,
+    check_targets,
+    has_plain_weight,
+    matching_pattern,
+    rank_and_alpha,
+)
 
 
 def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .lora import is_conv1d, is_linear, lora_layers
-from .match import columns
-from .requantize import outputs
+from .layer import is_conv1d, is_linear, lora_layers
+from .requantization import outputs
+from .selection import columns
 
 
 @dataclass(frozen=True)

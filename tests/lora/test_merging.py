@@ -21,12 +21,12 @@ from minilora import (
     quantize_base,
     unmerge,
 )
-from minilora.inject import lora_layers
-from minilora.merge import LowRank, low_rank_parts
+from minilora.lora.injection import lora_layers
+from minilora.lora.merging import LowRank, low_rank_parts
 
-from .strategies import adapters, models, seeds, sizes, targets
-from .test_inject import fill, tiny
-from .tolerance import assert_as_close, exactly, gamma
+from ..strategies import adapters, models, seeds, sizes, targets
+from ..tolerance import assert_as_close, exactly, gamma
+from .test_injection import fill, tiny
 
 
 def adapted(r=3, **config):

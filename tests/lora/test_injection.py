@@ -8,11 +8,11 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, disable_adapter, explain_match, inject, merge, unload
-from minilora.inject import lora_layers
-from minilora.match import fits
+from minilora.lora.injection import lora_layers
+from minilora.lora.selection import fits
 
-from .strategies import models, targets
-from .tolerance import assert_as_close, exactly
+from ..strategies import models, targets
+from ..tolerance import assert_as_close, exactly
 
 
 def tiny(**config):

@@ -8,8 +8,8 @@ from torch import nn
 
 from minilora import LoraConfig, audit, disable_adapter, inject, merge_and_unload, quantize_base
 
-from .test_foreign import make
-from .test_inject import fill, tiny
+from ..test_foreign import make
+from .test_injection import fill, tiny
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minilora import LoraConfig, explain_match, inject
-from minilora.inject import lora_layers
-from minilora.match import has_plain_weight, matching_pattern, rank_and_alpha
+from minilora.lora.injection import lora_layers
+from minilora.lora.selection import has_plain_weight, matching_pattern, rank_and_alpha
 
 
 class Model(nn.Module):

@@ -25,10 +25,10 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 from torch import Tensor, nn
 
-from .inject import check_container, require_lora, take_out
-from .lora import LoRALayer, is_packed
-from .nf4.linear import plain_linear
-from .requantize import Requantized, loss_of, outputs, requantize_base
+from ..nf4.linear import plain_linear
+from .injection import check_container, require_lora, take_out
+from .layer import LoRALayer, is_packed
+from .requantization import Requantized, loss_of, outputs, requantize_base
 
 Layers = Sequence[tuple[str, LoRALayer]]
 

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minilora import LoraConfig, level0
-from minilora.lora import AddLowRank, LoRALayer, add_low_rank_plainly
+from minilora.lora.layer import AddLowRank, LoRALayer, add_low_rank_plainly
 
-from .strategies import cases
-from .tolerance import assert_as_close, backward_bound, exactly, forward_bound, gamma
+from ..strategies import cases
+from ..tolerance import assert_as_close, backward_bound, exactly, forward_bound, gamma
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -1,0 +1,1 @@
+"""The adapter: what it is to be, the layer, where it goes, how it is merged."""
