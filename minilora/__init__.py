@@ -9,10 +9,10 @@ trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 """
 
 from . import data, ledger, level0, nf4
-from .adapter import load_adapter, save_adapter
 from .data import Example, Task
 from .evaluate import bits_per_byte, exact_match
-from .fingerprint import Fingerprint, fingerprint
+from .formats.base_fingerprint import Fingerprint, fingerprint
+from .formats.save_and_load import load_adapter, save_adapter
 from .history import History
 from .lora.config import LoraConfig, TrainConfig
 from .lora.injection import (

@@ -211,10 +211,10 @@ FOUR_BITS = (
 
 FILES_AND_NAMES = (
     Bug(
-        "keys ignored", "adapter:adapted_names",
+        "keys ignored", "formats.save_and_load:adapted_names",
         "    if strange:", "    if False:",
         "Tensors whose names it does not know are passed over. The base is then served as if it were the fine-tune.",
-        "huggingface/peft #2699", "test_adapter.py::test_everything_that_is_wrong_stands_in_one_error",
+        "huggingface/peft #2699", "formats/test_save_and_load.py::test_everything_that_is_wrong_stands_in_one_error",
     ),
     Bug(
         "half a typo", "lora.selection:check_patterns_used",

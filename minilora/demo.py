@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from . import data
-from .adapter import save_adapter
 from .evaluate import PROSE, answers, bits_per_byte, exact_match
 from .footprint import footprint_table, measure_footprints
+from .formats.save_and_load import save_adapter
 from .history import History
 from .lora.config import BIG, LoraConfig, TrainConfig
 from .lora.injection import inject, lora_layers, print_trainable_parameters, trainable_parameters

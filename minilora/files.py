@@ -36,7 +36,7 @@ def write_together(
     """Write several files of one folder: all under temporary names first, and only when all are whole the renames, in order.
 
     ``remove`` names files that would contradict the new ones; they are out of the way before the renames. ``aside`` (name,
-    other name) renames such a file instead; peft_files.py tells what for. Raises as ``write_atomically``.
+    other name) renames such a file instead; formats/peft_files.py tells what for. Raises as ``write_atomically``.
     """
     ready: dict[str, Path] = {}
     hidden_away: dict[Path, Path] = {}  # where stale files are until all new ones stand, and where they were

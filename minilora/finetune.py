@@ -74,8 +74,8 @@ def run_train(options: argparse.Namespace) -> int:
     """``minilora train``."""
     import torch
 
-    from .adapter import save_adapter
     from .footprint import METHODS, describe_footprints, measure_footprints
+    from .formats.save_and_load import save_adapter
     from .history import tensorboard_callback
     from .lora.config import BIG
     from .lora.injection import inject, print_trainable_parameters, trainable_parameters
@@ -178,7 +178,7 @@ def run_merge(options: argparse.Namespace) -> int:
     """``minilora merge``."""
     import torch
 
-    from .adapter import load_adapter
+    from .formats.save_and_load import load_adapter
     from .lora.merging import merge_and_unload
     from .pretrained import load_base, save_model
 
@@ -195,7 +195,7 @@ def run_merge(options: argparse.Namespace) -> int:
 
 def run_generate(options: argparse.Namespace) -> int:
     """``minilora generate``."""
-    from .adapter import load_adapter
+    from .formats.save_and_load import load_adapter
     from .pretrained import load_base
 
     model = load_base(options.base, device=check_device(options.device), quantize="nf4" if options.qlora else None)

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from .config_json import config_json_of, first, llama_config
 from .files import TensorFiles, json_writer, read_json, tensor_writer, text_writer, write_together
+from .formats.bitsandbytes_4bit import companions, from_checkpoint, packed_names, to_checkpoint
 from .lora.layer import is_packed
 from .nf4 import tensor
 from .nf4.codebook import codebook
 from .nf4.linear import NF4Linear
 from .nf4.tensor import NF4Tensor
-from .packed import companions, from_checkpoint, packed_names, to_checkpoint
 from .tokenizer import END_OF_TEXT, Tokenizer, default_system
 from .transformer import Llama, LlamaConfig
 

@@ -33,12 +33,12 @@ ROOT = Path(__file__).parent.parent
 TESTS = {
     "level0": ["level0"],
     "lora/config": ["lora/config"],
-    "nf4/tensor": ["nf4/tensor", "packed"],
+    "nf4/tensor": ["nf4/tensor", "formats/bitsandbytes_4bit"],
     "lora/layer": ["lora/layer", "lora/injection", "lora/merging", "invariants"],
     "nf4/linear": ["nf4/linear", "lora/merging", "invariants"],
     "lora/injection": ["lora/injection", "invariants", "lora/selection"],
     "lora/merging": ["lora/merging", "lora/requantization"],
-    "adapter": ["adapter", "fingerprint"],
+    "formats/save_and_load": ["formats/save_and_load", "formats/base_fingerprint"],
     "ledger": ["ledger", "watch"],
     "watch": ["watch"],
 }

@@ -19,10 +19,6 @@ SHELVES = {  # from the ground up: a wing imports wings before it
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {
-    "adapter": "formats",
-    "peft_files": "formats",
-    "fingerprint": "formats",
-    "packed": "formats",
     "transformer": "model",
     "tokenizer": "model",
     "config_json": "model",

@@ -23,7 +23,7 @@ CORE = (
     "nf4.tensor",
     "nf4.linear",
     "lora.merging",
-    "adapter",
+    "formats.save_and_load",
     "transformer",
     "train",
 )

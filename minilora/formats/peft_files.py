@@ -33,8 +33,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .files import json_object, json_text, read_json, read_tensors_and_metadata, tensor_writer, text_writer, write_together
-from .lora.config import LoraConfig
+from ..files import json_object, json_text, read_json, read_tensors_and_metadata, tensor_writer, text_writer, write_together
+from ..lora.config import LoraConfig
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 ASIDE = f"{CONFIG}.before"

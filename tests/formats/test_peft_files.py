@@ -21,13 +21,14 @@ from peft.utils.other import get_pattern_key
 from safetensors.numpy import load
 from torch import nn
 
-from minilora import LoraConfig, inject, load_adapter, peft_files, save_adapter
+from minilora import LoraConfig, inject, load_adapter, save_adapter
+from minilora.formats import peft_files
+from minilora.formats.peft_files import ASIDE, CONFIG, TENSORS, UNSUPPORTED, is_tame, lora_config, names_its_targets
 from minilora.lora.injection import lora_layers
-from minilora.peft_files import ASIDE, CONFIG, TENSORS, UNSUPPORTED, is_tame, lora_config, names_its_targets
 
-from . import profiles
-from .lora.test_injection import fill
-from .strategies import damaged
+from .. import profiles
+from ..lora.test_injection import fill
+from ..strategies import damaged
 
 
 def adapted(r=2, lora_alpha=3.0, seed=0):

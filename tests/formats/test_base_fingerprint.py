@@ -8,10 +8,10 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, disable_adapter, inject, merge, merge_and_unload, unload, unmerge
-from minilora.fingerprint import fingerprint
+from minilora.formats.base_fingerprint import fingerprint
 
-from .lora.test_injection import fill, tiny
-from .test_adapter import pair
+from ..lora.test_injection import fill, tiny
+from .test_save_and_load import pair
 
 
 def test_it_stays_through_everything_that_leaves_the_base_as_it_was():

@@ -14,9 +14,9 @@ from minilora import Llama, LlamaConfig, LoraConfig, inject, load_adapter, merge
 from minilora.lora.injection import lora_layers
 from minilora.lora.layer import LoRALayer
 
-from .lora.test_injection import fill
-from .test_foreign import make
-from .tolerance import assert_as_close, exactly
+from ..lora.test_injection import fill
+from ..test_foreign import make
+from ..tolerance import assert_as_close, exactly
 
 SIZES = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
 

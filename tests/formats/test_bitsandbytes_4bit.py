@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import nf4
-from minilora.packed import from_checkpoint, to_checkpoint
+from minilora.formats.bitsandbytes_4bit import from_checkpoint, to_checkpoint
 
-from .strategies import seeds, sizes
+from ..strategies import seeds, sizes
 
 STATE = "w.quant_state.bitsandbytes__nf4"
 

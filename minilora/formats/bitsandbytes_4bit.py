@@ -9,7 +9,7 @@ A Linear's ``<path>.weight`` holds the packed bytes, (⌈n/2⌉, 1) uint8; besid
 
 Reading trusts none of it: sizes, levels and the JSON are checked, and what does not fit is an error that names the tensor.
 
-Source: bitsandbytes 0.50 ``functional.QuantState.as_dict``; tests/test_packed.py compares with it.
+Source: bitsandbytes 0.50 ``functional.QuantState.as_dict``; tests/formats/test_bitsandbytes_4bit.py compares with it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .nf4.codebook import table_of_levels
-from .nf4.tensor import SCALE_BLOCK, NF4Tensor, dynamic_map
+from ..nf4.codebook import table_of_levels
+from ..nf4.tensor import SCALE_BLOCK, NF4Tensor, dynamic_map
 
 STATE = "quant_state.bitsandbytes__"
 CPU = torch.device("cpu")

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .lora.layer import LoRALayer, is_packed, lora_layers
+from ..lora.layer import LoRALayer, is_packed, lora_layers
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Save a model's adapters for PEFT, and load PEFT's: strictly.
 
-A folder written here opens in PEFT, and the other way round (peft_files.py has the format). PEFT is lenient where a user would
+A folder written here opens in PEFT, and the other way round (formats/peft_files.py has the format). PEFT is lenient where a user would
 rather know: with wrong keys it loads nothing and warns once, so the base is served as if it were the fine-tune
 (huggingface/peft #2699). Here everything that does not fit is named in one error, and the model stays as it was.
 
@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fingerprint import fingerprint
-from .lora.config import LoraConfig, scaling_of
-from .lora.injection import check_container, inject, lora_layers, require_lora
-from .lora.layer import LoRALayer, is_conv1d, linear_shape
-from .lora.selection import fits_pattern, matching_pattern, rank_and_alpha
+from ..lora.config import LoraConfig, scaling_of
+from ..lora.injection import check_container, inject, lora_layers, require_lora
+from ..lora.layer import LoRALayer, is_conv1d, linear_shape
+from ..lora.selection import fits_pattern, matching_pattern, rank_and_alpha
+from .base_fingerprint import fingerprint
 from .peft_files import (
     META_BASE,
     PREFIX,
@@ -47,7 +47,7 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     """Write a model's adapters as PEFT's two files; nothing of the base goes with them but its fingerprint.
 
-    Killed at any moment, it leaves the old adapter or the new one (peft_files.py). Raises ``ValueError`` without adapters,
+    Killed at any moment, it leaves the old adapter or the new one (formats/peft_files.py). Raises ``ValueError`` without adapters,
     when they differ in dropout or in the kind of scaling, or hold values that are not finite, and ``OSError`` when the folder
     cannot be written.
 
@@ -96,7 +96,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     Raises one ``ValueError`` that names everything that does not fit (missing and unknown tensors, shapes, values that
     are not finite, unsupported features, a base without such modules); the model is then as it was.
 
-    An adapter made for another base (a fingerprint.py that differs) fits no worse by its shapes, so this only warns: a base
+    An adapter made for another base (a formats/base_fingerprint.py that differs) fits no worse by its shapes, so this only warns: a base
     in four bits and a resized vocabulary are other bases too. ``strict=True`` refuses it, and files that do not say.
 
     >>> import copy, tempfile

@@ -1,0 +1,1 @@
+"""Files: PEFT's adapters, the base they were made on, bitsandbytes' four bits."""
