@@ -28,10 +28,11 @@ from .lora.layer import LoRALayer
 from .lora.merging import combine, merge, merge_and_unload, unmerge
 from .lora.selection import InjectReport
 from .lora.weight_diff import audit
+from .model import tokenizer as tokenizer
+from .model.pretrained import load_base, save_model
+from .model.transformer import Llama, LlamaConfig
 from .nf4.linear import NF4Linear, dequantize_base, quantize_base
-from .pretrained import load_base, save_model
 from .train import train
-from .transformer import Llama, LlamaConfig
 
 __version__ = "0.1.0"
 __all__ = [

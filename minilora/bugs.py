@@ -262,17 +262,17 @@ TRAINING = (
         "huggingface/trl #784", "test_batches.py::test_packing_keeps_every_example_whole_in_its_own_segment",
     ),
     Bug(
-        "padding attended", "transformer:attention_mask_4d",
+        "padding attended", "model.transformer:attention_mask_4d",
         "(causal & (segments[:, past:, None] == segments[:, None, :]))[:, None]", "causal[None, None]",
         "The padding on the left is read as text. An answer depends on how long its neighbours in the batch are.",
-        "ml-explore/mlx-lm #1906", "test_transformer.py::test_left_padding_changes_no_answer",
+        "ml-explore/mlx-lm #1906", "model/test_transformer.py::test_left_padding_changes_no_answer",
     ),
     Bug(
-        "a cache off by one", "transformer:Decoder.forward",
+        "a cache off by one", "model.transformer:Decoder.forward",
         "torch.arange(past, past + time, device=x.device)", "torch.arange(time, device=x.device) + max(past - 1, 0)",
         "A new token takes the position of the last one in the cache. Each is turned by one angle too little; the "
         "text stays fluent.",
-        "EricLBuehler/mistral.rs #300", "test_transformer.py::test_the_cache_gives_the_logits_of_the_whole_sequence",
+        "EricLBuehler/mistral.rs #300", "model/test_transformer.py::test_the_cache_gives_the_logits_of_the_whole_sequence",
     ),
     Bug(
         "checkpointing trains nothing", "lora.injection:ask_for_gradient",

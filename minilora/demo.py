@@ -19,8 +19,8 @@ from .lora.injection import inject, lora_layers, print_trainable_parameters, tra
 from .lora.layer import is_packed
 from .lora.merging import merge, merge_and_unload, unmerge
 from .lora.weight_diff import audit
+from .model.pretrained import load_base, save_model
 from .plots import finetune_figure, save_figure
-from .pretrained import load_base, save_model
 from .train import train
 
 ASKED = (

@@ -20,7 +20,7 @@ from torch import nn
 
 from .data import Example
 
-PROSE = Path(__file__).parent / "base" / "heldout.txt"
+PROSE = Path(__file__).parent / "model" / "base" / "heldout.txt"
 
 
 def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[str]:

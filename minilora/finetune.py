@@ -79,7 +79,7 @@ def run_train(options: argparse.Namespace) -> int:
     from .history import tensorboard_callback
     from .lora.config import BIG
     from .lora.injection import inject, print_trainable_parameters, trainable_parameters
-    from .pretrained import load_base, save_model
+    from .model.pretrained import load_base, save_model
     from .train import train
 
     task, lora, config, device = read_task(options), lora_of(options), settings_of(options), check_device(options.device)
@@ -180,7 +180,7 @@ def run_merge(options: argparse.Namespace) -> int:
 
     from .formats.save_and_load import load_adapter
     from .lora.merging import merge_and_unload
-    from .pretrained import load_base, save_model
+    from .model.pretrained import load_base, save_model
 
     for option in ("base", "adapter", "onto"):
         if (given := getattr(options, option)) is not None and Path(given).resolve() == options.out.resolve():
@@ -196,7 +196,7 @@ def run_merge(options: argparse.Namespace) -> int:
 def run_generate(options: argparse.Namespace) -> int:
     """``minilora generate``."""
     from .formats.save_and_load import load_adapter
-    from .pretrained import load_base
+    from .model.pretrained import load_base
 
     model = load_base(options.base, device=check_device(options.device), quantize="nf4" if options.qlora else None)
     if options.adapter is not None:

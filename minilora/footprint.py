@@ -20,7 +20,7 @@ from .ledger import Measured, measure
 from .lora.config import LoraConfig, TrainConfig
 from .lora.injection import inject
 from .lora.selection import columns
-from .pretrained import load_base
+from .model.pretrained import load_base
 from .train import Run
 
 METHODS = ("full", "LoRA", "QLoRA")

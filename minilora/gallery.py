@@ -103,7 +103,7 @@ def disk(dark: bool = False) -> Figure:
 def nf4(dark: bool = False) -> Figure:
     """NF4's levels on a real weight."""
     from .level0 import nf4_levels
-    from .pretrained import load_base
+    from .model.pretrained import load_base
 
     name = "model.layers.2.mlp.up_proj"
     weight: Any = load_base().get_submodule(name).weight
@@ -128,7 +128,7 @@ def runs() -> dict[str, dict[str, Any]]:
 
     from .data import naval_log
     from .lora.injection import inject
-    from .pretrained import load_base
+    from .model.pretrained import load_base
     from .train import train
 
     path, found = "model.layers.3.self_attn.q_proj", {}

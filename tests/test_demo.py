@@ -39,7 +39,7 @@ def test_the_artifacts_open_in_the_peers(demo):
     from peft import PeftModel
 
     from minilora.demo import ASKED
-    from minilora.pretrained import SHIPPED
+    from minilora.model.pretrained import SHIPPED
 
     out, figures = demo
     log, question = ASKED[1]

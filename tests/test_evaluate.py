@@ -9,7 +9,7 @@ from minilora import Example, bits_per_byte, exact_match
 from minilora.data import polite_log
 from minilora.evaluate import PROSE, answers
 
-from .test_transformer import with_dropout
+from .model.test_transformer import with_dropout
 from .tolerance import loss_bound
 
 

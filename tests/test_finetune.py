@@ -16,7 +16,7 @@ from minilora.footprint import describe_footprints
 from minilora.history import History
 from minilora.lora.config import rate_for
 from minilora.lora.injection import lora_layers
-from minilora.pretrained import SHIPPED
+from minilora.model.pretrained import SHIPPED
 
 
 @pytest.fixture(scope="module")

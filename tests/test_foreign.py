@@ -23,7 +23,7 @@ from minilora import (
     save_model,
 )
 from minilora.lora.injection import lora_layers, trainable_parameters
-from minilora.transformer import Llama, LlamaConfig
+from minilora.model.transformer import Llama, LlamaConfig
 
 from .lora.test_injection import fill
 from .tolerance import Wider, assert_as_close, exactly, in_float64

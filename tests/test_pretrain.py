@@ -8,8 +8,8 @@ import torch
 from minilora import data, load_base, pretrain
 from minilora.batches import IGNORE
 from minilora.evaluate import PROSE
-from minilora.pretrained import SHIPPED
-from minilora.transformer import Llama, rotary_angles, rotate
+from minilora.model.pretrained import SHIPPED
+from minilora.model.transformer import Llama, rotary_angles, rotate
 
 SPEECHES = [PROSE.read_text(encoding="utf-8")[i * 2000 : (i + 1) * 2000] for i in range(31)]
 

@@ -12,7 +12,7 @@ import pytest
 from minilora import gallery, load_base
 from minilora.cli import main
 from minilora.data import naval_log
-from minilora.pretrained import SHIPPED
+from minilora.model.pretrained import SHIPPED
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -24,7 +24,7 @@ CORE = (
     "nf4.linear",
     "lora.merging",
     "formats.save_and_load",
-    "transformer",
+    "model.transformer",
     "train",
 )
 Node = ast.FunctionDef | ast.ClassDef

@@ -1,6 +1,6 @@
 """The ``config.json`` of the Llama family, in Hugging Face's words: read with every field checked, and written.
 
-What ``transformer.py`` cannot compute (scaled rotary positions, a sliding window, another activation) is refused by name: a
+What ``model/transformer.py`` cannot compute (scaled rotary positions, a sliding window, another activation) is refused by name: a
 model that loads and computes something else would be worse.
 """
 
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from .nf4.tensor import NF4Tensor
+from ..nf4.tensor import NF4Tensor
 from .transformer import Llama, LlamaConfig
 
-# Architectures whose blocks are exactly those of transformer.py, and what their configs mean by leaving something out.
+# Architectures whose blocks are exactly those of model/transformer.py, and what their configs mean by leaving something out.
 BOTH = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
 FAMILY: dict[str, dict[str, Any]] = {
     "llama": {**BOTH, "max_position_embeddings": 2048},
@@ -41,7 +41,7 @@ def is_kind(value: Any, kind: str) -> bool:
 
 
 def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
-    """Read ``config.json``'s fields; raise ``ValueError`` on what ``transformer.py`` cannot compute."""
+    """Read ``config.json``'s fields; raise ``ValueError`` on what ``model/transformer.py`` cannot compute."""
     wrong = []
     ropes = [found.get(name) or {} for name in ("rope_scaling", "rope_parameters")]
     rope: dict[str, Any] = {}

@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 import minilora
 from minilora import load_base, merge_and_unload, nf4, save_model
-from minilora.pretrained import SHIPPED
+from minilora.model.pretrained import SHIPPED
 
-from . import peers
-from .lora.test_injection import fill, tiny
-from .tolerance import assert_as_close, exactly
+from .. import peers
+from ..lora.test_injection import fill, tiny
+from ..tolerance import assert_as_close, exactly
 
 
 def test_the_shipped_base_is_small_enough_and_says_where_it_is_from(base):
@@ -243,7 +243,7 @@ def test_a_save_that_fails_leaves_the_old_model_whole(tmp_path, monkeypatch):
 
         return write
 
-    monkeypatch.setattr("minilora.pretrained.json_writer", full)
+    monkeypatch.setattr("minilora.model.pretrained.json_writer", full)
     with pytest.raises(OSError, match=r"could not write .*config.json: No space left"):
         save_model(tiny(num_key_value_heads=1), tmp_path)
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before

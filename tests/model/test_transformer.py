@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from minilora import LoraConfig, inject
 from minilora.lora.injection import lora_layers
-from minilora.transformer import KVCache, Llama, LlamaConfig, RMSNorm, attention_mask_4d, sample
+from minilora.model.transformer import KVCache, Llama, LlamaConfig, RMSNorm, attention_mask_4d, sample
 
-from .tolerance import assert_as_close, exactly
+from ..tolerance import assert_as_close, exactly
 
 SIZES = [
     {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},

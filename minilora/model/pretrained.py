@@ -3,7 +3,7 @@
 ``load_base()`` opens the small Llama that ships with the package; ``load_base(folder)`` any folder of the Llama family.
 ``save_model`` writes the same three files, which transformers and vLLM open as they are.
 
-Loading is strict: a missing tensor, one too many, a wrong shape, or a feature that ``transformer.py`` does not have is an
+Loading is strict: a missing tensor, one too many, a wrong shape, or a feature that ``model/transformer.py`` does not have is an
 error that names all of it, before any model is built in memory. Only safetensors are read, never a pickle.
 """
 
@@ -15,14 +15,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files import TensorFiles, json_writer, read_json, tensor_writer, text_writer, write_together
+from ..formats.bitsandbytes_4bit import companions, from_checkpoint, packed_names, to_checkpoint
+from ..lora.layer import is_packed
+from ..nf4 import tensor
+from ..nf4.codebook import codebook
+from ..nf4.linear import NF4Linear
+from ..nf4.tensor import NF4Tensor
 from .config_json import config_json_of, first, llama_config
-from .files import TensorFiles, json_writer, read_json, tensor_writer, text_writer, write_together
-from .formats.bitsandbytes_4bit import companions, from_checkpoint, packed_names, to_checkpoint
-from .lora.layer import is_packed
-from .nf4 import tensor
-from .nf4.codebook import codebook
-from .nf4.linear import NF4Linear
-from .nf4.tensor import NF4Tensor
 from .tokenizer import END_OF_TEXT, Tokenizer, default_system
 from .transformer import Llama, LlamaConfig
 

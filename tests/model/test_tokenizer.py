@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import load_base
-from minilora.pretrained import SHIPPED
-from minilora.tokenizer import END, END_OF_TEXT, START, Tokenizer, default_system
+from minilora.model.pretrained import SHIPPED
+from minilora.model.tokenizer import END, END_OF_TEXT, START, Tokenizer, default_system
 
 TOKENIZER = load_base().tokenizer
 

@@ -1,9 +1,9 @@
-"""What a config.json of the Llama family means; that a whole folder is refused by name is tested in test_pretrained.py."""
+"""What a config.json of the Llama family means; that a whole folder is refused by name is tested in model/test_pretrained.py."""
 
 import pytest
 import transformers
 
-from minilora.config_json import llama_config
+from minilora.model.config_json import llama_config
 
 SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
 
