@@ -26,10 +26,10 @@ import torch
 
 import minilora
 from minilora import Example, LoraConfig, Task, data, ledger
-from minilora.evaluate import PROSE
-from minilora.history import History
-from minilora.lora.config import TrainConfig
-from minilora.train import Run
+from minilora.training.config import TrainConfig
+from minilora.training.evaluation import PROSE
+from minilora.training.history import History
+from minilora.training.loop import Run
 
 from .common import Row, measure, options, ratios, save
 

@@ -17,11 +17,11 @@ import torch
 
 import minilora
 from minilora import LoraConfig, data
-from minilora.batches import encode_all, pad
 from minilora.learn import check, show
 from minilora.ledger import plan
 from minilora.plots import in_house_style, one_axes
-from minilora.train import summed_loss
+from minilora.training.batches import encode_all, pad
+from minilora.training.loop import summed_loss
 
 PLACES = {
     "q": ["q_proj"],

@@ -8,13 +8,10 @@
 trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 """
 
-from . import data, ledger, level0, nf4
-from .data import Example, Task
-from .evaluate import bits_per_byte, exact_match
+from . import ledger, level0, nf4
 from .formats.base_fingerprint import Fingerprint, fingerprint
 from .formats.save_and_load import load_adapter, save_adapter
-from .history import History
-from .lora.config import LoraConfig, TrainConfig
+from .lora.config import LoraConfig
 from .lora.injection import (
     disable_adapter,
     enable_input_grads,
@@ -32,7 +29,12 @@ from .model import tokenizer as tokenizer
 from .model.pretrained import load_base, save_model
 from .model.transformer import Llama, LlamaConfig
 from .nf4.linear import NF4Linear, dequantize_base, quantize_base
-from .train import train
+from .training import data
+from .training.config import TrainConfig
+from .training.data import Example, Task
+from .training.evaluation import bits_per_byte, exact_match
+from .training.history import History
+from .training.loop import train
 
 __version__ = "0.1.0"
 __all__ = [

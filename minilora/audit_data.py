@@ -35,8 +35,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .data import Example, Task, is_heldout
 from .files import json_writer, text_writer, write_together
+from .training.data import Example, Task, is_heldout
 
 PACKAGE, MEMBER = "spdx-license-list@6.12.0", "package/spdx-full.json"
 SHA256 = "a2af313af682077111b673033e763108d33e6af9b02e7f08b380f544180bcfd6"

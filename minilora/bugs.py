@@ -238,28 +238,28 @@ FILES_AND_NAMES = (
 
 TRAINING = (
     Bug(
-        "loss on the prompt", "batches:encode",
+        "loss on the prompt", "training.batches:encode",
         "[IGNORE] * len(prompt) + answer", "prompt + answer",
         "The labels of the prompt are its own tokens, or zero, not −100. The model learns to ask.",
-        "meta-llama/llama-cookbook #101", "test_batches.py::test_only_the_answer_and_its_end_have_labels",
+        "meta-llama/llama-cookbook #101", "training/test_batches.py::test_only_the_answer_and_its_end_have_labels",
     ),
     Bug(
-        "the mean of means", "train:Run.step",
+        "the mean of means", "training.loop:Run.step",
         "summed_loss(self.model, part) / tokens", "summed_loss(self.model, part) / part.answer_tokens / len(parts)",
         "Each part of an accumulated batch is averaged by itself. Short answers then count more than long ones.",
-        "ml-explore/mlx-lm #1413", "test_train.py::test_accumulation_gives_the_gradient_of_the_whole_batch",
+        "ml-explore/mlx-lm #1413", "training/test_loop.py::test_accumulation_gives_the_gradient_of_the_whole_batch",
     ),
     Bug(
-        "a resume that skips data", "train:Run.batches",
+        "a resume that skips data", "training.loop:Run.batches",
         "config.batch_size, step, config.seed)", "config.batch_size, step, config.seed + config.resume)",
         "A resumed run shuffles the epoch anew and goes on in the middle. Some examples are seen twice, some never.",
-        "huggingface/transformers #40691", "test_train.py::test_a_resumed_run_continues_to_the_same_bits[0.0]",
+        "huggingface/transformers #40691", "training/test_loop.py::test_a_resumed_run_continues_to_the_same_bits[0.0]",
     ),
     Bug(
-        "examples that see each other", "batches:pack",
+        "examples that see each other", "training.batches:pack",
         "segments[index, start : start + len(example.ids)] = number", "segments[index, start : start + len(example.ids)] = 1",
         "Several examples share a row, and attention crosses from one into the next. The loss looks better than it is.",
-        "huggingface/trl #784", "test_batches.py::test_packing_keeps_every_example_whole_in_its_own_segment",
+        "huggingface/trl #784", "training/test_batches.py::test_packing_keeps_every_example_whole_in_its_own_segment",
     ),
     Bug(
         "padding attended", "model.transformer:attention_mask_4d",

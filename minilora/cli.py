@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .lora.config import check_seed
+from .training.config import check_seed
 
 EXAMPLES = {
     "demo": "minilora demo --out minilora-demo",

@@ -9,19 +9,20 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import data
-from .evaluate import PROSE, answers, bits_per_byte, exact_match
 from .footprint import footprint_table, measure_footprints
 from .formats.save_and_load import save_adapter
-from .history import History
-from .lora.config import BIG, LoraConfig, TrainConfig
+from .lora.config import LoraConfig
 from .lora.injection import inject, lora_layers, print_trainable_parameters, trainable_parameters
 from .lora.layer import is_packed
 from .lora.merging import merge, merge_and_unload, unmerge
 from .lora.weight_diff import audit
 from .model.pretrained import load_base, save_model
 from .plots import finetune_figure, save_figure
-from .train import train
+from .training import data
+from .training.config import BIG, TrainConfig
+from .training.evaluation import PROSE, answers, bits_per_byte, exact_match
+from .training.history import History
+from .training.loop import train
 
 ASKED = (
     ("Log: Hull 90%, Fuel 12%, Oxygen 98%.", "How much Fuel is left?"),

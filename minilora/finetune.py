@@ -76,11 +76,11 @@ def run_train(options: argparse.Namespace) -> int:
 
     from .footprint import METHODS, describe_footprints, measure_footprints
     from .formats.save_and_load import save_adapter
-    from .history import tensorboard_callback
-    from .lora.config import BIG
     from .lora.injection import inject, print_trainable_parameters, trainable_parameters
     from .model.pretrained import load_base, save_model
-    from .train import train
+    from .training.config import BIG
+    from .training.history import tensorboard_callback
+    from .training.loop import train
 
     task, lora, config, device = read_task(options), lora_of(options), settings_of(options), check_device(options.device)
     config = replace(config, valid_answers=min(20, len(task.valid)))
@@ -108,7 +108,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def read_task(options: argparse.Namespace) -> Any:
     """The examples to train on and those held out."""
-    from . import data
+    from .training import data
 
     if options.full and options.qlora:
         raise ValueError(
@@ -130,7 +130,7 @@ def lora_of(options: argparse.Namespace) -> Any:
 
 def settings_of(options: argparse.Namespace) -> Any:
     """The ``TrainConfig`` that the options describe."""
-    from .lora.config import TrainConfig
+    from .training.config import TrainConfig
 
     return TrainConfig(
         steps=options.steps,
@@ -149,8 +149,8 @@ def settings_of(options: argparse.Namespace) -> Any:
 
 def with_rate(config: Any, given: float | None, model: Any) -> Any:
     """The settings with the rate that was given, or else one for a base of this size."""
-    from .lora.config import rate_for
     from .lora.injection import trainable_parameters
+    from .training.config import rate_for
 
     return config if given is not None else replace(config, lr=rate_for(trainable_parameters(model)[1]))
 

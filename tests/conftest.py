@@ -26,7 +26,7 @@ for name, examples in EXAMPLES.items():
     )
 settings.load_profile(PROFILE)
 SLOWEST_FIRST = ["test_lessons", "test_demo", "test_zoo", "test_learn", "test_style", "test_book", "test_plan", "test_tensor"]
-SLOWEST_FIRST += ["test_benchmarks", "test_train", "test_charts", "test_cli", "test_readme", "test_peft_files"]
+SLOWEST_FIRST += ["test_benchmarks", "test_loop", "test_charts", "test_cli", "test_readme", "test_peft_files"]
 
 
 def pytest_collection_modifyitems(items):

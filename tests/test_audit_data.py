@@ -9,7 +9,7 @@ import pytest
 from minilora import audit_data
 from minilora.audit_data import DUTY, FAMILY, QUESTIONS, ask, build_audit, clauses, jsonl, read_package, words, write_audit
 from minilora.cli import main
-from minilora.data import load_jsonl
+from minilora.training.data import load_jsonl
 
 TEXTS = {file.stem: file.read_text(encoding="utf-8") for file in (Path(__file__).parent / "licences").glob("*.txt")}
 TEXTS["Apache-2.0"] = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")

@@ -8,8 +8,8 @@ import pytest
 from matplotlib.colors import to_hex
 
 from minilora import charts, gallery
-from minilora.history import History
 from minilora.plots import DARK_CYCLE, LIGHT_CYCLE, PAPER
+from minilora.training.history import History
 
 LEDGER_ONLY = [name for name in gallery.CHARTS if name not in ("loss", "spectrum")]
 
@@ -134,6 +134,6 @@ def test_a_real_lora_update_has_the_rank_it_was_given(short_runs):
 
 
 def test_ctrl_c_while_a_chart_trains_stops_the_charts(short_runs, monkeypatch):
-    monkeypatch.setattr(sys.modules["minilora.train"], "train", lambda *_, **__: History(interrupted=True))
+    monkeypatch.setattr(sys.modules["minilora.training.loop"], "train", lambda *_, **__: History(interrupted=True))
     with pytest.raises(KeyboardInterrupt):
         gallery.runs()

@@ -8,7 +8,7 @@ import pytest
 
 import minilora
 from minilora.cli import EXAMPLES, main
-from minilora.data import naval_log
+from minilora.training.data import naval_log
 
 
 @pytest.fixture(scope="module")
@@ -131,12 +131,12 @@ def test_without_a_command_the_commands_are_listed(capsys):
 
 
 def test_an_interrupted_training_says_how_to_go_on(trained, capsys, monkeypatch):
-    import minilora.train
+    import minilora
 
     def stopped(*args, **settings):
         return minilora.train.__globals__["History"](interrupted=True)
 
-    monkeypatch.setitem(sys.modules["minilora.train"].__dict__, "train", stopped)
+    monkeypatch.setitem(sys.modules["minilora.training.loop"].__dict__, "train", stopped)
     assert main(["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "y")]) == 130
     assert "--resume" in capsys.readouterr().out
 

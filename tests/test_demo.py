@@ -6,8 +6,8 @@ import transformers
 
 import minilora
 from minilora import load_base
-from minilora.data import naval_log
 from minilora.demo import run_demo
+from minilora.training.data import naval_log
 
 from .test_readme import FIRST_SCREEN, printed_by
 

@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 import minilora
 from minilora import Example, TrainConfig, finetune
 from minilora.cli import main, parser
-from minilora.data import load_jsonl, naval_log
 from minilora.footprint import describe_footprints
-from minilora.history import History
-from minilora.lora.config import rate_for
 from minilora.lora.injection import lora_layers
 from minilora.model.pretrained import SHIPPED
+from minilora.training.config import rate_for
+from minilora.training.data import load_jsonl, naval_log
+from minilora.training.history import History
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     (folder / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
     command = ["train", "--base", str(SHIPPED), "--data", str(folder / "mine.jsonl"), "--out", str(folder / "out"), "--qlora"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minilora.lora.config.BIG", 10**6)
+        patch.setattr("minilora.training.config.BIG", 10**6)
         assert main([*command, "--target", "q_proj,v_proj", "--steps", "4", "--batch", "2"]) == 0
     return folder
 
@@ -41,7 +41,7 @@ def seen(monkeypatch):
         calls.append((model, task, config))
         return History(interrupted=True)
 
-    monkeypatch.setitem(sys.modules["minilora.train"].__dict__, "train", train)
+    monkeypatch.setitem(sys.modules["minilora.training.loop"].__dict__, "train", train)
     return calls
 
 
@@ -108,7 +108,7 @@ def test_a_big_base_takes_a_smaller_rate_and_a_given_one_counts(trained):
 @pytest.mark.slow
 def test_only_the_method_that_ran_is_measured_on_a_big_base(trained, capsys, monkeypatch):
     """The other two would put the base into memory in floats, which is what QLoRA was chosen to avoid."""
-    monkeypatch.setattr("minilora.lora.config.BIG", 10**6)
+    monkeypatch.setattr("minilora.training.config.BIG", 10**6)
     common = ["--data", str(trained / "mine.jsonl"), "--out", str(trained / "again"), "--qlora", "--steps", "1", "--batch", "2"]
     assert main(["train", *common]) == 0
     printed = capsys.readouterr().out

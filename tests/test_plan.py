@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minilora
 from minilora import LoraConfig, ledger
-from minilora.batches import encode_all, pad
 from minilora.ledger import plan
 from minilora.plan import CATEGORIES, GPUS
 from minilora.shapes import presets
-from minilora.train import summed_loss
+from minilora.training.batches import encode_all, pad
+from minilora.training.loop import summed_loss
 
 from .test_shapes import real
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from minilora import data, load_base, pretrain
-from minilora.batches import IGNORE
-from minilora.evaluate import PROSE
 from minilora.model.pretrained import SHIPPED
 from minilora.model.transformer import Llama, rotary_angles, rotate
+from minilora.training.batches import IGNORE
+from minilora.training.evaluation import PROSE
 
 SPEECHES = [PROSE.read_text(encoding="utf-8")[i * 2000 : (i + 1) * 2000] for i in range(31)]
 

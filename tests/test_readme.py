@@ -11,8 +11,8 @@ import pytest
 
 from minilora import gallery, load_base
 from minilora.cli import main
-from minilora.data import naval_log
 from minilora.model.pretrained import SHIPPED
+from minilora.training.data import naval_log
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,13 +19,6 @@ SHELVES = {  # from the ground up: a wing imports wings before it
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {
-    "data": "training",
-    "batches": "training",
-    "train": "training",
-    "checkpoint": "training",
-    "history": "training",
-    "progress": "training",
-    "evaluate": "training",
     "shapes": "ledger",
     "storage": "ledger",
     "flops": "ledger",

@@ -25,7 +25,7 @@ CORE = (
     "lora.merging",
     "formats.save_and_load",
     "model.transformer",
-    "train",
+    "training.loop",
 )
 Node = ast.FunctionDef | ast.ClassDef
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import LoraConfig, TrainConfig, cli
-from minilora.lora.config import rate_for
+from minilora.training.config import rate_for
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_a_reading_is_one_token(number):
 
 
 def test_a_systems_name_is_one_token_and_the_same_at_the_start_of_an_answer_as_inside_it():
-    from minilora.data import SYSTEMS
+    from minilora.training.data import SYSTEMS
 
     for name in SYSTEMS:
         alone = TOKENIZER.encode(name)

@@ -5,7 +5,7 @@ token that ends it.
 
 Padding puts one example in a row and fills up on the right; a causal model never looks there, so no mask is needed.
 Packing puts several in a row and numbers them; the attention mask then lets a token see its own example only, and since
-rotary positions are relative, each example is computed as if it stood alone (tested: tests/test_batches.py).
+rotary positions are relative, each example is computed as if it stood alone (tested: tests/training/test_batches.py).
 
 The batch of step n is a function of (seed, n) alone, so a resumed run sees just what an uninterrupted one would.
 """

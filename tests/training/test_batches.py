@@ -5,11 +5,11 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilora.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
-from minilora.data import Example, naval_log, polite_log
-from minilora.train import summed_loss
+from minilora.training.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
+from minilora.training.data import Example, naval_log, polite_log
+from minilora.training.loop import summed_loss
 
-from .tolerance import loss_bound
+from ..tolerance import loss_bound
 
 rows = st.lists(
     st.tuples(st.integers(1, 6), st.integers(1, 6)).map(

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from minilora.checkpoint import State, load_checkpoint, save_checkpoint
 from minilora.files import write_tensors
+from minilora.training.checkpoint import State, load_checkpoint, save_checkpoint
 
 
 def state(seed=0, steps=3):

@@ -1,4 +1,4 @@
-"""Records and warnings; what a run says is tested with the loop, in test_train.py."""
+"""Records and warnings; what a run says is tested with the loop, in training/test_loop.py."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minilora.history import History, MetricsLog, overfitting, tensorboard_callback
+from minilora.training.history import History, MetricsLog, overfitting, tensorboard_callback
 
 
 def test_a_metrics_log_begins_with_what_the_history_holds_and_grows_a_line_a_record(tmp_path):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import data
-from minilora.data import Example, is_heldout, load_jsonl, naval_log, polite_log, split_examples
+from minilora.training.data import Example, is_heldout, load_jsonl, naval_log, polite_log, split_examples
 
 
 def readings_in(log):

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from minilora import Example, bits_per_byte, exact_match
-from minilora.data import polite_log
-from minilora.evaluate import PROSE, answers
+from minilora.training.data import polite_log
+from minilora.training.evaluation import PROSE, answers
 
-from .model.test_transformer import with_dropout
-from .tolerance import loss_bound
+from ..model.test_transformer import with_dropout
+from ..tolerance import loss_bound
 
 
 class Parrot:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .files import read_tensors, write_tensors
+from ..files import read_tensors, write_tensors
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of one parameter; its steps are those that had a gradient
 

@@ -13,13 +13,13 @@ import torch
 
 import minilora
 from minilora import Example, LoraConfig, TrainConfig, inject, train
-from minilora.batches import encode_all, pad
-from minilora.data import Task, naval_log, polite_log
-from minilora.history import History, overfitting, tensorboard_callback
 from minilora.lora.injection import lora_layers
-from minilora.train import build_optimizer, rate_at, summed_loss
+from minilora.training.batches import encode_all, pad
+from minilora.training.data import Task, naval_log, polite_log
+from minilora.training.history import History, overfitting, tensorboard_callback
+from minilora.training.loop import build_optimizer, rate_at, summed_loss
 
-from .tolerance import Wider, assert_as_close, gamma, in_float64, loss_bound
+from ..tolerance import Wider, assert_as_close, gamma, in_float64, loss_bound
 
 TASK = naval_log(40, 12)
 IDS = pad(encode_all(minilora.load_base().tokenizer, TASK.train[:8], 512)).ids  # for the error of the logits
@@ -275,7 +275,7 @@ def test_a_base_that_is_broken_from_the_start_says_so():
 
 
 def test_a_rate_that_is_too_high_is_named_as_the_cause():
-    from minilora.history import diverged
+    from minilora.training.history import diverged
 
     history = History(steps=[{"loss": x} for x in (1.0, 0.9, 5.0)])
     assert "lr=3.0 is probably too high" in diverged(3, math.nan, 1.0, history, TrainConfig(lr=3.0))

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..model.pretrained import SHIPPED
 from .data import Example
 
-PROSE = Path(__file__).parent / "model" / "base" / "heldout.txt"
+PROSE = SHIPPED / "heldout.txt"
 
 
 def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[str]:

@@ -10,8 +10,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from .files import write_text
-from .lora.config import TrainConfig
+from ..files import write_text
+from .config import TrainConfig
 
 Record = dict[str, Any]
 Callback = Callable[[Record], None]

@@ -2,7 +2,7 @@
 
 import sys
 
-from minilora.progress import Progress
+from minilora.training.progress import Progress
 
 RECORD = {"loss": 1.25, "seconds": 0.5, "tokens": 100}
 VALIDATION = {

@@ -8,7 +8,7 @@ The loss is divided by the answer tokens of *all* parts, not averaged part by pa
 objective whenever parts differ in length. Rates follow a linear warm-up and a cosine to zero (arXiv 1608.03983 eq. 5).
 
 Nothing random survives a step: dropout is seeded by (seed, step), the order of examples too. A resumed run therefore
-continues to the same bits (tests/test_train.py). Denormal numbers are flushed to zero, for the whole process: vanishing
+continues to the same bits (tests/training/test_loop.py). Denormal numbers are flushed to zero, for the whole process: vanishing
 gradients made a CPU matrix product 50 times slower.
 
 Left out: several machines, loss scaling (bf16 needs none), other optimizers."""
@@ -32,14 +32,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..lora.layer import lora_layers
+from ..model.transformer import Llama
 from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, load_checkpoint, save_checkpoint
+from .config import TrainConfig
 from .data import Example, Task
-from .evaluate import answers, check_answers, share_right
+from .evaluation import answers, check_answers, share_right
 from .history import Callback, History, MetricsLog, Record, diverged, overfitting
-from .lora.config import TrainConfig
-from .lora.layer import lora_layers
-from .model.transformer import Llama
 from .progress import Progress
 
 

@@ -1,0 +1,1 @@
+"""Tasks, batches, one loop, checkpoints, evaluation."""

@@ -1,0 +1,95 @@
+"""How an adapter is to be trained: ``TrainConfig``, validated when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+BIG = 50_000_000  # parameters; a base of more is trained, and measured, with more care
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How to train. Raises ``ValueError`` on values that mean nothing.
+
+    - ``steps``: optimizer steps; ``lr``: the peak rate; ``warmup``: share of the steps in which it rises.
+    - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
+    - ``clip``: largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices only.
+    - ``bf16``: autocast to bfloat16; ``pack``: several examples a row instead of padding; ``max_length`` in tokens.
+    - ``validate_every`` steps (0: never), ``valid_answers`` held-out examples are answered in full then (exact match),
+      ``keep_best``: at the end, go back to the state with the lowest validation loss.
+    - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when interrupted),
+      ``checkpoint.safetensors``; ``resume``: go on from there.
+
+    >>> TrainConfig(steps=100, lr=2e-3).batch_size
+    32
+    """
+
+    steps: int = 500
+    lr: float = 5e-3
+    warmup: float = 0.05
+    batch_size: int = 32
+    accumulate: int = 1
+    clip: float = 1.0
+    weight_decay: float = 0.0
+    bf16: bool = False
+    pack: bool = False
+    max_length: int = 512
+    validate_every: int = 50
+    valid_answers: int = 0
+    keep_best: bool = True
+    seed: int = 0
+    out: str | Path | None = None
+    checkpoint_every: int = 0
+    resume: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        least = {
+            "steps": 1,
+            "batch_size": 1,
+            "accumulate": 1,
+            "max_length": 2,
+            "validate_every": 0,
+            "valid_answers": 0,
+            "checkpoint_every": 0,
+        }
+        for name, smallest in least.items():
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < smallest:
+                raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
+        for name in ("bf16", "pack", "keep_best", "resume", "progress"):
+            if not isinstance(value := getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+        for name in ("lr", "warmup", "clip", "weight_decay"):
+            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value!r}")
+        check_seed(self.seed)
+        if self.lr <= 0:
+            raise ValueError(f"lr must be positive, got {self.lr}")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"warmup must be a share of the steps, in [0, 1], got {self.warmup}")
+        if self.clip < 0 or self.weight_decay < 0:
+            raise ValueError(f"clip and weight_decay must not be negative, got {self.clip} and {self.weight_decay}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
+        if (self.resume or self.checkpoint_every) and self.out is None:
+            raise ValueError("resume and checkpoint_every need out: the folder that holds the checkpoint")
+
+
+def rate_for(parameters: int) -> float:
+    """A peak rate to begin with, by the size of the base: the bigger the model, the smaller the steps it bears.
+
+    What the shipped base takes (``TrainConfig.lr``), what SmolLM2-135M took with every Linear adapted (docs/smollm2.md), and
+    from a billion parameters on the 2e-4 that QLoRA's authors used for 7B and 13B (arXiv 2305.14314, table 9).
+
+    >>> rate_for(1_325_696), rate_for(134_515_008), rate_for(7_000_000_000)
+    (0.005, 0.001, 0.0002)
+    """
+    return TrainConfig.lr if parameters <= BIG else 1e-3 if parameters < 1e9 else 2e-4
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``ValueError`` unless this is a whole number that torch can be seeded with, a step's number added."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= 2**32:
+        raise ValueError(f"seed must be a whole number of at most 32 bits, such as 0, got {seed!r}")
