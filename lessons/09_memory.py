@@ -21,7 +21,8 @@ import minilora
 from minilora import LoraConfig
 from minilora.charts import memory_chart
 from minilora.learn import check, show
-from minilora.ledger import GPUS, measure, plan
+from minilora.ledger.estimate import GPUS, plan
+from minilora.ledger.measurement import measure
 from minilora.plots import hue, in_house_style, one_axes
 
 METHODS = {"full": "full", "LoRA": "lora", "QLoRA": "qlora"}
@@ -32,7 +33,7 @@ ids = torch.randint(0, 1536, (batch, time + 1), generator=torch.Generator().manu
 
 
 def measure_step(model):
-    """Bytes of one training step, tensor by tensor as they are born and die (minilora/ledger.py)."""
+    """Bytes of one training step, tensor by tensor as they are born and die (minilora/ledger/measurement.py)."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
 
     def step(ids):
@@ -72,7 +73,7 @@ def build(method):
 # %% [markdown]
 # ## Run: measured, and predicted from shapes
 #
-# `plan` is given no model at all, only its `config.json`, and adds up formulas (minilora/plan.py and activations.py).
+# `plan` is given no model at all, only its `config.json`, and adds up formulas (minilora/ledger/estimate.py and ledger/activations.py).
 
 # %%
 measured = {title: measure_step(build(title)) for title in METHODS}

@@ -18,7 +18,7 @@ import minilora
 from minilora import LoraConfig, LoRALayer, NF4Linear, data
 from minilora.charts import loss_chart
 from minilora.learn import check, show
-from minilora.ledger import measure
+from minilora.ledger.measurement import measure
 from minilora.plots import hue, in_house_style, one_axes
 
 # %% [markdown]

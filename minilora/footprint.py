@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from .ledger import Measured, measure
+from .ledger.measurement import Measured, measure
 from .lora.config import LoraConfig
 from .lora.injection import inject
 from .lora.selection import columns

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from . import charts
 from .files import text_writer, write_atomically
-from .ledger import GPUS, Plan, architecture, plan
+from .ledger.estimate import GB, GPUS, Plan, Settings, plan
+from .ledger.shapes import architecture
 from .lora.config import LoraConfig
-from .plan import GB, Settings
 from .plots import save_figure, short
 
 if TYPE_CHECKING:

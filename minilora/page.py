@@ -1,6 +1,6 @@
 """The planner as a page: one HTML file with every preset's shapes and ``plan``'s arithmetic in JavaScript, no network.
 
-``planner.html`` repeats ``activations.py``, ``flops.py`` and ``plan.py`` function by function, under the same names;
+``planner.html`` repeats ``ledger/activations.py``, ``ledger/flops.py`` and ``ledger/estimate.py`` function by function, under the same names;
 ``tests/test_page.py`` runs both on hundreds of random settings, in a real browser, and wants the same bytes.
 """
 
@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .files import text_writer, write_atomically
-from .ledger import GPUS, architecture, presets
-from .plan import DTYPES
-from .shapes import Architecture, LinearShape, Source
+from .ledger.estimate import DTYPES, GPUS
+from .ledger.shapes import Architecture, LinearShape, Source, architecture, presets
 
 TEMPLATE = Path(__file__).parent / "planner.html"
 

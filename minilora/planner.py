@@ -9,9 +9,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .ledger import GPUS, METHODS, OPTIMIZERS, Plan, architecture, plan, presets
+from .ledger.estimate import DTYPES, GB, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
+from .ledger.shapes import architecture, presets
 from .lora.config import LoraConfig, read_targets
-from .plan import DTYPES, GB, Settings
 from .plots import save_figure, short
 
 TERMS = (

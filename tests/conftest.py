@@ -25,7 +25,16 @@ for name, examples in EXAMPLES.items():
         name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
     )
 settings.load_profile(PROFILE)
-SLOWEST_FIRST = ["test_lessons", "test_demo", "test_zoo", "test_learn", "test_style", "test_book", "test_plan", "test_tensor"]
+SLOWEST_FIRST = [
+    "test_lessons",
+    "test_demo",
+    "test_zoo",
+    "test_learn",
+    "test_style",
+    "test_book",
+    "test_estimate",
+    "test_tensor",
+]
 SLOWEST_FIRST += ["test_benchmarks", "test_loop", "test_charts", "test_cli", "test_readme", "test_peft_files"]
 
 

@@ -39,8 +39,8 @@ TESTS = {
     "lora/injection": ["lora/injection", "invariants", "lora/selection"],
     "lora/merging": ["lora/merging", "lora/requantization"],
     "formats/save_and_load": ["formats/save_and_load", "formats/base_fingerprint"],
-    "ledger": ["ledger", "watch"],
-    "watch": ["watch"],
+    "ledger/measurement": ["ledger/measurement", "ledger/tensor_tracker"],
+    "ledger/tensor_tracker": ["ledger/tensor_tracker"],
 }
 OPERATORS = re.compile(
     "ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Div|Mul_Add|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul|RShift_LShift|LShift_RShift"

@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 from minilora import LoraConfig, ledger
+from minilora.ledger.estimate import DTYPES
 from minilora.page import planner_page, write_planner
-from minilora.plan import DTYPES
 
 from . import profiles
 

@@ -19,13 +19,6 @@ SHELVES = {  # from the ground up: a wing imports wings before it
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {
-    "shapes": "ledger",
-    "storage": "ledger",
-    "flops": "ledger",
-    "activations": "ledger",
-    "plan": "ledger",
-    "watch": "ledger",
-    "ledger": "ledger",
     "smollm2": "recipes",
     "audit_data": "recipes",
     "pretrain": "recipes",

@@ -8,7 +8,7 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, ledger
-from minilora.ledger import Tally
+from minilora.ledger.measurement import Tally
 
 
 class FourBit(nn.Module):
@@ -100,7 +100,7 @@ def test_a_record_is_not_changed_afterwards():
     """A table of counts that a later line of the program has moved would be no measurement."""
     layer = nn.Linear(2, 1)
     found = ledger.count(layer)
-    for record in (found, found.total, next(ledger.parts(layer)), ledger.measure(lambda: None, layer)):
+    for record in (found, found.total, next(ledger.measurement.parts(layer)), ledger.measure(lambda: None, layer)):
         for field in dataclasses.fields(record):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(record, field.name, 0)

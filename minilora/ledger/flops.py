@@ -5,7 +5,7 @@
 
 So a full fine-tune's backward costs twice its forward, and LoRA's about once: a frozen weight needs no gradient. Attention's
 backward computes the scores again and has four products: 2.5 times its forward. Two FLOPs are one multiply-add; a causal
-mask's zeros are counted, as ``torch.utils.flop_counter`` does, which is the oracle in ``tests/test_plan.py``.
+mask's zeros are counted, as ``torch.utils.flop_counter`` does, which is the oracle in ``tests/ledger/test_estimate.py``.
 
 Left out: norms, activation functions, the softmax, the optimizer (all small beside the products), the optimizer's step.
 """

@@ -3,7 +3,7 @@
     a weight in four bits   half a byte, and a scale for 64 of them: 4 bytes, or 1 + 4/256 (arXiv 2305.14314 section 3)
     an adapter              A (r, in) and B (out, r) of every chosen Linear
 
-``plan.py`` adds what passes by during a step.
+``ledger/estimate.py`` adds what passes by during a step.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import minilora
-from minilora.shapes import architecture, presets
+from minilora.ledger.shapes import architecture, presets
 
 CLASSES = {
     "llama": "LlamaForCausalLM",

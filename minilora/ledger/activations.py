@@ -7,7 +7,7 @@ earlier learns: the first block of a LoRA model is cheaper than the others, so `
 
 With gradient checkpointing (arXiv 1604.06174) the blocks' inputs are kept, and one block's tensors at a time.
 
-These are the tensors of ``model/transformer.py`` and ``lora/layer.py``, and ``tests/test_plan.py`` measures them there. For the other
+These are the tensors of ``model/transformer.py`` and ``lora/layer.py``, and ``tests/ledger/test_estimate.py`` measures them there. For the other
 families the kernels usual today are assumed (fused attention, GELU and LayerNorm; no dropout in the base): an estimate.
 """
 

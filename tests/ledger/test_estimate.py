@@ -16,9 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minilora
 from minilora import LoraConfig, ledger
-from minilora.ledger import plan
-from minilora.plan import CATEGORIES, GPUS
-from minilora.shapes import presets
+from minilora.ledger.estimate import CATEGORIES, GPUS, plan
+from minilora.ledger.shapes import presets
 from minilora.training.batches import encode_all, pad
 from minilora.training.loop import summed_loss
 

@@ -2,12 +2,12 @@
 
     trainable   = Σ r (in + out) over the chosen Linears           (all parameters, when all are trained)
     weights     = parameters · bytes each; a 4-bit weight is half a byte
-    constants   = the scales of 4-bit weights   (storage.py)
+    constants   = the scales of 4-bit weights   (ledger/storage.py)
     gradients   = trainable · bytes each        optimizer = trainable · 8 (AdamW's two moments in float32)
-    activations = what autograd keeps           (activations.py)
+    activations = what autograd keeps           (ledger/activations.py)
     temporary   = what is passing by at the worst moment: the logits and their gradients, a weight out of 4 bits
 
-``ledger.measure`` finds the same on a live model, and ``tests/test_plan.py`` holds the two together.
+``ledger.measure`` finds the same on a live model, and ``tests/ledger/test_estimate.py`` holds the two together.
 
 Left out: the process itself (a CUDA context takes about 0.5 GB), fragmentation, master weights of mixed precision,
 several devices.
@@ -21,10 +21,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..lora.config import LoraConfig
+from ..lora.selection import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
 from .activations import Work, kept
 from .flops import flops_a_token
-from .lora.config import LoraConfig
-from .lora.selection import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
 from .shapes import Architecture, LinearShape, Source, architecture
 from .storage import OPTIMIZER_BYTES, factor_shapes, file_bytes, parameter_sizes, weight_bytes
 

@@ -24,12 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .plan import CATEGORIES, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
-from .shapes import architecture, presets
-from .watch import Watch, watched
-
-__all__ = ["CATEGORIES", "GPUS", "METHODS", "OPTIMIZERS", "Count", "Measured", "Plan", "Settings", "Tally"]
-__all__ += ["architecture", "count", "measure", "plan", "presets"]
+from .estimate import CATEGORIES
+from .tensor_tracker import Watch, watched
 
 ADAPTERS = ("lora_A", "lora_B")
 CONSTANTS = ("absmax", "absmax2", "offset")  # a 4-bit weight's scales

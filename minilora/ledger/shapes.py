@@ -6,7 +6,7 @@ file all go one way::
     config.json -> family (``model_type``) -> LinearShape(name, in, out, bias, role, block) for every Linear, others
 
 Names are those of the transformers library, so that target patterns mean here what they mean on the real model;
-``tests/test_shapes.py`` builds the real ones on the meta device and compares. GPT-3, which was never published, has the
+``tests/ledger/test_shapes.py`` builds the real ones on the meta device and compares. GPT-3, which was never published, has the
 blocks of OPT (arXiv 2205.01068) without its two spare positions.
 
 Left out: mixtures of experts, models of images and sound; give such a model as a list of shapes.
@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from .files import read_json
+from ..files import read_json
 
 HERE = Path(__file__).parent
 EXPERTS = "mixtures of experts are not counted"
@@ -122,7 +122,7 @@ def presets() -> dict[str, dict[str, Any]]:
     32
     """
     known = json.loads((HERE / "presets.json").read_text(encoding="utf-8"))
-    return {"base": json.loads((HERE / "model" / "base" / "config.json").read_text(encoding="utf-8")), **known}
+    return {"base": json.loads((HERE.parent / "model" / "base" / "config.json").read_text(encoding="utf-8")), **known}
 
 
 def from_shapes(shapes: Sequence[Any]) -> Architecture:
