@@ -39,7 +39,7 @@ mutants: .venv/.installed-mutants  ## break the core modules one operator at a t
 	$(BIN)/python -m tests.mutants
 
 smollm2/config.json: | .venv/.installed-llm
-	$(BIN)/python -m minilora.smollm2 smollm2
+	$(BIN)/python -m minilora.recipes.smollm2 smollm2
 
 bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes on two cores; writes the README's table
 	$(BIN)/minilora bench

@@ -19,9 +19,6 @@ SHELVES = {  # from the ground up: a wing imports wings before it
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {
-    "smollm2": "recipes",
-    "audit_data": "recipes",
-    "pretrain": "recipes",
     "plots": "plots",
     "charts": "plots",
     "gallery": "plots",

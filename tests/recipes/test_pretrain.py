@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from minilora import data, load_base, pretrain
+from minilora import data, load_base
 from minilora.model.pretrained import SHIPPED
 from minilora.model.transformer import Llama, rotary_angles, rotate
+from minilora.recipes import pretrain
 from minilora.training.batches import IGNORE
 from minilora.training.evaluation import PROSE
 

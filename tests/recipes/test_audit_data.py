@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from minilora import audit_data
-from minilora.audit_data import DUTY, FAMILY, QUESTIONS, ask, build_audit, clauses, jsonl, read_package, words, write_audit
 from minilora.cli import main
+from minilora.recipes import audit_data
+from minilora.recipes.audit_data import (
+    DUTY,
+    FAMILY,
+    QUESTIONS,
+    ask,
+    build_audit,
+    clauses,
+    jsonl,
+    read_package,
+    words,
+    write_audit,
+)
 from minilora.training.data import load_jsonl
 
-TEXTS = {file.stem: file.read_text(encoding="utf-8") for file in (Path(__file__).parent / "licences").glob("*.txt")}
-TEXTS["Apache-2.0"] = (Path(__file__).parent.parent / "LICENSE").read_text(encoding="utf-8")
+TEXTS = {file.stem: file.read_text(encoding="utf-8") for file in (Path(__file__).parents[1] / "licences").glob("*.txt")}
+TEXTS["Apache-2.0"] = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
 PATENTS, WARRANTY = QUESTIONS
 
 
@@ -105,7 +116,7 @@ def test_another_package_is_refused(tmp_path):
 
 @pytest.mark.slow
 def test_minilora_train_runs_on_what_is_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("minilora.audit_data.read_package", lambda package: many())
+    monkeypatch.setattr("minilora.recipes.audit_data.read_package", lambda package: many())
     task = write_audit(tmp_path, package="a file")
     assert load_jsonl(tmp_path / "train.jsonl") == task.train
     assert set(json.loads((tmp_path / "documents.json").read_text())) == {"train", "valid"}

