@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from minilora.plots import hue, in_house_style, label_ends, new_figure
+from minilora.plots.style import hue, in_house_style, label_ends, new_figure
 
 
 @in_house_style

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from minilora.files import write_text
-from minilora.plots import save_figure
+from minilora.plots.style import save_figure
 
 from .common import RESULTS
 from .figure import benchmark_figure

@@ -98,7 +98,7 @@ assert abs(dW - measured).max() < 1e-8
 # %%
 from matplotlib.figure import Figure
 
-from minilora.plots import in_house_style
+from minilora.plots.style import in_house_style
 
 
 @in_house_style
@@ -183,7 +183,7 @@ assert broken[-1] >= 0.9 * broken[0]
 
 @in_house_style
 def loss_curves(curves):
-    from minilora.plots import hue, label_ends
+    from minilora.plots.style import hue, label_ends
 
     figure = Figure(figsize=(7.4, 3.4), layout="constrained")
     axes = figure.subplots()

@@ -34,7 +34,7 @@ import torch
 
 import minilora
 from minilora.learn import check, show
-from minilora.plots import hue, in_house_style, label_ends, one_axes
+from minilora.plots.style import hue, in_house_style, label_ends, one_axes
 
 torch.manual_seed(0)
 model = minilora.load_base()

@@ -20,7 +20,7 @@ import torch
 
 import minilora
 from minilora.learn import check, show
-from minilora.plots import hue, in_house_style, one_axes
+from minilora.plots.style import hue, in_house_style, one_axes
 
 torch.manual_seed(0)
 size_in, size_out, tokens, s = 32, 24, 128, 2.0

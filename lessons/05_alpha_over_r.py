@@ -36,7 +36,7 @@ import torch
 import minilora
 from minilora.learn import check, show
 from minilora.lora.injection import lora_layers
-from minilora.plots import hue, in_house_style, label_ends, one_axes
+from minilora.plots.style import hue, in_house_style, label_ends, one_axes
 
 base = minilora.load_base()
 examples = minilora.data.naval_log(8, 1).train

@@ -37,7 +37,7 @@ from torch import nn
 
 import minilora
 from minilora.learn import check, show
-from minilora.plots import hue, in_house_style, one_axes
+from minilora.plots.style import hue, in_house_style, one_axes
 
 
 class Wrapped(nn.Module):

@@ -51,7 +51,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import minilora
 from minilora.learn import check, show
 from minilora.lora.injection import lora_layers
-from minilora.plots import hue, in_house_style, label_ends, one_axes
+from minilora.plots.style import hue, in_house_style, label_ends, one_axes
 
 STEPS, LOGS = 72, 50
 task = minilora.data.naval_log(n_train=600, n_valid=LOGS)

@@ -19,7 +19,7 @@ import minilora
 from minilora import LoraConfig, data
 from minilora.learn import check, show
 from minilora.ledger.estimate import plan
-from minilora.plots import in_house_style, one_axes
+from minilora.plots.style import in_house_style, one_axes
 from minilora.training.batches import encode_all, pad
 from minilora.training.loop import summed_loss
 

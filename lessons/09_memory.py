@@ -19,11 +19,11 @@ import torch
 
 import minilora
 from minilora import LoraConfig
-from minilora.charts import memory_chart
 from minilora.learn import check, show
 from minilora.ledger.estimate import GPUS, plan
 from minilora.ledger.measurement import measure
-from minilora.plots import hue, in_house_style, one_axes
+from minilora.plots.charts import memory_chart
+from minilora.plots.style import hue, in_house_style, one_axes
 
 METHODS = {"full": "full", "LoRA": "lora", "QLoRA": "qlora"}
 PARTS = ("weights", "gradients", "optimizer", "activations")

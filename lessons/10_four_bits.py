@@ -17,7 +17,7 @@ import torch
 
 import minilora
 from minilora.learn import check, show
-from minilora.plots import hue, in_house_style, one_axes
+from minilora.plots.style import hue, in_house_style, one_axes
 
 
 def int4(weight, block_size):

@@ -18,7 +18,7 @@ import torch
 import minilora
 from minilora import nf4
 from minilora.learn import check, show
-from minilora.plots import hue, in_house_style
+from minilora.plots.style import hue, in_house_style
 
 quantile = NormalDist().inv_cdf  # Φ⁻¹: which number has a share p of a normal distribution below it?
 positive = [quantile(float(p)) for p in torch.linspace(0.9677083, 0.5, 9)[:-1]]  # 8, from the largest down

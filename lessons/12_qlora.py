@@ -16,10 +16,10 @@ import torch
 
 import minilora
 from minilora import LoraConfig, LoRALayer, NF4Linear, data
-from minilora.charts import loss_chart
 from minilora.learn import check, show
 from minilora.ledger.measurement import measure
-from minilora.plots import hue, in_house_style, one_axes
+from minilora.plots.charts import loss_chart
+from minilora.plots.style import hue, in_house_style, one_axes
 
 # %% [markdown]
 # ## Predict

@@ -26,7 +26,7 @@ import torch
 import minilora
 from minilora import LoraConfig, data
 from minilora.learn import check, show
-from minilora.plots import hue, in_house_style
+from minilora.plots.style import hue, in_house_style
 from minilora.training.batches import IGNORE, encode_all, pad
 
 task = data.naval_log(400, 24)

@@ -17,7 +17,7 @@ from .lora.layer import is_packed
 from .lora.merging import merge, merge_and_unload, unmerge
 from .lora.weight_diff import audit
 from .model.pretrained import load_base, save_model
-from .plots import finetune_figure, save_figure
+from .plots.style import finetune_figure, save_figure
 from .training import data
 from .training.config import BIG, TrainConfig
 from .training.evaluation import PROSE, answers, bits_per_byte, exact_match

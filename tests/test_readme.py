@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from minilora import gallery, load_base
+from minilora import load_base
 from minilora.cli import main
 from minilora.model.pretrained import SHIPPED
+from minilora.plots import gallery
 from minilora.training.data import naval_log
 
 ROOT = Path(__file__).parent.parent
@@ -45,7 +46,7 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
         gallery, "CHARTS", {name: gallery.CHARTS[name] for name in ("memory", "disk")}
-    )  # test_charts.py has all
+    )  # plots/test_charts.py has all
     lines = [
         f'{{"instruction": "{e.instruction}", "input": "{e.input}", "output": "{e.output}"}}' for e in naval_log(40, 1).train
     ]

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import text_writer, write_atomically, write_together
-from ..page import planner_page
+from ..plots.planner_page import planner_page
 from . import rooms
 from .cells import Cell, Lesson
 from .pages import CSS, cards, details, frame, render_code, render_prose, row, turn

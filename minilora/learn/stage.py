@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..plots import save_figure
+from ..plots.style import save_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,6 +1,6 @@
 """The ledger's charts: arrays in, ``Figure`` out, each with one thing to see. Each takes ``dark=True``.
 
-``gallery.py`` fills them from the ledger and from short real runs; ``minilora chart`` draws them.
+``plots/gallery.py`` fills them from the ledger and from short real runs; ``minilora chart`` draws them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .plots import check_alike, hue, in_house_style, label_ends, one_axes, short, size_text
+from .style import check_alike, hue, in_house_style, label_ends, one_axes, short, size_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,7 @@
 
 One style for all: colours that colour-blind readers can tell apart (Okabe and Ito 2008), labels at the data instead of a
 legend, units on every axis, a light grid and nothing else. ``dark=True`` gives any chart its dark face. The charts
-themselves are in ``charts.py``; here is what they share, and the demo's figure.
+themselves are in ``plots/charts.py``; here is what they share, and the demo's figure.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec
 
-from .files import write_atomically
+from ..files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

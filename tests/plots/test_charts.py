@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 
-from minilora import charts, gallery
-from minilora.plots import DARK_CYCLE, LIGHT_CYCLE, PAPER
+from minilora.plots import charts, gallery
+from minilora.plots.style import DARK_CYCLE, LIGHT_CYCLE, PAPER
 from minilora.training.history import History
 
 LEDGER_ONLY = [name for name in gallery.CHARTS if name not in ("loss", "spectrum")]

@@ -1,7 +1,7 @@
 """The planner as a page: one HTML file with every preset's shapes and ``plan``'s arithmetic in JavaScript, no network.
 
 ``planner.html`` repeats ``ledger/activations.py``, ``ledger/flops.py`` and ``ledger/estimate.py`` function by function, under the same names;
-``tests/test_page.py`` runs both on hundreds of random settings, in a real browser, and wants the same bytes.
+``tests/plots/test_planner_page.py`` runs both on hundreds of random settings, in a real browser, and wants the same bytes.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .files import text_writer, write_atomically
-from .ledger.estimate import DTYPES, GPUS
-from .ledger.shapes import Architecture, LinearShape, Source, architecture, presets
+from ..files import text_writer, write_atomically
+from ..ledger.estimate import DTYPES, GPUS
+from ..ledger.shapes import Architecture, LinearShape, Source, architecture, presets
 
 TEMPLATE = Path(__file__).parent / "planner.html"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from minilora.plots import finetune_figure, save_figure
+from minilora.plots.style import finetune_figure, save_figure
 
 GIVEN = ([2.0, 1.0, 0.5], [0, 3], [2.0, 0.4], [0.0, 0.975], 1_304_192, 21_504)
 

@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import text_writer, write_atomically
+from ..ledger.estimate import GB, GPUS, Plan, Settings, plan
+from ..ledger.shapes import architecture
+from ..lora.config import LoraConfig
 from . import charts
-from .files import text_writer, write_atomically
-from .ledger.estimate import GB, GPUS, Plan, Settings, plan
-from .ledger.shapes import architecture
-from .lora.config import LoraConfig
-from .plots import save_figure, short
+from .style import save_figure, short
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -102,8 +102,8 @@ def disk(dark: bool = False) -> Figure:
 
 def nf4(dark: bool = False) -> Figure:
     """NF4's levels on a real weight."""
-    from .level0 import nf4_levels
-    from .model.pretrained import load_base
+    from ..level0 import nf4_levels
+    from ..model.pretrained import load_base
 
     name = "model.layers.2.mlp.up_proj"
     weight: Any = load_base().get_submodule(name).weight
@@ -126,10 +126,10 @@ def runs() -> dict[str, dict[str, Any]]:
     """A few short runs on the naval log, full and LoRA, several seeds: losses (seeds, steps), one update's spectrum."""
     import torch
 
-    from .lora.injection import inject
-    from .model.pretrained import load_base
-    from .training.data import naval_log
-    from .training.loop import train
+    from ..lora.injection import inject
+    from ..model.pretrained import load_base
+    from ..training.data import naval_log
+    from ..training.loop import train
 
     path, found = "model.layers.3.self_attn.q_proj", {}
     task = naval_log(400, 10)

@@ -10,9 +10,9 @@ import pytest
 
 from minilora import LoraConfig, ledger
 from minilora.ledger.estimate import DTYPES
-from minilora.page import planner_page, write_planner
+from minilora.plots.planner_page import planner_page, write_planner
 
-from . import profiles
+from .. import profiles
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CASES = profiles.of(dev=20, ci=400, thorough=4000)
