@@ -130,7 +130,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_zoo(options: argparse.Namespace) -> int:
     """``minilora zoo``."""
-    from .zoo import describe, describe_all, find_bug
+    from .bugs.release import describe, describe_all, find_bug
 
     print(describe_all() if options.name is None else describe(find_bug(options.name)))
     return 0

@@ -28,7 +28,7 @@ settings.load_profile(PROFILE)
 SLOWEST_FIRST = [
     "test_lessons",
     "test_demo",
-    "test_zoo",
+    "test_release",
     "test_learn",
     "test_style",
     "test_book",

@@ -101,7 +101,7 @@ def test_a_full_memory_is_one_line_too_and_a_bug_is_not(capsys, monkeypatch):
     def fail():
         raise RuntimeError(message)
 
-    monkeypatch.setattr("minilora.zoo.describe_all", fail)
+    monkeypatch.setattr("minilora.bugs.release.describe_all", fail)
     for message in ("CUDA out of memory. Tried to allocate 2 GiB", "[enforce fail] can't allocate memory: 1 bytes"):
         assert main(["zoo"]) == 2
         assert capsys.readouterr().err == f"minilora zoo: not enough memory: {message}\n"

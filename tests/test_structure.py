@@ -19,8 +19,6 @@ SHELVES = {  # from the ground up: a wing imports wings before it
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {
-    "bugs": "bugs",
-    "zoo": "bugs",
     "cli": "commands",
     "demo": "commands",
     "finetune": "commands",

@@ -18,10 +18,10 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-from .bugs import BUGS, Bug
-from .lora.selection import columns
+from ..lora.selection import columns
+from .catalog import BUGS, Bug
 
-PACKAGE = __name__.rpartition(".")[0]
+PACKAGE = __name__.partition(".")[0]
 
 
 def find_bug(name: str) -> Bug:

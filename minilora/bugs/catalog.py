@@ -1,7 +1,7 @@
 """The zoo's animals: bugs that LoRA libraries have had, or nearly have, each as one wrong line of this package.
 
 Each names the function it lives in, the right line and the wrong one, the story, a thread where a peer met it or its like
-(empty where none is known), and the property test that catches it. Data only; ``zoo.py`` shows them and lets one loose.
+(empty where none is known), and the property test that catches it. Data only; ``bugs/release.py`` shows them and lets one loose.
 """
 
 from __future__ import annotations

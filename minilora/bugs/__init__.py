@@ -1,0 +1,1 @@
+"""Bugs that LoRA code has had or invites, and what catches each."""
