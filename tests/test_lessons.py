@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from minilora.learn import prove
+from minilora.learn import validate_lesson
 from minilora.learn.course import lessons_folder, list_lessons
 from minilora.learn.run import run_apart
 
@@ -17,18 +17,18 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.slug for le
 @pytest.mark.slow
 @each_lesson
 def test_a_lesson_runs_in_a_fresh_process_within_its_budget_and_draws(lesson, tmp_path):
-    assert [*prove.check_run(lesson, run_apart(lesson, tmp_path, dark=True, limit=400), tmp_path)] == []
+    assert [*validate_lesson.check_run(lesson, run_apart(lesson, tmp_path, dark=True, limit=400), tmp_path)] == []
 
 
 @each_lesson
 def test_a_lesson_has_its_sections_and_types_no_result(lesson):
-    assert [*prove.check_anatomy(lesson), *prove.check_prose(lesson)] == []
+    assert [*validate_lesson.check_anatomy(lesson), *validate_lesson.check_prose(lesson)] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("lesson", "cell"), EXERCISES, ids=[cell.name for _, cell in EXERCISES])
 def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(lesson, cell):
-    assert [*prove.check_exercise(lesson, cell)] == []
+    assert [*validate_lesson.check_exercise(lesson, cell)] == []
 
 
 def test_names_of_exercises_are_unique_and_numbers_run_on():
@@ -61,12 +61,12 @@ x = 1
 
 def test_a_bad_lesson_is_told_what_is_wrong(tmp_path):
     (tmp_path / "99_bad.py").write_text(BROKEN, encoding="utf-8")
-    lesson = prove.parse_lesson(tmp_path / "99_bad.py")
-    found = "\n".join([*prove.check_anatomy(lesson), *prove.check_prose(lesson)])
+    lesson = validate_lesson.parse_lesson(tmp_path / "99_bad.py")
+    found = "\n".join([*validate_lesson.check_anatomy(lesson), *validate_lesson.check_prose(lesson)])
     for part in ("'## Look' is missing", "come in the order Run, Predict", "nothing is predicted", "0 exercises", "12.5"):
         assert part in found
     assert "0.5 is typed" not in found.replace("12.5", "")
-    assert list(prove.check_figures({"cells": []}, tmp_path)) == ["no figure is shown"]
+    assert list(validate_lesson.check_figures({"cells": []}, tmp_path)) == ["no figure is shown"]
 
 
 CARELESS = """# %% [markdown]
@@ -125,7 +125,7 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
         (tmp_path / folder).mkdir()
         (tmp_path / folder / path.name).write_text(text, encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["prove", str(path), "--out", str(tmp_path / "figures")])
-    assert prove.main() == 1
+    assert validate_lesson.main() == 1
     said = capsys.readouterr().out
     for part in (
         *("twice two is 4", "answer: 4", "no figure is shown", "forgotten lacks a checker"),
@@ -139,6 +139,6 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
 def test_a_lesson_that_fails_is_said_to(tmp_path):
     path = tmp_path / "99_fails.py"
     path.write_text(BROKEN.replace("x = 1", "assert False, 'no longer true'"), encoding="utf-8")
-    problems, run = prove.prove_lesson(prove.parse_lesson(path), tmp_path)
+    problems, run = validate_lesson.prove_lesson(validate_lesson.parse_lesson(path), tmp_path)
     assert run == {}
     assert "no longer true" in problems[-1]

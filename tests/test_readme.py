@@ -52,7 +52,15 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
     ]
     Path("my.jsonl").write_text("\n".join(lines), encoding="utf-8")
     shown = [shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("minilora ")]
-    course = ["learn", "learn", "book", "zoo", "notebook", "grade", "book"]  # run by test_learn.py, test_book.py and tests/zoo
+    course = [
+        "learn",
+        "learn",
+        "book",
+        "zoo",
+        "notebook",
+        "grade",
+        "book",
+    ]  # run by learn/test_learn.py, learn/test_book.py and tests/zoo
     assert [words[0] for words in shown] == [*course, "train", "generate", "merge", "generate", "plan", "plan", "chart"]
     answers = []
     for words in shown[len(course) :]:

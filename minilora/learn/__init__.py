@@ -6,6 +6,6 @@ What a lesson or a checker needs is here; the rooms are ``cells`` (the parser), 
 """
 
 from .checking import Wrong, cases, check, close
-from .stage import show
+from .figures import show
 
 __all__ = ["Wrong", "cases", "check", "close", "show"]

@@ -1,7 +1,7 @@
 """The book: a site of plain pages from a real run. Prose stands beside its code, output and figures; no script, no network.
 
 Every lesson runs in a fresh process first; only when all have come to their end is anything written. Figures come in a light
-and a dark face, and the browser chooses. Beside the lessons: the core modules (``rooms.py``) and the planner.
+and a dark face, and the browser chooses. Beside the lessons: the core modules (``api_pages.py``) and the planner.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files import text_writer, write_atomically, write_together
 from ..plots.planner_page import planner_page
-from . import rooms
+from . import api_pages
 from .cells import Cell, Lesson
 from .pages import CSS, cards, details, frame, render_code, render_prose, row, turn
 from .run import run_apart
@@ -36,8 +36,12 @@ def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], Non
         for file in sorted(Path(temporary).glob("*.png")):
             write_atomically(folder / "figures" / file.name, lambda to, file=file: shutil.copyfile(file, to))  # type: ignore[misc]
     say("the package …")
-    pages |= {f"module-{name}.html": rooms.module_page(name) for name in rooms.CORE}
-    pages |= {"package.html": rooms.package_page(), "api.html": rooms.api_page(), "planner.html": planner_page("index.html")}
+    pages |= {f"module-{name}.html": api_pages.module_page(name) for name in api_pages.CORE}
+    pages |= {
+        "package.html": api_pages.package_page(),
+        "api.html": api_pages.api_page(),
+        "planner.html": planner_page("index.html"),
+    }
     pages |= {"book.css": CSS.read_text(encoding="utf-8"), "index.html": home_page(lessons)}  # the home page comes last
     write_together(folder, {name: text_writer(text) for name, text in pages.items()})
     return folder / "index.html"

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from .course import find_lesson, find_lessons, list_lessons
-from .desk import FOLDER
 from .judge import LIMIT
+from .workspace import FOLDER
 
 BOOK = Path("minilora-book")
 
@@ -26,8 +26,8 @@ def add_learn_options(made: argparse.ArgumentParser) -> None:
 
 def run_learn(options: argparse.Namespace) -> int:
     """``minilora learn``."""
-    from .face import make_console
     from .record import Record
+    from .terminal import make_console
     from .walk import Walk, reveal
 
     if options.lesson is None or options.list:
@@ -62,8 +62,8 @@ def print_course(folder: Path) -> None:
     """The lessons, what they cost, and what of them is done."""
     from rich.table import Table
 
-    from .face import make_console
     from .record import Record
+    from .terminal import make_console
 
     console, record = make_console(), Record(folder)
     if record.note:
@@ -97,9 +97,9 @@ def add_grade_options(made: argparse.ArgumentParser) -> None:
 
 def run_grade(options: argparse.Namespace) -> int:
     """``minilora grade``."""
-    from .face import make_console
     from .grade import KEY, grade_folders, grade_table, write_grades
-    from .handin import find_folders
+    from .submissions import find_folders
+    from .terminal import make_console
 
     console = make_console()
     if options.csv is not None and options.csv.is_dir():

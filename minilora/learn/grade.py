@@ -1,6 +1,6 @@
 """Grade learners' folders: the exercises of the course, each in a process of its own, as a table and as CSV.
 
-A folder holds what ``minilora learn`` made, or filled-in scripts or notebooks (``handin.py``). A missing file is "to do";
+A folder holds what ``minilora learn`` made, or filled-in scripts or notebooks (``submissions.py``). A missing file is "to do";
 whatever a submission does (loops that never end, ``sys.exit``, broken imports) costs it its own mark and nothing else.
 """
 
@@ -17,9 +17,9 @@ from typing import Any
 from ..files import write_text
 from .cells import Lesson
 from .course import list_lessons
-from .desk import FOLDER
-from .handin import answer_files, plain_file, stray_files
 from .judge import LIMIT, Verdict, judge_file
+from .submissions import answer_files, plain_file, stray_files
+from .workspace import FOLDER
 
 LETTERS = {"passed": "P", "wrong": "W", "error": "E", "timeout": "T", "to do": "."}
 KEY = "P passed, W wrong, E error, T out of time, . to do; two letters are two exercises"

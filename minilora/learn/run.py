@@ -20,7 +20,7 @@ from typing import Any
 
 from ..files import read_json, write_json
 from .cells import Cell, Lesson, fill_prose, parse_lesson
-from .stage import Stage, on_stage
+from .figures import Stage, on_stage
 
 
 class Session:

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from .cells import Cell, Lesson, read_choices, same_answer
-from .desk import open_desk, write_solutions
-from .face import BAR, Counted, code, make_console, open_file, prose
+from .figures import Stage, on_stage
 from .judge import LIMIT, judge_file
 from .record import Record
 from .run import Session
-from .stage import Stage, on_stage
+from .terminal import BAR, Counted, code, make_console, open_file, prose
+from .workspace import open_desk, write_solutions
 
 SHOWN = 10  # lines of what the learner's code printed
 

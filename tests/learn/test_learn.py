@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 
 from minilora.cli import main
-from minilora.learn import Wrong, check, close, face, show
+from minilora.learn import Wrong, check, close, show, terminal
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
 from minilora.learn.course import find_lesson, find_lessons, list_lessons, load_solutions
-from minilora.learn.desk import open_desk
+from minilora.learn.figures import STAGE
 from minilora.learn.grade import Grade, grade_folders, grade_table
-from minilora.learn.handin import plain_file
 from minilora.learn.judge import judge_file
 from minilora.learn.notebook import make_notebook
 from minilora.learn.record import Record
 from minilora.learn.run import child_environment
-from minilora.learn.stage import STAGE
+from minilora.learn.submissions import plain_file
 from minilora.learn.walk import Walk
+from minilora.learn.workspace import open_desk
 
 LESSON = """# %% [markdown]
 # # 01 · What is two and two?
@@ -153,7 +153,7 @@ def test_the_last_lesson_names_no_next_one(lesson, tmp_path, monkeypatch, capsys
 
 def test_wide_output_goes_on_behind_the_bar():
     out = io.StringIO()
-    counted = face.Counted(out, 10)
+    counted = terminal.Counted(out, 10)
     counted.write("loss 0.125 -> 0.5\n\nab")
     counted.write("c")
     counted.close_line()
@@ -504,13 +504,13 @@ def test_a_lesson_of_your_own_is_found_by_its_path(lesson, tmp_path, capsys, mon
 
 @pytest.mark.slow
 def test_proving_a_lesson_that_is_not_done_says_what_is_wanted(lesson, monkeypatch, capsys):
-    from minilora.learn import prove
+    from minilora.learn import validate_lesson
 
     (lesson.path.parent / "checks" / lesson.path.name).unlink()
     header = lesson.path.parent / "02_header.py"
     header.write_text("# %% [markdown]\n# Hello.\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["prove", "--quiet", str(header), "gone.py", str(lesson.path)])
-    assert prove.main() == 1
+    assert validate_lesson.main() == 1
     said = capsys.readouterr().out
     assert "02_header.py is no lesson yet: 02_header.py: the first cell must be prose" in said
     assert "gone.py is no lesson yet" in said
@@ -582,12 +582,12 @@ def test_the_parser_says_which_line_is_wrong(cell, message):
 
 def test_a_figure_opens_where_there_is_a_screen(tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr(face.sys, "platform", "linux")
-    monkeypatch.setattr(face.shutil, "which", lambda name: f"/usr/bin/{name}")
-    monkeypatch.setattr(face.subprocess, "Popen", lambda command, **_: started.append(command))
+    monkeypatch.setattr(terminal.sys, "platform", "linux")
+    monkeypatch.setattr(terminal.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(terminal.subprocess, "Popen", lambda command, **_: started.append(command))
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
-    assert not face.open_file(tmp_path)
+    assert not terminal.open_file(tmp_path)
     monkeypatch.setenv("DISPLAY", ":0")
-    assert face.open_file(tmp_path)
+    assert terminal.open_file(tmp_path)
     assert started == [["xdg-open", str(tmp_path)]]

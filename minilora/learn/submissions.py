@@ -16,7 +16,7 @@ from pathlib import Path
 
 from ..files import write_text
 from .cells import Lesson
-from .desk import FOLDER
+from .workspace import FOLDER
 
 ENDINGS = (".py", ".ipynb")
 MARK = "# %% [exercise]"

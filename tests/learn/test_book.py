@@ -15,7 +15,7 @@ from minilora.learn.course import find_lesson, list_lessons
 from minilora.learn.pages import CSS, render_docstring, render_prose
 from minilora.learn.run import child_environment
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "link", "img", "br", "hr", "source", "input"}
 

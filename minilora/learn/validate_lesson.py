@@ -1,4 +1,4 @@
-"""Is this a good lesson? ``python -m minilora.learn.prove lessons/05_alpha_over_r.py`` runs it and says what is missing.
+"""Is this a good lesson? ``python -m minilora.learn.validate_lesson lessons/05_alpha_over_r.py`` runs it and says what is missing.
 
 It runs in a fresh process within its budget; its sections stand in order; its prose holds no result that the run did not
 compute; no figure is blank; each stub is to do, each solution passes, each wrong answer is rejected with a message that helps.
@@ -154,8 +154,10 @@ def print_run(lesson: Lesson, run: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """``python -m minilora.learn.prove LESSON… [--out FOLDER] [--quiet]``: 0 when nothing is wrong."""
-    options = argparse.ArgumentParser(prog="minilora.learn.prove", description="run lessons and say what is wrong with them")
+    """``python -m minilora.learn.validate_lesson LESSON… [--out FOLDER] [--quiet]``: 0 when nothing is wrong."""
+    options = argparse.ArgumentParser(
+        prog="minilora.learn.validate_lesson", description="run lessons and say what is wrong with them"
+    )
     options.add_argument("lessons", type=Path, nargs="+")
     options.add_argument("--out", type=Path, help="folder for the figures (default: one of the system's temporary folders)")
     options.add_argument("--quiet", action="store_true", help="do not print the run itself")
