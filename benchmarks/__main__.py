@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from minilora.cli import BENCHMARKS
+from minilora.commands.cli import BENCHMARKS
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-import minilora.cli
+import minilora.commands.cli
 from benchmarks import __main__ as everything
 from benchmarks import common, figure, forward, matrix, memory, nf4, quality, report, scaling, train_step
 
@@ -47,7 +47,7 @@ def test_a_benchmark_runs_and_keeps_what_it_found(benchmark, arguments, tmp_path
 def test_all_of_them_run_one_after_the_other_and_then_the_report(monkeypatch, capsys):
     calls = []
     monkeypatch.setattr(everything.subprocess, "call", lambda command, **more: calls.append(command[2:]) or 0)
-    assert minilora.cli.main(["bench", "forward", "nf4"]) == 0
+    assert minilora.commands.cli.main(["bench", "forward", "nf4"]) == 0
     assert everything.main(calls.pop()[1:]) == 0
     assert calls == [[f"benchmarks.{name}", "--device", "cpu"] for name in ("forward", "nf4")] + [["benchmarks.report"]]
 
@@ -60,8 +60,8 @@ def test_the_first_that_fails_ends_it(monkeypatch, capsys):
 
 
 def test_without_a_checkout_the_command_says_where_the_benchmarks_are(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(minilora.cli, "__file__", str(tmp_path / "minilora" / "cli.py"))
-    assert minilora.cli.main(["bench"]) == 2
+    monkeypatch.setattr(minilora.commands.cli, "__file__", str(tmp_path / "minilora" / "commands/cli.py"))
+    assert minilora.commands.cli.main(["bench"]) == 2
     assert "part of the repository" in capsys.readouterr().err
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from minilora import load_base
-from minilora.cli import main
+from minilora.commands.cli import main
 from minilora.model.pretrained import SHIPPED
 from minilora.plots import gallery
 from minilora.training.data import naval_log
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if kind == "python"]
-FIRST_SCREEN = PYTHON[0]  # tests/test_demo.py runs it
+FIRST_SCREEN = PYTHON[0]  # tests/commands/test_demo.py runs it
 COMMANDS = [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
 
 

@@ -18,13 +18,7 @@ SHELVES = {  # from the ground up: a wing imports wings before it
     "services": ["hub", "serving", "jobs", "scale", "commands"],
 }
 GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
-FLAT: dict[str, str] = {
-    "cli": "commands",
-    "demo": "commands",
-    "finetune": "commands",
-    "planner": "commands",
-    "footprint": "commands",
-}
+FLAT: dict[str, str] = {}
 WINGS = [wing for shelf in SHELVES.values() for wing in shelf]
 FLOOR = {wing: floor for floor, wing in enumerate(WINGS)}
 FILES = sorted(PACKAGE.rglob("*.py"))

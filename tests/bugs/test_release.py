@@ -9,7 +9,7 @@ from hypothesis import Phase, settings
 
 from minilora.bugs.catalog import BUGS, Bug
 from minilora.bugs.release import describe, describe_all, find_bug, home, release, sick_code
-from minilora.cli import main
+from minilora.commands.cli import main
 
 QUICK = settings(settings(), max_examples=50, derandomize=True, database=None, phases=[Phase.generate])
 QUICKER = settings(QUICK, max_examples=5)  # that they pass without a bug is the rest of the suite's business, case by case

@@ -174,7 +174,7 @@ def test_the_lessons_are_in_the_wheel_and_work_in_an_empty_folder(tmp_path):
     assert (tmp_path / "site" / "minilora" / "learn" / "book.css").is_file()
     (tmp_path / "empty").mkdir()
     said = subprocess.run(
-        [sys.executable, "-m", "minilora.cli", "learn", "1"],
+        [sys.executable, "-m", "minilora.commands.cli", "learn", "1"],
         cwd=tmp_path / "empty",
         env=child_environment() | {"PYTHONPATH": str(tmp_path / "site")},
         stdin=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minilora.cli import main
+from minilora.commands.cli import main
 from minilora.learn import Wrong, check, close, show, terminal
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
 from minilora.learn.course import find_lesson, find_lessons, list_lessons, load_solutions
@@ -197,7 +197,7 @@ def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
     primary, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     walker = subprocess.Popen(
-        [sys.executable, "-m", "minilora.cli", "learn", "1"],
+        [sys.executable, "-m", "minilora.commands.cli", "learn", "1"],
         cwd=tmp_path,
         env={k: v for k, v in child_environment().items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"},
         stdin=terminal,
@@ -242,7 +242,7 @@ def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
 @pytest.mark.slow
 def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
     run = subprocess.run(
-        [sys.executable, "-m", "minilora.cli", "learn", "1"],
+        [sys.executable, "-m", "minilora.commands.cli", "learn", "1"],
         cwd=tmp_path,
         env=child_environment() | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252", "NO_COLOR": "1"},
         stdin=subprocess.DEVNULL,

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import LoraConfig, TrainConfig, cli
+from minilora import LoraConfig, TrainConfig
+from minilora.commands import cli
 from minilora.training.config import rate_for
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from minilora.cli import main
+from minilora.commands.cli import main
 from minilora.recipes import audit_data
 from minilora.recipes.audit_data import (
     DUTY,

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from minilora import LoraConfig, data, inject, load_adapter, load_base, merge_and_unload, save_adapter, save_model, train
-from minilora.demo import pace_for
+from minilora.commands.demo import pace_for
 from minilora.lora.injection import trainable_parameters
 from minilora.recipes.smollm2 import MEMBER, main, unpack
 from minilora.training.evaluation import answers, exact_match

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from .training.config import check_seed
+from ..training.config import check_seed
 
 EXAMPLES = {
     "demo": "minilora demo --out minilora-demo",
@@ -88,8 +88,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("names", nargs="*", metavar="name", help=f"{', '.join(BENCHMARKS)} (default: all)")
     bench.add_argument("--device", default="cpu", help="cpu, cuda, … (default: %(default)s)")
 
+    from . import learn as lessons
     from . import planner
-    from .learn import commands as lessons
 
     learn = command(commands, "learn", lessons.run_learn, "the lessons: from one matrix multiply to a merged QLoRA")
     lessons.add_learn_options(learn)
@@ -130,7 +130,7 @@ def run_demo(options: argparse.Namespace) -> int:
 
 def run_zoo(options: argparse.Namespace) -> int:
     """``minilora zoo``."""
-    from .bugs.release import describe, describe_all, find_bug
+    from ..bugs.release import describe, describe_all, find_bug
 
     print(describe_all() if options.name is None else describe(find_bug(options.name)))
     return 0
@@ -142,7 +142,7 @@ def run_bench(options: argparse.Namespace) -> int:
 
     if unknown := [name for name in options.names if name not in BENCHMARKS]:
         raise ValueError(f"no benchmark is called {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
-    checkout = Path(__file__).parent.parent
+    checkout = Path(__file__).parents[2]
     if not (checkout / "benchmarks" / "__main__.py").exists():
         raise ValueError("the benchmarks are part of the repository, not of the package: clone it, then make bench")
     return subprocess.call([sys.executable, "-m", "benchmarks", *options.names, "--device", options.device], cwd=checkout)

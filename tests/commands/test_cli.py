@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import minilora
-from minilora.cli import EXAMPLES, main
+from minilora.commands.cli import EXAMPLES, main
 from minilora.training.data import naval_log
 
 
@@ -147,7 +147,7 @@ def test_a_console_without_utf8_does_not_stop_a_command():
     import os
 
     found = subprocess.run(
-        [sys.executable, "-m", "minilora.cli", "generate", "Status?", "--max-new-tokens", "4"],
+        [sys.executable, "-m", "minilora.commands.cli", "generate", "Status?", "--max-new-tokens", "4"],
         capture_output=True,
         env={**os.environ, **environment},
     )

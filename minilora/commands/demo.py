@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ..formats.save_and_load import save_adapter
+from ..lora.config import LoraConfig
+from ..lora.injection import inject, lora_layers, print_trainable_parameters, trainable_parameters
+from ..lora.layer import is_packed
+from ..lora.merging import merge, merge_and_unload, unmerge
+from ..lora.weight_diff import audit
+from ..model.pretrained import load_base, save_model
+from ..plots.style import finetune_figure, save_figure
+from ..training import data
+from ..training.config import BIG, TrainConfig
+from ..training.evaluation import PROSE, answers, bits_per_byte, exact_match
+from ..training.history import History
+from ..training.loop import train
 from .footprint import footprint_table, measure_footprints
-from .formats.save_and_load import save_adapter
-from .lora.config import LoraConfig
-from .lora.injection import inject, lora_layers, print_trainable_parameters, trainable_parameters
-from .lora.layer import is_packed
-from .lora.merging import merge, merge_and_unload, unmerge
-from .lora.weight_diff import audit
-from .model.pretrained import load_base, save_model
-from .plots.style import finetune_figure, save_figure
-from .training import data
-from .training.config import BIG, TrainConfig
-from .training.evaluation import PROSE, answers, bits_per_byte, exact_match
-from .training.history import History
-from .training.loop import train
 
 ASKED = (
     ("Log: Hull 90%, Fuel 12%, Oxygen 98%.", "How much Fuel is left?"),

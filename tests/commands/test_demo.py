@@ -6,10 +6,10 @@ import transformers
 
 import minilora
 from minilora import load_base
-from minilora.demo import run_demo
+from minilora.commands.demo import run_demo
 from minilora.training.data import naval_log
 
-from .test_readme import FIRST_SCREEN, printed_by
+from ..test_readme import FIRST_SCREEN, printed_by
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_the_base_is_untouched_and_the_merge_is_exact(demo):
 def test_the_artifacts_open_in_the_peers(demo):
     from peft import PeftModel
 
-    from minilora.demo import ASKED
+    from minilora.commands.demo import ASKED
     from minilora.model.pretrained import SHIPPED
 
     out, figures = demo

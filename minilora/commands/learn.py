@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .course import find_lesson, find_lessons, list_lessons
-from .judge import LIMIT
-from .workspace import FOLDER
+from ..learn.course import find_lesson, find_lessons, list_lessons
+from ..learn.judge import LIMIT
+from ..learn.workspace import FOLDER
 
 BOOK = Path("minilora-book")
 
@@ -26,9 +26,9 @@ def add_learn_options(made: argparse.ArgumentParser) -> None:
 
 def run_learn(options: argparse.Namespace) -> int:
     """``minilora learn``."""
-    from .record import Record
-    from .terminal import make_console
-    from .walk import Walk, reveal
+    from ..learn.record import Record
+    from ..learn.terminal import make_console
+    from ..learn.walk import Walk, reveal
 
     if options.lesson is None or options.list:
         if options.start is not None or options.reset or options.reveal:
@@ -62,8 +62,8 @@ def print_course(folder: Path) -> None:
     """The lessons, what they cost, and what of them is done."""
     from rich.table import Table
 
-    from .record import Record
-    from .terminal import make_console
+    from ..learn.record import Record
+    from ..learn.terminal import make_console
 
     console, record = make_console(), Record(folder)
     if record.note:
@@ -97,9 +97,9 @@ def add_grade_options(made: argparse.ArgumentParser) -> None:
 
 def run_grade(options: argparse.Namespace) -> int:
     """``minilora grade``."""
-    from .grade import KEY, grade_folders, grade_table, write_grades
-    from .submissions import find_folders
-    from .terminal import make_console
+    from ..learn.grade import KEY, grade_folders, grade_table, write_grades
+    from ..learn.submissions import find_folders
+    from ..learn.terminal import make_console
 
     console = make_console()
     if options.csv is not None and options.csv.is_dir():
@@ -125,7 +125,7 @@ def add_notebook_options(made: argparse.ArgumentParser) -> None:
 
 def run_notebook(options: argparse.Namespace) -> int:
     """``minilora notebook``."""
-    from .notebook import write_notebook
+    from ..learn.notebook import write_notebook
 
     lessons = find_lessons([options.lesson])
     if options.file is not None and (len(lessons) > 1 or options.file.suffix != ".ipynb"):
@@ -146,7 +146,7 @@ def add_book_options(made: argparse.ArgumentParser) -> None:
 
 def run_book(options: argparse.Namespace) -> int:
     """``minilora book``."""
-    from .book import write_book
+    from ..learn.book import write_book
 
     lessons, solved = find_lessons(options.lesson), not options.without_solutions
     home = write_book(options.folder, lessons, say=lambda message: print(message, flush=True), solved=solved)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minilora import LoraConfig, TrainConfig, data
-from minilora.footprint import footprint_table, measure_footprints
+from minilora.commands.footprint import footprint_table, measure_footprints
 
 
 @pytest.fixture(scope="module")

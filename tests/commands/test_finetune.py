@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import minilora
-from minilora import Example, TrainConfig, finetune
-from minilora.cli import main, parser
-from minilora.footprint import describe_footprints
+from minilora import Example, TrainConfig
+from minilora.commands import finetune
+from minilora.commands.cli import main, parser
+from minilora.commands.footprint import describe_footprints
 from minilora.lora.injection import lora_layers
 from minilora.model.pretrained import SHIPPED
 from minilora.training.config import rate_for

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
-from minilora import LoraConfig, ledger, planner
-from minilora.cli import main
+from minilora import LoraConfig, ledger
+from minilora.commands import planner
+from minilora.commands.cli import main
 
 
 def run(capsys, *words):

@@ -9,10 +9,10 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from .ledger.estimate import DTYPES, GB, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
-from .ledger.shapes import architecture, presets
-from .lora.config import LoraConfig, read_targets
-from .plots.style import save_figure, short
+from ..ledger.estimate import DTYPES, GB, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
+from ..ledger.shapes import architecture, presets
+from ..lora.config import LoraConfig, read_targets
+from ..plots.style import save_figure, short
 
 TERMS = (
     "weights: the base as it is stored, a 4-bit weight in half a byte. constants: the scales of 4-bit weights. adapters: A and "
@@ -61,7 +61,7 @@ def add_plan_options(made: argparse.ArgumentParser) -> None:
 def run_plan(options: argparse.Namespace) -> int:
     """``minilora plan``."""
     if options.page is not None:
-        from .plots.planner_page import write_planner
+        from ..plots.planner_page import write_planner
 
         print(f"Saved {write_planner(options.page, options.model)}. Open it in a browser; it needs no network.")
         return 0
@@ -149,7 +149,7 @@ def cards_of_80(found: Plan) -> int:
 
 def plan_figure(source: str, config: LoraConfig, settings: Settings, dark: bool = False) -> Any:
     """A model under each method with one config, as ``memory_chart`` draws it; below each bar the cards that hold it."""
-    from .plots.charts import memory_chart
+    from ..plots.charts import memory_chart
 
     plans = {title: plan(source, config, title.lower(), settings) for title in ("full", "LoRA", "QLoRA")}
     bars = {}
@@ -173,7 +173,7 @@ def add_chart_options(made: argparse.ArgumentParser) -> None:
 
 def run_chart(options: argparse.Namespace) -> int:
     """``minilora chart``."""
-    from .plots import gallery
+    from ..plots import gallery
 
     if options.all is not None:
         print("Two of the charts train the shipped base for a moment …", flush=True)

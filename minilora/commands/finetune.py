@@ -5,7 +5,7 @@
     merge      base + adapter              ->  one plain model folder
 
 An adapter that was trained on a base in four bits belongs to those four bits, so each command has ``--qlora``. Bad input is
-a ``ValueError`` before anything is written; ``cli.py`` prints it on one line.
+a ``ValueError`` before anything is written; ``commands/cli.py`` prints it on one line.
 """
 
 from __future__ import annotations
@@ -74,13 +74,13 @@ def run_train(options: argparse.Namespace) -> int:
     """``minilora train``."""
     import torch
 
+    from ..formats.save_and_load import save_adapter
+    from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
+    from ..model.pretrained import load_base, save_model
+    from ..training.config import BIG
+    from ..training.history import tensorboard_callback
+    from ..training.loop import train
     from .footprint import METHODS, describe_footprints, measure_footprints
-    from .formats.save_and_load import save_adapter
-    from .lora.injection import inject, print_trainable_parameters, trainable_parameters
-    from .model.pretrained import load_base, save_model
-    from .training.config import BIG
-    from .training.history import tensorboard_callback
-    from .training.loop import train
 
     task, lora, config, device = read_task(options), lora_of(options), settings_of(options), check_device(options.device)
     config = replace(config, valid_answers=min(20, len(task.valid)))
@@ -108,7 +108,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def read_task(options: argparse.Namespace) -> Any:
     """The examples to train on and those held out."""
-    from .training import data
+    from ..training import data
 
     if options.full and options.qlora:
         raise ValueError(
@@ -122,7 +122,7 @@ def read_task(options: argparse.Namespace) -> Any:
 
 def lora_of(options: argparse.Namespace) -> Any:
     """The ``LoraConfig`` that the options describe."""
-    from .lora.config import LoraConfig, read_targets
+    from ..lora.config import LoraConfig, read_targets
 
     alpha = 2 * options.r if options.alpha is None else options.alpha
     return LoraConfig(options.r, alpha, read_targets(options.target), options.dropout, options.rslora)
@@ -130,7 +130,7 @@ def lora_of(options: argparse.Namespace) -> Any:
 
 def settings_of(options: argparse.Namespace) -> Any:
     """The ``TrainConfig`` that the options describe."""
-    from .training.config import TrainConfig
+    from ..training.config import TrainConfig
 
     return TrainConfig(
         steps=options.steps,
@@ -149,8 +149,8 @@ def settings_of(options: argparse.Namespace) -> Any:
 
 def with_rate(config: Any, given: float | None, model: Any) -> Any:
     """The settings with the rate that was given, or else one for a base of this size."""
-    from .lora.injection import trainable_parameters
-    from .training.config import rate_for
+    from ..lora.injection import trainable_parameters
+    from ..training.config import rate_for
 
     return config if given is not None else replace(config, lr=rate_for(trainable_parameters(model)[1]))
 
@@ -178,9 +178,9 @@ def run_merge(options: argparse.Namespace) -> int:
     """``minilora merge``."""
     import torch
 
-    from .formats.save_and_load import load_adapter
-    from .lora.merging import merge_and_unload
-    from .model.pretrained import load_base, save_model
+    from ..formats.save_and_load import load_adapter
+    from ..lora.merging import merge_and_unload
+    from ..model.pretrained import load_base, save_model
 
     for option in ("base", "adapter", "onto"):
         if (given := getattr(options, option)) is not None and Path(given).resolve() == options.out.resolve():
@@ -195,8 +195,8 @@ def run_merge(options: argparse.Namespace) -> int:
 
 def run_generate(options: argparse.Namespace) -> int:
     """``minilora generate``."""
-    from .formats.save_and_load import load_adapter
-    from .model.pretrained import load_base
+    from ..formats.save_and_load import load_adapter
+    from ..model.pretrained import load_base
 
     model = load_base(options.base, device=check_device(options.device), quantize="nf4" if options.qlora else None)
     if options.adapter is not None:

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from .ledger.measurement import Measured, measure
-from .lora.config import LoraConfig
-from .lora.injection import inject
-from .lora.selection import columns
-from .model.pretrained import load_base
-from .training.config import TrainConfig
-from .training.data import Task
-from .training.loop import Run
+from ..ledger.measurement import Measured, measure
+from ..lora.config import LoraConfig
+from ..lora.injection import inject
+from ..lora.selection import columns
+from ..model.pretrained import load_base
+from ..training.config import TrainConfig
+from ..training.data import Task
+from ..training.loop import Run
 
 METHODS = ("full", "LoRA", "QLoRA")
 

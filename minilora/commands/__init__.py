@@ -1,0 +1,1 @@
+"""The command line: each command prints what it did and what comes next."""
