@@ -9,7 +9,6 @@ whatever name, runs the bug from then on, until the context ends. tests/zoo/ doe
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import textwrap
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from types import CodeType
 from typing import Any
 
-from ..lora.selection import columns
+from ..text import columns, did_you_mean
 from .catalog import BUGS, Bug
 
 PACKAGE = __name__.partition(".")[0]
@@ -33,8 +32,7 @@ def find_bug(name: str) -> Bug:
     for bug in BUGS:
         if bug.name == name:
             return bug
-    near = difflib.get_close_matches(name, [bug.name for bug in BUGS], n=1, cutoff=0.3)
-    hint = f"did you mean {near[0]!r}?" if near else "minilora zoo lists them"
+    hint = did_you_mean(name, [bug.name for bug in BUGS], "minilora zoo lists them", cutoff=0.3)
     raise ValueError(f"no bug is called {name!r}; {hint}")
 
 

@@ -18,8 +18,8 @@ import torch
 from ..ledger.measurement import Measured, measure
 from ..lora.config import LoraConfig
 from ..lora.injection import inject
-from ..lora.selection import columns
 from ..model.pretrained import load_base
+from ..text import columns
 from ..training.config import TrainConfig
 from ..training.data import Task
 from ..training.loop import Run

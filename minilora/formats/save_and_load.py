@@ -28,6 +28,7 @@ from ..lora.config import LoraConfig, scaling_of
 from ..lora.injection import check_container, inject, lora_layers, require_lora
 from ..lora.layer import LoRALayer, is_conv1d, linear_shape
 from ..lora.selection import fits_pattern, matching_pattern, rank_and_alpha
+from ..text import listed
 from .base_fingerprint import fingerprint
 from .peft_files import (
     META_BASE,
@@ -119,8 +120,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     if other and (strict or (wrong and META_BASE in files.metadata)):
         wrong.insert(0, other)  # it explains the rest
     if wrong or config is None:
-        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"the adapter in {folder} does not fit this model: {'; '.join(wrong[:8])}{more}. Nothing was changed")
+        raise ValueError(f"the adapter in {folder} does not fit this model: {listed(wrong, 8)}. Nothing was changed")
     if other and META_BASE in files.metadata:
         warnings.warn(f"the adapter in {folder} {other}: compare its answers before you rely on them", stacklevel=2)
     if not layers:
@@ -187,8 +187,7 @@ def adapted_names(tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
     strange = [key for key in tensors if not (key.startswith(PREFIX) and key.endswith(ENDS))]
     wrong = []
     if strange:
-        shown = f"{', '.join(strange[:5])}{' …' * (len(strange) > 5)}"
-        wrong.append(f"unknown tensors {shown}, needed {PREFIX}<module>.lora_A.weight and .lora_B.weight")
+        wrong.append(f"unknown tensors {listed(strange, 5, ', ')}, needed {PREFIX}<module>.lora_A.weight and .lora_B.weight")
     if not tensors:
         wrong.append("the file holds no tensors")
     return list(dict.fromkeys(key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in tensors if key not in strange)), wrong

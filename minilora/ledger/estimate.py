@@ -15,7 +15,6 @@ several devices.
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from typing import Any
 
 from ..lora.config import LoraConfig
 from ..lora.selection import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
+from ..text import nearest
 from .activations import Work, kept
 from .flops import flops_a_token
 from .shapes import Architecture, LinearShape, Source, architecture
@@ -233,7 +233,7 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
     unused = [e for e in entries if not any(fits(x.name, [e]) for x in chosen)] or ([] if chosen else [str(targets)])
     if unused:
         names = Counter(linear.name.rpartition(".")[2] for linear in arch.linears)
-        near = [n for entry in unused for n in difflib.get_close_matches(entry.rpartition(".")[2], names, n=1, cutoff=0.5)]
+        near = [n for entry in unused for n in nearest(entry.rpartition(".")[2], names)]
         raise ValueError(
             f"target_modules: nothing in {arch.name} matches {', '.join(map(repr, unused))}"
             + (f"; did you mean {near[0]!r}?" if near else ";")

@@ -14,7 +14,6 @@ Left out: mixtures of experts, models of images and sound; give such a model as 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ..files import read_json
+from ..text import nearest
 
 HERE = Path(__file__).parent
 EXPERTS = "mixtures of experts are not counted"
@@ -106,7 +106,7 @@ def architecture(source: Source) -> Architecture:
         if file.is_file():
             folder = file.resolve().parent.name
             return from_config(read_json(file), folder if file.name == "config.json" and folder else path.stem)
-        near = difflib.get_close_matches(str(source).lower(), presets(), n=3, cutoff=0.4)
+        near = nearest(str(source).lower(), presets(), most=3, cutoff=0.4)
         lack = "; the folder holds none" if path.is_dir() else "; there is no such file" if path.suffix == ".json" else ""
         why = f"{str(source)!r} is neither a preset nor a config.json{lack}"
         known = f"nearest presets: {', '.join(near)}" if near else "`minilora plan --list` names the presets"

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nf4.linear import plain_linear
+from ..text import listed
 from .injection import check_container, require_lora, take_out
 from .layer import LoRALayer, is_packed
 from .requantization import Requantized, loss_of, outputs, requantize_base
@@ -127,7 +128,7 @@ def original_weights(original: nn.Module, wanted: Mapping[str, Any]) -> dict[str
         else:
             found[name] = weight.detach()
     if wrong:
-        raise ValueError(f"onto does not fit this model: {'; '.join(wrong[:5])}. Nothing was changed")
+        raise ValueError(f"onto does not fit this model: {listed(wrong)}. Nothing was changed")
     return found
 
 

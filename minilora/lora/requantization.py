@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from ..nf4.linear import NF4Linear, plain_linear
+from ..text import columns
 from .layer import LoRALayer
-from .selection import columns
 
 
 class Loss(NamedTuple):

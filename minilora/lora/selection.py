@@ -12,7 +12,6 @@ transformers' models only.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -21,6 +20,7 @@ from typing import Any
 
 from torch import nn
 
+from ..text import columns, nearest
 from .config import LoraConfig
 from .layer import is_linear, linear_shape
 
@@ -80,12 +80,6 @@ class InjectReport:
             return []
         m = found[0]
         return [f"r={m.r} is more than the rank that {m.name} can have, {min(m.in_features, m.out_features)}: lower it"]
-
-
-def columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of text with every column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def matching_pattern(name: str, module: nn.Module, model: nn.Module, config: LoraConfig) -> str | None:
@@ -192,7 +186,7 @@ def check_keys_used(chosen: Collection[str], config: LoraConfig) -> None:
 def nothing_matches(model: nn.Module, config: LoraConfig, unused: Sequence[str]) -> str:
     """The message about targets that match nothing: what stands there instead, and what could have been meant."""
     names = Counter(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if name and is_linear(module))
-    near = [close for entry in unused for close in difflib.get_close_matches(entry.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)]
+    near = [close for entry in unused for close in nearest(entry.rsplit(".", 1)[-1], names)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
     candidates = ", ".join(f"{name} (×{count})" for name, count in names.items()) or "none: this model has no Linear"
     narrowed = f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""

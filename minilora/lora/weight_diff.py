@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..text import columns, listed
 from .layer import is_conv1d, is_linear, lora_layers
 from .requantization import outputs
-from .selection import columns
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> 
     """
     old, new = effective_weights(before), effective_weights(after)
     if differs := sorted(name for name in old.keys() | new.keys() if shape_in(old, name) != shape_in(new, name)):
-        raise ValueError(f"audit compares two models of one architecture; these differ: {', '.join(differs[:5])}")
+        raise ValueError(f"audit compares two models of one architecture; these differ: {listed(differs, 5, ', ')}")
     changes = []
     for name, weight in old.items():
         if not torch.equal(weight, new[name]):

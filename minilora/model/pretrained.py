@@ -22,6 +22,7 @@ from ..nf4 import tensor
 from ..nf4.codebook import codebook
 from ..nf4.linear import NF4Linear
 from ..nf4.tensor import NF4Tensor
+from ..text import listed
 from .config_json import config_json_of, first, llama_config
 from .tokenizer import END_OF_TEXT, Tokenizer, default_system
 from .transformer import Llama, LlamaConfig
@@ -231,6 +232,5 @@ def check_tensors(model: Llama, tensors: TensorFiles, folder: Path) -> list[str]
         if name in tensors and name not in packed and tensors.shape(name) != shape
     ]
     if wrong:
-        more = f"; and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-        raise ValueError(f"the tensors in {folder} do not fit its config.json: {'; '.join(wrong[:8])}{more}")
+        raise ValueError(f"the tensors in {folder} do not fit its config.json: {listed(wrong, 8)}")
     return list(wanted)

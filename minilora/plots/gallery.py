@@ -9,7 +9,6 @@ The runs are real and short (``RUNS``); nothing is stored from elsewhere.
 from __future__ import annotations
 
 import base64
-import difflib
 import html
 from collections.abc import Callable
 from functools import cache
@@ -20,6 +19,7 @@ from ..files import text_writer, write_atomically
 from ..ledger.estimate import GB, GPUS, Plan, Settings, plan
 from ..ledger.shapes import architecture
 from ..lora.config import LoraConfig
+from ..text import nearest
 from . import charts
 from .style import save_figure, short
 
@@ -164,7 +164,7 @@ def draw(name: str, dark: bool = False) -> Figure:
     'rank r (log scale)'
     """
     if name not in CHARTS:
-        near = difflib.get_close_matches(name, CHARTS, n=2, cutoff=0.4)
+        near = nearest(name, CHARTS, most=2, cutoff=0.4)
         raise ValueError(f"no chart is called {name!r}; {'nearest' if near else 'there are'}: {', '.join(near or CHARTS)}")
     return CHARTS[name](dark=dark)
 
