@@ -2,5 +2,6 @@
 
 import logging
 
-for noisy in ("torchao", "torch.utils._pytree"):  # torchao tells, wherever it is found, of kernels for other machines
+# torchao tells, wherever it is found, of kernels for other machines
+for noisy in ("torchao", "torch.utils._pytree"):
     logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -21,7 +21,10 @@ def main(arguments: Sequence[str]) -> int:
     options = [argument for argument in arguments if argument not in BENCHMARKS]
     started = time.monotonic()
     for number, name in enumerate(chosen, 1):
-        print(f"== {name} ({number} of {len(chosen)}, {(time.monotonic() - started) / 60:.0f} min so far)", flush=True)
+        print(
+            f"== {name} ({number} of {len(chosen)}, {(time.monotonic() - started) / 60:.0f} min so far)",
+            flush=True,
+        )
         if status := subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *options]):
             return status
     print(f"== all done in {(time.monotonic() - started) / 60:.1f} min", flush=True)

@@ -65,7 +65,9 @@ def rows_of(times: Mapping[str, Sequence[float]], yardstick: str, **setting: Any
             **setting,
             "contestant": name,
             "seconds": statistics.median(found),
-            "ratio": dict(zip(("low", "median", "high"), ratios(found, times[yardstick]), strict=True)),
+            "ratio": dict(
+                zip(("low", "median", "high"), ratios(found, times[yardstick]), strict=True)
+            ),
             "rounds": len(found),
         }
         for name, found in times.items()
@@ -93,15 +95,29 @@ def options(description: str | None, **more: Any) -> argparse.Namespace:
 def machine(device: str = "cpu", *packages: str) -> dict[str, Any]:
     """Where this ran: processor or GPU, threads, versions."""
     found = {name: version(name) for name in ("torch", *packages) if find_spec(name)}
-    name = torch.cuda.get_device_name() if device != "cpu" else f"{platform.system()} {platform.machine()}"
-    return {"device": name, "threads": torch.get_num_threads(), "python": platform.python_version(), "versions": found}
+    name = (
+        torch.cuda.get_device_name()
+        if device != "cpu"
+        else f"{platform.system()} {platform.machine()}"
+    )
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "versions": found,
+    }
 
 
 def save(name: str, found: Sequence[Row], settings: argparse.Namespace, *packages: str) -> Path:
     """Write what was found, and where and how, to ``<out>/<device>/<name>.json``."""
     kind = settings.device.split(":")[0]
     kept = {key: value for key, value in vars(settings).items() if key not in ("out", "device")}
-    content = {"benchmark": name, "machine": machine(settings.device, *packages), "settings": kept, "rows": list(found)}
+    content = {
+        "benchmark": name,
+        "machine": machine(settings.device, *packages),
+        "settings": kept,
+        "rows": list(found),
+    }
     path = Path(settings.out) / kind / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, json.dumps(rounded(content), indent=1) + "\n")

@@ -34,31 +34,49 @@ def contestants(x: Tensor, width: int, r: int) -> dict[str, Callable[[], Tensor]
         layers[name] = copy.deepcopy(ours)
     layers["minilora, disabled"].enabled = False  # type: ignore[assignment]
     layers["minilora, merged"].merge()  # type: ignore[operator]
-    layers["minilora, merged and unloaded"] = minilora.merge_and_unload(nn.Sequential(copy.deepcopy(ours)))[0]
+    layers["minilora, merged and unloaded"] = minilora.merge_and_unload(
+        nn.Sequential(copy.deepcopy(ours))
+    )[0]
     for name in ("PEFT", "PEFT, merged"):
         config = peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=["0"])
-        theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(linear)), config).base_model.model[0]
+        theirs = peft.get_peft_model(nn.Sequential(copy.deepcopy(linear)), config).base_model.model[
+            0
+        ]
         theirs.lora_A["default"].weight.data = ours.lora_A.data.clone()
         theirs.lora_B["default"].weight.data = ours.lora_B.data.clone()
         layers[name] = theirs
     layers["PEFT, merged"].merge()  # type: ignore[operator]
-    layers["loralib"] = loralib.Linear(width, width, r=r, lora_alpha=2 * r, merge_weights=False).to(x.device)
-    values = {"weight": linear.weight, "bias": linear.bias, "lora_A": ours.lora_A, "lora_B": ours.lora_B}
+    layers["loralib"] = loralib.Linear(width, width, r=r, lora_alpha=2 * r, merge_weights=False).to(
+        x.device
+    )
+    values = {
+        "weight": linear.weight,
+        "bias": linear.bias,
+        "lora_A": ours.lora_A,
+        "lora_B": ours.lora_B,
+    }
     layers["loralib"].load_state_dict({name: value.detach() for name, value in values.items()})
     with torch.no_grad():
         for name, layer in layers.items():
             wanted = linear(x) if "disabled" in name else ours(x)
             torch.testing.assert_close(layer(x), wanted, rtol=1e-4, atol=1e-4)
     assert type(layers["minilora, merged and unloaded"]) is nn.Linear
-    return {PLAIN: lambda: linear(x), **{name: lambda layer=layer: layer(x) for name, layer in layers.items()}}
+    return {
+        PLAIN: lambda: linear(x),
+        **{name: lambda layer=layer: layer(x) for name, layer in layers.items()},
+    }
 
 
 def main() -> None:
     """Every setting, in inference and as the forward of a training step."""
-    given = options(__doc__, rows=[1, 512], widths=[256, 768, 2048, 4096], ranks=[1, 8, 64], seconds=1.0)
+    given = options(
+        __doc__, rows=[1, 512], widths=[256, 768, 2048, 4096], ranks=[1, 8, 64], seconds=1.0
+    )
     found: list[Row] = []
     print(f"{'ratio to the plain Linear':<46}{'minilora':>9}{'merged':>8}{'PEFT':>7}{'loralib':>9}")
-    for rows, width, r in ((rows, width, r) for rows in given.rows for width in given.widths for r in given.ranks):
+    for rows, width, r in (
+        (rows, width, r) for rows in given.rows for width in given.widths for r in given.ranks
+    ):
         runs = contestants(torch.randn(rows, width, device=given.device), width, r)
         for mode, context in (("inference", torch.inference_mode), ("training", torch.enable_grad)):
             with context():
@@ -68,7 +86,10 @@ def main() -> None:
             shown = {row["contestant"]: f"{row['ratio']['median']:.2f}" for row in new}
             name = f"{mode}, {rows} rows, {width} -> {width}, r={r}"
             columns = (shown[who] for who in ("minilora", "minilora, merged", "PEFT", "loralib"))
-            print(f"{name:<46}{next(columns):>9}{next(columns):>8}{next(columns):>7}{next(columns):>9}", flush=True)
+            print(
+                f"{name:<46}{next(columns):>9}{next(columns):>8}{next(columns):>7}{next(columns):>9}",
+                flush=True,
+            )
     save("forward", found, given, "peft", "loralib")
 
 

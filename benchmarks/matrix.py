@@ -50,7 +50,12 @@ class Method:
         model = minilora.load_base(quantize="nf4" if self.four_bits else None)
         if self.target is None:
             return model.requires_grad_(True)
-        return minilora.inject(model, LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules=self.target)) and model
+        return (
+            minilora.inject(
+                model, LoraConfig(r=self.r, lora_alpha=2 * self.r, target_modules=self.target)
+            )
+            and model
+        )
 
 
 QV = ["q_proj", "v_proj"]
@@ -72,14 +77,26 @@ def manual(seed: int = 0, size: int = 600) -> tuple[Task, str]:
     topics = [text for _, text in sorted(pydoc_data.topics.topics.items())]
     pages = [page for i, page in enumerate(topics) if i % 8]
     pieces = [page[i : i + size] for page in pages for i in range(0, len(page) - size, size)]
-    return Task("manual", tuple(Example("", piece) for piece in pieces), ()), "\n".join(topics[::8])[:READ]
+    return Task("manual", tuple(Example("", piece) for piece in pieces), ()), "\n".join(
+        topics[::8]
+    )[:READ]
 
 
-def fine_tune(method: Method, task: Task, steps: int, rate: float, batch: int, seed: int) -> tuple[Any, History]:
+def fine_tune(
+    method: Method, task: Task, steps: int, rate: float, batch: int, seed: int
+) -> tuple[Any, History]:
     """A fresh model, taught."""
     torch.manual_seed(seed)
     model = method.build()
-    settings = TrainConfig(steps=steps, lr=rate, batch_size=batch, seed=seed, validate_every=0, keep_best=False, progress=False)
+    settings = TrainConfig(
+        steps=steps,
+        lr=rate,
+        batch_size=batch,
+        seed=seed,
+        validate_every=0,
+        keep_best=False,
+        progress=False,
+    )
     return model, minilora.train(model, task, settings)
 
 
@@ -96,9 +113,13 @@ def seconds_to(history: History, loss: float, window: int = 10) -> float | None:
     return None
 
 
-def run_seed(method: Method, seed: int, given: Any, held_out: Sequence[Example], prose: float) -> Row:
+def run_seed(
+    method: Method, seed: int, given: Any, held_out: Sequence[Example], prose: float
+) -> Row:
     """Both tasks with one seed; ``prose`` is the untouched base's bits a byte."""
-    model, history = fine_tune(method, data.naval_log(seed=seed), given.steps, method.naval_rate, 32, seed)
+    model, history = fine_tune(
+        method, data.naval_log(seed=seed), given.steps, method.naval_rate, 32, seed
+    )
     row = {
         "naval_loss": statistics.mean(history.losses[-10:]),
         "exact_match": minilora.exact_match(model, held_out),
@@ -108,7 +129,10 @@ def run_seed(method: Method, seed: int, given: Any, held_out: Sequence[Example],
     }
     task, text = manual()
     model, _ = fine_tune(method, task, given.text_steps, method.text_rate, 4, seed)
-    row |= {"manual_bits": minilora.bits_per_byte(model, text), "manual_forgetting": prose_bits(model) - prose}
+    row |= {
+        "manual_bits": minilora.bits_per_byte(model, text),
+        "manual_forgetting": prose_bits(model) - prose,
+    }
     return row
 
 
@@ -127,11 +151,19 @@ def fixed_costs(method: Method, seconds: float) -> Row:
             minilora.save_model(model, folder)
         else:
             minilora.save_adapter(model, folder)
-            forwards["merged"] = minilora.merge_and_unload(method.build(), onto="dequantized" if method.four_bits else None)
+            forwards["merged"] = minilora.merge_and_unload(
+                method.build(), onto="dequantized" if method.four_bits else None
+            )
         size = max(file.stat().st_size for file in Path(folder).iterdir())
     with torch.inference_mode():
-        times = measure({name: lambda found=found: found(ids) for name, found in forwards.items()}, seconds)
-    latency = {f"latency_{name}": ratios(found, times["plain"])[1] for name, found in times.items() if name != "plain"}
+        times = measure(
+            {name: lambda found=found: found(ids) for name, found in forwards.items()}, seconds
+        )
+    latency = {
+        f"latency_{name}": ratios(found, times["plain"])[1]
+        for name, found in times.items()
+        if name != "plain"
+    }
     share = {"trainable": counted.trainable, "share": counted.trainable / counted.parameters}
     return {**share, "peak_bytes": peak, "shipped_bytes": size, **latency}
 
@@ -139,17 +171,30 @@ def fixed_costs(method: Method, seconds: float) -> Row:
 def main() -> None:
     """All methods, seed by seed, so that a slow spell of the machine falls on all of them."""
     given = options(__doc__, seeds=5, steps=100, text_steps=30, logs=100, seconds=2.0)
-    base, held_out, started = minilora.load_base(), data.naval_log(1, given.logs, seed=99).valid, time.perf_counter()
+    base, held_out, started = (
+        minilora.load_base(),
+        data.naval_log(1, given.logs, seed=99).valid,
+        time.perf_counter(),
+    )
     prose, text = prose_bits(base), manual()[1]
-    untouched = {"exact_match": minilora.exact_match(base, held_out), "manual_bits": minilora.bits_per_byte(base, text)}
+    untouched = {
+        "exact_match": minilora.exact_match(base, held_out),
+        "manual_bits": minilora.bits_per_byte(base, text),
+    }
     found: list[Row] = [{"method": "the base, untouched", "prose_bits": prose, **untouched}]
-    rows = {method.name: {"method": method.name, **fixed_costs(method, given.seconds), "seeds": []} for method in METHODS}
+    rows = {
+        method.name: {"method": method.name, **fixed_costs(method, given.seconds), "seeds": []}
+        for method in METHODS
+    }
     for seed in range(given.seeds):
         for method in METHODS:
             row = run_seed(method, seed, given, held_out, prose)
             rows[method.name]["seeds"].append(row)
             said = f"naval {row['exact_match']:.1%}, manual {row['manual_bits']:.3f} bits a byte"
-            print(f"{time.perf_counter() - started:5.0f} s  seed {seed}  {method.name:<16}{said}", flush=True)
+            print(
+                f"{time.perf_counter() - started:5.0f} s  seed {seed}  {method.name:<16}{said}",
+                flush=True,
+            )
     save("matrix", [*found, *rows.values()], given)
 
 

@@ -27,7 +27,11 @@ def high_water() -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    return 1024 * int(next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1])
+    return 1024 * int(
+        next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[
+            1
+        ]
+    )
 
 
 def measure_one(method: str, width: int, layers: int, rows: int, time: int, device: str) -> Row:
@@ -49,17 +53,35 @@ def main() -> None:
     """A process for each method."""
     given = options(__doc__, width=768, layers=6, batch=4, time=128, only="")
     if given.only:
-        print(json.dumps(measure_one(given.only, given.width, given.layers, given.batch, given.time, given.device)))
+        print(
+            json.dumps(
+                measure_one(
+                    given.only, given.width, given.layers, given.batch, given.time, given.device
+                )
+            )
+        )
         return
     found: list[Row] = []
-    print(f"MB, {given.layers} layers, d={given.width}, r=8 on all Linears     resident    peak  process")
+    print(
+        f"MB, {given.layers} layers, d={given.width}, r=8 on all Linears     resident    peak  process"
+    )
     for method in models.METHODS:
-        flags = [f"--{name}={getattr(given, name)}" for name in ("width", "layers", "batch", "time", "device", "threads")]
+        flags = [
+            f"--{name}={getattr(given, name)}"
+            for name in ("width", "layers", "batch", "time", "device", "threads")
+        ]
         command = [sys.executable, "-m", "benchmarks.memory", f"--only={method}", *flags]
-        row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+        row = json.loads(
+            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
+                -1
+            ]
+        )
         found.append(row)
         process = "" if row["process"] is None else f"{row['process'] / 1e6:9.1f}"
-        print(f"{method:<44}{sum(row['resident'].values()) / 1e6:9.1f}{row['peak'] / 1e6:8.1f}{process}", flush=True)
+        print(
+            f"{method:<44}{sum(row['resident'].values()) / 1e6:9.1f}{row['peak'] / 1e6:8.1f}{process}",
+            flush=True,
+        )
     save("memory", found, given, "peft", "bitsandbytes")
 
 

@@ -32,7 +32,9 @@ PEERS = {PEFT: LORA, PEFT4: QLORA}
 def llama(width: int, layers: int, device: str = "cpu") -> nn.Module:
     """A random Llama with heads of 64 and our base's vocabulary."""
     torch.manual_seed(0)
-    return minilora.Llama(minilora.LlamaConfig(1536, width, 4 * width, layers, width // 64)).to(device)
+    return minilora.Llama(minilora.LlamaConfig(1536, width, 4 * width, layers, width // 64)).to(
+        device
+    )
 
 
 def build(method: str, base: nn.Module, r: int = 8) -> nn.Module:
@@ -42,7 +44,9 @@ def build(method: str, base: nn.Module, r: int = 8) -> nn.Module:
     if method in (LORA, QLORA):
         minilora.inject(base, minilora.LoraConfig(r=r, lora_alpha=2 * r, target_modules=TARGETS))
     if method in (PEFT, PEFT4):
-        base = peft.inject_adapter_in_model(peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=TARGETS), base)
+        base = peft.inject_adapter_in_model(
+            peft.LoraConfig(r=r, lora_alpha=2 * r, target_modules=TARGETS), base
+        )
         for name, parameter in base.named_parameters():
             parameter.requires_grad_("lora_" in name)
     return (frozen(base) if method == FLOOR else base).train()
@@ -58,7 +62,9 @@ def contestants(base: nn.Module, ids: Tensor, r: int = 8) -> dict[str, nn.Module
             value = getattr(layer, factor).data
             getattr(found[QLORA].get_submodule(name), factor).data = value.clone()
             for peer in found.keys() & PEERS.keys():
-                getattr(found[peer].get_submodule(name), factor)["default"].weight.data = value.clone()
+                getattr(found[peer].get_submodule(name), factor)[
+                    "default"
+                ].weight.data = value.clone()
     for peer in found.keys() & PEERS.keys():
         compare_gradients(found[PEERS[peer]], found[peer], ids)
     return found
@@ -73,14 +79,26 @@ def frozen(model: nn.Module) -> nn.Module:
 def can_bitsandbytes(model: nn.Module) -> bool:
     """Its AVX-512 kernel, 0.50.2, reads rows that are no multiple of a block wrongly (tests/nf4/test_tensor.py): our base's are not."""
     first = next(model.parameters())
-    return first.is_cuda or all(m.in_features % 64 == 0 for m in model.modules() if isinstance(m, nn.Linear))
+    return first.is_cuda or all(
+        m.in_features % 64 == 0 for m in model.modules() if isinstance(m, nn.Linear)
+    )
 
 
 def quantized_by_bitsandbytes(model: nn.Module) -> nn.Module:
     """Its Linears replaced by Linear4bit, the head aside."""
-    for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]:
-        packed = Linear4bit(linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32, quant_type="nf4")
-        packed.weight = Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True)
+    for name, linear in [
+        (n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"
+    ]:
+        packed = Linear4bit(
+            linear.in_features,
+            linear.out_features,
+            bias=False,
+            compute_dtype=torch.float32,
+            quant_type="nf4",
+        )
+        packed.weight = Params4bit(
+            linear.weight.data, requires_grad=False, quant_type="nf4", compress_statistics=True
+        )
         model.set_submodule(name, packed.to(linear.weight.device))
     return model
 

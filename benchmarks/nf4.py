@@ -65,17 +65,25 @@ def compare(width: int, dtype: torch.dtype, seconds: float, device: str) -> list
     assert torch.equal(packed[OURS].packed, packed[BITSANDBYTES][0].flatten())
     assert torch.equal(floats[OURS], floats[BITSANDBYTES])
     runs: dict[str, dict[str, Callable[[], Any]]] = {
-        "quantize": {name: lambda who=who: who.quantize(weight) for name, who in CONTESTANTS.items()},
-        "dequantize": {n: lambda who=who, q=packed[n]: who.dequantize(q) for n, who in CONTESTANTS.items()},
+        "quantize": {
+            name: lambda who=who: who.quantize(weight) for name, who in CONTESTANTS.items()
+        },
+        "dequantize": {
+            n: lambda who=who, q=packed[n]: who.dequantize(q) for n, who in CONTESTANTS.items()
+        },
     }
     found = []
     for what, contestants in runs.items():
         times = measure(contestants, seconds, 7, device)
-        for row in rows_of(times, BITSANDBYTES, what=what, width=width, dtype=str(dtype).removeprefix("torch.")):
+        for row in rows_of(
+            times, BITSANDBYTES, what=what, width=width, dtype=str(dtype).removeprefix("torch.")
+        ):
             name = row["contestant"]
             error = floats[name].float() - weight.float()
             stored = sum(part.nbytes for part in CONTESTANTS[name].parts(packed[name]))
-            found.append({**row, "bits": 8 * stored / width**2, "rmse": error.square().mean().sqrt().item()})
+            found.append(
+                {**row, "bits": 8 * stored / width**2, "rmse": error.square().mean().sqrt().item()}
+            )
     return found
 
 
@@ -88,7 +96,10 @@ def main() -> None:
             for row in compare(width, dtype, given.seconds, given.device):
                 speed, ratio = width**2 / row["seconds"] / 1e6, row["ratio"]
                 name = f"{row['what']} {width}² {row['dtype']}, {row['contestant']}"
-                print(f"{name:44}{speed:7.0f} M weights/s, {1 / ratio['median']:5.2f} × bitsandbytes' speed", flush=True)
+                print(
+                    f"{name:44}{speed:7.0f} M weights/s, {1 / ratio['median']:5.2f} × bitsandbytes' speed",
+                    flush=True,
+                )
                 found.append(row)
     save("nf4", found, given, "bitsandbytes", "torchao")
 

@@ -27,8 +27,18 @@ def fine_tune(method: str, seed: int, given: Any, held_out: data.Task) -> Row:
     model = minilora.load_base(quantize="nf4" if method == "QLoRA" else None, device=given.device)
     targets = "all-linear" if given.target == ["all-linear"] else given.target
     minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
-    minilora.train(model, data.naval_log(seed=seed), steps=given.steps, seed=seed, validate_every=100, progress=False)
-    scores = {"exact_match": minilora.exact_match(model, held_out.valid), "prose_bits": minilora.bits_per_byte(model)}
+    minilora.train(
+        model,
+        data.naval_log(seed=seed),
+        steps=given.steps,
+        seed=seed,
+        validate_every=100,
+        progress=False,
+    )
+    scores = {
+        "exact_match": minilora.exact_match(model, held_out.valid),
+        "prose_bits": minilora.bits_per_byte(model),
+    }
     return {"method": method, "seed": seed, **scores}
 
 
@@ -38,16 +48,26 @@ def main() -> None:
     held_out = data.naval_log(1, given.logs, seed=99)
     found: list[Row] = []
     for name, quantize in BASES.items():
-        found.append({"base": name, "prose_bits": minilora.bits_per_byte(minilora.load_base(quantize=quantize))})
+        found.append(
+            {
+                "base": name,
+                "prose_bits": minilora.bits_per_byte(minilora.load_base(quantize=quantize)),
+            }
+        )
         print(f"base in {name:<7}{found[-1]['prose_bits']:.3f} bits a byte", flush=True)
     for seed in given.seeds:
         for method in ("LoRA", "QLoRA"):
             row = fine_tune(method, seed, given, held_out)
             found.append(row)
-            print(f"{method:<6} seed {seed}  exact {row['exact_match']:.1%}  {row['prose_bits']:.3f} bits a byte", flush=True)
+            print(
+                f"{method:<6} seed {seed}  exact {row['exact_match']:.1%}  {row['prose_bits']:.3f} bits a byte",
+                flush=True,
+            )
     for method in ("LoRA", "QLoRA"):
         exact = [row["exact_match"] for row in found if row.get("method") == method]
-        print(f"{method:<6} exact {statistics.mean(exact):.1%} ({min(exact):.1%} to {max(exact):.1%})")
+        print(
+            f"{method:<6} exact {statistics.mean(exact):.1%} ({min(exact):.1%} to {max(exact):.1%})"
+        )
     save("quality", found, given)
 
 

@@ -21,13 +21,19 @@ from .figure import benchmark_figure
 from .scaling import fit
 
 ROOT = Path(__file__).parent.parent
-START, END = "<!-- benchmarks: written by `python -m benchmarks.report` -->", "<!-- benchmarks end -->"
+START, END = (
+    "<!-- benchmarks: written by `python -m benchmarks.report` -->",
+    "<!-- benchmarks end -->",
+)
 Results = dict[str, dict[str, Any]]
 
 
 def read(folder: Path = RESULTS / "cpu") -> Results:
     """Every result of one kind of device, by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"))
+    }
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -37,7 +43,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def pick(result: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
     """The rows that have these values."""
-    return [row for row in result["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+    return [
+        row for row in result["rows"] if all(row.get(key) == value for key, value in wanted.items())
+    ]
 
 
 def times(ratio: dict[str, float]) -> str:
@@ -59,11 +67,24 @@ def machine_line(result: dict[str, Any]) -> str:
 
 def forward_rows(result: dict[str, Any]) -> list[list[str]]:
     """One line a setting, a column a contestant: ratios to the plain Linear."""
-    settings = sorted({(row["mode"], row["rows"], row["width"], row["r"]) for row in result["rows"]})
+    settings = sorted(
+        {(row["mode"], row["rows"], row["width"], row["r"]) for row in result["rows"]}
+    )
     lines = []
     for mode, rows, width, r in settings:
-        found = {row["contestant"]: row["ratio"] for row in pick(result, mode=mode, rows=rows, width=width, r=r)}
-        lines.append([mode, str(rows), str(width), str(r), *(f"{found[name]['median']:.2f}" for name in FORWARD)])
+        found = {
+            row["contestant"]: row["ratio"]
+            for row in pick(result, mode=mode, rows=rows, width=width, r=r)
+        }
+        lines.append(
+            [
+                mode,
+                str(rows),
+                str(width),
+                str(r),
+                *(f"{found[name]['median']:.2f}" for name in FORWARD),
+            ]
+        )
     return lines
 
 
@@ -82,8 +103,15 @@ def step_rows(result: dict[str, Any]) -> list[list[str]]:
     """One line a pair of contestants, a column a model."""
     names = list(dict.fromkeys(row["model"] for row in result["rows"]))
     pairs = dict.fromkeys((row["ours"], row["other"]) for row in result["rows"] if "ours" in row)
-    cell = {(row["model"], row["ours"], row["other"]): times(row["ratio"]) for row in result["rows"] if "ours" in row}
-    return [[f"{ours} / {other}", *(cell.get((name, ours, other), "—") for name in names)] for ours, other in pairs]
+    cell = {
+        (row["model"], row["ours"], row["other"]): times(row["ratio"])
+        for row in result["rows"]
+        if "ours" in row
+    }
+    return [
+        [f"{ours} / {other}", *(cell.get((name, ours, other), "—") for name in names)]
+        for ours, other in pairs
+    ]
 
 
 def nf4_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -92,7 +120,16 @@ def nf4_rows(result: dict[str, Any]) -> list[list[str]]:
     for row in result["rows"]:
         speed, ratio = row["width"] ** 2 / row["seconds"] / 1e6, 1 / row["ratio"]["median"]
         size = f"{row['width']}² {row['dtype']}"
-        lines.append([row["what"], size, row["contestant"], f"{speed:.0f}", f"{ratio:.2f}", f"{row['bits']:.3f}"])
+        lines.append(
+            [
+                row["what"],
+                size,
+                row["contestant"],
+                f"{speed:.0f}",
+                f"{ratio:.2f}",
+                f"{row['bits']:.3f}",
+            ]
+        )
         lines[-1].append(f"{row['rmse']:.4f}")
     return lines
 
@@ -102,7 +139,10 @@ def memory_rows(result: dict[str, Any]) -> list[list[str]]:
     parts = ("weights", "adapters", "gradients", "optimizer", "activations", "temporary")
     lines = []
     for row in result["rows"]:
-        peak = {**row["at_peak"], "weights": row["at_peak"]["weights"] + row["at_peak"]["constants"]}
+        peak = {
+            **row["at_peak"],
+            "weights": row["at_peak"]["weights"] + row["at_peak"]["constants"],
+        }
         process = "—" if row["process"] is None else f"{row['process'] / 1e6:.0f}"
         totals = [f"{sum(row['resident'].values()) / 1e6:.0f}", f"{row['peak'] / 1e6:.0f}", process]
         lines.append([row["method"], *totals, *(f"{peak[part] / 1e6:.1f}" for part in parts)])
@@ -113,19 +153,46 @@ def matrix_rows(result: dict[str, Any]) -> list[list[str]]:
     """One line a method."""
     base, *methods = result["rows"]
     full = {seed: row["step_seconds"] for seed, row in enumerate(methods[0]["seeds"])}
-    untouched = ["", "", "", "", f"{base['exact_match']:.0%}", "0", f"{base['manual_bits']:.2f}", "0", "1", "1", ""]
+    untouched = [
+        "",
+        "",
+        "",
+        "",
+        f"{base['exact_match']:.0%}",
+        "0",
+        f"{base['manual_bits']:.2f}",
+        "0",
+        "1",
+        "1",
+        "",
+    ]
     lines = [[base["method"], *untouched]]
     for row in methods:
         seeds = row["seeds"]
         column = {key: [seed[key] for seed in seeds] for key in seeds[0]}
         steps = statistics.median(seed["step_seconds"] / full[i] for i, seed in enumerate(seeds))
         reached = [seconds for seconds in column["seconds_to_target"] if seconds is not None]
-        target = f"{statistics.median(reached):.1f} s" if len(reached) == len(seeds) else f"{len(reached)} of {len(seeds)} runs"
+        target = (
+            f"{statistics.median(reached):.1f} s"
+            if len(reached) == len(seeds)
+            else f"{len(reached)} of {len(seeds)} runs"
+        )
         trainable = f"{row['trainable']:,} ({row['share']:.2%})"
-        lines.append([row["method"], trainable, f"{row['peak_bytes'] / 1e6:.0f}", f"{steps:.2f}", target])
-        lines[-1] += [spread(column["exact_match"], ".0%"), f"+{statistics.mean(column['naval_forgetting']):.2f}"]
-        lines[-1] += [spread(column["manual_bits"], ".2f"), f"+{statistics.mean(column['manual_forgetting']):.2f}"]
-        lines[-1] += [f"{row['latency_unmerged']:.2f}", f"{row['latency_merged']:.2f}" if "latency_merged" in row else "—"]
+        lines.append(
+            [row["method"], trainable, f"{row['peak_bytes'] / 1e6:.0f}", f"{steps:.2f}", target]
+        )
+        lines[-1] += [
+            spread(column["exact_match"], ".0%"),
+            f"+{statistics.mean(column['naval_forgetting']):.2f}",
+        ]
+        lines[-1] += [
+            spread(column["manual_bits"], ".2f"),
+            f"+{statistics.mean(column['manual_forgetting']):.2f}",
+        ]
+        lines[-1] += [
+            f"{row['latency_unmerged']:.2f}",
+            f"{row['latency_merged']:.2f}" if "latency_merged" in row else "—",
+        ]
         lines[-1].append(f"{row['shipped_bytes'] / 1e3:,.0f}")
     return lines
 
@@ -155,19 +222,35 @@ def quality_rows(result: dict[str, Any]) -> list[list[str]]:
     return [
         [f"untrained, {row['base']}", "", "", f"{row['prose_bits']:.3f}"]
         if "base" in row
-        else [row["method"], str(row["seed"]), f"{row['exact_match']:.1%}", f"{row['prose_bits']:.3f}"]
+        else [
+            row["method"],
+            str(row["seed"]),
+            f"{row['exact_match']:.1%}",
+            f"{row['prose_bits']:.3f}",
+        ]
         for row in result["rows"]
     ]
 
 
 def quality_lines(result: dict[str, Any]) -> list[list[str]]:
     """What quantizing the base costs, and what learning on it costs."""
-    bits = ", ".join(f"{row['base']} {row['prose_bits']:.3f}" for row in result["rows"] if "base" in row)
-    given, lines = result["settings"], [["the shipped base on its prose, untrained, bits a byte", bits, "quality"]]
+    bits = ", ".join(
+        f"{row['base']} {row['prose_bits']:.3f}" for row in result["rows"] if "base" in row
+    )
+    given, lines = (
+        result["settings"],
+        [["the shipped base on its prose, untrained, bits a byte", bits, "quality"]],
+    )
     how = f"{given['steps']:,} steps of naval code, {len(given['seeds'])} seeds, mean (range)"
-    asked = {f"right of {given['logs']:,} held-out logs": ("exact_match", ".1%"), "prose, bits a byte": ("prose_bits", ".2f")}
+    asked = {
+        f"right of {given['logs']:,} held-out logs": ("exact_match", ".1%"),
+        "prose, bits a byte": ("prose_bits", ".2f"),
+    }
     for what, (key, form) in asked.items():
-        rows = {m: [row[key] for row in result["rows"] if row.get("method") == m] for m in ("LoRA", "QLoRA")}
+        rows = {
+            m: [row[key] for row in result["rows"] if row.get("method") == m]
+            for m in ("LoRA", "QLoRA")
+        }
         found = ", ".join(f"{method} {spread(values, form)}" for method, values in rows.items())
         lines.append([f"{how}: {what}", found, "quality"])
     return lines
@@ -175,21 +258,37 @@ def quality_lines(result: dict[str, Any]) -> list[list[str]]:
 
 def summary(found: Results) -> str:
     """The README's part: the lines that answer the usual questions, and the matrix."""
-    forward, step, four, memory = (found[name] for name in ("forward", "train_step", "nf4", "memory"))
+    forward, step, four, memory = (
+        found[name] for name in ("forward", "train_step", "nf4", "memory")
+    )
     lines = []
     for rows, what in ((512, "a prompt of 512 rows"), (1, "one row")):
-        ratio = {r["contestant"]: r["ratio"] for r in pick(forward, mode="inference", rows=rows, width=768, r=8)}
+        ratio = {
+            r["contestant"]: r["ratio"]
+            for r in pick(forward, mode="inference", rows=rows, width=768, r=8)
+        }
         peers = f"PEFT {ratio['PEFT']['median']:.2f}, loralib {ratio['loralib']['median']:.2f}"
         merged = f"merged and unloaded {ratio['minilora, merged and unloaded']['median']:.2f}"
-        lines.append([f"forward, {what}, 768 -> 768, r=8 / plain Linear", f"**{times(ratio['minilora'])}**; {peers}; {merged}"])
+        lines.append(
+            [
+                f"forward, {what}, 768 -> 768, r=8 / plain Linear",
+                f"**{times(ratio['minilora'])}**; {peers}; {merged}",
+            ]
+        )
         lines[-1].append("forward")
     for row in pick(step, model="6 layers, d=768"):
         if "ours" in row:
             lines.append(
-                [f"a step, 6 layers, d=768: {row['ours']} / {row['other']}", f"**{times(row['ratio'])}**", "train_step"]
+                [
+                    f"a step, 6 layers, d=768: {row['ours']} / {row['other']}",
+                    f"**{times(row['ratio'])}**",
+                    "train_step",
+                ]
             )
     for what in ("quantize", "dequantize"):
-        speeds = [1 / row["ratio"]["median"] for row in pick(four, what=what, contestant="minilora")]
+        speeds = [
+            1 / row["ratio"]["median"] for row in pick(four, what=what, contestant="minilora")
+        ]
         theirs = [1 / row["ratio"]["median"] for row in pick(four, what=what, contestant="torchao")]
         ours = f"**{min(speeds):.2f} to {max(speeds):.2f}**; torchao {min(theirs):.2f} to {max(theirs):.2f}"
         lines.append([f"{what} NF4, 256² to 4096², speed / bitsandbytes'", ours, "nf4"])
@@ -203,7 +302,8 @@ def summary(found: Results) -> str:
         f"Every method on the shipped base, {seeds} seeds, mean (range), {steps['steps']} steps of naval code and "
         f"{steps['text_steps']} of Python's manual; forgot: bits a byte lost on the base's own prose (`benchmarks.matrix`):"
     )
-    rows = [[*row[:4], *row[5:]] for row in (MATRIX, *matrix_rows(found["matrix"]))]  # the time to a loss is in the docs
+    # the time to a loss is in the docs
+    rows = [[*row[:4], *row[5:]] for row in (MATRIX, *matrix_rows(found["matrix"]))]
     return f"{text}\n\n{note}\n\n{table(rows[0], rows[1:])}\n\n{machine_line(step)}."
 
 
@@ -211,9 +311,19 @@ def whole(found: Results) -> str:
     """``docs/benchmarks.md``."""
     models = list(dict.fromkeys(row["model"] for row in found["train_step"]["rows"]))
     parts = (
-        ("forward", "Ratios to the plain Linear.", ("mode", "rows", "width", "r", *FORWARD), forward_rows),
+        (
+            "forward",
+            "Ratios to the plain Linear.",
+            ("mode", "rows", "width", "r", *FORWARD),
+            forward_rows,
+        ),
         ("train_step", "Time of a step, ratio (quartiles).", ("ours / other", *models), step_rows),
-        ("nf4", "", ("what", "size", "by", "M weights/s", "speed / bitsandbytes'", "bits a weight", "rmse"), nf4_rows),
+        (
+            "nf4",
+            "",
+            ("what", "size", "by", "M weights/s", "speed / bitsandbytes'", "bits a weight", "rmse"),
+            nf4_rows,
+        ),
         ("memory", "Megabytes.", ("method", "resident", "peak", "process", *PARTS), memory_rows),
         ("matrix", "", MATRIX, matrix_rows),
         (
@@ -235,7 +345,12 @@ def whole(found: Results) -> str:
     ]
     text.append("![What an adapter costs, and what it gives](benchmarks.png)")
     for name, note, head, rows in parts:
-        text += [f"## {name}", *([note] if note else []), table(head, rows(found[name])), machine_line(found[name])]
+        text += [
+            f"## {name}",
+            *([note] if note else []),
+            table(head, rows(found[name])),
+            machine_line(found[name]),
+        ]
     return "\n\n".join(text) + "\n"
 
 

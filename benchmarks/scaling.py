@@ -52,7 +52,9 @@ def build(size: dict[str, int], device: str) -> tuple[nn.Module, nn.Module]:
     adapted, floor = (models.llama(size["width"], size["depth"], device) for _ in range(2))
     names = [n for n, m in adapted.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
     chosen = names if size["adapters"] == USUAL["adapters"] else names[: size["adapters"]]
-    minilora.inject(adapted, minilora.LoraConfig(r=size["rank"], lora_alpha=16, target_modules=chosen))
+    minilora.inject(
+        adapted, minilora.LoraConfig(r=size["rank"], lora_alpha=16, target_modules=chosen)
+    )
     return adapted.train(), models.frozen(floor).train()
 
 
@@ -65,14 +67,21 @@ def cost(size: dict[str, int], seconds: float, device: str) -> Row:
     extra = statistics.median(a - b for a, b in zip(times["step"], times["floor"], strict=True))
     activations = ledger.measure(step, adapted, optimizer).peaks["activations"]
     trainable = minilora.trainable_parameters(adapted)[0]
-    return {"trainable": trainable, "step": statistics.median(times["step"]), "extra": extra, "activations": activations}
+    return {
+        "trainable": trainable,
+        "step": statistics.median(times["step"]),
+        "extra": extra,
+        "activations": activations,
+    }
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float | None:
     """k of cost ∝ size^k by least squares on logarithms; None where a cost is not positive (noise larger than it)."""
     if min(costs) <= 0:
         return None
-    return statistics.linear_regression([math.log(x) for x in sizes], [math.log(y) for y in costs]).slope
+    return statistics.linear_regression(
+        [math.log(x) for x in sizes], [math.log(y) for y in costs]
+    ).slope
 
 
 def fit(rows: Sequence[Row], largest: int = 3) -> list[Row]:
@@ -91,11 +100,23 @@ def main() -> None:
     found: list[Row] = []
     for axis, values in AXES.items():
         found += [
-            {"axis": axis, "size": value, **cost({**USUAL, axis: value}, given.seconds, given.device)} for value in values
+            {
+                "axis": axis,
+                "size": value,
+                **cost({**USUAL, axis: value}, given.seconds, given.device),
+            }
+            for value in values
         ]
     for row in fit(found):
-        shown = "lost in the noise" if row["exponent"] is None else f"{row['axis']}^{row['exponent']:.2f}"
-        print(f"{row['what']:<12} grows as {shown:<18} expected {row['axis']}^{row['expected']:.0f}", flush=True)
+        shown = (
+            "lost in the noise"
+            if row["exponent"] is None
+            else f"{row['axis']}^{row['exponent']:.2f}"
+        )
+        print(
+            f"{row['what']:<12} grows as {shown:<18} expected {row['axis']}^{row['expected']:.0f}",
+            flush=True,
+        )
     save("scaling", found, given)
 
 

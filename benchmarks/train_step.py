@@ -24,17 +24,30 @@ AGAINST = (
 )
 
 
-def compare(name: str, base: torch.nn.Module, rows: int, time: int, seconds: float, device: str) -> list[Row]:
+def compare(
+    name: str, base: torch.nn.Module, rows: int, time: int, seconds: float, device: str
+) -> list[Row]:
     """Every contestant's row, and one for each pair of ``AGAINST`` that took part."""
     ids = torch.randint(0, 1536, (rows, time + 1), device=device)
-    steps = {who: models.step_of(model, ids)[0] for who, model in models.contestants(base, ids).items()}
+    steps = {
+        who: models.step_of(model, ids)[0] for who, model in models.contestants(base, ids).items()
+    }
     times = measure(steps, seconds, 9, device)
     found = rows_of(times, models.FLOOR, model=name)
     for ours, other in AGAINST:
         if other in times:
             low, middle, high = ratios(times[ours], times[other])
-            found.append({"model": name, "ours": ours, "other": other, "ratio": {"low": low, "median": middle, "high": high}})
-            print(f"  {ours + ' / ' + other:<46}{middle:5.2f} ({low:.2f} to {high:.2f})", flush=True)
+            found.append(
+                {
+                    "model": name,
+                    "ours": ours,
+                    "other": other,
+                    "ratio": {"low": low, "median": middle, "high": high},
+                }
+            )
+            print(
+                f"  {ours + ' / ' + other:<46}{middle:5.2f} ({low:.2f} to {high:.2f})", flush=True
+            )
     return found
 
 
@@ -42,8 +55,14 @@ def main() -> None:
     """The three models, one after the other."""
     given = options(__doc__, widths=[256, 768], layers=6, batch=4, time=128, seconds=18.0)
     found = []
-    bases = {f"{given.layers} layers, d={width}": models.llama(width, given.layers, given.device) for width in given.widths}
-    for name, base in {**bases, "the shipped base": minilora.load_base(device=given.device)}.items():
+    bases = {
+        f"{given.layers} layers, d={width}": models.llama(width, given.layers, given.device)
+        for width in given.widths
+    }
+    for name, base in {
+        **bases,
+        "the shipped base": minilora.load_base(device=given.device),
+    }.items():
         print(f"{name}, {given.batch} x {given.time} tokens: time of a step", flush=True)
         found += compare(name, base, given.batch, given.time, given.seconds, given.device)
     save("train_step", found, given, "peft", "bitsandbytes")

@@ -104,10 +104,18 @@ from minilora.plots.style import in_house_style
 @in_house_style
 def heat_maps(matrices):
     figure = Figure(figsize=(9, 3.2), layout="constrained")
-    for axes, (title, matrix) in zip(figure.subplots(1, len(matrices)), matrices.items(), strict=True):
+    for axes, (title, matrix) in zip(
+        figure.subplots(1, len(matrices)), matrices.items(), strict=True
+    ):
         limit = abs(matrix).max()
         image = axes.imshow(matrix, cmap="RdBu_r", vmin=-limit, vmax=limit)
-        axes.set(title=title, xlabel="input j", ylabel="output i", xticks=range(size_in), yticks=range(size_out))
+        axes.set(
+            title=title,
+            xlabel="input j",
+            ylabel="output i",
+            xticks=range(size_in),
+            yticks=range(size_out),
+        )
         axes.grid(visible=False)
         figure.colorbar(image, ax=axes, shrink=0.8)
     return figure
@@ -118,7 +126,9 @@ show(
     "Two heat maps of 4 by 6: the weights look random, the gradient has one strong cell where the wrong weight is",
 )
 found = np.unravel_index(abs(dW).argmax(), dW.shape)
-print(f"the largest gradient is at {tuple(map(int, found))}, the wrong weight at {(int(row), int(column))}")
+print(
+    f"the largest gradient is at {tuple(map(int, found))}, the wrong weight at {(int(row), int(column))}"
+)
 assert found == (row, column)
 assert (abs(np.delete(dW, row, axis=0)) < 1e-12).all()
 
@@ -143,7 +153,9 @@ for _ in range(100):
     learned -= 0.3 * error.T @ x
 
 changed = abs(learned - W) > 1e-3
-print(f"loss {loss(W, b):.4f} -> {loss(learned, b):.1e}; weights that moved: {changed.sum()} of {W.size}")
+print(
+    f"loss {loss(W, b):.4f} -> {loss(learned, b):.1e}; weights that moved: {changed.sum()} of {W.size}"
+)
 assert loss(learned, b) < 1e-12
 assert changed.sum() == 1
 
@@ -176,7 +188,9 @@ def train_square(transposed, steps=40):
 
 
 right, broken = train_square(transposed=False), train_square(transposed=True)
-print(f"∂W: loss {right[0]:.2f} -> {right[-1]:.3f}; its transpose: loss {broken[0]:.2f} -> {broken[-1]:.2f}")
+print(
+    f"∂W: loss {right[0]:.2f} -> {right[-1]:.3f}; its transpose: loss {broken[0]:.2f} -> {broken[-1]:.2f}"
+)
 assert right[-1] < 0.1 * right[0]
 assert broken[-1] >= 0.9 * broken[0]
 
@@ -189,8 +203,16 @@ def loss_curves(curves):
     axes = figure.subplots()
     for index, losses in enumerate(curves.values()):
         axes.plot(losses, color=hue(index))
-    axes.set(title="A shape that fits is no proof", xlabel="step", ylabel="loss (log scale)", yscale="log")
-    label_ends(axes, {name: (losses[-1], hue(index)) for index, (name, losses) in enumerate(curves.items())})
+    axes.set(
+        title="A shape that fits is no proof",
+        xlabel="step",
+        ylabel="loss (log scale)",
+        yscale="log",
+    )
+    label_ends(
+        axes,
+        {name: (losses[-1], hue(index)) for index, (name, losses) in enumerate(curves.items())},
+    )
     return figure
 
 

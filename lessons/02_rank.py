@@ -49,7 +49,9 @@ thin_rank = int((spectra["planted, rank 4"] > 1e-5 * spectra["planted, rank 4"][
 assert thin_rank == 4
 
 for name, s in spectra.items():
-    print(f"{name:15} {tuple(matrices[name].shape)!s:10} largest {s[0]:6.2f} fifth {s[4]:7.1e} smallest {s[-1]:7.1e}")
+    print(
+        f"{name:15} {tuple(matrices[name].shape)!s:10} largest {s[0]:6.2f} fifth {s[4]:7.1e} smallest {s[-1]:7.1e}"
+    )
 
 # %% [markdown]
 # To cut a matrix down to rank r, keep the r strongest directions and drop the rest. The *relative error* is what is missing, as
@@ -72,8 +74,14 @@ def truncate(W, r):
 
 
 ranks = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
-errors = {name: [float((W - truncate(W, r)).norm() / W.norm()) for r in ranks] for name, W in matrices.items()}
-needed = {name: int((s.square().cumsum(0) < 0.9 * s.square().sum()).sum()) + 1 for name, s in spectra.items()}
+errors = {
+    name: [float((W - truncate(W, r)).norm() / W.norm()) for r in ranks]
+    for name, W in matrices.items()
+}
+needed = {
+    name: int((s.square().cumsum(0) < 0.9 * s.square().sum()).sum()) + 1
+    for name, s in spectra.items()
+}
 print("directions for nine tenths of the squared size:", needed)
 
 # %% [markdown]
@@ -90,9 +98,19 @@ def draw_spectra(spectra, ranks, errors):
         left.plot(range(1, len(seen) + 1), seen / s[0], color=hue(i), marker="o", markersize=3)
         right.plot(ranks, [100 * e for e in errors[name]], color=hue(i), marker="o", markersize=4)
         ends[name] = (100 * errors[name][-1], hue(i))
-    left.set(title="Singular values", xlabel="which one, strongest first", ylabel="relative to the strongest", ylim=(0, 1.05))
+    left.set(
+        title="Singular values",
+        xlabel="which one, strongest first",
+        ylabel="relative to the strongest",
+        ylim=(0, 1.05),
+    )
     left.annotate("the planted one\nends at 4", (4, 0.62), (9, 0.2), color=hue(0), va="center")
-    right.set(title="What is lost at rank r", xlabel="rank r that is kept", ylabel="relative error, %", ylim=(-3, 105))
+    right.set(
+        title="What is lost at rank r",
+        xlabel="rank r that is kept",
+        ylabel="relative error, %",
+        ylim=(-3, 105),
+    )
     label_ends(right, ends)
     return figure
 
@@ -115,7 +133,8 @@ show(
 prose = minilora.evaluate.PROSE.read_text(encoding="utf-8")[:2000]
 bits = {"all": minilora.bits_per_byte(model, prose)}
 cut = minilora.load_base()
-for r in (64, 32, 16):  # each cut goes on from the last: the strongest 32 are among the strongest 64
+# each cut goes on from the last: the strongest 32 are among the strongest 64
+for r in (64, 32, 16):
     for name, module in cut.named_modules():
         if isinstance(module, torch.nn.Linear) and name != "lm_head":
             module.weight.data = truncate(module.weight.data, r)
@@ -157,7 +176,9 @@ def numbers(rows, columns, r):
 
 rows, columns = matrices["trained up_proj"].shape
 break_even = rows * columns / (rows + columns)
-print(f"{rows} × {columns} = {rows * columns:,} numbers; factors of rank 8 have {numbers(rows, columns, 8):,}")
+print(
+    f"{rows} × {columns} = {rows * columns:,} numbers; factors of rank 8 have {numbers(rows, columns, 8):,}"
+)
 
 # %% [markdown]
 # The factors cost r (in + out) numbers instead of in · out. For this matrix they are the smaller way to write it down while r
@@ -179,7 +200,9 @@ U, S, Vh = torch.linalg.svd(W)
 right_cut = (U[:, :32] * S[:32]) @ Vh[:32]
 wrong_cut = (U[:, :32] * S[:32]) @ Vh[:, :32].T  # no error, the shapes fit
 right_error, wrong_error = (float((W - cut).norm() / W.norm()) for cut in (right_cut, wrong_cut))
-print(f"rank 32, rows of Vh: error {right_error:.2f};  columns of Vh: {wrong_error:.2f};  no matrix at all: 1.00")
+print(
+    f"rank 32, rows of Vh: error {right_error:.2f};  columns of Vh: {wrong_error:.2f};  no matrix at all: 1.00"
+)
 assert right_error < 0.6
 assert wrong_error > 1
 
@@ -203,7 +226,9 @@ def best_factors(W, r):
 
     Returns (B, A). Any pair with the right product counts.
     """
-    raise NotImplementedError("TODO: keep the r strongest directions, and split them into two factors")
+    raise NotImplementedError(
+        "TODO: keep the r strongest directions, and split them into two factors"
+    )
 
 
 # %% [hints] best_factors

@@ -26,8 +26,10 @@ torch.manual_seed(0)
 size_in, size_out, tokens, s = 32, 24, 128, 2.0
 W0 = torch.randn(size_out, size_in) / size_in**0.5
 strengths = torch.tensor([3.0, 2.0, 1.5])
-planted = (torch.randn(size_out, 3) * strengths) @ torch.randn(3, size_in) / 30  # the change that is needed
-x = torch.linalg.qr(torch.randn(tokens, size_in)).Q * tokens**0.5  # (tokens, in); every direction appears equally often
+# the change that is needed
+planted = (torch.randn(size_out, 3) * strengths) @ torch.randn(3, size_in) / 30
+# (tokens, in); every direction appears equally often
+x = torch.linalg.qr(torch.randn(tokens, size_in)).Q * tokens**0.5
 target = x @ (W0 + planted).T
 
 sigma = torch.linalg.svdvals(planted)
@@ -81,7 +83,9 @@ ranks = [1, 2, 3, 4, 5, 6]
 curves = {r: fit(r) for r in ranks}
 floors = {r: float(sigma[r:].square().sum()) / 2 for r in ranks}  # lesson 02: the discarded tail
 for r in ranks:
-    print(f"r = {r}: loss {curves[r][0]:.2f} -> {curves[r][-1]:.1e}   lowest possible {floors[r]:.1e}")
+    print(
+        f"r = {r}: loss {curves[r][0]:.2f} -> {curves[r][-1]:.1e}   lowest possible {floors[r]:.1e}"
+    )
 
 # %% [markdown]
 # ## Look
@@ -95,15 +99,42 @@ def draw_elbow(curves, floors):
     for r in (1, 2, 3):
         left.plot(range(1, shown + 1), curves[r][:shown], color=hue(r - 1))
         left.axhline(max(floors[r], 1e-9), color=hue(r - 1), linestyle=(0, (4, 3)), linewidth=1)
-        left.annotate(f"r = {r}", (100, curves[r][99]), (6, 6), "data", "offset points", color=hue(r - 1))
-    left.set(title="Training", xlabel="step", ylabel="loss (log scale)", yscale="log", ylim=(1e-6, 30))
+        left.annotate(
+            f"r = {r}", (100, curves[r][99]), (6, 6), "data", "offset points", color=hue(r - 1)
+        )
+    left.set(
+        title="Training", xlabel="step", ylabel="loss (log scale)", yscale="log", ylim=(1e-6, 30)
+    )
     found = [max(curve[-1], 1e-4 * curve[0]) for curve in curves.values()]
     right.plot(list(curves), found, color=hue(0), marker="o")
-    right.plot(list(floors)[:2], [floors[1], floors[2]], color=hue(1), marker="+", markersize=15, linestyle="none")
-    right.annotate("+ the lowest possible at this rank", (2, floors[2]), (12, 4), "data", "offset points", color=hue(1))
+    right.plot(
+        list(floors)[:2],
+        [floors[1], floors[2]],
+        color=hue(1),
+        marker="+",
+        markersize=15,
+        linestyle="none",
+    )
+    right.annotate(
+        "+ the lowest possible at this rank",
+        (2, floors[2]),
+        (12, 4),
+        "data",
+        "offset points",
+        color=hue(1),
+    )
     note = "below a ten-thousandth\nof the start"
-    right.annotate(note, (4.5, found[-1]), (0, 10), "data", "offset points", color=hue(0), ha="center")
-    right.set(title="After training", xlabel="rank r", ylabel="loss (log scale)", yscale="log", ylim=(2e-4, 30), xticks=ranks)
+    right.annotate(
+        note, (4.5, found[-1]), (0, 10), "data", "offset points", color=hue(0), ha="center"
+    )
+    right.set(
+        title="After training",
+        xlabel="rank r",
+        ylabel="loss (log scale)",
+        yscale="log",
+        ylim=(2e-4, 30),
+        xticks=ranks,
+    )
     return figure
 
 
@@ -126,7 +157,9 @@ for r in ranks:
     else:
         assert curves[r][-1] < 1e-4 * curves[r][0], "no floor from the rank of the change on"
 explained = 1 - floors[1] / curves[1][0]
-print(f"r = 1 removes {explained:.0%} of the loss; its best direction holds {sigma[0] ** 2 / sigma.square().sum():.0%} of σ²")
+print(
+    f"r = 1 removes {explained:.0%} of the loss; its best direction holds {sigma[0] ** 2 / sigma.square().sum():.0%} of σ²"
+)
 
 # %% [markdown]
 # A planted change has the rank that we gave it. What about a real one? The base of this package answers questions about a
@@ -138,11 +171,19 @@ model = minilora.load_base()
 minilora.inject(model, minilora.LoraConfig(r=1, lora_alpha=2, target_modules="all-linear"))
 share = minilora.trainable_parameters(model)[0] / minilora.trainable_parameters(model)[1]
 history = minilora.train(
-    model, minilora.data.naval_log(200, 10), steps=25, batch_size=8, lr=1e-2, validate_every=0, progress=False
+    model,
+    minilora.data.naval_log(200, 10),
+    steps=25,
+    batch_size=8,
+    lr=1e-2,
+    validate_every=0,
+    progress=False,
 )
 naval = history.losses
 naval_end = sum(naval[-5:]) / 5
-print(f"{share:.2%} of the parameters; loss {naval[0]:.2f} -> {naval_end:.2f} nats an answer token (mean of the last 5 steps)")
+print(
+    f"{share:.2%} of the parameters; loss {naval[0]:.2f} -> {naval_end:.2f} nats an answer token (mean of the last 5 steps)"
+)
 assert naval_end < 0.5 * naval[0]
 
 # %% [markdown]
@@ -180,7 +221,10 @@ def largest_error(B_value):
     return float((wrong_dA(g, B_value, x) - A.grad).abs().max())
 
 
-at_zero, elsewhere = largest_error(torch.zeros(size_out, 3)), largest_error(torch.randn(size_out, 3))
+at_zero, elsewhere = (
+    largest_error(torch.zeros(size_out, 3)),
+    largest_error(torch.randn(size_out, 3)),
+)
 print(f"error of the wrong ∂A with B = 0: {at_zero:.1e};  with a random B: {elsewhere:.1e}")
 assert at_zero == 0
 assert elsewhere > 1
@@ -204,7 +248,9 @@ def lora_gradients(g, x, A, B, s):
     g (…, out) is ∂L/∂y, x (…, in), A (r, in), B (out, r). In front of the last axis any number of axes may stand, for
     example (batch, time); none of them is in A. Returns (dA, dB), shaped as A and B.
     """
-    raise NotImplementedError("TODO: flatten to (tokens, …), then the two lines of the section Explain")
+    raise NotImplementedError(
+        "TODO: flatten to (tokens, …), then the two lines of the section Explain"
+    )
 
 
 # %% [hints] lora_gradients

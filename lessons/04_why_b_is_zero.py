@@ -57,18 +57,28 @@ def adapted(start, seed=0):
     """The base with r = 8 adapters on q and v, started in one of the four ways; random means U(−1/√in, 1/√in)."""
     torch.manual_seed(seed)
     model = copy.deepcopy(base)
-    minilora.inject(model, minilora.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+    minilora.inject(
+        model, minilora.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+    )
     bound = model.config.hidden_size**-0.5
     for _, layer in lora_layers(model):
         for factor, random in zip((layer.lora_A, layer.lora_B), STARTS[start], strict=True):
-            torch.nn.init.uniform_(factor, -bound, bound) if random else torch.nn.init.zeros_(factor)
+            torch.nn.init.uniform_(factor, -bound, bound) if random else torch.nn.init.zeros_(
+                factor
+            )
     return model
 
 
 with torch.no_grad():
     expected = base(prompt)
 changes, curves, moved = {}, {}, {}
-settings = {"batch_size": 4, "lr": 5e-3, "weight_decay": 0.0, "validate_every": 0, "progress": False}
+settings = {
+    "batch_size": 4,
+    "lr": 5e-3,
+    "weight_decay": 0.0,
+    "validate_every": 0,
+    "progress": False,
+}
 for start in STARTS:
     model = adapted(start)
     with torch.no_grad():
@@ -76,7 +86,8 @@ for start in STARTS:
     before = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
     curves[start] = minilora.train(model, examples, steps=1, **settings).losses
     after = dict(model.named_parameters())
-    changed = {name[-1] for name, p in before.items() if not torch.equal(p, after[name])}  # lora_A and lora_B: the last letter
+    # lora_A and lora_B: the last letter
+    changed = {name[-1] for name, p in before.items() if not torch.equal(p, after[name])}
     moved[start] = "both" if len(changed) == 2 else "".join(changed) or "none"
     curves[start] += minilora.train(model, examples, steps=9, **settings).losses
 for start, losses in curves.items():
@@ -95,14 +106,26 @@ def draw_starts(curves, changes):
     for i, (start, losses) in enumerate(curves.items()):
         left.plot(range(len(losses)), losses, color=hue(i))
         ends[start] = (losses[-1], hue(i))
-    left.set(title="Loss on four examples", xlabel="step", ylabel="nats an answer token", ylim=(0, None))
+    left.set(
+        title="Loss on four examples", xlabel="step", ylabel="nats an answer token", ylim=(0, None)
+    )
     label_ends(left, ends)
     rows = list(range(len(changes)))[::-1]
-    right.barh(rows, [100 * change for change in changes.values()], color=[hue(i) for i in range(4)], height=0.55)
+    right.barh(
+        rows,
+        [100 * change for change in changes.values()],
+        color=[hue(i) for i in range(4)],
+        height=0.55,
+    )
     for row, change in zip(rows, changes.values(), strict=True):
         text = "exactly 0" if change == 0 else f"{100 * change:.0f}%"
         right.annotate(text, (100 * change, row), (5, 0), "data", "offset points", va="center")
-    right.set(title="Outputs before any step", xlabel="change against the base, %", yticks=rows, yticklabels=list(changes))
+    right.set(
+        title="Outputs before any step",
+        xlabel="change against the base, %",
+        yticks=rows,
+        yticklabels=list(changes),
+    )
     right.set_xlim(0, 125 * max(changes.values()))
     right.grid(axis="y", visible=False)
     return figure
@@ -124,7 +147,8 @@ assert changes["both random"] > 0.01
 assert [moved[start] for start in STARTS] == ["B", "A", "both", "none"]
 for start, losses in curves.items():
     if start == "both zero":
-        assert max(losses) - min(losses) < 1e-4  # the order of a sum changes with the order of the examples
+        # the order of a sum changes with the order of the examples
+        assert max(losses) - min(losses) < 1e-4
     else:
         assert losses[-1] < 0.7 * losses[0]
 
@@ -159,7 +183,9 @@ right_A = torch.nn.init.kaiming_uniform_(torch.empty(r, size_in), a=5**0.5)
 wrong_A = torch.nn.init.kaiming_uniform_(torch.empty(size_in, r), a=5**0.5).T
 tokens = torch.randn(256, size_in)
 sizes = [float((tokens @ A.T).square().mean().sqrt()) for A in (right_A, wrong_A)]
-print(f"largest |A|: {right_A.abs().max():.3f} and {wrong_A.abs().max():.3f};  size of x Aᵀ: {sizes[0]:.2f} and {sizes[1]:.2f}")
+print(
+    f"largest |A|: {right_A.abs().max():.3f} and {wrong_A.abs().max():.3f};  size of x Aᵀ: {sizes[0]:.2f} and {sizes[1]:.2f}"
+)
 first_step = (sizes[1] / sizes[0]) ** 2  # A is in ∂B, and then once more in ΔW = s · B A
 assert abs(right_A.abs().max() - size_in**-0.5) < 1e-3
 assert abs(wrong_A.abs().max() - r**-0.5) < 1e-2
@@ -207,7 +233,9 @@ def first_two_steps(a_is_zero, b_is_zero):
     Both arguments are bools. Returns a pair of strings, the first step's and the second's, each "", "A", "B" or "AB".
     Take it that x and g are never zero, and no lucky cancellation happens.
     """
-    raise NotImplementedError("TODO: A moves where B is not zero, B moves where A is not zero; then ask again")
+    raise NotImplementedError(
+        "TODO: A moves where B is not zero, B moves where A is not zero; then ask again"
+    )
 
 
 # %% [hints] first_two_steps

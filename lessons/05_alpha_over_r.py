@@ -42,7 +42,8 @@ base = minilora.load_base()
 examples = minilora.data.naval_log(8, 1).train
 text = [base.tokenizer.encode(e.input + " " + e.instruction + " " + e.output) for e in examples]
 length = min(map(len, text))
-ids = torch.tensor([row[:length] for row in text])  # (8, time): a batch of plain text is enough here
+# (8, time): a batch of plain text is enough here
+ids = torch.tensor([row[:length] for row in text])
 
 
 def first_step(r, alpha, use_rslora, optimizer, seed=0):
@@ -50,16 +51,25 @@ def first_step(r, alpha, use_rslora, optimizer, seed=0):
     torch.manual_seed(seed)
     model = copy.deepcopy(base)
     targets = ["q_proj", "v_proj"]
-    minilora.inject(model, minilora.LoraConfig(r=r, lora_alpha=alpha, use_rslora=use_rslora, target_modules=targets))
+    minilora.inject(
+        model,
+        minilora.LoraConfig(r=r, lora_alpha=alpha, use_rslora=use_rslora, target_modules=targets),
+    )
     trained = [p for p in model.parameters() if p.requires_grad]
-    step = torch.optim.SGD(trained, lr=5e-4) if optimizer == "gradient descent" else torch.optim.Adam(trained, lr=2e-4)
+    step = (
+        torch.optim.SGD(trained, lr=5e-4)
+        if optimizer == "gradient descent"
+        else torch.optim.Adam(trained, lr=2e-4)
+    )
     before = model(ids)
     loss = torch.nn.functional.cross_entropy(before[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     loss.backward()
     step.step()
     with torch.no_grad():
         change = float((model(ids) - before).norm() / before.norm())
-    return sum(float(layer.delta_weight().square().sum()) for _, layer in lora_layers(model)) ** 0.5, change
+    return sum(
+        float(layer.delta_weight().square().sum()) for _, layer in lora_layers(model)
+    ) ** 0.5, change
 
 
 OPTIMIZERS = ("gradient descent", "Adam")
@@ -95,7 +105,10 @@ def mean_change(r, flag, o):
     return sum(first_step(r, 16, flag, o, seed)[1] for seed in range(SEEDS)) / SEEDS
 
 
-moves = {o: {rule: [mean_change(r, flag, o) for r in ranks] for rule, flag in RULES.items()} for o in OPTIMIZERS}
+moves = {
+    o: {rule: [mean_change(r, flag, o) for r in ranks] for rule, flag in RULES.items()}
+    for o in OPTIMIZERS
+}
 spread = {o: [max(m) / min(m) for m in by_rule.values()] for o, by_rule in moves.items()}
 print("change of the outputs, in thousandths of their size, at r =", ranks)
 for o, by_rule in moves.items():
@@ -113,11 +126,19 @@ def draw_moves(ranks, moves):
     for axes, (optimizer, by_rule) in zip(panels, moves.items(), strict=True):
         for i, found in enumerate(by_rule.values()):
             axes.plot(ranks, [1000 * m for m in found], color=hue(i), marker="o")
-        axes.set(title=f"One step of {optimizer}, α = 16", xlabel="rank r (log scale)", xscale="log", yscale="log")
+        axes.set(
+            title=f"One step of {optimizer}, α = 16",
+            xlabel="rank r (log scale)",
+            xscale="log",
+            yscale="log",
+        )
         values = [1000 * m for found in by_rule.values() for m in found]
         axes.set(xticks=ranks, xticklabels=ranks, ylim=(min(values) / 2, max(values) * 2))
         axes.minorticks_off()
-        label_ends(axes, {rule: (1000 * found[-1], hue(i)) for i, (rule, found) in enumerate(by_rule.items())})
+        label_ends(
+            axes,
+            {rule: (1000 * found[-1], hue(i)) for i, (rule, found) in enumerate(by_rule.items())},
+        )
     panels[0].set_ylabel("change of the outputs, ‰ (log scale)")
     return figure
 
@@ -172,10 +193,14 @@ ends = {}
 for alpha, rate in ((16, 5e-3), (4, 5e-3), (4, 2e-2), (64, 5e-3), (64, 1.25e-3)):
     torch.manual_seed(0)
     model = copy.deepcopy(base)
-    minilora.inject(model, minilora.LoraConfig(r=8, lora_alpha=alpha, target_modules=["q_proj", "v_proj"]))
+    minilora.inject(
+        model, minilora.LoraConfig(r=8, lora_alpha=alpha, target_modules=["q_proj", "v_proj"])
+    )
     losses = minilora.train(model, examples, lr=rate, **settings).losses
     ends[alpha, rate] = losses[-1]
-    print(f"α = {alpha:2} = {alpha / 8:3g} r, rate {rate:7.5f}: loss {losses[0]:.2f} -> {losses[-1]:.2f}")
+    print(
+        f"α = {alpha:2} = {alpha / 8:3g} r, rate {rate:7.5f}: loss {losses[0]:.2f} -> {losses[-1]:.2f}"
+    )
 slow, matched_low = ends[4, 5e-3], ends[4, 2e-2]
 assert slow > 1.2 * ends[16, 5e-3], "a small α at the same rate is slow"
 assert matched_low < 0.8 * slow, "and a larger rate makes up for it"
@@ -198,9 +223,13 @@ for alpha in (8, 16):
     torch.nn.init.normal_(layer.lora_B)
     x = torch.randn(5, 32)
     with torch.no_grad():
-        wrong = torch.nn.functional.linear(x, layer.base.weight + layer.lora_B @ layer.lora_A, layer.base.bias)
+        wrong = torch.nn.functional.linear(
+            x, layer.base.weight + layer.lora_B @ layer.lora_A, layer.base.bias
+        )
         differences[alpha] = float((wrong - layer(x)).norm() / layer(x).norm())
-    print(f"α = {alpha:2}, r = 8: merged and unmerged outputs differ by {differences[alpha]:.1e} of their size")
+    print(
+        f"α = {alpha:2}, r = 8: merged and unmerged outputs differ by {differences[alpha]:.1e} of their size"
+    )
 assert differences[8] < 1e-5
 assert differences[16] > 0.1
 

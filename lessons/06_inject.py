@@ -73,11 +73,15 @@ assert torch.equal(after, before)
 # %%
 model = minilora.load_base()
 frozen = {name: p.detach().clone() for name, p in model.named_parameters()}
-report = minilora.inject(model, minilora.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+report = minilora.inject(
+    model, minilora.LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+)
 with torch.no_grad():
     assert torch.equal(model(ids), before)
 print(report)
-assert report.trainable == by_hand == sum(8 * (m.in_features + m.out_features) for m in report.chosen)
+assert (
+    report.trainable == by_hand == sum(8 * (m.in_features + m.out_features) for m in report.chosen)
+)
 
 # %% [markdown]
 # ## Look
@@ -95,12 +99,28 @@ def draw_model(matches, trainable, total):
             continue
         column, row = kinds.index(m.name.rpartition(".")[2]), int(m.name.split(".")[2])
         on = m.pattern is not None
-        axes.barh(row, 0.94, left=column - 0.47, height=0.86, color=hue(0 if on else 6), alpha=0.95 if on else 0.22)
+        axes.barh(
+            row,
+            0.94,
+            left=column - 0.47,
+            height=0.86,
+            color=hue(0 if on else 6),
+            alpha=0.95 if on else 0.22,
+        )
         text = f"+{m.parameters:,}" if on else f"{m.in_features * m.out_features:,}"
-        axes.annotate(text, (column, row), ha="center", va="center", fontsize=9, color=paper if on else None)
-    axes.set(xlim=(-0.5, len(kinds) - 0.5), ylim=(len(layers) - 0.5, -0.5), xticks=range(len(kinds)), xticklabels=kinds)
+        axes.annotate(
+            text, (column, row), ha="center", va="center", fontsize=9, color=paper if on else None
+        )
+    axes.set(
+        xlim=(-0.5, len(kinds) - 0.5),
+        ylim=(len(layers) - 0.5, -0.5),
+        xticks=range(len(kinds)),
+        xticklabels=kinds,
+    )
     axes.set(yticks=layers, yticklabels=[f"layer {i}" for i in layers])
-    axes.set_title(f"Blue: has an adapter, and what that adds ({trainable:,} of {total:,} parameters train)")
+    axes.set_title(
+        f"Blue: has an adapter, and what that adds ({trainable:,} of {total:,} parameters train)"
+    )
     axes.set_xlabel("grey: frozen, with the numbers in its weight")
     axes.grid(visible=False)
     axes.tick_params(length=0)
@@ -118,11 +138,15 @@ show(
 
 # %%
 model(ids).square().mean().backward()
-with_gradient = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.grad is not None}
+with_gradient = {
+    name.rpartition(".")[2] for name, p in model.named_parameters() if p.grad is not None
+}
 print("parameters with a gradient are called:", sorted(with_gradient))
 assert with_gradient == {"lora_A", "lora_B"}
 
-history = minilora.train(model, minilora.data.naval_log(8, 1).train, steps=2, batch_size=4, progress=False)
+history = minilora.train(
+    model, minilora.data.naval_log(8, 1).train, steps=2, batch_size=4, progress=False
+)
 weights = dict(minilora.unload(model).named_parameters())
 assert all(torch.equal(weights[name], value) for name, value in frozen.items())
 print("after 2 training steps and unload(model), the base is the same to the bit")
@@ -151,7 +175,11 @@ print("after 2 training steps and unload(model), the base is the same to the bit
 
 # %%
 typo = ["q_proj", "v_porj"]
-found = [path for path, _ in minilora.load_base().named_modules() if path.endswith(tuple("." + name for name in typo))]
+found = [
+    path
+    for path, _ in minilora.load_base().named_modules()
+    if path.endswith(tuple("." + name for name in typo))
+]
 print(f"naive matcher: {len(found)} modules, no complaint")
 try:
     minilora.inject(minilora.load_base(), minilora.LoraConfig(target_modules=typo))

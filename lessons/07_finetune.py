@@ -79,11 +79,14 @@ def fresh(targets):
 runs, models, flops = {}, {}, {}
 for name, (targets, rate) in METHODS.items():
     model = models[name] = fresh(targets)
-    with FlopCounterMode(display=False) as counter:  # multiplies and adds of the matrix products, forward and backward
+    # multiplies and adds of the matrix products, forward and backward
+    with FlopCounterMode(display=False) as counter:
         model(some_ids).square().mean().backward()
     model.zero_grad()
     flops[name] = counter.get_total_flops()
-    history = minilora.train(model, task, steps=STEPS, batch_size=8, lr=rate, validate_every=24, progress=False)
+    history = minilora.train(
+        model, task, steps=STEPS, batch_size=8, lr=rate, validate_every=24, progress=False
+    )
     runs[name] = {
         "trained": minilora.trainable_parameters(model)[0],
         "curve": [(v["step"], v["valid_loss"]) for v in history.validations],
@@ -92,11 +95,15 @@ for name, (targets, rate) in METHODS.items():
         "forgotten": minilora.bits_per_byte(model, prose) - known,
         "ms": 1000 * statistics.median(record["seconds"] for record in history.steps),
     }
-print(f"{'':13}{'trained':>10}{'loss':>7}{'exact':>7}{'bits a byte':>13}{'ms a step':>11}{'GFLOP':>7}")
+print(
+    f"{'':13}{'trained':>10}{'loss':>7}{'exact':>7}{'bits a byte':>13}{'ms a step':>11}{'GFLOP':>7}"
+)
 for name, run in runs.items():
     numbers = f"{run['trained']:>10,}{run['loss']:>7.2f}{run['exact']:>7.0%}{run['forgotten']:>+13.2f}{run['ms']:>11.0f}"
     print(f"{name:13}{numbers}{flops[name] / 1e9:>7.2f}")
-print(f"before training: bits a byte on prose {known:.2f}, loss on naval answers {runs['LoRA all']['curve'][0][1]:.2f}")
+print(
+    f"before training: bits a byte on prose {known:.2f}, loss on naval answers {runs['LoRA all']['curve'][0][1]:.2f}"
+)
 
 # %% [markdown]
 # ## Look
@@ -113,12 +120,18 @@ def draw_runs(runs):
         ends[name] = (losses[-1], hue(i))
         right.barh(-i, run["forgotten"], color=hue(i), height=0.55)
         text = f"{run['forgotten']:+.2f}  ({run['exact']:.0%} right)"
-        right.annotate(text, (max(0, run["forgotten"]), -i), (5, 0), "data", "offset points", va="center")
-    left.set(title="Learned", xlabel="step", ylabel="loss on unseen logs, nats (log scale)", yscale="log")
+        right.annotate(
+            text, (max(0, run["forgotten"]), -i), (5, 0), "data", "offset points", va="center"
+        )
+    left.set(
+        title="Learned", xlabel="step", ylabel="loss on unseen logs, nats (log scale)", yscale="log"
+    )
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     label_ends(left, ends)
-    right.set(title="Lost (and answers right to the letter)", xlabel="bits a byte lost on old prose")
+    right.set(
+        title="Lost (and answers right to the letter)", xlabel="bits a byte lost on old prose"
+    )
     right.set(yticks=[-i for i in range(len(runs))], yticklabels=list(runs))
     right.set_xlim(right=1.6 * max(run["forgotten"] for run in runs.values()))
     right.grid(axis="y", visible=False)
@@ -146,11 +159,16 @@ for name, run in runs.items():
     assert run["loss"] < 0.2 * run["curve"][0][1], f"{name} learned the code"
     assert run["exact"] > 0.2
 assert min(runs, key=lambda name: runs[name]["loss"]) == "full, quick"
-assert runs["LoRA q, v"]["forgotten"] > 2 * runs["full, gentle"]["forgotten"], "a frozen base forgets too"
+assert runs["LoRA q, v"]["forgotten"] > 2 * runs["full, gentle"]["forgotten"], (
+    "a frozen base forgets too"
+)
 assert runs["LoRA q, v"]["trained"] < 0.02 * runs["full, quick"]["trained"]
 assert flops["LoRA q, v"] < 0.85 * flops["full, quick"]
 
-pushed = {name: max(c.relative_norm for c in minilora.audit(original, model).changes) for name, model in models.items()}
+pushed = {
+    name: max(c.relative_norm for c in minilora.audit(original, model).changes)
+    for name, model in models.items()
+}
 weights = dict(minilora.unload(models["LoRA all"]).named_parameters())
 assert all(torch.equal(weights[name], p) for name, p in original.named_parameters())
 print("LoRA all: after unload the base is the same to the bit")
@@ -181,7 +199,9 @@ assert pushed["LoRA q, v"] > 2 * pushed["full, gentle"]
 
 # %%
 noise = fresh(["q_proj", "v_proj"])
-for (_, trained), (_, random) in zip(lora_layers(models["LoRA q, v"]), lora_layers(noise), strict=True):
+for (_, trained), (_, random) in zip(
+    lora_layers(models["LoRA q, v"]), lora_layers(noise), strict=True
+):
     torch.nn.init.normal_(random.lora_B)
     random.lora_B.data *= trained.delta_weight().norm() / random.delta_weight().norm()
 norms = [c.relative_norm for c in minilora.audit(original, noise).changes]

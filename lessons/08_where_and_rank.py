@@ -42,7 +42,9 @@ def count(place, r):
 
 ranks = {place: [budget // count(place, 1) for budget in BUDGETS] for place in PLACES}
 for place, (low, high) in ranks.items():
-    print(f"{place:15} r = {low:2} has {count(place, low):6,} parameters, r = {high:2} has {count(place, high):6,}")
+    print(
+        f"{place:15} r = {low:2} has {count(place, low):6,} parameters, r = {high:2} has {count(place, high):6,}"
+    )
     assert count(place, high) == high * count(place, 1)  # linear in the rank, exactly
 
 # %% [markdown]
@@ -113,8 +115,18 @@ def draw(losses, mean, ranks):
         for j in range(2):
             found = losses[place, j]
             text = f"r = {ranks[place][j]}:  {mean[place, j]:.2f}   ({min(found):.2f} to {max(found):.2f})"
-            axes.annotate(text, (j, i), ha="center", va="center", color="black" if image.norm(table[i][j]) < 0.45 else "white")
-    axes.set(title="Held-out loss, mean of 3 seeds (lowest to highest)", yticks=range(len(ranks)), yticklabels=list(ranks))
+            axes.annotate(
+                text,
+                (j, i),
+                ha="center",
+                va="center",
+                color="black" if image.norm(table[i][j]) < 0.45 else "white",
+            )
+    axes.set(
+        title="Held-out loss, mean of 3 seeds (lowest to highest)",
+        yticks=range(len(ranks)),
+        yticklabels=list(ranks),
+    )
     axes.set(xticks=range(2), xticklabels=[f"{budget:,} parameters" for budget in BUDGETS])
     axes.grid(visible=False)
     axes.tick_params(length=0)
@@ -154,7 +166,10 @@ show(
 # %%
 RATES = (5e-3, 1e-2, 2e-2)
 tuned = {
-    (place, column): [sum(held_out_loss(place, ranks[place][column], seed, rate) for seed in range(2)) / 2 for rate in RATES]
+    (place, column): [
+        sum(held_out_loss(place, ranks[place][column], seed, rate) for seed in range(2)) / 2
+        for rate in RATES
+    ]
     for place, column in (("all seven", 0), ("all seven", 1), ("q", 0))
 }
 for (place, column), found in tuned.items():
@@ -162,7 +177,9 @@ for (place, column), found in tuned.items():
     print(f"{place:9} r = {ranks[place][column]}   {row}")
 one_rate = tuned["all seven", 0][0] - tuned["all seven", 1][0]
 best_rates = min(tuned["all seven", 0]) - min(tuned["all seven", 1])
-print(f"r = 1 is behind r = 4 by {one_rate:.2f} at one rate, by {best_rates:.2f} at each one's best")
+print(
+    f"r = 1 is behind r = 4 by {one_rate:.2f} at one rate, by {best_rates:.2f} at each one's best"
+)
 assert one_rate > 0.5
 assert best_rates < 0.5 * one_rate
 assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5

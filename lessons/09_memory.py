@@ -109,9 +109,19 @@ def draw(bars):
     for x, sizes in enumerate(bars.values()):
         bottom = 0.0
         for color, (part, size) in enumerate(zip(PARTS, sizes, strict=True)):
-            axes.bar(x, size, bottom=bottom, color=hue(color), width=0.6, label=part if x == 0 else None)
+            axes.bar(
+                x, size, bottom=bottom, color=hue(color), width=0.6, label=part if x == 0 else None
+            )
             bottom += size
-        axes.annotate(f"{bottom:.0f} MB", (x, bottom), (0, 4), "data", "offset points", ha="center", weight="bold")
+        axes.annotate(
+            f"{bottom:.0f} MB",
+            (x, bottom),
+            (0, 4),
+            "data",
+            "offset points",
+            ha="center",
+            weight="bold",
+        )
     tallest = max(map(sum, bars.values()))
     axes.set(
         title=f"A step of the shipped base, {batch} × {time} tokens",
@@ -125,7 +135,10 @@ def draw(bars):
     return figure
 
 
-show(draw(found), "Stacked bars of full, LoRA and QLoRA: on a tiny model activations are most of each bar and hardly shrink")
+show(
+    draw(found),
+    "Stacked bars of full, LoRA and QLoRA: on a tiny model activations are most of each bar and hardly shrink",
+)
 
 # %% [markdown]
 # A small model with {{ batch * time }} tokens in a batch is mostly activations, and those LoRA hardly touches: at the
@@ -138,9 +151,19 @@ show(draw(found), "Stacked bars of full, LoRA and QLoRA: on a tiny model activat
 # %%
 big = {"batch": 1, "seq": 2048, "checkpointing": True}
 everywhere16 = LoraConfig(r=16, target_modules="all-linear")
-llamas = {"Llama-3 8B": "llama-3-8b", "Llama-3 70B": "llama-3-70b", "Llama-3.1 405B": "llama-3.1-405b"}
-plans = {title: [plan(name, everywhere16, method, **big) for name in llamas.values()] for title, method in METHODS.items()}
-cards = {name: size * 10**9 for name, size in GPUS.items()} | {"8 × 80 GB": 640e9, "8 × 141 GB": 1128e9}
+llamas = {
+    "Llama-3 8B": "llama-3-8b",
+    "Llama-3 70B": "llama-3-70b",
+    "Llama-3.1 405B": "llama-3.1-405b",
+}
+plans = {
+    title: [plan(name, everywhere16, method, **big) for name in llamas.values()]
+    for title, method in METHODS.items()
+}
+cards = {name: size * 10**9 for name, size in GPUS.items()} | {
+    "8 × 80 GB": 640e9,
+    "8 × 141 GB": 1128e9,
+}
 note = "bf16 base, r = 16 on all Linears, AdamW in float32, 1 × 2048 tokens, checkpointing"
 bars = {title: [p.bytes for p in row] for title, row in plans.items()}
 show(
@@ -212,18 +235,32 @@ check(training_bytes)
 
 # %%
 llama = plan("llama-2-7b", everywhere16, "qlora", **big)
-lean = plan("llama-2-70b", everywhere16, "qlora", batch=1, seq=512, checkpointing=True, optimizer="adamw8bit")
+lean = plan(
+    "llama-2-70b",
+    everywhere16,
+    "qlora",
+    batch=1,
+    seq=512,
+    checkpointing=True,
+    optimizer="adamw8bit",
+)
 times = [
     plan("llama-2-7b", None, "full", batch=rows, checkpointing=saving).total / (2 * 6_738_415_616)
     for rows, saving in ((1, True), (8, True), (8, False))
 ]
-shares = {name: plan(name, LoraConfig(r=8)).share for name in ("base", "llama-7b", "llama-3.1-405b")}
+shares = {
+    name: plan(name, LoraConfig(r=8)).share for name in ("base", "llama-7b", "llama-3.1-405b")
+}
 flan = plan("flan-t5-base", LoraConfig(r=8, target_modules=["q", "v"]))
 block = 4 * 4096**2 + 3 * 4096 * 11008
-flops = {m: (p := plan("llama-2-7b", None, m)).flops_forward + p.flops_backward for m in ("full", "lora")}
+flops = {
+    m: (p := plan("llama-2-7b", None, m)).flops_forward + p.flops_backward for m in ("full", "lora")
+}
 small = plan("llama-2-7b", LoraConfig(r=8)).trainable // 32
 envelope = 6_738_415_616 * 4.127 / 8 + 16 * llama.trainable
-print(f"7B with QLoRA: envelope {envelope / 1e9:.2f} GB, plan with activations {llama.total / 1e9:.2f} GB")
+print(
+    f"7B with QLoRA: envelope {envelope / 1e9:.2f} GB, plan with activations {llama.total / 1e9:.2f} GB"
+)
 print(f"70B with QLoRA, as lean as can be: {lean.total / 1e9:.1f} GB")
 print("share trained, q and v, r = 8:", {name: f"{share:.3%}" for name, share in shares.items()})
 assert lean.total > 2 * 16e9

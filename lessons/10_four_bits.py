@@ -34,9 +34,12 @@ def relative_error(found, wanted):
 
 
 base = minilora.load_base()
-weight = base.get_submodule("model.layers.2.mlp.up_proj").weight.detach()  # (352, 128), trained, not made up
+# (352, 128), trained, not made up
+weight = base.get_submodule("model.layers.2.mlp.up_proj").weight.detach()
 _, _, back = int4(weight, weight.numel())
-print(f"one scale for all {weight.numel():,} weights: relative error {relative_error(back, weight):.3f}")
+print(
+    f"one scale for all {weight.numel():,} weights: relative error {relative_error(back, weight):.3f}"
+)
 
 # %% [markdown]
 # ## Predict
@@ -99,9 +102,21 @@ def draw(sizes, plain, spoilt, bits):
     figure, (left, right) = one_axes(width=10, columns=2)
     left.plot(sizes, spoilt, color=hue(1), marker="o", markersize=4)
     left.plot(sizes, plain, color=hue(0), marker="o", markersize=4)
-    left.annotate("with one outlier", (sizes[5], spoilt[5]), (-8, 8), "data", "offset points", color=hue(1), ha="right")
-    left.annotate("as trained", (sizes[6], plain[6]), (0, -18), "data", "offset points", color=hue(0))
-    left.set(title="Error of the other weights", ylabel="RMS error / RMS of the weights", ylim=(0, 1.05))
+    left.annotate(
+        "with one outlier",
+        (sizes[5], spoilt[5]),
+        (-8, 8),
+        "data",
+        "offset points",
+        color=hue(1),
+        ha="right",
+    )
+    left.annotate(
+        "as trained", (sizes[6], plain[6]), (0, -18), "data", "offset points", color=hue(0)
+    )
+    left.set(
+        title="Error of the other weights", ylabel="RMS error / RMS of the weights", ylim=(0, 1.05)
+    )
     right.plot(sizes, bits, color=hue(2), marker="o", markersize=4)
     right.set(title="What the scales cost", ylabel="bits a weight, scales included", ylim=(0, 6.4))
     for axes in (left, right):
@@ -156,13 +171,18 @@ assert abs(measured / foretold - 1) < 0.05
 floored = (torch.floor(7 * blocks / absmax[:, None]) * absmax[:, None] / 7).view(weight.shape)
 for name, found in (("round", back), ("floor", floored)):
     bias = (found - weight).mean() / weight.std()
-    print(f"{name}: relative error {relative_error(found, weight):.3f}, mean error {bias:+.4f} standard deviations")
+    print(
+        f"{name}: relative error {relative_error(found, weight):.3f}, mean error {bias:+.4f} standard deviations"
+    )
 
 torch.manual_seed(0)
 x = torch.rand(1000, 128)  # inputs with a mean, as they come out of a ReLU
 rounded_output, floored_output = (relative_error(x @ w.T, x @ weight.T) for w in (back, floored))
-print(f"error of the layer's outputs: {rounded_output:.3f} with round, {floored_output:.3f} with floor")
-assert relative_error(floored, weight) < 2.5 * relative_error(back, weight)  # the weights are twice as wrong …
+print(
+    f"error of the layer's outputs: {rounded_output:.3f} with round, {floored_output:.3f} with floor"
+)
+# the weights are twice as wrong …
+assert relative_error(floored, weight) < 2.5 * relative_error(back, weight)
 assert floored_output > 4 * rounded_output  # … the outputs far more
 
 # %% [markdown]

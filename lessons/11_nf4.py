@@ -20,21 +20,25 @@ from minilora import nf4
 from minilora.learn import check, show
 from minilora.plots.style import hue, in_house_style
 
-quantile = NormalDist().inv_cdf  # Φ⁻¹: which number has a share p of a normal distribution below it?
-positive = [quantile(float(p)) for p in torch.linspace(0.9677083, 0.5, 9)[:-1]]  # 8, from the largest down
+# Φ⁻¹: which number has a share p of a normal distribution below it?
+quantile = NormalDist().inv_cdf
+# 8, from the largest down
+positive = [quantile(float(p)) for p in torch.linspace(0.9677083, 0.5, 9)[:-1]]
 negative = [-quantile(float(p)) for p in torch.linspace(0.9677083, 0.5, 8)[:-1]]  # 7
 NF4 = torch.tensor(sorted([*positive, 0.0, *negative])) / max(positive)
 INT4 = torch.arange(-7, 8) / 7  # 15 levels, one of them zero
 EVEN = torch.linspace(-1, 1, 16)  # 16 levels, none of them zero
 print("NF4:", *(f"{level:.3f}" for level in NF4))
-assert torch.equal(NF4, torch.from_numpy(minilora.level0.nf4_levels()))  # bitsandbytes' table, to the bit
+# bitsandbytes' table, to the bit
+assert torch.equal(NF4, torch.from_numpy(minilora.level0.nf4_levels()))
 
 
 def quantize(weights, levels):
     """Codes (blocks, 64), the number of the nearest level each, and absmax (blocks, 1)."""
     blocks = weights.view(-1, 64)
     absmax = blocks.abs().amax(dim=1, keepdim=True)
-    return torch.bucketize(blocks / absmax, (levels[:-1] + levels[1:]) / 2), absmax  # how many midpoints lie below?
+    # how many midpoints lie below?
+    return torch.bucketize(blocks / absmax, (levels[:-1] + levels[1:]) / 2), absmax
 
 
 def to_levels(weights, levels):
@@ -72,7 +76,9 @@ def relative_error(found, wanted):
 torch.manual_seed(0)
 n = 64 * 8192
 base = minilora.load_base()
-trained = [m.weight.detach().flatten() for name, m in base.named_modules() if name.endswith("_proj")]
+trained = [
+    m.weight.detach().flatten() for name, m in base.named_modules() if name.endswith("_proj")
+]
 weights = {
     "normal": torch.randn(n),
     "uniform": 2 * torch.rand(n) - 1,
@@ -82,14 +88,20 @@ weights = {
 }
 formats = {"NF4": NF4, "int4": INT4, "16 even": EVEN}
 errors = {
-    name: {title: relative_error(to_levels(values, levels), values) for title, levels in formats.items()}
+    name: {
+        title: relative_error(to_levels(values, levels), values)
+        for title, levels in formats.items()
+    }
     for name, values in weights.items()
 }
 print("relative error   " + "".join(f"{title:>9}" for title in formats))
 for name, row in errors.items():
     print(f"{name:17}" + "".join(f"{error:9.4f}" for error in row.values()))
 
-assert all(errors[name]["NF4"] < errors[name]["16 even"] < errors[name]["int4"] for name in ("normal", "our base"))
+assert all(
+    errors[name]["NF4"] < errors[name]["16 even"] < errors[name]["int4"]
+    for name in ("normal", "our base")
+)
 assert errors["uniform"]["int4"] < errors["uniform"]["NF4"]
 
 # %% [markdown]
@@ -104,13 +116,36 @@ def draw(weights, formats, errors):
     figure = Figure(figsize=(10, 6.6), layout="constrained")
     for axes, (name, values) in zip(figure.subplots(2, 2).flat, weights.items(), strict=True):
         blocks = values.view(-1, 64)
-        axes.hist((blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten().numpy(), bins=100, color=hue(0), alpha=0.5)
+        axes.hist(
+            (blocks / blocks.abs().amax(dim=1, keepdim=True)).flatten().numpy(),
+            bins=100,
+            color=hue(0),
+            alpha=0.5,
+        )
         top = axes.get_ylim()[1]
         for row, title in enumerate(formats):
-            axes.vlines(formats[title], top * (1.04 + 0.17 * row), top * (1.16 + 0.17 * row), color=hue(row + 1), linewidth=1.8)
+            axes.vlines(
+                formats[title],
+                top * (1.04 + 0.17 * row),
+                top * (1.16 + 0.17 * row),
+                color=hue(row + 1),
+                linewidth=1.8,
+            )
             text = f"{title}  {errors[name][title]:.3f}"
-            axes.annotate(text, (1.05, top * (1.1 + 0.17 * row)), color=hue(row + 1), va="center", annotation_clip=False)
-        axes.set(title=name, xlabel="weight / largest of its block of 64", yticks=[], ylim=(0, top * 1.4), xlim=(-1.02, 1.02))
+            axes.annotate(
+                text,
+                (1.05, top * (1.1 + 0.17 * row)),
+                color=hue(row + 1),
+                va="center",
+                annotation_clip=False,
+            )
+        axes.set(
+            title=name,
+            xlabel="weight / largest of its block of 64",
+            yticks=[],
+            ylim=(0, top * 1.4),
+            xlim=(-1.02, 1.02),
+        )
         axes.spines["left"].set_visible(False)
         axes.grid(visible=False)
     return figure
@@ -158,7 +193,9 @@ NAIVE = torch.tensor([quantile((i + 0.5) / 16) for i in range(16)])
 NAIVE = NAIVE / NAIVE.max()
 naive_error = relative_error(to_levels(weights["normal"], NAIVE), weights["normal"])
 print(f"largest difference of the levels: {(NAIVE - NF4).abs().max():.3f}")
-print(f"error on normal weights: NF4 {errors['normal']['NF4']:.4f}, Φ⁻¹((i + ½)/16) {naive_error:.4f}")
+print(
+    f"error on normal weights: NF4 {errors['normal']['NF4']:.4f}, Φ⁻¹((i + ½)/16) {naive_error:.4f}"
+)
 assert (NAIVE - NF4).abs().max() > 0.03
 assert 0.98 < naive_error / errors["normal"]["NF4"] < 1.0
 
@@ -173,7 +210,9 @@ sparse = weights["normal"] * (torch.rand(n) < 0.5)
 zeros = sparse == 0
 for title, levels in (("NF4", NF4), ("naive", NAIVE)):
     back = to_levels(sparse, levels)
-    print(f"{title:5}: zeros that stay zero {(back[zeros] == 0).float().mean():.0%}, error {relative_error(back, sparse):.4f}")
+    print(
+        f"{title:5}: zeros that stay zero {(back[zeros] == 0).float().mean():.0%}, error {relative_error(back, sparse):.4f}"
+    )
 assert (to_levels(sparse, NF4)[zeros] == 0).all()
 assert not (to_levels(sparse, NAIVE)[zeros] == 0).any()
 
@@ -246,9 +285,13 @@ check(bits_per_weight)
 once = nf4.quantize(weights["our base"], double_quant=False)
 twice = nf4.quantize(weights["our base"], double_quant=True)
 bits_once, bits_twice = once.bits_per_weight, twice.bits_per_weight
-error_once, error_twice = (relative_error(q.dequantize(), weights["our base"]) for q in (once, twice))
+error_once, error_twice = (
+    relative_error(q.dequantize(), weights["our base"]) for q in (once, twice)
+)
 scales_shrink = (bits_once - 4) / (bits_twice - 4)
-print(f"bits a weight {bits_once:.3f} -> {bits_twice:.3f}; the scales alone shrink {scales_shrink:.2f} times")
+print(
+    f"bits a weight {bits_once:.3f} -> {bits_twice:.3f}; the scales alone shrink {scales_shrink:.2f} times"
+)
 print(f"relative error {error_once:.5f} -> {error_twice:.5f}")
 assert abs(bits_once - 4.5) < 1e-9
 assert 4.126 < bits_twice < 4.13

@@ -50,12 +50,15 @@ for method, bits in (("LoRA", None), ("QLoRA", "nf4")):
         runs.append(minilora.train(model, task, seed=seed, **settings))
         exact[method].append(minilora.exact_match(model, task.valid))
         held_out = ", ".join(f"{found['valid_loss']:.3f}" for found in runs[-1].validations[1:])
-        print(f"{method:5} held-out loss {held_out}; answered to the letter {exact[method][-1]:.0%}")
+        print(
+            f"{method:5} held-out loss {held_out}; answered to the letter {exact[method][-1]:.0%}"
+        )
     curves[method] = torch.tensor([run.losses for run in runs])  # (seeds, steps)
     ends[method] = [run.validations[-1]["valid_loss"] for run in runs]
 
 after = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
-assert all(torch.equal(after[name], tensor) for name, tensor in before.items())  # codes and scales: unchanged to the bit
+# codes and scales: unchanged to the bit
+assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
 gap = (sum(ends["QLoRA"]) - sum(ends["LoRA"])) / 2
 spread = max(abs(a - b) for a, b in ends.values())
 assert abs(gap) < 0.3
@@ -141,20 +144,32 @@ def stack(kind):
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 256, bias=False) for _ in range(8)]
     if kind != "floats":
-        layers = [(Plainly if kind == "written plainly" else NF4Linear).from_linear(layer) for layer in layers]
+        layers = [
+            (Plainly if kind == "written plainly" else NF4Linear).from_linear(layer)
+            for layer in layers
+        ]
     return torch.nn.Sequential(*layers).requires_grad_(False)
 
 
 weights, kept, dx = {}, {}, {}
 for kind in ("floats", "written plainly", "lean"):
-    model, inputs = stack(kind), torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    model, inputs = (
+        stack(kind),
+        torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_(),
+    )
     found = measure(lambda model=model, inputs=inputs: model(inputs).sum().backward(), model)
-    weights[kind], kept[kind] = found.resident["weights"] + found.resident["constants"], found.peaks["activations"]
+    weights[kind], kept[kind] = (
+        found.resident["weights"] + found.resident["constants"],
+        found.peaks["activations"],
+    )
     dx[kind] = inputs.grad
-    print(f"{kind:16} weights {weights[kind]:>9,} bytes, kept for the backward {kept[kind]:>9,} bytes")
+    print(
+        f"{kind:16} weights {weights[kind]:>9,} bytes, kept for the backward {kept[kind]:>9,} bytes"
+    )
 
 floats = weights["floats"]
-assert kept["written plainly"] >= floats  # all that four bits had saved is there again, on top of the codes
+# all that four bits had saved is there again, on top of the codes
+assert kept["written plainly"] >= floats
 assert kept["lean"] < 0.05 * floats
 assert torch.allclose(dx["lean"], dx["written plainly"], rtol=1e-4, atol=1e-6)
 
@@ -168,11 +183,25 @@ def draw(weights, kept):
         first, second = weights[kind] / 1e6, kept[kind] / 1e6
         axes.barh(row, first, color=hue(0), height=0.55)
         axes.barh(row, second, left=first, color=hue(1), height=0.55)
-        axes.annotate(f"{first + second:.2f} MB", (first + second, row), (5, -4), "data", "offset points")
+        axes.annotate(
+            f"{first + second:.2f} MB", (first + second, row), (5, -4), "data", "offset points"
+        )
         if kind == "written plainly":
-            axes.text(first + second / 2, row, "Ŵ in floats, kept for the backward", color=paper, ha="center", va="center")
+            axes.text(
+                first + second / 2,
+                row,
+                "Ŵ in floats, kept for the backward",
+                color=paper,
+                ha="center",
+                va="center",
+            )
     axes.text(weights["floats"] / 2e6, 2, "weights", color=paper, ha="center", va="center")
-    axes.set(title="8 layers of 256 × 256 between forward and backward", xlabel="MB", yticks=range(3), yticklabels=names)
+    axes.set(
+        title="8 layers of 256 × 256 between forward and backward",
+        xlabel="MB",
+        yticks=range(3),
+        yticklabels=names,
+    )
     axes.margins(x=0.17)
     axes.grid(axis="y", visible=False)
     return figure
@@ -202,7 +231,9 @@ def lean_product(x, weight):
     x (…, in) may need a gradient; weight.dequantize() makes a fresh Ŵ (out, in), which is frozen. Returns y (…, out), and
     y.backward(g) must give x the gradient g Ŵ. Write a torch.autograd.Function: forward(ctx, x), backward(ctx, grad).
     """
-    raise NotImplementedError("TODO: a class Product(torch.autograd.Function), and return Product.apply(x)")
+    raise NotImplementedError(
+        "TODO: a class Product(torch.autograd.Function), and return Product.apply(x)"
+    )
 
 
 # %% [hints] lean_product

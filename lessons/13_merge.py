@@ -33,7 +33,9 @@ task = data.naval_log(400, 24)
 original = minilora.load_base()
 torch.manual_seed(0)
 model = minilora.load_base(quantize="nf4")
-minilora.inject(model, LoraConfig(r=4, lora_alpha=8, target_modules=["v_proj", "o_proj", "down_proj"]))
+minilora.inject(
+    model, LoraConfig(r=4, lora_alpha=8, target_modules=["v_proj", "o_proj", "down_proj"])
+)
 history = minilora.train(model, task, steps=20, batch_size=8, validate_every=0, progress=False)
 rows = pad(encode_all(model.tokenizer, task.valid, 512))
 
@@ -41,7 +43,9 @@ rows = pad(encode_all(model.tokenizer, task.valid, 512))
 @torch.no_grad()
 def held_out(model):
     logits, labels = model(rows.ids)[:, :-1], rows.labels[:, 1:]  # IGNORE where it is no answer
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE).item(), logits
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORE
+    ).item(), logits
 
 
 loss_before = held_out(minilora.load_base(quantize="nf4"))[0]
@@ -66,13 +70,15 @@ assert loss_adapter < 0.5 * loss_before
 # The first two need a float base: we put Ŵ there as a plain float32 weight, so that all routes start from one model.
 
 # %%
-floats = minilora.dequantize_base(copy.deepcopy(model))  # the same numbers as the 4-bit model, as plain Linears
+# the same numbers as the 4-bit model, as plain Linears
+floats = minilora.dequantize_base(copy.deepcopy(model))
 
 
 def take(route):
     if route in ("float32", "bfloat16"):
         merged = minilora.merge(copy.deepcopy(floats))
-        return merged.bfloat16().float() if route == "bfloat16" else merged  # all weights rounded to 16 bits, then used
+        # all weights rounded to 16 bits, then used
+        return merged.bfloat16().float() if route == "bfloat16" else merged
     merged = copy.deepcopy(model)
     if route == "requantized":
         minilora.merge(merged, requantize=True)  # returns what was lost
@@ -115,10 +121,22 @@ def draw(delta, arrived):
 
     figure = Figure(figsize=(11, 3.9), layout="constrained")
     limit = 1.05 * delta.abs().max().item()
-    for index, (axes, route) in enumerate(zip(figure.subplots(1, 3, sharey=True), arrived, strict=True)):
+    for index, (axes, route) in enumerate(
+        zip(figure.subplots(1, 3, sharey=True), arrived, strict=True)
+    ):
         axes.plot([-limit, limit], [-limit, limit], color=hue(6), linewidth=1, zorder=0)
-        axes.plot(delta.flatten(), arrived[route].flatten(), ".", color=hue(index), markersize=2.5, alpha=0.5, rasterized=True)
-        axes.set(title=f"{route}: cosine {cosine(arrived[route]):.2f}", xlabel="wanted: entry of ΔW")
+        axes.plot(
+            delta.flatten(),
+            arrived[route].flatten(),
+            ".",
+            color=hue(index),
+            markersize=2.5,
+            alpha=0.5,
+            rasterized=True,
+        )
+        axes.set(
+            title=f"{route}: cosine {cosine(arrived[route]):.2f}", xlabel="wanted: entry of ΔW"
+        )
         axes.set(xlim=(-limit, limit), ylim=(-1.7 * limit, 1.7 * limit))
     figure.axes[0].set_ylabel("arrived: change of the stored weight")
     return figure
@@ -148,10 +166,15 @@ assert cosine(arrived["requantized"]) < 0.9 < 0.98 < cosine(arrived["bfloat16"])
 sizes, cosines = [], []
 for shrink in (1, 1 / 2, 1 / 4, 1 / 8, 1 / 16):
     again = minilora.nf4.quantize(start + shrink * delta)
-    change, bytes_changed = again.dequantize() - start, (again.packed != layer.base.packed).float().mean().item()
+    change, bytes_changed = (
+        again.dequantize() - start,
+        (again.packed != layer.base.packed).float().mean().item(),
+    )
     sizes.append((shrink * delta.norm() / start.norm()).item())
     cosines.append(cosine(change))
-    print(f"‖ΔW‖/‖W‖ = {sizes[-1]:5.1%}: bytes changed {bytes_changed:5.1%}, cosine of what arrived {cosines[-1]:.2f}")
+    print(
+        f"‖ΔW‖/‖W‖ = {sizes[-1]:5.1%}: bytes changed {bytes_changed:5.1%}, cosine of what arrived {cosines[-1]:.2f}"
+    )
 assert cosines[-1] < 0.3 * cosines[0]
 
 # %% [markdown]
@@ -243,15 +266,21 @@ pair, long, single = (floats.eval(), take("float32").eval()), rows.ids[:8, :64],
 
 @torch.no_grad()
 def slowdown(ids):
-    unmerged, merged = (min(repeat(lambda model=model: model(ids), number=1, repeat=25)) for model in pair)
+    unmerged, merged = (
+        min(repeat(lambda model=model: model(ids), number=1, repeat=25)) for model in pair
+    )
     return unmerged / merged
 
 
 costs = slowdown(long), slowdown(single)
-print(f"unmerged over merged: ×{costs[0]:.2f} for {long.numel()} tokens at once, ×{costs[1]:.2f} for a single one")
+print(
+    f"unmerged over merged: ×{costs[0]:.2f} for {long.numel()} tokens at once, ×{costs[1]:.2f} for a single one"
+)
 assert min(costs) > 0.8
 
-print("a random model, audited:", minilora.audit(original, minilora.Llama(original.config)).changes[0])
+print(
+    "a random model, audited:", minilora.audit(original, minilora.Llama(original.config)).changes[0]
+)
 
 # %% [markdown]
 # ## What you can now defend

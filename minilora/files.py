@@ -39,7 +39,8 @@ def write_together(
     other name) renames such a file instead; formats/peft_files.py tells what for. Raises as ``write_atomically``.
     """
     ready: dict[str, Path] = {}
-    hidden_away: dict[Path, Path] = {}  # where stale files are until all new ones stand, and where they were
+    # where stale files are until all new ones stand, and where they were
+    hidden_away: dict[Path, Path] = {}
     name, put_back, changed = next(iter(files)), None, False
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +49,8 @@ def write_together(
             os.close(handle)
             ready[name] = Path(temporary)
             write(ready[name])
-            ready[name].chmod(0o666 & ~current_umask())  # mkstemp's 0600 would hide a shared model from its other readers
+            # mkstemp's 0600 would hide a shared model from its other readers
+            ready[name].chmod(0o666 & ~current_umask())
         for name in (*files, *remove):
             if (folder / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder of that name is in the way")
@@ -73,8 +75,12 @@ def write_together(
                 os.replace(hidden, before)
         for temporary_file in ready.values():
             temporary_file.unlink(missing_ok=True)
-        if isinstance(error, OSError) or "I/O error" in str(error):  # safetensors wraps a full disk in its own error
-            reason, number = getattr(error, "strerror", None) or str(error), getattr(error, "errno", None) or 0
+        # safetensors wraps a full disk in its own error
+        if isinstance(error, OSError) or "I/O error" in str(error):
+            reason, number = (
+                getattr(error, "strerror", None) or str(error),
+                getattr(error, "errno", None) or 0,
+            )
             raise OSError(
                 number,
                 f"could not write {folder / name}: {reason}. "
@@ -110,7 +116,9 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def tensor_writer(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Callable[[Path], None]:
+def tensor_writer(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Callable[[Path], None]:
     """Writes a safetensors file with the ``format: pt`` mark that peers look for."""
     from safetensors.torch import save_file
 
@@ -128,7 +136,9 @@ def write_json(path: str | Path, value: Any) -> Path:
     return write_atomically(path, json_writer(value))
 
 
-def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Path:
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> Path:
     """Write a safetensors file, atomically."""
     return write_atomically(path, tensor_writer(tensors, metadata))
 
@@ -150,7 +160,9 @@ class TensorFiles(Mapping[str, Tensor]):
                 self.handles |= dict.fromkeys(handle.keys(), handle)
                 self.metadata |= handle.metadata() or {}
             except FileNotFoundError:
-                raise ValueError(f"{path} does not exist: the tensors should be in a safetensors file of that name") from None
+                raise ValueError(
+                    f"{path} does not exist: the tensors should be in a safetensors file of that name"
+                ) from None
             except (SafetensorError, OSError) as error:
                 raise ValueError(
                     f"{path} is no readable safetensors file ({error}): it is damaged or something else"
@@ -193,7 +205,8 @@ def json_object(text: bytes, path: str | Path) -> dict[str, Any]:
     """A JSON object from a file's content; ``path`` is for the error."""
     try:
         value = json.loads(text.decode("utf-8"))
-    except (ValueError, RecursionError) as error:  # bad UTF-8, bad JSON and numbers of 5,000 digits are ValueErrors
+    # bad UTF-8, bad JSON and numbers of 5,000 digits are ValueErrors
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no readable JSON file: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object {{…}}, got {type(value).__name__}")

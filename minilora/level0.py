@@ -64,7 +64,14 @@ class LoRAGradients(NamedTuple):
     B: Array
 
 
-def lora_forward(x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: float, bias: ArrayLike | None = None) -> Array:
+def lora_forward(
+    x: ArrayLike,
+    W: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    alpha: float,
+    bias: ArrayLike | None = None,
+) -> Array:
     """``x Wᵀ + bias + (alpha / r) (x Aᵀ) Bᵀ``. Raises ``ValueError`` when the shapes do not fit.
 
     >>> lora_forward([[1, 2]], W=[[1, 0]], A=[[1, 1]], B=[[3]], alpha=2)  # 1 + 2 · 3 · (1 + 2)
@@ -73,11 +80,15 @@ def lora_forward(x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: 
     x, W, A, B = check_shapes(x, W, A, B)
     b = np.zeros(len(W)) if bias is None else np.asarray(bias, dtype=np.float64)
     if b.shape != (len(W),):
-        raise ValueError(f"bias must have one number for each of the {len(W)} outputs, got shape {b.shape}")
+        raise ValueError(
+            f"bias must have one number for each of the {len(W)} outputs, got shape {b.shape}"
+        )
     return x @ W.T + b + (alpha / len(A)) * (x @ A.T) @ B.T
 
 
-def lora_backward(grad_y: ArrayLike, x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: float) -> LoRAGradients:
+def lora_backward(
+    grad_y: ArrayLike, x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike, alpha: float
+) -> LoRAGradients:
     """Gradients of x, A and B for a given ∂L/∂y (…, out); W and the bias are frozen.
 
     >>> lora_backward([[1.0]], [[1, 2]], W=[[1, 0]], A=[[1, 1]], B=[[3]], alpha=2).A
@@ -88,7 +99,8 @@ def lora_backward(grad_y: ArrayLike, x: ArrayLike, W: ArrayLike, A: ArrayLike, B
     if g.shape != (wanted := (*x.shape[:-1], len(W))):
         raise ValueError(f"grad_y must have the shape of y, {wanted}, got {g.shape}")
     s = alpha / len(A)
-    flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])  # (tokens, in), (tokens, out)
+    # (tokens, in), (tokens, out)
+    flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
     h = flat_x @ A.T  # (tokens, r)
     dh = s * flat_g @ B  # (tokens, r)
     return LoRAGradients(x=g @ W + (dh @ A).reshape(x.shape), A=dh.T @ flat_x, B=s * flat_g.T @ h)
@@ -129,7 +141,11 @@ def nf4_levels() -> NDArray[np.float32]:
     """
     positive, negative = linspace32(0.9677083, 0.5, 9)[:-1], linspace32(0.9677083, 0.5, 8)[:-1]
     quantile = NormalDist().inv_cdf
-    levels = [*(quantile(float(p)) for p in positive), 0.0, *(-quantile(float(p)) for p in negative)]
+    levels = [
+        *(quantile(float(p)) for p in positive),
+        0.0,
+        *(-quantile(float(p)) for p in negative),
+    ]
     ascending = np.sort(np.array(levels, dtype=np.float32))
     return ascending / ascending.max()
 
@@ -138,7 +154,9 @@ def linspace32(first: float, last: float, count: int) -> NDArray[np.float32]:
     """Evenly spaced values in float32 arithmetic, each counted from the nearer end, as torch computes them."""
     start, end, i = np.float32(first), np.float32(last), np.arange(count, dtype=np.float32)
     step = (end - start) / np.float32(count - 1)
-    return np.where(i < count // 2, start + step * i, end - step * (np.float32(count - 1) - i)).astype(np.float32)
+    return np.where(
+        i < count // 2, start + step * i, end - step * (np.float32(count - 1) - i)
+    ).astype(np.float32)
 
 
 def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
@@ -151,7 +169,9 @@ def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
     """
     w = np.asarray(w, dtype=np.float32)
     if w.size == 0 or not np.isfinite(w).all():
-        raise ValueError(f"nf4_quantize needs at least one value and finite values only, got shape {w.shape}")
+        raise ValueError(
+            f"nf4_quantize needs at least one value and finite values only, got shape {w.shape}"
+        )
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
     levels, flat, tiny = nf4_levels(), w.ravel(), np.float32(1e-38)
@@ -168,7 +188,8 @@ def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
         codes.append(np.searchsorted(midpoints, scaled, side="left"))  # ties go down
         scales.append(absmax)
     flat_codes = np.concatenate([*codes, np.full(flat.size % 2, 7)])
-    packed = (16 * flat_codes[::2] + flat_codes[1::2]).astype(np.uint8)  # the even element in the high half
+    # the even element in the high half
+    packed = (16 * flat_codes[::2] + flat_codes[1::2]).astype(np.uint8)
     return NF4(packed, np.array(scales, dtype=np.float32), w.shape, block_size)
 
 
@@ -183,11 +204,18 @@ def nf4_dequantize(q: NF4) -> NDArray[np.float32]:
     return (nf4_levels()[codes] * scales).reshape(q.shape)
 
 
-def check_shapes(x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike) -> tuple[Array, Array, Array, Array]:
+def check_shapes(
+    x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike
+) -> tuple[Array, Array, Array, Array]:
     """All four as float64; raise ``ValueError`` that shows the shapes when they do not fit each other."""
     x, W, A, B = (np.asarray(array, dtype=np.float64) for array in (x, W, A, B))
     fits = x.ndim >= 1 and W.ndim == A.ndim == B.ndim == 2
-    if not fits or x.shape[-1] != W.shape[1] or A.shape[1] != W.shape[1] or B.shape != (len(W), len(A)):
+    if (
+        not fits
+        or x.shape[-1] != W.shape[1]
+        or A.shape[1] != W.shape[1]
+        or B.shape != (len(W), len(A))
+    ):
         raise ValueError(
             f"shapes do not fit: x {x.shape}, W {W.shape}, A {A.shape}, B {B.shape}; "
             "needed x (…, in), W (out, in), A (r, in), B (out, r)"

@@ -10,7 +10,8 @@ files start first, so that none is left over at the end.
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin while they wait slow everyone on a shared machine
+# threads that spin while they wait slow everyone on a shared machine
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
@@ -22,7 +23,10 @@ from .profiles import EXAMPLES, PROFILE
 torch.set_num_threads(int(os.environ.get("MINILORA_THREADS", "1")))
 for name, examples in EXAMPLES.items():
     settings.register_profile(
-        name, max_examples=examples, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+        name,
+        max_examples=examples,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )
 settings.load_profile(PROFILE)
 SLOWEST_FIRST = [
@@ -35,7 +39,14 @@ SLOWEST_FIRST = [
     "test_estimate",
     "test_tensor",
 ]
-SLOWEST_FIRST += ["test_benchmarks", "test_loop", "test_charts", "test_cli", "test_readme", "test_peft_files"]
+SLOWEST_FIRST += [
+    "test_benchmarks",
+    "test_loop",
+    "test_charts",
+    "test_cli",
+    "test_readme",
+    "test_peft_files",
+]
 
 
 def pytest_collection_modifyitems(items):

@@ -55,11 +55,24 @@ SECONDS = 120  # for one mutant: some of them run for ever
 
 def main() -> None:
     """Mutate the named modules and print what survived."""
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("modules", nargs="*", default=list(TESTS), metavar="module", help=", ".join(TESTS))
-    options.add_argument("--out", type=Path, default=ROOT / ".mutants", help="folder for the results (default: %(default)s)")
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument(
+        "modules", nargs="*", default=list(TESTS), metavar="module", help=", ".join(TESTS)
+    )
+    options.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / ".mutants",
+        help="folder for the results (default: %(default)s)",
+    )
     options.add_argument("--list", action="store_true", help="only count the mutants")
-    options.add_argument("--sample", type=int, help="so many of each module's mutants, drawn at random but always the same")
+    options.add_argument(
+        "--sample",
+        type=int,
+        help="so many of each module's mutants, drawn at random but always the same",
+    )
     chosen = options.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
     if not chosen.list:
@@ -88,7 +101,16 @@ def main() -> None:
 def import_what_is_slow() -> None:
     """Everything that the tests import, but minilora itself, which every fork imports anew."""
     os.environ |= {"HYPOTHESIS_PROFILE": "dev", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    for name in ("torch", "numpy", "hypothesis", "pytest", "peft", "transformers", "bitsandbytes", "safetensors.torch"):
+    for name in (
+        "torch",
+        "numpy",
+        "hypothesis",
+        "pytest",
+        "peft",
+        "transformers",
+        "bitsandbytes",
+        "safetensors.torch",
+    ):
         importlib.import_module(name)
     import torch
     from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401  lazily imported by their package
@@ -96,9 +118,17 @@ def import_what_is_slow() -> None:
     torch.set_num_threads(1)
     from hypothesis import HealthCheck, Phase, settings
 
-    phases = set(Phase) - {Phase.shrink, Phase.explain}  # that a case fails is enough, it need not be a small one
-    settings.register_profile("mutants", max_examples=10, deadline=None, suppress_health_check=list(HealthCheck), phases=phases)
-    gc.freeze()  # what is imported is nobody's garbage: a fork that looks through it copies all of it
+    # that a case fails is enough, it need not be a small one
+    phases = set(Phase) - {Phase.shrink, Phase.explain}
+    settings.register_profile(
+        "mutants",
+        max_examples=10,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+        phases=phases,
+    )
+    # what is imported is nobody's garbage: a fork that looks through it copies all of it
+    gc.freeze()
 
 
 def mutants(path: Path) -> dict[str, str]:
@@ -110,7 +140,8 @@ def mutants(path: Path) -> dict[str, str]:
     original = meaning(source)
     for name in sorted(operator_names()):
         short = name.rpartition("/")[2]
-        step = 2 if short == "NumberReplacer" else 1  # it makes two of every number, one more and one less: one is enough
+        # it makes two of every number, one more and one less: one is enough
+        step = 2 if short == "NumberReplacer" else 1
         for occurrence in range(0, 10_000 if OPERATORS.fullmatch(short) else 0, step):
             mutated = mutate_code(source.encode("utf-8"), get_operator(name)(), occurrence)
             if mutated is None:
@@ -133,7 +164,11 @@ def meaning(source: str) -> str:
         if isinstance(node, ast.arg):
             node.annotation = None
         if isinstance(node, ast.arguments):  # the bare * in a signature is no operator
-            node.args, node.posonlyargs, node.kwonlyargs = [*node.posonlyargs, *node.args, *node.kwonlyargs], [], []
+            node.args, node.posonlyargs, node.kwonlyargs = (
+                [*node.posonlyargs, *node.args, *node.kwonlyargs],
+                [],
+                [],
+            )
             node.defaults, node.kw_defaults = [*node.defaults, *filter(None, node.kw_defaults)], []
         if isinstance(node, ast.AnnAssign):
             node.annotation = ast.Constant(None)
@@ -147,14 +182,19 @@ def meaning(source: str) -> str:
 def is_silent(node: ast.stmt) -> bool:
     """Whether this is an assertion, or one of a function's overloads, whose body is an ellipsis."""
     body = getattr(node, "body", None)
-    overload = isinstance(node, ast.FunctionDef) and ast.dump(body[0]) == ast.dump(ast.Expr(ast.Constant(...)))
+    overload = isinstance(node, ast.FunctionDef) and ast.dump(body[0]) == ast.dump(
+        ast.Expr(ast.Constant(...))
+    )
     return isinstance(node, ast.Assert) or overload
 
 
 def first_difference(before: str, after: str) -> tuple[int, str]:
     """The number of the first line that differs, and what it is now."""
     old, new = before.splitlines(), after.splitlines()
-    number = next((n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)) - 1)
+    number = next(
+        (n for n, (a, b) in enumerate(zip(old, new, strict=False)) if a != b),
+        min(len(old), len(new)) - 1,
+    )
     return number + 1, new[number].strip()
 
 
@@ -190,11 +230,20 @@ def test(module: str, source: str | None) -> int:
     sys.dont_write_bytecode = True
     if source is not None:
         sys.meta_path.insert(0, Replacement(f"minilora.{module.replace('/', '.')}", source))
-    files = [str(Path("tests", name).with_name(f"test_{Path(name).name}.py")) for name in TESTS[module]] + [
-        f"minilora/{module}.py"
+    files = [
+        str(Path("tests", name).with_name(f"test_{Path(name).name}.py")) for name in TESTS[module]
+    ] + [f"minilora/{module}.py"]
+    # pytest's own loader would pass ours by
+    plain = ["--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    quick = [
+        "--hypothesis-profile=mutants",
+        "--hypothesis-seed=0",
+        "-p",
+        "no:logging",
+        "-p",
+        "no:anyio",
+        "--tb=no",
     ]
-    plain = ["--assert=plain", "-p", "no:cacheprovider", "-p", "no:xdist"]  # pytest's own loader would pass ours by
-    quick = ["--hypothesis-profile=mutants", "--hypothesis-seed=0", "-p", "no:logging", "-p", "no:anyio", "--tb=no"]
     return int(pytest.main(["-x", "-q", *plain, *quick, "-m", "not slow", *files]))
 
 
@@ -206,7 +255,11 @@ class Replacement(importlib.machinery.SourceFileLoader):
         self.source = source
 
     def find_spec(self, name, path=None, target=None):
-        return importlib.util.spec_from_file_location(name, self.path, loader=self) if name == self.name else None
+        return (
+            importlib.util.spec_from_file_location(name, self.path, loader=self)
+            if name == self.name
+            else None
+        )
 
     def get_code(self, fullname):
         return compile(self.source, self.path, "exec")

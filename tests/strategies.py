@@ -92,10 +92,14 @@ def models(draw):
             x = x + self.q_proj(self.norm(x))
             return x + self.down_proj(torch.relu(self.up_proj(x)))
 
-    return nn.Sequential(nn.Linear(width, width), *(Block() for _ in range(depth)), nn.Linear(width, 3))
+    return nn.Sequential(
+        nn.Linear(width, width), *(Block() for _ in range(depth)), nn.Linear(width, 3)
+    )
 
 
-targets = st.lists(st.sampled_from(["q_proj", "up_proj", "down_proj"]), min_size=1, max_size=3, unique=True)
+targets = st.lists(
+    st.sampled_from(["q_proj", "up_proj", "down_proj"]), min_size=1, max_size=3, unique=True
+)
 
 
 @st.composite
@@ -105,7 +109,9 @@ def configs(draw):
     chosen = draw(st.sampled_from([names, rf".*\.({'|'.join(names)})", "all-linear"]))
     present = ["q_proj", "up_proj", "down_proj"] if chosen == "all-linear" else names
     pattern = st.dictionaries(st.sampled_from(present), ranks, max_size=2)
-    exclude = [name for name in present if draw(st.booleans())][1:] if chosen == "all-linear" else []
+    exclude = (
+        [name for name in present if draw(st.booleans())][1:] if chosen == "all-linear" else []
+    )
     return LoraConfig(
         r=draw(ranks),
         lora_alpha=draw(alphas),
@@ -137,10 +143,17 @@ def nested(draw):
         st.builds(nn.Linear, st.integers(1, 9), st.integers(1, 9), bias=st.booleans()),
         st.builds(nn.Embedding, st.integers(1, 9), st.integers(1, 9)),
         st.builds(nn.BatchNorm1d, st.integers(1, 9)),
-        st.builds(nn.Linear, st.integers(1, 9), st.integers(1, 9), dtype=st.sampled_from([torch.bfloat16, torch.float64])),
+        st.builds(
+            nn.Linear,
+            st.integers(1, 9),
+            st.integers(1, 9),
+            dtype=st.sampled_from([torch.bfloat16, torch.float64]),
+        ),
     )
     tree = st.recursive(
-        leaf, lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda m: nn.Sequential(*m)), max_leaves=9
+        leaf,
+        lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda m: nn.Sequential(*m)),
+        max_leaves=9,
     )
     model = nn.Sequential(draw(tree), draw(tree))
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
@@ -152,7 +165,13 @@ def nested(draw):
 
 
 @st.composite
-def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), most=700, kinds=(*KINDS, *EXTREMES)):
+def weights(
+    draw,
+    dtypes=DTYPES,
+    scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30),
+    most=700,
+    kinds=(*KINDS, *EXTREMES),
+):
     """What a quantizer may meet: normal, heavy-tailed, uniform, constant, zero blocks, an outlier, ties, and extremes."""
     generator = torch.Generator().manual_seed(draw(seeds))
     n = draw(st.one_of(st.integers(1, 140), st.integers(1, most)))
@@ -163,7 +182,10 @@ def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), mo
     if kind == "uniform":
         weight = torch.rand(n, generator=generator) - 0.5
     if kind == "constant":
-        weight = torch.full((n,), draw(st.floats(2**-10, 1, width=32)) * draw(st.sampled_from([-1, 1])))  # tiny ones: EXTREMES
+        # tiny ones: EXTREMES
+        weight = torch.full(
+            (n,), draw(st.floats(2**-10, 1, width=32)) * draw(st.sampled_from([-1, 1]))
+        )
     if kind == "zero blocks":
         weight[: draw(st.integers(0, n))] = 0
     if kind == "outlier":
@@ -177,9 +199,15 @@ def weights(draw, dtypes=DTYPES, scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30), mo
     dtype = draw(st.sampled_from(dtypes))
     if kind in EXTREMES:
         size = 6e-8 if dtype == torch.float16 else 1e-39
-        return (weight.clamp(-2, 2) * (size if kind == "subnormal" else torch.finfo(dtype).max / 2.1)).to(dtype)
+        return (
+            weight.clamp(-2, 2) * (size if kind == "subnormal" else torch.finfo(dtype).max / 2.1)
+        ).to(dtype)
     scale = 1.0 if kind == "ties" or dtype == torch.float16 else draw(st.sampled_from(scales))
-    return (weight * scale).nan_to_num(0, 0, 0).clamp(-6e4, 6e4).to(dtype) if scale == 1.0 else (weight * scale).to(dtype)
+    return (
+        (weight * scale).nan_to_num(0, 0, 0).clamp(-6e4, 6e4).to(dtype)
+        if scale == 1.0
+        else (weight * scale).to(dtype)
+    )
 
 
 def second_level_is_defined(absmax: Tensor) -> bool:
@@ -189,12 +217,50 @@ def second_level_is_defined(absmax: Tensor) -> bool:
     bitsandbytes takes a reciprocal that is infinite, and writes code 255 where we write 0: the same number for any use.
     """
     mean = absmax.mean()
-    blocks = torch.nn.functional.pad(absmax - mean, (0, -len(absmax) % 256)).view(-1, 256).abs().amax(dim=1)
+    blocks = (
+        torch.nn.functional.pad(absmax - mean, (0, -len(absmax) % 256))
+        .view(-1, 256)
+        .abs()
+        .amax(dim=1)
+    )
     return bool(torch.isfinite(mean)) and bool(((blocks == 0) | torch.isfinite(1 / blocks)).all())
 
 
-STRANGE = [0, -1, 1, 2, 3, 7.5, 1e308, 10**400, float("nan"), float("inf"), True, False, None, [], {}, ["0"], ["0", "1"]]
-STRANGE += [{"0": 2}, {"1": 2.5}, [[]], {"": 1}, "all-linear", "r", "LORA", "..", "(a+)+", "", "\ud800", "F32", "I64", "\x00"]
+STRANGE = [
+    0,
+    -1,
+    1,
+    2,
+    3,
+    7.5,
+    1e308,
+    10**400,
+    float("nan"),
+    float("inf"),
+    True,
+    False,
+    None,
+    [],
+    {},
+    ["0"],
+    ["0", "1"],
+]
+STRANGE += [
+    {"0": 2},
+    {"1": 2.5},
+    [[]],
+    {"": 1},
+    "all-linear",
+    "r",
+    "LORA",
+    "..",
+    "(a+)+",
+    "",
+    "\ud800",
+    "F32",
+    "I64",
+    "\x00",
+]
 HOSTILE_FLOATS = [struct.pack("<f", value) for value in (float("nan"), float("inf"), 1e30, 0.0)]
 
 
@@ -215,7 +281,15 @@ def damaged(draw, files: dict[str, bytes]) -> dict[str, bytes]:
 def damaged_bytes(draw, data: bytearray, is_json: bool) -> bytearray:
     """One change of a file's content."""
     at, size = draw(st.integers(0, len(data))), draw(st.integers(1, 40))
-    kinds = ["cut", "shorten", "lengthen", "float", "flip", "flip", *(["field"] * 4 if is_json else ["length", "flip"])]
+    kinds = [
+        "cut",
+        "shorten",
+        "lengthen",
+        "float",
+        "flip",
+        "flip",
+        *(["field"] * 4 if is_json else ["length", "flip"]),
+    ]
     kind = draw(st.sampled_from(kinds))
     if kind == "cut":
         del data[at:]

@@ -7,7 +7,18 @@ import pytest
 
 import minilora.commands.cli
 from benchmarks import __main__ as everything
-from benchmarks import common, figure, forward, matrix, memory, nf4, quality, report, scaling, train_step
+from benchmarks import (
+    common,
+    figure,
+    forward,
+    matrix,
+    memory,
+    nf4,
+    quality,
+    report,
+    scaling,
+    train_step,
+)
 
 TINY = {
     forward: "--rows 1 4 --widths 16 --ranks 2 --seconds 0.01",
@@ -21,12 +32,20 @@ TINY = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("benchmark", "arguments"), TINY.items(), ids=[module.__name__[11:] for module in TINY])
-def test_a_benchmark_runs_and_keeps_what_it_found(benchmark, arguments, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("benchmark", "arguments"), TINY.items(), ids=[module.__name__[11:] for module in TINY]
+)
+def test_a_benchmark_runs_and_keeps_what_it_found(
+    benchmark, arguments, tmp_path, monkeypatch, capsys
+):
     name = benchmark.__name__.removeprefix("benchmarks.")
-    monkeypatch.setattr(sys, "argv", [name, *arguments.split(), "--threads", "1", "--out", str(tmp_path)])
+    monkeypatch.setattr(
+        sys, "argv", [name, *arguments.split(), "--threads", "1", "--out", str(tmp_path)]
+    )
     monkeypatch.setattr(scaling, "AXES", {"rank": (1, 2), "depth": (1, 2)})
-    monkeypatch.setattr(scaling, "USUAL", {"rank": 2, "width": 64, "depth": 1, "sequence": 16, "adapters": 7})
+    monkeypatch.setattr(
+        scaling, "USUAL", {"rank": 2, "width": 64, "depth": 1, "sequence": 16, "adapters": 7}
+    )
     if benchmark is memory:
         monkeypatch.setattr(memory.models, "METHODS", memory.models.METHODS[-1:])
     if benchmark is quality:
@@ -46,21 +65,31 @@ def test_a_benchmark_runs_and_keeps_what_it_found(benchmark, arguments, tmp_path
 
 def test_all_of_them_run_one_after_the_other_and_then_the_report(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(everything.subprocess, "call", lambda command, **more: calls.append(command[2:]) or 0)
+    monkeypatch.setattr(
+        everything.subprocess, "call", lambda command, **more: calls.append(command[2:]) or 0
+    )
     assert minilora.commands.cli.main(["bench", "forward", "nf4"]) == 0
     assert everything.main(calls.pop()[1:]) == 0
-    assert calls == [[f"benchmarks.{name}", "--device", "cpu"] for name in ("forward", "nf4")] + [["benchmarks.report"]]
+    assert calls == [[f"benchmarks.{name}", "--device", "cpu"] for name in ("forward", "nf4")] + [
+        ["benchmarks.report"]
+    ]
 
 
 def test_the_first_that_fails_ends_it(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(everything.subprocess, "call", lambda command, **more: calls.append(command) or 3)
+    monkeypatch.setattr(
+        everything.subprocess, "call", lambda command, **more: calls.append(command) or 3
+    )
     assert everything.main([]) == 3
     assert len(calls) == 1
 
 
-def test_without_a_checkout_the_command_says_where_the_benchmarks_are(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr(minilora.commands.cli, "__file__", str(tmp_path / "minilora" / "commands/cli.py"))
+def test_without_a_checkout_the_command_says_where_the_benchmarks_are(
+    monkeypatch, capsys, tmp_path
+):
+    monkeypatch.setattr(
+        minilora.commands.cli, "__file__", str(tmp_path / "minilora" / "commands/cli.py")
+    )
     assert minilora.commands.cli.main(["bench"]) == 2
     assert "part of the repository" in capsys.readouterr().err
 
@@ -80,8 +109,12 @@ def test_an_exponent_is_found_again():
 def test_the_readme_and_the_page_are_what_the_results_say():
     found = report.read()
     readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.put_between_markers(readme, report.summary(found)) == readme, "run python -m benchmarks.report"
-    assert (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.whole(found)
+    assert report.put_between_markers(readme, report.summary(found)) == readme, (
+        "run python -m benchmarks.report"
+    )
+    assert (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.whole(
+        found
+    )
     assert len(figure.benchmark_figure(found).axes) == 3
 
 

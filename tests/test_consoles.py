@@ -44,7 +44,13 @@ def said(tmp_path_factory):
     (folder / "learner").mkdir()
     line = '{"instruction": "Größe des Schiffs?", "output": "Hull – 90%."}\n'
     (folder / "ships.jsonl").write_text(line * 20, encoding="utf-8")
-    environment = {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "LC_ALL": "C", "COLUMNS": "40", "NO_COLOR": "1"}
+    environment = {
+        "PYTHONIOENCODING": "cp1252",
+        "PYTHONUTF8": "0",
+        "LC_ALL": "C",
+        "COLUMNS": "40",
+        "NO_COLOR": "1",
+    }
     found = subprocess.run(
         [sys.executable, "-X", "warn_default_encoding", "-c", DRIVER, json.dumps(COMMANDS)],
         stdin=subprocess.DEVNULL,

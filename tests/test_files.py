@@ -25,7 +25,9 @@ from .strategies import damaged
 
 WHOLE = {
     "a.json": json.dumps({"r": 4, "names": ["q", "v"]}).encode(),
-    "b.safetensors": safetensors.numpy.save({"x": np.arange(6, dtype=np.float32), "y": np.ones((2, 2), np.float16)}),
+    "b.safetensors": safetensors.numpy.save(
+        {"x": np.arange(6, dtype=np.float32), "y": np.ones((2, 2), np.float16)}
+    ),
 }
 
 
@@ -42,7 +44,10 @@ def test_what_was_there_survives_a_write_that_fails(tmp_path):
     assert [f.name for f in tmp_path.iterdir()] == ["a.txt"]
 
 
-@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left")])
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: No space left")],
+)
 def test_a_full_disk_is_an_error_that_names_the_file_and_changes_nothing(tmp_path, error):
     file = write_text(tmp_path / "model.safetensors", "old")
 
@@ -50,7 +55,8 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_changes_nothing(tmp_pat
         raise error
 
     with pytest.raises(
-        OSError, match=r"could not write .*model.safetensors.*No space left.*Nothing was changed; free some space"
+        OSError,
+        match=r"could not write .*model.safetensors.*No space left.*Nothing was changed; free some space",
     ):
         write_atomically(file, full)
     assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors"]
@@ -58,7 +64,9 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_changes_nothing(tmp_pat
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_really_full_device_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.mkstemp", lambda **k: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "full")))
+    monkeypatch.setattr(
+        "tempfile.mkstemp", lambda **k: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "full"))
+    )
     (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         write_text(tmp_path / "x", "content" * 10000)
@@ -83,7 +91,9 @@ def test_tensors_come_back_to_the_bit_with_shared_and_strided_ones(tmp_path):
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff" * 100, b"\x80\x05pickle", b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": 1}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 100, b"\x80\x05pickle", b'\x10\x00\x00\x00\x00\x00\x00\x00{"a": 1}']
+)
 def test_damaged_tensors_are_refused(tmp_path, content):
     (tmp_path / "t.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=r"t.safetensors is no readable safetensors file"):
@@ -107,7 +117,9 @@ def test_json_comes_back(tmp_path):
 
 
 @given(damaged(WHOLE))
-def test_a_damaged_file_is_refused_or_holds_what_another_reader_finds_in_it(tmp_path_factory, files):
+def test_a_damaged_file_is_refused_or_holds_what_another_reader_finds_in_it(
+    tmp_path_factory, files
+):
     """Never half of it, never another error than ``ValueError``: the commands print one line for that."""
     folder = tmp_path_factory.mktemp("damaged")
     for name, data in files.items():
@@ -116,7 +128,8 @@ def test_a_damaged_file_is_refused_or_holds_what_another_reader_finds_in_it(tmp_
         found = read_json(folder / "a.json")
     except ValueError as error:
         found = str(error)
-    assert "a.json" in found or repr(found) == repr(json.loads(files["a.json"]))  # NaN is equal to NaN here
+    # NaN is equal to NaN here
+    assert "a.json" in found or repr(found) == repr(json.loads(files["a.json"]))
     try:
         tensors = read_tensors(folder / "b.safetensors")
     except ValueError as error:
@@ -127,7 +140,9 @@ def test_a_damaged_file_is_refused_or_holds_what_another_reader_finds_in_it(tmp_
 
 
 @pytest.mark.parametrize("refuse", ["config.json", "model.safetensors"])
-def test_a_rename_that_fails_says_truly_whether_something_was_changed(tmp_path, monkeypatch, refuse):
+def test_a_rename_that_fails_says_truly_whether_something_was_changed(
+    tmp_path, monkeypatch, refuse
+):
     """On Windows nobody may replace a file that somebody has open, and a model's tensors are often mapped into memory."""
     for name in ("config.json", "model.safetensors", "index.json"):
         write_text(tmp_path / name, "old")
@@ -140,17 +155,30 @@ def test_a_rename_that_fails_says_truly_whether_something_was_changed(tmp_path, 
 
     monkeypatch.setattr(os, "replace", refused)
     new = {"model.safetensors": text_writer("new"), "config.json": text_writer("new")}
-    told = "Nothing was changed" if refuse == "model.safetensors" else "Some files are new already: save again"
+    told = (
+        "Nothing was changed"
+        if refuse == "model.safetensors"
+        else "Some files are new already: save again"
+    )
     with pytest.raises(OSError, match=rf"could not write .*{refuse}: Permission denied. {told}"):
         write_together(tmp_path, new, remove=["config.json", "index.json"])
-    found = {file.name: file.read_text() for file in tmp_path.iterdir() if not file.name.startswith(".")}
-    assert found == (dict.fromkeys([*new, "index.json"], "old") if "Nothing" in told else {"model.safetensors": "new"})
+    found = {
+        file.name: file.read_text() for file in tmp_path.iterdir() if not file.name.startswith(".")
+    }
+    assert found == (
+        dict.fromkeys([*new, "index.json"], "old")
+        if "Nothing" in told
+        else {"model.safetensors": "new"}
+    )
 
 
 def test_a_folder_in_the_way_of_any_file_is_seen_before_anything_is_changed(tmp_path):
     write_text(tmp_path / "a", "old")
     (tmp_path / "b").mkdir()
-    with pytest.raises(OSError, match=r"could not write .*b: a folder of that name is in the way. Nothing was changed"):
+    with pytest.raises(
+        OSError,
+        match=r"could not write .*b: a folder of that name is in the way. Nothing was changed",
+    ):
         write_together(tmp_path, {"a": text_writer("new"), "b": text_writer("new")}, remove=["a"])
     assert (tmp_path / "a").read_text() == "old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]

@@ -32,27 +32,77 @@ LLAMA = {
     **{"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
     **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
 }
-GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, "bos_token_id": 0, "eos_token_id": 1}
+GPT2 = {
+    "vocab_size": 40,
+    "n_embd": 16,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 OPT = {
-    **{"vocab_size": 40, "hidden_size": 16, "ffn_dim": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "pad_token_id": 0},
-    **{"max_position_embeddings": 32, "word_embed_proj_dim": 16, "bos_token_id": 0, "eos_token_id": 1},
+    **{
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "ffn_dim": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "pad_token_id": 0,
+    },
+    **{
+        "max_position_embeddings": 32,
+        "word_embed_proj_dim": 16,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+    },
 }
 BERT = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
-T5 = {"vocab_size": 40, "d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_heads": 4, "decoder_start_token_id": 0}
-VIT = {**{k: v for k, v in BERT.items() if k not in ("vocab_size", "pad_token_id")}, "image_size": 8, "patch_size": 4}
+T5 = {
+    "vocab_size": 40,
+    "d_model": 16,
+    "d_kv": 4,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+}
+VIT = {
+    **{k: v for k, v in BERT.items() if k not in ("vocab_size", "pad_token_id")},
+    "image_size": 8,
+    "patch_size": 4,
+}
 IDS = torch.arange(18).reshape(2, 9) + 1
 TEXT, BOTH = {"input_ids": IDS}, {"input_ids": IDS, "decoder_input_ids": IDS[:, :5]}
 PICTURE = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)}
 # name: (model class, config class, its fields, input, targets, and the same as one regular expression for something else)
 FAMILIES = {
     "Llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA, TEXT, ["q_proj", "v_proj"]),
-    "Qwen2": ("Qwen2ForCausalLM", "Qwen2Config", LLAMA, TEXT, r".*layers\.\d+\.(self_attn\.[qkvo]|mlp\.\w+)_proj"),
+    "Qwen2": (
+        "Qwen2ForCausalLM",
+        "Qwen2Config",
+        LLAMA,
+        TEXT,
+        r".*layers\.\d+\.(self_attn\.[qkvo]|mlp\.\w+)_proj",
+    ),
     "Qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**LLAMA, "head_dim": 8}, TEXT, "all-linear"),
-    "Mistral": ("MistralForCausalLM", "MistralConfig", {**LLAMA, "sliding_window": 4}, TEXT, ["q_proj", "down_proj"]),
+    "Mistral": (
+        "MistralForCausalLM",
+        "MistralConfig",
+        {**LLAMA, "sliding_window": 4},
+        TEXT,
+        ["q_proj", "down_proj"],
+    ),
     "GPT-2": ("GPT2LMHeadModel", "GPT2Config", GPT2, TEXT, ["c_attn", "c_proj"]),
     "GPT-2, all": ("GPT2LMHeadModel", "GPT2Config", GPT2, TEXT, "all-linear"),
     "OPT": ("OPTForCausalLM", "OPTConfig", OPT, TEXT, ["q_proj", "v_proj", "fc1"]),
-    "BERT": ("BertForSequenceClassification", "BertConfig", BERT, TEXT, ["query", "value", "attention.output.dense"]),
+    "BERT": (
+        "BertForSequenceClassification",
+        "BertConfig",
+        BERT,
+        TEXT,
+        ["query", "value", "attention.output.dense"],
+    ),
     "T5": ("T5ForConditionalGeneration", "T5Config", T5, BOTH, ["q", "v", "wi"]),
     "T5, all": ("T5ForConditionalGeneration", "T5Config", T5, BOTH, "all-linear"),
     "ViT": ("ViTForImageClassification", "ViTConfig", VIT, PICTURE, ["q_proj", "v_proj", "fc1"]),
@@ -73,14 +123,17 @@ def make(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_injected_it_computes_what_it_did_with_as_many_parameters_as_in_peft(family):
     model, inputs, targets = make(family)
-    before = model.requires_grad_(False)(**inputs).logits  # T5's attention takes another kernel where nothing trains
+    # T5's attention takes another kernel where nothing trains
+    before = model.requires_grad_(False)(**inputs).logits
     model.requires_grad_(True)
     config = {"r": 3, "lora_alpha": 8, "target_modules": targets}
     peft = get_peft_model(make(family)[0], Theirs(**config))
     inject(model, LoraConfig(**config))
     assert torch.equal(model(**inputs).logits, before)
     assert trainable_parameters(model) == peft.get_nb_trainable_parameters()
-    there = {n.removeprefix("base_model.model.") for n, m in peft.named_modules() if hasattr(m, "lora_A")}
+    there = {
+        n.removeprefix("base_model.model.") for n, m in peft.named_modules() if hasattr(m, "lora_A")
+    }
     assert {name for name, _ in lora_layers(model)} == there
 
 
@@ -137,11 +190,16 @@ def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family
                 module.p = 0.0
         if double:
             model = in_float64(model)
-            inputs = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+            inputs = {
+                name: x.double() if x.is_floating_point() else x for name, x in inputs.items()
+            }
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+            model.gradient_checkpointing_enable(
+                gradient_checkpointing_kwargs={"use_reentrant": True}
+            )
             if model.main_input_name == "input_ids":
-                model.disable_input_require_grads()  # transformers 5 enables them by itself, for text; older ones do not
+                # transformers 5 enables them by itself, for text; older ones do not
+                model.disable_input_require_grads()
         handles = enable_input_grads(model) if enabled else []
         loss = model(**inputs).logits.square().sum()
         if loss.requires_grad:
@@ -157,21 +215,30 @@ def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family
         for mine, theirs, true in zip(found[name], pair, truth[name], strict=True):
             assert mine is not None, name
             assert_as_close(mine, theirs, true)
-    assert any(grad is None for pair in without.values() for grad in pair), "else there would be nothing to enable"
+    assert any(grad is None for pair in without.values() for grad in pair), (
+        "else there would be nothing to enable"
+    )
 
 
 def test_our_own_blocks_can_be_checkpointed_too():
     from torch.utils.checkpoint import checkpoint
 
     torch.manual_seed(0)
-    model = Llama(LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2))
+    model = Llama(
+        LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
+    )
     inject(model, LoraConfig(r=2, target_modules="all-linear"))
     fill(model)
     for layer in model.model.layers:
-        layer.forward = lambda *a, forward=layer.forward: checkpoint(forward, *a, use_reentrant=True)
+        layer.forward = lambda *a, forward=layer.forward: checkpoint(
+            forward, *a, use_reentrant=True
+        )
     enable_input_grads(model)
     model(IDS).square().sum().backward()
-    assert all(la.lora_B.grad is not None and la.lora_B.grad.abs().sum() > 0 for _, la in lora_layers(model))
+    assert all(
+        la.lora_B.grad is not None and la.lora_B.grad.abs().sum() > 0
+        for _, la in lora_layers(model)
+    )
 
 
 def test_a_model_without_embeddings_says_so():
@@ -182,7 +249,9 @@ def test_a_model_without_embeddings_says_so():
 def test_a_merged_foreign_llama_and_its_adapter_meet_ours(tmp_path):
     """transformers' Llama saved by transformers, adapted there by PEFT: our load_base and load_adapter give the same."""
     model, inputs, _ = make("Llama")
-    peft = get_peft_model(copy.deepcopy(model), Theirs(**SCALES[0], target_modules=["k_proj", "up_proj"])).eval()
+    peft = get_peft_model(
+        copy.deepcopy(model), Theirs(**SCALES[0], target_modules=["k_proj", "up_proj"])
+    ).eval()
     for name, p in peft.named_parameters():
         if re.search("lora_B", name):
             nn.init.normal_(p)
@@ -196,7 +265,13 @@ def test_a_merged_foreign_llama_and_its_adapter_meet_ours(tmp_path):
 def test_a_merged_model_saved_here_opens_in_transformers_with_equal_logits(tied, tmp_path):
     torch.manual_seed(0)
     ours = Llama(
-        LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2, tie_word_embeddings=tied)
+        LlamaConfig(
+            vocab_size=40,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=2,
+            tie_word_embeddings=tied,
+        )
     )
     inject(ours, LoraConfig(**SCALES[0], target_modules="all-linear", rank_pattern={"k_proj": 1}))
     fill(ours)

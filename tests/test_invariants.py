@@ -34,7 +34,18 @@ from minilora import (
 )
 from minilora.lora.injection import lora_layers
 
-from .strategies import DTYPES, KINDS, cases, configs, models, nested, ranks, second_level_is_defined, targets, weights
+from .strategies import (
+    DTYPES,
+    KINDS,
+    cases,
+    configs,
+    models,
+    nested,
+    ranks,
+    second_level_is_defined,
+    targets,
+    weights,
+)
 from .tolerance import backward_bound, gamma, merged_bound
 
 
@@ -46,12 +57,18 @@ def fill(model):
 
 def snapshot(model):
     """Copies of everything, by the name it has without adapters."""
-    return {n.replace(".base.", "."): t.clone() for n, t in model.state_dict().items() if "lora_" not in n}
+    return {
+        n.replace(".base.", "."): t.clone()
+        for n, t in model.state_dict().items()
+        if "lora_" not in n
+    }
 
 
 def same(before, after):
     """Equal names and bits."""
-    return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    return before.keys() == after.keys() and all(
+        torch.equal(before[name], after[name]) for name in before
+    )
 
 
 @given(models(), targets, ranks, st.data())
@@ -71,7 +88,9 @@ def test_2_merged_equals_unmerged_within_rounding(case):
     bound = merged_bound(*case.parts, case.x.dtype)
     case.layer.merge()
     difference = (case.layer(case.x).double() - unmerged.double()).abs()
-    assert (difference <= bound).all(), f"off by {(difference - bound).max():.3g} more than rounding explains"
+    assert (difference <= bound).all(), (
+        f"off by {(difference - bound).max():.3g} more than rounding explains"
+    )
 
 
 @given(cases())
@@ -80,7 +99,11 @@ def test_2_a_merge_rounds_once(case):
     layer, dtype = case.layer, case.layer.weight.dtype
     W, A, B = (t.detach().double() for t in (layer.weight, layer.lora_A, layer.lora_B))
     total, size = W + layer.scaling * B @ A, W.abs() + layer.scaling * B.abs() @ A.abs()
-    bound = gamma(1, dtype) * total.abs() + gamma(layer.r + 3, torch.float32) * size + torch.finfo(dtype).smallest_normal
+    bound = (
+        gamma(1, dtype) * total.abs()
+        + gamma(layer.r + 3, torch.float32) * size
+        + torch.finfo(dtype).smallest_normal
+    )
     assert ((layer.merged_weight().double() - total).abs() <= bound).all()
 
 
@@ -121,7 +144,9 @@ def test_4_only_a_and_b_learn(model, names):
         with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
         optimizer.step()
         optimizer.zero_grad()
-    assert with_gradient == {name for name, _ in model.named_parameters() if name.endswith(("lora_A", "lora_B"))}
+    assert with_gradient == {
+        name for name, _ in model.named_parameters() if name.endswith(("lora_A", "lora_B"))
+    }
     assert same(before, snapshot(model))
 
 
@@ -129,7 +154,8 @@ def test_4_only_a_and_b_learn(model, names):
 def test_4_a_new_adapter_can_learn(model, names):
     """4. One factor is zero, never both: then ∂B is not zero, and the first step moves B. Two zeros would stay for ever."""
     inject(model, LoraConfig(r=2, target_modules=names))
-    fed, asked = {}, {}  # what gets an input, and what gets a gradient: the ReLU of a narrow block may pass on neither
+    # what gets an input, and what gets a gradient: the ReLU of a narrow block may pass on neither
+    fed, asked = {}, {}
 
     def note(layer, inputs, output):
         fed[layer] = inputs[0].any()
@@ -138,7 +164,9 @@ def test_4_a_new_adapter_can_learn(model, names):
     for _, layer in lora_layers(model):
         layer.register_forward_hook(note)
     model(torch.randn(8, model[0].in_features)).square().mean().backward()
-    assert all(layer.lora_B.grad.any() for _, layer in lora_layers(model) if fed[layer] and asked[layer])
+    assert all(
+        layer.lora_B.grad.any() for _, layer in lora_layers(model) if fed[layer] and asked[layer]
+    )
     assert all(layer.lora_A.any() and not layer.lora_B.any() for _, layer in lora_layers(model))
 
 
@@ -174,10 +202,21 @@ def test_6_lora_saves_parameters_exactly_below_the_break_even_rank(rows, columns
 def test_6_the_ledger_counts_what_is_there(model):
     """6. On any tree of modules: every number once, tied or not, trainable or not, and the bytes that its storages have."""
     parameters = {id(p): p for p in model.parameters()}.values()
-    stored = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in [*parameters, *model.buffers()]}
+    stored = {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+        for t in [*parameters, *model.buffers()]
+    }
     found = ledger.count(model)
-    assert found.total.parameters == sum(p.numel() for p in parameters) == trainable_parameters(model)[1]
-    assert found.total.trainable == sum(p.numel() for p in parameters if p.requires_grad) == trainable_parameters(model)[0]
+    assert (
+        found.total.parameters
+        == sum(p.numel() for p in parameters)
+        == trainable_parameters(model)[1]
+    )
+    assert (
+        found.total.trainable
+        == sum(p.numel() for p in parameters if p.requires_grad)
+        == trainable_parameters(model)[0]
+    )
     assert found.total.bytes == sum(stored.values())
     for parts in (found.by_group, found.by_dtype):
         assert sum(parts.values(), ledger.Tally()) == found.total
@@ -187,9 +226,16 @@ def test_6_the_ledger_counts_what_is_there(model):
 @given(models(), configs())
 def test_6_the_ledger_agrees_with_the_report_of_any_config(model, config):
     """6. Ranks of their own, exclusions, regular expressions: what the plan, the report and the model say is one number."""
-    planned = ledger.plan([(m.out_features, m.in_features) for m in explain_match(model, config).chosen], all_of(config))
+    planned = ledger.plan(
+        [(m.out_features, m.in_features) for m in explain_match(model, config).chosen],
+        all_of(config),
+    )
     report, found = inject(model, config), ledger.count(model).total
-    assert (found.trainable, found.parameters) == (report.trainable, report.total) == trainable_parameters(model)
+    assert (
+        (found.trainable, found.parameters)
+        == (report.trainable, report.total)
+        == trainable_parameters(model)
+    )
     assert found.trainable == sum(m.r * (m.in_features + m.out_features) for m in report.chosen)
     assert config.rank_pattern or planned.trainable == report.trainable
 
@@ -227,7 +273,9 @@ def test_7_saved_and_loaded_is_the_same_to_the_bit(tmp_path_factory, model, name
 @given(weights(), st.sampled_from(nf4.tensor.BLOCK_SIZES), st.booleans())
 def test_8a_four_bits_are_the_bytes_of_bitsandbytes(weight, block_size, double_quant):
     """8. The same bytes and scales as everyone's: a base quantized here is the base that was quantized there."""
-    assume(not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax))
+    assume(
+        not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax)
+    )
     packed, state = bitsandbytes.quantize_4bit(weight, None, None, block_size, double_quant, "nf4")
     ours = nf4.quantize(weight, block_size, double_quant)
     assert torch.equal(ours.packed, packed.flatten())
@@ -235,7 +283,10 @@ def test_8a_four_bits_are_the_bytes_of_bitsandbytes(weight, block_size, double_q
     assert not double_quant or torch.equal(ours.absmax2, state.state2.absmax)
 
 
-@given(weights(dtypes=(torch.float32,), scales=(1e-3, 1.0, 1e3), kinds=KINDS), st.sampled_from(nf4.tensor.BLOCK_SIZES))
+@given(
+    weights(dtypes=(torch.float32,), scales=(1e-3, 1.0, 1e3), kinds=KINDS),
+    st.sampled_from(nf4.tensor.BLOCK_SIZES),
+)
 def test_8b_four_bits_err_by_half_a_gap_at_most_and_a_second_time_not_at_all(weight, block_size):
     """8. The error is bounded by the block's largest weight, and Ŵ is a fixed point: it does not drift."""
     once = nf4.quantize(weight, block_size, double_quant=False)
@@ -265,13 +316,19 @@ def test_9_a_qlora_gradient_is_loras_on_the_dequantized_weight(case):
         found.append((y, x.grad, layer.lora_A.grad, layer.lora_B.grad))
         layer.zero_grad()
     (y, dx, dA, dB), plain_found = found
-    assert all(torch.equal(a, b) for a, b in zip((y, dA, dB), (plain_found[0], *plain_found[2:]), strict=True))
-    bound = backward_bound(2 * y, *case.parts[1:5], y.dtype)  # for dx, torch may sum a thin product in another order
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip((y, dA, dB), (plain_found[0], *plain_found[2:]), strict=True)
+    )
+    # for dx, torch may sum a thin product in another order
+    bound = backward_bound(2 * y, *case.parts[1:5], y.dtype)
     assert ((dx - plain_found[1]).abs() <= 2 * bound).all()
     assert torch.equal(base.packed, codes)
 
 
-@pytest.mark.parametrize("failure", ["merge twice", "inject twice", "nan", "unmerge", "typo", "container"])
+@pytest.mark.parametrize(
+    "failure", ["merge twice", "inject twice", "nan", "unmerge", "typo", "container"]
+)
 @given(models(), targets)
 def test_10_a_failed_operation_leaves_the_model_as_it_was(failure, model, names):
     """10. Half a merge serves wrong answers in silence, so every operation is whole or not at all."""
@@ -297,9 +354,13 @@ def test_10_a_failed_operation_leaves_the_model_as_it_was(failure, model, names)
         action()
     after = model.state_dict()
     assert before.keys() == after.keys()
-    assert all(torch.equal(before[n], after[n]) or (failure == "nan" and "lora_B" in n) for n in before)
+    assert all(
+        torch.equal(before[n], after[n]) or (failure == "nan" and "lora_B" in n) for n in before
+    )
     assert [p.requires_grad for p in model.parameters()] == flags
-    assert [layer.merged for _, layer in lora_layers(model)] == [failure == "merge twice"] * len(list(lora_layers(model)))
+    assert [layer.merged for _, layer in lora_layers(model)] == [failure == "merge twice"] * len(
+        list(lora_layers(model))
+    )
 
 
 @given(cases(dropout=True))

@@ -17,7 +17,11 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.slug for le
 @pytest.mark.slow
 @each_lesson
 def test_a_lesson_runs_in_a_fresh_process_within_its_budget_and_draws(lesson, tmp_path):
-    assert [*validate_lesson.check_run(lesson, run_apart(lesson, tmp_path, dark=True, limit=400), tmp_path)] == []
+    assert [
+        *validate_lesson.check_run(
+            lesson, run_apart(lesson, tmp_path, dark=True, limit=400), tmp_path
+        )
+    ] == []
 
 
 @each_lesson
@@ -40,9 +44,12 @@ def test_names_of_exercises_are_unique_and_numbers_run_on():
 
 def test_the_map_in_the_readme_is_the_course():
     readme = (lessons_folder() / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"(?m)^\| \[(\d\d)\]\((\S+)\.py\) \| (.+?) \| ([●○]{3}) \| (\d+) \| (\d+) s \|$", readme)
+    rows = re.findall(
+        r"(?m)^\| \[(\d\d)\]\((\S+)\.py\) \| (.+?) \| ([●○]{3}) \| (\d+) \| (\d+) s \|$", readme
+    )
     assert rows == [
-        (one.slug[:2], one.slug, one.question, one.difficulty, str(one.minutes), str(one.seconds)) for one in LESSONS
+        (one.slug[:2], one.slug, one.question, one.difficulty, str(one.minutes), str(one.seconds))
+        for one in LESSONS
     ]
 
 
@@ -62,8 +69,16 @@ x = 1
 def test_a_bad_lesson_is_told_what_is_wrong(tmp_path):
     (tmp_path / "99_bad.py").write_text(BROKEN, encoding="utf-8")
     lesson = validate_lesson.parse_lesson(tmp_path / "99_bad.py")
-    found = "\n".join([*validate_lesson.check_anatomy(lesson), *validate_lesson.check_prose(lesson)])
-    for part in ("'## Look' is missing", "come in the order Run, Predict", "nothing is predicted", "0 exercises", "12.5"):
+    found = "\n".join(
+        [*validate_lesson.check_anatomy(lesson), *validate_lesson.check_prose(lesson)]
+    )
+    for part in (
+        "'## Look' is missing",
+        "come in the order Run, Predict",
+        "nothing is predicted",
+        "0 exercises",
+        "12.5",
+    ):
         assert part in found
     assert "0.5 is typed" not in found.replace("12.5", "")
     assert list(validate_lesson.check_figures({"cells": []}, tmp_path)) == ["no figure is shown"]
@@ -129,7 +144,11 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
     said = capsys.readouterr().out
     for part in (
         *("twice two is 4", "answer: 4", "no figure is shown", "forgotten lacks a checker"),
-        *("the stub is 'wrong' (no), wanted 'to do'", "the solution has no docstring", "2 wrong answers; at least 3"),
+        *(
+            "the stub is 'wrong' (no), wanted 'to do'",
+            "the solution has no docstring",
+            "2 wrong answers; at least 3",
+        ),
         *("the message to 'the same' helps nobody", "'right, really' is 'passed'"),
     ):
         assert part in said, part

@@ -13,14 +13,22 @@ from minilora import level0
 U = 2.0**-53  # float64's unit roundoff
 
 shapes = st.tuples(
-    st.integers(1, 7), st.integers(1, 7), st.integers(1, 5), st.sampled_from([(), (3,), (2, 3)]), st.integers(0, 2**32 - 1)
+    st.integers(1, 7),
+    st.integers(1, 7),
+    st.integers(1, 5),
+    st.sampled_from([(), (3,), (2, 3)]),
+    st.integers(0, 2**32 - 1),
 )
 
 
 def problem(inside, outside, r, batch, seed):
     rng = np.random.default_rng(seed)
     x, W = rng.normal(size=(*batch, inside)), rng.normal(size=(outside, inside))
-    A, B, bias = rng.normal(size=(r, inside)), rng.normal(size=(outside, r)), rng.normal(size=outside)
+    A, B, bias = (
+        rng.normal(size=(r, inside)),
+        rng.normal(size=(outside, r)),
+        rng.normal(size=outside),
+    )
     return x, W, A, B, bias, rng.normal(size=(*batch, outside)), float(rng.uniform(0.5, 20))
 
 
@@ -51,7 +59,12 @@ def test_the_backward_agrees_with_finite_differences(shape):
                 moved = array.copy()
                 moved[index] += sign
                 inputs = {"x": x, "A": A, "B": B, name: moved}
-                values.append((g * level0.lora_forward(inputs["x"], W, inputs["A"], inputs["B"], alpha, bias)).sum())
+                values.append(
+                    (
+                        g
+                        * level0.lora_forward(inputs["x"], W, inputs["A"], inputs["B"], alpha, bias)
+                    ).sum()
+                )
             slope = (values[0] - values[1]) / (2 * h)
             assert abs(slope - getattr(found, name)[index]) <= 2 * U * terms * size / h
 
@@ -74,13 +87,20 @@ def test_zero_b_gives_the_base_and_two_zeros_give_no_gradient():
     ],
 )
 def test_shapes_that_do_not_fit_are_shown(x, W, A, B):
-    with pytest.raises(ValueError, match=r"shapes do not fit: .* needed x \(…, in\), W \(out, in\), A \(r, in\), B \(out, r\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"shapes do not fit: .* needed x \(…, in\), W \(out, in\), A \(r, in\), B \(out, r\)",
+    ):
         level0.lora_forward(x, W, A, B, 1.0)
 
 
 def test_a_gradient_of_another_shape_is_refused():
-    with pytest.raises(ValueError, match=r"grad_y must have the shape of y, \(3, 2\), got \(3, 4\)"):
-        level0.lora_backward(np.ones((3, 4)), np.ones((3, 4)), np.ones((2, 4)), np.ones((1, 4)), np.ones((2, 1)), 1.0)
+    with pytest.raises(
+        ValueError, match=r"grad_y must have the shape of y, \(3, 2\), got \(3, 4\)"
+    ):
+        level0.lora_backward(
+            np.ones((3, 4)), np.ones((3, 4)), np.ones((2, 4)), np.ones((1, 4)), np.ones((2, 1)), 1.0
+        )
 
 
 @pytest.mark.slow
@@ -95,15 +115,25 @@ def test_the_levels_and_every_byte_equal_bitsandbytes():
     midpoints = np.tile((levels[:-1] + levels[1:]) / 2, 9)
     midpoints[::64] = 1.0
     cases = [
-        rng.normal(size=n) * scale for n in (1, 2, 63, 64, 65, 127, 128, 129, 1000, 4097) for scale in (1e-40, 1e-30, 1, 1e30)
+        rng.normal(size=n) * scale
+        for n in (1, 2, 63, 64, 65, 127, 128, 129, 1000, 4097)
+        for scale in (1e-40, 1e-30, 1, 1e30)
     ]
-    for w in [*cases, midpoints, np.zeros(130), np.full(70, 3.0), np.append(np.full(63, 1e-3), 1e3)]:
+    for w in [
+        *cases,
+        midpoints,
+        np.zeros(130),
+        np.full(70, 3.0),
+        np.append(np.full(63, 1e-3), 1e3),
+    ]:
         w = w.astype(np.float32)
         packed, state = peer.quantize_4bit(torch.from_numpy(w), blocksize=64, quant_type="nf4")
         ours = level0.nf4_quantize(w)
         assert np.array_equal(ours.packed, packed.flatten().numpy())
         assert np.array_equal(ours.absmax, state.absmax.numpy())
-        assert np.array_equal(level0.nf4_dequantize(ours), peer.dequantize_4bit(packed, state).flatten().numpy())
+        assert np.array_equal(
+            level0.nf4_dequantize(ours), peer.dequantize_4bit(packed, state).flatten().numpy()
+        )
 
 
 def test_the_bytes_that_bitsandbytes_once_made_come_out_again():
@@ -114,7 +144,11 @@ def test_the_bytes_that_bitsandbytes_once_made_come_out_again():
     for key in keys:
         name, _, block_size, *_ = key.split(".")
         weight = golden[f"{name}.weight"].float().numpy()
-        ours = level0.nf4_quantize(weight) if block_size == "64" else level0.nf4_quantize(weight, int(block_size))
+        ours = (
+            level0.nf4_quantize(weight)
+            if block_size == "64"
+            else level0.nf4_quantize(weight, int(block_size))
+        )
         assert np.array_equal(ours.packed, golden[key].numpy()), key
         assert np.array_equal(ours.absmax, golden[key.replace("packed", "absmax")].numpy()), key
         if (values := golden.get(key.replace("packed", "values"))) is not None:
@@ -141,7 +175,9 @@ def test_nf4_refuses_what_has_no_scale(bad):
 def test_a_bias_that_would_be_broadcast_and_a_block_of_no_size_are_refused():
     x, W, A, B = np.ones((2, 3)), np.ones((2, 3)), np.ones((1, 3)), np.ones((2, 1))
     for bias in ([[10], [20]], [1], 5.0):
-        with pytest.raises(ValueError, match="bias must have one number for each of the 2 outputs, got shape"):
+        with pytest.raises(
+            ValueError, match="bias must have one number for each of the 2 outputs, got shape"
+        ):
             level0.lora_forward(x, W, A, B, 1, bias)
     level0.nf4_quantize(x, 1)
     for size in (0, -64):

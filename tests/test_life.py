@@ -59,11 +59,24 @@ class Life(RuleBasedStateMachine):
 
     def books(self):
         """Write down the base anew, after something that is meant to change it."""
-        linears = {n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear | NF4Linear)}
+        linears = {
+            n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear | NF4Linear)
+        }
         self.weights = {name: bits(module.weight) for name, module in linears.items()}
-        self.codes = {name: {n: bits(b) for n, b in module.named_buffers()} for name, module in linears.items()}
-        inside = {f"{name}.{part}" for name in linears for part in ("weight", "packed", "absmax", "absmax2", "offset")}
-        self.others = {name: bits(tensor) for name, tensor in self.model.state_dict().items() if name not in inside}
+        self.codes = {
+            name: {n: bits(b) for n, b in module.named_buffers()}
+            for name, module in linears.items()
+        }
+        inside = {
+            f"{name}.{part}"
+            for name in linears
+            for part in ("weight", "packed", "absmax", "absmax2", "offset")
+        }
+        self.others = {
+            name: bits(tensor)
+            for name, tensor in self.model.state_dict().items()
+            if name not in inside
+        }
 
     # ---- What one can do ----
 
@@ -82,7 +95,9 @@ class Life(RuleBasedStateMachine):
         """Two steps; taken back when they overflow float16, which ends at 65,504, as a gradient scaler skips such a step."""
         torch.manual_seed(seed)
         before = self.parts()
-        optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1)
+        optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1
+        )
         for _ in range(2):
             self.model.train()(torch.randn_like(self.x)).float().square().mean().backward()
             optimizer.step()
@@ -120,7 +135,10 @@ class Life(RuleBasedStateMachine):
         expected = {name: self.sum_of_parts(name, layer) for name, layer in lora_layers(self.model)}
         minilora.merge_and_unload(self.model, onto=onto)
         for name, (total, bound) in expected.items():
-            assert (np.abs(self.model.get_submodule(name).weight.detach().double().numpy() - total) <= bound).all()
+            assert (
+                np.abs(self.model.get_submodule(name).weight.detach().double().numpy() - total)
+                <= bound
+            ).all()
         self.config, self.merged = None, False
         if self.quantized:  # with the floats come parameters, frozen ones
             self.quantized = any(isinstance(module, NF4Linear) for module in self.model.modules())
@@ -214,12 +232,20 @@ class Life(RuleBasedStateMachine):
         layers = dict(lora_layers(self.model))
         for name, weight in self.weights.items():
             layer = layers.get(name)
-            base = self.model.get_submodule(name) if layer is None else layer.kept_base or layer.base
+            base = (
+                self.model.get_submodule(name) if layer is None else layer.kept_base or layer.base
+            )
             kept = layer.kept_weight if layer is not None else None
             assert torch.equal(base.weight if kept is None else kept, weight), name
             assert self.codes[name].keys() == dict(base.named_buffers()).keys()
-            assert all(torch.equal(buffer, self.codes[name][n]) for n, buffer in base.named_buffers())
-        now = {n.replace(".base.", "."): t for n, t in self.model.state_dict().items() if "lora_" not in n}
+            assert all(
+                torch.equal(buffer, self.codes[name][n]) for n, buffer in base.named_buffers()
+            )
+        now = {
+            n.replace(".base.", "."): t
+            for n, t in self.model.state_dict().items()
+            if "lora_" not in n
+        }
         assert all(torch.equal(now[name], tensor) for name, tensor in self.others.items())
 
     @invariant()
@@ -234,7 +260,9 @@ class Life(RuleBasedStateMachine):
             bias = self.model.get_submodule(name).bias
             arrays, b = map(as_numpy, (x, W, A, B)), None if bias is None else as_numpy(bias)
             truth = level0.lora_forward(*arrays, scaling * len(A), b)
-            bound = (merged_bound if self.merged else forward_bound)(x, W, A, B, scaling, bias, y.dtype).numpy()
+            bound = (merged_bound if self.merged else forward_bound)(
+                x, W, A, B, scaling, bias, y.dtype
+            ).numpy()
             assert (np.abs(as_numpy(y) - truth) <= bound).all(), name
 
     @invariant()
@@ -244,7 +272,9 @@ class Life(RuleBasedStateMachine):
         if self.config is None:
             assert [p.requires_grad for p in self.model.parameters()] == self.trains
         else:
-            assert {n.rsplit(".", 1)[-1] for n, p in self.model.named_parameters() if p.requires_grad} == {"lora_A", "lora_B"}
+            assert {
+                n.rsplit(".", 1)[-1] for n, p in self.model.named_parameters() if p.requires_grad
+            } == {"lora_A", "lora_B"}
 
     # ---- Helpers ----
 
@@ -252,7 +282,10 @@ class Life(RuleBasedStateMachine):
         """What goes into every Linear of the base, and what comes out with the adapter on it, by path."""
         seen, hooks = {}, []
         for name in self.weights:
-            hook = lambda module, inputs, output, name=name: seen.update({name: (inputs[0].clone(), output.clone())})  # noqa: E731
+
+            def hook(module, inputs, output, name=name):
+                return seen.update({name: (inputs[0].clone(), output.clone())})
+
             hooks.append(self.model.get_submodule(name).register_forward_hook(hook))
         with torch.no_grad():
             self.model(self.x)
@@ -261,23 +294,36 @@ class Life(RuleBasedStateMachine):
         return seen
 
     def any_packed(self):
-        return any(minilora.lora.layer.is_packed(layer.base) for _, layer in lora_layers(self.model))
+        return any(
+            minilora.lora.layer.is_packed(layer.base) for _, layer in lora_layers(self.model)
+        )
 
     def parts(self):
         """A, B and scaling by path."""
-        return {name: (bits(m.lora_A), bits(m.lora_B), m.scaling) for name, m in lora_layers(self.model)}
+        return {
+            name: (bits(m.lora_A), bits(m.lora_B), m.scaling) for name, m in lora_layers(self.model)
+        }
 
     def fits(self, parts):
         """Whether saved parts are those of the adapter that is there: names, ranks and scales."""
         here = self.parts()
-        return here.keys() == parts.keys() and all((len(here[n][0]), here[n][2]) == (len(p[0]), p[2]) for n, p in parts.items())
+        return here.keys() == parts.keys() and all(
+            (len(here[n][0]), here[n][2]) == (len(p[0]), p[2]) for n, p in parts.items()
+        )
 
     def sum_of_parts(self, name, layer):
         """W0 + ΔW in float64, and how far a weight that is summed in float32 and rounded once may lie from it."""
-        W, delta = as_numpy(self.weights[name]), level0.delta_weight(*map(as_numpy, (layer.lora_A, layer.lora_B)), 1.0)
+        W, delta = (
+            as_numpy(self.weights[name]),
+            level0.delta_weight(*map(as_numpy, (layer.lora_A, layer.lora_B)), 1.0),
+        )
         delta = delta * layer.scaling * layer.r
-        size = np.abs(W) + layer.scaling * np.abs(as_numpy(layer.lora_B)) @ np.abs(as_numpy(layer.lora_A))
-        return W + delta, gamma(1, layer.weight.dtype) * size * 2 + gamma(layer.r + 3, torch.float32) * size
+        size = np.abs(W) + layer.scaling * np.abs(as_numpy(layer.lora_B)) @ np.abs(
+            as_numpy(layer.lora_A)
+        )
+        return W + delta, gamma(1, layer.weight.dtype) * size * 2 + gamma(
+            layer.r + 3, torch.float32
+        ) * size
 
 
 def refused(action):
@@ -291,4 +337,6 @@ def as_numpy(tensor):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=profiles.of(dev=10, ci=40, thorough=3000), stateful_step_count=15, deadline=None)
+TestLife.settings = settings(
+    max_examples=profiles.of(dev=10, ci=40, thorough=3000), stateful_step_count=15, deadline=None
+)

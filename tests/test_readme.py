@@ -38,7 +38,14 @@ def test_python_prints_what_the_readme_shows(code, output, tmp_path, monkeypatch
 
 
 def test_the_first_example_has_twelve_lines_of_code():
-    assert sum(1 for line in PYTHON[0][0].splitlines() if line and not line.startswith(("import", "from"))) <= 12
+    assert (
+        sum(
+            1
+            for line in PYTHON[0][0].splitlines()
+            if line and not line.startswith(("import", "from"))
+        )
+        <= 12
+    )
 
 
 @pytest.mark.slow
@@ -48,10 +55,13 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
         gallery, "CHARTS", {name: gallery.CHARTS[name] for name in ("memory", "disk")}
     )  # plots/test_charts.py has all
     lines = [
-        f'{{"instruction": "{e.instruction}", "input": "{e.input}", "output": "{e.output}"}}' for e in naval_log(40, 1).train
+        f'{{"instruction": "{e.instruction}", "input": "{e.input}", "output": "{e.output}"}}'
+        for e in naval_log(40, 1).train
     ]
     Path("my.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    shown = [shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("minilora ")]
+    shown = [
+        shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("minilora ")
+    ]
     course = [
         "learn",
         "learn",
@@ -61,7 +71,16 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
         "grade",
         "book",
     ]  # run by learn/test_learn.py, learn/test_book.py and tests/zoo
-    assert [words[0] for words in shown] == [*course, "train", "generate", "merge", "generate", "plan", "plan", "chart"]
+    assert [words[0] for words in shown] == [
+        *course,
+        "train",
+        "generate",
+        "merge",
+        "generate",
+        "plan",
+        "plan",
+        "chart",
+    ]
     answers = []
     for words in shown[len(course) :]:
         if words[0] == "train":
@@ -83,7 +102,12 @@ def save_small_gpt2(folder):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = GPT2Config(
-        vocab_size=load_base().config.vocab_size, n_embd=16, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
+        vocab_size=load_base().config.vocab_size,
+        n_embd=16,
+        n_layer=1,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     shutil.copy(SHIPPED / "tokenizer.json", folder)

@@ -9,7 +9,11 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
-TOOLS = [["ruff", "check", "."], ["ruff", "format", "--check", "."], pytest.param(["mypy"], marks=pytest.mark.slow)]
+TOOLS = [
+    ["ruff", "check", "."],
+    ["ruff", "format", "--check", "."],
+    pytest.param(["mypy"], marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("tool", TOOLS, ids=" ".join)
@@ -23,7 +27,9 @@ def test_no_file_holds_a_path_of_one_machine():
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     places = ["/" + place + "/" for place in ("root", "home", "work", "tmp")]
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     assert "tests/test_style.py" in listed
     for name in listed:
         file = ROOT / name

@@ -33,7 +33,9 @@ def gamma(n: int, dtype: torch.dtype) -> float:
     return nu / (1 - nu)
 
 
-def magnitude(x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+def magnitude(
+    x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """|x| |W|ᵀ + |b| and scaling (|x| |A|ᵀ) |B|ᵀ in float64: what rounding errors are measured against."""
     x, W, A, B = (t.detach().double().abs() for t in (x, W, A, B))
     plain = x @ W.T + (0 if bias is None else bias.detach().double().abs())
@@ -41,7 +43,13 @@ def magnitude(x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, bias: 
 
 
 def forward_bound(
-    x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, bias: Tensor | None, dtype: torch.dtype
+    x: Tensor,
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    bias: Tensor | None,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Error of one computed LoRA forward, entry by entry: two products in a row, a scale, two sums."""
     plain, low = magnitude(x, W, A, B, scaling, bias)
@@ -49,12 +57,22 @@ def forward_bound(
     return gamma(terms + 6, dtype) * (plain + low) + terms * torch.finfo(dtype).tiny
 
 
-def backward_bound(g: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+def backward_bound(
+    g: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+) -> Tensor:
     """Error of ∂L/∂x = g W + scaling (g B) A: a forward through the transposed matrices."""
     return forward_bound(g, W.T, B.T, A.T, scaling, None, dtype)
 
 
-def merged_bound(x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+def merged_bound(
+    x: Tensor,
+    W: Tensor,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    bias: Tensor | None,
+    dtype: torch.dtype,
+) -> Tensor:
     """Distance of a merged from an unmerged forward: both have the error above, and W0 + ΔW is itself rounded once more."""
     return 2 * forward_bound(x, W, A, B, scaling, bias, dtype)
 
@@ -127,4 +145,6 @@ def loss_bound(model: nn.Module, ids: Tensor) -> float:
     """
     truth, dtype = exactly(model, ids), torch.float32
     logits = 2 * AS_CLOSE * largest_error(logits_of(model(ids)), truth)
-    return 2 * (logits + gamma(truth.shape[-1] + 4, dtype) + gamma(4, dtype) * truth.abs().max().item())
+    return 2 * (
+        logits + gamma(truth.shape[-1] + 4, dtype) + gamma(4, dtype) * truth.abs().max().item()
+    )

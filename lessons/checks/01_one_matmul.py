@@ -26,7 +26,9 @@ def check_weight_gradient(answer, leading, size_in, size_out, seed):
     """Any leading axes, non-square and square layers."""
     draw = np.random.default_rng(seed)
     x, dy = draw.normal(size=(*leading, size_in)), draw.normal(size=(*leading, size_out))
-    close(answer(dy.copy(), x.copy()), slopes(dy, x), what="∂W", case=f"dy {dy.shape} and x {x.shape}")
+    close(
+        answer(dy.copy(), x.copy()), slopes(dy, x), what="∂W", case=f"dy {dy.shape} and x {x.shape}"
+    )
 
 
 def transposed(dy, x):
@@ -44,7 +46,9 @@ def first_sequence_only(dy, x):
 
 
 def sums_first(dy, x):
-    return np.outer(dy.reshape(-1, dy.shape[-1]).sum(axis=0), x.reshape(-1, x.shape[-1]).sum(axis=0))
+    return np.outer(
+        dy.reshape(-1, dy.shape[-1]).sum(axis=0), x.reshape(-1, x.shape[-1]).sum(axis=0)
+    )
 
 
 def keeps_the_batch(dy, x):

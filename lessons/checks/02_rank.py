@@ -27,11 +27,15 @@ def check_best_factors(answer, rows, columns, rank, seed):
     case = f"W {tuple(W.shape)}, r = {r}"
     found = answer(W.clone(), r)
     if not isinstance(found, tuple) or len(found) != 2:
-        raise Wrong(f"{case}: needed the pair (B, A), B {(rows, r)} and A {(r, columns)}, got {type(found).__name__}")
+        raise Wrong(
+            f"{case}: needed the pair (B, A), B {(rows, r)} and A {(r, columns)}, got {type(found).__name__}"
+        )
     B, A = found
     for name, factor, shape in (("B", B, (rows, r)), ("A", A, (r, columns))):
         if not isinstance(factor, torch.Tensor) or tuple(factor.shape) != shape:
-            raise Wrong(f"{case}: {name} has shape {tuple(getattr(factor, 'shape', ()))}, a right answer has {shape}")
+            raise Wrong(
+                f"{case}: {name} has shape {tuple(getattr(factor, 'shape', ()))}, a right answer has {shape}"
+            )
     tail, whole = energies(W)[r:].sum(), W.square().sum()
     lost = (W - B @ A).square().sum()
     if not abs(lost - tail) <= 1e-8 * whole:
@@ -40,15 +44,23 @@ def check_best_factors(answer, rows, columns, rank, seed):
         )
 
 
-@cases(rows=integers(1, 12), columns=integers(1, 12), share=floats(0.02, 0.98), seed=integers(0, 999))
+@cases(
+    rows=integers(1, 12), columns=integers(1, 12), share=floats(0.02, 0.98), seed=integers(0, 999)
+)
 def check_rank_that_keeps(answer, rows, columns, share, seed):
     """The definition, tried from r = 1 upwards."""
     W = draw_matrix(rows, columns, seed)
     kept, total = energies(W), W.square().sum()
-    right = next(r for r in range(1, len(kept) + 1) if kept[:r].sum() >= share * total * (1 - 1e-12) or r == len(kept))
+    right = next(
+        r
+        for r in range(1, len(kept) + 1)
+        if kept[:r].sum() >= share * total * (1 - 1e-12) or r == len(kept)
+    )
     found = answer(W.clone(), share)
     if found != right:
-        raise Wrong(f"W {tuple(W.shape)}, share {share:.4g}: got {found!r}, the smallest rank that keeps so much is {right}")
+        raise Wrong(
+            f"W {tuple(W.shape)}, share {share:.4g}: got {found!r}, the smallest rank that keeps so much is {right}"
+        )
 
 
 def columns_for_rows(W, r):
@@ -114,5 +126,9 @@ WRONG = {
         "one too many": one_too_many,
         "swapped": swapped,
     },
-    "rank_that_keeps": {"not squared": unsquared, "one too few": one_too_few, "threshold": one_above},
+    "rank_that_keeps": {
+        "not squared": unsquared,
+        "one too few": one_too_few,
+        "threshold": one_above,
+    },
 }

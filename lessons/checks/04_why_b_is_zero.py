@@ -16,13 +16,25 @@ def check_init_factors(answer, size_in, size_out, r, seed):
         raise Wrong(f"{case}: needed the pair (A, B), got {type(found).__name__}")
     for name, factor, shape in (("A", found[0], (r, size_in)), ("B", found[1], (size_out, r))):
         if not isinstance(factor, torch.Tensor) or tuple(factor.shape) != shape:
-            raise Wrong(f"{case}: {name} has shape {tuple(getattr(factor, 'shape', ()))}, a right answer has {shape}")
+            raise Wrong(
+                f"{case}: {name} has shape {tuple(getattr(factor, 'shape', ()))}, a right answer has {shape}"
+            )
     if found[1].any():
         raise Wrong(f"{case}: B must be all zero, its largest entry is {found[1].abs().max():.3g}")
     bound = 1 / size_in**0.5
-    draws = torch.cat([answer(size_in, size_out, r)[0].detach().flatten() for _ in range(1 + 4000 // (r * size_in))]) / bound
+    draws = (
+        torch.cat(
+            [
+                answer(size_in, size_out, r)[0].detach().flatten()
+                for _ in range(1 + 4000 // (r * size_in))
+            ]
+        )
+        / bound
+    )
     if draws.abs().max() > 1 + 1e-5:
-        raise Wrong(f"{case}: |A| reaches {draws.abs().max() * bound:.4f}, the bound is 1/√in = {bound:.4f}")
+        raise Wrong(
+            f"{case}: |A| reaches {draws.abs().max() * bound:.4f}, the bound is 1/√in = {bound:.4f}"
+        )
     spread, mean = draws.square().mean().sqrt(), draws.mean()  # of U(-1, 1): 0.577 and 0
     if abs(mean) > 0.06 or abs(spread - 3**-0.5) > 0.04:
         raise Wrong(
@@ -68,7 +80,9 @@ def both_zero(size_in, size_out, r):
 def both_random(size_in, size_out, r):
     """Noise from the start."""
     bound = size_in**-0.5
-    return torch.empty(r, size_in).uniform_(-bound, bound), torch.empty(size_out, r).uniform_(-bound, bound)
+    return torch.empty(r, size_in).uniform_(-bound, bound), torch.empty(size_out, r).uniform_(
+        -bound, bound
+    )
 
 
 def transposed(size_in, size_out, r):

@@ -37,7 +37,10 @@ def check_first_update(answer, tokens, size_in, size_out, r, s, rate, seed):
 def mean_step(r, s, draws=3000, size_in=6, size_out=3):
     """How far the first ΔW goes along the full gradient G, on average over many A (draws, r, in)."""
     generator = torch.Generator().manual_seed(r)
-    x, g = torch.randn(4, size_in, generator=generator), torch.randn(4, size_out, generator=generator)
+    x, g = (
+        torch.randn(4, size_in, generator=generator),
+        torch.randn(4, size_out, generator=generator),
+    )
     A = (2 * torch.rand(draws, r, size_in, generator=generator) - 1) / math.sqrt(size_in)
     B = torch.zeros(draws, size_out, r, requires_grad=True)
     y = s * torch.einsum("ti,nri,nor->nto", x, A, B)
@@ -61,13 +64,17 @@ def check_matching_alpha(answer, r, factor, alpha, use_rslora):
     def length(rank, a):
         return mean_step(rank, a / (math.sqrt(rank) if use_rslora else rank))
 
-    case = f"r = {r}, alpha = {alpha:.3g}, new_r = {new_r}, {'alpha/√r' if use_rslora else 'alpha/r'}"
+    case = (
+        f"r = {r}, alpha = {alpha:.3g}, new_r = {new_r}, {'alpha/√r' if use_rslora else 'alpha/r'}"
+    )
     found = answer(r, alpha, new_r, use_rslora)
     if not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
         raise Wrong(f"{case}: needed a positive number, got {found!r}")
     ratio = length(new_r, found) / length(r, alpha)
     if not 0.85 < ratio < 1.18:
-        raise Wrong(f"{case}: with your alpha {found:.4g} the new first ΔW is {ratio:.2f} times the old one, needed 1.00")
+        raise Wrong(
+            f"{case}: with your alpha {found:.4g} the new first ΔW is {ratio:.2f} times the old one, needed 1.00"
+        )
 
 
 def unsquared(g, x, A, s, rate):

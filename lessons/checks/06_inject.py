@@ -9,7 +9,16 @@ from torch import nn
 from minilora.learn import Wrong, cases
 
 NAMES = ["q_proj", "up_proj", "p_proj", "mlp", "3"]
-PATTERNS = [r".*\.[qv]_proj", r"q_proj", r".*proj", r".*\.3\..*", r"mlp", r"attn|mlp", r".*_proj|head", r".*\.13"]
+PATTERNS = [
+    r".*\.[qv]_proj",
+    r"q_proj",
+    r".*proj",
+    r".*\.3\..*",
+    r"mlp",
+    r"attn|mlp",
+    r".*_proj|head",
+    r".*\.13",
+]
 
 
 @cases(
@@ -32,7 +41,9 @@ def check_name_matches(answer, parts, entries, pattern, as_pattern, cut):
         right = any(parts[-len(entry) :] == entry for entry in entries)
     found = answer(path, targets)
     if not isinstance(found, bool) or found != right:
-        raise Wrong(f"path {path!r} ({len(parts)} parts), targets {targets!r}: got {found!r}, a right answer is {right}")
+        raise Wrong(
+            f"path {path!r} ({len(parts)} parts), targets {targets!r}: got {found!r}, a right answer is {right}"
+        )
 
 
 class Marked(nn.Module):
@@ -53,7 +64,9 @@ class Tree(nn.Module):
     def __init__(self, children, depth):
         super().__init__()
         for name, deeper in children:
-            self.add_module(name, Tree(children, depth - 1) if deeper and depth else nn.Linear(3, 3))
+            self.add_module(
+                name, Tree(children, depth - 1) if deeper and depth else nn.Linear(3, 3)
+            )
 
     def forward(self, x):
         for child in self.children():
@@ -63,7 +76,10 @@ class Tree(nn.Module):
 
 @cases(
     children=lists(
-        tuples(sampled_from(["q", "k", "v", "qv", "out"]), booleans()), min_size=2, max_size=4, unique_by=lambda c: c[0]
+        tuples(sampled_from(["q", "k", "v", "qv", "out"]), booleans()),
+        min_size=2,
+        max_size=4,
+        unique_by=lambda c: c[0],
     ),
     depth=integers(0, 2),
     chosen=lists(sampled_from(["q", "k", "v", "qv", "out"]), min_size=1, max_size=3),
@@ -84,13 +100,19 @@ def check_inject_by_name(answer, children, depth, chosen, seed):
     case = f"Linears at {leaves}, names {sorted(names)}"
     wrapped = sorted(path for path, module in model.named_modules() if isinstance(module, Marked))
     if wrapped != wanted:
-        raise Wrong(f"{case}: {len(wrapped)} are wrapped, {wrapped}; a right answer wraps {len(wanted)}, {wanted}")
+        raise Wrong(
+            f"{case}: {len(wrapped)} are wrapped, {wrapped}; a right answer wraps {len(wanted)}, {wanted}"
+        )
     if found is None or list(found) != wanted:
-        raise Wrong(f"{case}: returned {found!r}, a right answer returns the {len(wanted)} paths {wanted}")
+        raise Wrong(
+            f"{case}: returned {found!r}, a right answer returns the {len(wanted)} paths {wanted}"
+        )
     trains = sorted(name for name, p in model.named_parameters() if p.requires_grad)
     right = sorted(f"{path}.extra" for path in wanted)
     if trains != right:
-        raise Wrong(f"{case}: {len(trains)} parameters train, {trains[:4]}; a right answer trains {len(right)}, {right[:4]}")
+        raise Wrong(
+            f"{case}: {len(trains)} parameters train, {trains[:4]}; a right answer trains {len(right)}, {right[:4]}"
+        )
     if not torch.equal(model(x), expected):
         raise Wrong(
             f"{case}: the outputs of shape {tuple(expected.shape)} changed; the wrapped module must be the one that was there"
@@ -99,12 +121,20 @@ def check_inject_by_name(answer, children, depth, chosen, seed):
 
 def substring(path, targets):
     """Anywhere in the path."""
-    return re.search(targets, path) is not None if isinstance(targets, str) else any(name in path for name in targets)
+    return (
+        re.search(targets, path) is not None
+        if isinstance(targets, str)
+        else any(name in path for name in targets)
+    )
 
 
 def no_dot(path, targets):
     """The end, but without the dot."""
-    return re.fullmatch(targets, path) is not None if isinstance(targets, str) else path.endswith(tuple(targets))
+    return (
+        re.fullmatch(targets, path) is not None
+        if isinstance(targets, str)
+        else path.endswith(tuple(targets))
+    )
 
 
 def prefix_of_pattern(path, targets):
@@ -116,7 +146,11 @@ def prefix_of_pattern(path, targets):
 
 def last_part(path, targets):
     """Looks at the last part only."""
-    return re.fullmatch(targets, path) is not None if isinstance(targets, str) else path.split(".")[-1] in targets
+    return (
+        re.fullmatch(targets, path) is not None
+        if isinstance(targets, str)
+        else path.split(".")[-1] in targets
+    )
 
 
 def needs_a_dot(path, targets):
@@ -168,7 +202,9 @@ def fresh_layer(model, names, wrap):
     model.requires_grad_(False)
     for path in paths:
         old = model.get_submodule(path)
-        model.set_submodule(path, wrap(nn.Linear(old.in_features, old.out_features).requires_grad_(False)))
+        model.set_submodule(
+            path, wrap(nn.Linear(old.in_features, old.out_features).requires_grad_(False))
+        )
     return paths
 
 

@@ -31,7 +31,10 @@ def check_train_steps(answer, size_in, size_out, steps, rate, momentum, left_beh
     """Losses and weights after a few steps; sometimes an old gradient is lying around."""
     draw = np.random.default_rng(seed)
     W = draw.normal(size=(size_out, size_in))
-    batches = [(draw.normal(size=(n, size_in)), draw.normal(size=(n, size_out))) for n in draw.integers(1, 6, size=steps)]
+    batches = [
+        (draw.normal(size=(n, size_in)), draw.normal(size=(n, size_out)))
+        for n in draw.integers(1, 6, size=steps)
+    ]
     right_losses, right_W = descend(W, batches, rate, momentum)
     weight = torch.tensor(W, requires_grad=True)
     if left_behind:
@@ -44,8 +47,14 @@ def check_train_steps(answer, size_in, size_out, steps, rate, momentum, left_beh
     case = f"W {W.shape}, {steps} steps" + (", an old gradient in .grad" if left_behind else "")
     found = answer(loss_of, batches, torch.optim.SGD([weight], lr=rate, momentum=momentum))
     if not isinstance(found, list | tuple) or not all(isinstance(loss, float) for loss in found):
-        kinds = sorted({type(loss).__name__ for loss in found}) if isinstance(found, list | tuple) else type(found).__name__
-        raise Wrong(f"{case}: needed a list of {steps} floats, got {kinds}: a tensor keeps its whole graph in memory")
+        kinds = (
+            sorted({type(loss).__name__ for loss in found})
+            if isinstance(found, list | tuple)
+            else type(found).__name__
+        )
+        raise Wrong(
+            f"{case}: needed a list of {steps} floats, got {kinds}: a tensor keeps its whole graph in memory"
+        )
     close(np.array(found), np.array(right_losses), what="the losses", case=case)
     close(weight.detach(), right_W, what="the trained W", case=case)
 

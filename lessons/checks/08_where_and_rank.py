@@ -20,9 +20,18 @@ def check_largest_rank(answer, shapes, budget):
     """Against factors that are made and counted, rank by rank."""
     best = 0
     for r in range(1, min(min(shape) for shape in shapes) + 1):
-        made = [torch.empty(r, size_in).numel() + torch.empty(size_out, r).numel() for size_in, size_out in shapes]
+        made = [
+            torch.empty(r, size_in).numel() + torch.empty(size_out, r).numel()
+            for size_in, size_out in shapes
+        ]
         best = r if sum(made) <= budget else best
-    close(answer(list(shapes), budget), best, what="the rank", case=f"shapes {shapes} and a budget of {budget:,}", tolerance=0)
+    close(
+        answer(list(shapes), budget),
+        best,
+        what="the rank",
+        case=f"shapes {shapes} and a budget of {budget:,}",
+        tolerance=0,
+    )
 
 
 @cases(20, budget=st.integers(3_000, 60_000))
@@ -42,7 +51,10 @@ def check_counts(answer, budget):
 def check_spend(answer):
     """The counts for any budget; then the loss of the choice for 5,000."""
     check_counts(answer)
-    usual, mine = loss_after_training(LoraConfig(r=1, lora_alpha=2)), loss_after_training(answer(5000))
+    usual, mine = (
+        loss_after_training(LoraConfig(r=1, lora_alpha=2)),
+        loss_after_training(answer(5000)),
+    )
     if mine > usual - MARGIN:
         raise Wrong(
             f"after {STEPS} steps your 5,000 parameters reach a held-out loss of {mine:.2f}, q and v at r = 1 reach "
@@ -61,7 +73,9 @@ def loss_after_training(config):
     torch.manual_seed(0)
     model, task = minilora.load_base(), data.naval_log(400, 40)
     minilora.inject(model, config)
-    minilora.train(model, task, steps=STEPS, batch_size=8, lr=RATE, validate_every=0, progress=False)
+    minilora.train(
+        model, task, steps=STEPS, batch_size=8, lr=RATE, validate_every=0, progress=False
+    )
     rows = pad(encode_all(model.tokenizer, task.valid, 512))
     with torch.no_grad():
         return summed_loss(model.eval(), rows).item() / rows.answer_tokens
@@ -78,14 +92,18 @@ WRONG = {
             budget // sum(i * o for i, o in shapes), min(min(shape) for shape in shapes)
         ),
         "no cap": lambda shapes, budget: budget // sum(i + o for i, o in shapes),
-        "rounded up": lambda shapes, budget: min(-(-budget // sum(i + o for i, o in shapes)), min(min(s) for s in shapes)),
+        "rounded up": lambda shapes, budget: min(
+            -(-budget // sum(i + o for i, o in shapes)), min(min(s) for s in shapes)
+        ),
         "capped by the largest": lambda shapes, budget: min(
             budget // sum(i + o for i, o in shapes), max(min(shape) for shape in shapes)
         ),
         "at least one": lambda shapes, budget: max(
             1, min(budget // sum(i + o for i, o in shapes), min(min(shape) for shape in shapes))
         ),
-        "one factor only": lambda shapes, budget: min(budget // sum(i for i, _ in shapes), min(min(s) for s in shapes)),
+        "one factor only": lambda shapes, budget: min(
+            budget // sum(i for i, _ in shapes), min(min(s) for s in shapes)
+        ),
     },
     "spend": {
         "all into q": lambda budget: config_of(budget // 1536, ["q_proj"]),

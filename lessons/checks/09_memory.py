@@ -28,7 +28,9 @@ def check_training_bytes(answer, frozen, bits, trainable):
     wanted = float(allocated_bytes(frozen, bits, trainable))
     close(answer(frozen, bits, trainable), wanted, what="bytes", case=case, tolerance=1e-6)
     case = f"frozen = {16 * frozen:,} weights of {bits / 16} bits, trainable = {trainable:,}"
-    close(answer(16 * frozen, bits / 16, trainable), wanted, what="bytes", case=case, tolerance=1e-6)
+    close(
+        answer(16 * frozen, bits / 16, trainable), wanted, what="bytes", case=case, tolerance=1e-6
+    )
 
 
 WRONG = {
@@ -36,8 +38,12 @@ WRONG = {
         "bits taken for bytes": lambda frozen, bits, trainable: frozen * bits + 16 * trainable,
         "no moments": lambda frozen, bits, trainable: frozen * bits / 8 + 8 * trainable,
         "one moment": lambda frozen, bits, trainable: frozen * bits / 8 + 12 * trainable,
-        "a gradient for the frozen": lambda frozen, bits, trainable: frozen * bits / 8 + 4 * frozen + 16 * trainable,
+        "a gradient for the frozen": lambda frozen, bits, trainable: (
+            frozen * bits / 8 + 4 * frozen + 16 * trainable
+        ),
         "whole bits only": lambda frozen, bits, trainable: frozen * (bits // 8) + 16 * trainable,
-        "trained weights in the base's bits": lambda frozen, bits, trainable: (frozen + 4 * trainable) * bits / 8,
+        "trained weights in the base's bits": lambda frozen, bits, trainable: (
+            (frozen + 4 * trainable) * bits / 8
+        ),
     }
 }

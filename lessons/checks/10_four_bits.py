@@ -18,9 +18,17 @@ def packed_by_text(codes):
 def check_pack_nibbles(answer, codes):
     """Bytes and dtype, for even and odd lengths."""
     found = answer(torch.tensor(codes))
-    close(found, torch.tensor(packed_by_text(codes)), what="packed", case=f"the {len(codes)} codes {codes}", tolerance=0)
+    close(
+        found,
+        torch.tensor(packed_by_text(codes)),
+        what="packed",
+        case=f"the {len(codes)} codes {codes}",
+        tolerance=0,
+    )
     if found.dtype != torch.uint8:
-        raise Wrong(f"packed is {found.dtype} for {len(codes)} codes; a right answer is torch.uint8, one byte each")
+        raise Wrong(
+            f"packed is {found.dtype} for {len(codes)} codes; a right answer is torch.uint8, one byte each"
+        )
 
 
 @cases(codes=codes_of_any_length)
@@ -28,9 +36,17 @@ def check_unpack_nibbles(answer, codes):
     """The codes that went in, none of the padding."""
     packed = torch.tensor(packed_by_text(codes), dtype=torch.uint8)
     found = answer(packed, len(codes))
-    close(found, torch.tensor(codes), what="codes", case=f"the bytes {packed.tolist()} and n = {len(codes)}", tolerance=0)
+    close(
+        found,
+        torch.tensor(codes),
+        what="codes",
+        case=f"the bytes {packed.tolist()} and n = {len(codes)}",
+        tolerance=0,
+    )
     if found.dtype != torch.int64:
-        raise Wrong(f"codes are {found.dtype} for n = {len(codes)}; a right answer is torch.int64, which can index a table")
+        raise Wrong(
+            f"codes are {found.dtype} for n = {len(codes)}; a right answer is torch.int64, which can index a table"
+        )
 
 
 def padded(codes, value=7):

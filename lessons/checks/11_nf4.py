@@ -19,10 +19,15 @@ def check_quantize_scales(answer, blocks, spread, power, seed):
     case = f"{blocks} scales from {absmax.min():.2f} to {absmax.max():.2f}"
     found = answer(absmax.clone())
     if not isinstance(found, tuple) or len(found) != 3:
-        raise Wrong(f"for {case} the answer is {type(found).__name__}; needed a tuple of 3: (codes, absmax2, offset)")
+        raise Wrong(
+            f"for {case} the answer is {type(found).__name__}; needed a tuple of 3: (codes, absmax2, offset)"
+        )
     codes, absmax2, offset = found
     close(offset, absmax.mean(), what="offset, the mean of all scales,", case=case)
-    wanted = [max(abs(scale - absmax.mean().item()) for scale in run.tolist()) for run in absmax.split(256)]
+    wanted = [
+        max(abs(scale - absmax.mean().item()) for scale in run.tolist())
+        for run in absmax.split(256)
+    ]
     close(
         absmax2,
         torch.tensor(wanted),
@@ -30,9 +35,16 @@ def check_quantize_scales(answer, blocks, spread, power, seed):
         case=case,
         tolerance=1e-3,
     )
-    close(codes.float().isfinite(), torch.ones(blocks, dtype=torch.bool), what="codes that are finite", case=case)
+    close(
+        codes.float().isfinite(),
+        torch.ones(blocks, dtype=torch.bool),
+        what="codes that are finite",
+        case=case,
+    )
     if codes.dtype != torch.int8:
-        raise Wrong(f"codes are {codes.dtype} for {case}; a right answer is torch.int8, one byte each")
+        raise Wrong(
+            f"codes are {codes.dtype} for {case}; a right answer is torch.int8, one byte each"
+        )
     for i, (code, scale) in enumerate(zip(codes.tolist(), absmax.tolist(), strict=True)):
         step = wanted[i // 256] / 127
         back = code * step + absmax.mean().item()
@@ -48,7 +60,13 @@ def check_quantize_scales(answer, blocks, spread, power, seed):
 def check_bits_per_weight(answer, n, block_size):
     """Against the storage of a real tensor."""
     wanted = nf4.quantize(torch.ones(n), block_size, double_quant=True).bits_per_weight
-    close(answer(n, block_size), wanted, what="bits", case=f"n = {n:,}, block_size = {block_size}", tolerance=1e-9)
+    close(
+        answer(n, block_size),
+        wanted,
+        what="bits",
+        case=f"n = {n:,}, block_size = {block_size}",
+        tolerance=1e-9,
+    )
 
 
 def runs_of_256(values):
@@ -114,10 +132,20 @@ WRONG = {
         "a mean a run": mean_of_each_run,
     },
     "bits_per_weight": {
-        "scales still in 32 bits": lambda n, block_size: 8 * (-(-n // 2) + 4 * -(-n // block_size)) / n,
-        "the formula of long tensors": lambda n, block_size: 4 + 8 / block_size + 32 / (256 * block_size),
-        "no offset": lambda n, block_size: 8 * (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size))) / n,
-        "rounds blocks down": lambda n, block_size: 8 * (-(-n // 2) + n // block_size + 4 * (n // block_size // 256) + 4) / n,
-        "bytes for bits": lambda n, block_size: (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size)) + 4) / n,
+        "scales still in 32 bits": lambda n, block_size: (
+            8 * (-(-n // 2) + 4 * -(-n // block_size)) / n
+        ),
+        "the formula of long tensors": lambda n, block_size: (
+            4 + 8 / block_size + 32 / (256 * block_size)
+        ),
+        "no offset": lambda n, block_size: (
+            8 * (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size))) / n
+        ),
+        "rounds blocks down": lambda n, block_size: (
+            8 * (-(-n // 2) + n // block_size + 4 * (n // block_size // 256) + 4) / n
+        ),
+        "bytes for bits": lambda n, block_size: (
+            (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size)) + 4) / n
+        ),
     },
 }

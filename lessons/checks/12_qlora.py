@@ -35,7 +35,10 @@ class Codes:
 def check_lean_product(answer, leading, size_in, size_out, seed):
     """The product, its gradient by autograd on plain floats, and what is alive in between."""
     random = torch.Generator().manual_seed(seed)
-    W, x = torch.randn(size_out, size_in, generator=random), torch.randn(*leading, size_in, generator=random)
+    W, x = (
+        torch.randn(size_out, size_in, generator=random),
+        torch.randn(*leading, size_in, generator=random),
+    )
     above = torch.randn(*leading, size_out, generator=random)
     case = f"x {tuple(x.shape)} and a weight of {(size_out, size_in)}"
     codes, leaf, right = Codes(W), x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -43,7 +46,9 @@ def check_lean_product(answer, leading, size_in, size_out, seed):
     wanted.backward(above)
     close(found, wanted, what="y", case=case)
     if not found.requires_grad:
-        raise Wrong(f"y has no gradient to x for {case}: x.grad stays empty, a right answer has {tuple(x.shape)} numbers there")
+        raise Wrong(
+            f"y has no gradient to x for {case}: x.grad stays empty, a right answer has {tuple(x.shape)} numbers there"
+        )
     if codes.alive:
         raise Wrong(
             f"between forward and backward a float copy of Ŵ {(size_out, size_in)} is alive, {4 * W.numel()} bytes, "
@@ -52,7 +57,9 @@ def check_lean_product(answer, leading, size_in, size_out, seed):
     try:
         found.backward(above)
     except RuntimeError as error:
-        raise Wrong(f"the backward fails for {case} and a gradient of {tuple(above.shape)}: {error}") from error
+        raise Wrong(
+            f"the backward fails for {case} and a gradient of {tuple(above.shape)}: {error}"
+        ) from error
     close(leaf.grad, right.grad, what="∂x", case=case)
 
 
@@ -101,7 +108,9 @@ WRONG = {
     "lean_product": {
         "written plainly": lambda x, weight: x @ weight.dequantize().T,
         "kept on ctx": as_function(product_that_keeps, lambda ctx, grad, weight: grad @ ctx.floats),
-        "saved for the backward": as_function(product_that_saves, lambda ctx, grad, weight: grad @ ctx.saved_tensors[0]),
+        "saved for the backward": as_function(
+            product_that_saves, lambda ctx, grad, weight: grad @ ctx.saved_tensors[0]
+        ),
         "transposed": as_function(product, lambda ctx, grad, weight: grad @ weight.dequantize().T),
         "no gradient to x": lambda x, weight: x.detach() @ weight.dequantize().T,
         "gradient of the first row": as_function(product, first_row_only),

@@ -27,8 +27,14 @@ def check_merge_once(answer, rows, columns, r, alpha, dtype, seed):
     if found.dtype != dtype:
         raise Wrong(f"the merged weight is {found.dtype} for {case}; a right answer has W's dtype")
     if not torch.equal(W, before):
-        raise Wrong(f"W itself was changed for {case}, by up to {(W - before).abs().max():.3g}; return a new tensor")
-    products = (alpha / r * B.double().abs() @ A.double().abs() + W.double().abs()) * torch.finfo(torch.float32).eps * (r + 3)
+        raise Wrong(
+            f"W itself was changed for {case}, by up to {(W - before).abs().max():.3g}; return a new tensor"
+        )
+    products = (
+        (alpha / r * B.double().abs() @ A.double().abs() + W.double().abs())
+        * torch.finfo(torch.float32).eps
+        * (r + 3)
+    )
     error = (found.double() - exact).abs() / (exact.abs() * torch.finfo(dtype).eps / 2 + products)
     if error.max() > 1.01:
         index = tuple(int(i) for i in torch.nonzero(error == error.max())[0])
@@ -49,7 +55,10 @@ def check_merge_once(answer, rows, columns, r, alpha, dtype, seed):
 def check_choose_route(answer, count, tokens, size_in, size_out, max_bits, seed):
     """Against sums written out entry by entry."""
     random = torch.Generator().manual_seed(seed)
-    true, x = torch.randn(size_out, size_in, generator=random), torch.randn(tokens, size_in, generator=random)
+    true, x = (
+        torch.randn(size_out, size_in, generator=random),
+        torch.randn(tokens, size_in, generator=random),
+    )
     wanted = x @ true.T
     routes = {}
     for index in range(count):
@@ -59,13 +68,22 @@ def check_choose_route(answer, count, tokens, size_in, size_out, max_bits, seed)
     errors = {}
     for name, (weight, bits) in routes.items():
         outputs = [[float(row @ line) for line in weight] for row in x]
-        squares = sum((outputs[t][o] - float(wanted[t, o])) ** 2 for t in range(tokens) for o in range(size_out))
+        squares = sum(
+            (outputs[t][o] - float(wanted[t, o])) ** 2
+            for t in range(tokens)
+            for o in range(size_out)
+        )
         if bits <= max_bits:
             errors[name] = squares**0.5
     right = min(errors, key=lambda name: errors[name]) if errors else None
     found = answer(dict(routes), x.clone(), wanted.clone(), max_bits)
     if found != right:
-        said = {name: (f"{errors[name]:.3f}" if name in errors else f"too large: {routes[name][1]} bits") for name in routes}
+        said = {
+            name: (
+                f"{errors[name]:.3f}" if name in errors else f"too large: {routes[name][1]} bits"
+            )
+            for name in routes
+        }
         raise Wrong(
             f"for x {(tokens, size_in)}, weights {(size_out, size_in)}, max_bits = {max_bits} the answer is {found!r}, "
             f"a right one {right!r}; the errors are {said}"
@@ -74,7 +92,11 @@ def check_choose_route(answer, count, tokens, size_in, size_out, max_bits, seed)
 
 def errors_of(routes, x, wanted, max_bits):
     """Errors of what fits."""
-    return {name: (x @ weight.T - wanted).norm().item() for name, (weight, bits) in routes.items() if bits <= max_bits}
+    return {
+        name: (x @ weight.T - wanted).norm().item()
+        for name, (weight, bits) in routes.items()
+        if bits <= max_bits
+    }
 
 
 def merge_in_place(W, A, B, alpha):
@@ -90,7 +112,11 @@ def ignores_the_bits(routes, x, wanted, max_bits):
 
 def strictly_smaller(routes, x, wanted, max_bits):
     """``<`` for ``<=``."""
-    errors = {name: (x @ weight.T - wanted).norm().item() for name, (weight, bits) in routes.items() if bits < max_bits}
+    errors = {
+        name: (x @ weight.T - wanted).norm().item()
+        for name, (weight, bits) in routes.items()
+        if bits < max_bits
+    }
     return min(errors, key=lambda name: errors[name]) if errors else None
 
 
@@ -108,7 +134,11 @@ def most_bits(routes, x, wanted, max_bits):
 
 def signed_mean(routes, x, wanted, max_bits):
     """Errors of both signs cancel."""
-    errors = {name: (x @ weight.T - wanted).mean().abs().item() for name, (weight, bits) in routes.items() if bits <= max_bits}
+    errors = {
+        name: (x @ weight.T - wanted).mean().abs().item()
+        for name, (weight, bits) in routes.items()
+        if bits <= max_bits
+    }
     return min(errors, key=lambda name: errors[name]) if errors else None
 
 
@@ -117,7 +147,9 @@ WRONG = {
         "unscaled": lambda W, A, B, alpha: (W.float() + B @ A).to(W.dtype),
         "alpha without r": lambda W, A, B, alpha: (W.float() + alpha * B @ A).to(W.dtype),
         "ΔW rounded first": lambda W, A, B, alpha: W + (alpha / A.shape[0] * B @ A).to(W.dtype),
-        "factors rounded first": lambda W, A, B, alpha: W + (alpha / A.shape[0]) * B.to(W.dtype) @ A.to(W.dtype),
+        "factors rounded first": lambda W, A, B, alpha: (
+            W + (alpha / A.shape[0]) * B.to(W.dtype) @ A.to(W.dtype)
+        ),
         "always float32": lambda W, A, B, alpha: W.float() + alpha / A.shape[0] * B @ A,
         "subtracted": lambda W, A, B, alpha: (W.float() - alpha / A.shape[0] * B @ A).to(W.dtype),
         "in place": merge_in_place,

@@ -5,7 +5,10 @@ from minilora import LoraConfig
 
 def largest_rank(shapes, budget):
     """How often rank 1 fits into the budget, capped by the smallest side of any matrix."""
-    return min(budget // sum(size_in + size_out for size_in, size_out in shapes), min(min(shape) for shape in shapes))
+    return min(
+        budget // sum(size_in + size_out for size_in, size_out in shapes),
+        min(min(shape) for shape in shapes),
+    )
 
 
 def spend(budget):

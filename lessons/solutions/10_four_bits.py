@@ -12,4 +12,5 @@ def pack_nibbles(codes):
 
 def unpack_nibbles(packed, n):
     """The n codes in packed (⌈n/2⌉,) uint8, in order: (n,) int64, each 0 to 15."""
-    return torch.stack([packed >> 4, packed & 15], dim=1).flatten()[:n].long()  # (bytes, 2) flattens to first, second, first …
+    # (bytes, 2) flattens to first, second, first …
+    return torch.stack([packed >> 4, packed & 15], dim=1).flatten()[:n].long()

@@ -7,7 +7,8 @@ def quantize_scales(absmax):
     """Scales (blocks,) to codes (blocks,) int8, absmax2 (⌈blocks/256⌉,) and offset (): absmax quantization around the mean."""
     blocks, offset = len(absmax), absmax.mean()
     centred = absmax - offset
-    runs = torch.nn.functional.pad(centred, (0, -blocks % 256)).view(-1, 256)  # zeros never are a run's largest magnitude
+    # zeros never are a run's largest magnitude
+    runs = torch.nn.functional.pad(centred, (0, -blocks % 256)).view(-1, 256)
     absmax2 = runs.abs().amax(dim=1)
     spread = absmax2.repeat_interleave(256)[:blocks]
     codes = torch.round(127 * centred / spread.clamp(min=1e-30)).to(torch.int8)

@@ -138,7 +138,7 @@ MERGE = (
     Bug(
         "cross-terms", "lora.merging:combine",
         "A = torch.cat([part.A for _, part in parts])  # (Σ r, in)\n"
-        "        B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)  # (out, Σ r)",
+        "        B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)",
         "A = torch.stack([part.A for _, part in parts]).sum(0)\n"
         "        B = torch.stack([weight * part.scaling * part.B for weight, part in parts]).sum(0)",
         "Adapters are added by adding their factors. (A1 + A2)(B1 + B2) holds two products that nobody has trained.",
@@ -196,7 +196,7 @@ FOUR_BITS = (
     ),
     Bug(
         "a stale cache", "nf4.linear:NF4Linear.forward",
-        "return FrozenProduct.apply(x.to(self.compute_dtype or x.dtype), self.bias, self.quantized).to(x.dtype)",
+        "return FrozenProduct.apply(computed, self.bias, self.quantized).to(x.dtype)",
         'return torch.nn.functional.linear(x, self.__dict__.setdefault("cache", self.weight), self.bias)',
         "The dequantized weight is kept for the next call. Four bits then save nothing, and new codes are never looked at.",
         "hako-mikan/sd-webui-lora-block-weight #30", "nf4/test_linear.py::test_no_float_weight_outlives_a_call",

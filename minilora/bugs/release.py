@@ -39,7 +39,9 @@ def find_bug(name: str) -> Bug:
 def describe_all() -> str:
     """Every bug on one line: its name, its home, the thread about it."""
     rows = [(bug.name, bug.where, bug.thread or "–") for bug in BUGS]
-    return "\n".join([*columns(rows), f"{len(BUGS)} bugs. Look at one: minilora zoo {BUGS[0].name!r}"])
+    return "\n".join(
+        [*columns(rows), f"{len(BUGS)} bugs. Look at one: minilora zoo {BUGS[0].name!r}"]
+    )
 
 
 def describe(bug: Bug) -> str:
@@ -56,7 +58,10 @@ def describe(bug: Bug) -> str:
     <BLANKLINE>
     caught by tests/test_invariants.py::test_4_a_new_adapter_can_learn
     """
-    right, wrong = (textwrap.dedent(f"    {text.strip()}").replace("\n", "\n       ") for text in (bug.right, bug.wrong))
+    right, wrong = (
+        textwrap.dedent(f"    {text.strip()}").replace("\n", "\n       ")
+        for text in (bug.right, bug.wrong)
+    )
     story = [*textwrap.wrap(bug.story, 110), *([f"See {bug.thread}"] if bug.thread else [])]
     lines = ["", f"  right  {right}", f"  wrong  {wrong}", "", f"caught by tests/{bug.caught_by}"]
     return "\n".join([f"{bug.name}, in {bug.where}", "", *story, *lines])
@@ -101,13 +106,19 @@ def sick_code(bug: Bug, module: Any, function: Any) -> CodeType:
     """The function's code with the wrong line. Raises ``ValueError`` when the right one does not stand there exactly once."""
     source = inspect.getsource(function)
     if source.count(bug.right) != 1:
-        raise ValueError(f"{bug.name}: its right line stands {source.count(bug.right)} times in {bug.where}, needed once")
+        raise ValueError(
+            f"{bug.name}: its right line stands {source.count(bug.right)} times in {bug.where}, needed once"
+        )
     names = dict(vars(module))
     changed = textwrap.dedent(source.replace(bug.right, bug.wrong))
-    plain = changed[changed.index("def ") :]  # without decorators: they are around the function already
-    outer = f"def around({', '.join(function.__code__.co_freevars)}):\n"  # super() reads __class__ from around its function
+    # without decorators: they are around the function already
+    plain = changed[changed.index("def ") :]
+    # super() reads __class__ from around its function
+    outer = f"def around({', '.join(function.__code__.co_freevars)}):\n"
     whole = f"{outer}{textwrap.indent(plain, '    ')}\n    return {function.__name__}"
-    exec(compile(f"from __future__ import annotations\n{whole}", f"<zoo: {bug.name}>", "exec"), names)
+    exec(
+        compile(f"from __future__ import annotations\n{whole}", f"<zoo: {bug.name}>", "exec"), names
+    )
     return names["around"](*function.__code__.co_freevars).__code__
 
 

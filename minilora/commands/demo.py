@@ -44,7 +44,9 @@ def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
     prose = PROSE.read_text(encoding="utf-8")
     if trainable_parameters(model)[1] > BIG:
         steps = 150 if steps is None else steps
-        settings = TrainConfig(steps=steps, lr=2e-3, batch_size=8, seed=seed, validate_every=75, valid_answers=10)
+        settings = TrainConfig(
+            steps=steps, lr=2e-3, batch_size=8, seed=seed, validate_every=75, valid_answers=10
+        )
         return Pace(data.naval_log(n_valid=50, seed=seed), prose[:12_000], settings)
     steps = 500 if steps is None else steps
     settings = TrainConfig(steps=steps, seed=seed, validate_every=100, valid_answers=50)
@@ -75,7 +77,9 @@ def run_demo(
     heading("1. The base answers")
     before = ask_base(model, asked)
     first = score(model, pace)
-    print(f"\nNaval code on {len(pace.task.valid)} held-out logs: {first['exact_match']:.0%} exactly right.")
+    print(
+        f"\nNaval code on {len(pace.task.valid)} held-out logs: {first['exact_match']:.0%} exactly right."
+    )
     figures: dict[str, Any] = {"bits_per_byte_in_floats": first["bits_per_byte"], "before": first}
     if qlora:
         model = load_base(base, device=device, quantize="nf4")
@@ -91,7 +95,10 @@ def run_demo(
 
     heading("3. Training: only A and B learn")
     history, figures["base_unchanged"] = teach(model, pace, out)
-    figures |= {"history": history, "train_seconds": sum(record["seconds"] for record in history.steps)}
+    figures |= {
+        "history": history,
+        "train_seconds": sum(record["seconds"] for record in history.steps),
+    }
     state = "unchanged to the bit" if figures["base_unchanged"] else "CHANGED"
     print(f"{len(history.steps)} steps, {figures['train_seconds']:.0f} s. The base is {state}.")
 
@@ -100,19 +107,29 @@ def run_demo(
     for example, old, new in zip(asked, before, figures["answers"], strict=True):
         show_pair(example, old, new)
     figures["after"] = last = score(model, pace)
-    print(f"\nExactly right on held-out logs   {first['exact_match']:>7.1%} -> {last['exact_match']:.1%}")
-    print(f"Bits a byte on plain prose       {first['bits_per_byte']:>7.3f} -> {last['bits_per_byte']:.3f}  (what it forgot)")
+    print(
+        f"\nExactly right on held-out logs   {first['exact_match']:>7.1%} -> {last['exact_match']:.1%}"
+    )
+    print(
+        f"Bits a byte on plain prose       {first['bits_per_byte']:>7.3f} -> {last['bits_per_byte']:.3f}  (what it forgot)"
+    )
 
     heading("5. The merge, checked")
     figures["merge_error"], figures["unmerged_to_the_bit"] = check_merge(model)
-    print(f"Merged against unmerged: largest difference {figures['merge_error']:.1e} of the largest logit.")
-    print(f"unmerge() gives the base back: {'to the bit' if figures['unmerged_to_the_bit'] else 'NOT TO THE BIT'}.")
+    print(
+        f"Merged against unmerged: largest difference {figures['merge_error']:.1e} of the largest logit."
+    )
+    print(
+        f"unmerge() gives the base back: {'to the bit' if figures['unmerged_to_the_bit'] else 'NOT TO THE BIT'}."
+    )
 
     original = load_base(base, device=device, quantize="nf4" if qlora else None)
     figures["trainable"] = write_artifacts(model, history, out, original)
 
     heading("7. What a training step held in memory")
-    figures["footprints"] = measure_footprints(pace.task, lora, pace.settings, base=base, device=device)
+    figures["footprints"] = measure_footprints(
+        pace.task, lora, pace.settings, base=base, device=device
+    )
     print(footprint_table(figures["footprints"]))
 
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
@@ -122,7 +139,9 @@ def run_demo(
 
 def show_next(out: Path) -> None:
     """What to do with what is now on disk."""
-    print(f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"')
+    print(
+        f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"'
+    )
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
     print("  open minilora/lora/layer.py: the layer that just learnt this, in one screen")
 
@@ -138,12 +157,17 @@ def ask_base(model: Any, asked: list[data.Example]) -> list[str]:
 
 def score(model: Any, pace: Pace) -> dict[str, float]:
     """How much of the task a model knows, and how well it still reads prose."""
-    return {"exact_match": exact_match(model, pace.task.valid), "bits_per_byte": bits_per_byte(model, pace.prose)}
+    return {
+        "exact_match": exact_match(model, pace.task.valid),
+        "bits_per_byte": bits_per_byte(model, pace.prose),
+    }
 
 
 def teach(model: Any, pace: Pace, out: Path) -> tuple[History, bool]:
     """Train; returns the history and whether everything but A and B is what it was, to the bit."""
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name}
+    before = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name
+    }
     history = train(model, pace.task, pace.settings, out=out)
     if history.interrupted:
         print("Stopped early; the checks below are about what was learnt so far.")
@@ -168,10 +192,14 @@ def write_artifacts(model: Any, history: History, out: Path, original: Any) -> i
         print(f"{size_of(out / name):>8}  {out / name}  ({what})")
     changes = audit(original, plain).changes
     ranks = [change.rank for change in changes]
-    print(f"The merge changed {len(changes)} matrices, by updates of rank {min(ranks, default=0)} to {max(ranks, default=0)}.")
+    print(
+        f"The merge changed {len(changes)} matrices, by updates of rank {min(ranks, default=0)} to {max(ranks, default=0)}."
+    )
     if dequantized(model):
         print("It went into floats. Back in four bits it would lose of each ΔW:")
-        losses = sorted(merge(copy.deepcopy(model), requantize=True).losses, key=lambda loss: loss.of_update)
+        losses = sorted(
+            merge(copy.deepcopy(model), requantize=True).losses, key=lambda loss: loss.of_update
+        )
         print(
             f"  {losses[0].of_update:.0%} at least ({losses[0].name}), {losses[-1].of_update:.0%} at most ({losses[-1].name})"
         )
@@ -183,13 +211,17 @@ def check_merge(model: Any) -> tuple[float, bool]:
     """(largest difference of logits, as a share of the largest logit; whether unmerge restores every weight to the bit)."""
     log, question = ASKED[1]
     tokenizer = model.tokenizer
-    ids = torch.tensor([tokenizer.encode(tokenizer.prompt(question, log))], device=model.lm_head.weight.device)
+    ids = torch.tensor(
+        [tokenizer.encode(tokenizer.prompt(question, log))], device=model.lm_head.weight.device
+    )
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     unmerged = model(ids)
     merge(model, onto=dequantized(model))
     merged = model(ids)
     unmerge(model)
-    restored = all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    restored = all(
+        torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items()
+    )
     return ((merged - unmerged).abs().max() / unmerged.abs().max()).item(), restored
 
 

@@ -18,31 +18,59 @@ from typing import Any
 
 def add_train_options(train: argparse.ArgumentParser) -> None:
     """Options of ``minilora train``."""
-    train.add_argument("--data", type=Path, required=True, help='one {"instruction", "input"?, "output"} a line')
+    train.add_argument(
+        "--data", type=Path, required=True, help='one {"instruction", "input"?, "output"} a line'
+    )
     train.add_argument("--valid", type=Path, help="held-out examples (default: a tenth of --data)")
     train.add_argument("--base", help="base folder (default: the shipped base)")
-    train.add_argument("--out", type=Path, required=True, help="folder for the adapter, metrics and checkpoint")
     train.add_argument(
-        "--target", nargs="+", default=["q_proj", "v_proj"], help="modules to adapt, or all-linear (default: q_proj v_proj)"
+        "--out", type=Path, required=True, help="folder for the adapter, metrics and checkpoint"
+    )
+    train.add_argument(
+        "--target",
+        nargs="+",
+        default=["q_proj", "v_proj"],
+        help="modules to adapt, or all-linear (default: q_proj v_proj)",
     )
     train.add_argument("--r", type=int, default=8, help="rank (default: %(default)s)")
     train.add_argument("--alpha", type=float, help="lora_alpha (default: 2 r)")
     train.add_argument("--dropout", type=float, default=0.0)
     train.add_argument("--rslora", action="store_true", help="scale by alpha / sqrt(r)")
-    train.add_argument("--full", action="store_true", help="train every parameter instead of an adapter")
-    train.add_argument("--qlora", action="store_true", help="keep the base in four bits (NF4, double quantization)")
-    train.add_argument("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
-    train.add_argument("--lr", type=float, help="highest rate (default: 0.005 for a small base, less for a big one)")
-    train.add_argument("--batch", type=int, default=32, help="examples a step (default: %(default)s)")
+    train.add_argument(
+        "--full", action="store_true", help="train every parameter instead of an adapter"
+    )
+    train.add_argument(
+        "--qlora", action="store_true", help="keep the base in four bits (NF4, double quantization)"
+    )
+    train.add_argument(
+        "--steps", type=int, default=500, help="optimizer steps (default: %(default)s)"
+    )
+    train.add_argument(
+        "--lr",
+        type=float,
+        help="highest rate (default: 0.005 for a small base, less for a big one)",
+    )
+    train.add_argument(
+        "--batch", type=int, default=32, help="examples a step (default: %(default)s)"
+    )
     train.add_argument("--accumulate", type=int, default=1, help="compute a batch in so many parts")
     train.add_argument(
-        "--max-length", type=int, default=512, help="tokens; longer examples are left out (default: %(default)s)"
+        "--max-length",
+        type=int,
+        default=512,
+        help="tokens; longer examples are left out (default: %(default)s)",
     )
-    train.add_argument("--pack", action="store_true", help="several examples a row instead of padding")
+    train.add_argument(
+        "--pack", action="store_true", help="several examples a row instead of padding"
+    )
     train.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
-    train.add_argument("--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)")
+    train.add_argument(
+        "--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)"
+    )
     train.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    train.add_argument("--tensorboard", action="store_true", help="also write TensorBoard events to --out")
+    train.add_argument(
+        "--tensorboard", action="store_true", help="also write TensorBoard events to --out"
+    )
 
 
 def add_merge_options(merge: argparse.ArgumentParser) -> None:
@@ -50,12 +78,21 @@ def add_merge_options(merge: argparse.ArgumentParser) -> None:
     merge.add_argument("--base", help="base folder (default: the shipped base)")
     merge.add_argument("--adapter", type=Path, required=True)
     merge.add_argument("--out", type=Path, required=True)
-    merge.add_argument("--qlora", action="store_true", help="for an adapter from train --qlora: the base in the same four bits")
+    merge.add_argument(
+        "--qlora",
+        action="store_true",
+        help="for an adapter from train --qlora: the base in the same four bits",
+    )
     merge.add_argument(
         "--onto",
         help="for a base in four bits: dequantized (with --qlora the default), or the folder of the original float model",
     )
-    merge.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], default="float16", help="(default: %(default)s)")
+    merge.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        default="float16",
+        help="(default: %(default)s)",
+    )
 
 
 def add_generate_options(generate: argparse.ArgumentParser) -> None:
@@ -63,10 +100,16 @@ def add_generate_options(generate: argparse.ArgumentParser) -> None:
     generate.add_argument("instruction", help="the question")
     generate.add_argument("--context", default="", help="what the question is about")
     generate.add_argument("--base", help="base folder (default: the shipped base)")
-    generate.add_argument("--adapter", type=Path, help="folder with an adapter (default: none, the base answers)")
-    generate.add_argument("--qlora", action="store_true", help="the base in four bits, as in train --qlora")
+    generate.add_argument(
+        "--adapter", type=Path, help="folder with an adapter (default: none, the base answers)"
+    )
+    generate.add_argument(
+        "--qlora", action="store_true", help="the base in four bits, as in train --qlora"
+    )
     generate.add_argument("--max-new-tokens", type=int, default=64)
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token")
+    generate.add_argument(
+        "--temperature", type=float, default=0.0, help="0 takes the likeliest token"
+    )
     generate.add_argument("--top-k", type=int)
 
 
@@ -82,7 +125,12 @@ def run_train(options: argparse.Namespace) -> int:
     from ..training.loop import train
     from .footprint import METHODS, describe_footprints, measure_footprints
 
-    task, lora, config, device = read_task(options), lora_of(options), settings_of(options), check_device(options.device)
+    task, lora, config, device = (
+        read_task(options),
+        lora_of(options),
+        settings_of(options),
+        check_device(options.device),
+    )
     config = replace(config, valid_answers=min(20, len(task.valid)))
     torch.manual_seed(options.seed)
     model = load_base(options.base, device=device, quantize="nf4" if options.qlora else None)
@@ -92,15 +140,26 @@ def run_train(options: argparse.Namespace) -> int:
         print(inject(model, lora))
     print_trainable_parameters(model)
     announce(task, config)
-    history = train(model, task, config, callbacks=[tensorboard_callback(options.out)] if options.tensorboard else [])
+    history = train(
+        model,
+        task,
+        config,
+        callbacks=[tensorboard_callback(options.out)] if options.tensorboard else [],
+    )
     if history.interrupted:
         print(f"Stopped at step {len(history.steps)}. Go on with the same command and --resume.")
         return 130
-    saved = save_model(model, options.out / "model") if options.full else save_adapter(model, options.out / "adapter")
+    saved = (
+        save_model(model, options.out / "model")
+        if options.full
+        else save_adapter(model, options.out / "adapter")
+    )
     if options.qlora:
         del model  # a big one need not be there twice
         methods = ("QLoRA",) if big else METHODS
-        found = measure_footprints(task, lora, config, base=options.base, device=device, methods=methods)
+        found = measure_footprints(
+            task, lora, config, base=options.base, device=device, methods=methods
+        )
         print(describe_footprints(found, options.base))
     show_next(options, saved)
     return 0
@@ -125,7 +184,9 @@ def lora_of(options: argparse.Namespace) -> Any:
     from ..lora.config import LoraConfig, read_targets
 
     alpha = 2 * options.r if options.alpha is None else options.alpha
-    return LoraConfig(options.r, alpha, read_targets(options.target), options.dropout, options.rslora)
+    return LoraConfig(
+        options.r, alpha, read_targets(options.target), options.dropout, options.rslora
+    )
 
 
 def settings_of(options: argparse.Namespace) -> Any:
@@ -152,7 +213,11 @@ def with_rate(config: Any, given: float | None, model: Any) -> Any:
     from ..lora.injection import trainable_parameters
     from ..training.config import rate_for
 
-    return config if given is not None else replace(config, lr=rate_for(trainable_parameters(model)[1]))
+    return (
+        config
+        if given is not None
+        else replace(config, lr=rate_for(trainable_parameters(model)[1]))
+    )
 
 
 def announce(task: Any, config: Any) -> None:
@@ -169,7 +234,9 @@ def show_next(options: argparse.Namespace, saved: Path) -> None:
     """What to do with what is now on disk."""
     base = (f"--base {options.base} " if options.base else "") + "--qlora " * options.qlora
     print(f"Saved {saved}. Next:")
-    print(f'  minilora generate {f"--base {saved}" if options.full else f"{base}--adapter {saved}"} "your question"')
+    print(
+        f'  minilora generate {f"--base {saved}" if options.full else f"{base}--adapter {saved}"} "your question"'
+    )
     if not options.full:
         print(f"  minilora merge {base}--adapter {saved} --out {options.out / 'merged'}")
 
@@ -183,12 +250,20 @@ def run_merge(options: argparse.Namespace) -> int:
     from ..model.pretrained import load_base, save_model
 
     for option in ("base", "adapter", "onto"):
-        if (given := getattr(options, option)) is not None and Path(given).resolve() == options.out.resolve():
-            raise ValueError(f"--out and --{option} are both {given}, and a merge would write over it: choose another --out")
-    model = load_adapter(load_base(options.base, quantize="nf4" if options.qlora else None), options.adapter)
+        if (given := getattr(options, option)) is not None and Path(
+            given
+        ).resolve() == options.out.resolve():
+            raise ValueError(
+                f"--out and --{option} are both {given}, and a merge would write over it: choose another --out"
+            )
+    model = load_adapter(
+        load_base(options.base, quantize="nf4" if options.qlora else None), options.adapter
+    )
     onto = options.onto or ("dequantized" if options.qlora else None)
     onto = onto if onto in (None, "dequantized") else load_base(onto)
-    saved = save_model(merge_and_unload(model, onto=onto), options.out, dtype=getattr(torch, options.dtype))
+    saved = save_model(
+        merge_and_unload(model, onto=onto), options.out, dtype=getattr(torch, options.dtype)
+    )
     print(f'Saved {saved}. Next:\n  minilora generate --base {saved} "your question"')
     return 0
 
@@ -198,7 +273,9 @@ def run_generate(options: argparse.Namespace) -> int:
     from ..formats.save_and_load import load_adapter
     from ..model.pretrained import load_base
 
-    model = load_base(options.base, device=check_device(options.device), quantize="nf4" if options.qlora else None)
+    model = load_base(
+        options.base, device=check_device(options.device), quantize="nf4" if options.qlora else None
+    )
     if options.adapter is not None:
         load_adapter(model, options.adapter)
     print(
@@ -221,5 +298,7 @@ def check_device(device: str) -> str:
     try:
         torch.zeros(1, device=device).item()  # "meta" has no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use --device cpu") from error
+        raise ValueError(
+            f"device {device!r} is not to be had here ({str(error).splitlines()[0]}); use --device cpu"
+        ) from error
     return device

@@ -43,7 +43,9 @@ def measure_footprints(
     quiet = replace(config, out=None, resume=False, checkpoint_every=0)
     for method in methods:
         with torch.random.fork_rng():
-            model = load_base(base, device=device, quantize="nf4" if method == "QLoRA" else None).train()
+            model = load_base(
+                base, device=device, quantize="nf4" if method == "QLoRA" else None
+            ).train()
             if method != "full":
                 inject(model, lora)
             run = Run(model, replace(task, valid=()), quiet, ())
@@ -54,7 +56,11 @@ def measure_footprints(
 
 def describe_footprints(found: Mapping[str, Measured], base: str | Path | None) -> str:
     """The table, and where to look for the methods that were not measured: a big base may not even fit in floats."""
-    hint = "" if len(found) > 1 else f"\nThe other methods hold the base in floats: minilora plan {base} predicts their memory."
+    hint = (
+        ""
+        if len(found) > 1
+        else f"\nThe other methods hold the base in floats: minilora plan {base} predicts their memory."
+    )
     return f"A training step of this run held in memory (measured):\n{footprint_table(found)}{hint}"
 
 
@@ -71,6 +77,12 @@ def footprint_table(found: Mapping[str, Measured]) -> str:
         at_peak = measured.at_peak
         weights = sum(at_peak.get(name, 0) for name in ("weights", "constants"))
         activations = at_peak.get("activations", 0)
-        sizes = (sum(measured.resident.values()), measured.peak, weights, activations, measured.peak - weights - activations)
+        sizes = (
+            sum(measured.resident.values()),
+            measured.peak,
+            weights,
+            activations,
+            measured.peak - weights - activations,
+        )
         rows.append((method, *(f"{size / 1e6:.1f}" for size in sizes)))
     return "\n".join(columns(rows))

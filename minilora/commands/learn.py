@@ -15,13 +15,33 @@ BOOK = Path("minilora-book")
 
 def add_learn_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora learn``."""
-    made.add_argument("lesson", nargs="?", help="a lesson's number or name (without it: the course and what is done)")
+    made.add_argument(
+        "lesson",
+        nargs="?",
+        help="a lesson's number or name (without it: the course and what is done)",
+    )
     made.add_argument("--list", action="store_true", help="the course and what is done")
-    made.add_argument("--from", dest="start", type=int, metavar="N", help="begin at cell N instead of where you were")
-    made.add_argument("--reset", action="store_true", help="forget the progress of this lesson; your own file stays")
-    made.add_argument("--reveal", action="store_true", help="show the solutions of this lesson and write them out")
-    made.add_argument("--folder", type=Path, default=FOLDER, help="your folder (default: %(default)s)")
-    made.add_argument("--limit", type=float, default=LIMIT, help="seconds for a check (default: %(default)g)")
+    made.add_argument(
+        "--from",
+        dest="start",
+        type=int,
+        metavar="N",
+        help="begin at cell N instead of where you were",
+    )
+    made.add_argument(
+        "--reset",
+        action="store_true",
+        help="forget the progress of this lesson; your own file stays",
+    )
+    made.add_argument(
+        "--reveal", action="store_true", help="show the solutions of this lesson and write them out"
+    )
+    made.add_argument(
+        "--folder", type=Path, default=FOLDER, help="your folder (default: %(default)s)"
+    )
+    made.add_argument(
+        "--limit", type=float, default=LIMIT, help="seconds for a check (default: %(default)g)"
+    )
 
 
 def run_learn(options: argparse.Namespace) -> int:
@@ -46,11 +66,15 @@ def run_learn(options: argparse.Namespace) -> int:
             return 0
         if options.reset:
             record.reset(lesson.slug)
-            console.print(f"Lesson {lesson.number} begins anew. Your file {options.folder / lesson.path.name} was not touched.")
+            console.print(
+                f"Lesson {lesson.number} begins anew. Your file {options.folder / lesson.path.name} was not touched."
+            )
             if options.start is None:
                 return 0
         if not 1 <= options.start <= len(lesson.cells):
-            raise ValueError(f"--from is a cell from 1 to {len(lesson.cells)} of lesson {lesson.number}, got {options.start}")
+            raise ValueError(
+                f"--from is a cell from 1 to {len(lesson.cells)} of lesson {lesson.number}, got {options.start}"
+            )
         record.lesson(lesson.slug).update(cell=options.start - 1, finished=False)
         record.save()
     walk = Walk(lesson, options.folder, limit=options.limit)
@@ -70,10 +94,20 @@ def print_course(folder: Path) -> None:
         console.print(record.note)
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in ("", "question", "", "minutes", "done"):
-        table.add_column(title, justify="right" if title == "minutes" else "left", no_wrap=title in ("minutes", "done"))
+        table.add_column(
+            title,
+            justify="right" if title == "minutes" else "left",
+            no_wrap=title in ("minutes", "done"),
+        )
     for lesson in list_lessons():
         entry = record.lessons.get(lesson.slug)
-        table.add_row(lesson.slug[:2], lesson.question, lesson.difficulty, str(lesson.minutes), done_text(lesson, entry))
+        table.add_row(
+            lesson.slug[:2],
+            lesson.question,
+            lesson.difficulty,
+            str(lesson.minutes),
+            done_text(lesson, entry),
+        )
     console.print(table)
     console.print("\nWalk one with, for example: [bold]minilora learn 1[/]")
 
@@ -89,10 +123,23 @@ def done_text(lesson: Any, entry: dict[str, Any] | None) -> str:
 
 def add_grade_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora grade``."""
-    made.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="learners' folders, one each")
-    made.add_argument("--lesson", action="append", metavar="N", help="only this lesson or range, as 1-5, may come again")
-    made.add_argument("--csv", type=Path, help="also write each status and sentence to this file, for a spreadsheet")
-    made.add_argument("--limit", type=float, default=LIMIT, help="seconds for each check (default: %(default)g)")
+    made.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="learners' folders, one each"
+    )
+    made.add_argument(
+        "--lesson",
+        action="append",
+        metavar="N",
+        help="only this lesson or range, as 1-5, may come again",
+    )
+    made.add_argument(
+        "--csv",
+        type=Path,
+        help="also write each status and sentence to this file, for a spreadsheet",
+    )
+    made.add_argument(
+        "--limit", type=float, default=LIMIT, help="seconds for each check (default: %(default)g)"
+    )
 
 
 def run_grade(options: argparse.Namespace) -> int:
@@ -103,12 +150,19 @@ def run_grade(options: argparse.Namespace) -> int:
 
     console = make_console()
     if options.csv is not None and options.csv.is_dir():
-        raise ValueError(f"--csv {options.csv} is a folder; give a file's name, for example grades.csv")
+        raise ValueError(
+            f"--csv {options.csv} is a folder; give a file's name, for example grades.csv"
+        )
     lessons = find_lessons(options.lesson)
     folders, others = find_folders(options.folders)
     for path in others:
         console.print(f"{path} is no folder: left out", markup=False)
-    grades = grade_folders(folders, lessons, options.limit, lambda line: console.print(line, markup=False, highlight=False))
+    grades = grade_folders(
+        folders,
+        lessons,
+        options.limit,
+        lambda line: console.print(line, markup=False, highlight=False),
+    )
     console.print()
     console.print(grade_table(grades))
     console.print(f"\n{KEY}")
@@ -129,7 +183,9 @@ def run_notebook(options: argparse.Namespace) -> int:
 
     lessons = find_lessons([options.lesson])
     if options.file is not None and (len(lessons) > 1 or options.file.suffix != ".ipynb"):
-        raise ValueError(f"a file is one lesson's, and ends in .ipynb, got {options.file}; five at once: minilora notebook 1-5")
+        raise ValueError(
+            f"a file is one lesson's, and ends in .ipynb, got {options.file}; five at once: minilora notebook 1-5"
+        )
     for lesson in lessons:
         print(f"Saved {write_notebook(lesson, options.file or Path(f'{lesson.slug}.ipynb'))}.")
     return 0
@@ -137,11 +193,20 @@ def run_notebook(options: argparse.Namespace) -> int:
 
 def add_book_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora book``."""
-    made.add_argument("folder", type=Path, nargs="?", default=BOOK, metavar="DIR", help="(default: %(default)s)")
     made.add_argument(
-        "--lesson", action="append", metavar="N", help="only this lesson or range, as 1-5, may come again (default: all)"
+        "folder", type=Path, nargs="?", default=BOOK, metavar="DIR", help="(default: %(default)s)"
     )
-    made.add_argument("--without-solutions", action="store_true", help="for a class: the exercises without their solutions")
+    made.add_argument(
+        "--lesson",
+        action="append",
+        metavar="N",
+        help="only this lesson or range, as 1-5, may come again (default: all)",
+    )
+    made.add_argument(
+        "--without-solutions",
+        action="store_true",
+        help="for a class: the exercises without their solutions",
+    )
 
 
 def run_book(options: argparse.Namespace) -> int:
@@ -149,6 +214,8 @@ def run_book(options: argparse.Namespace) -> int:
     from ..learn.book import write_book
 
     lessons, solved = find_lessons(options.lesson), not options.without_solutions
-    home = write_book(options.folder, lessons, say=lambda message: print(message, flush=True), solved=solved)
+    home = write_book(
+        options.folder, lessons, say=lambda message: print(message, flush=True), solved=solved
+    )
     print(f"Saved {home}. Open it in a browser; it needs no network.")
     return 0

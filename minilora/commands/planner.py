@@ -27,13 +27,19 @@ SPEED = 1e14  # FLOP/s, a round number
 
 def add_plan_options(made: argparse.ArgumentParser) -> None:
     """Options of ``minilora plan``."""
-    made.add_argument("model", nargs="?", help="a preset (--list names them), a config.json, or a model's folder")
+    made.add_argument(
+        "model", nargs="?", help="a preset (--list names them), a config.json, or a model's folder"
+    )
     made.add_argument("--list", action="store_true", help="name the presets and stop")
     one = made.add_mutually_exclusive_group()
     one.add_argument("--method", choices=METHODS, default="lora", help="(default: %(default)s)")
     for method in METHODS:
         one.add_argument(
-            f"--{method}", action="store_const", const=method, dest="method", help=f"the same as --method {method}"
+            f"--{method}",
+            action="store_const",
+            const=method,
+            dest="method",
+            help=f"the same as --method {method}",
         )
     made.add_argument("--r", type=int, default=8, help="rank (default: %(default)s)")
     made.add_argument(
@@ -42,18 +48,39 @@ def add_plan_options(made: argparse.ArgumentParser) -> None:
         default=["all-linear"],
         help="modules to adapt (default: all-linear; minilora train and LoraConfig have q_proj v_proj)",
     )
-    made.add_argument("--batch", type=int, default=1, help="sequences at once (default: %(default)s)")
-    made.add_argument("--seq", type=int, default=2048, help="tokens a sequence (default: %(default)s)")
-    made.add_argument("--dtype", choices=[*DTYPES], default="bfloat16", help="of the base (default: %(default)s)")
-    made.add_argument("--adapter-dtype", choices=[*DTYPES], default="float32", help="of A and B (default: %(default)s)")
-    made.add_argument("--optimizer", choices=OPTIMIZERS, default="adamw", help="(default: %(default)s)")
+    made.add_argument(
+        "--batch", type=int, default=1, help="sequences at once (default: %(default)s)"
+    )
+    made.add_argument(
+        "--seq", type=int, default=2048, help="tokens a sequence (default: %(default)s)"
+    )
+    made.add_argument(
+        "--dtype", choices=[*DTYPES], default="bfloat16", help="of the base (default: %(default)s)"
+    )
+    made.add_argument(
+        "--adapter-dtype",
+        choices=[*DTYPES],
+        default="float32",
+        help="of A and B (default: %(default)s)",
+    )
+    made.add_argument(
+        "--optimizer", choices=OPTIMIZERS, default="adamw", help="(default: %(default)s)"
+    )
     made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    made.add_argument("--single-quant", action="store_true", help="QLoRA without double quantization")
-    made.add_argument("--json", action="store_true", help="for programs: the fields of minilora.ledger.Plan")
-    made.add_argument("--chart", type=Path, help="also draw it beside the other methods: .png or .svg")
+    made.add_argument(
+        "--single-quant", action="store_true", help="QLoRA without double quantization"
+    )
+    made.add_argument(
+        "--json", action="store_true", help="for programs: the fields of minilora.ledger.Plan"
+    )
+    made.add_argument(
+        "--chart", type=Path, help="also draw it beside the other methods: .png or .svg"
+    )
     made.add_argument("--dark", action="store_true", help="the chart for dark slides")
     made.add_argument(
-        "--page", type=Path, help="write the interactive planner, one HTML file (a model is chosen there), and stop"
+        "--page",
+        type=Path,
+        help="write the interactive planner, one HTML file (a model is chosen there), and stop",
     )
     made.add_argument_group("what the table says", TERMS)
 
@@ -63,14 +90,18 @@ def run_plan(options: argparse.Namespace) -> int:
     if options.page is not None:
         from ..plots.planner_page import write_planner
 
-        print(f"Saved {write_planner(options.page, options.model)}. Open it in a browser; it needs no network.")
+        print(
+            f"Saved {write_planner(options.page, options.model)}. Open it in a browser; it needs no network."
+        )
         return 0
     if options.list:
         for name in presets():
             print(f"{name:16}{short(architecture(name).parameters):>6}")
         return 0
     if options.model is None:
-        raise ValueError("which model? Name a preset (minilora plan --list), a config.json, or a folder that holds one")
+        raise ValueError(
+            "which model? Name a preset (minilora plan --list), a config.json, or a folder that holds one"
+        )
     settings = Settings(
         batch=options.batch,
         seq=options.seq,
@@ -109,36 +140,54 @@ def print_plan(found: Plan) -> None:
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for name, size in {**found.bytes, "total": found.total}.items():
         style = "bold" if name == "total" else "dim" if not size else None
-        table.add_row(name, f"{size:,}", f"{size / GB:,.2f}", f"{100 * size / found.total:.1f}%", style=style)
+        table.add_row(
+            name, f"{size:,}", f"{size / GB:,.2f}", f"{100 * size / found.total:.1f}%", style=style
+        )
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 60)  # in a narrower window lines wrap; a number is never cut
     console.print(f"{found.model}, {found.method}: {how}")
     console.print(table)
-    console.print(f"\ntrainable    {found.trainable:,} of {found.parameters:,} ({100 * found.share:.4f}%)")
+    console.print(
+        f"\ntrainable    {found.trainable:,} of {found.parameters:,} ({100 * found.share:.4f}%)"
+    )
     if config is not None:
-        console.print(f"adapter file {found.adapter_file_bytes:,} bytes ({found.adapter_file_bytes / 1e6:,.1f} MB)")
+        console.print(
+            f"adapter file {found.adapter_file_bytes:,} bytes ({found.adapter_file_bytes / 1e6:,.1f} MB)"
+        )
     forward, backward = found.flops_forward, found.flops_backward
     again = " with the forward again" * s.checkpointing
-    console.print(f"FLOPs        {forward / 1e9:,.2f} G a token forward, {backward / 1e9:,.2f} G backward{again}")
+    console.print(
+        f"FLOPs        {forward / 1e9:,.2f} G a token forward, {backward / 1e9:,.2f} G backward{again}"
+    )
     console.print(f"time         {time_text(found)} a million tokens, were 100 TFLOP/s sustained")
     console.print(
-        f"step         {s.batch} × {s.seq} tokens, {s.dtype} base, {s.optimizer}" + ", checkpointing" * s.checkpointing
+        f"step         {s.batch} × {s.seq} tokens, {s.dtype} base, {s.optimizer}"
+        + ", checkpointing" * s.checkpointing
     )
     console.print(
-        "fits         " + (", ".join(name for name, fits in found.fits.items() if fits) or f"none of {', '.join(GPUS)}")
+        "fits         "
+        + (
+            ", ".join(name for name, fits in found.fits.items() if fits)
+            or f"none of {', '.join(GPUS)}"
+        )
     )
     if not any(found.fits.values()):
         console.print(f"             over cards of 80 GB, at least {cards_of_80(found)} of them")
     for name, size in GPUS.items():
         if 0 < found.total - size * GB <= 0.07 * size * GB:
             over = f"over by {(found.total - size * GB) / GB:.2f} GB"
-            console.print(f"close        {name}: {over}; cards hold up to 7% more, the driver takes part of that")
+            console.print(
+                f"close        {name}: {over}; cards hold up to 7% more, the driver takes part of that"
+            )
 
 
 def time_text(found: Plan) -> str:
     """How long a million tokens take at ``SPEED``, in the unit that suits."""
     seconds = (found.flops_forward + found.flops_backward) * 1e6 / SPEED
-    size, unit = next(((size, unit) for size, unit in ((3600, "hours"), (60, "minutes")) if seconds >= size), (1, "seconds"))
+    size, unit = next(
+        ((size, unit) for size, unit in ((3600, "hours"), (60, "minutes")) if seconds >= size),
+        (1, "seconds"),
+    )
     return f"{seconds / size:.2g} {unit}"
 
 
@@ -151,13 +200,22 @@ def plan_figure(source: str, config: LoraConfig, settings: Settings, dark: bool 
     """A model under each method with one config, as ``memory_chart`` draws it; below each bar the cards that hold it."""
     from ..plots.charts import memory_chart
 
-    plans = {title: plan(source, config, title.lower(), settings) for title in ("full", "LoRA", "QLoRA")}
+    plans = {
+        title: plan(source, config, title.lower(), settings) for title in ("full", "LoRA", "QLoRA")
+    }
     bars = {}
     for title, found in plans.items():
-        card = next((f"a card of {name}" for name, fits in found.fits.items() if fits), f"≥ {cards_of_80(found)} × 80 GB")
+        card = next(
+            (f"a card of {name}" for name, fits in found.fits.items() if fits),
+            f"≥ {cards_of_80(found)} × 80 GB",
+        )
         bars[f"{title}\n{card}"] = [found.bytes]
     cards = {name: size * float(GB) for name, size in GPUS.items()}
-    targets = config.target_modules if isinstance(config.target_modules, str) else ", ".join(config.target_modules)
+    targets = (
+        config.target_modules
+        if isinstance(config.target_modules, str)
+        else ", ".join(config.target_modules)
+    )
     note = f"{settings.dtype} base, {settings.optimizer}, r = {config.r} on {targets}, {settings.batch} × {settings.seq} tokens"
     note += ", checkpointing" * settings.checkpointing
     return memory_chart([plans["full"].model], bars, cards, note, dark=dark)
@@ -168,7 +226,9 @@ def add_chart_options(made: argparse.ArgumentParser) -> None:
     made.add_argument("name", nargs="?", help="which chart (without a name: lists them)")
     made.add_argument("--out", type=Path, help=".png or .svg (default: NAME.png)")
     made.add_argument("--dark", action="store_true", help="for dark pages")
-    made.add_argument("--all", type=Path, metavar="DIR", help="every chart, light and dark, and index.html")
+    made.add_argument(
+        "--all", type=Path, metavar="DIR", help="every chart, light and dark, and index.html"
+    )
 
 
 def run_chart(options: argparse.Namespace) -> int:
@@ -182,5 +242,7 @@ def run_chart(options: argparse.Namespace) -> int:
         for name, chart in gallery.CHARTS.items():
             print(f"{name:12}{(chart.__doc__ or '').splitlines()[0]}")
     else:
-        print(f"Saved {save_figure(gallery.draw(options.name, options.dark), options.out or Path(f'{options.name}.png'))}.")
+        print(
+            f"Saved {save_figure(gallery.draw(options.name, options.dark), options.out or Path(f'{options.name}.png'))}."
+        )
     return 0

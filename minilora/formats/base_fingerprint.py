@@ -55,7 +55,10 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         names.update(f"{name} {list(shape)}\n".encode())
         values.update(name.encode())
         values.update(value_bytes(value()))
-    gone = any(layer.merged and layer.kept_weight is None and layer.kept_base is None for _, layer in lora_layers(model))
+    gone = any(
+        layer.merged and layer.kept_weight is None and layer.kept_base is None
+        for _, layer in lora_layers(model)
+    )
     return Fingerprint(names.hexdigest(), "" if gone else values.hexdigest())
 
 
@@ -89,4 +92,12 @@ def base_of(layer: LoRALayer) -> tuple[nn.Module, Tensor | None]:
 
 def value_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values in float32, in row order, as bytes."""
-    return tensor.detach().to("cpu", torch.float32).contiguous().view(-1).view(torch.uint8).numpy().data
+    return (
+        tensor.detach()
+        .to("cpu", torch.float32)
+        .contiguous()
+        .view(-1)
+        .view(torch.uint8)
+        .numpy()
+        .data
+    )

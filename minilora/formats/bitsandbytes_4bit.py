@@ -51,12 +51,22 @@ def to_checkpoint(name: str, weight: NF4Tensor) -> dict[str, Tensor]:
     tensors = {
         name: weight.packed[:, None],
         f"{name}.absmax": weight.absmax,
-        f"{name}.quant_map": table_of_levels(weight.kind, CPU).clone(),  # safetensors refuses shared storages
+        # safetensors refuses shared storages
+        f"{name}.quant_map": table_of_levels(weight.kind, CPU).clone(),
     }
     if weight.absmax2 is not None and weight.offset is not None:
-        about |= {"nested_blocksize": SCALE_BLOCK, "nested_dtype": "float32", "nested_offset": weight.offset.item()}
-        tensors |= {f"{name}.nested_absmax": weight.absmax2, f"{name}.nested_quant_map": dynamic_map(CPU).clone()}
-    tensors[f"{name}.{STATE}{weight.kind}"] = torch.frombuffer(bytearray(json.dumps(about).encode()), dtype=torch.uint8)
+        about |= {
+            "nested_blocksize": SCALE_BLOCK,
+            "nested_dtype": "float32",
+            "nested_offset": weight.offset.item(),
+        }
+        tensors |= {
+            f"{name}.nested_absmax": weight.absmax2,
+            f"{name}.nested_quant_map": dynamic_map(CPU).clone(),
+        }
+    tensors[f"{name}.{STATE}{weight.kind}"] = torch.frombuffer(
+        bytearray(json.dumps(about).encode()), dtype=torch.uint8
+    )
     return tensors
 
 
@@ -75,13 +85,17 @@ def from_checkpoint(name: str, tensors: Mapping[str, Tensor], wanted: tuple[int,
     """Read one quantized weight of shape ``wanted``. Raises ``ValueError`` that names what is missing or does not fit."""
     state = packed_names([key for key in tensors if key.startswith(f"{name}.{STATE}")]).get(name)
     if state is None:
-        raise ValueError(f"{name} has no {STATE}nf4 beside it: it is not a 4-bit weight in bitsandbytes' layout")
+        raise ValueError(
+            f"{name} has no {STATE}nf4 beside it: it is not a 4-bit weight in bitsandbytes' layout"
+        )
     about = read_state(state, tensors[state])
     double_quant = "nested_offset" in about
     needed = [name, f"{name}.absmax", f"{name}.quant_map"]
     needed += [f"{name}.nested_absmax", f"{name}.nested_quant_map"] if double_quant else []
     if missing := [key for key in needed if key not in tensors]:
-        raise ValueError(f"{', '.join(missing)} missing: the 4-bit weight {name} cannot be read without")
+        raise ValueError(
+            f"{', '.join(missing)} missing: the 4-bit weight {name} cannot be read without"
+        )
     if tuple(about["shape"]) != wanted:
         raise ValueError(f"{state} says shape {tuple(about['shape'])}, needed {wanted}")
     kind = state.rpartition("__")[2]
@@ -89,13 +103,25 @@ def from_checkpoint(name: str, tensors: Mapping[str, Tensor], wanted: tuple[int,
         raise ValueError(f"{name}.quant_map is not the levels of {kind}")
     if double_quant and not torch.equal(tensors[f"{name}.nested_quant_map"], dynamic_map(CPU)):
         raise ValueError(f"{name}.nested_quant_map is not the signed dynamic map")
-    absmax, absmax2 = tensors[f"{name}.absmax"], tensors[f"{name}.nested_absmax"] if double_quant else None
+    absmax, absmax2 = (
+        tensors[f"{name}.absmax"],
+        tensors[f"{name}.nested_absmax"] if double_quant else None,
+    )
     if not all(torch.isfinite(scale).all() for scale in (absmax, absmax2) if scale is not None):
         raise ValueError(f"{name}: its scales hold values that are not finite")
     offset = torch.tensor(about["nested_offset"]) if double_quant else None
     dtype, block_size = DTYPES[about["dtype"]], about["blocksize"]
     try:
-        return NF4Tensor(tensors[name].flatten(), absmax, absmax2, offset, torch.Size(wanted), dtype, block_size, kind)
+        return NF4Tensor(
+            tensors[name].flatten(),
+            absmax,
+            absmax2,
+            offset,
+            torch.Size(wanted),
+            dtype,
+            block_size,
+            kind,
+        )
     except (ValueError, TypeError) as error:
         raise ValueError(f"{name}: {error}") from error
 
@@ -104,10 +130,20 @@ def read_state(name: str, raw: Tensor) -> dict[str, Any]:
     """The JSON beside a quantized weight, with its fields checked."""
     try:
         about = json.loads(bytes(raw.tolist()))
-        fits = isinstance(about, dict) and about["dtype"] in DTYPES and about["quant_type"] == name.rpartition("__")[2]
-        fits = fits and all(type(size) is int and size > 0 for size in [about["blocksize"], *about["shape"]])
+        fits = (
+            isinstance(about, dict)
+            and about["dtype"] in DTYPES
+            and about["quant_type"] == name.rpartition("__")[2]
+        )
+        fits = fits and all(
+            type(size) is int and size > 0 for size in [about["blocksize"], *about["shape"]]
+        )
         if "nested_offset" in about:
-            fits = fits and about["nested_blocksize"] == SCALE_BLOCK and math.isfinite(about["nested_offset"])
+            fits = (
+                fits
+                and about["nested_blocksize"] == SCALE_BLOCK
+                and math.isfinite(about["nested_offset"])
+            )
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{name} holds no description of a 4-bit weight ({error})") from error
     if not fits:

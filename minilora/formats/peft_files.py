@@ -33,7 +33,15 @@ from typing import Any
 
 from torch import Tensor
 
-from ..files import json_object, json_text, read_json, read_tensors_and_metadata, tensor_writer, text_writer, write_together
+from ..files import (
+    json_object,
+    json_text,
+    read_json,
+    read_tensors_and_metadata,
+    tensor_writer,
+    text_writer,
+    write_together,
+)
 from ..lora.config import LoraConfig
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -71,13 +79,16 @@ class AdapterFiles:
     metadata: dict[str, str]
 
 
-def write_adapter_files(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], base: Mapping[str, str]) -> None:
+def write_adapter_files(
+    folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], base: Mapping[str, str]
+) -> None:
     """Write both files, ``base`` (a fingerprint) into the metadata, through the states above. Raises ``OSError``."""
     text = json_text(config)
     metadata = {META_CONFIG: json.dumps(config), META_BASE: json.dumps(dict(base))}
     try:
         same = (folder / CONFIG).read_bytes() == text.encode()
-    except OSError:  # none yet, or one that cannot be read: then the write says why, if it fails too
+    # none yet, or one that cannot be read: then the write says why, if it fails too
+    except OSError:
         same = False
     files = {TENSORS: tensor_writer(tensors, metadata), CONFIG: text_writer(text)}
     write_together(folder, files, aside=None if same else (CONFIG, ASIDE))
@@ -140,7 +151,9 @@ def lora_config(found: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
         )
     patterns = [found.get(name) for name in ("rank_pattern", "alpha_pattern")]
     keys = [key for pattern in patterns if isinstance(pattern, dict) for key in pattern]
-    if wild := [f"the pattern {key!r} could take for ever to match" for key in keys if not is_tame(key)]:
+    if wild := [
+        f"the pattern {key!r} could take for ever to match" for key in keys if not is_tame(key)
+    ]:
         return None, wrong + wild
     fields = {
         "r": found.get("r", 8),
@@ -163,7 +176,9 @@ def lora_config(found: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
 def names_its_targets(found: Mapping[str, Any], config: LoraConfig) -> bool:
     """Whether the config says which modules there are to be, in patterns that are safe to try on a stranger's word."""
     regexes = [p for p in (config.target_modules, config.exclude_modules) if isinstance(p, str)]
-    return bool(found.get("target_modules")) and all(map(is_tame, [*regexes, *(config.layers_pattern or ())]))
+    return bool(found.get("target_modules")) and all(
+        map(is_tame, [*regexes, *(config.layers_pattern or ())])
+    )
 
 
 def is_tame(pattern: str) -> bool:
@@ -176,7 +191,8 @@ def is_tame(pattern: str) -> bool:
     >>> is_tame(r".*layers\.\d+\.(q|v)_proj"), is_tame(r"(\w+\.?)+!"), is_tame(".*.*.*.*.*!"), is_tame("(.|a)" * 9)
     (True, False, False, False)
     """
-    plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern, flags=re.DOTALL)  # an escape, and a set, is one letter
+    # an escape, and a set, is one letter
+    plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern, flags=re.DOTALL)
     if len(pattern) > 2000 or re.search(r"\)[*+{]|\(\?[^:]", plain):
         return False
     repeats, ways = len(re.findall(r"[*+{]", plain)), 2 ** len(re.findall(r"(?<![(*+}?])\?", plain))

@@ -63,14 +63,20 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     check_container(model)
     shared = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
     if len(shared) > 1:
-        raise ValueError(f"adapters of different (dropout, rslora) in one model cannot be saved as one: {sorted(shared)}")
+        raise ValueError(
+            f"adapters of different (dropout, rslora) in one model cannot be saved as one: {sorted(shared)}"
+        )
     tensors = adapter_tensors(layers)
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        raise ValueError(f"{bad[0].removeprefix(PREFIX)} holds values that are not finite: the training diverged")
+        raise ValueError(
+            f"{bad[0].removeprefix(PREFIX)} holds values that are not finite: the training diverged"
+        )
     lora_dropout, use_rslora = next(iter(shared))
     names = [name for name, _ in layers]
     r, rank_pattern = common_and_others({name: layer.r for name, layer in layers})
-    lora_alpha, alpha_pattern = common_and_others({name: layer.lora_alpha for name, layer in layers})
+    lora_alpha, alpha_pattern = common_and_others(
+        {name: layer.lora_alpha for name, layer in layers}
+    )
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type(model),
@@ -120,9 +126,14 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     if other and (strict or (wrong and META_BASE in files.metadata)):
         wrong.insert(0, other)  # it explains the rest
     if wrong or config is None:
-        raise ValueError(f"the adapter in {folder} does not fit this model: {listed(wrong, 8)}. Nothing was changed")
+        raise ValueError(
+            f"the adapter in {folder} does not fit this model: {listed(wrong, 8)}. Nothing was changed"
+        )
     if other and META_BASE in files.metadata:
-        warnings.warn(f"the adapter in {folder} {other}: compare its answers before you rely on them", stacklevel=2)
+        warnings.warn(
+            f"the adapter in {folder} {other}: compare its answers before you rely on them",
+            stacklevel=2,
+        )
     if not layers:
         inject(model, exactly(names, config))
         layers = dict(lora_layers(model))
@@ -137,7 +148,11 @@ def task_type(model: nn.Module) -> str | None:
     """PEFT's word for what the model does; with one, PEFT asks for ``generate``."""
     if not hasattr(model, "generate"):
         return None
-    return "SEQ_2_SEQ_LM" if getattr(getattr(model, "config", None), "is_encoder_decoder", False) else "CAUSAL_LM"
+    return (
+        "SEQ_2_SEQ_LM"
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        else "CAUSAL_LM"
+    )
 
 
 def adapter_tensors(layers: list[tuple[str, LoRALayer]]) -> dict[str, Tensor]:
@@ -177,7 +192,8 @@ def common_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     for name, value in values.items():
         if value != common:
             end = name.rpartition(".")[2]
-            key = re.escape(end) if len(by_end[end]) == 1 else f"^{re.escape(name)}"  # ^: not the end of another path
+            # ^: not the end of another path
+            key = re.escape(end) if len(by_end[end]) == 1 else f"^{re.escape(name)}"
             pattern[key] = value
     return common, pattern
 
@@ -187,32 +203,63 @@ def adapted_names(tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
     strange = [key for key in tensors if not (key.startswith(PREFIX) and key.endswith(ENDS))]
     wrong = []
     if strange:
-        wrong.append(f"unknown tensors {listed(strange, 5, ', ')}, needed {PREFIX}<module>.lora_A.weight and .lora_B.weight")
+        wrong.append(
+            f"unknown tensors {listed(strange, 5, ', ')}, needed {PREFIX}<module>.lora_A.weight and .lora_B.weight"
+        )
     if not tensors:
         wrong.append("the file holds no tensors")
-    return list(dict.fromkeys(key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in tensors if key not in strange)), wrong
+    return list(
+        dict.fromkeys(
+            key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in tensors if key not in strange
+        )
+    ), wrong
 
 
 def disagreements(
-    model: nn.Module, names: list[str], files: AdapterFiles, config: LoraConfig, layers: Mapping[str, LoRALayer]
+    model: nn.Module,
+    names: list[str],
+    files: AdapterFiles,
+    config: LoraConfig,
+    layers: Mapping[str, LoRALayer],
 ) -> list[str]:
     """Where the config names other modules of this model than the file has tensors for."""
     if not names_its_targets(files.config, config):
         return []
     inside = tuple(f"{name}." for name in layers)
-    modules = {name: module for name, module in model.named_modules() if name and not name.startswith(inside)}
+    modules = {
+        name: module
+        for name, module in model.named_modules()
+        if name and not name.startswith(inside)
+    }
     modules |= {name: layer.base for name, layer in layers.items()}
-    meant = {name for name, module in modules.items() if matching_pattern(name, module, model, config) is not None}
-    wrong = [f"{name} is a target of its config, but has no tensors in the file" for name in sorted(meant - set(names))]
-    return wrong + [f"{name} has tensors, but is no target of its config" for name in names if name in modules.keys() - meant]
+    meant = {
+        name
+        for name, module in modules.items()
+        if matching_pattern(name, module, model, config) is not None
+    }
+    wrong = [
+        f"{name} is a target of its config, but has no tensors in the file"
+        for name in sorted(meant - set(names))
+    ]
+    return wrong + [
+        f"{name} has tensors, but is no target of its config"
+        for name in names
+        if name in modules.keys() - meant
+    ]
 
 
 def misfits(
-    model: nn.Module, names: list[str], tensors: Mapping[str, Tensor], config: LoraConfig, layers: Mapping[str, LoRALayer]
+    model: nn.Module,
+    names: list[str],
+    tensors: Mapping[str, Tensor],
+    config: LoraConfig,
+    layers: Mapping[str, LoRALayer],
 ) -> list[str]:
     """Everything about the tensors that does not fit the model, or the adapters that it has already."""
     modules = dict(model.named_modules()) | {name: layer.base for name, layer in layers.items()}
-    wrong = [f"{name} has an adapter here but not in the file" for name in layers if name not in names]
+    wrong = [
+        f"{name} has an adapter here but not in the file" for name in layers if name not in names
+    ]
     for name in names:
         r, lora_alpha = rank_and_alpha(name, config)
         layer, scaling = layers.get(name), scaling_of(r, lora_alpha, config.use_rslora)
@@ -242,7 +289,9 @@ def misshapen(name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor
         elif tuple(tensor.shape) != shape:
             wrong.append(f"{name}.{factor} has shape {tuple(tensor.shape)}, needed {shape}")
         elif tensor.dtype not in FLOATS:
-            wrong.append(f"{name}.{factor} holds {tensor.dtype}, needed a floating-point dtype of 16 to 64 bits")
+            wrong.append(
+                f"{name}.{factor} holds {tensor.dtype}, needed a floating-point dtype of 16 to 64 bits"
+            )
         elif not torch.isfinite(tensor.float()).all():  # as float32, which is what A and B are
             wrong.append(f"{name}.{factor} holds values that are not finite")
     return wrong
@@ -265,7 +314,11 @@ def exactly(names: list[str], config: LoraConfig) -> LoraConfig:
     """The config that adapts just these modules, each with the rank and alpha that the given one has for it."""
 
     def used(pattern: Mapping[str, Any]) -> dict[str, Any]:
-        return {key: value for key, value in pattern.items() if any(fits_pattern(n, key) or n == key for n in names)}
+        return {
+            key: value
+            for key, value in pattern.items()
+            if any(fits_pattern(n, key) or n == key for n in names)
+        }
 
     return replace(
         config,

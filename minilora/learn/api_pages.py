@@ -63,7 +63,11 @@ def module_rows(lines: list[str], tree: ast.Module) -> Iterator[str]:
 
 def definition_rows(lines: list[str], node: Node, first: int, owner: str) -> Iterator[str]:
     """A function, or a class and its methods: the name and docstring to the left, the code without it to the right."""
-    methods = [each for each in node.body if isinstance(each, ast.FunctionDef)] if isinstance(node, ast.ClassDef) else []
+    methods = (
+        [each for each in node.body if isinstance(each, ast.FunctionDef)]
+        if isinstance(node, ast.ClassDef)
+        else []
+    )
     firsts = [min([each.lineno, *(d.lineno for d in each.decorator_list)]) for each in methods]
     end = firsts[0] - 1 if firsts else node.end_lineno or first
     kept = list(range(first - 1, end))
@@ -72,11 +76,15 @@ def definition_rows(lines: list[str], node: Node, first: int, owner: str) -> Ite
         kept = [line for line in kept if not text.lineno - 1 <= line < (text.end_lineno or 0)]
     code = inspect.cleandoc("\n" + "\n".join(lines[line] for line in kept).rstrip())
     level = "h3" if owner else "h2"
-    head = f'<{level} id="{owner}{node.name}"><code>{html.escape(owner + node.name)}</code></{level}>'
+    head = (
+        f'<{level} id="{owner}{node.name}"><code>{html.escape(owner + node.name)}</code></{level}>'
+    )
     if any(getattr(each, "id", "") == "overload" for each in node.decorator_list):
         yield row("", render_code(code))
         return
-    yield row(head + render_docstring(ast.get_docstring(node) or ""), render_code(code), section=True)
+    yield row(
+        head + render_docstring(ast.get_docstring(node) or ""), render_code(code), section=True
+    )
     for method, begin in zip(methods, firsts, strict=True):
         yield from definition_rows(lines, method, begin, f"{node.name}.")
 
@@ -86,7 +94,9 @@ def package_page() -> str:
     body = "<h1>The package, to be read</h1><p class=lead>Each page has a module's code, and beside it what it is for, its "
     body += "equation and its source. Read them in this order.</p>"
     return frame(
-        "The package · minilora", body + cards([(f"module-{n}.html", f"{n}.py", opening(n)) for n in CORE]), "package.html"
+        "The package · minilora",
+        body + cards([(f"module-{n}.html", f"{n}.py", opening(n)) for n in CORE]),
+        "package.html",
     )
 
 
@@ -96,7 +106,11 @@ def opening(name: str) -> str:
     >>> opening("lora.layer")
     'One Linear with one low-rank update beside it.'
     """
-    return first_sentence(ast.get_docstring(ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))))
+    return first_sentence(
+        ast.get_docstring(
+            ast.parse((PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8"))
+        )
+    )
 
 
 def first_sentence(docstring: str | None) -> str:
@@ -107,17 +121,28 @@ def first_sentence(docstring: str | None) -> str:
 def api_page() -> str:
     """Every public name: its signature and its docstring, with an example that runs as a test; then those of the modules."""
     names = sorted(minilora.__all__, key=str.lower)
-    modules = {name: getattr(minilora, name) for name in names if inspect.ismodule(getattr(minilora, name))}
-    lead = "What <code>import minilora</code> offers, by name. Every example here is run by the tests."
+    modules = {
+        name: getattr(minilora, name) for name in names if inspect.ismodule(getattr(minilora, name))
+    }
+    lead = (
+        "What <code>import minilora</code> offers, by name. Every example here is run by the tests."
+    )
     parts = ["<h1>The public names</h1>", f"<p class=lead>{lead}</p>"]
     owners = {"minilora": (minilora, [name for name in names if name not in modules])}
-    owners |= {f"minilora.{name}": (module, sorted(module.__all__, key=str.lower)) for name, module in modules.items()}
+    owners |= {
+        f"minilora.{name}": (module, sorted(module.__all__, key=str.lower))
+        for name, module in modules.items()
+    }
     for owner, (_, inner) in owners.items():
         links = " · ".join(f'<a href="#{full_name(owner, name)}">{name}</a>' for name in inner)
         parts.append(f'<p><a href="#{owner}"><b>{owner}</b></a> {links}</p>')
     for owner, (module, inner) in owners.items():
         parts.append(f'<h2 id="{owner}"><code>{owner}</code></h2>')
-        parts += [f"<p>{html.escape(first_sentence(module.__doc__))}</p>"] if module is not minilora else []
+        parts += (
+            [f"<p>{html.escape(first_sentence(module.__doc__))}</p>"]
+            if module is not minilora
+            else []
+        )
         parts += [api_entry(owner, name, getattr(module, name)) for name in inner]
     return frame("API · minilora", "\n".join(parts), "api.html")
 
@@ -125,8 +150,14 @@ def api_page() -> str:
 def api_entry(owner: str, name: str, found: object) -> str:
     """One name: what to write, where its code is, and its docstring (a constant has its value instead)."""
     where = getattr(found, "__module__", "").partition(".")[2]
-    source = f'<p class=soft><a href="module-{where}.html">{where}.py</a></p>' if where in CORE else ""
-    text = render_docstring(inspect.getdoc(found) or "") if callable(found) else render_code(repr(found))
+    source = (
+        f'<p class=soft><a href="module-{where}.html">{where}.py</a></p>' if where in CORE else ""
+    )
+    text = (
+        render_docstring(inspect.getdoc(found) or "")
+        if callable(found)
+        else render_code(repr(found))
+    )
     full = full_name(owner, name)
     return f'<h3 id="{full}"><code>{full}</code></h3>{render_code(f"{owner}.{name}{signature(found)}")}{source}{text}'
 
@@ -148,7 +179,8 @@ def signature(found: object, width: int = 90) -> str:
     """
     if not callable(found):
         return ""
-    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(found)))  # annotations are kept as text
+    # annotations are kept as text
+    text = re.sub(r"(: |-> )'([^']*)'", r"\1\2", str(inspect.signature(found)))
     text = re.sub(r"ForwardRef\('([^']*)'\)", r"\1", text).replace("<factory>", "…")
     if len(text) <= width:
         return text

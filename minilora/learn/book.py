@@ -21,7 +21,9 @@ from .pages import CSS, cards, details, frame, render_code, render_prose, row, t
 from .run import run_apart
 
 
-def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], None] = print, solved: bool = True) -> Path:
+def write_book(
+    folder: Path, lessons: Sequence[Lesson], say: Callable[[str], None] = print, solved: bool = True
+) -> Path:
     """Run the lessons and write the site, with or without solutions; returns its home page. ``say`` hears how far it is.
 
     Raises ``ValueError`` when a lesson fails, before anything is written.
@@ -31,10 +33,16 @@ def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], Non
         for index, lesson in enumerate(lessons):
             say(f"lesson {lesson.slug} ({index + 1} of {len(lessons)}), about {lesson.seconds} s …")
             run = run_apart(lesson, Path(temporary), dark=True)
-            before, after = (lessons[i] if 0 <= i < len(lessons) else None for i in (index - 1, index + 1))
-            pages[page_name(lesson)] = lesson_page(lesson, run, Path(temporary), before, after, solved)
+            before, after = (
+                lessons[i] if 0 <= i < len(lessons) else None for i in (index - 1, index + 1)
+            )
+            pages[page_name(lesson)] = lesson_page(
+                lesson, run, Path(temporary), before, after, solved
+            )
         for file in sorted(Path(temporary).glob("*.png")):
-            write_atomically(folder / "figures" / file.name, lambda to, file=file: shutil.copyfile(file, to))  # type: ignore[misc]
+            write_atomically(
+                folder / "figures" / file.name, lambda to, file=file: shutil.copyfile(file, to)
+            )  # type: ignore[misc]
     say("the package …")
     pages |= {f"module-{name}.html": api_pages.module_page(name) for name in api_pages.CORE}
     pages |= {
@@ -42,7 +50,8 @@ def write_book(folder: Path, lessons: Sequence[Lesson], say: Callable[[str], Non
         "api.html": api_pages.api_page(),
         "planner.html": planner_page("index.html"),
     }
-    pages |= {"book.css": CSS.read_text(encoding="utf-8"), "index.html": home_page(lessons)}  # the home page comes last
+    # the home page comes last
+    pages |= {"book.css": CSS.read_text(encoding="utf-8"), "index.html": home_page(lessons)}
     write_together(folder, {name: text_writer(text) for name, text in pages.items()})
     return folder / "index.html"
 
@@ -55,13 +64,25 @@ def page_name(lesson: Lesson) -> str:
 def home_page(lessons: Sequence[Lesson]) -> str:
     """The map of the course, and the ways into the package."""
     course = [
-        (page_name(one), one.title, f"Know first: {one.first} · {one.difficulty} · {one.minutes} minutes to read")
+        (
+            page_name(one),
+            one.title,
+            f"Know first: {one.first} · {one.difficulty} · {one.minutes} minutes to read",
+        )
         for one in lessons
     ]
     more = [
-        ("package.html", "The package, to be read", "Each module with its equation, its source and its code side by side."),
+        (
+            "package.html",
+            "The package, to be read",
+            "Each module with its equation, its source and its code side by side.",
+        ),
         ("api.html", "API", "Every public name, from its docstring."),
-        ("planner.html", "What will this fine-tune cost?", "Bytes, parameters and cards, for your model and your settings."),
+        (
+            "planner.html",
+            "What will this fine-tune cost?",
+            "Bytes, parameters and cards, for your model and your settings.",
+        ),
     ]
     body = (
         "<h1>LoRA and QLoRA, from one matrix multiply on</h1>"
@@ -74,7 +95,12 @@ def home_page(lessons: Sequence[Lesson]) -> str:
 
 
 def lesson_page(
-    lesson: Lesson, run: dict[str, Any], figures: Path, before: Lesson | None, after: Lesson | None, solved: bool = True
+    lesson: Lesson,
+    run: dict[str, Any],
+    figures: Path,
+    before: Lesson | None,
+    after: Lesson | None,
+    solved: bool = True,
 ) -> str:
     """One lesson: rows of prose and, beside it, the code that follows, with what it printed and drew."""
     rows: list[tuple[str, str, bool]] = []
@@ -99,33 +125,56 @@ def lesson_page(
 def prose_part(cell: Cell, ran: dict[str, Any], run: dict[str, Any]) -> str:
     """Prose, a prediction that unfolds to its answer, or three hints that unfold one by one."""
     if cell.kind == "hints":
-        return "".join(details(f"Hint {number}", render_prose(hint)) for number, hint in enumerate(cell.hints, 1))
+        return "".join(
+            details(f"Hint {number}", render_prose(hint))
+            for number, hint in enumerate(cell.hints, 1)
+        )
     if cell.kind == "predict":
         answer = run["predictions"].get(cell.name)
         said = f"{answer:.4g}" if isinstance(answer, float) else str(answer)
         fold = details("What the run says", f"<p>{html.escape(said)}</p>")
-        return f'<div class="predict"><b>Your guess first</b>{render_prose(ran["prose"])}{fold}</div>'
+        return (
+            f'<div class="predict"><b>Your guess first</b>{render_prose(ran["prose"])}{fold}</div>'
+        )
     return render_prose(ran["prose"])
 
 
-def code_part(lesson: Lesson, cell: Cell, ran: dict[str, Any], figures: Path, solved: bool = True) -> str:
+def code_part(
+    lesson: Lesson, cell: Cell, ran: dict[str, Any], figures: Path, solved: bool = True
+) -> str:
     """Code, its output, its figures; for a check of an exercise the solution, folded, or how to have one checked."""
     if cell.checks and not solved:
         return f"<p>Write it, and have it checked: <code>minilora learn {lesson.number}</code></p>"
     if cell.checks:
         source = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
-        return details(f"A solution of {cell.checks}, when you have one of your own", render_code(source))
-    output = f'<pre class="output" tabindex="0">{html.escape(ran["output"].rstrip())}</pre>' if ran["output"].strip() else ""
-    return render_code(cell.text) + output + "".join(figure_part(figure, figures) for figure in ran["figures"])
+        return details(
+            f"A solution of {cell.checks}, when you have one of your own", render_code(source)
+        )
+    output = (
+        f'<pre class="output" tabindex="0">{html.escape(ran["output"].rstrip())}</pre>'
+        if ran["output"].strip()
+        else ""
+    )
+    return (
+        render_code(cell.text)
+        + output
+        + "".join(figure_part(figure, figures) for figure in ran["figures"])
+    )
 
 
 def figure_part(figure: dict[str, Any], figures: Path) -> str:
     """A figure with both its faces and its text for who cannot see it."""
     width, height = png_size(figures / figure["light"])
     alt = html.escape(figure["alt"], quote=True)
-    dark = f'<source srcset="figures/{figure["dark"]}" media="(prefers-color-scheme: dark)">' if figure["dark"] else ""
+    dark = (
+        f'<source srcset="figures/{figure["dark"]}" media="(prefers-color-scheme: dark)">'
+        if figure["dark"]
+        else ""
+    )
     image = f'<img src="figures/{figure["light"]}" alt="{alt}" width="{width // 2}" height="{height // 2}">'
-    return f'<figure><a href="figures/{figure["light"]}"><picture>{dark}{image}</picture></a></figure>'
+    return (
+        f'<figure><a href="figures/{figure["light"]}"><picture>{dark}{image}</picture></a></figure>'
+    )
 
 
 def png_size(file: Path) -> tuple[int, int]:

@@ -60,7 +60,9 @@ class Cell:
     @property
     def hints(self) -> list[str]:
         """The three hints, without their numbers."""
-        return [" ".join(part.split()) for part in re.split(r"(?m)^\d\.\s+", self.text) if part.strip()]
+        return [
+            " ".join(part.split()) for part in re.split(r"(?m)^\d\.\s+", self.text) if part.strip()
+        ]
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,10 @@ class Lesson:
 
     def hints(self, exercise: str) -> list[str]:
         """The hints of an exercise."""
-        return next((cell.hints for cell in self.cells if cell.kind == "hints" and cell.name == exercise), [])
+        return next(
+            (cell.hints for cell in self.cells if cell.kind == "hints" and cell.name == exercise),
+            [],
+        )
 
 
 def parse_lesson(path: str | Path) -> Lesson:
@@ -118,9 +123,19 @@ def parse_lesson(path: str | Path) -> Lesson:
             " · N minutes to read · N seconds to run'"
         )
     if title["number"] != path.stem[:2]:
-        raise ValueError(f"{path.name}: the title says {title['number']}, the file's name {path.stem[:2]}")
+        raise ValueError(
+            f"{path.name}: the title says {title['number']}, the file's name {path.stem[:2]}"
+        )
     minutes, seconds = int(header["minutes"]), int(header["seconds"])
-    return Lesson(path, title["question"], header["first"], header["difficulty"], minutes, seconds, tuple(cells))
+    return Lesson(
+        path,
+        title["question"],
+        header["first"],
+        header["difficulty"],
+        minutes,
+        seconds,
+        tuple(cells),
+    )
 
 
 def split_cells(source: str, name: str = "lesson") -> list[Cell]:
@@ -136,7 +151,9 @@ def split_cells(source: str, name: str = "lesson") -> list[Cell]:
         mark = MARK.match(lines[start])
         kind = (mark["kind"] or "code") if mark else ""
         if mark is None or kind not in KINDS:
-            raise ValueError(f"{name}, line {start + 1}: a cell is one of {', '.join(KINDS)}, got {lines[start]!r}")
+            raise ValueError(
+                f"{name}, line {start + 1}: a cell is one of {', '.join(KINDS)}, got {lines[start]!r}"
+            )
         cells.append(make_cell(kind, mark["name"] or "", lines[start + 1 : end], start + 2, name))
     return cells
 
@@ -145,7 +162,10 @@ def make_cell(kind: str, name: str, lines: list[str], line: int, file: str) -> C
     """One cell from its lines; checks what its kind promises."""
     prose = kind in ("markdown", "predict", "hints")
     if prose:
-        stray = next((line + n for n, text in enumerate(lines) if text.strip() and not text.startswith("#")), None)
+        stray = next(
+            (line + n for n, text in enumerate(lines) if text.strip() and not text.startswith("#")),
+            None,
+        )
         if stray is not None:
             raise ValueError(f"{file}, line {stray}: every line of a {kind} cell starts with '#'")
         lines = [text[2:] if text.startswith("# ") else text[1:] for text in lines]
@@ -155,13 +175,19 @@ def make_cell(kind: str, name: str, lines: list[str], line: int, file: str) -> C
     if kind in ("predict", "exercise", "hints") and not name:
         raise ValueError(f"{file}, line {line}: a {kind} cell has a name")
     if kind == "predict" and not re.search(r"(?m)^answer: \S", cell.text):
-        raise ValueError(f"{file}, line {line}: the prediction {name} must end with 'answer: expression'")
+        raise ValueError(
+            f"{file}, line {line}: the prediction {name} must end with 'answer: expression'"
+        )
     if kind == "hints" and len(cell.hints) != 3:
         raise ValueError(f"{file}, line {line}: {name} has {len(cell.hints)} hints, needed 3")
     if kind == "exercise":
-        found = [node.name for node in ast.parse(cell.text).body if isinstance(node, ast.FunctionDef)]
+        found = [
+            node.name for node in ast.parse(cell.text).body if isinstance(node, ast.FunctionDef)
+        ]
         if found != [name]:
-            raise ValueError(f"{file}, line {line}: the exercise {name} must hold one function of that name, got {found}")
+            raise ValueError(
+                f"{file}, line {line}: the exercise {name} must hold one function of that name, got {found}"
+            )
     return cell
 
 
@@ -176,7 +202,9 @@ def fill_prose(text: str, namespace: Mapping[str, Any]) -> str:
         try:
             return str(eval('f"""{' + found["inside"].strip() + '}"""', dict(namespace)))
         except Exception as error:
-            raise ValueError(f"{found[0]} in the prose fails: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"{found[0]} in the prose fails: {type(error).__name__}: {error}"
+            ) from error
 
     return NUMBER.sub(fill, text)
 
@@ -203,7 +231,9 @@ def same_answer(said: str, answer: Any) -> bool:
     said = said.strip()
     if isinstance(answer, str):
         typed, right = said.lower().rstrip(".)"), answer.strip().lower()
-        return typed == right or (len(right) == 1 and re.match(rf"{re.escape(right)}\)", said.lower()) is not None)
+        return typed == right or (
+            len(right) == 1 and re.match(rf"{re.escape(right)}\)", said.lower()) is not None
+        )
     plain = said.lower().replace(",", "").rstrip("%").strip()
     found = [str(WORDS.index(part)) if part in WORDS else part for part in AMOUNT.findall(plain)]
     try:

@@ -28,7 +28,9 @@ class Wrong(Exception):
     """An answer is wrong; the message says where, by how much, and what a right answer has."""
 
 
-def cases(examples: int = EXAMPLES, /, **strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def cases(
+    examples: int = EXAMPLES, /, **strategies: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a body that takes drawn values by keyword; calling it runs the body on ``examples`` drawn cases.
 
     Positional arguments of the call come first: ``check_x(answer)``. The ``Wrong`` of the smallest failing case is raised.
@@ -66,7 +68,13 @@ def cases(examples: int = EXAMPLES, /, **strategies: Any) -> Callable[[Callable[
     return decorate
 
 
-def close(found: Any, expected: Any, what: str = "the result", case: str = "", tolerance: float | None = None) -> None:
+def close(
+    found: Any,
+    expected: Any,
+    what: str = "the result",
+    case: str = "",
+    tolerance: float | None = None,
+) -> None:
     """Raise ``Wrong`` unless ``found`` equals ``expected`` within ``tolerance`` × the largest |expected|.
 
     Arrays, tensors and numbers; integers and booleans must be equal. The default tolerance follows the coarser dtype of the
@@ -78,9 +86,13 @@ def close(found: Any, expected: Any, what: str = "the result", case: str = "", t
     try:
         mine, right = as_array(found), as_array(expected)
     except (TypeError, ValueError) as error:
-        raise Wrong(f"{what}{at} must be an array of shape {np.shape(expected)}, got {type(found).__name__}") from error
+        raise Wrong(
+            f"{what}{at} must be an array of shape {np.shape(expected)}, got {type(found).__name__}"
+        ) from error
     if mine.dtype == object or mine.dtype.kind in "US":
-        raise Wrong(f"{what}{at} must be numbers of shape {right.shape}, got {type(found).__name__}")
+        raise Wrong(
+            f"{what}{at} must be numbers of shape {right.shape}, got {type(found).__name__}"
+        )
     if mine.shape != right.shape:
         hint = ": it has the shape of the transpose" if mine.shape == right.T.shape else ""
         raise Wrong(f"{what}{at} has shape {mine.shape}, a right answer has {right.shape}{hint}")
@@ -113,7 +125,10 @@ def as_array(value: Any) -> np.ndarray:
 
 def tolerance_of(*values: Any) -> float:
     """The coarsest tolerance among the values' dtypes; zero when all are whole numbers or booleans."""
-    names = [str(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype).rpartition(".")[2] for value in values]
+    names = [
+        str(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype).rpartition(".")[2]
+        for value in values
+    ]
     return max((TOLERANCES.get(name, 0.0) for name in names), default=0.0)
 
 
@@ -128,11 +143,25 @@ def guess(found: np.ndarray, right: np.ndarray) -> str:
         return ". It is zero everywhere"
     if found.size == 1:
         return ""
-    if right.ndim == 2 and right.shape[0] == right.shape[1] and np.allclose(found, right.T, rtol=0, atol=1e-4 * scale):
+    if (
+        right.ndim == 2
+        and right.shape[0] == right.shape[1]
+        and np.allclose(found, right.T, rtol=0, atol=1e-4 * scale)
+    ):
         return ". It is the transpose of the right answer"
-    factor = float((found * right).sum() / max(float((right * right).sum()), np.finfo(np.float64).tiny))
-    if scale and abs(factor) > 1e-6 and np.allclose(found, factor * right, rtol=0, atol=1e-4 * abs(factor) * scale):
-        return f". It is {factor:.2f} times the right answer" if factor != -1 else ". It has the wrong sign everywhere"
+    factor = float(
+        (found * right).sum() / max(float((right * right).sum()), np.finfo(np.float64).tiny)
+    )
+    if (
+        scale
+        and abs(factor) > 1e-6
+        and np.allclose(found, factor * right, rtol=0, atol=1e-4 * abs(factor) * scale)
+    ):
+        return (
+            f". It is {factor:.2f} times the right answer"
+            if factor != -1
+            else ". It has the wrong sign everywhere"
+        )
     return ""
 
 
@@ -161,14 +190,20 @@ def judge_answer(checker: Callable[[Any], None], answer: Callable[..., Any]) -> 
     except Wrong as error:
         return "wrong", str(error)
     except Exception as error:
-        return "error", describe_error(error, Path(answer.__code__.co_filename) if hasattr(answer, "__code__") else None)
+        return "error", describe_error(
+            error, Path(answer.__code__.co_filename) if hasattr(answer, "__code__") else None
+        )
     return "passed", ""
 
 
 def describe_error(error: BaseException, file: Path | None) -> str:
     """An exception in a learner's terms: its kind and message, and the line of their file that it came from."""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if file is not None and Path(frame.filename) == file]
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if file is not None and Path(frame.filename) == file
+    ]
     if frames:
         return f"your line {frames[-1].lineno}, `{frames[-1].line}`, raised {said}"
     return f"your function raised {said}"

@@ -30,7 +30,9 @@ def list_lessons(folder: Path | None = None) -> list[Lesson]:
     >>> list_lessons()[0].slug
     '01_one_matmul'
     """
-    return [parse_lesson(path) for path in sorted((folder or lessons_folder()).glob("[0-9][0-9]_*.py"))]
+    return [
+        parse_lesson(path) for path in sorted((folder or lessons_folder()).glob("[0-9][0-9]_*.py"))
+    ]
 
 
 def find_lesson(number: str | int, folder: Path | None = None) -> Lesson:
@@ -39,7 +41,9 @@ def find_lesson(number: str | int, folder: Path | None = None) -> Lesson:
     if wanted.endswith(".py"):
         return parse_lesson(wanted)
     for lesson in lessons:
-        if wanted in (lesson.slug, lesson.slug[3:]) or (wanted.isdigit() and int(wanted) == lesson.number):
+        if wanted in (lesson.slug, lesson.slug[3:]) or (
+            wanted.isdigit() and int(wanted) == lesson.number
+        ):
             return lesson
     there = ", ".join(lesson.slug for lesson in lessons)
     raise ValueError(f"there is no lesson {wanted!r}; there are {there}")
@@ -75,7 +79,9 @@ def find_exercise(name: str, folder: Path | None = None) -> Path | None:
 
 def load_module(path: Path) -> ModuleType:
     """Import a file by its path, under a name of its own. Whatever the file raises goes through."""
-    spec = importlib.util.spec_from_file_location(f"minilora_lessons_{path.parent.name}_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(
+        f"minilora_lessons_{path.parent.name}_{path.stem}", path
+    )
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file")
     module = importlib.util.module_from_spec(spec)

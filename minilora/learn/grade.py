@@ -49,7 +49,9 @@ def grade_folders(
     grades = []
     lessons = list_lessons() if lessons is None else lessons
     slugs = {lesson.slug for lesson in [*list_lessons(), *lessons]}
-    for number, (folder, learner) in enumerate(zip(folders, learner_names(folders), strict=True), 1):
+    for number, (folder, learner) in enumerate(
+        zip(folders, learner_names(folders), strict=True), 1
+    ):
         say(f"{learner} ({number} of {len(folders)})")
         strays = stray_files(folder, slugs)
         if strays:
@@ -129,5 +131,7 @@ def write_grades(path: Path, grades: Sequence[Grade]) -> Path:
     rows.writerow(["learner", "lesson", "exercise", "status", "message"])
     for grade in grades:
         values = (grade.learner, grade.lesson, grade.exercise, grade.status, grade.message)
-        rows.writerow(["'" + value if value[:1] in "=+-@\t\r" and value else value for value in values])
+        rows.writerow(
+            ["'" + value if value[:1] in "=+-@\t\r" and value else value for value in values]
+        )
     return write_text(path, "\ufeff" + text.getvalue())

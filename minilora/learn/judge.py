@@ -46,7 +46,14 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
         return unreadable  # at once: the process takes seconds to start
     with tempfile.TemporaryDirectory() as folder:
         verdict = Path(folder) / "verdict.json"
-        command = [sys.executable, "-m", "minilora.learn.judge", str(lesson.path.resolve()), name, str(file.resolve())]
+        command = [
+            sys.executable,
+            "-m",
+            "minilora.learn.judge",
+            str(lesson.path.resolve()),
+            name,
+            str(file.resolve()),
+        ]
         quiet = subprocess.DEVNULL
         process = subprocess.Popen(
             [*command, str(verdict)],
@@ -60,14 +67,20 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            return Verdict("timeout", f"it was still running after {limit:.0f} seconds: is there a loop that never ends?")
+            return Verdict(
+                "timeout",
+                f"it was still running after {limit:.0f} seconds: is there a loop that never ends?",
+            )
         finally:
             end_group(process)
         try:
             found = json.loads(verdict.read_text(encoding="utf-8"))
             return Verdict(str(found["status"]), str(found["message"]), str(found["said"]))
         except (OSError, ValueError, KeyError, TypeError):
-            return Verdict("error", f"the process ended before an answer came (exit status {process.returncode})")
+            return Verdict(
+                "error",
+                f"the process ended before an answer came (exit status {process.returncode})",
+            )
 
 
 def read_syntax(file: Path) -> Verdict | None:
@@ -121,7 +134,11 @@ def judge_here(lesson: Path, name: str, file: Path) -> Verdict:
         except SyntaxError as error:
             return describe_syntax(error, file)
         except SystemExit:
-            return Verdict("error", f"{file.name} ends the program (sys.exit) where it should return", said.getvalue())
+            return Verdict(
+                "error",
+                f"{file.name} ends the program (sys.exit) where it should return",
+                said.getvalue(),
+            )
         except BaseException as error:
             return Verdict("error", describe_error(error, file), said.getvalue())
     return Verdict(status, message, said.getvalue())
@@ -133,7 +150,9 @@ def main() -> None:
     for name in ("lesson", "exercise", "file", "verdict"):
         options.add_argument(name)
     chosen = options.parse_args()
-    write_json(chosen.verdict, judge_here(Path(chosen.lesson), chosen.exercise, Path(chosen.file)).__dict__)
+    write_json(
+        chosen.verdict, judge_here(Path(chosen.lesson), chosen.exercise, Path(chosen.file)).__dict__
+    )
 
 
 if __name__ == "__main__":

@@ -47,7 +47,10 @@ def make_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
         text = f"**Predict.** {NUMBER.sub('', cell.question)}\n\n<details><summary>the answer is computed by</summary>\n\n"
         text += f"`{cell.answer}`\n\n</details>"
     if cell.kind == "hints":
-        folded = (f"<details><summary>hint {n}</summary>\n\n{hint}\n\n</details>" for n, hint in enumerate(cell.hints, 1))
+        folded = (
+            f"<details><summary>hint {n}</summary>\n\n{hint}\n\n</details>"
+            for n, hint in enumerate(cell.hints, 1)
+        )
         text = "\n".join(folded)
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": lines(text)}
 

@@ -9,13 +9,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 CSS = Path(__file__).parent / "book.css"
-PLACES = {"index.html": "minilora", "package.html": "The package", "api.html": "API", "planner.html": "Planner"}
+PLACES = {
+    "index.html": "minilora",
+    "package.html": "The package",
+    "api.html": "API",
+    "planner.html": "Planner",
+}
 
 
 def frame(title: str, body: str, here: str = "") -> str:
     """A whole page: language, title, style sheet, navigation, ``body`` in its main part. No script, nothing from outside."""
     links = "".join(
-        f'<a href="{file}"{" aria-current=page" if file == here else ""}>{name}</a>' for file, name in PLACES.items()
+        f'<a href="{file}"{" aria-current=page" if file == here else ""}>{name}</a>'
+        for file, name in PLACES.items()
     )
     return (
         f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
@@ -32,7 +38,9 @@ def render_prose(text: str) -> str:
 
     made = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
     made = made.replace("<pre>", '<pre class="plain" tabindex="0">')  # equations keep their columns
-    return made.replace("<table>", '<div class="wide" tabindex="0"><table>').replace("</table>", "</table></div>")
+    return made.replace("<table>", '<div class="wide" tabindex="0"><table>').replace(
+        "</table>", "</table></div>"
+    )
 
 
 def render_code(text: str, lexer: str = "python") -> str:
@@ -62,7 +70,9 @@ def render_docstring(text: str) -> str:
 
 def row(left: str, right: str, section: bool = False) -> str:
     """Prose beside code; on a phone one after the other."""
-    return f'<div class="row{" section" if section else ""}"><div>{left}</div><div>{right}</div></div>'
+    return (
+        f'<div class="row{" section" if section else ""}"><div>{left}</div><div>{right}</div></div>'
+    )
 
 
 def details(summary: str, body: str) -> str:
@@ -81,6 +91,14 @@ def cards(links: Sequence[tuple[str, str, str]]) -> str:
 
 def turn(before: tuple[str, str] | None, after: tuple[str, str] | None) -> str:
     """Links to the page before and the page after."""
-    left = f'<a href="{before[0]}" rel="prev">← {html.escape(before[1])}</a>' if before else "<span></span>"
-    right = f'<a href="{after[0]}" rel="next">{html.escape(after[1])} →</a>' if after else "<span></span>"
+    left = (
+        f'<a href="{before[0]}" rel="prev">← {html.escape(before[1])}</a>'
+        if before
+        else "<span></span>"
+    )
+    right = (
+        f'<a href="{after[0]}" rel="next">{html.escape(after[1])} →</a>'
+        if after
+        else "<span></span>"
+    )
     return f'<nav class="turn" aria-label="pages">{left}{right}</nav>'

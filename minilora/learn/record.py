@@ -42,7 +42,13 @@ class Record:
 
     def lesson(self, slug: str) -> dict[str, Any]:
         """One lesson's entry; a new one begins at cell 0."""
-        fresh: dict[str, Any] = {"cell": 0, "finished": False, "seconds": 0.0, "predictions": {}, "exercises": {}}
+        fresh: dict[str, Any] = {
+            "cell": 0,
+            "finished": False,
+            "seconds": 0.0,
+            "predictions": {},
+            "exercises": {},
+        }
         return self.lessons.setdefault(slug, fresh)
 
     def exercise(self, slug: str, name: str) -> dict[str, Any]:
@@ -65,13 +71,23 @@ def checked(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
     lessons = found.get("lessons")
     if not isinstance(lessons, dict):
         raise ValueError("'lessons' must be an object")
-    kinds: dict[str, Any] = {"cell": int, "finished": bool, "seconds": int | float, "predictions": dict, "exercises": dict}
+    kinds: dict[str, Any] = {
+        "cell": int,
+        "finished": bool,
+        "seconds": int | float,
+        "predictions": dict,
+        "exercises": dict,
+    }
     inner: dict[str, Any] = {"passed": bool, "tries": int, "hints": int, "revealed": bool}
     for slug, entry in lessons.items():
-        if not isinstance(entry, dict) or not all(isinstance(entry.get(key), kind) for key, kind in kinds.items()):
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(key), kind) for key, kind in kinds.items()
+        ):
             raise ValueError(f"the entry {slug!r} must have {', '.join(kinds)}")
         for name, exercise in entry["exercises"].items():
-            if not isinstance(exercise, dict) or not all(isinstance(exercise.get(k), kind) for k, kind in inner.items()):
+            if not isinstance(exercise, dict) or not all(
+                isinstance(exercise.get(k), kind) for k, kind in inner.items()
+            ):
                 raise ValueError(f"the exercise {name!r} must have {', '.join(inner)}")
         if not all(isinstance(prediction, dict) for prediction in entry["predictions"].values()):
             raise ValueError(f"the predictions of {slug!r} must be objects")

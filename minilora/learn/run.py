@@ -44,16 +44,22 @@ class Session:
     def prose(self, cell: Cell) -> str:
         """The text with its numbers. Raises ``ValueError`` with the line when one cannot be computed."""
         try:
-            return fill_prose(cell.question if cell.kind == "predict" else cell.text, self.namespace)
+            return fill_prose(
+                cell.question if cell.kind == "predict" else cell.text, self.namespace
+            )
         except ValueError as error:
-            raise ValueError(f"{self.lesson.path.name}, cell of line {cell.line}: {error}") from error
+            raise ValueError(
+                f"{self.lesson.path.name}, cell of line {cell.line}: {error}"
+            ) from error
 
     def answer(self, cell: Cell) -> Any:
         """A prediction's answer as a plain string, whole number or float. Raises ``ValueError`` when it is something else."""
         value = eval(cell.answer, self.namespace)
         value = value.item() if hasattr(value, "item") else value
         if not isinstance(value, str | int | float):
-            raise ValueError(f"the answer to {cell.name} must be a number or a string, got {type(value).__name__}")
+            raise ValueError(
+                f"the answer to {cell.name} must be a number or a string, got {type(value).__name__}"
+            )
         return value
 
 
@@ -77,11 +83,17 @@ def run_lesson(lesson: Lesson, folder: Path, dark: bool = False) -> dict[str, An
                 predictions |= {asked.name: session.answer(asked) for asked in waiting}
                 waiting = []
             figures = [
-                {"light": shown.light.name, "dark": shown.dark.name if shown.dark else None, "alt": shown.alt}
+                {
+                    "light": shown.light.name,
+                    "dark": shown.dark.name if shown.dark else None,
+                    "alt": shown.alt,
+                }
                 for shown in stage.shown[seen:]
             ]
             seconds = round(time.perf_counter() - start, 3)
-            cells.append({"prose": prose, "output": said.getvalue(), "figures": figures, "seconds": seconds})
+            cells.append(
+                {"prose": prose, "output": said.getvalue(), "figures": figures, "seconds": seconds}
+            )
     return {
         "slug": lesson.slug,
         "seconds": round(time.perf_counter() - began, 3),
@@ -91,14 +103,22 @@ def run_lesson(lesson: Lesson, folder: Path, dark: bool = False) -> dict[str, An
     }
 
 
-def run_apart(lesson: Lesson, folder: Path, dark: bool = False, limit: float = 600) -> dict[str, Any]:
+def run_apart(
+    lesson: Lesson, folder: Path, dark: bool = False, limit: float = 600
+) -> dict[str, Any]:
     """``run_lesson`` in a fresh process and an empty working folder; ``wall`` has its seconds with the imports, and
     ``processor`` those of its threads, which do not grow when others use the machine.
 
     Raises ``ValueError`` with the end of the traceback when the lesson fails, or when it takes more than ``limit`` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "minilora.learn.run", str(lesson.path.resolve()), str(folder.resolve())]
+    command = [
+        sys.executable,
+        "-m",
+        "minilora.learn.run",
+        str(lesson.path.resolve()),
+        str(folder.resolve()),
+    ]
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as empty:
         try:
@@ -113,7 +133,9 @@ def run_apart(lesson: Lesson, folder: Path, dark: bool = False, limit: float = 6
                 timeout=limit,
             )
         except subprocess.TimeoutExpired:
-            raise ValueError(f"{lesson.slug} took more than {limit:.0f} seconds; its budget is {lesson.seconds}") from None
+            raise ValueError(
+                f"{lesson.slug} took more than {limit:.0f} seconds; its budget is {lesson.seconds}"
+            ) from None
     if done.returncode:
         raise ValueError(f"{lesson.slug} fails:\n{done.stderr[-3000:]}")
     return read_json(folder / "run.json") | {"wall": time.perf_counter() - began}
@@ -123,7 +145,13 @@ def child_environment() -> dict[str, str]:
     """The environment of a process of ours: it finds this very package, speaks UTF-8, and its idle threads sleep."""
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(path for path in (package, os.environ.get("PYTHONPATH", "")) if path)
-    return {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, "PYTHONPATH": paths, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8"}
+    return {
+        "OMP_WAIT_POLICY": "PASSIVE",
+        **os.environ,
+        "PYTHONPATH": paths,
+        "PYTHONUTF8": "1",
+        "PYTHONIOENCODING": "utf-8",
+    }
 
 
 def main() -> None:
@@ -133,7 +161,10 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--dark", action="store_true")
     chosen = options.parse_args()
-    write_json(chosen.folder / "run.json", run_lesson(parse_lesson(chosen.lesson), chosen.folder, chosen.dark))
+    write_json(
+        chosen.folder / "run.json",
+        run_lesson(parse_lesson(chosen.lesson), chosen.folder, chosen.dark),
+    )
 
 
 if __name__ == "__main__":

@@ -36,7 +36,9 @@ def find_folders(given: Sequence[Path]) -> tuple[list[Path], list[Path]]:
         raise ValueError(f"there is no folder {', '.join(missing)}; nothing was graded")
     folders = [path for path in found if path.is_dir()]
     if not folders:
-        raise ValueError(f"{', '.join(map(str, found))} is no folder: unpack what was handed in, one folder a learner")
+        raise ValueError(
+            f"{', '.join(map(str, found))} is no folder: unpack what was handed in, one folder a learner"
+        )
     return folders, [path for path in found if not path.is_dir()]
 
 
@@ -69,7 +71,9 @@ def plain_file(file: Path, lesson: Lesson, folder: Path) -> Path:
         cells = re.split(r"(?m)^(?=# %%)", text)
     else:
         return file
-    return write_text(folder / f"{lesson.slug}.py", "".join(keep_needed(cell, lesson.exercises) for cell in cells))
+    return write_text(
+        folder / f"{lesson.slug}.py", "".join(keep_needed(cell, lesson.exercises) for cell in cells)
+    )
 
 
 def keep_needed(cell: str, exercises: Collection[str]) -> str:
@@ -90,7 +94,8 @@ def keep_needed(cell: str, exercises: Collection[str]) -> str:
         for node in body
         if isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef))
         for number in range(
-            min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]), (node.end_lineno or 0) + 1
+            min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))]),
+            (node.end_lineno or 0) + 1,
         )
     }
     return "".join(line if number in kept else "\n" for number, line in enumerate(lines, 1))

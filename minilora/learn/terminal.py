@@ -13,10 +13,55 @@ from pathlib import Path
 from typing import Any
 
 SPELLED = {
-    **{"●": "*", "○": ".", "·": "*", "−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=", "≠": "!=", "≈": "~"},
-    **{"α": "alpha", "β": "beta", "σ": "sigma", "μ": "mu", "ε": "eps", "Φ": "Phi", "Δ": "Delta ", "∂": "d", "Σ": "sum"},
-    **{"√": "sqrt ", "ᵀ": "^T", "²": "^2", "⁻": "^-", "¹": "1", "₀": "0", "₁": "1", "‖": "||", "½": "1/2", "…": "..."},
-    **{"“": '"', "”": '"', "’": "'", "‘": "'", "•": "*", "─": "-", "│": "|", "✓": "ok", "ŵ": "w^", "∞": "inf", "∈": "in"},
+    **{
+        "●": "*",
+        "○": ".",
+        "·": "*",
+        "−": "-",
+        "–": "-",
+        "×": "x",
+        "→": "->",
+        "≤": "<=",
+        "≥": ">=",
+        "≠": "!=",
+        "≈": "~",
+    },
+    **{
+        "α": "alpha",
+        "β": "beta",
+        "σ": "sigma",
+        "μ": "mu",
+        "ε": "eps",
+        "Φ": "Phi",
+        "Δ": "Delta ",
+        "∂": "d",
+        "Σ": "sum",
+    },
+    **{
+        "√": "sqrt ",
+        "ᵀ": "^T",
+        "²": "^2",
+        "⁻": "^-",
+        "¹": "1",
+        "₀": "0",
+        "₁": "1",
+        "‖": "||",
+        "½": "1/2",
+        "…": "...",
+    },
+    **{
+        "“": '"',
+        "”": '"',
+        "’": "'",
+        "‘": "'",
+        "•": "*",
+        "─": "-",
+        "│": "|",
+        "✓": "ok",
+        "ŵ": "w^",
+        "∞": "inf",
+        "∈": "in",
+    },
 }
 WIDEST = 100
 BAR = "  │ "  # before each line of a cell's output
@@ -30,7 +75,9 @@ def spell(error: UnicodeError) -> tuple[str | bytes, int]:
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]), error.end
+    return "".join(
+        SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]
+    ), error.end
 
 
 codecs.register_error("minilora.spell", spell)
@@ -64,7 +111,9 @@ def prose(text: str) -> Any:
 
         elements = {**Markdown.elements, "heading_open": LeftHeading}  # noqa: RUF012
 
-    return Prose(text, code_theme="ansi_dark", inline_code_theme="ansi_dark", inline_code_lexer="text")
+    return Prose(
+        text, code_theme="ansi_dark", inline_code_theme="ansi_dark", inline_code_lexer="text"
+    )
 
 
 def code(text: str) -> Any:
@@ -72,7 +121,10 @@ def code(text: str) -> Any:
     from rich.padding import Padding
     from rich.syntax import Syntax
 
-    return Padding(Syntax(text, "python", theme="ansi_dark", word_wrap=True, background_color="default"), (0, 0, 0, 2))
+    return Padding(
+        Syntax(text, "python", theme="ansi_dark", word_wrap=True, background_color="default"),
+        (0, 0, 0, 2),
+    )
 
 
 def open_file(path: Path) -> bool:
@@ -81,10 +133,17 @@ def open_file(path: Path) -> bool:
         os.startfile(path)
         return True
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    display = sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    display = (
+        sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
     if not display or shutil.which(opener) is None:
         return False
-    subprocess.Popen([opener, str(path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    subprocess.Popen(
+        [opener, str(path)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     return True
 
 
@@ -98,7 +157,9 @@ class Counted(io.TextIOBase):
         """Pass on what is a whole line."""
         *whole, self.open = (self.open + text).split("\n")
         for line in whole:
-            for part in textwrap.wrap(line, self.width, drop_whitespace=False, subsequent_indent="  ") or [""]:
+            for part in textwrap.wrap(
+                line, self.width, drop_whitespace=False, subsequent_indent="  "
+            ) or [""]:
                 self.stream.write(f"{BAR}{part}\n")
                 self.lines += 1
         return len(text)

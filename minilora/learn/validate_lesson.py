@@ -19,21 +19,40 @@ from .checking import judge_answer
 from .course import load_checks, load_solutions
 from .run import run_apart
 
-SECTIONS = ("Predict", "Run", "Look", "Explain", "Break it", "Build", "What you can now defend", "Open question")
+SECTIONS = (
+    "Predict",
+    "Run",
+    "Look",
+    "Explain",
+    "Break it",
+    "Build",
+    "What you can now defend",
+    "Open question",
+)
 ONCE = ("Explain", "Break it", "What you can now defend", "Open question")
 SLACK = 3  # times the budget, on a noisy machine
-LINES = 250
+LINES = 320  # of at most 100 columns
 RESULT = re.compile(r"\d+\.\d+|\d+ ?%")
 FROM_A_PAPER = re.compile(r"arxiv|table|section|§|appendix|equation|figure|paper", re.IGNORECASE)
 
 
 def check_anatomy(lesson: Lesson) -> Iterator[str]:
     """What is wrong with a lesson's sections, exercises and length, a sentence each."""
-    headings = re.findall(r"(?m)^## (.+)$", "\n".join(cell.text for cell in lesson.cells if cell.kind == "markdown"))
+    headings = re.findall(
+        r"(?m)^## (.+)$", "\n".join(cell.text for cell in lesson.cells if cell.kind == "markdown")
+    )
     names = [heading.partition(":")[0].strip() for heading in headings]
-    yield from (f"'## {name}' is none of the sections {', '.join(SECTIONS)}" for name in names if name not in SECTIONS)
+    yield from (
+        f"'## {name}' is none of the sections {', '.join(SECTIONS)}"
+        for name in names
+        if name not in SECTIONS
+    )
     yield from (f"the section '## {name}' is missing" for name in SECTIONS if name not in names)
-    yield from (f"the section '## {name}' comes {names.count(name)} times" for name in ONCE if names.count(name) > 1)
+    yield from (
+        f"the section '## {name}' comes {names.count(name)} times"
+        for name in ONCE
+        if names.count(name) > 1
+    )
     firsts = [name for name in dict.fromkeys(names) if name in SECTIONS]
     if firsts != sorted(firsts, key=SECTIONS.index):
         yield f"the sections come in the order {', '.join(firsts)}; wanted {', '.join(SECTIONS)}"
@@ -61,7 +80,12 @@ def literal_results(text: str) -> list[str]:
     text = re.sub(r"\{\{.*?\}\}|```.*?```|`[^`]*`|“[^”]*”|\"[^\"]*\"", " ", text, flags=re.DOTALL)
     text = re.sub(r"(?m)^( {4}|\t).*$", " ", text)
     sentences = re.split(r"(?<=[.!?:])\s+|\n\s*\n", text)
-    return [found for part in sentences if not FROM_A_PAPER.search(part) for found in RESULT.findall(part)]
+    return [
+        found
+        for part in sentences
+        if not FROM_A_PAPER.search(part)
+        for found in RESULT.findall(part)
+    ]
 
 
 def check_prose(lesson: Lesson) -> Iterator[str]:
@@ -69,7 +93,10 @@ def check_prose(lesson: Lesson) -> Iterator[str]:
     for cell in lesson.cells:
         if cell.kind in ("markdown", "predict"):
             text = cell.question if cell.kind == "predict" else cell.text
-            yield from (f"cell of line {cell.line}: {found} is typed, not computed" for found in literal_results(text))
+            yield from (
+                f"cell of line {cell.line}: {found} is typed, not computed"
+                for found in literal_results(text)
+            )
 
 
 def check_figures(run: dict[str, Any], folder: Path) -> Iterator[str]:
@@ -101,7 +128,10 @@ def check_exercise(lesson: Lesson, cell: Cell) -> Iterator[str]:
         yield f"{cell.name}: checks/{lesson.path.name} and solutions/{lesson.path.name} are wanted ({error})"
         return
     checker = getattr(checks, f"check_{cell.name}", None)
-    solution, wrong = getattr(solutions, cell.name, None), getattr(checks, "WRONG", {}).get(cell.name, {})
+    solution, wrong = (
+        getattr(solutions, cell.name, None),
+        getattr(checks, "WRONG", {}).get(cell.name, {}),
+    )
     if checker is None or solution is None:
         yield f"{cell.name} lacks a {'checker' if checker is None else 'solution'}"
         return
@@ -127,7 +157,8 @@ def check_exercise(lesson: Lesson, cell: Cell) -> Iterator[str]:
 
 def check_run(lesson: Lesson, run: dict[str, Any], folder: Path) -> Iterator[str]:
     """What a whole run shows: the budget, the figures."""
-    if (took := min(run["wall"], run["processor"])) > SLACK * lesson.seconds:  # on a busy machine the clock says nothing
+    # on a busy machine the clock says nothing
+    if (took := min(run["wall"], run["processor"])) > SLACK * lesson.seconds:
         yield f"it took {took:.1f} s with the imports; {SLACK} times the budget is {SLACK * lesson.seconds} s"
     yield from check_figures(run, folder)
 
@@ -147,7 +178,11 @@ def prove_lesson(lesson: Lesson, folder: Path) -> tuple[list[str], dict[str, Any
 def print_run(lesson: Lesson, run: dict[str, Any]) -> None:
     """The run as plain text: prose, output, figures, answers."""
     for cell, ran in zip(lesson.cells, run["cells"], strict=True):
-        parts = [ran["prose"], ran["output"].rstrip(), *(f"[figure {f['light']}: {f['alt']}]" for f in ran["figures"])]
+        parts = [
+            ran["prose"],
+            ran["output"].rstrip(),
+            *(f"[figure {f['light']}: {f['alt']}]" for f in ran["figures"]),
+        ]
         print("\n".join(part for part in parts if part))
         if cell.kind == "predict":
             print(f"  answer: {run['predictions'][cell.name]}")
@@ -156,10 +191,15 @@ def print_run(lesson: Lesson, run: dict[str, Any]) -> None:
 def main() -> int:
     """``python -m minilora.learn.validate_lesson LESSON… [--out FOLDER] [--quiet]``: 0 when nothing is wrong."""
     options = argparse.ArgumentParser(
-        prog="minilora.learn.validate_lesson", description="run lessons and say what is wrong with them"
+        prog="minilora.learn.validate_lesson",
+        description="run lessons and say what is wrong with them",
     )
     options.add_argument("lessons", type=Path, nargs="+")
-    options.add_argument("--out", type=Path, help="folder for the figures (default: one of the system's temporary folders)")
+    options.add_argument(
+        "--out",
+        type=Path,
+        help="folder for the figures (default: one of the system's temporary folders)",
+    )
     options.add_argument("--quiet", action="store_true", help="do not print the run itself")
     chosen, wrong = options.parse_args(), 0
     for path in chosen.lessons:
@@ -175,7 +215,11 @@ def main() -> int:
             print_run(lesson, run)
         took = f"{run['seconds']:.1f} s, {run['wall']:.1f} s with the imports" if run else "no run"
         print(f"\n{lesson.title}: {took} (budget {lesson.seconds} s); figures in {folder}")
-        print("\n".join(f"  - {problem}" for problem in problems) if problems else "  nothing is wrong")
+        print(
+            "\n".join(f"  - {problem}" for problem in problems)
+            if problems
+            else "  nothing is wrong"
+        )
         wrong += bool(problems)
     return 1 if wrong else 0
 

@@ -32,7 +32,9 @@ class Left(Exception):
 class Walk:
     """A lesson in the terminal. ``go`` walks it; progress and answers lie in ``folder``."""
 
-    def __init__(self, lesson: Lesson, folder: Path, asking: bool | None = None, limit: float = LIMIT):
+    def __init__(
+        self, lesson: Lesson, folder: Path, asking: bool | None = None, limit: float = LIMIT
+    ):
         self.lesson, self.folder, self.limit = lesson, folder, limit
         self.asking = (sys.stdin.isatty() and sys.stdout.isatty()) if asking is None else asking
         self.console, self.session = make_console(), Session(lesson)
@@ -72,21 +74,31 @@ class Walk:
         if not self.asking:
             return  # a run through a pipe is no learning
         now = time.monotonic()
-        self.entry.update(cell=self.reached, seconds=round(self.entry["seconds"] + now - self.since, 1))
+        self.entry.update(
+            cell=self.reached, seconds=round(self.entry["seconds"] + now - self.since, 1)
+        )
         self.since = now
         self.record.save()
 
     def catch_up(self) -> None:
         """Run the code before the place of resumption, silently."""
-        before = [cell for cell in self.lesson.cells[: self.reached] if cell.kind in ("code", "exercise") and not cell.checks]
+        before = [
+            cell
+            for cell in self.lesson.cells[: self.reached]
+            if cell.kind in ("code", "exercise") and not cell.checks
+        ]
         if self.reached:
             self.say(f"[dim]{self.lesson.title}: going on at cell {self.reached + 1} of {len(self.lesson.cells)}. "
                      "The code before it runs again.[/]")  # fmt: skip
         with contextlib.redirect_stdout(io.StringIO()):
             for cell in before:
                 self.session.run(cell)
-        last = next((n for n in range(self.reached - 1, -1, -1) if self.lesson.cells[n].kind == "code"), -1)
-        asked = [cell for cell in self.lesson.cells[last + 1 : self.reached] if cell.kind == "predict"]
+        last = next(
+            (n for n in range(self.reached - 1, -1, -1) if self.lesson.cells[n].kind == "code"), -1
+        )
+        asked = [
+            cell for cell in self.lesson.cells[last + 1 : self.reached] if cell.kind == "predict"
+        ]
         self.waiting = [cell for cell in asked if cell.name in self.entry["predictions"]]
         for cell in self.lesson.cells[last + 1 : self.reached]:  # what was being read
             if cell.kind == "markdown":
@@ -95,7 +107,9 @@ class Walk:
                 self.put(code(cell.text))
             elif cell in self.waiting:
                 said = self.entry["predictions"][cell.name]["said"] or "nothing"
-                self.put(prose(f"**Your prediction.** {self.session.prose(cell)}\n\nYou said: {said}"))
+                self.put(
+                    prose(f"**Your prediction.** {self.session.prose(cell)}\n\nYou said: {said}")
+                )
 
     def step(self, index: int) -> None:
         """Show one cell and do what it asks for."""
@@ -168,9 +182,14 @@ class Walk:
     def exercise(self, name: str) -> None:
         """Let the learner edit their file and check it until it passes, is skipped, or its solution is shown."""
         if not self.asking:
-            self.say(f"[dim]{name} is for you to build: minilora learn {self.lesson.number}, in a terminal.[/]")
+            self.say(
+                f"[dim]{name} is for you to build: minilora learn {self.lesson.number}, in a terminal.[/]"
+            )
             return
-        file, entry = open_desk(self.lesson, self.folder), self.record.exercise(self.lesson.slug, name)
+        file, entry = (
+            open_desk(self.lesson, self.folder),
+            self.record.exercise(self.lesson.slug, name),
+        )
         self.say(f"Write [bold]{name}[/] in [bold]{file}[/]; save it, then press Enter.")
         while True:
             key = self.ask("Enter checks · h hint · s skip · r reveal · q leave").lower()
@@ -197,7 +216,11 @@ class Walk:
         """Check the learner's answer in a process of its own; True when it passed."""
         from rich.text import Text
 
-        with self.console.status("checking …") if self.console.is_terminal else contextlib.nullcontext():
+        with (
+            self.console.status("checking …")
+            if self.console.is_terminal
+            else contextlib.nullcontext()
+        ):
             verdict = judge_file(self.lesson, name, file, self.limit)
         entry["tries"] += 1
         entry["passed"] = entry["passed"] or verdict.status == "passed"
@@ -205,13 +228,19 @@ class Walk:
         if verdict.said:
             lines = verdict.said.rstrip().splitlines()
             where = f", at the end ({SHOWN} lines)" if len(lines) > SHOWN else ""
-            self.console.print("\n".join([f"your code printed{where}:", *lines[-SHOWN:]]), style="dim", markup=False)
+            self.console.print(
+                "\n".join([f"your code printed{where}:", *lines[-SHOWN:]]),
+                style="dim",
+                markup=False,
+            )
         if verdict.status == "passed":
             earned = [n for n, e in self.entry["exercises"].items() if e["passed"] or e["revealed"]]
             saved = write_solutions(self.lesson, self.folder, earned)
             self.say(f"[green]Passed.[/] A solution to compare with yours: {saved}")
             return True
-        title = {"to do": "Still to do:", "wrong": "Not yet.", "timeout": "Stopped:"}.get(verdict.status, "It does not run:")
+        title = {"to do": "Still to do:", "wrong": "Not yet.", "timeout": "Stopped:"}.get(
+            verdict.status, "It does not run:"
+        )
         message = verdict.message or f"fill in {name} in {file}."
         self.console.print(Text.assemble((f"{title} ", "yellow"), " ".join(message.split())))
         return False
@@ -225,9 +254,13 @@ class Walk:
             guessed = f"Predictions right: {right} of {len(predictions)}. " if predictions else ""
             self.say(f"[bold green]Lesson {self.lesson.number} is done.[/] {guessed}"
                      f"Exercises passed: {passed} of {len(self.lesson.exercises)}.")  # fmt: skip
-            last = max(int(path.name[:2]) for path in self.lesson.path.parent.glob("[0-9][0-9]_*.py"))
+            last = max(
+                int(path.name[:2]) for path in self.lesson.path.parent.glob("[0-9][0-9]_*.py")
+            )
             following = f"[bold]minilora learn {self.lesson.number + 1}[/], or "
-            self.say(f"Next: {following if self.lesson.number < last else ''}[bold]minilora learn[/] for the course.")
+            self.say(
+                f"Next: {following if self.lesson.number < last else ''}[bold]minilora learn[/] for the course."
+            )
 
     def put(self, drawn: Any) -> None:
         """Print a block, after a pause when it would push what was not read yet off the screen."""
@@ -248,7 +281,9 @@ class Walk:
         figure = " · f figure" if self.stage.shown else ""
         while self.asking and (key := self.ask(f"{what}{figure} · q leave").lower()):
             if key != "f" or not self.stage.shown:
-                self.say("Here Enter goes on and q leaves, to come back later. Hints are for the exercises (h).")
+                self.say(
+                    "Here Enter goes on and q leaves, to come back later. Hints are for the exercises (h)."
+                )
             else:
                 path = self.stage.shown[-1].light
                 if not open_file(path):
@@ -268,7 +303,11 @@ def reveal(record: Record, lesson: Lesson, name: str, console: Any) -> None:
     """Show a solution, write it out, and keep that it was shown."""
     record.exercise(lesson.slug, name)["revealed"] = True
     record.save()
-    earned = [n for n, e in record.lesson(lesson.slug)["exercises"].items() if e["passed"] or e["revealed"]]
+    earned = [
+        n
+        for n, e in record.lesson(lesson.slug)["exercises"].items()
+        if e["passed"] or e["revealed"]
+    ]
     saved = write_solutions(lesson, record.folder, earned)
     console.print(code(saved.read_text(encoding="utf-8")))
     console.print(f"Saved as {saved}.")

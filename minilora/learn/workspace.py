@@ -29,7 +29,11 @@ def write_solutions(lesson: Lesson, folder: Path, earned: Collection[str]) -> Pa
     source = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
     kept = source.splitlines(keepends=True)
     for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name in lesson.exercises and node.name not in earned:
+        if (
+            isinstance(node, ast.FunctionDef)
+            and node.name in lesson.exercises
+            and node.name not in earned
+        ):
             for line in range(node.lineno - 1, node.end_lineno or node.lineno):
                 kept[line] = ""
     return write_text(folder / "solutions" / f"{lesson.slug}.py", "".join(kept).rstrip("\n") + "\n")

@@ -4,5 +4,15 @@ from .estimate import CATEGORIES, GPUS, METHODS, OPTIMIZERS, Plan, Settings, pla
 from .measurement import Count, Measured, Tally, count, measure
 from .shapes import architecture, presets
 
-__all__ = ["CATEGORIES", "GPUS", "METHODS", "OPTIMIZERS", "Count", "Measured", "Plan", "Settings", "Tally"]
+__all__ = [
+    "CATEGORIES",
+    "GPUS",
+    "METHODS",
+    "OPTIMIZERS",
+    "Count",
+    "Measured",
+    "Plan",
+    "Settings",
+    "Tally",
+]
 __all__ += ["architecture", "count", "measure", "plan", "presets"]

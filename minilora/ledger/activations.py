@@ -62,10 +62,12 @@ def kept(arch: Architecture, work: Work, checkpointing: bool = False) -> Kept:
     grad, blocks, wide, inputs, worst = work.trains_base, [], 0, 0, 0
     row = work.tokens * arch.hidden * work.size
     for block in arch.blocks.values():
-        shared = (work.size == 4 or not arch.rms) and grad  # the first norm keeps the block's input itself
+        # the first norm keeps the block's input itself
+        shared = (work.size == 4 or not arch.rms) and grad
         size, grad = block_bytes(arch, block, work, grad)
         blocks.append(size - row * (shared and checkpointing))
-        inputs += row * grad  # what checkpointing keeps of a block: its input, if a backward will come back to it
+        # what checkpointing keeps of a block: its input, if a backward will come back to it
+        inputs += row * grad
         worst = max(worst, inputs + blocks[-1])
         wide = max(wide, *(max(linear.in_features, linear.out_features) for linear in block))
     outside = [linear for linear in arch.linears if not linear.block]
@@ -77,12 +79,20 @@ def kept(arch: Architecture, work: Work, checkpointing: bool = False) -> Kept:
     block_passing = logits * work.size + 3 * work.tokens * wide * work.size
     one_block = max(blocks, default=0)
     if checkpointing:
-        return Kept(always + inputs + head, always + worst, one_block + row, logits * (work.size + 8), block_passing)
+        return Kept(
+            always + inputs + head,
+            always + worst,
+            one_block + row,
+            logits * (work.size + 8),
+            block_passing,
+        )
     always += sum(blocks)
     return Kept(always + head, always, one_block, logits * (work.size + 8), block_passing)
 
 
-def block_bytes(arch: Architecture, block: list[LinearShape], work: Work, grad: bool) -> tuple[int, bool]:
+def block_bytes(
+    arch: Architecture, block: list[LinearShape], work: Work, grad: bool
+) -> tuple[int, bool]:
     """One block: its bytes, and whether its output carries a gradient, given whether its input does."""
     by_role = {linear.role: linear for linear in block}
     total = 0
@@ -98,31 +108,50 @@ def attention_bytes(
     arch: Architecture, by_role: dict[str, LinearShape], second: str, work: Work, grad: bool
 ) -> tuple[int, bool]:
     """Norm, q, k, v, attention, o."""
-    makers = [by_role[f"{role}{second}"] for role in ("q", "k", "v", "qkv") if f"{role}{second}" in by_role]
+    makers = [
+        by_role[f"{role}{second}"]
+        for role in ("q", "k", "v", "qkv")
+        if f"{role}{second}" in by_role
+    ]
     o = by_role[f"o{second}"]
     total = norm_bytes(arch, work, grad) + input_bytes(makers, work)
     inside = grad or any(map(work.learns, makers))
     if inside:
-        total += work.tokens * (4 * o.in_features * work.size + 4 * arch.heads)  # q, k, v, result; log Σ exp
+        # q, k, v, result; log Σ exp
+        total += work.tokens * (4 * o.in_features * work.size + 4 * arch.heads)
         if arch.rotary and work.size != 4:  # cos and sin rounded anew, for q and for k
-            total += 2 * work.seq * arch.head_dim * work.size * sum(grad or work.learns(m) for m in makers[:2])
+            total += (
+                2
+                * work.seq
+                * arch.head_dim
+                * work.size
+                * sum(grad or work.learns(m) for m in makers[:2])
+            )
         if arch.qk_norm:
-            total += sum(4 * work.tokens * (m.out_features + m.out_features // arch.head_dim) for m in makers[:2])
+            total += sum(
+                4 * work.tokens * (m.out_features + m.out_features // arch.head_dim)
+                for m in makers[:2]
+            )
     return total + input_bytes([o], work, shared=inside), inside or work.learns(o)
 
 
-def mlp_bytes(arch: Architecture, by_role: dict[str, LinearShape], work: Work, grad: bool) -> tuple[int, bool]:
+def mlp_bytes(
+    arch: Architecture, by_role: dict[str, LinearShape], work: Work, grad: bool
+) -> tuple[int, bool]:
     """Norm, gate and up, their product (or one activation function), down."""
     gate, up, down = by_role.get("gate"), by_role["up"], by_role["down"]
     one = work.tokens * up.out_features * work.size
-    total = norm_bytes(arch, work, grad) + input_bytes([x for x in (gate, up) if x is not None], work)
+    total = norm_bytes(arch, work, grad) + input_bytes(
+        [x for x in (gate, up) if x is not None], work
+    )
     up_grad = grad or work.learns(up)
     if gate is None:
         total += one * up_grad  # the activation function's input
         inside = up_grad
     else:
         gate_grad = grad or work.learns(gate)
-        total += one * (2 * gate_grad + up_grad)  # silu's input and up for the gate's gradient, silu's result for up's
+        # silu's input and up for the gate's gradient, silu's result for up's
+        total += one * (2 * gate_grad + up_grad)
         inside = gate_grad or up_grad
     return total + input_bytes([down], work), inside or work.learns(down)
 
@@ -148,5 +177,7 @@ def norm_bytes(arch: Architecture, work: Work, grad: bool) -> int:
     if not grad or not arch.hidden:
         return 0
     if arch.rms:
-        return work.tokens * (4 * arch.hidden + 4 + (work.size * arch.hidden if work.trains_base else 0))
+        return work.tokens * (
+            4 * arch.hidden + 4 + (work.size * arch.hidden if work.trains_base else 0)
+        )
     return work.tokens * (work.size * arch.hidden + 8)

@@ -21,18 +21,43 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..lora.config import LoraConfig
-from ..lora.selection import check_exclusions_used, check_keys_used, fits, in_layers, is_all_linear, rank_and_alpha
+from ..lora.selection import (
+    check_exclusions_used,
+    check_keys_used,
+    fits,
+    in_layers,
+    is_all_linear,
+    rank_and_alpha,
+)
 from ..text import nearest
 from .activations import Work, kept
 from .flops import flops_a_token
 from .shapes import Architecture, LinearShape, Source, architecture
 from .storage import OPTIMIZER_BYTES, factor_shapes, file_bytes, parameter_sizes, weight_bytes
 
-CATEGORIES = ("weights", "constants", "adapters", "gradients", "optimizer", "activations", "temporary")
+CATEGORIES = (
+    "weights",
+    "constants",
+    "adapters",
+    "gradients",
+    "optimizer",
+    "activations",
+    "temporary",
+)
 METHODS = ("full", "lora", "qlora")
 OPTIMIZERS = ("adamw", "adamw8bit", "sgd")
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes a number
-GPUS = {"8 GB": 8, "12 GB": 12, "16 GB": 16, "24 GB": 24, "32 GB": 32, "40 GB": 40, "48 GB": 48, "80 GB": 80, "141 GB": 141}
+GPUS = {
+    "8 GB": 8,
+    "12 GB": 12,
+    "16 GB": 16,
+    "24 GB": 24,
+    "32 GB": 32,
+    "40 GB": 40,
+    "48 GB": 48,
+    "80 GB": 80,
+    "141 GB": 141,
+}
 GB = 10**9
 
 
@@ -67,10 +92,18 @@ class Settings:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.labels is not None and self.labels > self.batch * self.seq:
-            raise ValueError(f"labels={self.labels} is more than batch · seq = {self.batch * self.seq} tokens")
-        for name, known in (("dtype", DTYPES), ("adapter_dtype", (None, *DTYPES)), ("optimizer", OPTIMIZERS)):
+            raise ValueError(
+                f"labels={self.labels} is more than batch · seq = {self.batch * self.seq} tokens"
+            )
+        for name, known in (
+            ("dtype", DTYPES),
+            ("adapter_dtype", (None, *DTYPES)),
+            ("optimizer", OPTIMIZERS),
+        ):
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, known))}, got {value!r}")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, known))}, got {value!r}"
+                )
 
 
 @dataclass(frozen=True)
@@ -129,7 +162,11 @@ class Plan:
 
 
 def plan(
-    source: Source, config: LoraConfig | None = None, method: str = "lora", settings: Settings | None = None, **changes: Any
+    source: Source,
+    config: LoraConfig | None = None,
+    method: str = "lora",
+    settings: Settings | None = None,
+    **changes: Any,
 ) -> Plan:
     """Predict a fine-tune of a preset, a ``config.json`` (path, folder or dict) or a list of shapes.
 
@@ -146,11 +183,19 @@ def plan(
     if method == "full":
         config, chosen = None, []
     else:
-        config = config or LoraConfig(target_modules="all-linear" if arch.family == "shapes" else ("q_proj", "v_proj"))
+        config = config or LoraConfig(
+            target_modules="all-linear" if arch.family == "shapes" else ("q_proj", "v_proj")
+        )
         chosen = choose(arch, config)
     size, adapter_size = DTYPES[settings.dtype], DTYPES[settings.adapter_dtype or "float32"]
-    ranks = {linear.name: rank_and_alpha(linear.name, config)[0] for linear in chosen} if config else {}
-    factors = [(x.name, part, rows, columns) for x in chosen for part, rows, columns in factor_shapes(x, ranks[x.name])]
+    ranks = (
+        {linear.name: rank_and_alpha(linear.name, config)[0] for linear in chosen} if config else {}
+    )
+    factors = [
+        (x.name, part, rows, columns)
+        for x in chosen
+        for part, rows, columns in factor_shapes(x, ranks[x.name])
+    ]
     inside = [rows * columns for _, _, rows, columns in factors]
     adapter = sum(inside)
     tensors, trained_size = (inside, adapter_size) if config else (parameter_sizes(arch), size)
@@ -181,7 +226,8 @@ def plan(
         trainable=trainable,
         adapted=len(chosen),
         bytes=book,
-        peak=resident + max(activations + temporary, gradients + found.at_end + found.block_passing + opened),
+        peak=resident
+        + max(activations + temporary, gradients + found.at_end + found.block_passing + opened),
         activations_peak=found.saved,
         adapter_bytes=adapter * adapter_size,
         adapter_file_bytes=file_bytes(factors, adapter_size) if factors else 0,
@@ -200,7 +246,9 @@ def check_question(config: Any, method: str, changes: dict[str, Any]) -> None:
         )
     if unknown := [name for name in changes if name not in Settings.__dataclass_fields__]:
         known = ", ".join(Settings.__dataclass_fields__)
-        raise TypeError(f"no setting is called {unknown[0]!r}, known are {known}; rank and targets go in LoraConfig(r=…)")
+        raise TypeError(
+            f"no setting is called {unknown[0]!r}, known are {known}; rank and targets go in LoraConfig(r=…)"
+        )
 
 
 def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropout: bool) -> Work:
@@ -222,15 +270,24 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
     """The Linears that the config's targets match, by the rules of ``lora/selection.py``; raise ``ValueError`` when some match none."""
     targets, linears = config.target_modules, arch.linears
     paths = [x.name.split(".") for x in linears]
-    check_exclusions_used({".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}, config)
+    check_exclusions_used(
+        {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}, config
+    )
     linears = tuple(x for x in linears if fits(x.name, config.exclude_modules) is None)
     if is_all_linear(targets):
         chosen = [linear for linear in linears if linear.role != "head"]
     else:
         layers = (config.layers_to_transform, config.layers_pattern)
-        chosen = [x for x in linears if fits(x.name, targets) is not None and (x.name in targets or in_layers(x.name, *layers))]
+        chosen = [
+            x
+            for x in linears
+            if fits(x.name, targets) is not None
+            and (x.name in targets or in_layers(x.name, *layers))
+        ]
     entries = () if isinstance(targets, str) else targets
-    unused = [e for e in entries if not any(fits(x.name, [e]) for x in chosen)] or ([] if chosen else [str(targets)])
+    unused = [e for e in entries if not any(fits(x.name, [e]) for x in chosen)] or (
+        [] if chosen else [str(targets)]
+    )
     if unused:
         names = Counter(linear.name.rpartition(".")[2] for linear in arch.linears)
         near = [n for entry in unused for n in nearest(entry.rpartition(".")[2], names)]
@@ -241,7 +298,9 @@ def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
         )
     check_keys_used([linear.name for linear in chosen], config)
     if tied := [linear.name for linear in chosen if linear.tied]:
-        raise ValueError(f"target_modules: {tied[0]}'s weight is tied to the embedding, and a merge would change both")
+        raise ValueError(
+            f"target_modules: {tied[0]}'s weight is tied to the embedding, and a merge would change both"
+        )
     ranks = {x.name: rank_and_alpha(x.name, config)[0] for x in chosen}
     if high := [x for x in chosen if ranks[x.name] > min(x.in_features, x.out_features)]:
         least = min(min(x.in_features, x.out_features) for x in high)

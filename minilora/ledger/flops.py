@@ -27,14 +27,16 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
         if linear.name in work.ranks:
             r = work.ranks[linear.name]
             adapter = 2 * r * (linear.in_features + linear.out_features)
-            backward += 2 * adapter - (0 if grad else 2 * r * linear.in_features)  # ∂A, ∂B, ∂h and ∂x
+            # ∂A, ∂B, ∂h and ∂x
+            backward += 2 * adapter - (0 if grad else 2 * r * linear.in_features)
         backward += share * product * (grad + work.trains_base)
         attention = 0
         if linear.role in ("o", "o'"):
             attention = 4 * work.seq * linear.in_features
             backward += 2.5 * attention * grad
         forward += share * product + adapter + attention
-        if linear.block and (linear.role != "down" or linear.name in work.ranks):  # the last product keeps nothing
+        # the last product keeps nothing
+        if linear.block and (linear.role != "down" or linear.name in work.ranks):
             again += product + adapter + attention
     return round(forward), round(backward + (again if checkpointing else 0))
 
@@ -43,7 +45,14 @@ def input_gradients(arch: Architecture, work: Work) -> Iterator[tuple[LinearShap
     """Every Linear, and whether a gradient flows to its input: whether anything before it learns."""
     grad = work.trains_base
     for block in arch.blocks.values():
-        for readers in (("q", "k", "v", "qkv"), ("o",), ("q'", "k'", "v'"), ("o'",), ("gate", "up"), ("down",)):
+        for readers in (
+            ("q", "k", "v", "qkv"),
+            ("o",),
+            ("q'", "k'", "v'"),
+            ("o'",),
+            ("gate", "up"),
+            ("down",),
+        ):
             found = [linear for linear in block if linear.role in readers]
             yield from ((linear, grad) for linear in found)
             grad = grad or any(map(work.learns, found))

@@ -44,7 +44,11 @@ class Tally:
     bytes: int = 0
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(self.parameters + other.parameters, self.trainable + other.trainable, self.bytes + other.bytes)
+        return Tally(
+            self.parameters + other.parameters,
+            self.trainable + other.trainable,
+            self.bytes + other.bytes,
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,10 @@ class Count:
         rows = [*self.by_group.items(), *self.by_dtype.items(), ("total", self.total)]
         wide = max(len(name) for name, _ in rows)
         lines = [f"{'':{wide}}  {'parameters':>16}  {'trainable':>16}  {'bytes':>16}"]
-        lines += [f"{name:{wide}}  {t.parameters:16,}  {t.trainable:16,}  {t.bytes:16,}" for name, t in rows]
+        lines += [
+            f"{name:{wide}}  {t.parameters:16,}  {t.trainable:16,}  {t.bytes:16,}"
+            for name, t in rows
+        ]
         return "\n".join(lines)
 
 
@@ -118,7 +125,9 @@ def parts(model: nn.Module) -> Iterator[Part]:
                 continue
             seen.add(id(tensor))
             adapter = any(word in ADAPTERS for word in (*path.split("."), name))
-            group = re.sub(r"\b\d+\b", "*", path.removesuffix(".base") or "model") + (".lora" if name in ADAPTERS else "")
+            group = re.sub(r"\b\d+\b", "*", path.removesuffix(".base") or "model") + (
+                ".lora" if name in ADAPTERS else ""
+            )
             constant = name in CONSTANTS and (four_bit or has_state(module))
             key = tensor.untyped_storage()._cdata
             size = 0 if key in storages else tensor.untyped_storage().nbytes()
@@ -128,8 +137,19 @@ def parts(model: nn.Module) -> Iterator[Part]:
                 tally = Tally(logical, logical if tensor.requires_grad else 0, size)
             else:
                 packed: Any = module
-                tally = Tally(packed.in_features * packed.out_features if four_bit and name == "packed" else 0, 0, size)
-            yield Part(tensor, group, "adapters" if adapter else "constants" if constant else "weights", tally)
+                tally = Tally(
+                    packed.in_features * packed.out_features
+                    if four_bit and name == "packed"
+                    else 0,
+                    0,
+                    size,
+                )
+            yield Part(
+                tensor,
+                group,
+                "adapters" if adapter else "constants" if constant else "weights",
+                tally,
+            )
 
 
 def is_four_bit(module: nn.Module) -> bool:
@@ -149,7 +169,11 @@ def foreign_scales(module: nn.Module) -> list[tuple[str, Tensor]]:
         return []
     state: Any = module._parameters["weight"].quant_state  # type: ignore[union-attr]
     nested = state.state2.absmax if state.nested else None
-    return [(n, t) for n, t in zip(CONSTANTS, (state.absmax, nested, state.offset), strict=True) if isinstance(t, Tensor)]
+    return [
+        (n, t)
+        for n, t in zip(CONSTANTS, (state.absmax, nested, state.offset), strict=True)
+        if isinstance(t, Tensor)
+    ]
 
 
 def logical_numel(parameter: Tensor) -> int:
@@ -181,12 +205,18 @@ class Measured:
 
     def __str__(self) -> str:
         books = (self.resident, self.at_peak, self.peaks)
-        rows = [f"{name:12}" + "".join(f"  {book[name]:16,}" for book in books) for name in CATEGORIES]
+        rows = [
+            f"{name:12}" + "".join(f"  {book[name]:16,}" for book in books) for name in CATEGORIES
+        ]
         head = f"{'bytes':12}  {'resident':>16}  {'at the peak':>16}  {'own peak':>16}"
-        return "\n".join([head, *rows, f"{'total':12}  {sum(self.resident.values()):16,}  {self.peak:16,}"])
+        return "\n".join(
+            [head, *rows, f"{'total':12}  {sum(self.resident.values()):16,}  {self.peak:16,}"]
+        )
 
 
-def measure(step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Measured:
+def measure(
+    step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
+) -> Measured:
     """Run ``step()`` once and say what it kept alive: bytes by category, when it was over and at its peak.
 
     Give the ``optimizer`` if it exists before the step, and let one step pass first: Adam makes its state in its first.
@@ -212,5 +242,8 @@ def measure(step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Op
     with watched(watch, model):
         step()
     allocator = None if device is None else torch.cuda.max_memory_allocated(device)
-    resident, peaks, at_peak = ({name: book[name] for name in CATEGORIES} for book in (watch.live, watch.peaks, watch.at_peak))
+    resident, peaks, at_peak = (
+        {name: book[name] for name in CATEGORIES}
+        for book in (watch.live, watch.peaks, watch.at_peak)
+    )
     return Measured(resident, peaks, at_peak, allocator)

@@ -70,7 +70,9 @@ class Architecture:
     @property
     def parameters(self) -> int:
         """All parameters, tied weights once."""
-        return sum(linear.parameters for linear in self.linears) + sum(size for _, size in self.others)
+        return sum(linear.parameters for linear in self.linears) + sum(
+            size for _, size in self.others
+        )
 
     @property
     def blocks(self) -> dict[str, list[LinearShape]]:
@@ -105,12 +107,27 @@ def architecture(source: Source) -> Architecture:
         file = path / "config.json" if path.is_dir() else path
         if file.is_file():
             folder = file.resolve().parent.name
-            return from_config(read_json(file), folder if file.name == "config.json" and folder else path.stem)
+            return from_config(
+                read_json(file), folder if file.name == "config.json" and folder else path.stem
+            )
         near = nearest(str(source).lower(), presets(), most=3, cutoff=0.4)
-        lack = "; the folder holds none" if path.is_dir() else "; there is no such file" if path.suffix == ".json" else ""
+        lack = (
+            "; the folder holds none"
+            if path.is_dir()
+            else "; there is no such file"
+            if path.suffix == ".json"
+            else ""
+        )
         why = f"{str(source)!r} is neither a preset nor a config.json{lack}"
-        known = f"nearest presets: {', '.join(near)}" if near else "`minilora plan --list` names the presets"
-        raise ValueError(f"{why}; {known}" + f" ({EXPERTS})" * bool(re.search(r"\dx\d|moe|mixtral", str(source).lower())))
+        known = (
+            f"nearest presets: {', '.join(near)}"
+            if near
+            else "`minilora plan --list` names the presets"
+        )
+        raise ValueError(
+            f"{why}; {known}"
+            + f" ({EXPERTS})" * bool(re.search(r"\dx\d|moe|mixtral", str(source).lower()))
+        )
     return from_shapes(source)
 
 
@@ -122,7 +139,12 @@ def presets() -> dict[str, dict[str, Any]]:
     32
     """
     known = json.loads((HERE / "presets.json").read_text(encoding="utf-8"))
-    return {"base": json.loads((HERE.parent / "model" / "base" / "config.json").read_text(encoding="utf-8")), **known}
+    return {
+        "base": json.loads(
+            (HERE.parent / "model" / "base" / "config.json").read_text(encoding="utf-8")
+        ),
+        **known,
+    }
 
 
 def from_shapes(shapes: Sequence[Any]) -> Architecture:
@@ -133,7 +155,9 @@ def from_shapes(shapes: Sequence[Any]) -> Architecture:
             raise ValueError(f"a shape is (in, out) or (name, in, out), got {shape!r}")
         name, size_in, size_out = shape if len(shape) == 3 else (f"linear.{index}", *shape)
         sizes = {"in": size_in, "out": size_out}
-        linears.append(LinearShape(str(name), whole(sizes, "in", str(name)), whole(sizes, "out", str(name))))
+        linears.append(
+            LinearShape(str(name), whole(sizes, "in", str(name)), whole(sizes, "out", str(name)))
+        )
     if not linears:
         raise ValueError("an empty list of shapes costs nothing: give at least one (in, out)")
     return Architecture("shapes", "shapes", tuple(linears))
@@ -143,8 +167,14 @@ def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """The architecture that a ``config.json`` describes."""
     family = config.get("model_type")
     if family not in FAMILIES:
-        why = EXPERTS if any("experts" in key for key in config) else "minilora.ledger.plan takes a list of shapes too"
-        raise ValueError(f"{name}: model_type is {family!r}, known are {', '.join(sorted(FAMILIES))}; {why}")
+        why = (
+            EXPERTS
+            if any("experts" in key for key in config)
+            else "minilora.ledger.plan takes a list of shapes too"
+        )
+        raise ValueError(
+            f"{name}: model_type is {family!r}, known are {', '.join(sorted(FAMILIES))}; {why}"
+        )
     return FAMILIES[family](config, name)
 
 
@@ -177,14 +207,26 @@ def llama(c: Mapping[str, Any], name: str) -> Architecture:
         path = f"model.layers.{i}"
         for role, size_in, size_out in (("q", d, q), ("k", d, kv), ("v", d, kv), ("o", q, d)):
             has_bias = bias and not (kind == "qwen2" and role == "o")
-            linears.append(LinearShape(f"{path}.self_attn.{role}_proj", size_in, size_out, has_bias, role, path))
+            linears.append(
+                LinearShape(
+                    f"{path}.self_attn.{role}_proj", size_in, size_out, has_bias, role, path
+                )
+            )
         for role, size_in, size_out in (("gate", d, f), ("up", d, f), ("down", f, d)):
-            linears.append(LinearShape(f"{path}.mlp.{role}_proj", size_in, size_out, mlp_bias, role, path))
-        others += [(f"{path}.{norm}", d) for norm in ("input_layernorm", "post_attention_layernorm")]
+            linears.append(
+                LinearShape(f"{path}.mlp.{role}_proj", size_in, size_out, mlp_bias, role, path)
+            )
+        others += [
+            (f"{path}.{norm}", d) for norm in ("input_layernorm", "post_attention_layernorm")
+        ]
         others += [(f"{path}.self_attn.{x}_norm", head_dim) for x in "qk" if kind == "qwen3"]
     others.append(("model.norm", d))
-    linears.append(LinearShape("lm_head", d, v, role="head", tied=bool(c.get("tie_word_embeddings", False))))
-    return Architecture(name, kind, tuple(linears), tuple(others), d, heads, head_dim, qk_norm=kind == "qwen3")
+    linears.append(
+        LinearShape("lm_head", d, v, role="head", tied=bool(c.get("tie_word_embeddings", False)))
+    )
+    return Architecture(
+        name, kind, tuple(linears), tuple(others), d, heads, head_dim, qk_norm=kind == "qwen3"
+    )
 
 
 def gpt2(c: Mapping[str, Any], name: str) -> Architecture:
@@ -201,10 +243,16 @@ def gpt2(c: Mapping[str, Any], name: str) -> Architecture:
             LinearShape(f"{path}.mlp.c_fc", d, f, True, "up", path),
             LinearShape(f"{path}.mlp.c_proj", f, d, True, "down", path),
         ]
-        others += [(f"{path}.{norm}.{part}", d) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")]
+        others += [
+            (f"{path}.{norm}.{part}", d) for norm in ("ln_1", "ln_2") for part in ("weight", "bias")
+        ]
     others += [(f"transformer.ln_f.{part}", d) for part in ("weight", "bias")]
-    linears.append(LinearShape("lm_head", d, v, role="head", tied=bool(c.get("tie_word_embeddings", True))))
-    return Architecture(name, "gpt2", tuple(linears), tuple(others), d, heads, d // heads, rms=False, rotary=False)
+    linears.append(
+        LinearShape("lm_head", d, v, role="head", tied=bool(c.get("tie_word_embeddings", True)))
+    )
+    return Architecture(
+        name, "gpt2", tuple(linears), tuple(others), d, heads, d // heads, rms=False, rotary=False
+    )
 
 
 def opt(c: Mapping[str, Any], name: str) -> Architecture:
@@ -214,9 +262,13 @@ def opt(c: Mapping[str, Any], name: str) -> Architecture:
     narrow, bias = whole(c, "word_embed_proj_dim", name, d), bool(c.get("enable_bias", True))
     parts = ("weight", "bias") if c.get("layer_norm_elementwise_affine", True) else ()
     sides = (("project_out", d, narrow), ("project_in", narrow, d)) if narrow != d else ()
-    linears = [LinearShape(f"model.decoder.{side}", size_in, size_out) for side, size_in, size_out in sides]
+    linears = [
+        LinearShape(f"model.decoder.{side}", size_in, size_out) for side, size_in, size_out in sides
+    ]
     others = [("model.decoder.embed_tokens", v * narrow)]
-    others.append(("model.decoder.embed_positions", (whole(c, "max_position_embeddings", name) + spare) * d))
+    others.append(
+        ("model.decoder.embed_positions", (whole(c, "max_position_embeddings", name) + spare) * d)
+    )
     for i in range(whole(c, "num_hidden_layers", name)):
         path = f"model.decoder.layers.{i}"
         for proj in ("k_proj", "v_proj", "q_proj", "out_proj"):
@@ -224,11 +276,29 @@ def opt(c: Mapping[str, Any], name: str) -> Architecture:
             linears.append(LinearShape(f"{path}.self_attn.{proj}", d, d, bias, role, path))
         for fc, role, size_in, size_out in (("fc1", "up", d, f), ("fc2", "down", f, d)):
             linears.append(LinearShape(f"{path}.{fc}", size_in, size_out, bias, role, path))
-        others += [(f"{path}.{norm}.{part}", d) for norm in ("self_attn_layer_norm", "final_layer_norm") for part in parts]
+        others += [
+            (f"{path}.{norm}.{part}", d)
+            for norm in ("self_attn_layer_norm", "final_layer_norm")
+            for part in parts
+        ]
     if c.get("do_layer_norm_before", True) and not c.get("_remove_final_layer_norm", False):
         others += [(f"model.decoder.final_layer_norm.{part}", d) for part in parts]
-    linears.append(LinearShape("lm_head", narrow, v, role="head", tied=bool(c.get("tie_word_embeddings", True))))
-    return Architecture(name, c["model_type"], tuple(linears), tuple(others), d, heads, d // heads, rms=False, rotary=False)
+    linears.append(
+        LinearShape(
+            "lm_head", narrow, v, role="head", tied=bool(c.get("tie_word_embeddings", True))
+        )
+    )
+    return Architecture(
+        name,
+        c["model_type"],
+        tuple(linears),
+        tuple(others),
+        d,
+        heads,
+        d // heads,
+        rms=False,
+        rotary=False,
+    )
 
 
 def roberta(c: Mapping[str, Any], name: str) -> Architecture:
@@ -259,7 +329,17 @@ def roberta(c: Mapping[str, Any], name: str) -> Architecture:
     tied = bool(c.get("tie_word_embeddings", True))
     linears.append(LinearShape("lm_head.decoder", d, v, True, role="head", tied=tied))
     others += [] if tied else [("lm_head.bias", v)]  # else the decoder's own
-    return Architecture(name, "roberta", tuple(linears), tuple(others), d, heads, d // heads, rms=False, rotary=False)
+    return Architecture(
+        name,
+        "roberta",
+        tuple(linears),
+        tuple(others),
+        d,
+        heads,
+        d // heads,
+        rms=False,
+        rotary=False,
+    )
 
 
 def t5(c: Mapping[str, Any], name: str) -> Architecture:
@@ -267,27 +347,49 @@ def t5(c: Mapping[str, Any], name: str) -> Architecture:
 
     flan-T5's published head is a matrix of its own (``tie_word_embeddings`` false), and is counted; transformers 5 ties it.
     """
-    v, d, kv, f, heads = (whole(c, key, name) for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads"))
-    layers, buckets = whole(c, "num_layers", name), whole(c, "relative_attention_num_buckets", name, 32)
+    v, d, kv, f, heads = (
+        whole(c, key, name) for key in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads")
+    )
+    layers, buckets = (
+        whole(c, "num_layers", name),
+        whole(c, "relative_attention_num_buckets", name, 32),
+    )
     gated = str(c.get("feed_forward_proj", "relu")).startswith("gated")
     linears: list[LinearShape] = []
     others = [("shared", v * d)]
-    for side, depth in (("encoder", layers), ("decoder", whole(c, "num_decoder_layers", name, layers))):
-        attentions = ("SelfAttention",) if side == "encoder" else ("SelfAttention", "EncDecAttention")
-        others.append((f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias", buckets * heads))
+    for side, depth in (
+        ("encoder", layers),
+        ("decoder", whole(c, "num_decoder_layers", name, layers)),
+    ):
+        attentions = (
+            ("SelfAttention",) if side == "encoder" else ("SelfAttention", "EncDecAttention")
+        )
+        others.append(
+            (f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias", buckets * heads)
+        )
         for i in range(depth):
             block = f"{side}.block.{i}"
             for j, attention in enumerate(attentions):
                 for role in "qkvo":
                     sizes = (heads * kv, d) if role == "o" else (d, heads * kv)
-                    linears.append(LinearShape(f"{block}.layer.{j}.{attention}.{role}", *sizes, False, role + "'" * j, block))
+                    linears.append(
+                        LinearShape(
+                            f"{block}.layer.{j}.{attention}.{role}",
+                            *sizes,
+                            False,
+                            role + "'" * j,
+                            block,
+                        )
+                    )
             path = f"{block}.layer.{len(attentions)}.DenseReluDense"
             ups = (("wi_0", "gate"), ("wi_1", "up")) if gated else (("wi", "up"),)
             linears += [LinearShape(f"{path}.{wi}", d, f, False, role, block) for wi, role in ups]
             linears.append(LinearShape(f"{path}.wo", f, d, False, "down", block))
             others += [(f"{block}.layer.{j}.layer_norm", d) for j in range(len(attentions) + 1)]
         others.append((f"{side}.final_layer_norm", d))
-    linears.append(LinearShape("lm_head", d, v, role="head", tied=bool(c.get("tie_word_embeddings", True))))
+    linears.append(
+        LinearShape("lm_head", d, v, role="head", tied=bool(c.get("tie_word_embeddings", True)))
+    )
     return Architecture(name, "t5", tuple(linears), tuple(others), d, heads, kv, rotary=False)
 
 

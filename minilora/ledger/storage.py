@@ -16,7 +16,9 @@ from .shapes import Architecture, LinearShape
 OPTIMIZER_BYTES: dict[str, Any] = {
     "adamw": lambda numbers: 8 * numbers,
     # bitsandbytes: two moments of a byte and a float32 scale for 256 of them; tensors below 4,096 numbers stay in float32
-    "adamw8bit": lambda numbers: 8 * numbers if numbers < 4096 else 2 * numbers + 8 * -(-numbers // 256),
+    "adamw8bit": lambda numbers: (
+        8 * numbers if numbers < 4096 else 2 * numbers + 8 * -(-numbers // 256)
+    ),
     "sgd": lambda numbers: 0,
 }
 
@@ -29,10 +31,16 @@ def factor_shapes(linear: LinearShape, r: int) -> list[tuple[str, int, int]]:
 def parameter_sizes(arch: Architecture) -> list[int]:
     """The numbers in every parameter tensor of the base, tied ones once."""
     weights = [linear.weights for linear in arch.linears if not linear.tied]
-    return weights + [linear.out_features for linear in arch.linears if linear.bias] + [size for _, size in arch.others]
+    return (
+        weights
+        + [linear.out_features for linear in arch.linears if linear.bias]
+        + [size for _, size in arch.others]
+    )
 
 
-def weight_bytes(arch: Architecture, size: int, four_bit: bool, double_quant: bool) -> tuple[int, int, int]:
+def weight_bytes(
+    arch: Architecture, size: int, four_bit: bool, double_quant: bool
+) -> tuple[int, int, int]:
     """Bytes of weights and of quantization constants, and of the largest 4-bit weight when opened for a product."""
     codes = constants = opened = plain = 0
     for linear in arch.linears:
@@ -41,7 +49,8 @@ def weight_bytes(arch: Architecture, size: int, four_bit: bool, double_quant: bo
             continue
         blocks = -(-linear.weights // 64)
         codes += -(-linear.weights // 2)
-        constants += blocks + 4 * -(-blocks // 256) + 4 if double_quant else 4 * blocks  # scales, their scales, the offset
+        # scales, their scales, the offset
+        constants += blocks + 4 * -(-blocks // 256) + 4 if double_quant else 4 * blocks
         plain += linear.parameters - linear.weights
         opened = max(opened, linear.weights * size)
     plain += sum(numbers for _, numbers in arch.others)
@@ -55,8 +64,14 @@ def file_bytes(factors: list[tuple[str, str, int, int]], size: int) -> int:
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start, dtype = 0, {4: "F32", 2: "BF16"}[size]
-    for name, rows, columns in sorted((f"base_model.model.{name}.{part}.weight", i, j) for name, part, i, j in factors):
-        header[name] = {"dtype": dtype, "shape": [rows, columns], "data_offsets": [start, start + rows * columns * size]}
+    for name, rows, columns in sorted(
+        (f"base_model.model.{name}.{part}.weight", i, j) for name, part, i, j in factors
+    ):
+        header[name] = {
+            "dtype": dtype,
+            "shape": [rows, columns],
+            "data_offsets": [start, start + rows * columns * size],
+        }
         start += rows * columns * size
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-length // 8) * 8 + start

@@ -81,7 +81,9 @@ def watched(watch: Watch, model: nn.Module) -> Iterator[None]:
     """
     make_pair = saved_tensors_hooks.__init__
 
-    def make_noting_pair(pair: Any, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> None:
+    def make_noting_pair(
+        pair: Any, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]
+    ) -> None:
         def noting(tensor: Tensor) -> Any:
             watch.see(tensor, "activations")
             return pack(tensor)
@@ -91,7 +93,9 @@ def watched(watch: Watch, model: nn.Module) -> Iterator[None]:
     with ExitStack() as stack:
         for parameter in model.parameters():
             if parameter.requires_grad:
-                hook = parameter.register_post_accumulate_grad_hook(lambda p: watch.see(p.grad, "gradients"))  # type: ignore
+                hook = parameter.register_post_accumulate_grad_hook(
+                    lambda p: watch.see(p.grad, "gradients")
+                )  # type: ignore
                 stack.callback(hook.remove)
         after = register_optimizer_step_post_hook(lambda optimizer, *_: watch.see_state(optimizer))
         stack.callback(after.remove)

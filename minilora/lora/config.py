@@ -55,12 +55,22 @@ class LoraConfig:
         for name in ("target_modules", "exclude_modules"):
             object.__setattr__(self, name, check_patterns(name, getattr(self, name)))
         if not self.target_modules:
-            raise ValueError('target_modules is empty: name at least one module, for example ["q_proj", "v_proj"]')
-        object.__setattr__(self, "rank_pattern", check_values("rank_pattern", self.rank_pattern, check_rank))
-        object.__setattr__(self, "alpha_pattern", check_values("alpha_pattern", self.alpha_pattern, check_alpha))
+            raise ValueError(
+                'target_modules is empty: name at least one module, for example ["q_proj", "v_proj"]'
+            )
+        object.__setattr__(
+            self, "rank_pattern", check_values("rank_pattern", self.rank_pattern, check_rank)
+        )
+        object.__setattr__(
+            self, "alpha_pattern", check_values("alpha_pattern", self.alpha_pattern, check_alpha)
+        )
         object.__setattr__(self, "layers_to_transform", check_layers(self.layers_to_transform))
         if self.layers_pattern:  # an empty one means none, as in PEFT
-            several = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern
+            several = (
+                [self.layers_pattern]
+                if isinstance(self.layers_pattern, str)
+                else self.layers_pattern
+            )
             names = check_patterns("layers_pattern", several)
             for name in names:
                 check_regex("layers_pattern", name)
@@ -105,7 +115,9 @@ def check_rank(r: int) -> None:
     if isinstance(r, bool) or not isinstance(r, int):
         raise TypeError(f"r must be a whole number, got {r!r}")
     if r < 1:
-        raise ValueError(f"r must be at least 1, got {r}: the rank is the number of directions the update may use")
+        raise ValueError(
+            f"r must be at least 1, got {r}: the rank is the number of directions the update may use"
+        )
     if r > sys.maxsize:
         raise ValueError(f"r must be at most {sys.maxsize}, the most rows that a tensor can have")
 
@@ -115,7 +127,9 @@ def check_alpha(lora_alpha: float) -> None:
     if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
         raise TypeError(f"lora_alpha must be a number, got {lora_alpha!r}")
     if not 0 < lora_alpha <= sys.float_info.max:
-        raise ValueError(f"lora_alpha must be positive and finite, got {lora_alpha}: at 0 the adapter could change nothing")
+        raise ValueError(
+            f"lora_alpha must be positive and finite, got {lora_alpha}: at 0 the adapter could change nothing"
+        )
 
 
 def check_dropout(lora_dropout: float) -> None:
@@ -123,7 +137,9 @@ def check_dropout(lora_dropout: float) -> None:
     if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, int | float):
         raise TypeError(f"lora_dropout must be a number, got {lora_dropout!r}")
     if not 0 <= lora_dropout < 1:
-        raise ValueError(f"lora_dropout must be in [0, 1), got {lora_dropout}: it is the share of inputs dropped in training")
+        raise ValueError(
+            f"lora_dropout must be in [0, 1), got {lora_dropout}: it is the share of inputs dropped in training"
+        )
 
 
 def check_rslora(use_rslora: bool) -> None:
@@ -153,7 +169,9 @@ def check_regex(field: str, pattern: str) -> None:
         raise ValueError(f"{field}={pattern!r} is no regular expression: {error}") from error
 
 
-def check_values(field: str, values: Mapping[str, Any], check: Callable[[Any], None]) -> dict[str, Any]:
+def check_values(
+    field: str, values: Mapping[str, Any], check: Callable[[Any], None]
+) -> dict[str, Any]:
     """A copy of a pattern's mapping; raise unless its keys are regular expressions and every value passes ``check``."""
     if not isinstance(values, Mapping | None):
         raise TypeError(f"{field} must map names to values, got {values!r}")
@@ -173,6 +191,10 @@ def check_layers(layers: Any) -> int | tuple[int, ...] | None:
     found = layers if isinstance(layers, list | tuple | set | range) else [layers]
     if layers is None or not found:
         return None
-    if bad := [layer for layer in found if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0]:
+    if bad := [
+        layer
+        for layer in found
+        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0
+    ]:
         raise TypeError(f"layers_to_transform must be whole numbers from 0, got {bad[0]!r}")
     return layers if isinstance(layers, int) else tuple(layers)

@@ -44,7 +44,11 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): unload(model) or "
             "merge_and_unload(model) first; one layer holds one adapter"
         )
-    patterns = {name: matching_pattern(name, module, model, config) for name, module in model.named_modules() if name}
+    patterns = {
+        name: matching_pattern(name, module, model, config)
+        for name, module in model.named_modules()
+        if name
+    }
     check_patterns_used(model, config, patterns)
     check_targets(model, patterns)
     matches = tuple(
@@ -70,14 +74,20 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     """
     config = config or LoraConfig()
     report = explain_match(model, config)
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trained = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     try:
-        wrapped = {m.name: wrap(model.get_submodule(m.name), m.name, config).train(model.training) for m in report.chosen}
+        wrapped = {
+            m.name: wrap(model.get_submodule(m.name), m.name, config).train(model.training)
+            for m in report.chosen
+        }
     except Exception:  # out of memory, say
         for parameter in trained.values():
             parameter.requires_grad_(True)
         raise
-    model.__dict__["_frozen_by_inject"] = frozenset(trained)  # the names of what unload makes train again
+    # the names of what unload makes train again
+    model.__dict__["_frozen_by_inject"] = frozenset(trained)
     model.requires_grad_(False)
     for name, layer in wrapped.items():
         model.set_submodule(name, layer)
@@ -116,7 +126,9 @@ def unload(model: nn.Module) -> nn.Module:
 def check_container(model: nn.Module) -> None:
     """Raise ``ValueError`` for a bare layer: there is no place to put its base back into."""
     if isinstance(model, LoRALayer):
-        raise ValueError("this is a LoRALayer itself, not a model with adapters inside: its base is layer.base")
+        raise ValueError(
+            "this is a LoRALayer itself, not a model with adapters inside: its base is layer.base"
+        )
 
 
 def take_out(model: nn.Module) -> None:
@@ -145,7 +157,8 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     """
     layers = [layer for _, layer in require_lora(model)]
     before = [layer.enabled for layer in layers]
-    merged = [layer for layer in layers if layer.merged and layer.enabled]  # inside another such context they are swapped
+    # inside another such context they are swapped
+    merged = [layer for layer in layers if layer.merged and layer.enabled]
     for layer in merged:
         layer.check_unmergeable()
     for layer in merged:
@@ -178,9 +191,15 @@ def enable_input_grads(model: nn.Module) -> list[RemovableHandle]:
         found = [own()] if callable(own) else []
     except NotImplementedError:  # transformers, of a model without one
         found = []
-    embeddings = {id(m): m for m in [*found, *model.modules()] if m is not None and (m in found or isinstance(m, nn.Embedding))}
+    embeddings = {
+        id(m): m
+        for m in [*found, *model.modules()]
+        if m is not None and (m in found or isinstance(m, nn.Embedding))
+    }
     if not embeddings:
-        raise ValueError("this model has no embedding whose output could carry a gradient: set requires_grad on its input")
+        raise ValueError(
+            "this model has no embedding whose output could carry a gradient: set requires_grad on its input"
+        )
     return [module.register_forward_hook(ask_for_gradient) for module in embeddings.values()]
 
 
@@ -205,7 +224,8 @@ def trainable_parameters(model: nn.Module) -> tuple[int, int]:
     """
     parameters: Any = list(model.parameters())
     packed: Any = [module for module in model.modules() if is_packed(module)]
-    total = sum(p.numel() for p in parameters) + sum(module.in_features * module.out_features for module in packed)
+    in_four_bits = sum(module.in_features * module.out_features for module in packed)
+    total = sum(p.numel() for p in parameters) + in_four_bits
     return sum(p.numel() for p in parameters if p.requires_grad), total
 
 
@@ -216,4 +236,6 @@ def print_trainable_parameters(model: nn.Module) -> None:
     trainable params: 4 || all params: 4 || trainable%: 100.0000
     """
     trainable, total = trainable_parameters(model)
-    print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}")
+    print(
+        f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
+    )

@@ -50,7 +50,12 @@ class LoRALayer(nn.Module):
     kept_base: nn.Module | None
 
     def __init__(
-        self, base: nn.Module, r: int = 8, lora_alpha: float = 16, lora_dropout: float = 0.0, use_rslora: bool = False
+        self,
+        base: nn.Module,
+        r: int = 8,
+        lora_alpha: float = 16,
+        lora_dropout: float = 0.0,
+        use_rslora: bool = False,
     ):
         super().__init__()
         check_rank(r)
@@ -58,24 +63,36 @@ class LoRALayer(nn.Module):
         check_dropout(lora_dropout)
         check_rslora(use_rslora)
         self.in_features, self.out_features = linear_shape(base)
-        self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = r, lora_alpha, lora_dropout, use_rslora
+        self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = (
+            r,
+            lora_alpha,
+            lora_dropout,
+            use_rslora,
+        )
         self.scaling = scaling_of(r, lora_alpha, use_rslora)
         self.base = base
         stored: Any = base.packed if is_packed(base) else base.weight
         dtype: Any = base.dtype if is_packed(base) else stored.dtype
         dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, dtype=dtype, device=stored.device))
-        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, dtype=dtype, device=stored.device))
+        self.lora_A = nn.Parameter(
+            torch.empty(r, self.in_features, dtype=dtype, device=stored.device)
+        )
+        self.lora_B = nn.Parameter(
+            torch.zeros(self.out_features, r, dtype=dtype, device=stored.device)
+        )
         self.reset_parameters()
         base.requires_grad_(False)  # last, so that a failure above leaves the base as it was
         self.enabled = True  # False inside disable_adapter(model)
         self.merged = False
-        self.register_buffer("kept_weight", None, persistent=False)  # W0 while merged with keep_base=True; moves along in .to()
-        self.__dict__["kept_base"] = None  # the same for a base in four bits: the module itself, no part of the state_dict
+        # W0 while merged with keep_base=True; moves along in .to()
+        self.register_buffer("kept_weight", None, persistent=False)
+        # the same for a base in four bits: the module itself, no part of the state_dict
+        self.__dict__["kept_base"] = None
 
     def reset_parameters(self) -> None:
         """Start over: A uniform within 1/√in, B zero, so that ΔW = 0."""
-        bound = 1 / math.sqrt(self.in_features)  # fan-in is the *input* size: A is (r, in), not (in, r)
+        # fan-in is the *input* size: A is (r, in), not (in, r)
+        bound = 1 / math.sqrt(self.in_features)
         nn.init.uniform_(self.lora_A, -bound, bound)
         nn.init.zeros_(self.lora_B)
 
@@ -129,7 +146,9 @@ class LoRALayer(nn.Module):
         """Raise ``ValueError`` where ``merge`` would."""
         self.check_enabled()
         if self.merged:
-            raise ValueError("this layer is merged already: a second merge would add ΔW twice; unmerge first")
+            raise ValueError(
+                "this layer is merged already: a second merge would add ΔW twice; unmerge first"
+            )
         if self.training and self.lora_dropout > 0:
             raise ValueError(
                 f"merging in training mode with lora_dropout={self.lora_dropout}: what trains now is a random part of the "
@@ -139,7 +158,9 @@ class LoRALayer(nn.Module):
     def check_enabled(self) -> None:
         """Raise ``ValueError`` inside ``disable_adapter``, where W0 is in place whatever was merged."""
         if not self.enabled:
-            raise ValueError("this adapter is switched off by disable_adapter: merge and unmerge outside that context")
+            raise ValueError(
+                "this adapter is switched off by disable_adapter: merge and unmerge outside that context"
+            )
 
     def put_merged(self, weight: Tensor, keep_base: bool) -> None:
         """Swap in a weight made by ``merged_weight``. The Parameter object stays the same, its storage is new."""
@@ -176,7 +197,9 @@ class LoRALayer(nn.Module):
         if not self.merged:
             raise ValueError("this layer is not merged: there is nothing to take back")
         if self.kept_weight is None and self.kept_base is None:
-            raise ValueError("this layer was merged with keep_base=False, so W0 is gone: load the base again")
+            raise ValueError(
+                "this layer was merged with keep_base=False, so W0 is gone: load the base again"
+            )
 
     @property
     def weight(self) -> Tensor:
@@ -237,7 +260,8 @@ class AddLowRank(torch.autograd.Function):
         g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
         dh = (g @ B).mul_(ctx.scaling)  # (tokens, r)
         dA = dh.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[2] else None  # (r, in)
-        dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None  # (out, r)
+        # (out, r)
+        dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None
         dx = (dh @ A).view(x.shape) if ctx.needs_input_grad[1] else None
         return grad, dx, dA, dB, None
 

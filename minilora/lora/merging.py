@@ -98,7 +98,9 @@ def bases_to_merge_onto(layers: Layers, onto: str | nn.Module | None) -> dict[st
     """Float weights by module path that ΔW is to be added to, where the caller chose the original ones; {} otherwise."""
     packed = [(name, layer) for name, layer in layers if is_packed(layer.base)]
     if onto is not None and not packed:
-        raise ValueError("onto and requantize are for a base in four bits; this one is in floats: merge(model) is all it needs")
+        raise ValueError(
+            "onto and requantize are for a base in four bits; this one is in floats: merge(model) is all it needs"
+        )
     if packed and onto is None:
         raise ValueError(
             f"{packed[0][0]} is in four bits, where most of ΔW would be rounded away. Say onto='dequantized' (the model then "
@@ -112,7 +114,9 @@ def bases_to_merge_onto(layers: Layers, onto: str | nn.Module | None) -> dict[st
 def check_onto(onto: str | nn.Module | None) -> None:
     """Raise ``ValueError`` unless this is a way to merge."""
     if not isinstance(onto, nn.Module | None) and onto != "dequantized":
-        raise ValueError(f"onto must be 'dequantized' or the original float model, got {onto!r}. Nothing was changed")
+        raise ValueError(
+            f"onto must be 'dequantized' or the original float model, got {onto!r}. Nothing was changed"
+        )
 
 
 def original_weights(original: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -134,12 +138,23 @@ def original_weights(original: nn.Module, wanted: Mapping[str, Any]) -> dict[str
 
 @torch.no_grad()
 def merge_requantized(
-    model: nn.Module, layers: Layers, weights: Sequence[Tensor], keep_base: bool, inputs: Tensor | None
+    model: nn.Module,
+    layers: Layers,
+    weights: Sequence[Tensor],
+    keep_base: bool,
+    inputs: Tensor | None,
 ) -> Requantized:
     """Put merged weights back into four bits, in the way their bases are, and measure what that lost."""
-    packed = [(name, layer, weight) for (name, layer), weight in zip(layers, weights, strict=True) if is_packed(layer.base)]
+    packed = [
+        (name, layer, weight)
+        for (name, layer), weight in zip(layers, weights, strict=True)
+        if is_packed(layer.base)
+    ]
     bases = [explain(name, requantize_base, layer, weight) for name, layer, weight in packed]
-    losses = tuple(loss_of(name, layer, weight, base) for (name, layer, weight), base in zip(packed, bases, strict=True))
+    losses = tuple(
+        loss_of(name, layer, weight, base)
+        for (name, layer, weight), base in zip(packed, bases, strict=True)
+    )
     wanted = None
     if inputs is not None:  # what the model computes with the sums in floats
         put_all(layers, weights, keep_base=True)
@@ -150,7 +165,11 @@ def merge_requantized(
     put_all(layers, weights, keep_base)
     for (_, layer, _), base in zip(packed, bases, strict=True):
         layer.base = base
-    moved = None if wanted is None else ((outputs(model, inputs) - wanted).norm() / wanted.norm()).item()
+    moved = (
+        None
+        if wanted is None
+        else ((outputs(model, inputs) - wanted).norm() / wanted.norm()).item()
+    )
     return Requantized(losses, moved)
 
 
@@ -192,13 +211,21 @@ def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -
     for name, layer in adapted.items():
         explain(name, layer.check_enabled)
     inside = {f"{name}.base" for name in adapted}
-    rest: dict[str, Any] = {name: m for name, m in model.named_modules() if is_packed(m) and name not in inside} if onto else {}
+    rest: dict[str, Any] = (
+        {name: m for name, m in model.named_modules() if is_packed(m) and name not in inside}
+        if onto
+        else {}
+    )
     originals = original_weights(onto, rest) if isinstance(onto, nn.Module) else {}
     if not all(layer.merged for layer in adapted.values()):
         merge(model, keep_base=False, onto=onto)
     take_out(model)
     for name, layer in rest.items():
-        weight = originals[name].to(layer.packed.device, layer.dtype, copy=True) if name in originals else layer.weight
+        weight = (
+            originals[name].to(layer.packed.device, layer.dtype, copy=True)
+            if name in originals
+            else layer.weight
+        )
         model.set_submodule(name, plain_linear(weight, layer.bias).train(layer.training))
     return model
 
@@ -227,7 +254,9 @@ def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
     }
 
 
-def combine(adapters: Sequence[Mapping[str, LowRank]], weights: Sequence[float] | None = None) -> dict[str, LowRank]:
+def combine(
+    adapters: Sequence[Mapping[str, LowRank]], weights: Sequence[float] | None = None
+) -> dict[str, LowRank]:
     """``Σ weightᵢ · ΔWᵢ`` for every module, exactly, as one adapter with scaling 1 and rank Σ rᵢ.
 
     Modules that only some adapters have keep those. ``low_rank_parts(model)`` has a model's factors in this form. Raises
@@ -248,11 +277,17 @@ def combine(adapters: Sequence[Mapping[str, LowRank]], weights: Sequence[float] 
         raise ValueError(f"combine needs finite weights, got {bad[0]}")
     combined = {}
     for name in dict.fromkeys(name for adapter in adapters for name in adapter):
-        parts = [(weight, adapter[name]) for weight, adapter in zip(weights, adapters, strict=True) if name in adapter]
+        parts = [
+            (weight, adapter[name])
+            for weight, adapter in zip(weights, adapters, strict=True)
+            if name in adapter
+        ]
         shapes = {(part.A.shape[1], part.B.shape[0]) for _, part in parts}
         if len(shapes) > 1:
-            raise ValueError(f"{name}: these adapters were made for Linears of different (in, out): {sorted(shapes)}")
+            raise ValueError(
+                f"{name}: these adapters were made for Linears of different (in, out): {sorted(shapes)}"
+            )
         A = torch.cat([part.A for _, part in parts])  # (Σ r, in)
-        B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)  # (out, Σ r)
+        B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)
         combined[name] = LowRank(A, B, 1.0)
     return combined

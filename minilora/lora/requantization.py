@@ -42,11 +42,19 @@ class Requantized:
     def __str__(self) -> str:
         rows = [("module", "lost of ΔW", "error of outputs", "bytes changed")]
         rows += [
-            (loss.name, f"{loss.of_update:.0%}", f"{loss.of_output:.1%}", f"{loss.bytes_changed:.1%}") for loss in self.losses
+            (
+                loss.name,
+                f"{loss.of_update:.0%}",
+                f"{loss.of_output:.1%}",
+                f"{loss.bytes_changed:.1%}",
+            )
+            for loss in self.losses
         ]
         lines = columns(rows)
         if self.output_difference is not None:
-            lines.append(f"the model's outputs moved by {self.output_difference:.1%} (‖f4(x) − f(x)‖ / ‖f(x)‖)")
+            lines.append(
+                f"the model's outputs moved by {self.output_difference:.1%} (‖f4(x) − f(x)‖ / ‖f(x)‖)"
+            )
         return "\n".join(lines)
 
 

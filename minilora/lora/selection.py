@@ -63,13 +63,30 @@ class InjectReport:
     def __str__(self) -> str:
         groups: dict[tuple, list[str]] = defaultdict(list)
         for m in self.matches:
-            key = (re.sub(r"\b\d+\b", "*", m.name), f"{m.in_features} → {m.out_features}", m.pattern, m.r, m.parameters)
+            key = (
+                re.sub(r"\b\d+\b", "*", m.name),
+                f"{m.in_features} → {m.out_features}",
+                m.pattern,
+                m.r,
+                m.parameters,
+            )
             groups[key].append(m.name)
         rows = [("module", "count", "in → out", "r", "parameters", "matched by")]
         for (name, shape, pattern, r, parameters), names in groups.items():
             shown = names[0] if len(names) == 1 else name
-            rank, cost = (str(r), f"{len(names) * parameters:,}") if pattern is not None else ("–", "0")
-            rows.append((shown, str(len(names)), shape, rank, cost, repr(pattern) if pattern is not None else "–"))
+            rank, cost = (
+                (str(r), f"{len(names) * parameters:,}") if pattern is not None else ("–", "0")
+            )
+            rows.append(
+                (
+                    shown,
+                    str(len(names)),
+                    shape,
+                    rank,
+                    cost,
+                    repr(pattern) if pattern is not None else "–",
+                )
+            )
         share = f"{self.trainable:,} of {self.total:,} parameters train ({100 * self.trainable / self.total:.2f}%)"
         return "\n".join([*columns(rows), share, *self.too_high()])
 
@@ -79,17 +96,25 @@ class InjectReport:
         if not found:
             return []
         m = found[0]
-        return [f"r={m.r} is more than the rank that {m.name} can have, {min(m.in_features, m.out_features)}: lower it"]
+        return [
+            f"r={m.r} is more than the rank that {m.name} can have, {min(m.in_features, m.out_features)}: lower it"
+        ]
 
 
-def matching_pattern(name: str, module: nn.Module, model: nn.Module, config: LoraConfig) -> str | None:
+def matching_pattern(
+    name: str, module: nn.Module, model: nn.Module, config: LoraConfig
+) -> str | None:
     """The pattern of the config that chooses this module, or None."""
     if fits(name, config.exclude_modules) is not None:
         return None
     if is_all_linear(config.target_modules):
         return "all-linear" if is_linear(module) and module is not output_head(model) else None
     found = fits(name, config.target_modules)
-    if found is None or name in config.target_modules or in_layers(name, config.layers_to_transform, config.layers_pattern):
+    if (
+        found is None
+        or name in config.target_modules
+        or in_layers(name, config.layers_to_transform, config.layers_pattern)
+    ):
         return found
     return None
 
@@ -99,7 +124,9 @@ def is_all_linear(patterns: str | Sequence[str]) -> bool:
     return isinstance(patterns, str) and patterns.lower() == "all-linear"
 
 
-def in_layers(name: str, layers: int | Sequence[int] | None, before: str | Sequence[str] | None) -> bool:
+def in_layers(
+    name: str, layers: int | Sequence[int] | None, before: str | Sequence[str] | None
+) -> bool:
     """Whether a path lies in one of the layers: the first number in it that follows a name (one of ``before``, if given).
 
     >>> [in_layers(f"model.layers.{i}.experts.2.up", [0, 2], None) for i in range(3)]
@@ -108,9 +135,13 @@ def in_layers(name: str, layers: int | Sequence[int] | None, before: str | Seque
     if layers is None:
         return True
     names = [before] if isinstance(before, str) else before
-    forms = [rf"(?:^|.*?\.){name}\.(\d+)\." for name in names] if names else [r".*?\.[^.]*\.(\d+)\."]
+    forms = (
+        [rf"(?:^|.*?\.){name}\.(\d+)\." for name in names] if names else [r".*?\.[^.]*\.(\d+)\."]
+    )
     found = next((match for form in forms if (match := re.match(form, name))), None)
-    return found is not None and int(found.groups()[-1]) in ([layers] if isinstance(layers, int) else layers)
+    return found is not None and int(found.groups()[-1]) in (
+        [layers] if isinstance(layers, int) else layers
+    )
 
 
 def rank_and_alpha(name: str, config: LoraConfig) -> tuple[int, float]:
@@ -119,7 +150,9 @@ def rank_and_alpha(name: str, config: LoraConfig) -> tuple[int, float]:
     >>> rank_and_alpha("layers.1.k_proj", LoraConfig(r=8, lora_alpha=16, rank_pattern={r"1\\.k_proj": 2, "k_proj": 4}))
     (2, 16)
     """
-    return first_fit(name, config.rank_pattern, config.r), first_fit(name, config.alpha_pattern, config.lora_alpha)
+    r = first_fit(name, config.rank_pattern, config.r)
+    lora_alpha = first_fit(name, config.alpha_pattern, config.lora_alpha)
+    return r, lora_alpha
 
 
 def first_fit(name: str, pattern: Mapping[str, Any], default: Any) -> Any:
@@ -151,7 +184,9 @@ def output_head(model: nn.Module) -> nn.Module | None:
     return getattr(model, "lm_head", None)
 
 
-def check_patterns_used(model: nn.Module, config: LoraConfig, patterns: dict[str, str | None]) -> None:
+def check_patterns_used(
+    model: nn.Module, config: LoraConfig, patterns: dict[str, str | None]
+) -> None:
     """Raise ``ValueError`` when nothing matched, or a list entry did not; say what could be meant."""
     check_exclusions_used(patterns, config)
     chosen = [name for name, pattern in patterns.items() if pattern is not None]
@@ -160,7 +195,11 @@ def check_patterns_used(model: nn.Module, config: LoraConfig, patterns: dict[str
     unused = [
         entry
         for entry in entries
-        if (not chosen if isinstance(targets, str) else not any(fits(name, [entry]) is not None for name in chosen))
+        if (
+            not chosen
+            if isinstance(targets, str)
+            else not any(fits(name, [entry]) is not None for name in chosen)
+        )
     ]
     if unused:
         raise ValueError(nothing_matches(model, config, unused))
@@ -169,37 +208,67 @@ def check_patterns_used(model: nn.Module, config: LoraConfig, patterns: dict[str
 
 def check_exclusions_used(names: Collection[str], config: LoraConfig) -> None:
     """Raise ``ValueError`` when an entry of ``exclude_modules`` is the name of no module."""
-    excluded_by = [config.exclude_modules] if isinstance(config.exclude_modules, str) else [[n] for n in config.exclude_modules]
-    if idle := [entry for entry in excluded_by if entry and not any(fits(name, entry) is not None for name in names)]:
+    excluded_by = (
+        [config.exclude_modules]
+        if isinstance(config.exclude_modules, str)
+        else [[n] for n in config.exclude_modules]
+    )
+    if idle := [
+        entry
+        for entry in excluded_by
+        if entry and not any(fits(name, entry) is not None for name in names)
+    ]:
         shown = ", ".join(repr(entry if isinstance(entry, str) else entry[0]) for entry in idle)
-        raise ValueError(f"exclude_modules: no module matches {shown}, so nothing would be left out by it")
+        raise ValueError(
+            f"exclude_modules: no module matches {shown}, so nothing would be left out by it"
+        )
 
 
 def check_keys_used(chosen: Collection[str], config: LoraConfig) -> None:
     """Raise ``ValueError`` when a key of ``rank_pattern`` or ``alpha_pattern`` fits none of the chosen modules."""
     for field in ("rank_pattern", "alpha_pattern"):
         keys = getattr(config, field)
-        if idle_keys := [key for key in keys if not any(fits_pattern(name, key) or name == key for name in chosen)]:
-            raise ValueError(f"{field}: no module that gets an adapter matches {', '.join(map(repr, idle_keys))}")
+        if idle_keys := [
+            key
+            for key in keys
+            if not any(fits_pattern(name, key) or name == key for name in chosen)
+        ]:
+            raise ValueError(
+                f"{field}: no module that gets an adapter matches {', '.join(map(repr, idle_keys))}"
+            )
 
 
 def nothing_matches(model: nn.Module, config: LoraConfig, unused: Sequence[str]) -> str:
     """The message about targets that match nothing: what stands there instead, and what could have been meant."""
-    names = Counter(name.rsplit(".", 1)[-1] for name, module in model.named_modules() if name and is_linear(module))
+    names = Counter(
+        name.rsplit(".", 1)[-1]
+        for name, module in model.named_modules()
+        if name and is_linear(module)
+    )
     near = [close for entry in unused for close in nearest(entry.rsplit(".", 1)[-1], names)]
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    candidates = ", ".join(f"{name} (×{count})" for name, count in names.items()) or "none: this model has no Linear"
-    narrowed = f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""
-    narrowed += f" in layers_to_transform={config.layers_to_transform!r}" if config.layers_to_transform is not None else ""
-    return (
-        f"target_modules: no module matches {', '.join(map(repr, unused))}{narrowed}{hint} Linears of this model: {candidates}"
+    candidates = (
+        ", ".join(f"{name} (×{count})" for name, count in names.items())
+        or "none: this model has no Linear"
     )
+    narrowed = (
+        f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""
+    )
+    narrowed += (
+        f" in layers_to_transform={config.layers_to_transform!r}"
+        if config.layers_to_transform is not None
+        else ""
+    )
+    return f"target_modules: no module matches {', '.join(map(repr, unused))}{narrowed}{hint} Linears of this model: {candidates}"
 
 
 def check_targets(model: nn.Module, patterns: dict[str, str | None]) -> None:
     """Raise ``ValueError`` when a chosen module is no Linear, is shared, or has a weight that another module uses too."""
     owners: dict[int, set[str]] = defaultdict(set)
-    for name, tensor in (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)):
+    for name, tensor in (
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ):
         owners[id(tensor)].add(name)
     for name, pattern in patterns.items():
         if pattern is None:
@@ -220,7 +289,9 @@ def check_targets(model: nn.Module, patterns: dict[str, str | None]) -> None:
         except TypeError as error:
             raise ValueError(f"target_modules: {pattern!r} matches {name}: {error}") from error
         stored = {
-            f"{name}.{key}": t for key, t in {**module._parameters, **module._buffers}.items() if key in ("weight", "packed")
+            f"{name}.{key}": t
+            for key, t in {**module._parameters, **module._buffers}.items()
+            if key in ("weight", "packed")
         }
         others = set().union(*(owners[id(tensor)] for tensor in stored.values())) - set(stored)
         if others:

@@ -38,12 +38,16 @@ class Audit:
 
     def __str__(self) -> str:
         rows = [("module", "‖ΔW‖/‖W0‖", "rank of ΔW")]
-        rows += [(c.name, f"{c.relative_norm:.4f}", f"{c.rank} of {c.full_rank}") for c in self.changes]
+        rows += [
+            (c.name, f"{c.relative_norm:.4f}", f"{c.rank} of {c.full_rank}") for c in self.changes
+        ]
         lines = columns(rows) if self.changes else ["no Linear changed"]
         if self.elsewhere:
             lines.append(f"changed outside the Linears: {', '.join(self.elsewhere)}")
         if self.output_difference is not None:
-            lines.append(f"outputs differ by {100 * self.output_difference:.2f}% (‖f(x) − f0(x)‖ / ‖f0(x)‖)")
+            lines.append(
+                f"outputs differ by {100 * self.output_difference:.2f}% (‖f(x) − f0(x)‖ / ‖f0(x)‖)"
+            )
         return "\n".join(lines)
 
 
@@ -62,8 +66,12 @@ def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> 
     1
     """
     old, new = effective_weights(before), effective_weights(after)
-    if differs := sorted(name for name in old.keys() | new.keys() if shape_in(old, name) != shape_in(new, name)):
-        raise ValueError(f"audit compares two models of one architecture; these differ: {listed(differs, 5, ', ')}")
+    if differs := sorted(
+        name for name in old.keys() | new.keys() if shape_in(old, name) != shape_in(new, name)
+    ):
+        raise ValueError(
+            f"audit compares two models of one architecture; these differ: {listed(differs, 5, ', ')}"
+        )
     changes = []
     for name, weight in old.items():
         if not torch.equal(weight, new[name]):
@@ -71,8 +79,14 @@ def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> 
             norm = delta.norm().item() / max(weight.float().norm().item(), 1e-30)
             changes.append(Change(name, norm, numerical_rank(delta, new[name]), min(weight.shape)))
     others_old, others_new = other_parameters(before), other_parameters(after)
-    elsewhere = tuple(n for n in others_old | others_new if not same(others_old.get(n), others_new.get(n)))
-    return Audit(tuple(changes), elsewhere, None if inputs is None else output_difference(before, after, inputs))
+    elsewhere = tuple(
+        n for n in others_old | others_new if not same(others_old.get(n), others_new.get(n))
+    )
+    return Audit(
+        tuple(changes),
+        elsewhere,
+        None if inputs is None else output_difference(before, after, inputs),
+    )
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -104,7 +118,9 @@ def other_parameters(model: nn.Module) -> dict[str, Tensor]:
     """Everything that is no Linear's weight and no adapter (biases, norms, embeddings), by the name without adapters."""
     linear = {id(module.weight) for module in model.modules() if is_linear(module)}
     biases = {f"{name}.base.bias": f"{name}.bias" for name, _ in lora_layers(model)}
-    factors = {f"{name}.{factor}" for name, _ in lora_layers(model) for factor in ("lora_A", "lora_B")}
+    factors = {
+        f"{name}.{factor}" for name, _ in lora_layers(model) for factor in ("lora_A", "lora_B")
+    }
     return {
         biases.get(name, name): p.detach()
         for name, p in model.named_parameters()
@@ -120,7 +136,11 @@ def numerical_rank(delta: Tensor, weight: Tensor) -> int:
     about eps · max(out, in) of its largest singular value at most (the usual floor for a rank). Both count twice.
     """
     singular = torch.linalg.svdvals(delta)
-    stored = torch.finfo(weight.dtype).eps * weight.abs().max().item() * (delta.shape[0] ** 0.5 + delta.shape[1] ** 0.5)
+    stored = (
+        torch.finfo(weight.dtype).eps
+        * weight.abs().max().item()
+        * (delta.shape[0] ** 0.5 + delta.shape[1] ** 0.5)
+    )
     computed = 2 * torch.finfo(delta.dtype).eps * max(delta.shape) * singular[0].item()
     return int((singular > stored + computed).sum())
 

@@ -20,13 +20,23 @@ from .transformer import Llama, LlamaConfig
 BOTH = {"tie_word_embeddings": False, "rms_norm_eps": 1e-6}
 FAMILY: dict[str, dict[str, Any]] = {
     "llama": {**BOTH, "max_position_embeddings": 2048},
-    "mistral": {**BOTH, "max_position_embeddings": 131_072, "num_key_value_heads": 8, "sliding_window": 4096},
+    "mistral": {
+        **BOTH,
+        "max_position_embeddings": 131_072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+    },
 }
-NULLABLE = ("num_key_value_heads", "sliding_window")  # null: as many as heads, none; elsewhere it is as good as left out
+# null: as many as heads, none; elsewhere it is as good as left out
+NULLABLE = ("num_key_value_heads", "sliding_window")
 
 # What config.json must hold in each field: a size, a positive number, or true/false.
 KINDS = {
-    field.name: {"int": "size from 1 to a billion", "float": "positive number", "bool": "true or false"}[str(field.type)]
+    field.name: {
+        "int": "size from 1 to a billion",
+        "float": "positive number",
+        "bool": "true or false",
+    }[str(field.type)]
     for field in fields(LlamaConfig)
 }
 
@@ -60,27 +70,55 @@ def llama_config(found: dict[str, Any], folder: Path) -> LlamaConfig:
         wrong.append(f"hidden_act is {found['hidden_act']!r}, needed 'silu'")
     packing = found.get("quantization_config") or {}
     if packing and not (isinstance(packing, dict) and packing.get("load_in_4bit") is True):
-        wrong.append("the weights are quantized in another way than bitsandbytes' 4 bits (quantization_config)")
-    needed = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        wrong.append(
+            "the weights are quantized in another way than bitsandbytes' 4 bits (quantization_config)"
+        )
+    needed = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+    )
     if missing := [name for name in needed if found.get(name) is None]:
         wrong.append(f"these sizes are missing: {', '.join(missing)}")
-    known: dict[str, Any] = {f.name: found[f.name] for f in fields(LlamaConfig) if found.get(f.name) is not None}
+    known: dict[str, Any] = {
+        f.name: found[f.name] for f in fields(LlamaConfig) if found.get(f.name) is not None
+    }
     known |= {"rope_theta": rope["rope_theta"]} if "rope_theta" in rope else {}
-    wrong += [f"{name}={value!r} is no {KINDS[name]}" for name, value in known.items() if not is_kind(value, KINDS[name])]
+    wrong += [
+        f"{name}={value!r} is no {KINDS[name]}"
+        for name, value in known.items()
+        if not is_kind(value, KINDS[name])
+    ]
     window = found.get("sliding_window")
-    if window is not None and not wrong and not (isinstance(window, int) and window >= known["max_position_embeddings"]):
-        wrong.append(f"sliding_window={window!r} is not supported (for texts no longer than that, null there is the same)")
+    if (
+        window is not None
+        and not wrong
+        and not (isinstance(window, int) and window >= known["max_position_embeddings"])
+    ):
+        wrong.append(
+            f"sliding_window={window!r} is not supported (for texts no longer than that, null there is the same)"
+        )
     if wrong:
-        raise ValueError(f"{folder / 'config.json'} describes no Llama that minilora can run: {'; '.join(wrong)}")
+        raise ValueError(
+            f"{folder / 'config.json'} describes no Llama that minilora can run: {'; '.join(wrong)}"
+        )
     return LlamaConfig(**known)
 
 
 def first(value: Any) -> int | None:
     """The first of a list, or the value itself: config.json may name one end token or several."""
-    return value[0] if isinstance(value, list) and value else (value if isinstance(value, int) else None)
+    return (
+        value[0]
+        if isinstance(value, list) and value
+        else (value if isinstance(value, int) else None)
+    )
 
 
-def config_json_of(model: Llama, dtype: torch.dtype, tied: bool, packed: NF4Tensor | None) -> dict[str, Any]:
+def config_json_of(
+    model: Llama, dtype: torch.dtype, tied: bool, packed: NF4Tensor | None
+) -> dict[str, Any]:
     """Hugging Face's ``config.json`` for one of our models; transformers finds in it that (and how, and which) weights are
     packed: those of every Linear that is not named there."""
     about: dict[str, Any] = {
@@ -100,6 +138,8 @@ def config_json_of(model: Llama, dtype: torch.dtype, tied: bool, packed: NF4Tens
             "bnb_4bit_quant_type": packed.kind,
             "bnb_4bit_use_double_quant": packed.absmax2 is not None,
             "bnb_4bit_compute_dtype": "float32",
-            "llm_int8_skip_modules": [name for name, module in model.named_modules() if isinstance(module, nn.Linear)],
+            "llm_int8_skip_modules": [
+                name for name, module in model.named_modules() if isinstance(module, nn.Linear)
+            ],
         }
     return about

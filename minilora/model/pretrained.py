@@ -63,18 +63,23 @@ def load_base(
     tensors = read_weights(folder)
     if config.tie_word_embeddings and has_head_of_its_own(tensors):
         config = replace(config, tie_word_embeddings=False)
-    with torch.device("meta"):  # shapes only: no memory, no time spent on an initialisation that is thrown away
+    # shapes only: no memory, no time spent on an initialisation that is thrown away
+    with torch.device("meta"):
         model = Llama(config)
     fill_model(model, tensors, check_tensors(model, tensors, folder), dtype, device, quantize)
     if (folder / "tokenizer.json").is_file():
         system = default_system(chat_template_of(folder))
-        tokenizer = Tokenizer(folder / "tokenizer.json", system, eos_id=first(config_json.get("eos_token_id")))
+        tokenizer = Tokenizer(
+            folder / "tokenizer.json", system, eos_id=first(config_json.get("eos_token_id"))
+        )
         if len(tokenizer) > config.vocab_size:
             raise ValueError(
                 f"{folder}: tokenizer.json has {len(tokenizer)} tokens, but the model only vocab_size={config.vocab_size}"
             )
         if not 0 <= tokenizer.eos_id < config.vocab_size:
-            raise ValueError(f"{folder}: eos_token_id is {tokenizer.eos_id}, but vocab_size={config.vocab_size}")
+            raise ValueError(
+                f"{folder}: eos_token_id is {tokenizer.eos_id}, but vocab_size={config.vocab_size}"
+            )
         model.tokenizer = tokenizer
     return model.eval()
 
@@ -89,7 +94,11 @@ def fill_model(
 ) -> None:
     """Give a model without storage its weights, one tensor at a time; Linears that are or shall be in four bits become so."""
     packed, floats = packed_names(list(tensors)), {}
-    linears = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear) and name != "lm_head"}
+    linears = {
+        f"{name}.weight"
+        for name, m in model.named_modules()
+        if isinstance(m, nn.Linear) and name != "lm_head"
+    }
     for name in names:
         if name in packed:
             found = from_checkpoint(name, tensors, tuple(model.get_parameter(name).shape))
@@ -99,7 +108,9 @@ def fill_model(
                 )
             layer = NF4Linear.from_quantized(replace(found, dtype=dtype))
         elif quantize is not None and name in linears:
-            layer = NF4Linear.from_quantized(tensor.quantize(tensors[name].to(device=device, dtype=dtype), kind=quantize))
+            layer = NF4Linear.from_quantized(
+                tensor.quantize(tensors[name].to(device=device, dtype=dtype), kind=quantize)
+            )
         else:
             floats[name] = tensors[name].to(device=device, dtype=dtype)
             continue
@@ -126,12 +137,16 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     """
     config = getattr(model, "config", None)
     if not isinstance(model, Llama) or not isinstance(config, LlamaConfig):
-        raise ValueError(f"save_model writes a minilora Llama, got {type(model).__name__}: save others with their own library")
+        raise ValueError(
+            f"save_model writes a minilora Llama, got {type(model).__name__}: save others with their own library"
+        )
     tensors, quantized = float_tensors(model), packed_weights(model)
     with torch.device("meta"):
         plain = Llama(config)
     left_out = {"lm_head.weight"} if (tied := is_tied(model)) else set()
-    if wrong := sorted((tensors.keys() | quantized.keys()) ^ (plain.state_dict().keys() - left_out)):
+    if wrong := sorted(
+        (tensors.keys() | quantized.keys()) ^ (plain.state_dict().keys() - left_out)
+    ):
         raise ValueError(
             f"this model is not a plain Llama, for example {wrong[0]!r} should not be there or is missing: an adapter is "
             "still inside? call merge_and_unload(model) or unload(model) first, or save_adapter(model, folder) to keep it apart"
@@ -154,8 +169,13 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
             "pad_token": END_OF_TEXT if model.tokenizer.is_chatml else end,
             "chat_template": model.tokenizer.chat_template,
         }
-        files |= {"tokenizer.json": text_writer(model.tokenizer.raw.to_str()), "tokenizer_config.json": json_writer(about)}
-    files["config.json"] = json_writer(config_json_of(model, stored, tied, next(iter(quantized.values()), None)))
+        files |= {
+            "tokenizer.json": text_writer(model.tokenizer.raw.to_str()),
+            "tokenizer_config.json": json_writer(about),
+        }
+    files["config.json"] = json_writer(
+        config_json_of(model, stored, tied, next(iter(quantized.values()), None))
+    )
     write_together(Path(folder), files, remove=["config.json", INDEX, *TOKENIZER_FILES])
     return Path(folder)
 
@@ -164,13 +184,19 @@ def chat_template_of(folder: Path) -> str:
     """The text of a folder's chat template, wherever it keeps that; empty without one."""
     if (folder / "chat_template.jinja").is_file():
         return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    found = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    found = (
+        read_json(folder / "tokenizer_config.json")
+        if (folder / "tokenizer_config.json").is_file()
+        else {}
+    )
     return template if isinstance(template := found.get("chat_template"), str) else ""
 
 
 def float_tensors(model: Llama) -> dict[str, Tensor]:
     """Every tensor of a model that is kept in floats, tied ones once, by its name in a checkpoint."""
-    left_out = {f"{name}.{part}" for name, m in model.named_modules() if is_packed(m) for part in m._buffers}
+    left_out = {
+        f"{name}.{part}" for name, m in model.named_modules() if is_packed(m) for part in m._buffers
+    }
     if is_tied(model):
         left_out.add("lm_head.weight")
     return {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
@@ -191,13 +217,21 @@ def has_head_of_its_own(tensors: TensorFiles) -> bool:
 
 def packed_weights(model: Llama) -> dict[str, NF4Tensor]:
     """Every weight of a model that is kept in four bits, by its name in a checkpoint."""
-    return {f"{name}.weight": m.quantized for name, m in model.named_modules() if isinstance(m, NF4Linear)}
+    return {
+        f"{name}.weight": m.quantized
+        for name, m in model.named_modules()
+        if isinstance(m, NF4Linear)
+    }
 
 
 def read_weights(folder: Path) -> TensorFiles:
     """The tensors of a checkpoint, in one file or in the shards that its index lists, not read yet."""
     index = folder / INDEX
-    if (folder / "pytorch_model.bin").is_file() and not (folder / "model.safetensors").is_file() and not index.is_file():
+    if (
+        (folder / "pytorch_model.bin").is_file()
+        and not (folder / "model.safetensors").is_file()
+        and not index.is_file()
+    ):
         raise ValueError(
             f"{folder} keeps its weights in a pickle, which may run a stranger's code and is never read: open it in "
             "transformers and save_pretrained it, which writes model.safetensors"
@@ -205,8 +239,12 @@ def read_weights(folder: Path) -> TensorFiles:
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return TensorFiles(folder / "model.safetensors")
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise ValueError(f"{index} must hold a weight_map of tensor names to file names, got {weight_map!r:.80}")
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) for name in weight_map.values()
+    ):
+        raise ValueError(
+            f"{index} must hold a weight_map of tensor names to file names, got {weight_map!r:.80}"
+        )
     shards = sorted(set(weight_map.values()))
     if outside := [name for name in shards if Path(name).name != name]:
         raise ValueError(f"{index} points outside its folder: {outside[0]!r}")
@@ -218,14 +256,21 @@ def check_tensors(model: Llama, tensors: TensorFiles, folder: Path) -> list[str]
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     packed = packed_names(list(tensors))
     known = set().union(*(companions(name, state) for name, state in packed.items()))
-    known |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")}  # old exports: it follows from rope_theta
+    # old exports: it follows from rope_theta
+    known |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
     if model.config.tie_word_embeddings:
         wanted.pop("lm_head.weight")
         known.add("lm_head.weight")  # some exporters write the tied head out as well
     wrong = [f"{name} is missing" for name in wanted if name not in tensors]
     wrong += [f"{name} is unknown" for name in tensors if name not in wanted and name not in known]
-    linears = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    wrong += [f"{name} is in 4 bits, but no Linear's weight" for name in packed if name not in linears & wanted.keys()]
+    linears = {
+        f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)
+    }
+    wrong += [
+        f"{name} is in 4 bits, but no Linear's weight"
+        for name in packed
+        if name not in linears & wanted.keys()
+    ]
     wrong += [
         f"{name} has shape {tensors.shape(name)}, needed {shape}"
         for name, shape in wanted.items()

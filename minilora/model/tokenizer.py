@@ -40,7 +40,8 @@ class Tokenizer:
             self.raw: Any = tokenizers.Tokenizer.from_str(self.file.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
             raise ValueError(f"{self.file} is no readable tokenizer.json: {error}") from error
-        self.raw.no_truncation()  # files are often saved with either, and encode() would obey in silence
+        # files are often saved with either, and encode() would obey in silence
+        self.raw.no_truncation()
         self.raw.no_padding()
 
     @cached_property
@@ -51,7 +52,12 @@ class Tokenizer:
     @cached_property
     def eos_id(self) -> int:
         """The token that ends an answer: ``<|im_end|>``, else what the model's config names, else ``<|endoftext|>``."""
-        candidates = [self.raw.token_to_id(END), self._eos_id, self.raw.token_to_id(END_OF_TEXT), self.raw.token_to_id("</s>")]
+        candidates = [
+            self.raw.token_to_id(END),
+            self._eos_id,
+            self.raw.token_to_id(END_OF_TEXT),
+            self.raw.token_to_id("</s>"),
+        ]
         return next((token for token in candidates if token is not None), 0)
 
     def __len__(self) -> int:
@@ -92,7 +98,8 @@ class Tokenizer:
         opening = f"{{{{ '{START}system\\n{system}{END}\\n' }}}}"
         return (
             "{% for message in messages %}"
-            + f"{{% if loop.first and message['role'] != 'system' %}}{opening}{{% endif %}}" * bool(system)
+            + f"{{% if loop.first and message['role'] != 'system' %}}{opening}{{% endif %}}"
+            * bool(system)
             + f"{{{{ '{START}' + message['role'] + '\\n' + message['content'] + '{END}\\n' }}}}"
             + "{% endfor %}"
             + f"{{% if add_generation_prompt %}}{{{{ '{START}assistant\\n' }}}}{{% endif %}}"
@@ -110,5 +117,11 @@ def default_system(template: str) -> str:
     >>> default_system("{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}")
     'You are a helpful assistant'
     """
-    found = re.search(rf"{re.escape(START)}system(?:\n|\\n)((?:[^{{}}'\"\\]|\\.)+?){re.escape(END)}", template)
-    return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], found[1]) if found else ""
+    found = re.search(
+        rf"{re.escape(START)}system(?:\n|\\n)((?:[^{{}}'\"\\]|\\.)+?){re.escape(END)}", template
+    )
+    return (
+        re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], found[1])
+        if found
+        else ""
+    )

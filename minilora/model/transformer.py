@@ -58,7 +58,9 @@ class LlamaConfig:
                 raise ValueError(
                     f"hidden_size={self.hidden_size} must be a multiple of num_attention_heads={self.num_attention_heads}"
                 )
-            object.__setattr__(self, "head_dim", self.hidden_size // max(1, self.num_attention_heads))
+            object.__setattr__(
+                self, "head_dim", self.hidden_size // max(1, self.num_attention_heads)
+            )
         sizes = {name: value for name, value in asdict(self).items() if type(value) is int}
         if bad := {name: value for name, value in sizes.items() if value < 1}:
             raise ValueError(f"every size of a Llama must be at least 1, got {bad}")
@@ -68,7 +70,9 @@ class LlamaConfig:
                 f"num_key_value_heads={self.num_key_value_heads}: each key/value head serves a whole group of query heads"
             )
         if self.head_dim % 2:
-            raise ValueError(f"head_dim={self.head_dim} must be even: rotary positions turn pairs of numbers")
+            raise ValueError(
+                f"head_dim={self.head_dim} must be even: rotary positions turn pairs of numbers"
+            )
 
 
 class RMSNorm(nn.Module):
@@ -87,7 +91,9 @@ class RMSNorm(nn.Module):
 
 def rotary_angles(head_dim: int, theta: float, positions: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin of ``position / theta^(2i/head_dim)``, each (time, head_dim) (arXiv 2104.09864 eq. 15)."""
-    frequencies = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim)
+    frequencies = 1.0 / theta ** (
+        torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    )
     angles = torch.outer(positions.float(), frequencies)  # (time, head_dim / 2)
     angles = torch.cat([angles, angles], dim=-1)  # (time, head_dim)
     return angles.cos(), angles.sin()
@@ -126,16 +132,28 @@ class Attention(nn.Module):
         super().__init__()
         c, self.layer, self.head_dim = config, layer, config.head_dim
         self.groups = c.num_attention_heads // c.num_key_value_heads
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
-        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
+        self.q_proj = nn.Linear(
+            c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias
+        )
+        self.k_proj = nn.Linear(
+            c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias
+        )
+        self.v_proj = nn.Linear(
+            c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias
+        )
+        self.o_proj = nn.Linear(
+            c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias
+        )
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         batch, time, _ = x.shape
         split = (batch, time, -1, self.head_dim)
-        q = rotate(self.q_proj(x).view(split).transpose(1, 2), cos, sin)  # (batch, heads, time, head_dim)
-        k = rotate(self.k_proj(x).view(split).transpose(1, 2), cos, sin)  # (batch, kv_heads, time, head_dim)
+        # (batch, heads, time, head_dim)
+        q = rotate(self.q_proj(x).view(split).transpose(1, 2), cos, sin)
+        # (batch, kv_heads, time, head_dim)
+        k = rotate(self.k_proj(x).view(split).transpose(1, 2), cos, sin)
         v = self.v_proj(x).view(split).transpose(1, 2)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
@@ -145,9 +163,13 @@ class Attention(nn.Module):
             # bf16 attention is slower than fp32 on CPUs (its backward above all), so the core leaves autocast.
             q, k, v = q.float(), k.float(), v.float()
             with torch.autocast("cpu", enabled=False):
-                y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and time > 1)
+                y = F.scaled_dot_product_attention(
+                    q, k, v, attn_mask=mask, is_causal=mask is None and time > 1
+                )
         else:
-            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None and time > 1)
+            y = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None and time > 1
+            )
         return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))
 
 
@@ -175,7 +197,9 @@ class Block(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, mask, cache)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -189,9 +213,12 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.gradient_checkpointing = False  # True: keep only each block's input, compute the rest again in backward
+        # True: keep only each block's input, compute the rest again in backward
+        self.gradient_checkpointing = False
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None, cache: KVCache | None
+    ) -> Tensor:
         past, time = (cache.length if cache is not None else 0), input_ids.shape[1]
         x = self.embed_tokens(input_ids)  # (batch, time, hidden)
         positions = torch.arange(past, past + time, device=x.device)
@@ -199,11 +226,17 @@ class Decoder(nn.Module):
         mask = attention_mask_4d(attention_mask, past, time, x.device)
         again = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer in self.layers:
-            x = checkpoint(layer, x, cos, sin, mask, cache, use_reentrant=False) if again else layer(x, cos, sin, mask, cache)
+            x = (
+                checkpoint(layer, x, cos, sin, mask, cache, use_reentrant=False)
+                if again
+                else layer(x, cos, sin, mask, cache)
+            )
         return self.norm(x)
 
 
-def attention_mask_4d(segments: Tensor | None, past: int, time: int, device: torch.device) -> Tensor | None:
+def attention_mask_4d(
+    segments: Tensor | None, past: int, time: int, device: torch.device
+) -> Tensor | None:
     """Which key each query may see, (batch, 1, time, past + time) bool; None when plain causal (or one new row) says it all.
 
     ``segments`` (batch, past + time) holds 0 where there is padding and the same number wherever tokens belong together: a
@@ -246,7 +279,9 @@ class Llama(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
+    ) -> Tensor:
         """Logits (batch, time, vocab) for token ids (batch, time); with a ``cache``, of the new positions only."""
         return self.lm_head(self.model(input_ids, attention_mask, cache))
 
@@ -296,14 +331,18 @@ class Llama(nn.Module):
             self.train(was_training)
         return ids
 
-    def generate_text(self, instruction: str, context: str = "", max_new_tokens: int = 64, **sampling: Any) -> str:
+    def generate_text(
+        self, instruction: str, context: str = "", max_new_tokens: int = 64, **sampling: Any
+    ) -> str:
         """The model's answer to an instruction, with an optional context, through the tokenizer's chat form.
 
         ``sampling`` goes to ``generate``: ``temperature``, ``top_k``, ``seed``. Raises ``ValueError`` without a tokenizer.
         """
         return self.generate_texts([(instruction, context)], max_new_tokens, **sampling)[0]
 
-    def generate_texts(self, prompts: list[tuple[str, str]], max_new_tokens: int = 64, **sampling: Any) -> list[str]:
+    def generate_texts(
+        self, prompts: list[tuple[str, str]], max_new_tokens: int = 64, **sampling: Any
+    ) -> list[str]:
         """Answers to many (instruction, context) pairs in one left-padded batch."""
         if self.tokenizer is None:
             raise ValueError(
@@ -312,8 +351,12 @@ class Llama(nn.Module):
         tok = self.tokenizer
         rows = [tok.encode(tok.prompt(instruction, context)) for instruction, context in prompts]
         longest, device = max(map(len, rows)), self.model.embed_tokens.weight.device
-        ids = torch.tensor([[tok.eos_id] * (longest - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device)
+        ids = torch.tensor(
+            [[tok.eos_id] * (longest - len(row)) + row for row in rows], device=device
+        )
+        mask = torch.tensor(
+            [[0] * (longest - len(row)) + [1] * len(row) for row in rows], device=device
+        )
         out = self.generate(ids, max_new_tokens, attention_mask=mask, eos_id=tok.eos_id, **sampling)
         return [tok.decode(row[longest:].tolist()).strip() for row in out]
 
@@ -323,12 +366,16 @@ def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None) -
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
     if temperature != 0 and not 1e-6 <= temperature < float("inf"):
-        raise ValueError(f"temperature must be 0 (greedy) or a number from a millionth up, got {temperature}")
+        raise ValueError(
+            f"temperature must be 0 (greedy) or a number from a millionth up, got {temperature}"
+        )
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, or None for all tokens, got {top_k}")
 
 
-def sample(logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator) -> Tensor:
+def sample(
+    logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator
+) -> Tensor:
     """One token id for each row of (batch, vocab) logits."""
     if temperature == 0:
         return logits.argmax(dim=-1)

@@ -31,7 +31,10 @@ class Codebook:
     @property
     def boundaries(self) -> list[float]:
         """Midpoints between neighbours, as float32 has them. A value just there belongs to the lower level."""
-        return [((torch.tensor(low) + torch.tensor(high)) / 2).item() for low, high in pairwise(self.levels)]
+        return [
+            ((torch.tensor(low) + torch.tensor(high)) / 2).item()
+            for low, high in pairwise(self.levels)
+        ]
 
 
 @cache
@@ -43,13 +46,18 @@ def codebook(kind: str) -> Codebook:
     """
     if kind == "nf4":
         return Codebook(tuple(level0.nf4_levels().tolist()), tuple(range(16)))
-    if kind == "fp4":  # magnitudes by code; codes 8 to 15 are the same with a minus, so zero is there twice
+    # magnitudes by code; codes 8 to 15 are the same with a minus, so zero is there twice
+    if kind == "fp4":
         magnitudes = [m / 12 for m in (0, 0.0625, 8, 12, 4, 6, 2, 3)]
         by_level = sorted(
-            [(m, c) for c, m in enumerate(magnitudes) if c] + [(-m, c + 8) for c, m in enumerate(magnitudes) if c]
+            [(m, c) for c, m in enumerate(magnitudes) if c]
+            + [(-m, c + 8) for c, m in enumerate(magnitudes) if c]
         )
         ordered = [*by_level[:7], (0.0, 0), (0.0, 8), *by_level[7:]]
-        return Codebook(tuple(torch.tensor([m for m, _ in ordered]).tolist()), tuple(code for _, code in ordered))
+        return Codebook(
+            tuple(torch.tensor([m for m, _ in ordered]).tolist()),
+            tuple(code for _, code in ordered),
+        )
     if kind == "int4":
         return Codebook(tuple((torch.arange(-7, 8) / 7).tolist()), tuple(range(15)))
     raise ValueError(f"unknown codebook {kind!r}: needed 'nf4', 'fp4' or 'int4'")
@@ -76,4 +84,9 @@ def table_of_levels(kind: str, device: torch.device) -> Tensor:
 def table_of_pairs(kind: str, device: torch.device) -> Tensor:
     """(256,): the two float32 levels that a byte stands for, seen as one complex64 so that a look-up moves both."""
     levels, every = table_of_levels(kind, torch.device("cpu")), torch.arange(256)
-    return torch.stack([levels[every >> 4], levels[every & 15]], dim=1).view(torch.complex64).view(-1).to(device)
+    return (
+        torch.stack([levels[every >> 4], levels[every & 15]], dim=1)
+        .view(torch.complex64)
+        .view(-1)
+        .to(device)
+    )

@@ -58,14 +58,27 @@ class NF4Linear(nn.Module):
     ):
         super().__init__()
         if compute_dtype not in COMPUTE_DTYPES:
-            raise ValueError(f"compute_dtype must be float32, bfloat16, float16 or None, got {compute_dtype}")
+            raise ValueError(
+                f"compute_dtype must be float32, bfloat16, float16 or None, got {compute_dtype}"
+            )
         self.in_features, self.out_features = in_features, out_features
-        self.block_size, self.kind, self.compute_dtype, self.dtype = block_size, kind, compute_dtype, dtype
+        self.block_size, self.kind, self.compute_dtype, self.dtype = (
+            block_size,
+            kind,
+            compute_dtype,
+            dtype,
+        )
         for name in ("packed", "absmax", "absmax2", "offset"):
             self.register_buffer(name, None)
-        for name, (shape, part_dtype) in part_shapes((out_features, in_features), block_size, double_quant).items():
+        for name, (shape, part_dtype) in part_shapes(
+            (out_features, in_features), block_size, double_quant
+        ).items():
             setattr(self, name, torch.zeros(shape, dtype=part_dtype, device=device))
-        self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
+        self.bias = (
+            nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False)
+            if bias
+            else None
+        )
         _ = self.quantized  # checks block_size and kind
 
     @classmethod
@@ -80,8 +93,12 @@ class NF4Linear(nn.Module):
         """Quantize a Linear's weight; its bias stays as it is, frozen. Raises as ``quantize`` does."""
         weight = linear._parameters.get("weight") if isinstance(linear, nn.Linear) else None
         if weight is None:
-            raise TypeError(f"from_linear needs an nn.Linear with a weight of its own, got {type(linear).__name__}")
-        return cls.from_quantized(quantize(weight, block_size, double_quant, kind), linear.bias, compute_dtype)
+            raise TypeError(
+                f"from_linear needs an nn.Linear with a weight of its own, got {type(linear).__name__}"
+            )
+        return cls.from_quantized(
+            quantize(weight, block_size, double_quant, kind), linear.bias, compute_dtype
+        )
 
     @classmethod
     def from_quantized(
@@ -89,7 +106,9 @@ class NF4Linear(nn.Module):
     ) -> NF4Linear:
         """A layer around a quantized (out, in) weight."""
         out_features, in_features = weight.shape
-        layer = cls(in_features, out_features, bias=False, compute_dtype=compute_dtype, device="meta")
+        layer = cls(
+            in_features, out_features, bias=False, compute_dtype=compute_dtype, device="meta"
+        )
         layer.put(weight)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
@@ -98,7 +117,9 @@ class NF4Linear(nn.Module):
     def put(self, weight: NF4Tensor) -> None:
         """Take over the codes and scales of a quantized weight. Raises ``ValueError`` when its shape is another."""
         if tuple(weight.shape) != (self.out_features, self.in_features):
-            raise ValueError(f"needed a weight of {(self.out_features, self.in_features)}, got {tuple(weight.shape)}")
+            raise ValueError(
+                f"needed a weight of {(self.out_features, self.in_features)}, got {tuple(weight.shape)}"
+            )
         self.block_size, self.kind, self.dtype = weight.block_size, weight.kind, weight.dtype
         for name in ("packed", "absmax", "absmax2", "offset"):
             setattr(self, name, weight.tensors.get(name))
@@ -106,9 +127,13 @@ class NF4Linear(nn.Module):
     @property
     def quantized(self) -> NF4Tensor:
         """The weight as it is stored."""
-        parts: dict[str, Any] = {name: self._buffers[name] for name in ("packed", "absmax", "absmax2", "offset")}
+        parts: dict[str, Any] = {
+            name: self._buffers[name] for name in ("packed", "absmax", "absmax2", "offset")
+        }
         shape = torch.Size((self.out_features, self.in_features))
-        return NF4Tensor(**parts, shape=shape, dtype=self.dtype, block_size=self.block_size, kind=self.kind)
+        return NF4Tensor(
+            **parts, shape=shape, dtype=self.dtype, block_size=self.block_size, kind=self.kind
+        )
 
     @property
     def weight(self) -> Tensor:
@@ -119,8 +144,10 @@ class NF4Linear(nn.Module):
         """(…, in) to (…, out), in the input's dtype."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
-            return FrozenProduct.apply(x.to(torch.get_autocast_dtype(kind)), self.bias, self.quantized)
-        return FrozenProduct.apply(x.to(self.compute_dtype or x.dtype), self.bias, self.quantized).to(x.dtype)
+            dtype = torch.get_autocast_dtype(kind)
+            return FrozenProduct.apply(x.to(dtype), self.bias, self.quantized)
+        computed = x.to(self.compute_dtype or x.dtype)
+        return FrozenProduct.apply(computed, self.bias, self.quantized).to(x.dtype)
 
     def _apply(self, fn: Any, recurse: bool = True) -> NF4Linear:
         """Moves with ``.to(device)``; ``.half()`` and ``.bfloat16()`` must not round the scales, float32 by format."""
@@ -143,8 +170,10 @@ class FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, weight: NF4Tensor) -> Tensor:
         ctx.weight = weight
-        y = x.new_empty(*x.shape[:-1], weight.shape[0])  # no view of anything, so that an adapter may add itself in place
-        flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (tokens, in), (tokens, out)
+        # no view of anything, so that an adapter may add itself in place
+        y = x.new_empty(*x.shape[:-1], weight.shape[0])
+        # (tokens, in), (tokens, out)
+        flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
         if bias is None:
             torch.mm(flat_x, weight.dequantize(x.dtype).T, out=flat_y)
         else:
@@ -185,11 +214,15 @@ def quantize_base(
         if not is_quantizable(module, modules.get(name.rpartition(".")[0])) or matches(name, skip):
             continue
         try:
-            packed[name] = NF4Linear.from_linear(module, block_size, double_quant, kind, compute_dtype).train(module.training)
+            packed[name] = NF4Linear.from_linear(
+                module, block_size, double_quant, kind, compute_dtype
+            ).train(module.training)
         except ValueError as error:
             raise ValueError(f"{name}: {error}. Nothing was changed") from error
     if not packed:
-        raise ValueError(f"nothing to quantize: this {type(model).__name__} holds no Linear outside skip={tuple(skip)}")
+        raise ValueError(
+            f"nothing to quantize: this {type(model).__name__} holds no Linear outside skip={tuple(skip)}"
+        )
     for name, layer in packed.items():
         model.set_submodule(name, layer)
     return model.requires_grad_(False)
@@ -223,17 +256,29 @@ def matches(name: str, names: Sequence[str]) -> bool:
 def is_quantizable(module: nn.Module, parent: nn.Module | None) -> bool:
     """An ordinary Linear that is called by its parent (attention in torch's own layers reads the weight instead)."""
     reads_weights = isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer)
-    return isinstance(module, nn.Linear) and module._parameters.get("weight") is not None and not reads_weights
+    return (
+        isinstance(module, nn.Linear)
+        and module._parameters.get("weight") is not None
+        and not reads_weights
+    )
 
 
-def check_quantizable_model(model: nn.Module, modules: dict[str, nn.Module], skip: Sequence[str]) -> None:
+def check_quantizable_model(
+    model: nn.Module, modules: dict[str, nn.Module], skip: Sequence[str]
+) -> None:
     """Raise ``ValueError`` on adapters, a quantized model, a bare Linear, idle names to skip, shared weights."""
     if isinstance(model, nn.Linear):
-        raise ValueError("this is a Linear itself, not a model with Linears inside: NF4Linear.from_linear(linear)")
+        raise ValueError(
+            "this is a Linear itself, not a model with Linears inside: NF4Linear.from_linear(linear)"
+        )
     if adapted := [name for name, module in modules.items() if hasattr(module, "lora_A")]:
-        raise ValueError(f"there are adapters inside (at {adapted[0]}): quantize the base first, then inject")
+        raise ValueError(
+            f"there are adapters inside (at {adapted[0]}): quantize the base first, then inject"
+        )
     if done := [name for name, module in modules.items() if isinstance(module, NF4Linear)]:
-        raise ValueError(f"{done[0]} is quantized already, and {len(done) - 1} more: quantize a float model once")
+        raise ValueError(
+            f"{done[0]} is quantized already, and {len(done) - 1} more: quantize a float model once"
+        )
     idle = [entry for entry in skip if not any(matches(name, [entry]) for name in modules)]
     if idle and tuple(skip) != ("lm_head",):
         raise ValueError(f"skip: no module is called {', '.join(map(repr, idle))}")
@@ -242,6 +287,12 @@ def check_quantizable_model(model: nn.Module, modules: dict[str, nn.Module], ski
         owners.setdefault(id(parameter), []).append(name)
     for name, module in modules.items():
         if isinstance(module, nn.Linear) and not matches(name, skip):
-            shared = [other for other in owners.get(id(module._parameters.get("weight")), []) if other != f"{name}.weight"]
+            shared = [
+                other
+                for other in owners.get(id(module._parameters.get("weight")), [])
+                if other != f"{name}.weight"
+            ]
             if shared:
-                raise ValueError(f"{name}.weight is tied to {shared[0]}: quantizing would untie them; add {name!r} to skip")
+                raise ValueError(
+                    f"{name}.weight is tied to {shared[0]}: quantizing would untie them; add {name!r} to skip"
+                )

@@ -48,7 +48,8 @@ __all__ = ["NF4Tensor", "quantize"]
 
 BLOCK_SIZES = tuple(2**k for k in range(5, 13))  # 32 to 4096
 SCALE_BLOCK = 256  # so many scales share one float32
-QUANTIZE_CHUNK, DEQUANTIZE_CHUNK = 1 << 18, 1 << 20  # weights at a time, so that the work stays in the cache
+# weights at a time, so that the work stays in the cache
+QUANTIZE_CHUNK, DEQUANTIZE_CHUNK = 1 << 18, 1 << 20
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,12 @@ class NF4Tensor:
     @property
     def tensors(self) -> dict[str, Tensor]:
         """Everything that takes memory, by name."""
-        parts = {"packed": self.packed, "absmax": self.absmax, "absmax2": self.absmax2, "offset": self.offset}
+        parts = {
+            "packed": self.packed,
+            "absmax": self.absmax,
+            "absmax2": self.absmax2,
+            "offset": self.offset,
+        }
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
@@ -116,12 +122,20 @@ class NF4Tensor:
         out = torch.empty(n, dtype=dtype or self.dtype, device=device)
         whole = n // self.block_size * self.block_size
         table = table_of_pairs(self.kind, device)
-        room = None if out.dtype == torch.float32 else torch.empty(min(whole, DEQUANTIZE_CHUNK), device=device)
+        room = (
+            None
+            if out.dtype == torch.float32
+            else torch.empty(min(whole, DEQUANTIZE_CHUNK), device=device)
+        )
         for start in range(0, whole, DEQUANTIZE_CHUNK):
             end = min(start + DEQUANTIZE_CHUNK, whole)
             values = out[start:end] if room is None else room[: end - start]
-            torch.index_select(table, 0, self.packed[start // 2 : end // 2].int(), out=values.view(torch.complex64))
-            values.view(-1, self.block_size).mul_(scales[start // self.block_size : end // self.block_size, None])
+            torch.index_select(
+                table, 0, self.packed[start // 2 : end // 2].int(), out=values.view(torch.complex64)
+            )
+            values.view(-1, self.block_size).mul_(
+                scales[start // self.block_size : end // self.block_size, None]
+            )
             if room is not None:
                 out[start:end] = values
         if whole < n:  # a last, shorter block
@@ -130,7 +144,9 @@ class NF4Tensor:
         return out.view(self.shape)
 
 
-def part_shapes(shape: Sequence[int], block_size: int, double_quant: bool) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def part_shapes(
+    shape: Sequence[int], block_size: int, double_quant: bool
+) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """(shape, dtype) of each part of a quantized tensor."""
     n = math.prod(shape)
     blocks = -(-n // block_size)
@@ -139,11 +155,16 @@ def part_shapes(shape: Sequence[int], block_size: int, double_quant: bool) -> di
         "absmax": ((blocks,), torch.uint8 if double_quant else torch.float32),
     }
     if double_quant:
-        shapes |= {"absmax2": ((-(-blocks // SCALE_BLOCK),), torch.float32), "offset": ((), torch.float32)}
+        shapes |= {
+            "absmax2": ((-(-blocks // SCALE_BLOCK),), torch.float32),
+            "offset": ((), torch.float32),
+        }
     return shapes
 
 
-def quantize(weight: Tensor, block_size: int = 64, double_quant: bool = True, kind: str = "nf4") -> NF4Tensor:
+def quantize(
+    weight: Tensor, block_size: int = 64, double_quant: bool = True, kind: str = "nf4"
+) -> NF4Tensor:
     """Quantize a floating-point tensor, flattened, block by block, in float32.
 
     Raises ``TypeError`` for a tensor that is not floating-point, ``ValueError`` for an empty one, for values that are not
@@ -174,10 +195,14 @@ def quantize(weight: Tensor, block_size: int = 64, double_quant: bool = True, ki
         rest = flat[whole:].float()
         absmax[-1] = rest.abs().amax().clamp(min=1e-38)
         check_finite(absmax[-1], weight)
-        places = torch.nn.functional.pad(place_plainly(rest / absmax[-1], book), (0, n % 2), value=book.levels.index(0.0))
+        places = torch.nn.functional.pad(
+            place_plainly(rest / absmax[-1], book), (0, n % 2), value=book.levels.index(0.0)
+        )
         packed[whole // 2 :] = pack(places, book)
     if double_quant:
-        return NF4Tensor(packed, *quantize_scales(absmax), weight.shape, weight.dtype, block_size, kind)
+        return NF4Tensor(
+            packed, *quantize_scales(absmax), weight.shape, weight.dtype, block_size, kind
+        )
     return NF4Tensor(packed, absmax, None, None, weight.shape, weight.dtype, block_size, kind)
 
 
@@ -205,7 +230,11 @@ def place(scaled: Tensor, kind: str) -> Tensor:
 def pack(places: Tensor, book: Codebook) -> Tensor:
     """Codes of an even number of places, two a byte, the first in the high half."""
     ordered = book.codes == tuple(range(len(book.codes)))
-    codes = places if ordered else torch.tensor(book.codes, dtype=torch.uint8, device=places.device)[places.long()]
+    codes = (
+        places
+        if ordered
+        else torch.tensor(book.codes, dtype=torch.uint8, device=places.device)[places.long()]
+    )
     return torch.add(codes[1::2], codes[::2], alpha=16)
 
 
@@ -227,7 +256,10 @@ def dynamic_map(device: torch.device) -> Tensor:
 @cache
 def dynamic_lookup(device: torch.device) -> Tensor:
     """The nearest map value's code for 65,536 even steps from -1 to 1: the table that bitsandbytes' CPU kernel reads."""
-    steps, values = torch.linspace(-1, 1, 65536, dtype=torch.float64), dynamic_map(torch.device("cpu")).double()
+    steps, values = (
+        torch.linspace(-1, 1, 65536, dtype=torch.float64),
+        dynamic_map(torch.device("cpu")).double(),
+    )
     return torch.bucketize(steps, (values[:-1] + values[1:]) / 2).to(device, torch.uint8)
 
 
@@ -238,12 +270,18 @@ def quantize_scales(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     offset = absmax.mean()
     if not torch.isfinite(offset):
-        raise ValueError("the sum of the blocks' scales overflows float32: quantize such weights with double_quant=False")
-    padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % SCALE_BLOCK)).view(-1, SCALE_BLOCK)
+        raise ValueError(
+            "the sum of the blocks' scales overflows float32: quantize such weights with double_quant=False"
+        )
+    padded = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % SCALE_BLOCK)).view(
+        -1, SCALE_BLOCK
+    )
     absmax2 = padded.abs().amax(dim=1)
     inverse = 1.0 / absmax2
-    flat = torch.isinf(inverse)  # all scales alike, where bitsandbytes writes code 0 too, or as good as (where it does not)
-    scaled = padded * inverse.masked_fill(flat, 0.0)[:, None]  # in [-1, 1]: x · (1/x) never rounds above 1
+    # all scales alike, where bitsandbytes writes code 0 too, or as good as (where it does not)
+    flat = torch.isinf(inverse)
+    # in [-1, 1]: x · (1/x) never rounds above 1
+    scaled = padded * inverse.masked_fill(flat, 0.0)[:, None]
     codes = dynamic_lookup(absmax.device)[((scaled + 1) * 0.5 * 65535 + 0.5).long()]
     return codes.masked_fill_(flat[:, None], 0).view(-1)[: len(absmax)].clone(), absmax2, offset
 
@@ -251,7 +289,9 @@ def quantize_scales(absmax: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def check_quantizable(weight: Tensor) -> None:
     """Raise unless this is a floating-point tensor with at least one value."""
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"quantize needs a floating-point tensor, got {getattr(weight, 'dtype', type(weight).__name__)}")
+        raise TypeError(
+            f"quantize needs a floating-point tensor, got {getattr(weight, 'dtype', type(weight).__name__)}"
+        )
     if weight.numel() == 0:
         raise ValueError(f"quantize needs at least one value, got shape {tuple(weight.shape)}")
 
@@ -260,7 +300,9 @@ def check_finite(absmax: Tensor, weight: Tensor) -> None:
     """Raise ``ValueError`` that names the first NaN or infinity of the weight: it is its block's largest magnitude."""
     if not torch.isfinite(absmax).all():
         where = tuple((~torch.isfinite(weight.float())).nonzero()[0].tolist())
-        raise ValueError(f"quantize needs finite float32 values, got {weight[where].item()} at {where}; repair it first")
+        raise ValueError(
+            f"quantize needs finite float32 values, got {weight[where].item()} at {where}; repair it first"
+        )
 
 
 def check_block_size(block_size: int) -> None:

@@ -41,16 +41,28 @@ TARGETS = {
 def trainable(dark: bool = False) -> Figure:
     """Trainable parameters, full against LoRA (q and v, r = 8)."""
     names = ["base", "gpt2", "llama-3.2-1b", "llama-3-8b", "llama-3-70b", "llama-3.1-405b"]
-    plans = [plan(name, LoraConfig(target_modules=["c_attn"] if name == "gpt2" else ["q_proj", "v_proj"])) for name in names]
+    plans = [
+        plan(
+            name, LoraConfig(target_modules=["c_attn"] if name == "gpt2" else ["q_proj", "v_proj"])
+        )
+        for name in names
+    ]
     titles = [name.replace("base", "our base") for name in names]
-    return charts.trainable_chart(titles, [p.parameters - p.trainable for p in plans], [p.trainable for p in plans], dark=dark)
+    return charts.trainable_chart(
+        titles, [p.parameters - p.trainable for p in plans], [p.trainable for p in plans], dark=dark
+    )
 
 
 def rank(dark: bool = False) -> Figure:
     """Parameters against rank for chosen targets."""
     ranks = [1, 2, 4, 8, 16, 32, 64, 128]
-    counts = {name: [plan("llama-3-8b", LoraConfig(r, 16, t)).trainable for r in ranks] for name, t in TARGETS.items()}
-    return charts.rank_chart(ranks, counts, "Llama-3-8B", architecture("llama-3-8b").parameters, dark=dark)
+    counts = {
+        name: [plan("llama-3-8b", LoraConfig(r, 16, t)).trainable for r in ranks]
+        for name, t in TARGETS.items()
+    }
+    return charts.rank_chart(
+        ranks, counts, "Llama-3-8B", architecture("llama-3-8b").parameters, dark=dark
+    )
 
 
 def memory(dark: bool = False) -> Figure:
@@ -58,22 +70,34 @@ def memory(dark: bool = False) -> Figure:
     settings = Settings(batch=1, seq=2048, checkpointing=True)
     config = LoraConfig(r=16, target_modules=ALL)
     methods = {"full": "full", "LoRA": "lora", "QLoRA": "qlora"}
-    bars = {title: [plan(m, config, method, settings).bytes for m in LLAMAS] for title, method in methods.items()}
+    bars = {
+        title: [plan(m, config, method, settings).bytes for m in LLAMAS]
+        for title, method in methods.items()
+    }
     cards = {name: size * GB for name, size in GPUS.items()} | {
         f"8 × {name}": 8 * GPUS[name] * GB for name in ("80 GB", "141 GB")
     }
     note = "bf16 base, r = 16 on all Linears, AdamW in float32, 1 × 2048 tokens, gradient checkpointing"
-    return charts.memory_chart(["Llama-3 8B", "Llama-3 70B", "Llama-3.1 405B"], bars, cards, note, dark=dark)
+    return charts.memory_chart(
+        ["Llama-3 8B", "Llama-3 70B", "Llama-3.1 405B"], bars, cards, note, dark=dark
+    )
 
 
 def share(dark: bool = False) -> Figure:
     """Trainable share against model size."""
     names = ["base", "llama-3.2-1b", "llama-3-8b", "llama-3-70b", "llama-3.1-405b"]
     settings = {"all linear, r = 16": LoraConfig(16, 16, ALL), "q and v, r = 8": LoraConfig(8)}
-    plans: dict[str, list[Plan]] = {title: [plan(name, c) for name in names] for title, c in settings.items()}
+    plans: dict[str, list[Plan]] = {
+        title: [plan(name, c) for name in names] for title, c in settings.items()
+    }
     sizes = {title: [p.parameters - p.trainable for p in found] for title, found in plans.items()}
     titles = ["our base", "1B", "8B", "70B", "405B"]
-    return charts.share_chart(sizes, {title: [p.share for p in found] for title, found in plans.items()}, titles, dark=dark)
+    return charts.share_chart(
+        sizes,
+        {title: [p.share for p in found] for title, found in plans.items()},
+        titles,
+        dark=dark,
+    )
 
 
 def break_even(dark: bool = False) -> Figure:
@@ -86,9 +110,14 @@ def break_even(dark: bool = False) -> Figure:
 def heat(dark: bool = False) -> Figure:
     """Targets by rank: trainable parameters of Llama-3-8B."""
     ranks = [1, 4, 8, 16, 64, 256]
-    table = [[plan("llama-3-8b", LoraConfig(r, 16, t)).trainable for r in ranks] for t in TARGETS.values()]
+    table = [
+        [plan("llama-3-8b", LoraConfig(r, 16, t)).trainable for r in ranks]
+        for t in TARGETS.values()
+    ]
     text = [[short(value) for value in row] for row in table]
-    return charts.heat_chart([*TARGETS], ranks, table, "Trainable parameters, Llama-3-8B", text, dark=dark)
+    return charts.heat_chart(
+        [*TARGETS], ranks, table, "Trainable parameters, Llama-3-8B", text, dark=dark
+    )
 
 
 def disk(dark: bool = False) -> Figure:
@@ -96,7 +125,11 @@ def disk(dark: bool = False) -> Figure:
     found = plan("llama-3-8b", LoraConfig(r=16, target_modules=ALL), adapter_dtype="bfloat16")
     numbers = [1, 3, 10, 30, 100, 300, 1000]
     return charts.disk_chart(
-        numbers, 2 * architecture("llama-3-8b").parameters, found.adapter_file_bytes, "Llama-3-8B", dark=dark
+        numbers,
+        2 * architecture("llama-3-8b").parameters,
+        found.adapter_file_bytes,
+        "Llama-3-8B",
+        dark=dark,
     )
 
 
@@ -107,7 +140,12 @@ def nf4(dark: bool = False) -> Figure:
 
     name = "model.layers.2.mlp.up_proj"
     weight: Any = load_base().get_submodule(name).weight
-    return charts.nf4_chart(weight.detach().numpy(), [float(x) for x in nf4_levels()], "one up_proj of our base", dark=dark)
+    return charts.nf4_chart(
+        weight.detach().numpy(),
+        [float(x) for x in nf4_levels()],
+        "one up_proj of our base",
+        dark=dark,
+    )
 
 
 def loss(dark: bool = False) -> Figure:
@@ -141,7 +179,12 @@ def runs() -> dict[str, dict[str, Any]]:
             before = model.get_submodule(path).weight.detach().clone()  # type: ignore[operator, union-attr]
             if r:
                 inject(model, LoraConfig(r, 2 * r, ALL))
-            settings: dict[str, Any] = {"steps": RUNS["steps"], "batch_size": RUNS["batch_size"], "lr": rate, "seed": seed}
+            settings: dict[str, Any] = {
+                "steps": RUNS["steps"],
+                "batch_size": RUNS["batch_size"],
+                "lr": rate,
+                "seed": seed,
+            }
             history = train(model, task, **settings, validate_every=0, progress=False)
             if history.interrupted:
                 raise KeyboardInterrupt
@@ -153,7 +196,8 @@ def runs() -> dict[str, dict[str, Any]]:
 
 
 CHARTS: dict[str, Callable[..., Any]] = {
-    f.__name__.replace("_", "-"): f for f in (memory, trainable, rank, share, break_even, heat, disk, nf4, loss, spectrum)
+    f.__name__.replace("_", "-"): f
+    for f in (memory, trainable, rank, share, break_even, heat, disk, nf4, loss, spectrum)
 }
 
 
@@ -165,7 +209,9 @@ def draw(name: str, dark: bool = False) -> Figure:
     """
     if name not in CHARTS:
         near = nearest(name, CHARTS, most=2, cutoff=0.4)
-        raise ValueError(f"no chart is called {name!r}; {'nearest' if near else 'there are'}: {', '.join(near or CHARTS)}")
+        raise ValueError(
+            f"no chart is called {name!r}; {'nearest' if near else 'there are'}: {', '.join(near or CHARTS)}"
+        )
     return CHARTS[name](dark=dark)
 
 
@@ -178,10 +224,14 @@ def write_gallery(folder: str | Path) -> Path:
             stem = f"{name}-dark" if dark else name
             figure = chart(dark=dark)
             save_figure(figure, folder / f"{stem}.svg")
-            sources.append(base64.b64encode(save_figure(figure, folder / f"{stem}.png").read_bytes()).decode())
+            sources.append(
+                base64.b64encode(save_figure(figure, folder / f"{stem}.png").read_bytes()).decode()
+            )
         text = html.escape((chart.__doc__ or name).splitlines()[0])
         figures.append(FIGURE.format(name=name, text=text, light=sources[0], dark=sources[1]))
-    return write_atomically(folder / "index.html", text_writer(PAGE.replace("FIGURES", "\n".join(figures))))
+    return write_atomically(
+        folder / "index.html", text_writer(PAGE.replace("FIGURES", "\n".join(figures)))
+    )
 
 
 FIGURE = """<figure id="{name}"><picture><source media="(prefers-color-scheme: dark)" srcset="data:image/png;base64,{dark}">

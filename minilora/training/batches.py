@@ -48,7 +48,11 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(self.ids.to(device), self.labels.to(device), None if self.segments is None else self.segments.to(device))
+        return Batch(
+            self.ids.to(device),
+            self.labels.to(device),
+            None if self.segments is None else self.segments.to(device),
+        )
 
 
 def encode(tokenizer: Any, example: Example) -> Encoded:
@@ -96,7 +100,10 @@ def pack(rows: Sequence[Encoded], max_length: int) -> Batch:
             bins.append([row])
         else:
             target.append(row)
-    joined = [Encoded([t for e in b for t in e.ids], [t for e in b for t in [IGNORE, *e.labels[1:]]]) for b in bins]
+    joined = [
+        Encoded([t for e in b for t in e.ids], [t for e in b for t in [IGNORE, *e.labels[1:]]])
+        for b in bins
+    ]
     batch = pad(joined)
     segments = torch.zeros_like(batch.ids)  # 0: padding
     for index, examples in enumerate(bins):
@@ -117,6 +124,8 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, offset = divmod(position, count)
         if not chosen or offset == 0:
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+            order = torch.randperm(
+                count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            ).tolist()
         chosen.append(order[offset])
     return chosen

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from ..files import read_tensors, write_tensors
 
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of one parameter; its steps are those that had a gradient
+# AdamW's state of one parameter; its steps are those that had a gradient
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class State:
@@ -47,7 +48,9 @@ class State:
         return found | {f"best/{name}": value for name, value in (self.best or {}).items()}
 
 
-def save_checkpoint(file: Path, state: State, identity: dict[str, Any], history: dict[str, Any]) -> None:
+def save_checkpoint(
+    file: Path, state: State, identity: dict[str, Any], history: dict[str, Any]
+) -> None:
     """Write the state, atomically."""
     about = {"step": state.step, "identity": identity, "history": history}
     write_tensors(file, state.tensors(), {"minilora_checkpoint": json.dumps(about)})
@@ -60,24 +63,45 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
     Raises ``ValueError``, changing nothing, when the file is missing or damaged or was written by a run with other settings.
     """
     if not file.is_file():
-        raise ValueError(f"nothing to resume: {file} does not exist; start without resume, with checkpoint_every=N")
+        raise ValueError(
+            f"nothing to resume: {file} does not exist; start without resume, with checkpoint_every=N"
+        )
     tensors, about = read_tensors(file), read_about(file)
     was, now = about["identity"], json.loads(json.dumps(identity))
-    if changed := [f"{k}: {was.get(k)} there, {now.get(k)} here" for k in now if was.get(k) != now.get(k)]:
-        raise ValueError(f"{file} belongs to a run with other settings ({'; '.join(changed)}): resume with the same ones")
+    if changed := [
+        f"{k}: {was.get(k)} there, {now.get(k)} here" for k in now if was.get(k) != now.get(k)
+    ]:
+        raise ValueError(
+            f"{file} belongs to a run with other settings ({'; '.join(changed)}): resume with the same ones"
+        )
     wanted = {f"parameter/{name}": p.shape for name, p in state.parameters.items()}
-    if wrong := [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]:
-        raise ValueError(f"{file} does not fit this model: {wrong[0]} is missing or has another shape")
+    if wrong := [
+        name
+        for name, shape in wanted.items()
+        if name not in tensors or tensors[name].shape != shape
+    ]:
+        raise ValueError(
+            f"{file} does not fit this model: {wrong[0]} is missing or has another shape"
+        )
     kept = {name: sum(f"{key}/{name}" in tensors for key in MOMENTS) for name in state.parameters}
-    if torn := [name for name, count in kept.items() if count not in (0, len(MOMENTS))]:  # none: no gradient yet
-        raise ValueError(f"{file} is damaged: of {', '.join(MOMENTS)} for {torn[0]} it holds only some")
+    # none: no gradient yet
+    if torn := [name for name, count in kept.items() if count not in (0, len(MOMENTS))]:
+        raise ValueError(
+            f"{file} is damaged: of {', '.join(MOMENTS)} for {torn[0]} it holds only some"
+        )
     state.step = about["step"]
     for name, p in state.parameters.items():
         p.copy_(tensors[f"parameter/{name}"])
         if kept[name]:
-            moments = {key: tensors[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+            moments = {
+                key: tensors[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")
+            }
             state.optimizer.state[p] = {"step": tensors[f"step/{name}"], **moments}
-    best = {name: tensors[f"best/{name}"].to(p.device) for name, p in state.parameters.items() if f"best/{name}" in tensors}
+    best = {
+        name: tensors[f"best/{name}"].to(p.device)
+        for name, p in state.parameters.items()
+        if f"best/{name}" in tensors
+    }
     state.best = best or None
     return about["history"]
 
@@ -97,5 +121,7 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     """A number that changes when any bit of any tensor does."""
     total = 0
     for tensor in tensors:
-        total = zlib.crc32(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, total)
+        total = zlib.crc32(
+            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, total
+        )
     return total

@@ -56,13 +56,23 @@ class TrainConfig:
             "checkpoint_every": 0,
         }
         for name, smallest in least.items():
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int) or value < smallest:
-                raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
+            if (
+                isinstance(value := getattr(self, name), bool)
+                or not isinstance(value, int)
+                or value < smallest
+            ):
+                raise ValueError(
+                    f"{name} must be a whole number of at least {smallest}, got {value!r}"
+                )
         for name in ("bf16", "pack", "keep_best", "resume", "progress"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
         for name in ("lr", "warmup", "clip", "weight_decay"):
-            if isinstance(value := getattr(self, name), bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if (
+                isinstance(value := getattr(self, name), bool)
+                or not isinstance(value, int | float)
+                or not math.isfinite(value)
+            ):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         check_seed(self.seed)
         if self.lr <= 0:
@@ -70,11 +80,17 @@ class TrainConfig:
         if not 0 <= self.warmup <= 1:
             raise ValueError(f"warmup must be a share of the steps, in [0, 1], got {self.warmup}")
         if self.clip < 0 or self.weight_decay < 0:
-            raise ValueError(f"clip and weight_decay must not be negative, got {self.clip} and {self.weight_decay}")
+            raise ValueError(
+                f"clip and weight_decay must not be negative, got {self.clip} and {self.weight_decay}"
+            )
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}")
+            raise ValueError(
+                f"batch_size={self.batch_size} must be a multiple of accumulate={self.accumulate}"
+            )
         if (self.resume or self.checkpoint_every) and self.out is None:
-            raise ValueError("resume and checkpoint_every need out: the folder that holds the checkpoint")
+            raise ValueError(
+                "resume and checkpoint_every need out: the folder that holds the checkpoint"
+            )
 
 
 def rate_for(parameters: int) -> float:

@@ -26,11 +26,44 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SYSTEMS = (
-    *("Hull", "Fuel", "Oxygen", "Shield", "Reactor", "Coolant", "Battery", "Water", "Food", "Radar"),
-    *("Sonar", "Rudder", "Cargo", "Pressure", "Gravity", "Power", "Air", "Armor", "Ballast", "Medicine"),
+    *(
+        "Hull",
+        "Fuel",
+        "Oxygen",
+        "Shield",
+        "Reactor",
+        "Coolant",
+        "Battery",
+        "Water",
+        "Food",
+        "Radar",
+    ),
+    *(
+        "Sonar",
+        "Rudder",
+        "Cargo",
+        "Pressure",
+        "Gravity",
+        "Power",
+        "Air",
+        "Armor",
+        "Ballast",
+        "Medicine",
+    ),
 )
-MANOEUVRES = {"stop": "All stop.", "slow": "Ahead slow.", "half": "Ahead half.", "full": "Ahead full."}
-ASK_ALL = ("Status?", "Report.", "Status report, please.", "How is the ship?", "Give me the readings.")
+MANOEUVRES = {
+    "stop": "All stop.",
+    "slow": "Ahead slow.",
+    "half": "Ahead half.",
+    "full": "Ahead full.",
+}
+ASK_ALL = (
+    "Status?",
+    "Report.",
+    "Status report, please.",
+    "How is the ship?",
+    "Give me the readings.",
+)
 ASK_ONE = (
     "{name} status?",
     "How much {name} is left?",
@@ -41,9 +74,23 @@ ASK_ONE = (
     "And the {name}?",
 )
 ASK_SEVERAL = ("How are {names}?", "Report {names}.", "What about {names}?")
-ASK_ENGINES = ("Engines status?", "How are the Engines?", "Report Engines.", "Are the Engines running?")
+ASK_ENGINES = (
+    "Engines status?",
+    "How are the Engines?",
+    "Report Engines.",
+    "Are the Engines running?",
+)
 
-__all__ = ["Example", "Task", "load_jsonl", "naval", "naval_log", "polite", "polite_log", "split_examples"]
+__all__ = [
+    "Example",
+    "Task",
+    "load_jsonl",
+    "naval",
+    "naval_log",
+    "polite",
+    "polite_log",
+    "split_examples",
+]
 
 Reading = tuple[str, str]  # ("Hull", "90") or ("Engines", "stop")
 
@@ -91,7 +138,9 @@ def naval(readings: Sequence[Reading]) -> str:
     >>> naval([("Hull", "90"), ("Engines", "stop")])
     'Hull 90%. All stop.'
     """
-    return " ".join(MANOEUVRES[value] if name == "Engines" else f"{name} {value}%." for name, value in readings)
+    return " ".join(
+        MANOEUVRES[value] if name == "Engines" else f"{name} {value}%." for name, value in readings
+    )
 
 
 def naval_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
@@ -114,10 +163,14 @@ def polite_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
     return ship_log("polite", polite, n_train, n_valid, seed)
 
 
-def ship_log(name: str, style: Callable[[Sequence[Reading]], str], n_train: int, n_valid: int, seed: int) -> Task:
+def ship_log(
+    name: str, style: Callable[[Sequence[Reading]], str], n_train: int, n_valid: int, seed: int
+) -> Task:
     """Build a task whose answers are written by ``style``; no example stands twice."""
     if n_train < 1 or n_valid < 1:
-        raise ValueError(f"a task needs at least one example on each side, got n_train={n_train}, n_valid={n_valid}")
+        raise ValueError(
+            f"a task needs at least one example on each side, got n_train={n_train}, n_valid={n_valid}"
+        )
 
     def draw(count: int, heldout: bool) -> tuple[Example, ...]:
         rng = random.Random(f"{seed} {heldout}")
@@ -173,13 +226,20 @@ def log_line(readings: Sequence[Reading]) -> str:
     >>> log_line([("Hull", "90"), ("Engines", "stop")])
     'Log: Hull 90%, Engines stop.'
     """
-    return "Log: " + ", ".join(f"{name} {value}" + "%" * (name != "Engines") for name, value in readings) + "."
+    return (
+        "Log: "
+        + ", ".join(f"{name} {value}" + "%" * (name != "Engines") for name, value in readings)
+        + "."
+    )
 
 
 def draw_readings(rng: random.Random, systems: Sequence[str], most: int) -> list[Reading]:
     """One to ``most`` systems with values from 0 to 100; sometimes the engines are one of them."""
-    readings = [(name, str(rng.randint(0, 100))) for name in rng.sample(systems, rng.randint(1, most))]
-    if len(readings) > 1 and rng.random() < 0.3:  # engines never stand alone: four such logs are all there would be
+    readings = [
+        (name, str(rng.randint(0, 100))) for name in rng.sample(systems, rng.randint(1, most))
+    ]
+    # engines never stand alone: four such logs are all there would be
+    if len(readings) > 1 and rng.random() < 0.3:
         readings[rng.randrange(len(readings))] = ("Engines", rng.choice(list(MANOEUVRES)))
     return readings
 
@@ -203,14 +263,23 @@ def load_jsonl(path: str | Path) -> tuple[Example, ...]:
     """
     path = Path(path)
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")  # not splitlines: JSON text may hold U+2028
+        # not splitlines: JSON text may hold U+2028
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: needed a file with one JSON object a line") from None
+        raise ValueError(
+            f"{path} does not exist: needed a file with one JSON object a line"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    examples = tuple(parse_line(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip())
+    examples = tuple(
+        parse_line(line, f"{path}, line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    )
     if not examples:
-        raise ValueError(f'{path} holds no example: write one JSON object a line, {{"instruction": "…", "output": "…"}}')
+        raise ValueError(
+            f'{path} holds no example: write one JSON object a line, {{"instruction": "…", "output": "…"}}'
+        )
     return examples
 
 
@@ -222,25 +291,37 @@ def parse_line(line: str, where: str) -> Example:
         hint = "; a list over many lines? write one object a line" if line.strip() == "[" else ""
         raise ValueError(f"{where}: no valid JSON ({error}): {line[:60]!r}{hint}") from error
     if not isinstance(found, dict):
-        raise ValueError(f'{where}: needed an object {{"instruction": …, "output": …}}, got {type(found).__name__}')
+        raise ValueError(
+            f'{where}: needed an object {{"instruction": …, "output": …}}, got {type(found).__name__}'
+        )
     if missing := [name for name in ("instruction", "output") if name not in found]:
-        hint = ": rename the fields, one question and one answer a line" if len(missing) == 2 else ""
-        raise ValueError(f"{where}: {' and '.join(map(repr, missing))} missing; found {sorted(found)}{hint}")
+        hint = (
+            ": rename the fields, one question and one answer a line" if len(missing) == 2 else ""
+        )
+        raise ValueError(
+            f"{where}: {' and '.join(map(repr, missing))} missing; found {sorted(found)}{hint}"
+        )
     if found.get("input") is None:
         found["input"] = ""
     for name in ("instruction", "input", "output"):
         if not isinstance(found[name], str):
             raise ValueError(f"{where}: {name!r} must be text, got {type(found[name]).__name__}")
         if any("\ud800" <= letter <= "\udfff" for letter in found[name]):
-            raise ValueError(f"{where}: {name!r} holds half of a surrogate pair, which is no text: {found[name]!r:.60}")
+            raise ValueError(
+                f"{where}: {name!r} holds half of a surrogate pair, which is no text: {found[name]!r:.60}"
+            )
     if empty := [name for name in ("instruction", "output") if not found[name].strip()]:
         raise ValueError(f"{where}: {empty[0]!r} is empty")
     if unknown := sorted(set(found) - {"instruction", "input", "output"}):
-        raise ValueError(f"{where}: unknown field {unknown[0]!r}; known are 'instruction', 'input', 'output'")
+        raise ValueError(
+            f"{where}: unknown field {unknown[0]!r}; known are 'instruction', 'input', 'output'"
+        )
     return Example(found["instruction"], found["output"], found["input"])
 
 
-def split_examples(examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0) -> Task:
+def split_examples(
+    examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0
+) -> Task:
     """Shuffle and hold out a share of the examples for validation: of fewer than ten none, by default.
 
     Raises ``ValueError`` for a share outside [0, 1).

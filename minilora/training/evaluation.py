@@ -30,7 +30,9 @@ def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[st
     max_new_tokens = max([64, *wanted])
     prompts = [(e.instruction, e.input) for e in examples]
     return [
-        text for i in range(0, len(prompts), batch) for text in model.generate_texts(prompts[i : i + batch], max_new_tokens)
+        text
+        for i in range(0, len(prompts), batch)
+        for text in model.generate_texts(prompts[i : i + batch], max_new_tokens)
     ]
 
 
@@ -57,11 +59,15 @@ def exact_match(model: Any, examples: Sequence[Example], batch: int = 50) -> flo
 
 def share_right(found: Sequence[str], examples: Sequence[Example]) -> float:
     """The share of given answers that are the wanted ones to the letter, spaces at their ends aside."""
-    return sum(text == e.output.strip() for text, e in zip(found, examples, strict=True)) / len(examples)
+    return sum(text == e.output.strip() for text, e in zip(found, examples, strict=True)) / len(
+        examples
+    )
 
 
 @torch.no_grad()
-def bits_per_byte(model: nn.Module, text: str | None = None, context: int = 256, batch: int = 16) -> float:
+def bits_per_byte(
+    model: nn.Module, text: str | None = None, context: int = 256, batch: int = 16
+) -> float:
     """Bits that the model needs for a byte of plain text; by default of the held-out prose that ships with the base.
 
     The text is cut into windows of ``context`` tokens, and what is left over at its end, less than a window, is not counted.
@@ -78,21 +84,31 @@ def bits_per_byte(model: nn.Module, text: str | None = None, context: int = 256,
     if tokenizer is None:
         raise ValueError("bits_per_byte needs model.tokenizer: load the model with load_base()")
     if context < 2:
-        raise ValueError(f"context must be at least 2, a token to see and one to predict, got {context}")
+        raise ValueError(
+            f"context must be at least 2, a token to see and one to predict, got {context}"
+        )
     text = PROSE.read_text(encoding="utf-8") if text is None else text
     ids = tokenizer.encode(text)
     if len(ids) < 2:
         raise ValueError(f"bits_per_byte needs at least two tokens of text, got {len(ids)}")
     context = min(context, len(ids))
-    rows = torch.tensor(ids[: len(ids) // context * context], device=next(model.parameters()).device).view(-1, context)
+    rows = torch.tensor(
+        ids[: len(ids) // context * context], device=next(model.parameters()).device
+    ).view(-1, context)
     was_training, bits = model.training, 0.0
     model.eval()
     try:
         for block in rows.split(batch):
             found = model(block[:, :-1])
-            logits = getattr(found, "logits", found)  # (batch, context - 1, vocab); transformers' models wrap theirs
-            bits += F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum").item()
+            # (batch, context - 1, vocab); transformers' models wrap theirs
+            logits = getattr(found, "logits", found)
+            bits += F.cross_entropy(
+                logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum"
+            ).item()
     finally:
         model.train(was_training)
-    predicted = sum(len(tokenizer.decode(row).encode()) - len(tokenizer.decode(row[:1]).encode()) for row in rows.tolist())
+    predicted = sum(
+        len(tokenizer.decode(row).encode()) - len(tokenizer.decode(row[:1]).encode())
+        for row in rows.tolist()
+    )
     return bits / math.log(2) / predicted

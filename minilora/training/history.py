@@ -59,8 +59,9 @@ def diverged(step: int, loss: float, norm: float, history: History, config: Trai
     elif not recent:
         cause = "it is the first step, so the weights or the data are probably bad already (NaN in the base?)"
     else:
-        cause = f"it came at once, so look at the examples of this step, then try a smaller lr than {config.lr}" + (
-            "; bf16 may overflow" if config.bf16 else ""
+        cause = (
+            f"it came at once, so look at the examples of this step, then try a smaller lr than {config.lr}"
+            + ("; bf16 may overflow" if config.bf16 else "")
         )
     last = [round(x, 4) for x in recent]
     return f"step {step + 1}: the {what}. Last losses: {last}; {cause}. The weights of step {step} are kept"

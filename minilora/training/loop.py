@@ -69,14 +69,20 @@ def train(
     check_trainable(model)
     check_examples(task)
     if config.pack and not isinstance(model, Llama):
-        raise ValueError(f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples see each other")
+        raise ValueError(
+            f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples see each other"
+        )
     if config.valid_answers and task.valid:
         check_answers(model)
     run = Run(model, task, config, callbacks)
     torch.set_flush_denormal(True)
     was_training = model.training
     devices = [p.device for p in run.parameters.values() if p.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices), interrupt_flag() as interrupted, Progress(config.steps, config.progress) as bar:
+    with (
+        torch.random.fork_rng(devices),
+        interrupt_flag() as interrupted,
+        Progress(config.steps, config.progress) as bar,
+    ):
         try:
             model.train()
             run.go(interrupted, bar)
@@ -88,12 +94,19 @@ def train(
 def check_trainable(model: nn.Module) -> None:
     """Raise ``ValueError`` when no parameter would learn, or when an adapter is merged and so would not."""
     if not any(p.requires_grad for p in model.parameters()):
-        raise ValueError("nothing would train: no parameter has requires_grad; inject(model, LoraConfig(...)) first")
+        raise ValueError(
+            "nothing would train: no parameter has requires_grad; inject(model, LoraConfig(...)) first"
+        )
     if any(not layer.enabled for _, layer in lora_layers(model)):
-        raise ValueError("the adapters are switched off by disable_adapter: train outside that context")
+        raise ValueError(
+            "the adapters are switched off by disable_adapter: train outside that context"
+        )
     if merged := [name for name, layer in lora_layers(model) if layer.merged]:
-        raise ValueError(f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training")
-    if not hasattr(found := getattr(model, "tokenizer", None), "prompt"):  # transformers' tokenizers have none
+        raise ValueError(
+            f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training"
+        )
+    # transformers' tokenizers have none
+    if not hasattr(found := getattr(model, "tokenizer", None), "prompt"):
         raise ValueError(
             f"train needs model.tokenizer, got {type(found).__name__}: load_base() finds it in a folder with a tokenizer.json; "
             "elsewhere set model.tokenizer = minilora.tokenizer.Tokenizer('folder/tokenizer.json')"
@@ -113,28 +126,46 @@ def check_examples(task: Task) -> None:
 class Run:
     """One run's moving parts: the data as tokens, the optimizer, and the ``State`` that a checkpoint holds."""
 
-    def __init__(self, model: nn.Module, task: Task, config: TrainConfig, callbacks: Sequence[Callback]):
+    def __init__(
+        self, model: nn.Module, task: Task, config: TrainConfig, callbacks: Sequence[Callback]
+    ):
         self.model, self.task, self.config, self.callbacks = model, task, config, callbacks
         tokenizer: Any = model.tokenizer
         self.train_rows = encode_all(tokenizer, task.train, config.max_length)
         self.valid_rows = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
-        self.parameters: dict[str, Tensor] = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.parameters: dict[str, Tensor] = {
+            name: p for name, p in model.named_parameters() if p.requires_grad
+        }
         self.device = next(iter(self.parameters.values())).device
         self.optimizer = build_optimizer(self.parameters, config)
         self.state = State(self.parameters, self.optimizer, History())
         self.out = None if config.out is None else Path(config.out)
-        settings = {k: v for k, v in asdict(config).items() if k not in ("out", "resume", "progress", "checkpoint_every")}
+        settings = {
+            k: v
+            for k, v in asdict(config).items()
+            if k not in ("out", "resume", "progress", "checkpoint_every")
+        }
         self.identity: Record = {
             **settings,
-            "data": zlib.crc32(repr([[row.ids for row in rows] for rows in (self.train_rows, self.valid_rows)]).encode()),
-            "adapters": zlib.crc32(
-                repr([(name, repr(layer), layer.lora_dropout) for name, layer in lora_layers(model)]).encode()
+            "data": zlib.crc32(
+                repr(
+                    [[row.ids for row in rows] for rows in (self.train_rows, self.valid_rows)]
+                ).encode()
             ),
-            "frozen weights": checksum([*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]),
+            "adapters": zlib.crc32(
+                repr(
+                    [(name, repr(layer), layer.lora_dropout) for name, layer in lora_layers(model)]
+                ).encode()
+            ),
+            "frozen weights": checksum(
+                [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
+            ),
             "parameters": sum(p.numel() for p in self.parameters.values()),
         }
         if config.resume:
-            self.state.history = History(**load_checkpoint(self.checkpoint_file, self.state, self.identity))
+            self.state.history = History(
+                **load_checkpoint(self.checkpoint_file, self.state, self.identity)
+            )
         if self.out is not None:
             self.metrics = MetricsLog(self.out / "metrics.jsonl", self.state.history)
 
@@ -147,7 +178,12 @@ class Run:
     def go(self, interrupted: threading.Event, bar: Progress) -> None:
         """All steps that are left."""
         config, history = self.config, self.state.history
-        if not history.validations and not history.steps and config.validate_every and self.valid_rows:
+        if (
+            not history.validations
+            and not history.steps
+            and config.validate_every
+            and self.valid_rows
+        ):
             self.validate(0, bar)
         while self.state.step < config.steps and not interrupted.is_set():
             started = time.perf_counter()
@@ -158,7 +194,11 @@ class Run:
             self.report(record)
             bar.advance(self.state.step, record)
             last = self.state.step == config.steps
-            if self.valid_rows and config.validate_every and (self.state.step % config.validate_every == 0 or last):
+            if (
+                self.valid_rows
+                and config.validate_every
+                and (self.state.step % config.validate_every == 0 or last)
+            ):
                 self.validate(self.state.step, bar)
             if config.checkpoint_every and (self.state.step % config.checkpoint_every == 0 or last):
                 save_checkpoint(self.checkpoint_file, self.state, self.identity, asdict(history))
@@ -168,9 +208,15 @@ class Run:
                 save_checkpoint(self.checkpoint_file, self.state, self.identity, asdict(history))
             saved = f"; go on with resume=True, out={str(self.out)!r}" if self.out else ""
             bar.say(f"interrupted after step {self.state.step}{saved}")
-        elif config.keep_best and self.state.best is not None and history.best_step != self.state.step:
+        elif (
+            config.keep_best
+            and self.state.best is not None
+            and history.best_step != self.state.step
+        ):
             self.state.restore_best()
-            bar.say(f"kept the state of step {history.best_step}, which has the lowest validation loss")
+            bar.say(
+                f"kept the state of step {history.best_step}, which has the lowest validation loss"
+            )
 
     def step(self, step: int) -> Record:
         """One optimizer step; returns its record. Weights change only if loss and gradient are finite."""
@@ -185,7 +231,9 @@ class Run:
                 part_loss = summed_loss(self.model, part) / tokens
             part_loss.backward()
             loss += part_loss.item()
-        norm = nn.utils.clip_grad_norm_(list(self.parameters.values()), config.clip or math.inf).item()
+        norm = nn.utils.clip_grad_norm_(
+            list(self.parameters.values()), config.clip or math.inf
+        ).item()
         if not math.isfinite(loss) or not math.isfinite(norm):
             self.optimizer.zero_grad()
             raise FloatingPointError(diverged(step, loss, norm, self.state.history, config))
@@ -194,32 +242,52 @@ class Run:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"step": step + 1, "loss": loss, "lr": rate, "grad_norm": norm, "tokens": sum(p.ids.numel() for p in parts)}
+        return {
+            "step": step + 1,
+            "loss": loss,
+            "lr": rate,
+            "grad_norm": norm,
+            "tokens": sum(p.ids.numel() for p in parts),
+        }
 
     def batches(self, step: int) -> list[Batch]:
         """The parts of one step's batch, on the model's device."""
         config = self.config
-        chosen = [self.train_rows[i] for i in batch_indices(len(self.train_rows), config.batch_size, step, config.seed)]
+        chosen = [
+            self.train_rows[i]
+            for i in batch_indices(len(self.train_rows), config.batch_size, step, config.seed)
+        ]
         size = config.batch_size // config.accumulate
         return [self.collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
     def collate(self, rows: Sequence[Encoded]) -> Batch:
         """Padded or packed, as configured."""
-        return (pack(rows, self.config.max_length) if self.config.pack else pad(rows)).to(self.device)
+        return (pack(rows, self.config.max_length) if self.config.pack else pad(rows)).to(
+            self.device
+        )
 
     @torch.no_grad()
     def validate(self, step: int, bar: Progress) -> None:
         """Loss on the held-out side, exact match if wanted, a sample answer; keep the best state, warn of overfitting."""
         self.model.eval()
         history, config = self.state.history, self.config
-        parts = [self.collate(self.valid_rows[i : i + 32]) for i in range(0, len(self.valid_rows), 32)]
+        parts = [
+            self.collate(self.valid_rows[i : i + 32]) for i in range(0, len(self.valid_rows), 32)
+        ]
         total = sum(summed_loss(self.model, part).item() for part in parts)
-        record: Record = {"step": step, "valid_loss": total / sum(part.answer_tokens for part in parts)}
+        record: Record = {
+            "step": step,
+            "valid_loss": total / sum(part.answer_tokens for part in parts),
+        }
         if config.valid_answers:
             asked = self.task.valid[: config.valid_answers]
             found = answers(self.model, asked)
             record["exact_match"] = share_right(found, asked)
-            record["sample"] = {"asked": asked[0].instruction, "answer": found[0], "wanted": asked[0].output}
+            record["sample"] = {
+                "asked": asked[0].instruction,
+                "answer": found[0],
+                "wanted": asked[0].output,
+            }
         self.model.train()
         history.validations.append(record)
         self.report(record)
@@ -243,7 +311,8 @@ class Run:
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy summed over the answer tokens, in nats. Our Llama computes logits only where there is a label."""
-    ids, wanted = batch.ids[:, :-1], batch.labels[:, 1:]  # (rows, time - 1): the last token predicts nothing
+    # (rows, time - 1): the last token predicts nothing
+    ids, wanted = batch.ids[:, :-1], batch.labels[:, 1:]
     answer = wanted != IGNORE
     if isinstance(model, Llama):
         segments = None if batch.segments is None else batch.segments[:, :-1]
@@ -269,7 +338,10 @@ def rate_at(step: int, config: TrainConfig) -> float:
 def build_optimizer(parameters: dict[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
     groups = [
-        {"params": [p for p in parameters.values() if p.dim() > 1], "weight_decay": config.weight_decay},
+        {
+            "params": [p for p in parameters.values() if p.dim() > 1],
+            "weight_decay": config.weight_decay,
+        },
         {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)

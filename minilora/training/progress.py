@@ -28,7 +28,9 @@ class Progress:
                 console=Console(stderr=True),
             )
             self.bar.start()
-            self.task = self.bar.add_task("training", total=self.steps, loss=float("nan"), speed=0.0)
+            self.task = self.bar.add_task(
+                "training", total=self.steps, loss=float("nan"), speed=0.0
+            )
         return self
 
     def __exit__(self, *error: Any) -> None:

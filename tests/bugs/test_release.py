@@ -11,8 +11,11 @@ from minilora.bugs.catalog import BUGS, Bug
 from minilora.bugs.release import describe, describe_all, find_bug, home, release, sick_code
 from minilora.commands.cli import main
 
-QUICK = settings(settings(), max_examples=50, derandomize=True, database=None, phases=[Phase.generate])
-QUICKER = settings(QUICK, max_examples=5)  # that they pass without a bug is the rest of the suite's business, case by case
+QUICK = settings(
+    settings(), max_examples=50, derandomize=True, database=None, phases=[Phase.generate]
+)
+# that they pass without a bug is the rest of the suite's business, case by case
+QUICKER = settings(QUICK, max_examples=5)
 CAUGHT_BY = sorted({bug.caught_by for bug in BUGS})
 
 
@@ -26,7 +29,8 @@ class Outcome:
     def pytest_collection_modifyitems(self, items):
         for item in items:
             function = getattr(getattr(item, "obj", None), "__func__", getattr(item, "obj", None))
-            if hasattr(function, "hypothesis"):  # hypothesis keeps a property's settings under this name
+            # hypothesis keeps a property's settings under this name
+            if hasattr(function, "hypothesis"):
                 self.before.append((function, function._hypothesis_internal_use_settings))
                 function._hypothesis_internal_use_settings = self.quick
 
@@ -43,7 +47,10 @@ def run(test, quick):
     """Run one test by its name; how many of its cases passed and failed."""
     outcome = Outcome(quick)
     alone = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "pytest_cov")]
-    pytest.main(["-x", "--no-summary", "--tb=no", *alone, "-W", "ignore", f"tests/{test}"], plugins=[outcome])
+    pytest.main(
+        ["-x", "--no-summary", "--tb=no", *alone, "-W", "ignore", f"tests/{test}"],
+        plugins=[outcome],
+    )
     return outcome
 
 
@@ -70,7 +77,9 @@ def test_every_entry_is_whole(bug):
     assert sick_code(bug, module, function) != function.__code__
     assert bug.story.count(". ") >= 1
     assert bug.story.endswith((".", "!"))
-    assert not bug.thread or (bug.thread.count("/") == 1 and bug.thread.rpartition(" #")[2].isdigit())
+    assert not bug.thread or (
+        bug.thread.count("/") == 1 and bug.thread.rpartition(" #")[2].isdigit()
+    )
     assert bug.caught_by in describe(bug)
     assert bug.name in describe_all()
 
@@ -80,7 +89,9 @@ def test_names_are_unique_and_there_are_enough():
 
 
 def test_an_unknown_bug_is_named_with_the_nearest():
-    with pytest.raises(ValueError, match=r"no bug is called 'merge twise'; did you mean 'merge twice'\?"):
+    with pytest.raises(
+        ValueError, match=r"no bug is called 'merge twise'; did you mean 'merge twice'\?"
+    ):
         find_bug("merge twise")
     with pytest.raises(ValueError, match="minilora zoo lists them"):
         find_bug("§")
@@ -88,7 +99,10 @@ def test_an_unknown_bug_is_named_with_the_nearest():
 
 def test_a_bug_whose_line_is_gone_says_so():
     gone = Bug("gone", "lora.config:scaling_of", "return nothing", "", "", "", "")
-    with pytest.raises(ValueError, match=r"gone: its right line stands 0 times in lora.config:scaling_of, needed once"):
+    with pytest.raises(
+        ValueError,
+        match=r"gone: its right line stands 0 times in lora.config:scaling_of, needed once",
+    ):
         release(gone).__enter__()
 
 

@@ -15,9 +15,27 @@ from minilora.training.data import naval_log
 def trained(tmp_path_factory):
     """A folder with a JSONL and what ``minilora train`` made of it."""
     folder = tmp_path_factory.mktemp("cli")
-    lines = [json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output}) for e in naval_log(60, 1).train]
+    lines = [
+        json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output})
+        for e in naval_log(60, 1).train
+    ]
     (folder / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    assert main(["train", "--data", str(folder / "mine.jsonl"), "--out", str(folder / "out"), "--steps", "4", "--r", "4"]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "--data",
+                str(folder / "mine.jsonl"),
+                "--out",
+                str(folder / "out"),
+                "--steps",
+                "4",
+                "--r",
+                "4",
+            ]
+        )
+        == 0
+    )
     return folder
 
 
@@ -35,7 +53,10 @@ def test_train_merge_and_generate_complete_the_circle(trained, capsys):
 
 def test_train_writes_adapter_and_metrics_and_says_what_is_next(trained, capsys):
     out = trained / "out"
-    assert sorted(f.name for f in (out / "adapter").iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(f.name for f in (out / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == [1, 2, 3, 4]
 
@@ -43,7 +64,20 @@ def test_train_writes_adapter_and_metrics_and_says_what_is_next(trained, capsys)
 @pytest.mark.slow
 def test_train_in_full_and_resume(trained, capsys):
     data, out = str(trained / "mine.jsonl"), trained / "full"
-    common = ["train", "--data", data, "--valid", data, "--out", str(out), "--full", "--steps", "2", "--checkpoint-every", "1"]
+    common = [
+        "train",
+        "--data",
+        data,
+        "--valid",
+        data,
+        "--out",
+        str(out),
+        "--full",
+        "--steps",
+        "2",
+        "--checkpoint-every",
+        "1",
+    ]
     assert main(common) == 0
     assert main([*common, "--resume"]) == 0
     assert (out / "model" / "config.json").is_file()
@@ -66,7 +100,10 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
         "--pack",
         "--bf16",
     ]
-    assert main([*command, "--alpha", "3", "--dropout", "0.1", "--batch", "4", "--accumulate", "2"]) == 0
+    assert (
+        main([*command, "--alpha", "3", "--dropout", "0.1", "--batch", "4", "--accumulate", "2"])
+        == 0
+    )
     config = json.loads((out / "adapter" / "adapter_config.json").read_text())
     assert config["use_rslora"]
     assert config["lora_alpha"] == 3
@@ -77,15 +114,27 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
     ("arguments", "message"),
     [
         (["train", "--data", "none.jsonl", "--out", "x"], "none.jsonl does not exist"),
-        (["generate", "--base", "nowhere", "Hi"], "nowhere is no folder here (a model hub is not asked)"),
+        (
+            ["generate", "--base", "nowhere", "Hi"],
+            "nowhere is no folder here (a model hub is not asked)",
+        ),
         (["generate", "--adapter", "nowhere", "Hi"], "adapter_model.safetensors does not exist"),
         (["generate", "--temperature", "-1", "Hi"], "temperature must be 0"),
-        (["generate", "--temperature", "1e-42", "Hi"], "temperature must be 0 (greedy) or a number from a millionth up"),
-        (["generate", "--seed", str(2**63), "Hi"], "seed must be a whole number of at most 32 bits"),
+        (
+            ["generate", "--temperature", "1e-42", "Hi"],
+            "temperature must be 0 (greedy) or a number from a millionth up",
+        ),
+        (
+            ["generate", "--seed", str(2**63), "Hi"],
+            "seed must be a whole number of at most 32 bits",
+        ),
         (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not to be had here"),
         (["generate", "--device", "meta", "Hi"], "device 'meta' is not to be had here"),
         (["demo", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
-        (["merge", "--adapter", "nowhere", "--out", "x"], "adapter_model.safetensors does not exist"),
+        (
+            ["merge", "--adapter", "nowhere", "--out", "x"],
+            "adapter_model.safetensors does not exist",
+        ),
         (["bench", "speed"], "no benchmark is called 'speed'; there are forward, train_step"),
     ],
 )
@@ -102,7 +151,10 @@ def test_a_full_memory_is_one_line_too_and_a_bug_is_not(capsys, monkeypatch):
         raise RuntimeError(message)
 
     monkeypatch.setattr("minilora.bugs.release.describe_all", fail)
-    for message in ("CUDA out of memory. Tried to allocate 2 GiB", "[enforce fail] can't allocate memory: 1 bytes"):
+    for message in (
+        "CUDA out of memory. Tried to allocate 2 GiB",
+        "[enforce fail] can't allocate memory: 1 bytes",
+    ):
         assert main(["zoo"]) == 2
         assert capsys.readouterr().err == f"minilora zoo: not enough memory: {message}\n"
     message = "shapes do not fit"
@@ -137,7 +189,9 @@ def test_an_interrupted_training_says_how_to_go_on(trained, capsys, monkeypatch)
         return minilora.train.__globals__["History"](interrupted=True)
 
     monkeypatch.setitem(sys.modules["minilora.training.loop"].__dict__, "train", stopped)
-    assert main(["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "y")]) == 130
+    assert (
+        main(["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "y")]) == 130
+    )
     assert "--resume" in capsys.readouterr().out
 
 
@@ -147,7 +201,15 @@ def test_a_console_without_utf8_does_not_stop_a_command():
     import os
 
     found = subprocess.run(
-        [sys.executable, "-m", "minilora.commands.cli", "generate", "Status?", "--max-new-tokens", "4"],
+        [
+            sys.executable,
+            "-m",
+            "minilora.commands.cli",
+            "generate",
+            "Status?",
+            "--max-new-tokens",
+            "4",
+        ],
         capture_output=True,
         env={**os.environ, **environment},
     )
@@ -158,24 +220,42 @@ def test_a_console_without_utf8_does_not_stop_a_command():
 def test_train_in_four_bits_and_merge_onto_either_base(trained, capsys):
     """The adapter of a QLoRA goes onto the float base, or onto a saved 4-bit one when it is said where to."""
     data, out = str(trained / "mine.jsonl"), trained / "qlora"
-    assert main(["train", "--data", data, "--out", str(out), "--qlora", "--steps", "2", "--batch", "4"]) == 0
+    assert (
+        main(
+            ["train", "--data", data, "--out", str(out), "--qlora", "--steps", "2", "--batch", "4"]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
-    assert [line.split()[0] for line in printed.splitlines()[-8:-3] if line[:2] in ("MB", "fu", "Lo", "QL")] == [
-        "MB",
-        "full",
-        "LoRA",
-        "QLoRA",
-    ]
+    assert [
+        line.split()[0]
+        for line in printed.splitlines()[-8:-3]
+        if line[:2] in ("MB", "fu", "Lo", "QL")
+    ] == ["MB", "full", "LoRA", "QLoRA"]
     adapter = str(out / "adapter")
     assert main(["merge", "--adapter", adapter, "--out", str(out / "onto-floats")]) == 0
     packed = str(trained / "packed")
     minilora.save_model(minilora.load_base(quantize="nf4"), packed)
-    assert main(["merge", "--base", packed, "--adapter", adapter, "--out", str(out / "refused")]) == 2
+    assert (
+        main(["merge", "--base", packed, "--adapter", adapter, "--out", str(out / "refused")]) == 2
+    )
     assert "is in four bits, where most of ΔW would be rounded away" in capsys.readouterr().err
     assert not (out / "refused").exists()
-    command = ["merge", "--base", packed, "--adapter", adapter, "--out", str(out / "onto-codes"), "--onto", "dequantized"]
+    command = [
+        "merge",
+        "--base",
+        packed,
+        "--adapter",
+        adapter,
+        "--out",
+        str(out / "onto-codes"),
+        "--onto",
+        "dequantized",
+    ]
     assert main(command) == 0
-    assert not any(isinstance(m, minilora.NF4Linear) for m in minilora.load_base(out / "onto-codes").modules())
+    assert not any(
+        isinstance(m, minilora.NF4Linear) for m in minilora.load_base(out / "onto-codes").modules()
+    )
 
 
 def test_full_and_qlora_exclude_each_other(trained, capsys):

@@ -25,7 +25,9 @@ def test_naval_code_is_learnt_from_nothing(demo):
     _, figures = demo
     assert figures["before"]["exact_match"] == 0
     assert figures["after"]["exact_match"] >= 0.90  # 94 to 96%, by machine and seed
-    assert figures["train_seconds"] < 1200, "on two idle cores it is about 60; this one is overloaded beyond use"
+    assert figures["train_seconds"] < 1200, (
+        "on two idle cores it is about 60; this one is overloaded beyond use"
+    )
 
 
 def test_the_base_is_untouched_and_the_merge_is_exact(demo):
@@ -51,7 +53,13 @@ def test_the_artifacts_open_in_the_peers(demo):
     tokenizer = load_base().tokenizer
     ids = torch.tensor([tokenizer.encode(tokenizer.prompt(question, log))])
     for model in models:
-        found = model.generate(input_ids=ids, max_new_tokens=40, do_sample=False, eos_token_id=tokenizer.eos_id, pad_token_id=0)
+        found = model.generate(
+            input_ids=ids,
+            max_new_tokens=40,
+            do_sample=False,
+            eos_token_id=tokenizer.eos_id,
+            pad_token_id=0,
+        )
         assert tokenizer.decode(found[0, ids.shape[1] :].tolist()) == figures["answers"][1]
 
 

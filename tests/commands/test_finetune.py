@@ -24,9 +24,21 @@ from minilora.training.history import History
 def trained(tmp_path_factory):
     """A JSONL, and what ``train --qlora`` made of it on a base that counts as big."""
     folder = tmp_path_factory.mktemp("finetune")
-    lines = [json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output}) for e in naval_log(20, 1).train]
+    lines = [
+        json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output})
+        for e in naval_log(20, 1).train
+    ]
     (folder / "mine.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    command = ["train", "--base", str(SHIPPED), "--data", str(folder / "mine.jsonl"), "--out", str(folder / "out"), "--qlora"]
+    command = [
+        "train",
+        "--base",
+        str(SHIPPED),
+        "--data",
+        str(folder / "mine.jsonl"),
+        "--out",
+        str(folder / "out"),
+        "--qlora",
+    ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minilora.training.config.BIG", 10**6)
         assert main([*command, "--target", "q_proj,v_proj", "--steps", "4", "--batch", "2"]) == 0
@@ -49,9 +61,30 @@ def seen(monkeypatch):
 def test_every_option_of_train_reaches_the_loop(trained, seen):
     data, valid, out = trained / "mine.jsonl", trained / "valid.jsonl", trained / "out"
     valid.write_text("\n".join(data.read_text(encoding="utf-8").splitlines()[:3]), encoding="utf-8")
-    words = ["--steps=7", "--lr=0.25", "--batch=6", "--accumulate=3", "--max-length=99", "--pack", "--bf16", "--seed=5"]
-    words += ["--checkpoint-every=2", "--resume", "--r=3", "--alpha=5", "--dropout=0.25", "--rslora", "--target", "k_proj"]
-    assert main(["train", "--data", str(data), "--valid", str(valid), "--out", str(out), *words]) == 130
+    words = [
+        "--steps=7",
+        "--lr=0.25",
+        "--batch=6",
+        "--accumulate=3",
+        "--max-length=99",
+        "--pack",
+        "--bf16",
+        "--seed=5",
+    ]
+    words += [
+        "--checkpoint-every=2",
+        "--resume",
+        "--r=3",
+        "--alpha=5",
+        "--dropout=0.25",
+        "--rslora",
+        "--target",
+        "k_proj",
+    ]
+    assert (
+        main(["train", "--data", str(data), "--valid", str(valid), "--out", str(out), *words])
+        == 130
+    )
     [(model, task, config)] = seen
     assert config == TrainConfig(
         steps=7, lr=0.25, batch_size=6, accumulate=3, max_length=99, pack=True, bf16=True, seed=5, out=out,
@@ -60,7 +93,12 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
     assert (task.train, task.valid) == (load_jsonl(data), load_jsonl(valid))
     for name, layer in lora_layers(model):
         assert name.endswith("k_proj")
-        assert (layer.r, layer.lora_alpha, layer.lora_dropout, layer.use_rslora) == (3, 5, 0.25, True)
+        assert (layer.r, layer.lora_alpha, layer.lora_dropout, layer.use_rslora) == (
+            3,
+            5,
+            0.25,
+            True,
+        )
 
 
 def test_alpha_is_twice_the_rank_unless_it_is_given():
@@ -72,7 +110,17 @@ def test_alpha_is_twice_the_rank_unless_it_is_given():
 def test_the_seed_of_train_decides_the_adapter_and_what_is_held_out(trained, seen):
     for number in (5, 5, 6):
         torch.manual_seed(len(seen))  # torch's own state must not matter
-        main(["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "out"), "--seed", str(number)])
+        main(
+            [
+                "train",
+                "--data",
+                str(trained / "mine.jsonl"),
+                "--out",
+                str(trained / "out"),
+                "--seed",
+                str(number),
+            ]
+        )
     first, same, other = (next(lora_layers(model))[1].lora_A for model, _, _ in seen)
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
@@ -81,8 +129,21 @@ def test_the_seed_of_train_decides_the_adapter_and_what_is_held_out(trained, see
 
 def test_every_option_of_generate_reaches_the_model(monkeypatch, capsys):
     calls = []
-    monkeypatch.setattr(minilora.Llama, "generate_text", lambda self, *a, **more: calls.append((a, more)) or "Aye.")
-    words = ["--context", "c", "--max-new-tokens", "5", "--temperature", "0.7", "--top-k", "3", "--seed", "9"]
+    monkeypatch.setattr(
+        minilora.Llama, "generate_text", lambda self, *a, **more: calls.append((a, more)) or "Aye."
+    )
+    words = [
+        "--context",
+        "c",
+        "--max-new-tokens",
+        "5",
+        "--temperature",
+        "0.7",
+        "--top-k",
+        "3",
+        "--seed",
+        "9",
+    ]
     assert main(["generate", "Hi", *words]) == 0
     assert calls == [(("Hi", "c", 5), {"temperature": 0.7, "top_k": 3, "seed": 9})]
     assert capsys.readouterr().out == "Aye.\n"
@@ -98,7 +159,10 @@ def test_commas_between_targets_are_read_as_spaces(trained):
 
 
 def test_a_big_base_takes_a_smaller_rate_and_a_given_one_counts(trained):
-    rates = [json.loads(line).get("lr", 0) for line in (trained / "out" / "metrics.jsonl").read_text().splitlines()]
+    rates = [
+        json.loads(line).get("lr", 0)
+        for line in (trained / "out" / "metrics.jsonl").read_text().splitlines()
+    ]
     assert max(rates) == 1e-3
     model = minilora.load_base()
     assert finetune.with_rate(minilora.TrainConfig(lr=0.25), 0.25, model).lr == 0.25
@@ -110,7 +174,17 @@ def test_a_big_base_takes_a_smaller_rate_and_a_given_one_counts(trained):
 def test_only_the_method_that_ran_is_measured_on_a_big_base(trained, capsys, monkeypatch):
     """The other two would put the base into memory in floats, which is what QLoRA was chosen to avoid."""
     monkeypatch.setattr("minilora.training.config.BIG", 10**6)
-    common = ["--data", str(trained / "mine.jsonl"), "--out", str(trained / "again"), "--qlora", "--steps", "1", "--batch", "2"]
+    common = [
+        "--data",
+        str(trained / "mine.jsonl"),
+        "--out",
+        str(trained / "again"),
+        "--qlora",
+        "--steps",
+        "1",
+        "--batch",
+        "2",
+    ]
     assert main(["train", *common]) == 0
     printed = capsys.readouterr().out
     assert "\nQLoRA  " in printed
@@ -118,7 +192,9 @@ def test_only_the_method_that_ran_is_measured_on_a_big_base(trained, capsys, mon
     assert "\nLoRA  " not in printed
     assert "1 steps of 2 out of 18 examples, 2 held out; rate 0.001" in printed
     assert main(["train", *common]) == 0
-    assert f"{trained / 'again'} holds an earlier run: this one replaces it" in capsys.readouterr().out
+    assert (
+        f"{trained / 'again'} holds an earlier run: this one replaces it" in capsys.readouterr().out
+    )
 
 
 def test_the_table_of_one_method_says_where_the_others_are():
@@ -132,8 +208,25 @@ def test_an_adapter_from_four_bits_is_used_and_merged_on_the_same_four_bits(trai
     adapter, merged = str(trained / "out" / "adapter"), trained / "merged"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no "made for a base with other values"
-        assert main(["generate", "--base", str(SHIPPED), "--qlora", "--adapter", adapter, "Status?"]) == 0
-        assert main(["merge", "--qlora", "--adapter", adapter, "--out", str(merged), "--dtype", "float32"]) == 0
+        assert (
+            main(["generate", "--base", str(SHIPPED), "--qlora", "--adapter", adapter, "Status?"])
+            == 0
+        )
+        assert (
+            main(
+                [
+                    "merge",
+                    "--qlora",
+                    "--adapter",
+                    adapter,
+                    "--out",
+                    str(merged),
+                    "--dtype",
+                    "float32",
+                ]
+            )
+            == 0
+        )
     wanted = minilora.load_adapter(minilora.load_base(quantize="nf4"), adapter)
     minilora.merge_and_unload(wanted, onto="dequantized")
     found = minilora.load_base(merged).state_dict()
@@ -151,7 +244,9 @@ def test_a_merge_goes_onto_the_folder_that_was_named_in_half_precision(trained):
     assert main(["merge", "--qlora", "--adapter", str(adapter), *where]) == 0
     tensors = load_file(trained / "onto" / "model.safetensors")
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
-    for name, layer in lora_layers(minilora.load_adapter(minilora.load_base(quantize="nf4"), adapter)):
+    for name, layer in lora_layers(
+        minilora.load_adapter(minilora.load_base(quantize="nf4"), adapter)
+    ):
         wanted = original.get_submodule(name).weight + layer.delta_weight()
         assert torch.equal(tensors[f"{name}.weight"], wanted.half()), name
 
@@ -161,7 +256,21 @@ def test_a_merge_never_writes_over_what_it_reads(trained, capsys):
     minilora.save_model(minilora.load_base(), base)
     before = folder_bytes(base), folder_bytes(adapter)
     for out in (base, base / ".." / "base", adapter):
-        assert main(["merge", "--base", str(base), "--qlora", "--adapter", str(adapter), "--out", str(out)]) == 2
+        assert (
+            main(
+                [
+                    "merge",
+                    "--base",
+                    str(base),
+                    "--qlora",
+                    "--adapter",
+                    str(adapter),
+                    "--out",
+                    str(out),
+                ]
+            )
+            == 2
+        )
         assert "choose another --out" in capsys.readouterr().err
     onto = ["--onto", str(base), "--out", str(base)]
     assert main(["merge", "--qlora", "--adapter", str(adapter), *onto]) == 2
@@ -174,14 +283,23 @@ def test_the_folder_above_the_adapter_is_recognised(trained, capsys):
 
 
 def test_another_bases_adapter_is_called_that_before_the_list_of_tensors(trained):
-    sizes = minilora.LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
-    with pytest.raises(ValueError, match=r"does not fit this model: was made for a base of another architecture.*; .*lora_A"):
+    sizes = minilora.LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"does not fit this model: was made for a base of another architecture.*; .*lora_A",
+    ):
         minilora.load_adapter(minilora.Llama(sizes), trained / "out" / "adapter")
 
 
 def test_a_warning_is_one_line_without_a_line_of_code(monkeypatch):
     seen, before = [], warnings.formatwarning
-    monkeypatch.setattr(finetune, "run_generate", lambda _: seen.append(warnings.formatwarning("so", UserWarning, "x.py", 1)))
+    monkeypatch.setattr(
+        finetune,
+        "run_generate",
+        lambda _: seen.append(warnings.formatwarning("so", UserWarning, "x.py", 1)),
+    )
     assert main(["generate", "Hi"]) == 0
     assert seen == ["minilora generate: so\n"]
     assert warnings.formatwarning is before
@@ -191,7 +309,13 @@ def test_each_number_that_train_would_take_is_in_its_help(capsys):
     with pytest.raises(SystemExit):
         parser().parse_args(["train", "--help"])
     said = " ".join(capsys.readouterr().out.split())
-    for default in ("(default: q_proj v_proj)", "rank (default: 8)", "(default: 500)", "(default: 32)", "(default: 512)"):
+    for default in (
+        "(default: q_proj v_proj)",
+        "rank (default: 8)",
+        "(default: 500)",
+        "(default: 32)",
+        "(default: 512)",
+    ):
         assert default in said
 
 
@@ -200,5 +324,8 @@ def test_a_model_without_our_tokenizer_is_told_how_to_get_one(tokenizer):
     model = minilora.load_base()
     minilora.inject(model)
     model.tokenizer = tokenizer
-    with pytest.raises(ValueError, match=r"model\.tokenizer = minilora\.tokenizer\.Tokenizer\('folder/tokenizer\.json'\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"model\.tokenizer = minilora\.tokenizer\.Tokenizer\('folder/tokenizer\.json'\)",
+    ):
         minilora.train(model, [Example("a", "b")], steps=1)

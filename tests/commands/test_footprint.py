@@ -12,7 +12,9 @@ def found():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     measured = measure_footprints(data.naval_log(64, 4), LoraConfig(), TrainConfig(batch_size=4))
-    assert torch.equal(torch.random.get_rng_state(), before), "measuring must not move the random state of the run to come"
+    assert torch.equal(torch.random.get_rng_state(), before), (
+        "measuring must not move the random state of the run to come"
+    )
     return measured
 
 

@@ -20,9 +20,25 @@ def run(capsys, *words):
 @pytest.mark.slow
 def test_the_issue_s_command_prints_the_published_count(capsys, tmp_path):
     chart = tmp_path / "out.png"
-    words = ["llama-3-8b", "--r", "16", "--target", "all-linear", "--qlora", "--checkpointing", "--chart", str(chart)]
+    words = [
+        "llama-3-8b",
+        "--r",
+        "16",
+        "--target",
+        "all-linear",
+        "--qlora",
+        "--checkpointing",
+        "--chart",
+        str(chart),
+    ]
     status, out, _ = run(capsys, "plan", *words)
-    found = ledger.plan("llama-3-8b", LoraConfig(16, 32, "all-linear"), "qlora", checkpointing=True, adapter_dtype="float32")
+    found = ledger.plan(
+        "llama-3-8b",
+        LoraConfig(16, 32, "all-linear"),
+        "qlora",
+        checkpointing=True,
+        adapter_dtype="float32",
+    )
     assert status == 0
     assert "41,943,040 of 8,072,204,288 (0.5196%)" in out
     for size in (*found.bytes.values(), found.total, found.adapter_file_bytes):
@@ -33,7 +49,18 @@ def test_the_issue_s_command_prints_the_published_count(capsys, tmp_path):
 
 def test_json_is_for_programs(capsys):
     status, out, _ = run(
-        capsys, "plan", "base", "--json", "--r", "4", "--target", "q_proj", "--dtype", "float32", "--batch", "3"
+        capsys,
+        "plan",
+        "base",
+        "--json",
+        "--r",
+        "4",
+        "--target",
+        "q_proj",
+        "--dtype",
+        "float32",
+        "--batch",
+        "3",
     )
     read = json.loads(out)
     assert status == 0
@@ -53,7 +80,8 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
     assert status == 0
     assert "none of 8 GB" in out
     hours = float(re.search(r"time +(\S+) hours a million tokens", out).group(1))
-    assert hours == pytest.approx(6 * 405.85e9 * 1e6 / 1e14 / 3600, rel=0.04)  # 6 FLOPs a parameter and token
+    # 6 FLOPs a parameter and token
+    assert hours == pytest.approx(6 * 405.85e9 * 1e6 / 1e14 / 3600, rel=0.04)
     assert "at least 64 of them" in out
     assert "adapter file" not in out
 
@@ -63,8 +91,14 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
     [
         (["plan", "lama-3-8b"], "nearest presets: llama-3-8b"),
         (["plan"], "which model? Name a preset"),
-        (["plan", "gpt2", "--target", "c_attn,q_proj"], "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?"),
-        (["plan", "gpt2", "--target", "q_proj"], "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?"),
+        (
+            ["plan", "gpt2", "--target", "c_attn,q_proj"],
+            "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?",
+        ),
+        (
+            ["plan", "gpt2", "--target", "q_proj"],
+            "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?",
+        ),
         (["plan", "gpt2", "--r", "0"], "r must be at least 1, got 0"),
         (["plan", "gpt2", "--seq", "-5"], "seq must be at least 1, got -5"),
         (["plan", "gpt2", "--chart", "a.pdf"], "saved as .png or .svg, got 'a.pdf'"),
@@ -81,7 +115,13 @@ def test_bad_input_is_one_line_and_status_2(capsys, words, message):
 
 
 def test_a_config_of_one_s_own_is_planned_and_drawn(capsys, tmp_path):
-    config = {"model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    config = {
+        "model_type": "llama",
+        "vocab_size": 96,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+    }
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 4}))
     assert run(capsys, "plan", str(tmp_path), "--chart", str(tmp_path / "mine.svg"))[0] == 0
     assert (tmp_path / "mine.svg").exists()
@@ -111,7 +151,9 @@ def test_two_methods_at_once_are_refused_and_each_has_its_own_word(capsys):
 def test_a_card_that_just_fails_is_named_and_a_narrow_window_cuts_no_number(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "30")
     _, out, _ = run(capsys, "plan", "llama-3-70b", "--r", "16", "--qlora", "--checkpointing")
-    found = ledger.plan("llama-3-70b", LoraConfig(16, 32, "all-linear"), "qlora", checkpointing=True)
+    found = ledger.plan(
+        "llama-3-70b", LoraConfig(16, 32, "all-linear"), "qlora", checkpointing=True
+    )
     over = found.total / 1e9 - 48
     assert 0 < over < 0.07 * 48
     assert f"close        48 GB: over by {over:.2f} GB" in out
@@ -122,7 +164,9 @@ def test_the_chart_has_the_asked_config_and_the_cards_of_each_method():
     config = LoraConfig(64, 128, ["q_proj", "v_proj"])
     figure = planner.plan_figure("llama-3-70b", config, ledger.Settings(checkpointing=True))
     below = [label.get_text() for label in figure.axes[0].get_xticklabels()]
-    plans = [ledger.plan("llama-3-70b", config, method, checkpointing=True) for method in ledger.METHODS]
+    plans = [
+        ledger.plan("llama-3-70b", config, method, checkpointing=True) for method in ledger.METHODS
+    ]
     assert below[0] == f"full\n≥ {math.ceil(plans[0].total / 80e9)} × 80 GB"
     assert below[1] == f"LoRA\n≥ {math.ceil(plans[1].total / 80e9)} × 80 GB"
     assert below[2] == "QLoRA\na card of 80 GB"

@@ -53,7 +53,9 @@ def test_a_merge_for_good_leaves_other_tensors_or_none_to_know():
     assert fingerprint(model).tensors not in ("", wanted.tensors)
 
 
-@pytest.mark.parametrize("change", [lambda m: m[0].weight.data[0, 0].add_(1e-3), lambda m: m[1].bias.data.neg_()])
+@pytest.mark.parametrize(
+    "change", [lambda m: m[0].weight.data[0, 0].add_(1e-3), lambda m: m[1].bias.data.neg_()]
+)
 def test_any_value_counts(change):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))

@@ -23,7 +23,15 @@ from torch import nn
 
 from minilora import LoraConfig, inject, load_adapter, save_adapter
 from minilora.formats import peft_files
-from minilora.formats.peft_files import ASIDE, CONFIG, TENSORS, UNSUPPORTED, is_tame, lora_config, names_its_targets
+from minilora.formats.peft_files import (
+    ASIDE,
+    CONFIG,
+    TENSORS,
+    UNSUPPORTED,
+    is_tame,
+    lora_config,
+    names_its_targets,
+)
 from minilora.lora.injection import lora_layers
 
 from .. import profiles
@@ -100,7 +108,9 @@ def die_before(step, monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("other_alpha", [3.0, 5.0], ids=["same config", "another config"])
-def test_killed_before_any_file_operation_a_save_leaves_the_old_adapter_or_the_new(tmp_path, monkeypatch, other_alpha):
+def test_killed_before_any_file_operation_a_save_leaves_the_old_adapter_or_the_new(
+    tmp_path, monkeypatch, other_alpha
+):
     old, new = adapted(seed=1), adapted(lora_alpha=other_alpha, seed=2)
     seen, killed = set(), 0
     for step in range(20):
@@ -120,7 +130,9 @@ def test_killed_before_any_file_operation_a_save_leaves_the_old_adapter_or_the_n
         there = what_peft_would_serve(folder)
         save_adapter(new, tmp_path / "new")
         served.append(what_peft_would_serve(tmp_path / "new"))
-        assert there in served or (there is None and other_alpha != 3.0), "PEFT sees the old, the new, or no adapter"
+        assert there in served or (there is None and other_alpha != 3.0), (
+            "PEFT sees the old, the new, or no adapter"
+        )
         seen.add((torch.equal(found, new(X)), there is None))
         save_adapter(load_adapter(plain(), folder), folder)  # and so it is repaired
         assert sorted(f.name for f in folder.iterdir() if f.name[0] != ".") == [CONFIG, TENSORS]
@@ -194,7 +206,8 @@ def test_an_adapter_of_pefts_that_a_killed_save_left_without_a_config_is_found_a
     save_adapter(model, tmp_path)
     from safetensors.torch import load_file, save_file
 
-    save_file(load_file(tmp_path / TENSORS), tmp_path / TENSORS)  # PEFT's files hold no copy of the config
+    # PEFT's files hold no copy of the config
+    save_file(load_file(tmp_path / TENSORS), tmp_path / TENSORS)
     (tmp_path / CONFIG).rename(tmp_path / ASIDE)
     assert torch.equal(load_adapter(plain(), tmp_path)(X), model(X))
 
@@ -224,9 +237,13 @@ def test_a_folder_that_may_not_be_read_or_written_is_an_error_that_names_it(tmp_
     if as_root:
         os.seteuid(65534)
     try:
-        with pytest.raises(ValueError, match=r"adapter_config.json cannot be read: .*Permission denied"):
+        with pytest.raises(
+            ValueError, match=r"adapter_config.json cannot be read: .*Permission denied"
+        ):
             load_adapter(plain(), folder)
-        with pytest.raises(OSError, match=r"could not write .*adapter_model.safetensors: Permission denied"):
+        with pytest.raises(
+            OSError, match=r"could not write .*adapter_model.safetensors: Permission denied"
+        ):
             save_adapter(adapted(), folder)
     finally:
         if as_root:
@@ -255,7 +272,10 @@ A = "base_model.model.0.lora_A.weight"
         struct.pack("<Q", 2**63) + b"{}",
         struct.pack("<Q", 99 * 10**6) + b"{" * 1000,
         with_header(b"[" * 200_000),
-        with_header({A: {**F32, "data_offsets": [0, 24]}, A + "2": {**F32, "data_offsets": [8, 32]}}, bytes(32)),
+        with_header(
+            {A: {**F32, "data_offsets": [0, 24]}, A + "2": {**F32, "data_offsets": [8, 32]}},
+            bytes(32),
+        ),
         with_header({A: {**F32, "data_offsets": [0, 2**62]}}, bytes(24)),
         with_header({A: {**F32, "data_offsets": [24, 0]}}, bytes(24)),
         with_header({A: {**F32, "shape": [2**40, 2**40], "data_offsets": [0, 24]}}, bytes(24)),
@@ -265,8 +285,23 @@ A = "base_model.model.0.lora_A.weight"
         with_header({A: {**F32, "dtype": "PICKLE", "data_offsets": [0, 24]}}, bytes(24)),
     ],
     ids=[
-        *("empty", "header past the end", "header of 2**63", "header bomb", "deep header", "overlap", "offset past the end"),
-        *("backwards", "shape overflow", "shape wraps to 0", "negative shape", "trailing bytes", "unknown dtype"),
+        *(
+            "empty",
+            "header past the end",
+            "header of 2**63",
+            "header bomb",
+            "deep header",
+            "overlap",
+            "offset past the end",
+        ),
+        *(
+            "backwards",
+            "shape overflow",
+            "shape wraps to 0",
+            "negative shape",
+            "trailing bytes",
+            "unknown dtype",
+        ),
     ],
 )
 def test_hostile_tensor_files_are_refused_at_once(tmp_path, content):
@@ -307,7 +342,9 @@ def test_a_hostile_pattern_does_not_hang_the_loader(tmp_path):
     found = json.loads((tmp_path / CONFIG).read_text())
     start, layers = time.monotonic(), {"layers_to_transform": [0], "layers_pattern": ["(a+)+!"]}
     for change in ({"target_modules": "(a+)+!"}, {"exclude_modules": "(a+)+!"}, layers):
-        assert not names_its_targets({**found, **change}, lora_config({**found, **change})[0]), "or it would be tried"
+        assert not names_its_targets({**found, **change}, lora_config({**found, **change})[0]), (
+            "or it would be tried"
+        )
         (tmp_path / CONFIG).write_text(json.dumps({**found, **change}))
         load_adapter(model, tmp_path)  # the tensors say which module is meant
     (tmp_path / CONFIG).write_text(json.dumps({**found, "alpha_pattern": {"(a+)+!": 2}}))
@@ -365,18 +402,38 @@ def check_against_the_files(model, folder):
             assert np.array_equal(getattr(layer, factor).detach().numpy(), wanted)
         r = tensors[f"base_model.model.{name}.lora_A.weight"].shape[0]
         assert layer.r == r
-        assert layer.scaling == alphas_by_peft(found, name) / (r**0.5 if found.get("use_rslora") else r)
+        assert layer.scaling == alphas_by_peft(found, name) / (
+            r**0.5 if found.get("use_rslora") else r
+        )
 
 
 # What PEFT writes about where an adapter is from, and how its first values were found.
-HARMLESS = {"task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode"}
-HARMLESS |= {"fan_in_fan_out", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "runtime_config"}
-HARMLESS |= {"qalora_group_size", "megatron_core"}  # each does nothing without another that is refused
+HARMLESS = {
+    "task_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+}
+HARMLESS |= {
+    "fan_in_fan_out",
+    "loftq_config",
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "runtime_config",
+}
+# each does nothing without another that is refused
+HARMLESS |= {"qalora_group_size", "megatron_core"}
 
 
 def test_every_setting_that_peft_knows_is_read_refused_or_harmless():
     """A new one that changes what the tensors mean must not be passed over in silence."""
-    theirs, ours = ({field.name for field in dataclasses.fields(config)} for config in (peft.LoraConfig, LoraConfig))
+    theirs, ours = (
+        {field.name for field in dataclasses.fields(config)}
+        for config in (peft.LoraConfig, LoraConfig)
+    )
     assert theirs - ours - {"peft_type", "init_lora_weights"} - HARMLESS <= set(UNSUPPORTED)
 
 
@@ -388,9 +445,13 @@ def test_a_config_without_rank_or_alpha_has_pefts():
         assert getattr(found, name) == getattr(theirs, name), name
 
 
-@pytest.mark.parametrize("content", ["[]", "3", '"LORA"', "null", "", "{", "[" * 100_000, '{"r": 1' + "0" * 5000 + "}"])
+@pytest.mark.parametrize(
+    "content", ["[]", "3", '"LORA"', "null", "", "{", "[" * 100_000, '{"r": 1' + "0" * 5000 + "}"]
+)
 def test_a_config_that_is_no_object_is_refused(tmp_path, content):
     save_adapter(adapted(), tmp_path)
     (tmp_path / CONFIG).write_text(content)
-    with pytest.raises(ValueError, match=r"adapter_config.json (is no readable JSON|must hold a JSON object)"):
+    with pytest.raises(
+        ValueError, match=r"adapter_config.json (is no readable JSON|must hold a JSON object)"
+    ):
         load_adapter(plain(), tmp_path)

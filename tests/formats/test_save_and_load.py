@@ -18,13 +18,21 @@ from ..lora.test_injection import fill
 from ..test_foreign import make
 from ..tolerance import assert_as_close, exactly
 
-SIZES = {"vocab_size": 32, "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+}
 
 
 def pair():
     """The same random Llama twice: transformers' and ours."""
     torch.manual_seed(0)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES, num_key_value_heads=2, rms_norm_eps=1e-5)).eval()
+    theirs = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(**SIZES, num_key_value_heads=2, rms_norm_eps=1e-5)
+    ).eval()
     ours = Llama(LlamaConfig(**SIZES, num_key_value_heads=2, tie_word_embeddings=False)).eval()
     ours.load_state_dict(theirs.state_dict())
     return ours, theirs
@@ -67,7 +75,9 @@ def test_pefts_adapter_opens_here_and_goes_back_to_the_bit(tmp_path, config):
     load_adapter(ours, tmp_path / "peft")
     assert_as_close(ours(IDS), peft(IDS).logits, exactly(peft, IDS))
     save_adapter(ours, tmp_path / "ours")
-    one, two = (load_file(tmp_path / side / "adapter_model.safetensors") for side in ("peft", "ours"))
+    one, two = (
+        load_file(tmp_path / side / "adapter_model.safetensors") for side in ("peft", "ours")
+    )
     assert one.keys() == two.keys()
     assert all(torch.equal(one[name], two[name]) for name in one)
 
@@ -81,10 +91,18 @@ def saved(tmp_path, **config):
 
 def test_the_folder_holds_the_adapter_and_nothing_else(tmp_path):
     ours, folder = saved(tmp_path)
-    assert sorted(f.name for f in folder.iterdir()) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(f.name for f in folder.iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
     tensors = load_file(folder / "adapter_model.safetensors")
-    assert sum(t.numel() for t in tensors.values()) == sum(la.lora_A.numel() + la.lora_B.numel() for _, la in lora_layers(ours))
-    assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == ["q_proj", "v_proj"]
+    assert sum(t.numel() for t in tensors.values()) == sum(
+        la.lora_A.numel() + la.lora_B.numel() for _, la in lora_layers(ours)
+    )
+    assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == [
+        "q_proj",
+        "v_proj",
+    ]
 
 
 def test_targets_that_are_not_all_of_a_name_are_written_out_in_full(tmp_path):
@@ -118,14 +136,23 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
     ("change", "message"),
     [
         (lambda t: t.pop(Q + "B.weight"), "layers.0.self_attn.q_proj.lora_B is missing"),
-        (lambda t: t.update({Q + "A.weight": torch.ones(3, 24)}), r"q_proj.lora_A has shape \(3, 24\), needed \(2, 24\)"),
-        (lambda t: t[Q + "A.weight"].fill_(float("nan")), "q_proj.lora_A holds values that are not finite"),
+        (
+            lambda t: t.update({Q + "A.weight": torch.ones(3, 24)}),
+            r"q_proj.lora_A has shape \(3, 24\), needed \(2, 24\)",
+        ),
+        (
+            lambda t: t[Q + "A.weight"].fill_(float("nan")),
+            "q_proj.lora_A holds values that are not finite",
+        ),
         (
             lambda t: t.update({Q + "A.weight": t[Q + "A.weight"].double() * 1e300}),
             "q_proj.lora_A holds values that are not",
         ),
         (lambda t: t.update({"extra": torch.ones(1)}), "unknown tensors extra"),
-        (lambda t: t.update({Q + "magnitude_vector": torch.ones(24)}), "unknown tensors .*magnitude_vector"),
+        (
+            lambda t: t.update({Q + "magnitude_vector": torch.ones(24)}),
+            "unknown tensors .*magnitude_vector",
+        ),
         (
             lambda t: [t.update({k.removeprefix("base_model.model."): t.pop(k)}) for k in list(t)],
             "needed base_model.model.<module>",
@@ -135,27 +162,33 @@ Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
             "the base has no module model.layers.9",
         ),
         (
-            lambda t: [t.update({k.replace("self_attn.q_proj", "input_layernorm"): t.pop(k)}) for k in list(t)],
+            lambda t: [
+                t.update({k.replace("self_attn.q_proj", "input_layernorm"): t.pop(k)})
+                for k in list(t)
+            ],
             "is a RMSNorm here, no Linear",
         ),
         (lambda t: t.clear(), "holds no tensors"),
     ],
 )
 @pytest.mark.parametrize("injected", [False, True])
-def test_tensors_that_do_not_fit_are_named_and_the_model_stays_as_it_was(tmp_path, change, message, injected):
+def test_tensors_that_do_not_fit_are_named_and_the_model_stays_as_it_was(
+    tmp_path, change, message, injected
+):
     _, folder = saved(tmp_path)
     change_tensors(folder, change)
     other, _ = pair()
     if injected:
         inject(other, LoraConfig(r=2))
-        message = message.replace("the base has no module", "(is in the file, but has no adapter here|has no module)").replace(
-            "is a RMSNorm here, no Linear", "is in the file, but has no adapter here"
-        )
+        message = message.replace(
+            "the base has no module", "(is in the file, but has no adapter here|has no module)"
+        ).replace("is a RMSNorm here, no Linear", "is in the file, but has no adapter here")
     before = {n: t.clone() for n, t in other.state_dict().items()}
     with pytest.raises(
         ValueError,
         match=message.replace(
-            "(is in the file, but has no adapter here|has no module) model.layers.9", "is in the file, but has no adapter here"
+            "(is in the file, but has no adapter here|has no module) model.layers.9",
+            "is in the file, but has no adapter here",
         ),
     ):
         load_adapter(other, folder)
@@ -170,19 +203,31 @@ def test_tensors_that_do_not_fit_are_named_and_the_model_stays_as_it_was(tmp_pat
         ({"use_dora": True}, "use_dora=True is not supported"),
         ({"bias": "all"}, "bias='all' is not supported"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save=\['lm_head'\] is not supported"),
-        ({"rank_pattern": {"q_proj": 4}}, r"0.self_attn.q_proj.lora_A has shape \(2, 24\), needed \(4, 24\)"),
+        (
+            {"rank_pattern": {"q_proj": 4}},
+            r"0.self_attn.q_proj.lora_A has shape \(2, 24\), needed \(4, 24\)",
+        ),
         ({"rank_pattern": {"q_proj": "4"}}, r"rank_pattern\['q_proj'\]: r must be a whole number"),
         ({"alpha_pattern": {"(a+)+": 4}}, r"the pattern '\(a\+\)\+' could take for ever to match"),
         ({"alora_invocation_tokens": [1]}, r"alora_invocation_tokens=\[1\] is not supported"),
         ({"use_bdlora": {"nblocks": 2}}, "use_bdlora=.* is not supported"),
-        ({"target_modules": ["q_proj"]}, "layers.0.self_attn.v_proj has tensors, but is no target of its config"),
+        (
+            {"target_modules": ["q_proj"]},
+            "layers.0.self_attn.v_proj has tensors, but is no target of its config",
+        ),
         (
             {"target_modules": ["q_proj", "k_proj", "v_proj"]},
             "k_proj is a target of its config, but has no tensors",
         ),
-        ({"exclude_modules": ["1.self_attn.q_proj"]}, "1.self_attn.q_proj has tensors, but is no target"),
+        (
+            {"exclude_modules": ["1.self_attn.q_proj"]},
+            "1.self_attn.q_proj has tensors, but is no target",
+        ),
         ({"layers_to_transform": [0]}, "1.self_attn.q_proj has tensors, but is no target"),
-        ({"target_modules": {"q_proj": 1}}, "target_modules must be a list of names or one regular expression"),
+        (
+            {"target_modules": {"q_proj": 1}},
+            "target_modules must be a list of names or one regular expression",
+        ),
         ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base"),
         ({"init_lora_weights": "pissa_niter_4"}, "changes the base"),
         ({"init_lora_weights": "olora"}, "changes the base"),
@@ -219,7 +264,9 @@ def test_an_adapter_of_another_rank_or_a_merged_model_is_refused(tmp_path):
     _, folder = saved(tmp_path)
     other, _ = pair()
     inject(other, LoraConfig(r=2, lora_alpha=3))
-    with pytest.raises(ValueError, match=r"q_proj has r=2, scaling=1.5 here; the file r=2, scaling=8"):
+    with pytest.raises(
+        ValueError, match=r"q_proj has r=2, scaling=1.5 here; the file r=2, scaling=8"
+    ):
         load_adapter(other, folder)
     merged, _ = pair()
     inject(merged, LoraConfig(r=2))
@@ -233,7 +280,9 @@ def test_an_adapter_that_lacks_a_module_of_the_model_is_refused_and_nothing_chan
     other, _ = pair()
     inject(other, LoraConfig(r=2, target_modules=["q_proj", "k_proj", "v_proj"]))
     before = {name: t.clone() for name, t in other.state_dict().items()}
-    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.k_proj has an adapter here but not in the file"):
+    with pytest.raises(
+        ValueError, match=r"layers\.0\.self_attn\.k_proj has an adapter here but not in the file"
+    ):
         load_adapter(other, folder)
     assert all(torch.equal(t, before[name]) for name, t in other.state_dict().items())
 
@@ -250,7 +299,8 @@ def test_dropout_and_the_layout_of_weights_are_written_down(tmp_path):
 
 def test_a_folder_without_one_of_the_files_is_refused(tmp_path):
     _, folder = saved(tmp_path)
-    change_tensors(folder, lambda t: None)  # safetensors' own save_file drops the metadata, as PEFT has none of ours
+    # safetensors' own save_file drops the metadata, as PEFT has none of ours
+    change_tensors(folder, lambda t: None)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         copy = shutil.copytree(folder, tmp_path / f"without {name}")
         (copy / name).unlink()
@@ -260,12 +310,24 @@ def test_a_folder_without_one_of_the_files_is_refused(tmp_path):
 
 def test_everything_that_is_wrong_stands_in_one_error(tmp_path):
     _, folder = saved(tmp_path)
-    change_tensors(folder, lambda t: t.update({Q + "A.weight": torch.ones(3, 24), "extra": torch.ones(1)}))
+    change_tensors(
+        folder, lambda t: t.update({Q + "A.weight": torch.ones(3, 24), "extra": torch.ones(1)})
+    )
     file = folder / "adapter_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "use_dora": True, "bias": "all", "peft_type": "VERA"}))
+    file.write_text(
+        json.dumps(
+            {**json.loads(file.read_text()), "use_dora": True, "bias": "all", "peft_type": "VERA"}
+        )
+    )
     with pytest.raises(ValueError, match="does not fit this model") as caught:
         load_adapter(pair()[0], folder)
-    for part in ("peft_type is 'VERA'", "use_dora=True", "bias='all'", "unknown tensors extra", r"has shape (3, 24)"):
+    for part in (
+        "peft_type is 'VERA'",
+        "use_dora=True",
+        "bias='all'",
+        "unknown tensors extra",
+        r"has shape (3, 24)",
+    ):
         assert part in str(caught.value)
 
 
@@ -273,7 +335,9 @@ def test_everything_that_is_wrong_stands_in_one_error(tmp_path):
 def test_an_error_names_eight_things_and_counts_the_rest(tmp_path, count, end):
     _, folder = saved(tmp_path, target_modules="all-linear")
     change_tensors(folder, lambda t: t.update({key: torch.ones(1, 1) for key in list(t)[:count]}))
-    with pytest.raises(ValueError, match=rf"needed \(\d+, \d+\){end}\. Nothing was changed") as caught:
+    with pytest.raises(
+        ValueError, match=rf"needed \(\d+, \d+\){end}\. Nothing was changed"
+    ) as caught:
         load_adapter(pair()[0], folder)
     assert str(caught.value).count("has shape (1, 1)") == 8
 
@@ -297,12 +361,21 @@ def test_patterns_of_a_file_for_modules_that_have_no_adapter_are_passed_over(tmp
 
 def test_peft_is_told_what_the_model_does(tmp_path):
     """With a task type PEFT wraps the model's ``generate``, so only a model that has one may get one."""
-    kinds = [("CAUSAL_LM", {"generate": print}), ("SEQ_2_SEQ_LM", {"generate": print, "config": T5}), (None, {"config": T5})]
+    kinds = [
+        ("CAUSAL_LM", {"generate": print}),
+        ("SEQ_2_SEQ_LM", {"generate": print, "config": T5}),
+        (None, {"config": T5}),
+    ]
     for wanted, attributes in kinds:
         model = nn.Sequential(nn.Linear(3, 3))
         vars(model).update(attributes)
         inject(model, LoraConfig(r=1, target_modules=["0"]))
-        assert json.loads((save_adapter(model, tmp_path) / "adapter_config.json").read_text())["task_type"] == wanted
+        assert (
+            json.loads((save_adapter(model, tmp_path) / "adapter_config.json").read_text())[
+                "task_type"
+            ]
+            == wanted
+        )
 
 
 def test_an_adapter_for_another_depth_is_refused(tmp_path):
@@ -311,8 +384,15 @@ def test_an_adapter_for_another_depth_is_refused(tmp_path):
         (1, "the base has no module model.layers.1"),
         (3, "layers.2.self_attn.q_proj is a target .* no tensors"),
     ):
-        other = Llama(LlamaConfig(**{**SIZES, "num_hidden_layers": depth}, num_key_value_heads=2, tie_word_embeddings=False))
-        first = "does not fit this model: was made for a base of another architecture"  # it explains the rest
+        other = Llama(
+            LlamaConfig(
+                **{**SIZES, "num_hidden_layers": depth},
+                num_key_value_heads=2,
+                tie_word_embeddings=False,
+            )
+        )
+        # it explains the rest
+        first = "does not fit this model: was made for a base of another architecture"
         with pytest.raises(ValueError, match=f"{first}.*{message}"):
             load_adapter(other, folder)
 
@@ -327,7 +407,11 @@ def test_ranks_and_alphas_of_their_own_go_to_peft_and_come_back(tmp_path):
     fill(ours)
     save_adapter(ours, tmp_path)
     found = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert found["rank_pattern"] == {"k_proj": 5, r"^model\.layers\.0\.mlp\.up_proj": 3, r"^model\.layers\.1\.mlp\.up_proj": 1}
+    assert found["rank_pattern"] == {
+        "k_proj": 5,
+        r"^model\.layers\.0\.mlp\.up_proj": 3,
+        r"^model\.layers\.1\.mlp\.up_proj": 1,
+    }
     assert found["alpha_pattern"] == {"down_proj": 7}
     peft = PeftModel.from_pretrained(theirs, tmp_path)
     assert_as_close(ours(IDS), peft(IDS).logits, exactly(peft, IDS))
@@ -335,7 +419,9 @@ def test_ranks_and_alphas_of_their_own_go_to_peft_and_come_back(tmp_path):
     for folder in (tmp_path, tmp_path / "theirs"):
         again = load_adapter(pair()[0], folder)
         assert torch.equal(again(IDS), ours(IDS))
-        assert [repr(la) for _, la in lora_layers(again)] == [repr(la) for _, la in lora_layers(ours)]
+        assert [repr(la) for _, la in lora_layers(again)] == [
+            repr(la) for _, la in lora_layers(ours)
+        ]
 
 
 def test_a_path_that_ends_another_is_not_taken_for_it(tmp_path):
@@ -343,16 +429,24 @@ def test_a_path_that_ends_another_is_not_taken_for_it(tmp_path):
 
     def model():
         torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4))
+        return nn.Sequential(
+            nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 4)
+        )
 
     for targets in (["0"], r"0|1\.1|2"):
         ours = model()
-        ours_config = LoraConfig(r=2, target_modules="^0$" if targets == ["0"] else targets, rank_pattern={"^0": 3})
+        ours_config = LoraConfig(
+            r=2, target_modules="^0$" if targets == ["0"] else targets, rank_pattern={"^0": 3}
+        )
         inject(ours, ours_config)
         fill(ours)
         save_adapter(ours, tmp_path)
         peft = PeftModel.from_pretrained(model(), tmp_path)
-        there = {n.removeprefix("base_model.model."): m.r["default"] for n, m in peft.named_modules() if hasattr(m, "lora_A")}
+        there = {
+            n.removeprefix("base_model.model."): m.r["default"]
+            for n, m in peft.named_modules()
+            if hasattr(m, "lora_A")
+        }
         assert there == {name: layer.r for name, layer in lora_layers(ours)}
         x = torch.randn(3, 4)
         assert torch.equal(load_adapter(model(), tmp_path)(x), ours(x))
@@ -364,19 +458,25 @@ def test_a_linear_that_is_called_base_is_told_from_the_other(tmp_path):
     from peft import PeftModel
 
     def model():
-        return nn.ModuleDict({side: nn.ModuleDict({"base": nn.Linear(4, 4)}) for side in ("encoder", "decoder")})
+        return nn.ModuleDict(
+            {side: nn.ModuleDict({"base": nn.Linear(4, 4)}) for side in ("encoder", "decoder")}
+        )
 
     ours = model()
     inject(ours, LoraConfig(r=2, target_modules=["decoder.base"]))
     save_adapter(ours, tmp_path)
     there = PeftModel.from_pretrained(model(), tmp_path)
-    assert [n for n, m in there.named_modules() if hasattr(m, "lora_A")] == ["base_model.model.decoder.base"]
+    assert [n for n, m in there.named_modules() if hasattr(m, "lora_A")] == [
+        "base_model.model.decoder.base"
+    ]
     with pytest.warns(UserWarning, match="other values"):
         load_adapter(model(), tmp_path)
 
 
 def test_a_bare_layer_has_no_path_to_be_saved_under(tmp_path):
-    with pytest.raises(ValueError, match="this is a LoRALayer itself, not a model with adapters inside"):
+    with pytest.raises(
+        ValueError, match="this is a LoRALayer itself, not a model with adapters inside"
+    ):
         save_adapter(LoRALayer(nn.Linear(4, 2)), tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -393,7 +493,10 @@ def test_a_diverged_adapter_is_not_saved(tmp_path):
     ours, folder = saved(tmp_path)
     before = (folder / "adapter_model.safetensors").read_bytes()
     next(lora_layers(ours))[1].lora_A.data[0, 0] = float("nan")
-    with pytest.raises(ValueError, match="q_proj.lora_A.weight holds values that are not finite: the training diverged"):
+    with pytest.raises(
+        ValueError,
+        match="q_proj.lora_A.weight holds values that are not finite: the training diverged",
+    ):
         save_adapter(ours, folder)
     assert (folder / "adapter_model.safetensors").read_bytes() == before
 
@@ -402,7 +505,13 @@ def test_settings_that_do_not_change_the_tensors_are_no_reason_to_refuse(tmp_pat
     ours, folder = saved(tmp_path)
     file = folder / "adapter_config.json"
     file.write_text(
-        json.dumps({**json.loads(file.read_text()), "exclude_modules": ["down_proj"], "layers_to_transform": [0, 1]})
+        json.dumps(
+            {
+                **json.loads(file.read_text()),
+                "exclude_modules": ["down_proj"],
+                "layers_to_transform": [0, 1],
+            }
+        )
     )
     assert torch.equal(load_adapter(pair()[0], folder)(IDS), ours(IDS))
 
@@ -430,7 +539,9 @@ def test_another_base_is_told_of_and_refused_when_strict(tmp_path):
     with pytest.warns(UserWarning, match="was made for a base with other values") as caught:
         load_adapter(other, folder)
     assert caught[0].filename == __file__, "the warning shows the line that loads"
-    wider = Llama(LlamaConfig(**{**SIZES, "vocab_size": 40}, num_key_value_heads=2, tie_word_embeddings=False))
+    wider = Llama(
+        LlamaConfig(**{**SIZES, "vocab_size": 40}, num_key_value_heads=2, tie_word_embeddings=False)
+    )
     with pytest.warns(UserWarning, match="was made for a base of another architecture"):
         load_adapter(wider, folder)
     for model, message in ((other, "other values"), (wider, "another architecture")):
@@ -459,20 +570,29 @@ def test_a_pickle_by_the_right_name_is_refused(tmp_path):
     with pytest.raises(ValueError, match="no readable safetensors file"):
         load_adapter(ours, folder)
     (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin")
-    with pytest.raises(ValueError, match="does not exist: the tensors should be in a safetensors file of that name"):
+    with pytest.raises(
+        ValueError, match="does not exist: the tensors should be in a safetensors file of that name"
+    ):
         load_adapter(ours, folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.int8, torch.bool, torch.float8_e4m3fn, torch.complex64]
+)
 def test_tensors_of_other_dtypes_are_refused(tmp_path, dtype):
     _, folder = saved(tmp_path)
     change_tensors(folder, lambda t: t.update({Q + "A.weight": t[Q + "A.weight"].to(dtype)}))
-    with pytest.raises(ValueError, match=r"q_proj.lora_A holds torch\.\w+, needed a floating-point dtype"):
+    with pytest.raises(
+        ValueError, match=r"q_proj.lora_A holds torch\.\w+, needed a floating-point dtype"
+    ):
         load_adapter(pair()[0], folder)
 
 
 def test_a_path_that_climbs_out_is_only_a_name_that_does_not_exist(tmp_path):
     _, folder = saved(tmp_path)
-    change_tensors(folder, lambda t: t.update({"base_model.model.../../etc/passwd.lora_A.weight": torch.ones(2, 24)}))
+    change_tensors(
+        folder,
+        lambda t: t.update({"base_model.model.../../etc/passwd.lora_A.weight": torch.ones(2, 24)}),
+    )
     with pytest.raises(ValueError, match="the base has no module ../../etc/passwd"):
         load_adapter(pair()[0], folder)

@@ -20,7 +20,18 @@ def cases() -> dict[str, torch.Tensor]:
     outlier = normal.clone()
     outlier[3, 5] = 100.0
     levels = torch.tensor(
-        [-1.0, -0.6961928, -0.52507305, -0.39491749, -0.28444138, -0.18477343, -0.09105004, 0.0, 0.0795803, 1.0]
+        [
+            -1.0,
+            -0.6961928,
+            -0.52507305,
+            -0.39491749,
+            -0.28444138,
+            -0.18477343,
+            -0.09105004,
+            0.0,
+            0.0795803,
+            1.0,
+        ]
     )
     return {
         "normal": normal,
@@ -45,17 +56,24 @@ def main() -> None:
         tensors[f"{name}.weight"] = weight
         for kind, block_size in (("nf4", 64), ("fp4", 64), ("nf4", 128)):
             for double_quant in (False, True):
-                packed, state = quantize_4bit(weight, blocksize=block_size, quant_type=kind, compress_statistics=double_quant)
+                packed, state = quantize_4bit(
+                    weight, blocksize=block_size, quant_type=kind, compress_statistics=double_quant
+                )
                 key = f"{name}.{kind}.{block_size}.{'double' if double_quant else 'single'}"
                 tensors[f"{key}.packed"] = packed.flatten()
                 tensors[f"{key}.absmax"] = state.absmax
                 if double_quant:
                     tensors[f"{key}.absmax2"] = state.state2.absmax
                     tensors[f"{key}.offset"] = state.offset
-                if weight.dim() == 1 and len(weight) < 1000 and kind == "nf4":  # where every CPU kernel is right
+                # where every CPU kernel is right
+                if weight.dim() == 1 and len(weight) < 1000 and kind == "nf4":
                     tensors[f"{key}.values"] = dequantize_4bit(packed, state).flatten()
     about = {"bitsandbytes": bitsandbytes.__version__, "torch": torch.__version__}
-    save_file({k: v.contiguous() for k, v in tensors.items()}, Path(__file__).with_name("nf4.safetensors"), about)
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()},
+        Path(__file__).with_name("nf4.safetensors"),
+        about,
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ from minilora.learn.pages import CSS, render_docstring, render_prose
 from minilora.learn.run import child_environment
 
 ROOT = Path(__file__).parents[2]
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 VOID = {"meta", "link", "img", "br", "hr", "source", "input"}
 
 
@@ -48,7 +50,15 @@ class Page(HTMLParser):
 
     def __init__(self, file):
         super().__init__()
-        self.links, self.ids, self.headings, self.images, self.loads, self.open, self.html = [], [], [], [], [], [], {}
+        self.links, self.ids, self.headings, self.images, self.loads, self.open, self.html = (
+            [],
+            [],
+            [],
+            [],
+            [],
+            [],
+            {},
+        )
         self.crossed = []
         self.feed(file.read_text(encoding="utf-8"))
 
@@ -97,7 +107,9 @@ def test_pages_have_a_language_a_title_headings_in_order_and_alt_texts(site):
         assert re.search(r"<title>[^<]{8,}</title>", file.read_text(encoding="utf-8")), file.name
         assert page.headings.count(1) == 1, file.name
         assert page.headings[0] == 1, file.name
-        steps = [after - before for before, after in zip(page.headings, page.headings[1:], strict=False)]
+        steps = [
+            after - before for before, after in zip(page.headings, page.headings[1:], strict=False)
+        ]
         assert max(steps, default=0) <= 1, f"{file.name} skips a level: {page.headings}"
         assert len(set(page.ids)) == len(page.ids), file.name
         assert all(len(image.get("alt", "")) > 15 for image in page.images), file.name
@@ -115,35 +127,62 @@ def luminance(colour):
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
 def test_text_has_the_contrast_of_wcag_aa(theme):
     colours = dict(
-        re.findall(r"--(\w+): (#\w+)", re.findall(r":root \{(.*?)\}", CSS.read_text(encoding="utf-8"), re.DOTALL)[theme])
+        re.findall(
+            r"--(\w+): (#\w+)",
+            re.findall(r":root \{(.*?)\}", CSS.read_text(encoding="utf-8"), re.DOTALL)[theme],
+        )
     )
     for ground in ("paper", "field"):
         for text in ("ink", "soft", "link", "mark", "key", "text", "note", "name", "number"):
-            light, dark = sorted((luminance(colours[ground]), luminance(colours[text])), reverse=True)
+            light, dark = sorted(
+                (luminance(colours[ground]), luminance(colours[text])), reverse=True
+            )
             assert (light + 0.05) / (dark + 0.05) >= 4.5, f"{text} on {ground}"
 
 
 def test_the_page_shows_what_the_run_computed(site):
     page = (site / "01_one_matmul.html").read_text(encoding="utf-8")
-    for part in ("24 weights, 24 numbers", "What the run says", "Hint 3", "(prefers-color-scheme: dark)", "A solution of"):
+    for part in (
+        "24 weights, 24 numbers",
+        "What the run says",
+        "Hint 3",
+        "(prefers-color-scheme: dark)",
+        "A solution of",
+    ):
         assert part in page
     assert "{{" not in page
 
 
-@pytest.mark.skipif(BROWSER is None, reason="the book was not opened: no chromium here (apt-get install chromium)")
+@pytest.mark.skipif(
+    BROWSER is None, reason="the book was not opened: no chromium here (apt-get install chromium)"
+)
 @pytest.mark.parametrize("width", [390, 1280])
 def test_no_page_is_wider_than_the_window_and_nothing_is_fetched(site, tmp_path, width):
     """A page of frames measures the others; whatever leaves this machine would go through a proxy that does not exist."""
     names = [file.name for file in pages(site)]
-    frames = "".join(f'<iframe src="{(site / name).as_uri()}" width="{width}" height="700"></iframe>' for name in names)
-    script = "onload = () => { document.body.dataset.wide = [...document.querySelectorAll('iframe')].map(f => { const d = "
-    script += (
-        "f.contentDocument; return d.documentElement.scrollWidth + '/' + [...d.images].every(i => i.naturalWidth > 0) + '/' + "
+    frames = "".join(
+        f'<iframe src="{(site / name).as_uri()}" width="{width}" height="700"></iframe>'
+        for name in names
     )
+    script = "onload = () => { document.body.dataset.wide = [...document.querySelectorAll('iframe')].map(f => { const d = "
+    script += "f.contentDocument; return d.documentElement.scrollWidth + '/' + [...d.images].every(i => i.naturalWidth > 0) + '/' + "
     script += "f.contentWindow.performance.getEntriesByType('resource').every(e => e.name.startsWith('file:')) }).join(' ') }"
-    (tmp_path / "frames.html").write_text(f"<!doctype html><body>{frames}<script>{script}</script>", encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", "--proxy-server=127.0.0.1:9", (tmp_path / "frames.html").as_uri()]
+    (tmp_path / "frames.html").write_text(
+        f"<!doctype html><body>{frames}<script>{script}</script>", encoding="utf-8"
+    )
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--allow-file-access-from-files",
+        "--dump-dom",
+    ]
+    command += [
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--proxy-server=127.0.0.1:9",
+        (tmp_path / "frames.html").as_uri(),
+    ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
     found = re.search(r'data-wide="([^"]*)"', dom).group(1).split()
     assert len(found) == len(names)
@@ -162,12 +201,18 @@ def test_prose_cannot_bring_in_html_and_docstrings_keep_their_equations():
 
 def test_the_lessons_are_in_the_wheel_and_work_in_an_empty_folder(tmp_path):
     for name in ("minilora", "lessons"):
-        shutil.copytree(ROOT / name, tmp_path / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name, tmp_path / "tree" / name, ignore=shutil.ignore_patterns("__pycache__")
+        )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path / "tree" / name)
     build = "import setuptools.build_meta as b, sys; print(b.build_wheel(sys.argv[1]))"
     subprocess.run(
-        [sys.executable, "-c", build, str(tmp_path)], cwd=tmp_path / "tree", capture_output=True, text=True, check=True
+        [sys.executable, "-c", build, str(tmp_path)],
+        cwd=tmp_path / "tree",
+        capture_output=True,
+        text=True,
+        check=True,
     )
     wheel = next(tmp_path.glob("*.whl"))
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
@@ -184,6 +229,10 @@ def test_the_lessons_are_in_the_wheel_and_work_in_an_empty_folder(tmp_path):
     )
     assert said.returncode == 0, said.stderr
     assert "What you can now defend" in said.stdout
-    there = sorted(file.name for file in (tmp_path / "site" / "minilora" / "lessons").glob("[0-9]*.py"))
+    there = sorted(
+        file.name for file in (tmp_path / "site" / "minilora" / "lessons").glob("[0-9]*.py")
+    )
     assert there == [lesson.path.name for lesson in list_lessons()]
-    assert len(list((tmp_path / "site" / "minilora" / "lessons" / "checks").glob("[0-9]*.py"))) == len(there)
+    assert len(
+        list((tmp_path / "site" / "minilora" / "lessons" / "checks").glob("[0-9]*.py"))
+    ) == len(there)

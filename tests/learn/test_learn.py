@@ -99,21 +99,39 @@ def test_a_lesson_is_walked_from_start_to_end(lesson, tmp_path, monkeypatch, cap
     desk = tmp_path / "mine"
 
     def solve():
-        (desk / "01_two.py").write_text("def double(x):\n    print('hello')\n    return x + x\n", encoding="utf-8")
+        (desk / "01_two.py").write_text(
+            "def double(x):\n    print('hello')\n    return x + x\n", encoding="utf-8"
+        )
         return ""
 
     out, done = walk(lesson, desk, monkeypatch, capsys, "4", "", "", "h", "h", "h", "h", solve)
     assert done
-    for part in ("α total 4", "You were right", "It is 4.", "Still to do", "Hint 3 of 3", "hello", "Passed", "The end of it"):
+    for part in (
+        "α total 4",
+        "You were right",
+        "It is 4.",
+        "Still to do",
+        "Hint 3 of 3",
+        "hello",
+        "Passed",
+        "The end of it",
+    ):
         assert part in out
     entry = json.loads((desk / "progress.json").read_text(encoding="utf-8"))["lessons"]["01_two"]
     assert entry["finished"]
     assert entry["predictions"]["total"] == {"said": "4", "answer": 4, "right": True}
-    assert entry["exercises"]["double"] == {"passed": True, "tries": 2, "hints": 3, "revealed": False}
+    assert entry["exercises"]["double"] == {
+        "passed": True,
+        "tries": 2,
+        "hints": 3,
+        "revealed": False,
+    }
     assert "return 2 * x" in (desk / "solutions" / "01_two.py").read_text(encoding="utf-8")
 
 
-def test_a_lesson_goes_on_where_it_was_left_and_remembers_the_prediction(lesson, tmp_path, monkeypatch, capsys):
+def test_a_lesson_goes_on_where_it_was_left_and_remembers_the_prediction(
+    lesson, tmp_path, monkeypatch, capsys
+):
     assert walk(lesson, tmp_path, monkeypatch, capsys, "5", "q")[1] is False
     out, done = walk(lesson, tmp_path, monkeypatch, capsys, "", "s")
     assert done
@@ -132,11 +150,25 @@ def test_coming_back_shows_what_was_being_read(lesson, tmp_path, monkeypatch, ca
     assert "def double(x):" in out
 
 
-def test_a_choice_is_asked_for_again_and_the_answer_is_spelled_out(lesson, tmp_path, monkeypatch, capsys):
+def test_a_choice_is_asked_for_again_and_the_answer_is_spelled_out(
+    lesson, tmp_path, monkeypatch, capsys
+):
     text = lesson.path.read_text(encoding="utf-8")
     choices = '# - a) three\n# - b) four\n# answer: "b"\n'
     lesson.path.write_text(text.replace("# answer: total\n", choices), encoding="utf-8")
-    out, _ = walk(parse_lesson(lesson.path), tmp_path, monkeypatch, capsys, "help", "c", "A)", "help", "", "code", "q")
+    out, _ = walk(
+        parse_lesson(lesson.path),
+        tmp_path,
+        monkeypatch,
+        capsys,
+        "help",
+        "c",
+        "A)",
+        "help",
+        "",
+        "code",
+        "q",
+    )
     assert out.count("a or b?") == 2
     assert "Not as predicted: you said A), it is b) four." in out
     assert "Here Enter goes on and q leaves" in out
@@ -148,7 +180,9 @@ def test_the_last_lesson_names_no_next_one(lesson, tmp_path, monkeypatch, capsys
     assert done
     assert "Next: minilora learn for the course." in out
     (lesson.path.parent / "02_three.py").touch()
-    assert "Next: minilora learn 2, or" in walk(lesson, tmp_path, monkeypatch, capsys, "", "", "s")[0]
+    assert (
+        "Next: minilora learn 2, or" in walk(lesson, tmp_path, monkeypatch, capsys, "", "", "s")[0]
+    )
 
 
 def test_wide_output_goes_on_behind_the_bar():
@@ -161,7 +195,9 @@ def test_wide_output_goes_on_behind_the_bar():
     assert counted.lines == 4
 
 
-def test_a_file_that_python_cannot_read_is_answered_without_a_process(lesson, tmp_path, monkeypatch):
+def test_a_file_that_python_cannot_read_is_answered_without_a_process(
+    lesson, tmp_path, monkeypatch
+):
     def start(*_, **__):
         raise AssertionError("a process was started")
 
@@ -178,7 +214,8 @@ def test_a_file_that_python_cannot_read_is_answered_without_a_process(lesson, tm
 @pytest.mark.slow
 def test_of_what_the_learner_s_code_prints_the_end_is_shown(lesson, tmp_path, monkeypatch, capsys):
     (tmp_path / "01_two.py").write_text(
-        "for n in range(10**4):\n    print('line', n)\ndef double(x):\n    return x.nothing\n", encoding="utf-8"
+        "for n in range(10**4):\n    print('line', n)\ndef double(x):\n    return x.nothing\n",
+        encoding="utf-8",
     )
     out, _ = walk(lesson, tmp_path, monkeypatch, capsys, "", "", "", "q")
     assert "your code printed, at the end (10 lines):\nline 9990\n" in out
@@ -199,7 +236,8 @@ def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
     walker = subprocess.Popen(
         [sys.executable, "-m", "minilora.commands.cli", "learn", "1"],
         cwd=tmp_path,
-        env={k: v for k, v in child_environment().items() if k not in ("COLUMNS", "LINES")} | {"TERM": "xterm"},
+        env={k: v for k, v in child_environment().items() if k not in ("COLUMNS", "LINES")}
+        | {"TERM": "xterm"},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
@@ -215,11 +253,14 @@ def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
             ready, _, _ = select.select([primary], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"{end!r} never came, after {plain!r}"
             given += os.read(primary, 4096)
-            plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", given.decode(errors="ignore")).replace("\r", "")
+            plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", given.decode(errors="ignore")).replace(
+                "\r", ""
+            )
         seen.append(plain)
 
     try:
-        for typed in ("", "", "help", "", "3", "", "q"):  # two cells, a wrong key, a cell, a guess, the run, away
+        # two cells, a wrong key, a cell, a guess, the run, away
+        for typed in ("", "", "help", "", "3", "", "q"):
             read_to()
             os.write(primary, f"{typed}\n".encode())
         read_to("Left. Go on with: minilora learn 1\n")
@@ -234,8 +275,12 @@ def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
     for screen in seen:
         lines = screen.split("\n")
         assert max(map(len, lines)) <= 80
-        assert len(lines) <= 48, "a code cell may be taller than the screen, a text is not pushed off unread"
-    kept = json.loads((tmp_path / "minilora-lessons" / "progress.json").read_text(encoding="utf-8"))["lessons"]["01_one_matmul"]
+        assert len(lines) <= 48, (
+            "a code cell may be taller than the screen, a text is not pushed off unread"
+        )
+    kept = json.loads(
+        (tmp_path / "minilora-lessons" / "progress.json").read_text(encoding="utf-8")
+    )["lessons"]["01_one_matmul"]
     assert kept["predictions"]["rows_that_light_up"]["said"] == "3"
 
 
@@ -244,7 +289,8 @@ def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
     run = subprocess.run(
         [sys.executable, "-m", "minilora.commands.cli", "learn", "1"],
         cwd=tmp_path,
-        env=child_environment() | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252", "NO_COLOR": "1"},
+        env=child_environment()
+        | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252", "NO_COLOR": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
@@ -266,16 +312,28 @@ def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
         ("def double(x):\n    while True: pass\n", "timeout", "a loop that never ends"),
         ("import sys\nsys.exit(0)\n", "error", "sys.exit"),
         ("import os\nos._exit(0)\n", "error", "before an answer came"),
-        ("import no_such_thing\n", "error", "line 1, `import no_such_thing`, raised ModuleNotFoundError"),
-        ("def double(x):\n    y = x\n    return y.size\n", "error", "line 3, `return y.size`, raised AttributeError"),
+        (
+            "import no_such_thing\n",
+            "error",
+            "line 1, `import no_such_thing`, raised ModuleNotFoundError",
+        ),
+        (
+            "def double(x):\n    y = x\n    return y.size\n",
+            "error",
+            "line 3, `return y.size`, raised AttributeError",
+        ),
         ("other = 1\n", "error", "has no function double"),
         ("def double(x):\n    raise KeyboardInterrupt\n", "error", "KeyboardInterrupt"),
         ("print('x' * 10**7)\ndef double(x):\n    return 2 * x\n", "passed", ""),
     ],
 )
-def test_whatever_a_learner_writes_is_answered_in_a_sentence(lesson, tmp_path, source, status, message):
+def test_whatever_a_learner_writes_is_answered_in_a_sentence(
+    lesson, tmp_path, source, status, message
+):
     (tmp_path / "mine.py").write_text(source, encoding="utf-8")
-    verdict = judge_file(lesson, "double", tmp_path / "mine.py", limit=6 if status == "timeout" else 60)
+    verdict = judge_file(
+        lesson, "double", tmp_path / "mine.py", limit=6 if status == "timeout" else 60
+    )
     assert verdict.status == status
     assert message in verdict.message
     assert len(verdict.said) <= 2000
@@ -286,12 +344,17 @@ def test_the_learner_s_file_is_completed_never_overwritten(lesson, tmp_path):
     file = open_desk(lesson, tmp_path)
     assert judge_file(lesson, "double", file).status == "to do"
     file.write_text("mine = 1\n", encoding="utf-8")
-    assert open_desk(lesson, tmp_path).read_text(encoding="utf-8").startswith("mine = 1\n\ndef double")
+    assert (
+        open_desk(lesson, tmp_path).read_text(encoding="utf-8").startswith("mine = 1\n\ndef double")
+    )
     file.write_text("def double(x): return 1\n", encoding="utf-8")
     assert open_desk(lesson, tmp_path).read_text(encoding="utf-8") == "def double(x): return 1\n"
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"lessons": 3}', '{"lessons": {"a": {}}}', "\xff\x00", '{"lessons": {"a": []}}'])
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", '{"lessons": 3}', '{"lessons": {"a": {}}}', "\xff\x00", '{"lessons": {"a": []}}'],
+)
 def test_a_broken_progress_file_is_set_aside_with_a_message(tmp_path, text):
     (tmp_path / "progress.json").write_bytes(text.encode("latin-1"))
     record = Record(tmp_path)
@@ -310,7 +373,10 @@ def test_progress_is_whole_after_a_kill_at_any_moment(tmp_path):
     code += "for n in range(10**9):\n    r.lesson(f'{n % 300:02}_x')['cell'] = n\n    r.save()\n"
     for pause in (0.0, 0.013, 0.05, 0.121):
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], env=child_environment(), stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", code, str(tmp_path)],
+            env=child_environment(),
+            stdout=subprocess.PIPE,
+            text=True,
         )
         process.stdout.readline()
         time.sleep(0.2 + pause)
@@ -326,7 +392,12 @@ def test_progress_is_whole_after_a_kill_at_any_moment(tmp_path):
 def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypatch):
     lesson = find_lesson(1)
     right = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
-    sources = {"ada": right, "bob": "while True: pass\n", "=cid()": "import sys; sys.exit(0)\n", "empty": None}
+    sources = {
+        "ada": right,
+        "bob": "while True: pass\n",
+        "=cid()": "import sys; sys.exit(0)\n",
+        "empty": None,
+    }
     for name, source in sources.items():
         (tmp_path / "class" / name).mkdir(parents=True)
         if source is not None:
@@ -338,7 +409,9 @@ def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypa
     said = capsys.readouterr().out
     assert re.search(r"(?m)^ada +P +1 of 1", said)
     assert "notes.txt is no folder: left out" in said
-    assert "01 weight_gradient: timeout. it was still running after 20 seconds" in said.replace("\n", " ")
+    assert "01 weight_gradient: timeout. it was still running after 20 seconds" in said.replace(
+        "\n", " "
+    )
     written = (tmp_path / "g.csv").read_bytes()
     assert written.startswith(b"\xef\xbb\xbf"), "Excel reads UTF-8 by its byte order mark"
     rows = list(csv.reader(io.StringIO(written.decode("utf-8-sig"))))
@@ -346,7 +419,9 @@ def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypa
     assert rows[3][0] == "'=cid()", "a spreadsheet must not compute a name"
 
 
-def test_a_folder_that_is_not_there_is_named_before_anything_is_graded(tmp_path, capsys, monkeypatch):
+def test_a_folder_that_is_not_there_is_named_before_anything_is_graded(
+    tmp_path, capsys, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ada").mkdir()
     for arguments, sentence in {
@@ -373,7 +448,9 @@ def fill_in(lesson, text):
     return script.replace(stub, text)
 
 
-RIGHT = "def weight_gradient(dy, x):\n    return np.tensordot(dy, x, axes=(range(dy.ndim - 1),) * 2)\n"
+RIGHT = (
+    "def weight_gradient(dy, x):\n    return np.tensordot(dy, x, axes=(range(dy.ndim - 1),) * 2)\n"
+)
 
 
 @pytest.mark.parametrize("lesson", list_lessons(), ids=lambda lesson: lesson.slug)
@@ -383,7 +460,9 @@ def test_what_is_kept_of_a_filled_in_lesson_can_be_imported(lesson, tmp_path):
     names: dict = {"__name__": "handed_in"}
     exec(compile(kept.read_text(encoding="utf-8"), str(kept), "exec"), names)
     assert set(lesson.exercises) <= set(names)
-    assert kept.read_text(encoding="utf-8").count("\n") == lesson.path.read_text(encoding="utf-8").count("\n")
+    assert kept.read_text(encoding="utf-8").count("\n") == lesson.path.read_text(
+        encoding="utf-8"
+    ).count("\n")
 
 
 @pytest.mark.slow
@@ -397,8 +476,12 @@ def test_whatever_form_is_handed_in_is_graded(tmp_path):
     forms = {
         "walked": {f"minilora-lessons/{name}": "import numpy as np\n" + RIGHT},
         "zipped": {f"homework/minilora-lessons/{name}": "import numpy as np\n" + RIGHT},
-        "script": {name: fill_in(lesson, RIGHT).replace("# %%\n", "# %%\nraise SystemExit\n")},  # other cells do not run
-        "notebook": {name: lesson.path.read_text(encoding="utf-8"), f"{lesson.slug}.ipynb": json.dumps(notebook)},
+        # other cells do not run
+        "script": {name: fill_in(lesson, RIGHT).replace("# %%\n", "# %%\nraise SystemExit\n")},
+        "notebook": {
+            name: lesson.path.read_text(encoding="utf-8"),
+            f"{lesson.slug}.ipynb": json.dumps(notebook),
+        },
         "broken notebook": {f"{lesson.slug}.ipynb": "{"},
         "renamed": {"lesson1.py": RIGHT},
         "empty": {},
@@ -411,7 +494,10 @@ def test_whatever_form_is_handed_in_is_graded(tmp_path):
     said = []
     grades = grade_folders([tmp_path / learner for learner in forms], [lesson], say=said.append)
     assert [grade.status for grade in grades] == [*["passed"] * 4, "error", "to do", "to do"]
-    assert grades[4].message == "01_one_matmul.ipynb could not be read: it is no notebook as Jupyter saves it"
+    assert (
+        grades[4].message
+        == "01_one_matmul.ipynb could not be read: it is no notebook as Jupyter saves it"
+    )
     assert grades[5].message == "there is no file 01_one_matmul.py; there is lesson1.py"
     assert "renamed (6 of 7)" in said
     assert "  not graded, as no lesson is called so: lesson1.py" in said
@@ -442,9 +528,15 @@ def test_a_notebook_shows_the_figure_under_the_cell(tmp_path, monkeypatch, capsy
     from matplotlib.figure import Figure
 
     shown = []
-    fake = SimpleNamespace(get_ipython=lambda: SimpleNamespace(kernel=object()), version_info=(9, 0))
+    fake = SimpleNamespace(
+        get_ipython=lambda: SimpleNamespace(kernel=object()), version_info=(9, 0)
+    )
     monkeypatch.setitem(sys.modules, "IPython", fake)
-    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=shown.append, Image=lambda **given: given))
+    monkeypatch.setitem(
+        sys.modules,
+        "IPython.display",
+        SimpleNamespace(display=shown.append, Image=lambda **given: given),
+    )
     figure = Figure()
     figure.subplots().plot([1, 2])
     monkeypatch.chdir(tmp_path)
@@ -461,7 +553,9 @@ def test_a_notebook_shows_the_figure_under_the_cell(tmp_path, monkeypatch, capsy
 def test_notebooks_for_a_class_are_made_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["notebook", "1-3"]) == 0
-    assert sorted(file.name for file in tmp_path.glob("*.ipynb")) == [f"{lesson.slug}.ipynb" for lesson in list_lessons()[:3]]
+    assert sorted(file.name for file in tmp_path.glob("*.ipynb")) == [
+        f"{lesson.slug}.ipynb" for lesson in list_lessons()[:3]
+    ]
     assert main(["notebook", "1", "2"]) == 2
     assert "minilora notebook 1-5" in capsys.readouterr().err
     assert not (tmp_path / "2").exists()
@@ -492,7 +586,11 @@ def test_the_commands_say_what_they_need(tmp_path, capsys):
 
 
 def test_a_lesson_of_your_own_is_found_by_its_path(lesson, tmp_path, capsys, monkeypatch):
-    assert [one.slug for one in find_lessons([str(lesson.path), "1-2", "2"])] == ["01_two", "01_one_matmul", "02_rank"]
+    assert [one.slug for one in find_lessons([str(lesson.path), "1-2", "2"])] == [
+        "01_two",
+        "01_one_matmul",
+        "02_rank",
+    ]
     names: dict = {}
     exec(compile(SOLUTION, str(lesson.path), "exec"), names)
     check(names["double"])
@@ -536,7 +634,10 @@ def test_check_never_raises(capsys):
     [
         (None, "is None"),
         ("text", "must be numbers"),
-        (np.zeros((3, 2)), "has shape (3, 2), a right answer has (2, 3): it has the shape of the transpose"),
+        (
+            np.zeros((3, 2)),
+            "has shape (3, 2), a right answer has (2, 3): it has the shape of the transpose",
+        ),
         (np.zeros((2, 3)), "zero everywhere"),
         (2 * np.arange(6.0).reshape(2, 3), "2.00 times"),
         (-np.arange(6.0).reshape(2, 3), "wrong sign"),

@@ -48,7 +48,11 @@ def test_every_row_of_the_published_table(model, targets, r, modules, trainable,
 
 @pytest.mark.parametrize(
     ("model", "targets", "percent"),
-    [("gpt2", ["c_attn"], "0.2364"), ("llama-7b", QV, "0.0622"), ("flan-t5-base", ["q", "v"], "0.36")],
+    [
+        ("gpt2", ["c_attn"], "0.2364"),
+        ("llama-7b", QV, "0.0622"),
+        ("flan-t5-base", ["q", "v"], "0.36"),
+    ],
 )
 def test_the_published_shares(model, targets, percent):
     share = 100 * plan(model, LoraConfig(r=8, target_modules=targets)).share
@@ -68,7 +72,9 @@ def test_the_qlora_paper_s_65b():
     assert resident == 12 * full.parameters > 780e9
     settings = {"batch": 1, "seq": 512, "checkpointing": True}
     config = LoraConfig(r=64, target_modules=ALL)
-    lean = plan("llama-65b", config, "qlora", optimizer="adamw8bit", adapter_dtype="bfloat16", **settings)
+    lean = plan(
+        "llama-65b", config, "qlora", optimizer="adamw8bit", adapter_dtype="bfloat16", **settings
+    )
     assert lean.total < 48e9
     plain = plan("llama-65b", config, "qlora", double_quant=False)
     assert 2.9e9 < plain.bytes["constants"] - lean.bytes["constants"] < 3.1e9
@@ -81,10 +87,18 @@ def test_the_qlora_paper_s_65b():
     [
         ("gpt2", LoraConfig(r=3, target_modules=["attn.c_proj", "c_fc"])),
         ("llama-3.1-405b", LoraConfig(r=16, target_modules=ALL)),
-        ("qwen3-0.6b", LoraConfig(r=5, target_modules=r".*layers\.[0-9]\..*_proj", exclude_modules=["o_proj"])),
+        (
+            "qwen3-0.6b",
+            LoraConfig(r=5, target_modules=r".*layers\.[0-9]\..*_proj", exclude_modules=["o_proj"]),
+        ),
         (
             "llama-2-7b",
-            LoraConfig(r=8, rank_pattern={"k_proj": 3}, target_modules=["k_proj", "o_proj"], layers_to_transform=[0, 7]),
+            LoraConfig(
+                r=8,
+                rank_pattern={"k_proj": 3},
+                target_modules=["k_proj", "o_proj"],
+                layers_to_transform=[0, 7],
+            ),
         ),
         ("flan-t5-small", LoraConfig(r=8, target_modules=["q", "wi_0"])),
         ("roberta-base", LoraConfig(r=2, target_modules=ALL)),
@@ -106,7 +120,8 @@ def test_a_405b_plan_takes_milliseconds():
         plan("llama-3.1-405b", LoraConfig(r=16, target_modules=ALL), "qlora")
         return time.process_time() - started
 
-    assert min(timed() for _ in range(5)) < (0.1 if sys.gettrace() is None else 0.5)  # coverage looks at every line
+    # coverage looks at every line
+    assert min(timed() for _ in range(5)) < (0.1 if sys.gettrace() is None else 0.5)
 
 
 def test_the_adapter_file_has_the_planned_size_to_the_byte(base, tmp_path):
@@ -121,7 +136,10 @@ def test_the_adapter_file_has_the_planned_size_to_the_byte(base, tmp_path):
         assert planned < ours.stat().st_size < planned + 1500
         half = {name: tensor.bfloat16() for name, tensor in load_file(ours).items()}
         save_file(half, tmp_path / "half", metadata={"format": "pt"})
-        assert plan("base", config, adapter_dtype="bfloat16").adapter_file_bytes == (tmp_path / "half").stat().st_size
+        assert (
+            plan("base", config, adapter_dtype="bfloat16").adapter_file_bytes
+            == (tmp_path / "half").stat().st_size
+        )
         minilora.unload(base)
 
 
@@ -131,10 +149,26 @@ CASES = {
     "full-bf16": ("full", None, {"dtype": "bfloat16"}),
     "lora": ("lora", LoraConfig(), {}),
     "lora-all": ("lora", LoraConfig(r=4, target_modules=ALL), {}),
-    "lora-ranks": ("lora", LoraConfig(r=4, rank_pattern={"v_proj": 17}, layers_to_transform=[2, 3]), {}),
-    "lora-mlp-bf16": ("lora", LoraConfig(target_modules=["gate_proj", "down_proj"]), {"dtype": "bfloat16"}),
-    "lora-all-bf16": ("lora", LoraConfig(target_modules=ALL), {"dtype": "bfloat16", "adapter_dtype": "bfloat16"}),
-    "lora-dropout": ("lora", LoraConfig(target_modules=["k_proj", "up_proj"], lora_dropout=0.1), {}),
+    "lora-ranks": (
+        "lora",
+        LoraConfig(r=4, rank_pattern={"v_proj": 17}, layers_to_transform=[2, 3]),
+        {},
+    ),
+    "lora-mlp-bf16": (
+        "lora",
+        LoraConfig(target_modules=["gate_proj", "down_proj"]),
+        {"dtype": "bfloat16"},
+    ),
+    "lora-all-bf16": (
+        "lora",
+        LoraConfig(target_modules=ALL),
+        {"dtype": "bfloat16", "adapter_dtype": "bfloat16"},
+    ),
+    "lora-dropout": (
+        "lora",
+        LoraConfig(target_modules=["k_proj", "up_proj"], lora_dropout=0.1),
+        {},
+    ),
     "qlora": ("qlora", LoraConfig(r=4, target_modules=ALL), {}),
     "qlora-plain": ("qlora", LoraConfig(), {"double_quant": False}),
 }
@@ -169,7 +203,15 @@ def live(method, config, checkpointing, dtype="float32", double_quant=True, adap
 def test_a_real_step_of_the_base_costs_what_was_planned_within_5_percent(case, checkpointing):
     method, config, settings = CASES[case]
     model, optimizer, step = live(method, config, checkpointing, **settings)
-    found = plan("base", config, method, batch=BATCH, seq=SEQ, checkpointing=checkpointing, **{"dtype": "float32"} | settings)
+    found = plan(
+        "base",
+        config,
+        method,
+        batch=BATCH,
+        seq=SEQ,
+        checkpointing=checkpointing,
+        **{"dtype": "float32"} | settings,
+    )
     step(keep_gradients=True)
     accumulating = ledger.measure(lambda: step(keep_gradients=True), model, optimizer)
     optimizer.zero_grad()
@@ -180,8 +222,12 @@ def test_a_real_step_of_the_base_costs_what_was_planned_within_5_percent(case, c
     for name in ("weights", "constants", "adapters", "gradients", "optimizer"):
         assert measured.peaks[name] == pytest.approx(expected[name], rel=0.05), name
     assert measured.peaks["activations"] == pytest.approx(found.activations_peak, rel=0.05)
-    assert measured.peak == pytest.approx(found.peak - found.bytes["optimizer"] + expected["optimizer"], rel=0.05)
-    assert accumulating.at_peak["activations"] == pytest.approx(found.bytes["activations"], rel=0.05)
+    assert measured.peak == pytest.approx(
+        found.peak - found.bytes["optimizer"] + expected["optimizer"], rel=0.05
+    )
+    assert accumulating.at_peak["activations"] == pytest.approx(
+        found.bytes["activations"], rel=0.05
+    )
     assert accumulating.peak == pytest.approx(sum(expected.values()), rel=0.05)
     assert ledger.count(model).total.parameters == found.parameters
     assert ledger.count(model).total.trainable == found.trainable
@@ -194,7 +240,9 @@ def test_a_step_of_the_training_loop_costs_what_its_labels_say(base):
     minilora.inject(base.train())
     measured = ledger.measure(lambda: summed_loss(base, batch).backward(), base)
     rows, time = batch.ids.shape
-    found = plan("base", LoraConfig(), batch=rows, seq=time - 1, labels=batch.answer_tokens, dtype="float32")
+    found = plan(
+        "base", LoraConfig(), batch=rows, seq=time - 1, labels=batch.answer_tokens, dtype="float32"
+    )
     assert measured.peaks["activations"] == pytest.approx(found.activations_peak, rel=0.05)
 
 
@@ -206,7 +254,12 @@ def test_a_bitsandbytes_optimizer_holds_what_was_planned(base):
     for group, p in ((g, p) for g in optimizer.param_groups for p in g["params"]):
         optimizer.init_state(group, p, 0, 0)
     maps = {id(s[k]) for s in optimizer.state.values() for k in ("qmap1", "qmap2") if k in s}
-    held = sum(t.nbytes for s in optimizer.state.values() for t in s.values() if torch.is_tensor(t) and id(t) not in maps)
+    held = sum(
+        t.nbytes
+        for s in optimizer.state.values()
+        for t in s.values()
+        if torch.is_tensor(t) and id(t) not in maps
+    )
     assert plan("base", config, optimizer="adamw8bit").bytes["optimizer"] == held
 
 
@@ -216,7 +269,9 @@ def test_flops_are_those_that_torch_counts(case, checkpointing):
     method, config, _ = CASES[case]
     model, _, _ = live(method, config, checkpointing)
     ids = torch.randint(0, 1536, (BATCH, SEQ))
-    found = plan("base", config, method, batch=BATCH, seq=SEQ, checkpointing=checkpointing, dtype="float32")
+    found = plan(
+        "base", config, method, batch=BATCH, seq=SEQ, checkpointing=checkpointing, dtype="float32"
+    )
     with counted() as forward:
         loss = F.cross_entropy(model(ids).flatten(0, 1), ids.flatten())
     with counted() as backward:
@@ -230,7 +285,9 @@ def counted():
     aten = torch.ops.aten
     known = {
         aten.addmm_: lambda y, a, b, **_: 2 * a[0] * a[1] * b[1],
-        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: flop_counter.sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: (
+            flop_counter.sdpa_flop_count(q, k, v)
+        ),
         aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *_, **__: (
             flop_counter.sdpa_backward_flop_count(g, q, k, v)
         ),
@@ -245,9 +302,13 @@ def test_a_lora_step_computes_about_two_thirds_of_a_full_one():
     assert 0.64 < ratio < 0.70
 
 
-@given(st.sampled_from(sorted(presets())), st.integers(1, 64), st.integers(1, 16), st.integers(1, 4096))
+@given(
+    st.sampled_from(sorted(presets())), st.integers(1, 64), st.integers(1, 16), st.integers(1, 4096)
+)
 def test_more_rank_batch_or_length_never_costs_less(name, r, batch, seq):
-    first = next(x.name.rpartition(".")[2] for x in ledger.architecture(name).linears if x.role == "o")
+    first = next(
+        x.name.rpartition(".")[2] for x in ledger.architecture(name).linears if x.role == "o"
+    )
     small = plan(name, LoraConfig(r=r, target_modules=[first]), batch=batch, seq=seq)
     large = plan(name, LoraConfig(r=r + 1, target_modules=[first]), batch=batch + 1, seq=seq + 1)
     assert all(small.bytes[c] <= large.bytes[c] for c in CATEGORIES)
@@ -268,7 +329,9 @@ def test_a_plan_is_json_and_knows_the_cards():
 def test_a_card_holds_its_own_size_and_not_a_byte_more():
     found = plan("base")
     for extra, fits in ((0, True), (1, False)):
-        assert dataclasses.replace(found, bytes={"weights": 24 * 10**9 + extra}).fits["24 GB"] is fits
+        assert (
+            dataclasses.replace(found, bytes={"weights": 24 * 10**9 + extra}).fits["24 GB"] is fits
+        )
 
 
 def test_plain_sgd_keeps_nothing():
@@ -276,12 +339,16 @@ def test_plain_sgd_keeps_nothing():
 
 
 def test_a_head_that_goes_by_its_name_alone_stays_in_floats():
-    head = plan([("lm_head", 64, 64)], LoraConfig(target_modules=["lm_head"]), "qlora", dtype="float32")
+    head = plan(
+        [("lm_head", 64, 64)], LoraConfig(target_modules=["lm_head"]), "qlora", dtype="float32"
+    )
     assert (head.bytes["weights"], head.bytes["constants"]) == (4 * 64 * 64, 0)
 
 
 def test_a_rank_above_the_matrix_is_allowed_and_warned_of():
-    with pytest.warns(UserWarning, match=r"r=99 is above min\(in, out\) = 64 of .*k_proj \(and 11 more\)"):
+    with pytest.warns(
+        UserWarning, match=r"r=99 is above min\(in, out\) = 64 of .*k_proj \(and 11 more\)"
+    ):
         found = plan("base", LoraConfig(r=99, target_modules=["k_proj", "v_proj"]))
     assert found.trainable == 12 * 99 * (128 + 64)
 
@@ -290,17 +357,71 @@ def test_a_rank_above_the_matrix_is_allowed_and_warned_of():
     ("source", "config", "settings", "error", "message"),
     [
         ("llama-4-8b", None, {}, ValueError, "nearest presets: llama-3-8b"),
-        ("gpt2", None, {}, ValueError, r"nothing in gpt2 matches 'q_proj', 'v_proj'; did you mean 'c_proj'\? Linears: c_attn"),
-        ("base", LoraConfig(target_modules="nothing.*"), {}, ValueError, r"matches 'nothing.\*'; Linears: q_proj \(×6\)"),
-        ("base", LoraConfig(target_modules=["lm_head"]), {}, ValueError, "lm_head's weight is tied to the embedding"),
-        ("base", ledger.Settings(), {}, TypeError, r"config must be a LoraConfig, got a Settings; settings go by name"),
-        ("base", None, {"r": 16}, TypeError, r"no setting is called 'r', known are batch, seq, .*go in LoraConfig\(r=…\)"),
-        ("base", None, {"method": "dora"}, ValueError, "method must be one of full, lora, qlora, got 'dora'"),
+        (
+            "gpt2",
+            None,
+            {},
+            ValueError,
+            r"nothing in gpt2 matches 'q_proj', 'v_proj'; did you mean 'c_proj'\? Linears: c_attn",
+        ),
+        (
+            "base",
+            LoraConfig(target_modules="nothing.*"),
+            {},
+            ValueError,
+            r"matches 'nothing.\*'; Linears: q_proj \(×6\)",
+        ),
+        (
+            "base",
+            LoraConfig(target_modules=["lm_head"]),
+            {},
+            ValueError,
+            "lm_head's weight is tied to the embedding",
+        ),
+        (
+            "base",
+            ledger.Settings(),
+            {},
+            TypeError,
+            r"config must be a LoraConfig, got a Settings; settings go by name",
+        ),
+        (
+            "base",
+            None,
+            {"r": 16},
+            TypeError,
+            r"no setting is called 'r', known are batch, seq, .*go in LoraConfig\(r=…\)",
+        ),
+        (
+            "base",
+            None,
+            {"method": "dora"},
+            ValueError,
+            "method must be one of full, lora, qlora, got 'dora'",
+        ),
         ("base", None, {"batch": -1}, ValueError, "batch must be at least 1, got -1"),
         ("base", None, {"seq": 2.5}, TypeError, "seq must be a whole number, got 2.5"),
-        ("base", None, {"labels": 9, "seq": 4}, ValueError, r"labels=9 is more than batch · seq = 4"),
-        ("base", None, {"dtype": "int8"}, ValueError, "dtype must be one of float32, bfloat16, float16, got 'int8'"),
-        ("base", None, {"optimizer": "adam"}, ValueError, "optimizer must be one of adamw, adamw8bit, sgd, got 'adam'"),
+        (
+            "base",
+            None,
+            {"labels": 9, "seq": 4},
+            ValueError,
+            r"labels=9 is more than batch · seq = 4",
+        ),
+        (
+            "base",
+            None,
+            {"dtype": "int8"},
+            ValueError,
+            "dtype must be one of float32, bfloat16, float16, got 'int8'",
+        ),
+        (
+            "base",
+            None,
+            {"optimizer": "adam"},
+            ValueError,
+            "optimizer must be one of adamw, adamw8bit, sgd, got 'adam'",
+        ),
         ([(8, -8)], None, {}, ValueError, "out must be a whole number of at least 1, got -8"),
     ],
 )
@@ -312,15 +433,26 @@ def test_bad_input_says_what_to_do(source, config, settings, error, message):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("rank_pattern", {"qproj": 64}, "rank_pattern: no module that gets an adapter matches 'qproj'"),
-        ("alpha_pattern", {"k_proj": 3}, "alpha_pattern: no module that gets an adapter matches 'k_proj'"),
+        (
+            "rank_pattern",
+            {"qproj": 64},
+            "rank_pattern: no module that gets an adapter matches 'qproj'",
+        ),
+        (
+            "alpha_pattern",
+            {"k_proj": 3},
+            "alpha_pattern: no module that gets an adapter matches 'k_proj'",
+        ),
         ("exclude_modules", ["q_porj"], "exclude_modules: no module matches 'q_porj'"),
     ],
 )
-def test_a_pattern_that_changes_nothing_is_refused_as_inject_refuses_it(base, field, value, message):
+def test_a_pattern_that_changes_nothing_is_refused_as_inject_refuses_it(
+    base, field, value, message
+):
     config = LoraConfig(target_modules=["q_proj"], **{field: value})
     for action in (lambda: plan("base", config), lambda: minilora.inject(base, config)):
         with pytest.raises(ValueError, match=message):
             action()
-    narrower = LoraConfig(target_modules="all-linear", exclude_modules=["mlp", "k_proj"])  # "mlp" is a module, but no Linear
+    # "mlp" is a module, but no Linear
+    narrower = LoraConfig(target_modules="all-linear", exclude_modules=["mlp", "k_proj"])
     assert plan("base", narrower).trainable == minilora.inject(base, narrower).trainable

@@ -40,11 +40,15 @@ def test_adapters_are_a_group_of_their_own_and_agree_with_peft(base):
     report = minilora.inject(base, LoraConfig(r=8, target_modules="all-linear"))
     found = ledger.count(base)
     assert (found.total.trainable, found.total.parameters) == (report.trainable, report.total)
-    assert found.by_group["model.layers.*.self_attn.q_proj.lora"] == Tally(12_288, 12_288, 4 * 12_288)
+    assert found.by_group["model.layers.*.self_attn.q_proj.lora"] == Tally(
+        12_288, 12_288, 4 * 12_288
+    )
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
         theirs = peft.get_peft_model(
-            model, peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True), low_cpu_mem_usage=True
+            model,
+            peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True),
+            low_cpu_mem_usage=True,
         )
     assert theirs.get_nb_trainable_parameters() == (294_912, 124_734_720)
     total = ledger.count(theirs).total
@@ -63,11 +67,14 @@ def test_packed_bytes_are_bytes_and_never_parameters():
 def test_the_4_bit_layers_of_bitsandbytes_count_what_they_stand_for():
     import bitsandbytes
 
-    layer = bitsandbytes.nn.Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=True)
+    layer = bitsandbytes.nn.Linear4bit(
+        128, 64, bias=False, quant_type="nf4", compress_statistics=True
+    )
     layer.load_state_dict({"weight": torch.randn(64, 128)})
     found = ledger.count(layer.to("cpu")).total
     assert found.parameters == 64 * 128
-    assert found.bytes == 64 * 128 // 2 + 128 + 4 + 4  # codes, 128 scales of one byte, one second scale, the offset
+    # codes, 128 scales of one byte, one second scale, the offset
+    assert found.bytes == 64 * 128 // 2 + 128 + 4 + 4
 
 
 def test_a_storage_that_two_tensors_share_is_stored_once():
@@ -100,7 +107,12 @@ def test_a_record_is_not_changed_afterwards():
     """A table of counts that a later line of the program has moved would be no measurement."""
     layer = nn.Linear(2, 1)
     found = ledger.count(layer)
-    for record in (found, found.total, next(ledger.measurement.parts(layer)), ledger.measure(lambda: None, layer)):
+    for record in (
+        found,
+        found.total,
+        next(ledger.measurement.parts(layer)),
+        ledger.measure(lambda: None, layer),
+    ):
         for field in dataclasses.fields(record):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(record, field.name, 0)
@@ -121,7 +133,9 @@ def test_scales_are_constants_and_codes_are_weights():
     """In both layouts; a buffer that only has the name of a scale, or of the codes, is an ordinary one."""
     import bitsandbytes
 
-    theirs = bitsandbytes.nn.Linear4bit(128, 64, bias=False, quant_type="nf4", compress_statistics=True)
+    theirs = bitsandbytes.nn.Linear4bit(
+        128, 64, bias=False, quant_type="nf4", compress_statistics=True
+    )
     theirs.load_state_dict({"weight": torch.randn(64, 128)})
     for layer in (FourBit(128, 64), theirs.to("cpu")):
         found = ledger.measure(lambda: None, layer).resident

@@ -45,9 +45,13 @@ def test_a_step_of_an_mlp_costs_what_the_sum_on_paper_says():
     step()
     found = ledger.measure(step, model, optimizer)
     weights = 4 * (64 * 32 + 32 * 16)
-    assert found.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {"weights": weights, "optimizer": 2 * weights + 2 * 4}
+    assert found.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {
+        "weights": weights,
+        "optimizer": 2 * weights + 2 * 4,
+    }
     assert found.peaks["gradients"] == weights
-    assert found.peaks["activations"] == 4 * 10 * (64 + 32 + 16)  # the input, ReLU's result, the output that is squared
+    # the input, ReLU's result, the output that is squared
+    assert found.peaks["activations"] == 4 * 10 * (64 + 32 + 16)
     assert found.peak >= weights + 2 * weights + weights + 8
     assert found == ledger.measure(step, model, optimizer)
 
@@ -74,7 +78,12 @@ def test_frozen_weights_that_autograd_keeps_are_still_weights(base):
 
 def test_checkpointing_keeps_the_inputs_and_one_recomputed_part():
     """Sigmoid keeps its result, which the next Linear keeps as its input: two tensors a part, and the first input."""
-    model = nn.Sequential(*(nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid()) for _ in range(4)))
+    model = nn.Sequential(
+        *(
+            nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid())
+            for _ in range(4)
+        )
+    )
     one = 4 * 10 * 64
 
     def forward(x, checkpointed):
@@ -84,10 +93,13 @@ def test_checkpointing_keeps_the_inputs_and_one_recomputed_part():
 
     def activations(checkpointed):
         x = torch.ones(10, 64, requires_grad=True)
-        return ledger.measure(lambda: forward(x, checkpointed).backward(), model).peaks["activations"]
+        return ledger.measure(lambda: forward(x, checkpointed).backward(), model).peaks[
+            "activations"
+        ]
 
     assert activations(False) == (1 + 4 * 2) * one
-    assert activations(True) == (4 + 2) * one  # the parts' inputs, and what the last part computes again
+    # the parts' inputs, and what the last part computes again
+    assert activations(True) == (4 + 2) * one
 
 
 def test_measuring_leaves_nothing_behind(base):

@@ -36,13 +36,33 @@ from minilora.training.config import rate_for
         ("target_modules", "", ValueError, "target_modules is empty"),
         ("target_modules", ["q_proj", 3], TypeError, "target_modules must be names, got 3"),
         ("target_modules", ["q_proj", ""], TypeError, "target_modules must be names, got ''"),
-        ("target_modules", 3, TypeError, "must be a list of names or one regular expression, got 3"),
+        (
+            "target_modules",
+            3,
+            TypeError,
+            "must be a list of names or one regular expression, got 3",
+        ),
         ("target_modules", "(q_proj", ValueError, "is no regular expression"),
-        ("target_modules", {"q_proj": 1}, TypeError, "must be a list of names or one regular expression"),
-        ("rank_pattern", {"q_proj": 0}, ValueError, r"rank_pattern\['q_proj'\]: r must be at least 1, got 0"),
+        (
+            "target_modules",
+            {"q_proj": 1},
+            TypeError,
+            "must be a list of names or one regular expression",
+        ),
+        (
+            "rank_pattern",
+            {"q_proj": 0},
+            ValueError,
+            r"rank_pattern\['q_proj'\]: r must be at least 1, got 0",
+        ),
         ("rank_pattern", {"(": 1}, ValueError, r"rank_pattern='\(' is no regular expression"),
         ("rank_pattern", ["q_proj"], TypeError, "rank_pattern must map names to values"),
-        ("alpha_pattern", {"q_proj": "1"}, TypeError, r"alpha_pattern\['q_proj'\]: lora_alpha must be a number"),
+        (
+            "alpha_pattern",
+            {"q_proj": "1"},
+            TypeError,
+            r"alpha_pattern\['q_proj'\]: lora_alpha must be a number",
+        ),
         ("alpha_pattern", {1: 1}, TypeError, "alpha_pattern must have names as keys, got 1"),
         ("alpha_pattern", {"": 1}, TypeError, "alpha_pattern must have names as keys, got ''"),
         ("layers_to_transform", [0, -1], TypeError, "whole numbers from 0, got -1"),
@@ -50,7 +70,12 @@ from minilora.training.config import rate_for
         ("layers_to_transform", [0, 1.0], TypeError, "whole numbers from 0, got 1.0"),
         ("layers_pattern", "h", ValueError, "needs layers_to_transform"),
         ("layers_pattern", ["h", "("], ValueError, r"layers_pattern='\(' is no regular expression"),
-        ("layers_pattern", 5, TypeError, "layers_pattern must be a list of names or one regular expression, got 5"),
+        (
+            "layers_pattern",
+            5,
+            TypeError,
+            "layers_pattern must be a list of names or one regular expression, got 5",
+        ),
         ("exclude_modules", "[", ValueError, "exclude_modules='\\[' is no regular expression"),
     ],
 )
@@ -124,7 +149,8 @@ def test_what_was_checked_stays_as_it_was_checked(config):
         ({"steps": 1.5}, "steps must be a whole number of at least 1, got 1.5"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
         ({"accumulate": 0}, "accumulate must be a whole number of at least 1, got 0"),
-        ({"max_length": 1}, "max_length must be a whole number of at least 2, got 1"),  # one token predicts nothing
+        # one token predicts nothing
+        ({"max_length": 1}, "max_length must be a whole number of at least 2, got 1"),
         ({"validate_every": -1}, "validate_every must be a whole number of at least 0"),
         ({"valid_answers": -1}, "valid_answers must be a whole number of at least 0"),
         ({"checkpoint_every": -1}, "checkpoint_every must be a whole number of at least 0"),
@@ -155,10 +181,19 @@ def test_settings_that_mean_nothing_are_refused(settings, message):
 
 
 def test_the_smallest_training_is_one_step_on_one_example():
-    none = {"validate_every": 0, "valid_answers": 0, "checkpoint_every": 0, "clip": 0, "weight_decay": 0, "warmup": 0}
+    none = {
+        "validate_every": 0,
+        "valid_answers": 0,
+        "checkpoint_every": 0,
+        "clip": 0,
+        "weight_decay": 0,
+        "warmup": 0,
+    }
     TrainConfig(steps=1, batch_size=1, accumulate=1, max_length=2, lr=5e-324, **none)
     TrainConfig(warmup=1)
-    TrainConfig(batch_size=12, accumulate=4, resume=True, checkpoint_every=1, out="folder", seed=1 - 2**32)
+    TrainConfig(
+        batch_size=12, accumulate=4, resume=True, checkpoint_every=1, out="folder", seed=1 - 2**32
+    )
 
 
 @pytest.mark.parametrize("field", ["lr", "warmup", "clip", "weight_decay"])
@@ -171,12 +206,25 @@ def test_numbers_that_are_none_are_refused(field, value):
 def test_what_is_left_unsaid_means_the_same_in_python_and_on_the_command_line():
     said = vars(cli.parser().parse_args(["train", "--data", "some.jsonl", "--out", "folder"]))
     lora, config = LoraConfig(), TrainConfig()
-    assert (said["r"], tuple(said["target"]), said["dropout"]) == (lora.r, lora.target_modules, lora.lora_dropout)
+    assert (said["r"], tuple(said["target"]), said["dropout"]) == (
+        lora.r,
+        lora.target_modules,
+        lora.lora_dropout,
+    )
     assert said["rslora"] == lora.use_rslora
     assert lora.lora_alpha == 2 * lora.r, "which is what the command's help says of --alpha"
     assert said["lr"] is None, "which is rate_for, by the size of the base"
     assert rate_for(1_325_696) == config.lr, "the shipped base's"
-    for name in ("steps", "accumulate", "max_length", "pack", "bf16", "checkpoint_every", "resume", "seed"):
+    for name in (
+        "steps",
+        "accumulate",
+        "max_length",
+        "pack",
+        "bf16",
+        "checkpoint_every",
+        "resume",
+        "seed",
+    ):
         assert said[name] == getattr(config, name), name
     assert said["batch"] == config.batch_size
 
@@ -189,4 +237,13 @@ def test_a_bigger_base_never_gets_a_higher_rate_and_from_a_billion_on_the_papers
 
 def test_nothing_that_changes_or_slows_a_training_is_on_unasked():
     config = TrainConfig()
-    assert not any([config.bf16, config.pack, config.weight_decay, config.valid_answers, config.checkpoint_every, config.out])
+    assert not any(
+        [
+            config.bf16,
+            config.pack,
+            config.weight_decay,
+            config.valid_answers,
+            config.checkpoint_every,
+            config.out,
+        ]
+    )

@@ -18,7 +18,12 @@ from ..tolerance import assert_as_close, exactly
 def tiny(**config):
     return minilora.Llama(
         minilora.LlamaConfig(
-            vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, **config
+            vocab_size=16,
+            hidden_size=8,
+            intermediate_size=12,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            **config,
         )
     )
 
@@ -53,11 +58,20 @@ def test_the_same_modules_match_as_in_peft(pattern):
     from peft import get_peft_model
 
     config = transformers.LlamaConfig(
-        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
     )
     try:
         peft = get_peft_model(transformers.LlamaForCausalLM(config), Theirs(target_modules=pattern))
-        wanted = [n.removeprefix("base_model.model.") for n, m in peft.named_modules() if hasattr(m, "lora_A")]
+        wanted = [
+            n.removeprefix("base_model.model.")
+            for n, m in peft.named_modules()
+            if hasattr(m, "lora_A")
+        ]
     except ValueError:
         wanted = "error"
     model = tiny(tie_word_embeddings=False)
@@ -77,8 +91,19 @@ def test_a_name_fits_when_it_is_equal_or_ends_in_dot_name(path, entry):
 def test_the_report_names_shapes_counts_and_patterns_with_alike_modules_on_one_line(base):
     report = inject(base, LoraConfig(r=8, target_modules=["q_proj", r"v_proj"]))
     text = str(report)
-    q = next(line for line in text.splitlines() if line.startswith("model.layers.*.self_attn.q_proj"))
-    assert q.split() == ["model.layers.*.self_attn.q_proj", "6", "128", "→", "128", "8", "12,288", "'q_proj'"]
+    q = next(
+        line for line in text.splitlines() if line.startswith("model.layers.*.self_attn.q_proj")
+    )
+    assert q.split() == [
+        "model.layers.*.self_attn.q_proj",
+        "6",
+        "128",
+        "→",
+        "128",
+        "8",
+        "12,288",
+        "'q_proj'",
+    ]
     assert next(line for line in text.splitlines() if "k_proj" in line).split()[-2:] == ["0", "–"]
     assert text.splitlines()[-1].startswith("21,504 of 1,325,696 parameters train (1.62%)")
     assert len(report.chosen) == 12
@@ -103,7 +128,8 @@ def test_excluded_modules_stay_as_they_are():
 
 def test_a_typo_is_an_error_that_lists_the_candidates_and_suggests_the_nearest():
     with pytest.raises(
-        ValueError, match=r"no module matches 'q_porj'; did you mean 'q_proj'\? Linears of this model: q_proj \(×2\)"
+        ValueError,
+        match=r"no module matches 'q_porj'; did you mean 'q_proj'\? Linears of this model: q_proj \(×2\)",
     ):
         inject(tiny(), LoraConfig(target_modules=["q_porj", "v_proj"]))
 
@@ -130,7 +156,10 @@ def test_a_target_that_is_no_linear_is_refused(target):
 
 
 def test_a_tied_head_is_refused_and_an_untied_one_is_not():
-    with pytest.raises(ValueError, match=r"lm_head, whose weight is tied to model.embed_tokens.weight.*untie it first"):
+    with pytest.raises(
+        ValueError,
+        match=r"lm_head, whose weight is tied to model.embed_tokens.weight.*untie it first",
+    ):
         inject(tiny(tie_word_embeddings=True), LoraConfig(target_modules=["lm_head"]))
     inject(model := tiny(tie_word_embeddings=False), LoraConfig(target_modules=["lm_head"]))
     assert names(model) == ["lm_head"]
@@ -147,7 +176,9 @@ def test_a_module_that_stands_in_two_places_is_refused():
 def test_injecting_twice_is_refused():
     model = tiny()
     inject(model)
-    with pytest.raises(ValueError, match=r"has adapters already \(at model.layers.0.self_attn.q_proj, 4 in all\)"):
+    with pytest.raises(
+        ValueError, match=r"has adapters already \(at model.layers.0.self_attn.q_proj, 4 in all\)"
+    ):
         inject(model)
 
 
@@ -205,7 +236,13 @@ def inject_into(model):
 
 
 def test_a_model_without_adapters_says_so():
-    for action in (unload, merge, minilora.unmerge, minilora.merge_and_unload, lambda m: disable_adapter(m).__enter__()):
+    for action in (
+        unload,
+        merge,
+        minilora.unmerge,
+        minilora.merge_and_unload,
+        lambda m: disable_adapter(m).__enter__(),
+    ):
         with pytest.raises(ValueError, match="has no adapters: inject"):
             action(tiny())
 
@@ -226,7 +263,10 @@ def test_four_bits_do_not_change_how_many_parameters_there_are():
 def test_print_trainable_parameters_prints_pefts_line(base, capsys):
     inject(base)
     minilora.print_trainable_parameters(base)
-    assert capsys.readouterr().out == "trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221\n"
+    assert (
+        capsys.readouterr().out
+        == "trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221\n"
+    )
 
 
 def test_an_inject_that_runs_out_of_memory_leaves_everything_trainable(monkeypatch):
@@ -269,7 +309,10 @@ def test_merging_unmerging_and_training_while_switched_off_is_refused():
         with pytest.raises(ValueError, match="switched off by disable_adapter"):
             minilora.train(model, minilora.data.naval_log(2, 1))
     minilora.unmerge(model)
-    assert all(torch.equal(w, layer.weight) for w, (_, layer) in zip(before, lora_layers(model), strict=True))
+    assert all(
+        torch.equal(w, layer.weight)
+        for w, (_, layer) in zip(before, lora_layers(model), strict=True)
+    )
 
 
 def test_a_kept_weight_moves_and_copies_with_its_model():
@@ -286,6 +329,12 @@ def test_what_trained_before_trains_again_even_if_its_parameters_were_replaced()
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     model[1].bias.requires_grad_(False)
     inject(model, LoraConfig(r=1, target_modules=["0"]))
-    model.load_state_dict({name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True)
+    model.load_state_dict(
+        {name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True
+    )
     unload(model)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {"0.weight", "0.bias", "1.weight"}
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
+        "0.weight",
+        "0.bias",
+        "1.weight",
+    }

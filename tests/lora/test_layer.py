@@ -27,7 +27,9 @@ def as_numpy(tensor):
 def test_forward_equals_level_0(case):
     layer, dtype = case.layer, case.x.dtype
     x, W, A, B, scaling, bias = case.parts
-    truth = level0.lora_forward(*map(as_numpy, (x, W, A, B)), scaling * layer.r, None if bias is None else as_numpy(bias))
+    truth = level0.lora_forward(
+        *map(as_numpy, (x, W, A, B)), scaling * layer.r, None if bias is None else as_numpy(bias)
+    )
     error = np.abs(as_numpy(layer(case.x)) - truth)
     assert (error <= forward_bound(*case.parts, dtype).numpy()).all()
 
@@ -39,25 +41,42 @@ def test_backward_equals_level_0(case):
     grad = torch.randn_like(y)
     y.backward(grad)
     alpha = layer.scaling * layer.r
-    truth = level0.lora_backward(*map(as_numpy, (grad, x, layer.weight, layer.lora_A, layer.lora_B)), alpha)
+    truth = level0.lora_backward(
+        *map(as_numpy, (grad, x, layer.weight, layer.lora_A, layer.lora_B)), alpha
+    )
     found = (x.grad, layer.lora_A.grad, layer.lora_B.grad)
-    for mine, wanted, bound in zip(found, (truth.x, truth.A, truth.B), gradient_bounds(case, grad), strict=True):
-        assert (np.abs(as_numpy(mine) - wanted) <= 2 * bound.numpy()).all()  # NumPy rounds in float64 as well
+    for mine, wanted, bound in zip(
+        found, (truth.x, truth.A, truth.B), gradient_bounds(case, grad), strict=True
+    ):
+        # NumPy rounds in float64 as well
+        assert (np.abs(as_numpy(mine) - wanted) <= 2 * bound.numpy()).all()
 
 
 @given(cases(dtypes=(torch.float64,)))
 def test_the_hand_written_backward_passes_gradcheck(case):
     layer, x = case.layer, case.x.reshape(-1, case.layer.in_features)[:2, :6]
-    A, B = layer.lora_A.detach()[:, :6].clone().requires_grad_(), layer.lora_B.detach()[:4].clone().requires_grad_()
-    inputs = (torch.randn(len(x), len(B), dtype=torch.float64, requires_grad=True), x.clone().requires_grad_(), A, B)
-    assert torch.autograd.gradcheck(lambda y, x, A, B: AddLowRank.apply(y * 1, x, A, B, layer.scaling), inputs)
+    A, B = (
+        layer.lora_A.detach()[:, :6].clone().requires_grad_(),
+        layer.lora_B.detach()[:4].clone().requires_grad_(),
+    )
+    inputs = (
+        torch.randn(len(x), len(B), dtype=torch.float64, requires_grad=True),
+        x.clone().requires_grad_(),
+        A,
+        B,
+    )
+    assert torch.autograd.gradcheck(
+        lambda y, x, A, B: AddLowRank.apply(y * 1, x, A, B, layer.scaling), inputs
+    )
 
 
 @given(cases(dtypes=(torch.float32,)))
 def test_the_fast_forward_equals_the_plain_one(case):
     layer = case.layer
     with torch.no_grad():
-        plain = add_low_rank_plainly(layer.base(case.x), case.x, layer.lora_A, layer.lora_B, layer.scaling)
+        plain = add_low_rank_plainly(
+            layer.base(case.x), case.x, layer.lora_A, layer.lora_B, layer.scaling
+        )
         difference = (layer(case.x).double() - plain.double()).abs()
     assert (difference <= 2 * forward_bound(*case.parts, torch.float32)).all()
 
@@ -68,7 +87,12 @@ def pefts(layer):
 
     holder = nn.ModuleDict({"target": copy.deepcopy(layer.base)})
     holder.forward = lambda x: holder["target"](x)
-    config = LoraConfig(r=layer.r, lora_alpha=layer.lora_alpha, target_modules=["target"], use_rslora=layer.use_rslora)
+    config = LoraConfig(
+        r=layer.r,
+        lora_alpha=layer.lora_alpha,
+        target_modules=["target"],
+        use_rslora=layer.use_rslora,
+    )
     peft = get_peft_model(holder, config).base_model.model["target"]
     peft.lora_A["default"].weight.data = layer.lora_A.data.clone()
     peft.lora_B["default"].weight.data = layer.lora_B.data.clone()
@@ -86,7 +110,9 @@ def test_forward_equals_peft(case):
     layer.merge()
     merged_terms = layer.r + 3
     size = (layer.weight.abs() + layer.scaling * layer.lora_B.abs() @ layer.lora_A.abs()).double()
-    assert ((peft.weight - layer.weight).abs() <= 2 * gamma(merged_terms, torch.float32) * size).all()
+    assert (
+        (peft.weight - layer.weight).abs() <= 2 * gamma(merged_terms, torch.float32) * size
+    ).all()
 
 
 @given(cases(dtypes=(torch.float32,)))
@@ -177,7 +203,11 @@ def test_a_linear_of_another_class_trains_as_the_plain_line_does(kind):
     def plainly(layer, x):
         return add_low_rank_plainly(layer.base(x), x, layer.lora_A, layer.lora_B, layer.scaling)
 
-    for one, y in ((layer, layer(x)), (layer, plainly(layer, x)), (wide, plainly(wide, x.double()))):
+    for one, y in (
+        (layer, layer(x)),
+        (layer, plainly(layer, x)),
+        (wide, plainly(wide, x.double())),
+    ):
         y.square().sum().backward()
         found.append((y, one.lora_A.grad))
         one.lora_A.grad = None
@@ -217,7 +247,11 @@ def test_each_input_may_be_trained_without_the_others(trained):
     values = {"x": torch.randn(2, 3, 5), "A": torch.randn(2, 5), "B": torch.randn(4, 2)}
     gradients = []
     wide = {name: value.double() for name, value in values.items()}
-    for add, drawn in ((AddLowRank.apply, values), (add_low_rank_plainly, values), (add_low_rank_plainly, wide)):
+    for add, drawn in (
+        (AddLowRank.apply, values),
+        (add_low_rank_plainly, values),
+        (add_low_rank_plainly, wide),
+    ):
         x, A, B = (value.clone().requires_grad_(name in trained) for name, value in drawn.items())
         add(torch.zeros(2, 3, 4, dtype=x.dtype), x, A, B, 1.5).square().sum().backward()
         gradients.append([x.grad, A.grad, B.grad])
@@ -295,7 +329,9 @@ def test_a_linear_with_an_attribute_nf_is_a_linear():
     assert (layer.in_features, layer.out_features) == (4, 7)
 
 
-@pytest.mark.parametrize("base", [nn.Embedding(4, 4), nn.Conv2d(1, 1, 3), nn.LayerNorm(4), Conv1D(4, 4, 1)])
+@pytest.mark.parametrize(
+    "base", [nn.Embedding(4, 4), nn.Conv2d(1, 1, 3), nn.LayerNorm(4), Conv1D(4, 4, 1)]
+)
 def test_a_base_that_is_no_linear_is_refused(base):
     with pytest.raises(TypeError, match=f"wraps a Linear.*got {type(base).__name__}"):
         LoRALayer(base)

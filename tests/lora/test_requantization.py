@@ -11,7 +11,10 @@ from ..test_foreign import make
 
 def layer_with_update(scale):
     torch.manual_seed(0)
-    layer = LoRALayer(NF4Linear.from_linear(nn.Linear(256, 256), block_size=128, double_quant=False, kind="fp4"), r=4)
+    layer = LoRALayer(
+        NF4Linear.from_linear(nn.Linear(256, 256), block_size=128, double_quant=False, kind="fp4"),
+        r=4,
+    )
     nn.init.normal_(layer.lora_B, std=scale)
     return layer
 
@@ -40,7 +43,9 @@ def test_the_smaller_the_update_the_more_of_it_is_lost():
 def test_the_report_reads_as_a_table():
     layer = layer_with_update(0.01)
     weight = layer.merged_weight()
-    report = str(Requantized((loss_of("q_proj", layer, weight, requantize_base(layer, weight)),), 0.25))
+    report = str(
+        Requantized((loss_of("q_proj", layer, weight, requantize_base(layer, weight)),), 0.25)
+    )
     assert report.splitlines()[0].split("  ")[0] == "module"
     assert "q_proj" in report
     assert "moved by 25.0%" in report

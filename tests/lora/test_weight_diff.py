@@ -71,7 +71,9 @@ def test_the_audit_sees_through_four_bits():
     found = audit(before, after)
     assert len(found.changes) == 4
     assert {change.rank for change in found.changes} == {1}
-    assert audit(tiny(), quantize_base(tiny())).changes[0].rank > 4, "quantizing is no low-rank change"
+    assert audit(tiny(), quantize_base(tiny())).changes[0].rank > 4, (
+        "quantizing is no low-rank change"
+    )
 
 
 def test_the_audit_knows_gpt2_biases_and_adapters_that_are_switched_off():

@@ -25,7 +25,11 @@ from ..tolerance import assert_as_close, exactly
 
 def test_the_shipped_base_is_small_enough_and_says_where_it_is_from(base):
     parameters = sum(p.numel() for p in base.parameters())
-    size = sum(f.stat().st_size for f in SHIPPED.iterdir() if f.name in ("config.json", "model.safetensors", "tokenizer.json"))
+    size = sum(
+        f.stat().st_size
+        for f in SHIPPED.iterdir()
+        if f.name in ("config.json", "model.safetensors", "tokenizer.json")
+    )
     assert 1e6 <= parameters <= 2e6
     assert size <= 4.5e6
     origin = (SHIPPED / "ORIGIN.md").read_text(encoding="utf-8")
@@ -61,7 +65,8 @@ def test_a_saved_model_comes_back_and_opens_in_transformers(tmp_path, tied, dtyp
 def test_a_head_that_is_no_longer_the_embedding_is_saved_and_read_as_one_of_its_own(tmp_path):
     """What counts is the model, not what its config said: an adapter on an untied head, merged, must not get lost."""
     model, ids = tiny().eval(), torch.randint(0, 16, (1, 9))
-    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())  # as the error on a tied head advises
+    # as the error on a tied head advises
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     minilora.inject(model, minilora.LoraConfig(r=2, target_modules=["lm_head"]))
     fill(model)
     logits = merge_and_unload(model)(ids)
@@ -69,7 +74,8 @@ def test_a_head_that_is_no_longer_the_embedding_is_saved_and_read_as_one_of_its_
     assert torch.equal(load_base(tmp_path)(ids), logits)
     about = json.loads((tmp_path / "config.json").read_text())
     assert about.pop("tie_word_embeddings") is False
-    (tmp_path / "config.json").write_text(json.dumps({**about, "tie_word_embeddings": True}))  # as some exports have it
+    # as some exports have it
+    (tmp_path / "config.json").write_text(json.dumps({**about, "tie_word_embeddings": True}))
     with torch.no_grad():
         theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
         wanted, truth = theirs(ids).logits, exactly(theirs, ids)
@@ -79,7 +85,12 @@ def test_a_head_that_is_no_longer_the_embedding_is_saved_and_read_as_one_of_its_
 
 def test_a_model_saved_by_transformers_opens_here(tmp_path):
     config = transformers.LlamaConfig(
-        vocab_size=32, hidden_size=24, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+        vocab_size=32,
+        hidden_size=24,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
     )
     theirs = transformers.LlamaForCausalLM(config).eval()
     theirs.save_pretrained(tmp_path, max_shard_size="5KB")
@@ -91,7 +102,9 @@ def test_a_model_saved_by_transformers_opens_here(tmp_path):
 def test_a_merged_model_is_saved_and_one_with_adapters_inside_is_refused(tmp_path, base):
     minilora.inject(base)
     fill(base)
-    with pytest.raises(ValueError, match=r"not a plain Llama.*merge_and_unload\(model\) or unload\(model\) first"):
+    with pytest.raises(
+        ValueError, match=r"not a plain Llama.*merge_and_unload\(model\) or unload\(model\) first"
+    ):
         save_model(base, tmp_path)
     assert list(tmp_path.iterdir()) == []
     ids = torch.randint(0, 99, (1, 9))
@@ -119,9 +132,19 @@ def damaged(tmp_path, **changes):
         ({"hidden_size": "8"}, "hidden_size='8' is no size from 1 to a billion"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu', needed 'silu'"),
         ({"rope_scaling": {"type": "linear", "factor": 2}}, "scaled rotary positions"),
-        ({"model_type": "qwen2"}, "Load it with transformers: minilora.inject takes any model of Linears"),
-        ({"sliding_window": 4}, "sliding_window=4 is not supported .*for texts no longer than that, null there is the same"),
-        ({"model_type": "mistral", "max_position_embeddings": 8192}, "sliding_window=4096 is not supported"),  # its default
+        (
+            {"model_type": "qwen2"},
+            "Load it with transformers: minilora.inject takes any model of Linears",
+        ),
+        (
+            {"sliding_window": 4},
+            "sliding_window=4 is not supported .*for texts no longer than that, null there is the same",
+        ),
+        # its default
+        (
+            {"model_type": "mistral", "max_position_embeddings": 8192},
+            "sliding_window=4096 is not supported",
+        ),
         ({"quantization_config": {"bits": 4}}, "another way than bitsandbytes' 4 bits"),
         ({"num_hidden_layers": 3}, "model.layers.2.self_attn.q_proj.weight is missing"),
         ({"num_hidden_layers": 1}, "model.layers.1.self_attn.q_proj.weight is unknown"),
@@ -137,17 +160,24 @@ def test_a_folder_that_is_no_llama_is_refused_by_name(tmp_path, changes, message
 def test_a_missing_folder_file_or_tensor_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no config.json: a base is a folder with"):
         load_base(tmp_path)
-    with pytest.raises(ValueError, match=r"is no folder here \(a model hub is not asked\): a base is a folder with"):
+    with pytest.raises(
+        ValueError, match=r"is no folder here \(a model hub is not asked\): a base is a folder with"
+    ):
         load_base(tmp_path / "nowhere")
     save_model(tiny(), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     norm = tensors.pop("model.norm.weight")
     save_file(tensors, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"do not fit its config.json: model.norm.weight is missing$"):
+    with pytest.raises(
+        ValueError, match=r"do not fit its config.json: model.norm.weight is missing$"
+    ):
         load_base(tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    torch.save({"model.norm.weight": norm}, tmp_path / "pytorch_model.bin")  # a pickle is no substitute
-    with pytest.raises(ValueError, match=r"in a pickle, .* save_pretrained it, which writes model.safetensors"):
+    # a pickle is no substitute
+    torch.save({"model.norm.weight": norm}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"in a pickle, .* save_pretrained it, which writes model.safetensors"
+    ):
         load_base(tmp_path)
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(ValueError, match=r"model.safetensors does not exist"):
@@ -157,11 +187,17 @@ def test_a_missing_folder_file_or_tensor_is_refused(tmp_path):
 def test_an_index_that_points_elsewhere_is_refused(tmp_path):
     save_model(tiny(), tmp_path)
     (tmp_path / "model.safetensors").unlink()
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": "../secret.safetensors"}}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": {"x": "../secret.safetensors"}})
+    )
     with pytest.raises(ValueError, match=r"points outside its folder: '../secret.safetensors'"):
         load_base(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": ["model.safetensors"]}))
-    with pytest.raises(ValueError, match=r"must hold a weight_map of tensor names to file names, got \['model"):
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": ["model.safetensors"]})
+    )
+    with pytest.raises(
+        ValueError, match=r"must hold a weight_map of tensor names to file names, got \['model"
+    ):
         load_base(tmp_path)
 
 
@@ -178,19 +214,32 @@ def test_constants_of_old_exports_are_ignored(tmp_path):
 
 def pickles(source):
     """Lines that import a module that unpickles, or name ``torch.load`` or numpy's, whatever it is called there."""
-    modules, nodes = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"}, list(ast.walk(ast.parse(source)))
+    modules, nodes = (
+        {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib"},
+        list(ast.walk(ast.parse(source))),
+    )
     loaders = {"torch", "numpy"}
     for node in nodes:
         if isinstance(node, ast.Import):
-            loaders |= {alias.asname for alias in node.names if alias.name.split(".")[0] in loaders and alias.asname}
+            loaders |= {
+                alias.asname
+                for alias in node.names
+                if alias.name.split(".")[0] in loaders and alias.asname
+            }
     for node in nodes:
         if isinstance(node, ast.Import):
             found = modules & {part for alias in node.names for part in alias.name.split(".")}
         elif isinstance(node, ast.ImportFrom):
             named = {alias.name for alias in node.names}
-            found = modules & ({*(node.module or "").split(".")} | named) or (node.module in loaders and "load" in named)
+            found = modules & ({*(node.module or "").split(".")} | named) or (
+                node.module in loaders and "load" in named
+            )
         else:
-            found = isinstance(node, ast.Attribute) and node.attr == "load" and ast.unparse(node).split(".")[0] in loaders
+            found = (
+                isinstance(node, ast.Attribute)
+                and node.attr == "load"
+                and ast.unparse(node).split(".")[0] in loaders
+            )
         if found:
             yield ast.unparse(node)
 
@@ -220,7 +269,11 @@ def test_no_pickle_is_read_anywhere():
 
 def test_saving_over_a_sharded_checkpoint_leaves_nothing_of_it(tmp_path):
     config = transformers.LlamaConfig(
-        vocab_size=16, hidden_size=8, intermediate_size=12, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=16,
+        hidden_size=8,
+        intermediate_size=12,
+        num_hidden_layers=2,
+        num_attention_heads=2,
     )
     transformers.LlamaForCausalLM(config).save_pretrained(tmp_path, max_shard_size="2KB")
     (tmp_path / "tokenizer.json").write_text("of another model")
@@ -249,11 +302,18 @@ def test_a_save_that_fails_leaves_the_old_model_whole(tmp_path, monkeypatch):
     assert {f.name: f.read_bytes() for f in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize(("value", "dtype", "where"), [(1e6, torch.float16, " in torch.float16"), (torch.nan, None, "")])
-def test_weights_that_are_not_finite_as_they_would_be_saved_are_refused(tmp_path, value, dtype, where):
+@pytest.mark.parametrize(
+    ("value", "dtype", "where"), [(1e6, torch.float16, " in torch.float16"), (torch.nan, None, "")]
+)
+def test_weights_that_are_not_finite_as_they_would_be_saved_are_refused(
+    tmp_path, value, dtype, where
+):
     model = tiny()
     model.model.norm.weight.data[0] = value
-    with pytest.raises(ValueError, match=f"model.norm.weight holds values that are not finite{where}: save in float32"):
+    with pytest.raises(
+        ValueError,
+        match=f"model.norm.weight holds values that are not finite{where}: save in float32",
+    ):
         save_model(model, tmp_path, dtype=dtype)
     assert list(tmp_path.iterdir()) == []
 
@@ -295,28 +355,38 @@ def test_fields_of_another_type_are_refused_by_name(tmp_path, field, value):
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(tmp_path):
     save_model(tiny(), tmp_path)
     (tmp_path / "tokenizer.json").write_bytes((SHIPPED / "tokenizer.json").read_bytes())
-    with pytest.raises(ValueError, match=r"tokenizer.json has 1536 tokens, but the model only vocab_size=16"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer.json has 1536 tokens, but the model only vocab_size=16"
+    ):
         load_base(tmp_path)
 
 
 def test_a_folder_says_what_ends_an_answer_and_what_begins_each(tmp_path, base):
     save_model(base, tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == base.tokenizer.eos_id
+    assert (
+        json.loads((tmp_path / "config.json").read_text())["eos_token_id"] == base.tokenizer.eos_id
+    )
     template = "{{ '<|im_start|>system\nBe brief.<|im_end|>\n' }}"
-    (tmp_path / "chat_template.jinja").write_text(template)  # where newer versions of transformers keep it
+    # where newer versions of transformers keep it
+    (tmp_path / "chat_template.jinja").write_text(template)
     assert load_base(tmp_path).tokenizer.system == "Be brief."
 
 
 @pytest.mark.parametrize("given", [1, [1, 0]])
 def test_the_end_token_is_the_configs_where_the_tokenizer_has_no_marks(tmp_path, given):
     damaged(tmp_path, eos_token_id=given)
-    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, [])).save(str(tmp_path / "tokenizer.json"))
+    tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1, "</s>": 2}, [])).save(
+        str(tmp_path / "tokenizer.json")
+    )
     assert load_base(tmp_path).tokenizer.eos_id == 1
 
 
 def test_an_end_token_that_the_model_does_not_have_is_refused(tmp_path, base):
     folder = save_model(base, tmp_path)
-    text = (folder / "tokenizer.json").read_text(encoding="utf-8").replace("<|im_end|>", "<|other|>")  # no ChatML any more
+    # no ChatML any more
+    text = (
+        (folder / "tokenizer.json").read_text(encoding="utf-8").replace("<|im_end|>", "<|other|>")
+    )
     (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     about = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**about, "eos_token_id": 99_999}))
@@ -331,7 +401,9 @@ def test_a_base_quantized_while_it_is_read_equals_one_quantized_afterwards():
     assert streamed.state_dict().keys() == there.keys()
     assert all(torch.equal(tensor, there[name]) for name, tensor in streamed.state_dict().items())
     assert not any(p.requires_grad for p in streamed.parameters())
-    assert "Hull 90 percent" in streamed.generate_text("Status?", "Log: Hull 90%, Fuel 12%, Engines stop.")
+    assert "Hull 90 percent" in streamed.generate_text(
+        "Status?", "Log: Hull 90%, Fuel 12%, Engines stop."
+    )
 
 
 class Alive(TorchDispatchMode):
@@ -368,7 +440,8 @@ def test_loading_in_four_bits_never_holds_the_float_model(tmp_path, saved_in):
         loaded = load_base(tmp_path, quantize="nf4")
     resident = sum(t.nbytes for t in loaded.state_dict().values())
     assert resident < floats / 6
-    working = 28 * nf4.tensor.QUANTIZE_CHUNK  # bytes a weight in the search for its code, chunk by chunk
+    # bytes a weight in the search for its code, chunk by chunk
+    working = 28 * nf4.tensor.QUANTIZE_CHUNK
     assert watch.most < resident + largest + working < floats / 3
     if saved_in == "four bits":
         assert watch.most < resident + largest, "no float weight should be made at all"
@@ -390,10 +463,16 @@ def test_a_model_saved_in_four_bits_comes_back_and_opens_in_transformers(tmp_pat
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     assert type(theirs.model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     with torch.no_grad():
-        assert_as_close(peers.in_floats(theirs)(ids).logits, logits, exactly(minilora.dequantize_base(model), ids))
+        assert_as_close(
+            peers.in_floats(theirs)(ids).logits,
+            logits,
+            exactly(minilora.dequantize_base(model), ids),
+        )
 
 
-@pytest.mark.parametrize("mixed", ["a Linear was skipped", "some were merged", "not even the head was"])
+@pytest.mark.parametrize(
+    "mixed", ["a Linear was skipped", "some were merged", "not even the head was"]
+)
 def test_a_model_partly_in_four_bits_opens_in_transformers(tmp_path, mixed):
     """The config names every Linear that is in floats; transformers takes all others for packed ones."""
     model, ids = whole_blocks(), torch.arange(20).view(1, 20)
@@ -410,7 +489,11 @@ def test_a_model_partly_in_four_bits_opens_in_transformers(tmp_path, mixed):
     save_model(model, tmp_path)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
-        assert_as_close(peers.in_floats(theirs)(ids).logits, logits, exactly(minilora.dequantize_base(model), ids))
+        assert_as_close(
+            peers.in_floats(theirs)(ids).logits,
+            logits,
+            exactly(minilora.dequantize_base(model), ids),
+        )
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -418,7 +501,10 @@ def test_a_model_that_transformers_quantized_opens_here(tmp_path, nested):
     """Their files are read as they are, with nested scales or plain ones."""
     save_model(whole_blocks(), tmp_path / "floats")
     settings = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=nested, bnb_4bit_compute_dtype=torch.float32
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=nested,
+        bnb_4bit_compute_dtype=torch.float32,
     )
     opened = transformers.AutoModelForCausalLM.from_pretrained
     theirs = opened(tmp_path / "floats", dtype=torch.float32, quantization_config=settings)
@@ -432,9 +518,13 @@ def test_a_model_that_transformers_quantized_opens_here(tmp_path, nested):
     assert_as_close(wanted, found, truth)
 
 
-def test_four_bits_are_opened_in_the_dtype_that_was_asked_for_and_say_how_the_rest_is_stored(tmp_path):
+def test_four_bits_are_opened_in_the_dtype_that_was_asked_for_and_say_how_the_rest_is_stored(
+    tmp_path,
+):
     save_model(minilora.quantize_base(tiny()), tmp_path, dtype=torch.bfloat16)
-    state = next(t for name, t in load_file(tmp_path / "model.safetensors").items() if "quant_state" in name)
+    state = next(
+        t for name, t in load_file(tmp_path / "model.safetensors").items() if "quant_state" in name
+    )
     assert json.loads(bytes(state.tolist()))["dtype"] == "bfloat16"
     for dtype in (torch.float32, torch.bfloat16):
         assert load_base(tmp_path, dtype=dtype).model.layers[0].mlp.up_proj.weight.dtype == dtype
@@ -442,7 +532,9 @@ def test_four_bits_are_opened_in_the_dtype_that_was_asked_for_and_say_how_the_re
 
 def test_four_bits_of_another_kind_than_asked_for_are_refused(tmp_path):
     save_model(minilora.quantize_base(tiny()), tmp_path)
-    with pytest.raises(ValueError, match="is in nf4 already, so it cannot be had in fp4: load a float checkpoint"):
+    with pytest.raises(
+        ValueError, match="is in nf4 already, so it cannot be had in fp4: load a float checkpoint"
+    ):
         load_base(tmp_path, quantize="fp4")
 
 
@@ -460,9 +552,18 @@ def test_int4_has_no_file_format(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("model.layers.0.self_attn.q_proj.weight.absmax"), "absmax missing: the 4-bit weight"),
         (
-            lambda t: t.update({"model.norm.weight.quant_state.bitsandbytes__nf4": torch.zeros(2, dtype=torch.uint8)}),
+            lambda t: t.pop("model.layers.0.self_attn.q_proj.weight.absmax"),
+            "absmax missing: the 4-bit weight",
+        ),
+        (
+            lambda t: t.update(
+                {
+                    "model.norm.weight.quant_state.bitsandbytes__nf4": torch.zeros(
+                        2, dtype=torch.uint8
+                    )
+                }
+            ),
             "no Linear's",
         ),
         (lambda t: t.update({"stray.weight": torch.zeros(2)}), "stray.weight is unknown"),

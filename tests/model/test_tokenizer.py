@@ -12,7 +12,11 @@ from minilora.model.tokenizer import END, END_OF_TEXT, START, Tokenizer, default
 TOKENIZER = load_base().tokenizer
 
 
-@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(lambda text: "<|" not in text))
+@given(
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=60).filter(
+        lambda text: "<|" not in text
+    )
+)
 def test_any_text_comes_back(text):
     assert TOKENIZER.decode(TOKENIZER.encode(text)) == text
 
@@ -36,14 +40,23 @@ def test_a_conversation_in_chatml():
     assert TOKENIZER.prompt("Status?", "Log: Hull 1%.") == (
         "<|im_start|>user\nLog: Hull 1%.\nStatus?<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert TOKENIZER.prompt("Status?") == "<|im_start|>user\nStatus?<|im_end|>\n<|im_start|>assistant\n"
-    assert TOKENIZER.answer("Hull 1%.")[-1] == TOKENIZER.eos_id == TOKENIZER.raw.token_to_id("<|im_end|>")
+    assert (
+        TOKENIZER.prompt("Status?")
+        == "<|im_start|>user\nStatus?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert (
+        TOKENIZER.answer("Hull 1%.")[-1]
+        == TOKENIZER.eos_id
+        == TOKENIZER.raw.token_to_id("<|im_end|>")
+    )
     assert len(TOKENIZER) == 1536
 
 
 def test_a_system_message_opens_the_conversation():
     with_system = Tokenizer(TOKENIZER.file, system="Be brief.")
-    assert with_system.prompt("Hi").startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi")
+    assert with_system.prompt("Hi").startswith(
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi"
+    )
 
 
 def test_a_tokenizer_without_the_marks_gets_a_plain_form(tmp_path):
@@ -56,9 +69,14 @@ def test_a_tokenizer_without_the_marks_gets_a_plain_form(tmp_path):
     assert Tokenizer(tmp_path / "tokenizer.json", eos_id=0).eos_id == 0
 
 
-@pytest.mark.parametrize(("vocabulary", "eos"), [({"a": 0, START: 1, "</s>": 2}, 2), ({"a": 0, "</s>": 1, END_OF_TEXT: 2}, 2)])
+@pytest.mark.parametrize(
+    ("vocabulary", "eos"),
+    [({"a": 0, START: 1, "</s>": 2}, 2), ({"a": 0, "</s>": 1, END_OF_TEXT: 2}, 2)],
+)
 def test_half_of_chatml_is_none_and_ends_are_looked_for_in_order(tmp_path, vocabulary, eos):
-    tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(str(tmp_path / "tokenizer.json"))
+    tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(
+        str(tmp_path / "tokenizer.json")
+    )
     found = Tokenizer(tmp_path / "tokenizer.json")
     assert not found.is_chatml
     assert found.eos_id == eos
@@ -111,7 +129,8 @@ def smol(system):
 
 
 @pytest.mark.parametrize(
-    "system", ["", "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "It's\n2 \\ 1."]
+    "system",
+    ["", "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "It's\n2 \\ 1."],
 )
 def test_prompts_are_those_of_transformers_chat_template(tmp_path, system):
     """Both ways: the system message read out of a model's template, and the template that we write for ours."""
@@ -131,12 +150,19 @@ def test_prompts_are_those_of_transformers_chat_template(tmp_path, system):
     assert found.apply_chat_template(said, tokenize=False, add_generation_prompt=True) == wanted
     if "SmolLM" in system:
         assert default_system(smol(system)) == system
-        found = theirs.apply_chat_template(said, chat_template=smol(system), tokenize=False, add_generation_prompt=True)
+        found = theirs.apply_chat_template(
+            said, chat_template=smol(system), tokenize=False, add_generation_prompt=True
+        )
         assert found == wanted
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{{ messages }}", "{{ '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}"]
+    "text",
+    [
+        "",
+        "{{ messages }}",
+        "{{ '<|im_start|>system\n' + messages[0]['content'] + '<|im_end|>\n' }}",
+    ],
 )
 def test_a_template_without_a_message_of_its_own_gives_none(text):
     assert default_system(text) == ""
@@ -152,12 +178,16 @@ def test_a_tokenizer_without_chatml_gets_a_template_of_the_plain_form(tmp_path, 
     words = tokenizers.models.WordLevel({"<unk>": 0, "</s>": 1, "User:": 2}, unk_token="<unk>")
     tokenizers.Tokenizer(words).save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json", system)
-    sizes = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    sizes = LlamaConfig(
+        vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
+    )
     save_model(Llama(sizes, tokenizer), tmp_path / "model")
     found = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     said = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
-    assert found.apply_chat_template(said, tokenize=False, add_generation_prompt=True) == tokenizer.prompt(
-        "Status?", "Log: Hull 90%."
+    assert found.apply_chat_template(
+        said, tokenize=False, add_generation_prompt=True
+    ) == tokenizer.prompt("Status?", "Log: Hull 90%.")
+    answered = found.apply_chat_template(
+        [*said, {"role": "assistant", "content": "Hull 90%."}], tokenize=False
     )
-    answered = found.apply_chat_template([*said, {"role": "assistant", "content": "Hull 90%."}], tokenize=False)
     assert answered == tokenizer.prompt("Status?", "Log: Hull 90%.") + " Hull 90%.</s>\n"

@@ -9,21 +9,45 @@ from hypothesis import strategies as st
 
 from minilora import LoraConfig, inject
 from minilora.lora.injection import lora_layers
-from minilora.model.transformer import KVCache, Llama, LlamaConfig, RMSNorm, attention_mask_4d, sample
+from minilora.model.transformer import (
+    KVCache,
+    Llama,
+    LlamaConfig,
+    RMSNorm,
+    attention_mask_4d,
+    sample,
+)
 
 from ..tolerance import assert_as_close, exactly
 
 SIZES = [
     {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True},
     {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": False},
-    {"num_attention_heads": 6, "num_key_value_heads": 2, "tie_word_embeddings": True, "attention_bias": True},
-    {"num_attention_heads": 4, "num_key_value_heads": 1, "tie_word_embeddings": False, "head_dim": 16, "mlp_bias": True},
+    {
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+        "attention_bias": True,
+    },
+    {
+        "num_attention_heads": 4,
+        "num_key_value_heads": 1,
+        "tie_word_embeddings": False,
+        "head_dim": 16,
+        "mlp_bias": True,
+    },
 ]
 
 
 def tiny(seed=0, **sizes):
     torch.manual_seed(seed)
-    config = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 64, "num_hidden_layers": 3, **sizes}
+    config = {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        **sizes,
+    }
     model = Llama(LlamaConfig(**config)).eval()
     for p in model.parameters():  # far from the initialisation, where much would look equal
         torch.nn.init.normal_(p, std=0.3)
@@ -40,15 +64,32 @@ def with_dropout(model):
 
 def hugging_face(model):
     c = model.config
-    same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
-    same += ("head_dim", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "attention_bias", "mlp_bias")
+    same = (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+    )
+    same += (
+        "head_dim",
+        "max_position_embeddings",
+        "rms_norm_eps",
+        "tie_word_embeddings",
+        "attention_bias",
+        "mlp_bias",
+    )
     config = transformers.LlamaConfig(
-        **{n: getattr(c, n) for n in same}, rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta}
+        **{n: getattr(c, n) for n in same},
+        rope_parameters={"rope_type": "default", "rope_theta": c.rope_theta},
     )
     return transformers.LlamaForCausalLM(config).eval()
 
 
-@pytest.mark.parametrize("sizes", SIZES, ids=["plain", "grouped untied", "grouped tied bias", "one kv head, wide heads"])
+@pytest.mark.parametrize(
+    "sizes", SIZES, ids=["plain", "grouped untied", "grouped tied bias", "one kv head, wide heads"]
+)
 def test_the_state_dict_moves_to_transformers_and_back_with_equal_logits(sizes):
     ours = tiny(**sizes, rope_theta=500.0)
     theirs = hugging_face(ours)
@@ -65,7 +106,10 @@ def test_generation_with_a_cache_equals_generation_without(sizes):
     model = tiny(**sizes)
     ids = torch.randint(0, 97, (3, 7))
     for sampling in ({}, {"temperature": 0.8, "top_k": 20, "seed": 5}):
-        assert torch.equal(model.generate(ids, 30, **sampling), model.generate(ids, 30, use_cache=False, **sampling))
+        assert torch.equal(
+            model.generate(ids, 30, **sampling),
+            model.generate(ids, 30, use_cache=False, **sampling),
+        )
 
 
 @given(st.integers(1, 12), st.integers(0, 11), st.integers(0, 1000))
@@ -82,7 +126,9 @@ def test_greedy_generation_equals_transformers():
     theirs = hugging_face(ours)
     theirs.load_state_dict(ours.state_dict())
     ids = torch.randint(0, 97, (1, 9))
-    wanted = theirs.generate(ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0)
+    wanted = theirs.generate(
+        ids, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
     assert torch.equal(ours.generate(ids, 20), wanted)
 
 
@@ -96,7 +142,9 @@ def test_sampling_repeats_with_a_seed_and_is_greedy_at_the_limits():
     assert torch.equal(model.generate(ids, 10, temperature=1e-4), greedy)
 
 
-@pytest.mark.parametrize(("temperature", "top_k"), [(1.0, None), (0.5, None), (3.0, None), (1.0, 2), (2.0, 3), (1.0, 9)])
+@pytest.mark.parametrize(
+    ("temperature", "top_k"), [(1.0, None), (0.5, None), (3.0, None), (1.0, 2), (2.0, 3), (1.0, 9)]
+)
 def test_tokens_are_drawn_from_the_softmax_over_the_likeliest(temperature, top_k):
     """Frequencies of 20,000 draws lie within five standard deviations, 0.018 at most."""
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
@@ -182,7 +230,10 @@ def test_bf16_autocast_keeps_the_attention_core_in_float32(monkeypatch):
             "num_attention_heads=4 must be a multiple of num_key_value_heads=3",
         ),
         ({"hidden_size": 12, "num_attention_heads": 4}, "head_dim=3 must be even"),
-        ({"hidden_size": 160, "num_attention_heads": 6}, "hidden_size=160 must be a multiple of num_attention_heads=6"),
+        (
+            {"hidden_size": 160, "num_attention_heads": 6},
+            "hidden_size=160 must be a multiple of num_attention_heads=6",
+        ),
         ({"vocab_size": 0}, "must be at least 1, got {'vocab_size': 0}"),
         ({"num_attention_heads": -1}, "must be at least 1"),
     ],
@@ -213,7 +264,9 @@ def test_text_without_a_tokenizer_is_refused():
 
 def test_generation_after_right_padding_is_refused():
     with pytest.raises(ValueError, match="pad on the left"):
-        tiny().generate(torch.zeros(1, 3, dtype=torch.long), 2, attention_mask=torch.tensor([[1, 1, 0]]))
+        tiny().generate(
+            torch.zeros(1, 3, dtype=torch.long), 2, attention_mask=torch.tensor([[1, 1, 0]])
+        )
 
 
 @pytest.mark.parametrize("lora", [False, True])
@@ -226,7 +279,9 @@ def test_gradient_checkpointing_gives_the_same_gradients_to_the_bit(base, lora):
             torch.nn.init.normal_(layer.lora_B, std=0.02)
     ids = torch.arange(60).view(2, 30)
     found, computed = [], []
-    base.model.layers[0].register_forward_pre_hook(lambda *_: computed.append(base.model.gradient_checkpointing))
+    base.model.layers[0].register_forward_pre_hook(
+        lambda *_: computed.append(base.model.gradient_checkpointing)
+    )
     for switch in (False, True):
         base.model.gradient_checkpointing = switch
         base.zero_grad()

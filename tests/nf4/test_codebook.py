@@ -9,7 +9,9 @@ from minilora.nf4.codebook import codebook, table_of_levels
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_levels_by_code_equal_bitsandbytes(kind):
-    assert torch.equal(table_of_levels(kind, torch.device("cpu")), peer.get_4bit_type(kind, device="cpu"))
+    assert torch.equal(
+        table_of_levels(kind, torch.device("cpu")), peer.get_4bit_type(kind, device="cpu")
+    )
 
 
 @pytest.mark.parametrize("kind", ["nf4", "fp4", "int4"])

@@ -27,12 +27,16 @@ def pair(rows, columns, r, bias=True):
     quantized = LoRALayer(base, r=r)
     nn.init.normal_(quantized.lora_B)
     dequantized = LoRALayer(plain, r=r)
-    dequantized.load_state_dict({"lora_A": quantized.lora_A, "lora_B": quantized.lora_B}, strict=False)
+    dequantized.load_state_dict(
+        {"lora_A": quantized.lora_A, "lora_B": quantized.lora_B}, strict=False
+    )
     return quantized, dequantized
 
 
 @given(seeds, sizes, sizes, ranks, st.booleans(), st.sampled_from([(1,), (3,), (2, 5)]))
-def test_outputs_and_gradients_equal_loras_on_the_dequantized_weight(seed, rows, columns, r, bias, batch):
+def test_outputs_and_gradients_equal_loras_on_the_dequantized_weight(
+    seed, rows, columns, r, bias, batch
+):
     """To the bit in float32: the codes are only another way to hold Ŵ. (∂x within rounding: torch may sum a thin product in
     another order.)"""
     torch.manual_seed(seed)
@@ -47,7 +51,9 @@ def test_outputs_and_gradients_equal_loras_on_the_dequantized_weight(seed, rows,
     assert torch.equal(*outputs)
     (dx, *ours), (dx_plain, *theirs) = gradients
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
-    bound = backward_bound(2 * outputs[0], layer.weight, layer.lora_A, layer.lora_B, layer.scaling, torch.float32)
+    bound = backward_bound(
+        2 * outputs[0], layer.weight, layer.lora_A, layer.lora_B, layer.scaling, torch.float32
+    )
     assert ((dx - dx_plain).abs() <= 2 * bound).all()
 
 
@@ -56,7 +62,9 @@ def test_gradients_agree_with_finite_differences(seed, rows, columns):
     torch.manual_seed(seed)
     layer = LoRALayer(NF4Linear.from_linear(nn.Linear(columns, rows).double()), r=2).double()
     nn.init.normal_(layer.lora_B)
-    assert torch.autograd.gradcheck(layer, torch.randn(2, columns, dtype=torch.float64, requires_grad=True))
+    assert torch.autograd.gradcheck(
+        layer, torch.randn(2, columns, dtype=torch.float64, requires_grad=True)
+    )
 
 
 def test_a_second_derivative_is_refused_rather_than_wrong():
@@ -79,14 +87,18 @@ def test_no_float_weight_outlives_a_call(base, monkeypatch):
 
     def watched(self, dtype=None):
         weight = dequantize(self, dtype)
-        assert sum(ref() is not None for ref in made) == 0, "an earlier Ŵ is still alive while the next one is made"
+        assert sum(ref() is not None for ref in made) == 0, (
+            "an earlier Ŵ is still alive while the next one is made"
+        )
         made.append(weakref.ref(weight))
         return weight
 
     inject(quantize_base(base))
     monkeypatch.setattr(nf4.NF4Tensor, "dequantize", watched)
     saved = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda t: saved.append(tuple(t.shape)) or t, lambda t: t
+    ):
         loss = base(torch.arange(20).view(1, 20)).square().mean()
     layers = [m for m in base.modules() if isinstance(m, NF4Linear)]
     assert len(made) == len(layers) == 42
@@ -99,7 +111,9 @@ def test_no_float_weight_outlives_a_call(base, monkeypatch):
 
 @pytest.mark.parametrize("compute_dtype", [torch.float32, torch.bfloat16, None])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_product_is_computed_in_the_compute_dtype_and_returned_in_the_inputs(dtype, compute_dtype):
+def test_the_product_is_computed_in_the_compute_dtype_and_returned_in_the_inputs(
+    dtype, compute_dtype
+):
     layer = NF4Linear.from_linear(nn.Linear(96, 32), compute_dtype=compute_dtype)
     x = torch.randn(4, 96).to(dtype)
     wanted = compute_dtype or dtype
@@ -129,7 +143,9 @@ def test_a_qlora_in_bf16_trains_adapters_in_float32(base):
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
-@pytest.mark.parametrize("move", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double().float()])
+@pytest.mark.parametrize(
+    "move", [lambda m: m.half(), lambda m: m.to(torch.bfloat16), lambda m: m.double().float()]
+)
 def test_casting_a_model_leaves_codes_and_scales_alone(move, double_quant):
     layer = NF4Linear.from_linear(nn.Linear(64, 64), double_quant=double_quant)
     before = {name: part.clone() for name, part in layer.quantized.tensors.items()}
@@ -163,7 +179,11 @@ def test_a_new_layer_is_one_from_a_linear_with_zeros_inside():
 def test_quantizing_a_model_leaves_head_norms_and_embedding_alone(base):
     before = {name: p.clone() for name, p in base.named_parameters()}
     assert quantize_base(base) is base
-    kinds = {name: type(m).__name__ for name, m in base.named_modules() if "proj" in name or name == "lm_head"}
+    kinds = {
+        name: type(m).__name__
+        for name, m in base.named_modules()
+        if "proj" in name or name == "lm_head"
+    }
     assert kinds.pop("lm_head") == "Linear"
     assert set(kinds.values()) == {"NF4Linear"}
     for name, parameter in base.named_parameters():
@@ -172,7 +192,9 @@ def test_quantizing_a_model_leaves_head_norms_and_embedding_alone(base):
     assert base.lm_head.weight is base.model.embed_tokens.weight
     for name, module in base.named_modules():
         if isinstance(module, NF4Linear):
-            assert torch.equal(module.quantized.packed, nf4.quantize(before[f"{name}.weight"]).packed)
+            assert torch.equal(
+                module.quantized.packed, nf4.quantize(before[f"{name}.weight"]).packed
+            )
 
 
 def test_resident_bits_a_weight_from_storage(base):
@@ -207,14 +229,18 @@ def test_inject_and_unload_on_a_quantized_base(base):
 
 
 def test_training_a_quantized_base_without_adapters_is_refused(base):
-    with pytest.raises(ValueError, match="nothing would train: no parameter has requires_grad; inject"):
+    with pytest.raises(
+        ValueError, match="nothing would train: no parameter has requires_grad; inject"
+    ):
         minilora.train(quantize_base(base), minilora.data.naval_log(4, 1), steps=1)
 
 
 def test_training_moves_no_code(base):
     inject(quantize_base(base))
     before = {name: t.clone() for name, t in base.state_dict().items() if "lora_" not in name}
-    history = minilora.train(base, minilora.data.naval_log(64, 2), steps=12, batch_size=8, progress=False)
+    history = minilora.train(
+        base, minilora.data.naval_log(64, 2), steps=12, batch_size=8, progress=False
+    )
     after = base.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
     assert history.losses[-1] < history.losses[0]
@@ -228,7 +254,9 @@ def test_dequantize_base_gives_the_same_model_in_floats(base):
 
 
 def test_dequantized_layers_stay_frozen():
-    model = minilora.dequantize_base(quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, bias=False))))
+    model = minilora.dequantize_base(
+        quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8, bias=False)))
+    )
     assert [(n, p.requires_grad) for n, p in model.named_parameters()] == [
         ("0.weight", False),
         ("0.bias", False),
@@ -260,13 +288,33 @@ def adapted():
         (tied, {}, r"0.weight is tied to 1.weight: quantizing would untie them; add '0' to skip"),
         (broken, {}, r"1: quantize needs finite float32 values, got nan at \(2, 3\)"),
         (adapted, {}, r"there are adapters inside \(at 0\): quantize the base first, then inject"),
-        (lambda: quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))), {}, "0 is quantized already, and 1 more:"),
+        (
+            lambda: quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))),
+            {},
+            "0 is quantized already, and 1 more:",
+        ),
         (lambda: nn.Linear(8, 8), {}, "this is a Linear itself"),
-        (lambda: nn.Sequential(nn.ReLU()), {}, "nothing to quantize: this Sequential holds no Linear outside"),
-        (lambda: nn.Sequential(nn.Linear(8, 8)), {"skip": ["hed"]}, "skip: no module is called 'hed'"),
-        (lambda: nn.Sequential(nn.Linear(8, 8)), {"block_size": 48}, "power of two from 32 to 4096"),
+        (
+            lambda: nn.Sequential(nn.ReLU()),
+            {},
+            "nothing to quantize: this Sequential holds no Linear outside",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 8)),
+            {"skip": ["hed"]},
+            "skip: no module is called 'hed'",
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 8)),
+            {"block_size": 48},
+            "power of two from 32 to 4096",
+        ),
         (lambda: nn.Sequential(nn.Linear(8, 8)), {"kind": "nf3"}, "unknown codebook 'nf3'"),
-        (lambda: nn.Sequential(nn.Linear(8, 8)), {"compute_dtype": torch.int8}, "compute_dtype must be float32, bfloat16"),
+        (
+            lambda: nn.Sequential(nn.Linear(8, 8)),
+            {"compute_dtype": torch.int8},
+            "compute_dtype must be float32, bfloat16",
+        ),
     ],
 )
 def test_what_cannot_be_quantized_is_refused_and_stays_as_it_was(make, settings, message):
@@ -275,12 +323,16 @@ def test_what_cannot_be_quantized_is_refused_and_stays_as_it_was(make, settings,
     with pytest.raises(ValueError, match=message):
         quantize_base(model, **settings)
     assert before.keys() == model.state_dict().keys()
-    assert all(torch.equal(before[n].nan_to_num(7), t.nan_to_num(7)) for n, t in model.state_dict().items())
+    assert all(
+        torch.equal(before[n].nan_to_num(7), t.nan_to_num(7)) for n, t in model.state_dict().items()
+    )
     assert [p.requires_grad for p in model.parameters()] == flags
 
 
 def test_from_linear_refuses_what_is_no_linear():
-    with pytest.raises(TypeError, match=r"from_linear needs an nn\.Linear with a weight of its own, got Embedding"):
+    with pytest.raises(
+        TypeError, match=r"from_linear needs an nn\.Linear with a weight of its own, got Embedding"
+    ):
         NF4Linear.from_linear(nn.Embedding(4, 4))
 
 
@@ -298,7 +350,9 @@ def test_a_shared_quantized_weight_is_not_adapted():
 
 def test_a_weight_that_is_computed_from_others_is_left_in_floats():
     """There is no weight to take the place of: weight_norm would compute it anew."""
-    model = quantize_base(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8)))
+    model = quantize_base(
+        nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)), nn.Linear(8, 8))
+    )
     assert [isinstance(m, NF4Linear) for m in model] == [False, True]
 
 

@@ -27,7 +27,9 @@ thousands = settings(max_examples=profiles.of(dev=50, ci=2000, thorough=20_000))
 
 def same_as_peer(weight, block_size, double_quant, kind):
     """Bytes, scales, second-level bytes and offset, compared to the bit."""
-    packed, state = peer.quantize_4bit(weight, blocksize=block_size, quant_type=kind, compress_statistics=double_quant)
+    packed, state = peer.quantize_4bit(
+        weight, blocksize=block_size, quant_type=kind, compress_statistics=double_quant
+    )
     ours = nf4.quantize(weight, block_size, double_quant, kind)
     theirs = {"packed": packed.flatten(), "absmax": state.absmax}
     if double_quant:
@@ -38,7 +40,8 @@ def same_as_peer(weight, block_size, double_quant, kind):
     return ours, packed, state
 
 
-@pytest.mark.filterwarnings("error")  # torch only warns when a piece does not fit where it is written
+# torch only warns when a piece does not fit where it is written
+@pytest.mark.filterwarnings("error")
 def test_a_tensor_of_several_chunks_and_a_rest_dequantizes_as_in_level_0():
     """More than a million weights are looked up in pieces; each piece needs its own codes and scales."""
     weight = torch.randn(2**20 + 2**16 + 33, generator=torch.Generator().manual_seed(0))
@@ -50,7 +53,10 @@ def test_a_tensor_of_several_chunks_and_a_rest_dequantizes_as_in_level_0():
 
 @given(weights(dtypes=(torch.float32,)), block_sizes)
 def test_bytes_scales_and_values_equal_level_0(weight, block_size):
-    ours, truth = nf4.quantize(weight, block_size, double_quant=False), level0.nf4_quantize(weight.numpy(), block_size)
+    ours, truth = (
+        nf4.quantize(weight, block_size, double_quant=False),
+        level0.nf4_quantize(weight.numpy(), block_size),
+    )
     assert np.array_equal(ours.packed.numpy(), truth.packed)
     assert np.array_equal(ours.absmax.numpy(), truth.absmax)
     assert np.array_equal(ours.dequantize().numpy(), level0.nf4_dequantize(truth))
@@ -76,9 +82,12 @@ def test_the_golden_vectors():
 @given(weights(), block_sizes, st.booleans(), st.sampled_from(["nf4", "fp4"]))
 def test_every_byte_and_scale_equals_bitsandbytes(weight, block_size, double_quant, kind):
     """Odd sizes, partial blocks, three dtypes, scales from 1e-30 to 1e30, zero and constant blocks, ties, outliers."""
-    assume(not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax))
+    assume(
+        not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax)
+    )
     ours, packed, state = same_as_peer(weight, block_size, double_quant, kind)
-    if len(weight) % 2 == 0:  # their odd sizes go another way, compiled anew for each: tried in the next test
+    # their odd sizes go another way, compiled anew for each: tried in the next test
+    if len(weight) % 2 == 0:
         assert peers.same_values(ours.dequantize(), peer.dequantize_4bit(packed, state).flatten())
 
 
@@ -92,7 +101,9 @@ def test_odd_sizes_dequantize_as_in_bitsandbytes(n, dtype):
 @pytest.mark.parametrize("shape", [(768, 768), (64, 128, 3), (1000, 333), (520, 1024)])
 def test_large_matrices_that_take_several_chunks_equal_bitsandbytes(shape):
     torch.manual_seed(0)
-    ours, *_ = same_as_peer(torch.randn(shape) * torch.rand(shape[0], *[1] * (len(shape) - 1)), 64, True, "nf4")
+    ours, *_ = same_as_peer(
+        torch.randn(shape) * torch.rand(shape[0], *[1] * (len(shape) - 1)), 64, True, "nf4"
+    )
     assert ours.shape == shape
     assert ours.dequantize().shape == shape
 
@@ -118,7 +129,13 @@ def test_the_fast_search_equals_the_definition(kind):
     book = codebook(kind)
     interesting = torch.tensor(book.boundaries + (torch.arange(-512, 513) / 512).tolist())
     beside = [torch.nextafter(interesting, torch.tensor(direction)) for direction in (-2.0, 2.0)]
-    values = torch.cat([interesting, *beside, torch.rand(2**20, generator=torch.Generator().manual_seed(0)) * 2 - 1])
+    values = torch.cat(
+        [
+            interesting,
+            *beside,
+            torch.rand(2**20, generator=torch.Generator().manual_seed(0)) * 2 - 1,
+        ]
+    )
     values = values[: len(values) // 8 * 8].clamp(-1, 1)
     assert torch.equal(nf4.tensor.place(values, kind), nf4.tensor.place_plainly(values, book))
 
@@ -138,7 +155,9 @@ def test_no_cell_holds_two_boundaries_or_one_that_rounding_could_miss(kind):
 def test_the_table_of_pairs_is_two_levels_the_high_half_first(kind):
     levels = table_of_levels(kind, CPU)
     rows = table_of_pairs(kind, CPU)[[0x12, 0xE7, 0x07, 0xA0]].view(torch.float32).view(4, 2)
-    assert rows.tolist() == [[levels[first], levels[second]] for first, second in ([1, 2], [14, 7], [0, 7], [10, 0])]
+    assert rows.tolist() == [
+        [levels[first], levels[second]] for first, second in ([1, 2], [14, 7], [0, 7], [10, 0])
+    ]
 
 
 @given(ORDINARY, block_sizes, st.sampled_from(["nf4", "fp4", "int4"]))
@@ -175,7 +194,9 @@ def test_an_8_bit_scale_is_off_by_its_share_of_the_largest_at_most(seed, blocks)
     assert ((found - absmax).abs() <= widest * absmax2.repeat_interleave(256)[:blocks] + 1e-6).all()
 
 
-@pytest.mark.parametrize(("double_quant", "bits"), [(False, 4.5), (True, 4 + 8 / 64 + 32 / (64 * 256) + 32 / 2**20)])
+@pytest.mark.parametrize(
+    ("double_quant", "bits"), [(False, 4.5), (True, 4 + 8 / 64 + 32 / (64 * 256) + 32 / 2**20)]
+)
 def test_bits_a_weight_from_storage(double_quant, bits):
     quantized = nf4.quantize(torch.randn(1024, 1024), double_quant=double_quant)
     assert quantized.bits_per_weight == bits
@@ -185,10 +206,15 @@ def test_bits_a_weight_from_storage(double_quant, bits):
 def test_errors_on_normal_and_on_uniform_weights():
     """NF4 wins where weights are normal, int4 where they are uniform (relative root mean square errors)."""
     generator = torch.Generator().manual_seed(0)
-    normal, uniform = torch.randn(2**20, generator=generator), torch.rand(2**20, generator=generator) * 2 - 1
+    normal, uniform = (
+        torch.randn(2**20, generator=generator),
+        torch.rand(2**20, generator=generator) * 2 - 1,
+    )
 
     def error(weight, kind):
-        return ((nf4.quantize(weight, kind=kind).dequantize() - weight).norm() / weight.norm()).item()
+        return (
+            (nf4.quantize(weight, kind=kind).dequantize() - weight).norm() / weight.norm()
+        ).item()
 
     assert 0.0915 < error(normal, "nf4") < 0.0935
     assert error(normal, "nf4") < error(normal, "int4") < error(normal, "fp4")
@@ -224,8 +250,16 @@ def test_a_non_contiguous_tensor_is_read_in_its_own_order():
         (torch.arange(4), TypeError, "needs a floating-point tensor, got torch.int64"),
         ([1.0], TypeError, "needs a floating-point tensor, got list"),
         (torch.empty(0, 4), ValueError, r"at least one value, got shape \(0, 4\)"),
-        (torch.tensor([[1.0, 2.0], [3.0, float("nan")]]), ValueError, r"finite float32 values, got nan at \(1, 1\)"),
-        (torch.cat([torch.ones(64), torch.tensor([-torch.inf])]), ValueError, r"got -inf at \(64,\)"),
+        (
+            torch.tensor([[1.0, 2.0], [3.0, float("nan")]]),
+            ValueError,
+            r"finite float32 values, got nan at \(1, 1\)",
+        ),
+        (
+            torch.cat([torch.ones(64), torch.tensor([-torch.inf])]),
+            ValueError,
+            r"got -inf at \(64,\)",
+        ),
         (torch.tensor([1e300], dtype=torch.float64), ValueError, r"got 1e\+300 at \(0,\)"),
     ],
 )
@@ -237,7 +271,9 @@ def test_what_cannot_be_quantized_is_refused(bad, error, message):
 def test_scales_whose_sum_overflows_are_refused_unless_they_stay_floats():
     """bitsandbytes goes on with a mean of infinity, and nothing that it writes can be read back."""
     weight = torch.full((2, 64), 3e38)
-    with pytest.raises(ValueError, match=r"sum of the blocks' scales overflows float32: .* double_quant=False"):
+    with pytest.raises(
+        ValueError, match=r"sum of the blocks' scales overflows float32: .* double_quant=False"
+    ):
         nf4.quantize(weight)
     assert torch.equal(nf4.quantize(weight, double_quant=False).dequantize(), weight)
 
@@ -256,7 +292,10 @@ def test_an_unknown_codebook_is_refused():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"packed": torch.zeros(31, dtype=torch.uint8)}, r"packed must be \(32,\) torch.uint8 .* got \(31,\) torch.uint8"),
+        (
+            {"packed": torch.zeros(31, dtype=torch.uint8)},
+            r"packed must be \(32,\) torch.uint8 .* got \(31,\) torch.uint8",
+        ),
         ({"packed": torch.zeros(32)}, "got .* torch.float32"),
         ({"absmax": torch.zeros(2, dtype=torch.uint8)}, r"absmax must be \(1,\)"),
         ({"absmax2": torch.zeros(2)}, r"absmax2 must be \(1,\)"),
@@ -268,7 +307,10 @@ def test_an_unknown_codebook_is_refused():
 )
 def test_parts_that_do_not_fit_are_refused(change, message):
     good = nf4.quantize(torch.ones(64))
-    parts = {name: getattr(good, name) for name in ("packed", "absmax", "absmax2", "offset", "shape", "block_size", "kind")}
+    parts = {
+        name: getattr(good, name)
+        for name in ("packed", "absmax", "absmax2", "offset", "shape", "block_size", "kind")
+    }
     with pytest.raises(ValueError, match=message):
         nf4.NF4Tensor(**(parts | change))
 
@@ -285,5 +327,6 @@ def test_on_a_gpu_the_bytes_are_the_same():
     here, there = nf4.quantize(weight), nf4.quantize(weight.cuda())
     assert torch.equal(here.packed, there.packed.cpu())
     assert torch.equal(here.absmax, there.absmax.cpu())
-    floor = 3 * torch.finfo(torch.float32).eps * (here.absmax2.max() + here.offset)  # a GPU may fuse a scale's two roundings
+    # a GPU may fuse a scale's two roundings
+    floor = 3 * torch.finfo(torch.float32).eps * (here.absmax2.max() + here.offset)
     assert ((here.dequantize() - there.dequantize().cpu()).abs() <= floor).all()

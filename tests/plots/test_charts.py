@@ -37,7 +37,12 @@ def test_every_chart_says_what_its_axes_are_and_wears_its_theme(name, dark):
     assert left.get_xlabel() or [label.get_text() for label in left.get_xticklabels()]
     assert left.get_ylabel() or [label.get_text() for label in left.get_yticklabels()]
     assert (to_hex(figure.get_facecolor()) == PAPER.lower()) is dark
-    used = {to_hex(line.get_color()) for axes in figure.axes for line in axes.lines if isinstance(line.get_color(), str)}
+    used = {
+        to_hex(line.get_color())
+        for axes in figure.axes
+        for line in axes.lines
+        if isinstance(line.get_color(), str)
+    }
     assert used <= {color.lower() for color in (DARK_CYCLE if dark else LIGHT_CYCLE)}
 
 
@@ -45,13 +50,21 @@ def test_every_chart_says_what_its_axes_are_and_wears_its_theme(name, dark):
 def test_no_text_lies_over_another_or_outside(name):
     figure = gallery.draw(name)
     figure.draw_without_rendering()
-    boxes = [(t.get_text(), t.get_window_extent()) for axes in figure.axes for t in axes.texts if t.get_text()]
+    boxes = [
+        (t.get_text(), t.get_window_extent())
+        for axes in figure.axes
+        for t in axes.texts
+        if t.get_text()
+    ]
     page = figure.bbox
     for i, (text, box) in enumerate(boxes):
         assert page.x0 - 1 <= box.x0, text
         assert box.x1 <= page.x1 + 1, text
         for other, place in boxes[i + 1 :]:
-            overlap = min(box.x1, place.x1) - max(box.x0, place.x0) > 2 and min(box.y1, place.y1) - max(box.y0, place.y0) > 4
+            overlap = (
+                min(box.x1, place.x1) - max(box.x0, place.x0) > 2
+                and min(box.y1, place.y1) - max(box.y0, place.y0) > 4
+            )
             assert not overlap, (text, other)
 
 
@@ -62,14 +75,18 @@ def test_bars_are_as_long_as_the_counts():
 
 
 def test_stacked_bars_add_up_and_show_the_cards_within_their_scale():
-    bars = {"full": [{"weights": 3e9, "gradients": 2e9, "none": 0}], "LoRA": [{"weights": 3e9, "gradients": 0, "none": 0}]}
+    bars = {
+        "full": [{"weights": 3e9, "gradients": 2e9, "none": 0}],
+        "LoRA": [{"weights": 3e9, "gradients": 0, "none": 0}],
+    }
     figure = charts.memory_chart(["m"], bars, {"4 GB": 4e9, "80 GB": 80e9})
     axes = figure.axes[0]
     assert [(p.get_y(), p.get_height()) for p in axes.patches] == [(0, 3), (3, 2), (0, 3), (3, 0)]
     assert "5.0 GB" in texts(figure)
     assert "4 GB" in texts(figure)
     assert "80 GB" not in texts(figure)
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gradients", "weights"]  # as they are stacked
+    # as they are stacked
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["gradients", "weights"]
 
 
 def test_break_even_is_where_the_line_crosses_one_hundred_percent():
@@ -80,7 +97,9 @@ def test_break_even_is_where_the_line_crosses_one_hundred_percent():
 
 
 def test_a_spectrum_ends_at_its_rank():
-    figure = charts.spectrum_chart({"rank 3": np.linalg.svd(np.outer([1, 2, 3], [1, 1, 0]) + np.eye(3), compute_uv=False)})
+    figure = charts.spectrum_chart(
+        {"rank 3": np.linalg.svd(np.outer([1, 2, 3], [1, 1, 0]) + np.eye(3), compute_uv=False)}
+    )
     assert len(figure.axes[0].lines[0].get_xdata()) == 3
     assert len(charts.spectrum_chart({"rank 1": [5.0, 1e-9]}).axes[0].lines[0].get_xdata()) == 1
 
@@ -103,8 +122,14 @@ def test_disk_lines_are_sums():
     ("draw", "message"),
     [
         (lambda: charts.trainable_chart([], [], []), "needed arrays of one length and not empty"),
-        (lambda: charts.rank_chart([1, 2], {"q": [1]}, "m", 9), r"got lengths {'ranks': 2, 'q': 1}"),
-        (lambda: charts.heat_chart(["q"], [1], [[0]], "", [[""]]), r"positive values of shape \(1, 1\)"),
+        (
+            lambda: charts.rank_chart([1, 2], {"q": [1]}, "m", 9),
+            r"got lengths {'ranks': 2, 'q': 1}",
+        ),
+        (
+            lambda: charts.heat_chart(["q"], [1], [[0]], "", [[""]]),
+            r"positive values of shape \(1, 1\)",
+        ),
         (lambda: charts.nf4_chart([0.1], [0.0]), "at least one block of 64 weights, got 1"),
         (lambda: gallery.draw("memmory"), "no chart is called 'memmory'; nearest: memory"),
     ],
@@ -123,7 +148,9 @@ def test_the_gallery_is_one_page_without_network_and_a_file_for_every_chart(tmp_
     assert page.count("<figure") == 2
     assert page.count("data:image/png;base64,") == 4
     names = {file.name for file in (tmp_path / "charts").iterdir()}
-    assert names == {"index.html"} | {f"{n}{d}.{k}" for n in some for d in ("", "-dark") for k in ("png", "svg")}
+    assert names == {"index.html"} | {
+        f"{n}{d}.{k}" for n in some for d in ("", "-dark") for k in ("png", "svg")
+    }
 
 
 def test_a_real_lora_update_has_the_rank_it_was_given(short_runs):
@@ -134,6 +161,8 @@ def test_a_real_lora_update_has_the_rank_it_was_given(short_runs):
 
 
 def test_ctrl_c_while_a_chart_trains_stops_the_charts(short_runs, monkeypatch):
-    monkeypatch.setattr(sys.modules["minilora.training.loop"], "train", lambda *_, **__: History(interrupted=True))
+    monkeypatch.setattr(
+        sys.modules["minilora.training.loop"], "train", lambda *_, **__: History(interrupted=True)
+    )
     with pytest.raises(KeyboardInterrupt):
         gallery.runs()

@@ -14,7 +14,9 @@ from minilora.plots.planner_page import planner_page, write_planner
 
 from .. import profiles
 
-BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSER = (
+    shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+)
 CASES = profiles.of(dev=20, ci=400, thorough=4000)
 
 
@@ -42,7 +44,9 @@ def planned(case):
     config = LoraConfig(r=case["r"], target_modules=case["targets"])
     keys = {"adapterDtype": "adapter_dtype", "doubleQuant": "double_quant"}
     rest = ("batch", "seq", "dtype", "adapterDtype", "optimizer", "checkpointing", "doubleQuant")
-    found = ledger.plan(case["model"], config, case["method"], **{keys.get(key, key): case[key] for key in rest})
+    found = ledger.plan(
+        case["model"], config, case["method"], **{keys.get(key, key): case[key] for key in rest}
+    )
     return {
         "bytes": found.bytes,
         "total": found.total,
@@ -59,13 +63,28 @@ def in_browser(page, tmp_path):
     """The DOM after the page's scripts have run."""
     file = tmp_path / "page.html"
     file.write_text(page, encoding="utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    done = subprocess.run([*command, "--dump-dom", file.as_uri()], capture_output=True, text=True, timeout=120, check=True)
+    command = [
+        BROWSER,
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--user-data-dir={tmp_path / 'profile'}",
+    ]
+    done = subprocess.run(
+        [*command, "--dump-dom", file.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="the planner page was not tried: no chromium here (apt-get install chromium)")
+@pytest.mark.skipif(
+    BROWSER is None,
+    reason="the planner page was not tried: no chromium here (apt-get install chromium)",
+)
 def test_the_page_and_the_plan_agree_on_hundreds_of_random_settings(tmp_path):
     draw = random.Random(0)
     cases = [random_case(draw) for _ in range(CASES)]
@@ -79,7 +98,10 @@ def test_the_page_and_the_plan_agree_on_hundreds_of_random_settings(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(BROWSER is None, reason="the planner page was not tried: no chromium here (apt-get install chromium)")
+@pytest.mark.skipif(
+    BROWSER is None,
+    reason="the planner page was not tried: no chromium here (apt-get install chromium)",
+)
 def test_the_page_shows_the_plan_of_the_command_line(tmp_path):
     dom = in_browser(planner_page(), tmp_path)
     config = LoraConfig(r=16, target_modules="all-linear")

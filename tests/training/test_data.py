@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import data
-from minilora.training.data import Example, is_heldout, load_jsonl, naval_log, polite_log, split_examples
+from minilora.training.data import (
+    Example,
+    is_heldout,
+    load_jsonl,
+    naval_log,
+    polite_log,
+    split_examples,
+)
 
 
 def readings_in(log):
@@ -65,7 +72,9 @@ def test_engines_never_stand_alone_and_several_systems_are_asked_for_in_any_orde
 
 
 def test_polite_and_naval_show_the_same_logs_and_ask_the_same():
-    ask = [[(e.input, e.instruction) for e in build(50, 5).train] for build in (naval_log, polite_log)]
+    ask = [
+        [(e.input, e.instruction) for e in build(50, 5).train] for build in (naval_log, polite_log)
+    ]
     assert ask[0] == ask[1]
 
 
@@ -78,11 +87,20 @@ def test_a_task_without_examples_is_refused(sizes):
 text = st.text(min_size=1).filter(str.strip)
 
 
-@given(st.lists(st.builds(Example, instruction=text, output=text, input=st.text()), min_size=1, max_size=5), st.booleans())
+@given(
+    st.lists(
+        st.builds(Example, instruction=text, output=text, input=st.text()), min_size=1, max_size=5
+    ),
+    st.booleans(),
+)
 def test_any_text_survives_a_jsonl_file(tmp_path_factory, examples, escape):
     file = tmp_path_factory.mktemp("data") / "mine.jsonl"
     lines = [
-        json.dumps({"instruction": e.instruction, "input": e.input, "output": e.output}, ensure_ascii=escape) for e in examples
+        json.dumps(
+            {"instruction": e.instruction, "input": e.input, "output": e.output},
+            ensure_ascii=escape,
+        )
+        for e in examples
     ]
     try:
         file.write_bytes("\n\n".join(lines).encode("utf-8"))
@@ -103,13 +121,22 @@ GOOD = '{"instruction": "a", "output": "b"}'
         (f"{GOOD}\n\n[1]", "line 3: needed an object .* got list"),
         ('{"instruction": "a"}', r"line 1: 'output' missing; found \['instruction'\]"),
         ('{"prompt": "a"}', "line 1: 'instruction' and 'output' missing; .*: rename the fields"),
-        ('[\n {"instruction": "a", "output": "b"}\n]', "line 1: no valid JSON .* write one object a line"),
+        (
+            '[\n {"instruction": "a", "output": "b"}\n]',
+            "line 1: no valid JSON .* write one object a line",
+        ),
         ('{"instruction": 3, "output": "b"}', "line 1: 'instruction' must be text, got int"),
         ('{"instruction": "a", "output": null}', "line 1: 'output' must be text, got NoneType"),
         ('{"instruction": "a", "output": " "}', "line 1: 'output' is empty"),
         ('{"instruction": "a", "output": "b", "inptu": "c"}', "line 1: unknown field 'inptu'"),
-        ('{"instruction": "a", "output": "b", "input": 0}', "line 1: 'input' must be text, got int"),
-        ('{"instruction": "a", "output": "\\ud800"}', "line 1: 'output' holds half of a surrogate pair"),
+        (
+            '{"instruction": "a", "output": "b", "input": 0}',
+            "line 1: 'input' must be text, got int",
+        ),
+        (
+            '{"instruction": "a", "output": "\\ud800"}',
+            "line 1: 'output' holds half of a surrogate pair",
+        ),
         ('{"instruction": ' + "1" * 5000 + "}", "line 1: no valid JSON"),
         ("[" * 100_000, "line 1: no valid JSON"),
     ],
@@ -122,7 +149,9 @@ def test_a_bad_file_is_refused_with_the_line(tmp_path, content, message):
 
 
 def test_a_file_that_is_missing_or_no_text_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"none.jsonl does not exist: needed a file with one JSON object"):
+    with pytest.raises(
+        ValueError, match=r"none.jsonl does not exist: needed a file with one JSON object"
+    ):
         load_jsonl(tmp_path / "none.jsonl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match="cannot be read as UTF-8 text"):
@@ -135,9 +164,13 @@ def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path):
 
 
 @pytest.mark.parametrize("separator", ["\u2028", "\x85"])
-def test_what_python_calls_a_line_end_may_stand_in_a_text_and_input_may_be_null(tmp_path, separator):
+def test_what_python_calls_a_line_end_may_stand_in_a_text_and_input_may_be_null(
+    tmp_path, separator
+):
     file = tmp_path / "mine.jsonl"
-    file.write_text(f'{{"instruction": "a{separator}b", "output": "c", "input": null}}', encoding="utf-8")
+    file.write_text(
+        f'{{"instruction": "a{separator}b", "output": "c", "input": null}}', encoding="utf-8"
+    )
     assert load_jsonl(file) == (Example(f"a{separator}b", "c"),)
 
 
@@ -152,7 +185,9 @@ def test_splitting_holds_out_a_tenth_and_loses_nothing():
     examples = [Example(str(i), "x") for i in range(50)]
     task = split_examples(examples)
     assert len(task.valid) == 5
-    assert sorted(e.instruction for e in task.train + task.valid) == sorted(e.instruction for e in examples)
+    assert sorted(e.instruction for e in task.train + task.valid) == sorted(
+        e.instruction for e in examples
+    )
     assert split_examples(examples[:9]).valid == ()
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\)"):
         split_examples(examples, share=1.0)

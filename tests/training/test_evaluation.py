@@ -24,7 +24,12 @@ class Parrot:
 
 
 def test_exact_match_is_the_share_of_answers_right_to_the_letter():
-    examples = [Example("q", "a", "a"), Example("q", "b", "b"), Example("q", "c", "C"), Example("q", "d", "d.")]
+    examples = [
+        Example("q", "a", "a"),
+        Example("q", "b", "b"),
+        Example("q", "c", "C"),
+        Example("q", "d", "d."),
+    ]
     assert exact_match(Parrot(), examples, batch=3) == 0.5
     with pytest.raises(ValueError, match="at least one example"):
         exact_match(Parrot(), [])
@@ -32,7 +37,9 @@ def test_exact_match_is_the_share_of_answers_right_to_the_letter():
 
 def test_batched_answers_are_those_given_one_by_one(base):
     examples = polite_log(1, 8).valid
-    assert answers(base, examples) == answers(base, examples, batch=1) == [e.output for e in examples]
+    assert (
+        answers(base, examples) == answers(base, examples, batch=1) == [e.output for e in examples]
+    )
 
 
 def test_an_answer_may_be_as_long_as_the_one_that_is_wanted(base):
@@ -54,7 +61,9 @@ def test_bits_per_byte_is_the_cross_entropy_in_bits_over_the_bytes_predicted(bas
     for window in windows:
         logp = model(torch.tensor([window]))[0].log_softmax(-1)
         bits -= sum(logp[i - 1, window[i]].item() for i in range(1, 16)) / math.log(2)
-        size += len(base.tokenizer.decode(window).encode()) - len(base.tokenizer.decode(window[:1]).encode())
+        size += len(base.tokenizer.decode(window).encode()) - len(
+            base.tokenizer.decode(window[:1]).encode()
+        )
     assert len(windows) > 4
     bound = loss_bound(model, torch.tensor(windows)) / math.log(2) * 15 * len(windows) / size
     assert bound < 3e-4 * bits / size
@@ -67,13 +76,17 @@ def test_bits_per_byte_leaves_the_mode_alone_and_refuses_what_it_cannot_measure(
     assert base.training
     with pytest.raises(ValueError, match="at least two tokens of text, got 0"):
         bits_per_byte(base, "")
-    with pytest.raises(ValueError, match="context must be at least 2, a token to see and one to predict, got 1"):
+    with pytest.raises(
+        ValueError, match="context must be at least 2, a token to see and one to predict, got 1"
+    ):
         bits_per_byte(base, "text of some length", context=1)
     base.tokenizer = None
     for model in (base, torch.nn.Linear(2, 2)):
         with pytest.raises(ValueError, match=r"needs model.tokenizer"):
             bits_per_byte(model, "text")
-    with pytest.raises(ValueError, match="answers need a minilora Llama with a tokenizer, .* a Llama without one"):
+    with pytest.raises(
+        ValueError, match="answers need a minilora Llama with a tokenizer, .* a Llama without one"
+    ):
         exact_match(base, polite_log(1, 1).valid)
 
 

@@ -22,7 +22,8 @@ from minilora.training.loop import build_optimizer, rate_at, summed_loss
 from ..tolerance import Wider, assert_as_close, gamma, in_float64, loss_bound
 
 TASK = naval_log(40, 12)
-IDS = pad(encode_all(minilora.load_base().tokenizer, TASK.train[:8], 512)).ids  # for the error of the logits
+# for the error of the logits
+IDS = pad(encode_all(minilora.load_base().tokenizer, TASK.train[:8], 512)).ids
 QUICK = {"batch_size": 4, "progress": False, "validate_every": 0}
 
 
@@ -55,7 +56,9 @@ def optimizer_steps(monkeypatch):
     seen, step = [], torch.optim.AdamW.step
 
     def watched(self, *args, **more):
-        gradient = torch.cat([p.grad.flatten() for group in self.param_groups for p in group["params"]])
+        gradient = torch.cat(
+            [p.grad.flatten() for group in self.param_groups for p in group["params"]]
+        )
         seen.append((gradient, [group["lr"] for group in self.param_groups]))
         return step(self, *args, **more)
 
@@ -157,8 +160,13 @@ def test_a_resumed_run_continues_to_the_same_bits(tmp_path, dropout):
     resumed = train(second, TASK, out=tmp_path / "cut", checkpoint_every=2, resume=True, **settings)
     assert equal(trained_bits(second), trained_bits(whole))
     assert resumed.losses == reference.losses
-    assert [v["valid_loss"] for v in resumed.validations] == [v["valid_loss"] for v in reference.validations]
-    logs = [[json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()] for n in ("whole", "cut")]
+    assert [v["valid_loss"] for v in resumed.validations] == [
+        v["valid_loss"] for v in reference.validations
+    ]
+    logs = [
+        [json.loads(x) for x in (tmp_path / n / "metrics.jsonl").read_text().splitlines()]
+        for n in ("whole", "cut")
+    ]
     stripped = [[{k: v for k, v in r.items() if k != "seconds"} for r in log] for log in logs]
     assert sorted(stripped[0], key=str) == sorted(stripped[1], key=str)
 
@@ -252,7 +260,9 @@ def test_a_loss_that_is_not_finite_stops_with_the_step_and_keeps_the_weights():
             poison.append(trained_bits(model))
             model.model.norm.weight.data.fill_(float("nan"))
 
-    with pytest.raises(FloatingPointError, match=r"step 3: the loss is nan. Last losses: .* look at the examples"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 3: the loss is nan. Last losses: .* look at the examples"
+    ):
         train(model, TASK, steps=5, callbacks=[damage], **QUICK)
     assert equal(trained_bits(model), poison[0])
 
@@ -270,7 +280,9 @@ def test_an_infinite_gradient_of_a_finite_loss_stops_and_keeps_the_weights():
 def test_a_base_that_is_broken_from_the_start_says_so():
     model = adapted()
     model.model.embed_tokens.weight.data[:] = float("inf")
-    with pytest.raises(FloatingPointError, match=r"step 1: .*it is the first step.*NaN in the base"):
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: .*it is the first step.*NaN in the base"
+    ):
         train(model, TASK, steps=2, **QUICK)
 
 
@@ -289,14 +301,27 @@ def test_the_best_state_is_kept_and_early_overfitting_is_warned_of(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         history = train(
-            model, train_few, steps=60, lr=3e-2, batch_size=2, warmup=0.0, validate_every=4, progress=False, clip=0.0
+            model,
+            train_few,
+            steps=60,
+            lr=3e-2,
+            batch_size=2,
+            warmup=0.0,
+            validate_every=4,
+            progress=False,
+            clip=0.0,
         )
     losses = [v["valid_loss"] for v in history.validations]
     assert losses[-1] > 1.05 * min(losses), "the test needs a run that overfits"
-    again = train(model, train_few, steps=1, lr=1e-12, batch_size=2, validate_every=1, progress=False)
-    assert again.validations[0]["valid_loss"] <= min(losses) + loss_bound(model, IDS)  # a step of 1e-12 changes nothing
+    again = train(
+        model, train_few, steps=1, lr=1e-12, batch_size=2, validate_every=1, progress=False
+    )
+    # a step of 1e-12 changes nothing
+    assert again.validations[0]["valid_loss"] <= min(losses) + loss_bound(model, IDS)
     assert len(history.warnings) == 1
-    assert history.warnings == [str(w.message) for w in caught if "begins to memorise" in str(w.message)]
+    assert history.warnings == [
+        str(w.message) for w in caught if "begins to memorise" in str(w.message)
+    ]
 
 
 @pytest.mark.parametrize("keep_best", [True, False])
@@ -320,21 +345,33 @@ def test_the_last_step_is_validated_and_saved_whatever_the_interval(tmp_path):
 
 def test_overfitting_needs_three_rises_and_five_percent():
     def history(*losses):
-        return History(validations=[{"step": i, "valid_loss": x} for i, x in enumerate(losses)], best_step=0)
+        return History(
+            validations=[{"step": i, "valid_loss": x} for i, x in enumerate(losses)], best_step=0
+        )
 
     assert overfitting(history(1.0, 1.1, 1.2)) is None
     assert overfitting(history(1.0, 1.01, 1.02, 1.03)) is None
     assert overfitting(history(1.0, 1.3, 1.2, 1.4)) is None
-    assert "rose 3 times running, from 1.0000 at step 0 to 1.3000" in overfitting(history(1.0, 1.1, 1.2, 1.3))
+    assert "rose 3 times running, from 1.0000 at step 0 to 1.3000" in overfitting(
+        history(1.0, 1.1, 1.2, 1.3)
+    )
 
 
 def test_validation_answers_report_exact_match_and_a_sample(capsys):
     """To the letter: one answer of two is right but for the full stop."""
     first, second = polite_log(1, 2).valid
-    task = Task("polite", (first,), (first, Example(second.instruction, second.output.removesuffix("."), second.input)))
+    task = Task(
+        "polite",
+        (first,),
+        (first, Example(second.instruction, second.output.removesuffix("."), second.input)),
+    )
     history = train(minilora.load_base(), task, steps=1, batch_size=1, valid_answers=2)
     assert history.validations[0]["exact_match"] == 0.5
-    assert history.validations[0]["sample"] == {"asked": first.instruction, "answer": first.output, "wanted": first.output}
+    assert history.validations[0]["sample"] == {
+        "asked": first.instruction,
+        "answer": first.output,
+        "wanted": first.output,
+    }
     assert "held-out loss" in capsys.readouterr().err
 
 
@@ -343,7 +380,9 @@ def test_the_validation_loss_is_the_mean_over_all_held_out_answer_tokens_without
     task, model = Task("many", TASK.train, naval_log(1, 70).valid), filled(dropout=0.5)
     rows = [pad([row]) for row in encode_all(model.tokenizer, task.valid, 512)]
     with torch.no_grad():
-        wanted = sum(summed_loss(model.eval(), row).item() for row in rows) / sum(row.answer_tokens for row in rows)
+        wanted = sum(summed_loss(model.eval(), row).item() for row in rows) / sum(
+            row.answer_tokens for row in rows
+        )
     history = train(model, task, steps=1, **QUICK | {"validate_every": 1})
     assert abs(history.validations[0]["valid_loss"] - wanted) <= loss_bound(filled().eval(), IDS)
 
@@ -352,19 +391,27 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees(optimizer_steps):
     free = train(adapted(), TASK, steps=1, clip=0.0, **QUICK).steps[0]["grad_norm"]
     assert train(adapted(), TASK, steps=1, clip=free / 10, **QUICK).steps[0]["grad_norm"] == free
     norms = [gradient.double().norm().item() for gradient, _ in optimizer_steps]
-    n = optimizer_steps[0][0].numel()  # a norm in float32 sums n squares; torch adds 1e-6 to the one it divides by
+    # a norm in float32 sums n squares; torch adds 1e-6 to the one it divides by
+    n = optimizer_steps[0][0].numel()
     assert norms == pytest.approx([free, free / 10], rel=gamma(n, torch.float32) + 2e-6 / free)
 
 
 def test_norms_and_biases_are_not_decayed():
-    groups = build_optimizer(dict(minilora.load_base().named_parameters()), TrainConfig(weight_decay=0.5)).param_groups
-    assert [(group["weight_decay"], {p.dim() for p in group["params"]}) for group in groups] == [(0.5, {2}), (0.0, {1})]
+    groups = build_optimizer(
+        dict(minilora.load_base().named_parameters()), TrainConfig(weight_decay=0.5)
+    ).param_groups
+    assert [(group["weight_decay"], {p.dim() for p in group["params"]}) for group in groups] == [
+        (0.5, {2}),
+        (0.0, {1}),
+    ]
 
 
 def test_every_group_has_the_rate_of_the_step(optimizer_steps):
     """Norms and biases are a group of their own, and follow the schedule too."""
     history = train(minilora.load_base(), TASK, steps=3, lr=1e-3, **QUICK)
-    assert [rates for _, rates in optimizer_steps] == [[record["lr"]] * 2 for record in history.steps]
+    assert [rates for _, rates in optimizer_steps] == [
+        [record["lr"]] * 2 for record in history.steps
+    ]
 
 
 def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
@@ -388,13 +435,22 @@ def test_a_model_that_would_not_learn_is_refused():
 
 
 def test_resuming_what_is_not_there_or_not_the_same_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"nothing to resume: .*checkpoint.safetensors does not exist"):
+    with pytest.raises(
+        ValueError, match=r"nothing to resume: .*checkpoint.safetensors does not exist"
+    ):
         train(adapted(), TASK, out=tmp_path, resume=True, **QUICK)
     train(adapted(), TASK, steps=2, out=tmp_path, checkpoint_every=1, **QUICK)
     with pytest.raises(ValueError, match=r"other settings \(steps: 2 there, 3 here\)"):
         train(adapted(), TASK, steps=3, out=tmp_path, resume=True, **QUICK)
     with pytest.raises(ValueError, match=r"other settings \(data: "):
-        train(adapted(), Task("less", TASK.train[:-1], TASK.valid), steps=2, out=tmp_path, resume=True, **QUICK)
+        train(
+            adapted(),
+            Task("less", TASK.train[:-1], TASK.valid),
+            steps=2,
+            out=tmp_path,
+            resume=True,
+            **QUICK,
+        )
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a checkpoint")
     with pytest.raises(ValueError, match="no readable safetensors"):
         train(adapted(), TASK, steps=2, out=tmp_path, resume=True, **QUICK)
@@ -425,7 +481,8 @@ def test_gradients_that_were_there_before_do_not_count():
     for p in dirty.parameters():
         p.grad = torch.full_like(p, 3.0) if p.requires_grad else None
     assert (
-        train(clean, TASK, steps=1, **QUICK).steps[0]["grad_norm"] == train(dirty, TASK, steps=1, **QUICK).steps[0]["grad_norm"]
+        train(clean, TASK, steps=1, **QUICK).steps[0]["grad_norm"]
+        == train(dirty, TASK, steps=1, **QUICK).steps[0]["grad_norm"]
     )
 
 
@@ -433,7 +490,10 @@ def test_gradients_that_were_there_before_do_not_count():
     ("change", "message"),
     [
         (lambda model: inject(minilora.unload(model), LoraConfig(r=4, lora_alpha=3)), "adapters"),
-        (lambda model: inject(minilora.unload(model), LoraConfig(r=4, lora_dropout=0.5)), "adapters"),
+        (
+            lambda model: inject(minilora.unload(model), LoraConfig(r=4, lora_dropout=0.5)),
+            "adapters",
+        ),
         (lambda model: model.model.embed_tokens.weight.data.mul_(1.01), "frozen weights"),
     ],
 )
@@ -461,13 +521,19 @@ def test_packing_is_refused_where_the_model_would_mix_the_examples():
     import transformers
 
     config = transformers.LlamaConfig(
-        vocab_size=1536, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+        vocab_size=1536,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
     )
     theirs = transformers.LlamaForCausalLM(config)
     theirs.tokenizer = minilora.load_base().tokenizer
     with pytest.raises(ValueError, match="pack=True needs a minilora Llama: LlamaForCausalLM"):
         train(theirs, TASK, steps=1, pack=True, **QUICK)
-    with pytest.raises(ValueError, match="answers need a minilora Llama with a tokenizer, .* a LlamaForCausalLM$"):
+    with pytest.raises(
+        ValueError, match="answers need a minilora Llama with a tokenizer, .* a LlamaForCausalLM$"
+    ):
         train(theirs, TASK, steps=1, valid_answers=1, **QUICK)
     assert len(train(theirs, TASK, steps=2, **QUICK).losses) == 2
 
@@ -484,7 +550,13 @@ def test_examples_that_are_none_are_refused():
 def test_a_run_is_not_resumed_on_other_codes(tmp_path, base):
     """A 4-bit weight is no parameter, but another one is another base all the same."""
     task = minilora.data.naval_log(32, 2)
-    settings = {"batch_size": 4, "validate_every": 0, "progress": False, "out": tmp_path, "checkpoint_every": 1}
+    settings = {
+        "batch_size": 4,
+        "validate_every": 0,
+        "progress": False,
+        "out": tmp_path,
+        "checkpoint_every": 1,
+    }
     model = minilora.quantize_base(base)
     minilora.inject(model)
     minilora.train(model, task, steps=2, **settings)

@@ -22,7 +22,10 @@ def run(show=True):
 
 def test_without_a_terminal_there_is_a_line_a_validation(capsys):
     run()
-    assert capsys.readouterr().err == "step    50  held-out loss 0.500  exact match 25%  “Hull [bold]9%.”\ndone\n"
+    assert (
+        capsys.readouterr().err
+        == "step    50  held-out loss 0.500  exact match 25%  “Hull [bold]9%.”\ndone\n"
+    )
 
 
 def test_nothing_is_shown_when_it_is_not_wanted(capsys):
