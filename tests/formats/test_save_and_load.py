@@ -342,7 +342,7 @@ def test_an_error_names_eight_things_and_counts_the_rest(tmp_path, count, end):
     assert str(caught.value).count("has shape (1, 1)") == 8
 
 
-@pytest.mark.parametrize(("count", "end"), [(5, ""), (6, " …"), (9, " …")])
+@pytest.mark.parametrize(("count", "end"), [(5, ""), (6, ", and 1 more"), (9, ", and 4 more")])
 def test_an_error_shows_five_unknown_tensors_and_that_there_are_more(tmp_path, count, end):
     _, folder = saved(tmp_path)
     change_tensors(folder, lambda t: t.update({f"extra{i}": torch.ones(1) for i in range(count)}))
