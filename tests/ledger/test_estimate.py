@@ -383,14 +383,14 @@ def test_a_rank_above_the_matrix_is_allowed_and_warned_of():
             ledger.Settings(),
             {},
             TypeError,
-            r"config must be a LoraConfig, got a Settings; settings go by name",
+            r"config must be a LoraConfig, got a Settings; pass settings by name",
         ),
         (
             "base",
             None,
             {"r": 16},
             TypeError,
-            r"no setting is called 'r', known are batch, seq, .*go in LoraConfig\(r=…\)",
+            r"unknown setting 'r', expected batch, seq, .*go into LoraConfig\(r=…\)",
         ),
         (
             "base",
