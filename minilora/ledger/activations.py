@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .shapes import Architecture, LinearShape
+from .dimensions import Architecture, LinearShape
 
 
 @dataclass(frozen=True)

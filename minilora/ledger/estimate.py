@@ -34,8 +34,9 @@ from ..lora.selection import (
 )
 from ..text import nearest
 from .activations import Work, kept
+from .dimensions import Architecture, LinearShape
 from .flops import flops_a_token
-from .shapes import Architecture, LinearShape, Source, architecture
+from .shapes import Source, architecture
 from .storage import OPTIMIZER_BYTES, factor_shapes, file_bytes, parameter_sizes, weight_bytes
 
 BETWEEN_STEPS = ("weights", "constants", "adapters", "gradients", "optimizer")

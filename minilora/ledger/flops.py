@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .activations import Work
-from .shapes import Architecture, LinearShape
+from .dimensions import Architecture, LinearShape
 
 
 def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .shapes import Architecture, LinearShape
+from .dimensions import Architecture, LinearShape
 
 OPTIMIZER_BYTES: dict[str, Any] = {
     "adamw": lambda numbers: 8 * numbers,

@@ -21,7 +21,7 @@ from minilora.ledger.shapes import presets
 from minilora.training.batches import encode_all, pad
 from minilora.training.loop import summed_loss
 
-from .test_shapes import real
+from .test_families import real
 
 QV, ALL = ("q_proj", "v_proj"), "all-linear"
 
