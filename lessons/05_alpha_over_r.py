@@ -24,8 +24,8 @@
 # answer: doubled["gradient descent"]
 
 # %% [predict] doubled_alpha_adam
-# And after one step of Adam, which moves every number by about the learning rate, however large
-# its gradient is?
+# And after one step of Adam, which moves every number by about the learning rate, however large its
+# gradient is?
 # answer: doubled["Adam"]
 
 # %% [markdown]

@@ -3,18 +3,19 @@
 #
 # Know first: lesson 05 · Difficulty ●●○ · 8 minutes to read · 5 seconds to run
 #
-# You have an adapter for one layer. The model has dozens, in a class that somebody else wrote, and its forward method calls
-# `self.q_proj(x)`. You do not want to edit that class.
+# You have an adapter for one layer. The model has dozens, in a class that somebody else wrote, and
+# its forward method calls `self.q_proj(x)`. You do not want to edit that class.
 #
-# You need not. PyTorch finds a layer by its name when it is called. Put another module under the same name, one that keeps the
-# old layer inside and adds s · B A to what it returns, and the class never knows. What must be decided is *which* names.
+# You need not. PyTorch finds a layer by its name when it is called. Put another module under the
+# same name, one that keeps the old layer inside and adds s · B A to what it returns, and the class
+# never knows. What must be decided is *which* names.
 
 # %% [markdown]
 # ## Predict
 
 # %% [predict] how_many_layers
-# The shipped base has 6 blocks, each with q, k, v and o in its attention and gate, up and down in its MLP. With the targets
-# `["q_proj", "v_proj"]`, how many modules get an adapter?
+# The shipped base has 6 blocks, each with q, k, v and o in its attention and gate, up and down in
+# its MLP. With the targets `["q_proj", "v_proj"]`, how many modules get an adapter?
 # answer: len(wrapped)
 
 # %% [predict] same_outputs
@@ -28,8 +29,9 @@
 # %% [markdown]
 # ## Run: by hand, then with `inject`
 #
-# First by hand, in a dozen lines. A model is a tree of modules, and every module has a path, such as
-# `model.layers.3.self_attn.q_proj`. Freeze all, then swap in a wrapper at each path that is wanted.
+# First by hand, in a dozen lines. A model is a tree of modules, and every module has a path, such
+# as `model.layers.3.self_attn.q_proj`. Freeze all, then swap in a wrapper at each path that is
+# wanted.
 
 # %%
 import torch
@@ -68,7 +70,8 @@ print(f"by hand: {by_hand:,} trainable; outputs equal to the bit: {torch.equal(a
 assert torch.equal(after, before)
 
 # %% [markdown]
-# Now with the package. It does the same, and prints what it matched. That table is the part not to skip.
+# Now with the package. It does the same, and prints what it matched. That table is the part not to
+# skip.
 
 # %%
 model = minilora.load_base()
@@ -156,22 +159,26 @@ print("after 2 training steps and unload(model), the base is the same to the bit
 #
 # Three rules, and the order matters.
 #
-# 1. *Match before you change.* A list entry fits a module whose path is that entry, or ends in a dot and that entry. A string
-#    is a regular expression for the whole path. PEFT has the same rules, so a config means the same in both.
-# 2. *Freeze first, then wrap.* `requires_grad_(False)` on the model reaches every parameter that is in it at that moment.
-# 3. *Register the wrapper.* `set_submodule` puts it into the tree, so that `parameters()`, `to()` and `state_dict()` see it.
+# 1. *Match before you change.* A list entry fits a module whose path is that entry, or ends in a
+#    dot and that entry. A string is a regular expression for the whole path. PEFT has the same
+#    rules, so a config means the same in both.
+# 2. *Freeze first, then wrap.* `requires_grad_(False)` on the model reaches every parameter that is
+#    in it at that moment.
+# 3. *Register the wrapper.* `set_submodule` puts it into the tree, so that `parameters()`, `to()`
+#    and `state_dict()` see it.
 #
-# At the start B is zero, and y + 0 is y in floating point: hence equal to the bit, not nearly equal. A test that asks for less
-# would let a wrapper pass that casts or reorders something.
+# At the start B is zero, and y + 0 is y in floating point: hence equal to the bit, not nearly
+# equal. A test that asks for less would let a wrapper pass that casts or reorders something.
 #
-# The cost is r (in + out) for each match. LoRA's paper adapts the attention weights only, and of these q and v in most of its
-# experiments (arXiv 2106.09685, sections 4.2 and 7.1). That is a choice of the authors, not a part of the method.
+# The cost is r (in + out) for each match. LoRA's paper adapts the attention weights only, and of
+# these q and v in most of its experiments (arXiv 2106.09685, sections 4.2 and 7.1). That is a
+# choice of the authors, not a part of the method.
 
 # %% [markdown]
 # ## Break it: a typo, and the wrong order
 #
-# Two ways to train less than you think. First a typo in one of two names, with a matcher that takes what it finds. Then the
-# freeze after the wrapping.
+# Two ways to train less than you think. First a typo in one of two names, with a matcher that takes
+# what it finds. Then the freeze after the wrapping.
 
 # %%
 typo = ["q_proj", "v_porj"]
@@ -220,9 +227,12 @@ def name_matches(path, targets):
 
 
 # %% [hints] name_matches
-# 1. Ask first whether targets is a string: `isinstance(targets, str)`. A string is iterable too, letter by letter.
-# 2. For a string `re.fullmatch`, not `re.match`. For a list, compare the path with the name, and its end with "." + name.
-# 3. re.fullmatch(targets, path) is not None, or any(path == name or path.endswith("." + name) for name in targets).
+# 1. Ask first whether targets is a string: `isinstance(targets, str)`. A string is iterable too,
+#    letter by letter.
+# 2. For a string `re.fullmatch`, not `re.match`. For a list, compare the path with the name, and
+#    its end with "." + name.
+# 3. re.fullmatch(targets, path) is not None, or any(path == name or path.endswith("." + name) for
+#    name in targets).
 
 # %%
 check(name_matches)
@@ -244,9 +254,12 @@ def inject_by_name(model, names, wrap):
 
 
 # %% [hints] inject_by_name
-# 1. `model.named_modules()` gives (path, module). Make a list of the paths before you change the tree.
-# 2. Freeze before you wrap, or A and B freeze too. The last name of a path is path.rpartition(".")[2].
-# 3. model.requires_grad_(False), then for each path model.set_submodule(path, wrap(model.get_submodule(path))).
+# 1. `model.named_modules()` gives (path, module). Make a list of the paths before you change the
+#    tree.
+# 2. Freeze before you wrap, or A and B freeze too. The last name of a path is
+#    path.rpartition(".")[2].
+# 3. model.requires_grad_(False), then for each path model.set_submodule(path,
+#    wrap(model.get_submodule(path))).
 
 # %%
 check(inject_by_name)
@@ -254,14 +267,17 @@ check(inject_by_name)
 # %% [markdown]
 # ## What you can now defend
 #
-# - An adapter goes into a model by its modules' names. The class that wrote the forward is not touched.
-# - {{ len(report.chosen) }} modules matched, and Σ r (in + out) = {{ report.trainable :,}} parameters train. Of this small
-#   model that is {{ report.trainable / report.total:.1%}}. "PEFT trains under 0.1%" is no property of LoRA: the share falls
-#   with the width of the layers, and rises with r and with each target.
-# - The untrained model gives the base's outputs to the bit. If yours gives them nearly, find out why.
+# - An adapter goes into a model by its modules' names. The class that wrote the forward is not
+#   touched.
+# - {{ len(report.chosen) }} modules matched, and Σ r (in + out) = {{ report.trainable :,}}
+#   parameters train. Of this small model that is {{ report.trainable / report.total:.1%}}. "PEFT
+#   trains under 0.1%" is no property of LoRA: the share falls with the width of the layers, and
+#   rises with r and with each target.
+# - The untrained model gives the base's outputs to the bit. If yours gives them nearly, find out
+#   why.
 
 # %% [markdown]
 # ## Open question
 #
-# This base shares one matrix between its embedding and its output head. What should happen when a target is `lm_head`? Try
-# `target_modules=["lm_head"]`, and read what `inject` says.
+# This base shares one matrix between its embedding and its output head. What should happen when a
+# target is `lm_head`? Try `target_modules=["lm_head"]`, and read what `inject` says.
