@@ -64,7 +64,7 @@ def load_base(
     config_json = read_json(folder / "config.json")
     config = llama_config(config_json, folder)
     tensors = read_weights(folder)
-    if config.tie_word_embeddings and has_head_of_its_own(tensors):
+    if config.tie_word_embeddings and has_head_of_its_own(tensors):  # as in transformers 5
         config = replace(config, tie_word_embeddings=False)
     # shapes only: no memory, and no time spent on an initialisation that is thrown away
     with torch.device("meta"):
@@ -189,7 +189,7 @@ def is_tied(model: Llama) -> bool:
 
 
 def has_head_of_its_own(tensors: TensorFiles) -> bool:
-    """Whether a checkpoint has an untied head: one that differs from its embedding (transformers 5)."""
+    """Whether a checkpoint's head differs from its embedding, and so is not tied to it."""
     head, embedding = (tensors.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
     if head is None or embedding is None:
         return False

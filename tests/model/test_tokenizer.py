@@ -170,7 +170,7 @@ def test_a_template_without_a_message_of_its_own_gives_none(text):
 
 @pytest.mark.parametrize("system", ["", "It's\n2 \\ 1."])
 def test_a_tokenizer_without_chatml_gets_a_template_of_the_plain_form(tmp_path, system):
-    """A Llama without the marks is trained on User: and Assistant:, so servers must write the same."""
+    """A model that was trained on User: and Assistant: must be asked in the same form elsewhere."""
     import transformers
 
     from minilora import Llama, LlamaConfig, save_model
