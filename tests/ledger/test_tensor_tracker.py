@@ -77,7 +77,7 @@ def test_frozen_weights_that_autograd_keeps_are_still_weights(base):
 
 
 def test_checkpointing_keeps_the_inputs_and_one_recomputed_part():
-    """Sigmoid's result is the next Linear's input: kept are two tensors a part and the first input."""
+    """Sigmoid's result is the next Linear's input: two tensors a part, and the first input."""
 
     def part():
         return nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid())
