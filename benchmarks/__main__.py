@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from minilora.commands.cli import BENCHMARKS
+from minilora.commands.bench import BENCHMARKS
 
 
 def main(arguments: Sequence[str]) -> int:

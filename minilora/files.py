@@ -12,9 +12,10 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -143,7 +144,7 @@ def write_tensors(
     return write_atomically(path, tensor_writer(tensors, metadata))
 
 
-class TensorFiles(Mapping[str, Tensor]):
+class TensorFiles(Mapping[str, "Tensor"]):
     """The tensors of safetensors files as one mapping that reads each only when it is asked for.
 
     Raises ``ValueError`` that names the file when one is missing or damaged.

@@ -5,7 +5,6 @@ import sys
 
 import pytest
 
-import minilora.commands.cli
 from benchmarks import __main__ as everything
 from benchmarks import (
     common,
@@ -19,6 +18,8 @@ from benchmarks import (
     scaling,
     train_step,
 )
+from minilora.commands import bench
+from minilora.commands.cli import main
 
 TINY = {
     forward: "--rows 1 4 --widths 16 --ranks 2 --seconds 0.01",
@@ -68,7 +69,7 @@ def test_all_of_them_run_one_after_the_other_and_then_the_report(monkeypatch, ca
     monkeypatch.setattr(
         everything.subprocess, "call", lambda command, **more: calls.append(command[2:]) or 0
     )
-    assert minilora.commands.cli.main(["bench", "forward", "nf4"]) == 0
+    assert main(["bench", "forward", "nf4"]) == 0
     assert everything.main(calls.pop()[1:]) == 0
     assert calls == [[f"benchmarks.{name}", "--device", "cpu"] for name in ("forward", "nf4")] + [
         ["benchmarks.report"]
@@ -87,10 +88,8 @@ def test_the_first_that_fails_ends_it(monkeypatch, capsys):
 def test_without_a_checkout_the_command_says_where_the_benchmarks_are(
     monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(
-        minilora.commands.cli, "__file__", str(tmp_path / "minilora" / "commands/cli.py")
-    )
-    assert minilora.commands.cli.main(["bench"]) == 2
+    monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
+    assert main(["bench"]) == 2
     assert "part of the repository" in capsys.readouterr().err
 
 

@@ -25,7 +25,7 @@ COMMANDS = [
 DRIVER = """
 import json, sys, warnings
 warnings.filterwarnings("error", category=EncodingWarning, module="minilora")  # no encoding given
-from minilora.cli import main
+from minilora.commands.cli import main
 for arguments in json.loads(sys.argv[1]):
     try:
         status = main(arguments)

@@ -2,8 +2,12 @@
 
 import ast
 import graphlib
+import importlib
+import importlib.util
 import inspect
 import re
+import subprocess
+import sys
 from operator import attrgetter
 from pathlib import Path
 
@@ -14,6 +18,7 @@ import minilora
 PACKAGE = Path(minilora.__file__).parent
 SHELVES = {  # from the ground up: a wing imports wings before it
     "library": [
+        "lazy",
         "level0",
         "files",
         "text",
@@ -28,7 +33,7 @@ SHELVES = {  # from the ground up: a wing imports wings before it
     "course": ["plots", "analysis", "bugs", "recipes", "learn"],
     "services": ["hub", "serving", "jobs", "scale", "commands"],
 }
-GROUND = {"level0", "files", "text"}  # the modules that stand alone, under every wing
+GROUND = {"lazy", "level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {}
 WINGS = [wing for shelf in SHELVES.values() for wing in shelf]
 FLOOR = {wing: floor for floor, wing in enumerate(WINGS)}
@@ -196,17 +201,63 @@ def speaks_for_itself(node):
     return overload or node.name.startswith("_") or node.name in ("forward", "backward")
 
 
-@pytest.mark.slow
-def test_importing_minilora_brings_in_nothing_that_is_needed_later_only():
-    import subprocess
-    import sys
+def faces():
+    """The package and every wing, as modules."""
+    return [
+        minilora,
+        *(
+            importlib.import_module(f"minilora.{file.parent.name}")
+            for file in PACKAGE.glob("*/__init__.py")
+        ),
+    ]
 
-    code = "import sys, minilora; print([m for m in ('matplotlib', 'rich', 'tokenizers', 'transformers') if m in sys.modules])"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout.strip()
-        == "[]"
+
+@pytest.mark.parametrize("face", faces(), ids=attrgetter("__name__"))
+def test_a_face_lists_the_names_that_it_has_and_hides_no_module(face):
+    listed = getattr(face, "__all__", [])
+    tree = ast.parse(Path(face.__file__).read_text(encoding="utf-8"))
+    named = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert set(listed) == named - {"TYPE_CHECKING", "lazy_imports"}
+    for name in listed:
+        value = getattr(face, name)
+        beside = importlib.util.find_spec(f"{face.__name__}.{name}")
+        assert inspect.ismodule(value) or beside is None, f"{name} hides the module of its name"
+    assert set(listed) <= set(dir(face))
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match=r"module 'minilora' has no attribute 'injekt'"):
+        _ = minilora.injekt
+    assert not hasattr(minilora.lora, "_private")
+
+
+def loaded(code):
+    """Which heavy packages are loaded after some code in a fresh process."""
+    heavy = ("torch", "matplotlib", "rich", "hypothesis", "tokenizers", "transformers")
+    code = f"import contextlib, io, sys\nwith contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):\n    {code}\nprint(*[m for m in {heavy} if m in sys.modules])"
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+def test_the_library_loads_what_it_needs_and_no_more():
+    assert loaded("import minilora") == []
+    assert loaded("import minilora; minilora.merge, minilora.train, minilora.load_adapter") == [
+        "torch"
+    ]
+
+
+@pytest.mark.parametrize(
+    "words", [["--help"], ["learn"], ["zoo"], ["zoo", "two zeros"], ["lern"], []]
+)
+def test_a_command_that_needs_no_torch_does_not_load_it(words, tmp_path):
+    assert "torch" not in loaded(
+        f"import os; os.chdir({str(tmp_path)!r}); from minilora.commands.cli import main; main({words!r})"
     )
 
 

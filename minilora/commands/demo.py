@@ -6,6 +6,7 @@ and B learn, the same questions again, the merge, the files, the memory of a ste
 
 from __future__ import annotations
 
+import argparse
 import copy
 import time
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from ..training.evaluation import PROSE, answers, bits_per_byte, exact_match
 from ..training.history import History
 from ..training.loop import train
 from .footprint import footprint_table, measure_footprints
+from .options import add_base_option, add_device_option, add_seed_option, check_device
 
 ASKED = (
     ("Log: Hull 90%, Fuel 12%, Oxygen 98%.", "How much Fuel is left?"),
@@ -36,6 +38,27 @@ ASKED = (
     ("Log: Shield 7%, Cargo 61%, Engines half, Radar 33%.", "How are the Radar and the Engines?"),
 )
 QUESTIONS = [data.Example(question, output="", input=log) for log, question in ASKED]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora demo``."""
+    add = parser.add_argument
+    folder = "folder for adapter, merged model and figure (default: %(default)s)"
+    add("--out", type=Path, default=Path("minilora-demo"), help=folder)
+    add("--steps", type=int, help="optimizer steps (default: 500, for a big base 150)")
+    add("--r", type=int, default=8, help="rank of the adapter (default: %(default)s)")
+    add_base_option(parser)
+    add("--qlora", action="store_true", help="keep the base in four bits")
+    add_seed_option(parser)
+    add_device_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``minilora demo``."""
+    device = check_device(options.device)
+    settings = {"steps": options.steps, "r": options.r, "seed": options.seed, "device": device}
+    figures = run_demo(options.out, **settings, base=options.base, qlora=options.qlora)
+    return 0 if figures["unmerged_to_the_bit"] and figures["base_unchanged"] else 1
 
 
 class Pace(NamedTuple):

@@ -217,7 +217,12 @@ class LoRALayer(nn.Module):
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
-    """Every adapter of a model with its path."""
+    """Every adapter of a model with its path.
+
+    >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1), nn.ReLU())
+    >>> [name for name, layer in lora_layers(model)]
+    ['0']
+    """
     for name, module in model.named_modules():
         if isinstance(module, LoRALayer):
             yield name, module

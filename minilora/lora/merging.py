@@ -247,7 +247,12 @@ class LowRank(NamedTuple):
 
 
 def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
-    """Copies of every adapter's factors, by module path."""
+    """Copies of every adapter's factors, by module path. Raises ``ValueError`` when there are none.
+
+    >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1))
+    >>> low_rank_parts(model)["0"].A.shape
+    torch.Size([1, 4])
+    """
     return {
         name: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
         for name, layer in require_lora(model)

@@ -408,7 +408,7 @@ def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypa
     assert main(["grade", *folders, "--lesson", "1", "--csv", "g.csv", "--limit", "20"]) == 0
     said = capsys.readouterr().out
     assert re.search(r"(?m)^ada +P +1 of 1", said)
-    assert "notes.txt is no folder: left out" in said
+    assert "notes.txt is not a folder: left out" in said
     assert "01 weight_gradient: timeout. it was still running after 20 seconds" in said.replace(
         "\n", " "
     )
@@ -427,7 +427,7 @@ def test_a_folder_that_is_not_there_is_named_before_anything_is_graded(
     for arguments, sentence in {
         ("ada", "nobody"): "there is no folder nobody; nothing was graded",
         ("class/*",): "there is no folder class",
-        ("ada", "--csv", "ada"): "--csv ada is a folder",
+        ("ada", "--csv", "ada"): "got ada, which is a folder",
         ("ada", "--lesson", "5-1"): "a range goes up",
         ("ada", "--lesson", "1-99"): "there is no lesson '14'",
     }.items():

@@ -204,7 +204,7 @@ def test_numbers_that_are_none_are_refused(field, value):
 
 
 def test_what_is_left_unsaid_means_the_same_in_python_and_on_the_command_line():
-    said = vars(cli.parser().parse_args(["train", "--data", "some.jsonl", "--out", "folder"]))
+    said = vars(cli.parser_of("train").parse_args(["--data", "some.jsonl", "--out", "folder"]))
     lora, config = LoraConfig(), TrainConfig()
     assert (said["r"], tuple(said["target"]), said["dropout"]) == (
         lora.r,

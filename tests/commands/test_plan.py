@@ -7,7 +7,7 @@ import re
 import pytest
 
 from minilora import LoraConfig, ledger
-from minilora.commands import planner
+from minilora.commands import plan
 from minilora.commands.cli import main
 
 
@@ -162,7 +162,7 @@ def test_a_card_that_just_fails_is_named_and_a_narrow_window_cuts_no_number(caps
 
 def test_the_chart_has_the_asked_config_and_the_cards_of_each_method():
     config = LoraConfig(64, 128, ["q_proj", "v_proj"])
-    figure = planner.plan_figure("llama-3-70b", config, ledger.Settings(checkpointing=True))
+    figure = plan.plan_figure("llama-3-70b", config, ledger.Settings(checkpointing=True))
     below = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     plans = [
         ledger.plan("llama-3-70b", config, method, checkpointing=True) for method in ledger.METHODS

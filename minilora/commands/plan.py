@@ -1,4 +1,4 @@
-"""The commands ``minilora plan`` and ``minilora chart``: a plan as a table, as JSON, as a picture, as a page to play with."""
+"""``minilora plan``: a fine-tune's cost as a table, as JSON, as a picture, as a page to play with."""
 
 from __future__ import annotations
 
@@ -25,67 +25,38 @@ TERMS = (
 SPEED = 1e14  # FLOP/s, a round number
 
 
-def add_plan_options(made: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora plan``."""
-    made.add_argument(
-        "model", nargs="?", help="a preset (--list names them), a config.json, or a model's folder"
-    )
-    made.add_argument("--list", action="store_true", help="name the presets and stop")
-    one = made.add_mutually_exclusive_group()
+    add = parser.add_argument
+    add("model", nargs="?", help="a preset (--list names them), a config.json, or a model's folder")
+    add("--list", action="store_true", help="name the presets and stop")
+    one = parser.add_mutually_exclusive_group()
     one.add_argument("--method", choices=METHODS, default="lora", help="(default: %(default)s)")
     for method in METHODS:
+        same = f"the same as --method {method}"
         one.add_argument(
-            f"--{method}",
-            action="store_const",
-            const=method,
-            dest="method",
-            help=f"the same as --method {method}",
+            f"--{method}", action="store_const", const=method, dest="method", help=same
         )
-    made.add_argument("--r", type=int, default=8, help="rank (default: %(default)s)")
-    made.add_argument(
-        "--target",
-        nargs="+",
-        default=["all-linear"],
-        help="modules to adapt (default: all-linear; minilora train and LoraConfig have q_proj v_proj)",
-    )
-    made.add_argument(
-        "--batch", type=int, default=1, help="sequences at once (default: %(default)s)"
-    )
-    made.add_argument(
-        "--seq", type=int, default=2048, help="tokens a sequence (default: %(default)s)"
-    )
-    made.add_argument(
-        "--dtype", choices=[*DTYPES], default="bfloat16", help="of the base (default: %(default)s)"
-    )
-    made.add_argument(
-        "--adapter-dtype",
-        choices=[*DTYPES],
-        default="float32",
-        help="of A and B (default: %(default)s)",
-    )
-    made.add_argument(
-        "--optimizer", choices=OPTIMIZERS, default="adamw", help="(default: %(default)s)"
-    )
-    made.add_argument("--checkpointing", action="store_true", help="gradient checkpointing")
-    made.add_argument(
-        "--single-quant", action="store_true", help="QLoRA without double quantization"
-    )
-    made.add_argument(
-        "--json", action="store_true", help="for programs: the fields of minilora.ledger.Plan"
-    )
-    made.add_argument(
-        "--chart", type=Path, help="also draw it beside the other methods: .png or .svg"
-    )
-    made.add_argument("--dark", action="store_true", help="the chart for dark slides")
-    made.add_argument(
-        "--page",
-        type=Path,
-        help="write the interactive planner, one HTML file (a model is chosen there), and stop",
-    )
-    made.add_argument_group("what the table says", TERMS)
+    add("--r", type=int, default=8, help="rank (default: %(default)s)")
+    modules = "modules to adapt (default: all-linear; train and LoraConfig have q_proj v_proj)"
+    add("--target", nargs="+", default=["all-linear"], help=modules)
+    add("--batch", type=int, default=1, help="sequences at once (default: %(default)s)")
+    add("--seq", type=int, default=2048, help="tokens a sequence (default: %(default)s)")
+    of_base, of_adapter = "of the base (default: %(default)s)", "of A and B (default: %(default)s)"
+    add("--dtype", choices=[*DTYPES], default="bfloat16", help=of_base)
+    add("--adapter-dtype", choices=[*DTYPES], default="float32", help=of_adapter)
+    add("--optimizer", choices=OPTIMIZERS, default="adamw", help="(default: %(default)s)")
+    add("--checkpointing", action="store_true", help="gradient checkpointing")
+    add("--single-quant", action="store_true", help="QLoRA without double quantization")
+    add("--json", action="store_true", help="for programs: the fields of minilora.ledger.Plan")
+    add("--chart", type=Path, help="also draw it beside the other methods: .png or .svg")
+    add("--dark", action="store_true", help="the chart for dark slides")
+    page = "write the interactive planner, one HTML file (a model is chosen there), and stop"
+    add("--page", type=Path, help=page)
+    parser.add_argument_group("what the table says", TERMS)
 
 
-def run_plan(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """``minilora plan``."""
     if options.page is not None:
         from ..plots.planner_page import write_planner
@@ -219,30 +190,3 @@ def plan_figure(source: str, config: LoraConfig, settings: Settings, dark: bool 
     note = f"{settings.dtype} base, {settings.optimizer}, r = {config.r} on {targets}, {settings.batch} × {settings.seq} tokens"
     note += ", checkpointing" * settings.checkpointing
     return memory_chart([plans["full"].model], bars, cards, note, dark=dark)
-
-
-def add_chart_options(made: argparse.ArgumentParser) -> None:
-    """Options of ``minilora chart``."""
-    made.add_argument("name", nargs="?", help="which chart (without a name: lists them)")
-    made.add_argument("--out", type=Path, help=".png or .svg (default: NAME.png)")
-    made.add_argument("--dark", action="store_true", help="for dark pages")
-    made.add_argument(
-        "--all", type=Path, metavar="DIR", help="every chart, light and dark, and index.html"
-    )
-
-
-def run_chart(options: argparse.Namespace) -> int:
-    """``minilora chart``."""
-    from ..plots import gallery
-
-    if options.all is not None:
-        print("Two of the charts train the shipped base for a moment …", flush=True)
-        print(f"Saved {gallery.write_gallery(options.all)} and a PNG and an SVG of each chart.")
-    elif options.name is None:
-        for name, chart in gallery.CHARTS.items():
-            print(f"{name:12}{(chart.__doc__ or '').splitlines()[0]}")
-    else:
-        print(
-            f"Saved {save_figure(gallery.draw(options.name, options.dark), options.out or Path(f'{options.name}.png'))}."
-        )
-    return 0
