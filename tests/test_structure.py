@@ -14,28 +14,12 @@ from pathlib import Path
 import pytest
 
 import minilora
+from minilora.learn.house import SHELVES, draw_house, imports
 
 PACKAGE = Path(minilora.__file__).parent
-SHELVES = {  # from the ground up: a wing imports wings before it
-    "library": [
-        "lazy",
-        "level0",
-        "files",
-        "text",
-        "nf4",
-        "lora",
-        "methods",
-        "formats",
-        "ledger",
-        "model",
-        "training",
-    ],
-    "course": ["plots", "analysis", "bugs", "recipes", "learn"],
-    "services": ["hub", "serving", "jobs", "scale", "commands"],
-}
 GROUND = {"lazy", "level0", "files", "text"}  # the modules that stand alone, under every wing
 FLAT: dict[str, str] = {}
-WINGS = [wing for shelf in SHELVES.values() for wing in shelf]
+WINGS = ["lazy", *(wing for shelf in SHELVES.values() for wing in shelf)]
 FLOOR = {wing: floor for floor, wing in enumerate(WINGS)}
 FILES = sorted(PACKAGE.rglob("*.py"))
 MODULES = [file.relative_to(PACKAGE).with_suffix("").as_posix() for file in FILES]
@@ -55,22 +39,6 @@ LONGER = {  # lines since the code was set to 100 columns; each is on its way to
     "training/loop": 380,
 }
 ABOVE_ALL = {"__init__", "__main__"}  # the package's own face
-
-
-def imports(source, package):
-    """Dotted names that a module of ``package`` imports from minilora, however it says so."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            yield from (
-                alias.name
-                for alias in node.names
-                if alias.name.split(".")[0] == "minilora" and "." in alias.name
-            )
-        if isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: 1 - node.level or None] if node.level else []
-            start = ".".join([*parents, *([node.module] if node.module else [])])
-            if start.split(".")[0] == "minilora":
-                yield from (f"{start}.{alias.name}" for alias in node.names)
 
 
 def imported_modules(module):
@@ -142,6 +110,11 @@ def test_no_circle_inside_a_wing(wing):
     }
     # raises CycleError
     assert len(list(graphlib.TopologicalSorter(arrows).static_order())) == len(inside)
+
+
+def test_the_picture_of_the_house_is_of_this_house():
+    """``python -m minilora.learn.house docs/house.svg`` draws it anew."""
+    assert (PACKAGE.parent / "docs" / "house.svg").read_text(encoding="utf-8") == draw_house()
 
 
 def test_no_module_lies_flat_but_those_in_the_plan():

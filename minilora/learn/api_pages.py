@@ -1,4 +1,4 @@
-"""The package as pages: each core module with its docstrings beside its code, and one page of all public names."""
+"""The package as pages: the house, each core module beside its docstrings, every public name."""
 
 from __future__ import annotations
 
@@ -11,37 +11,41 @@ from collections.abc import Iterator
 import minilora
 
 from .course import PACKAGE
+from .house import draw_house
 from .pages import cards, frame, render_code, render_docstring, row, turn
 
 CORE = (
-    "level0",
-    "lora.config",
-    "lora.layer",
-    "lora.selection",
-    "lora.injection",
-    "nf4.codebook",
-    "nf4.tensor",
-    "nf4.linear",
-    "lora.merging",
-    "formats.save_and_load",
-    "model.transformer",
-    "training.loop",
+    *("level0", "nf4.codebook", "nf4.tensor", "nf4.linear"),
+    *("lora.config", "lora.layer", "lora.selection", "lora.injection", "lora.merging"),
+    *("formats.save_and_load", "model.transformer", "training.loop"),
 )
 Node = ast.FunctionDef | ast.ClassDef
 
 
+def file_of(name: str) -> str:
+    """A core module's file.
+
+    >>> file_of("lora.layer")
+    'lora/layer.py'
+    """
+    return f"{name.replace('.', '/')}.py"
+
+
+def link_to(name: str) -> tuple[str, str]:
+    """A core module's page, and what to call it."""
+    return f"module-{name}.html", file_of(name)
+
+
 def module_page(name: str) -> str:
     """One module: each docstring beside the code that it is about."""
-    source = (PACKAGE / f"{name.replace('.', '/')}.py").read_text(encoding="utf-8")
-    lines, tree = source.splitlines(), ast.parse(source)
-    rows = [f"<h1>minilora/{name}.py</h1>", *module_rows(lines, tree)]
+    source = (PACKAGE / file_of(name)).read_text(encoding="utf-8")
+    rows = [f"<h1>minilora/{file_of(name)}</h1>"]
+    rows += module_rows(source.splitlines(), ast.parse(source))
     index = CORE.index(name)
-    before, after = (CORE[i] if 0 <= i < len(CORE) else None for i in (index - 1, index + 1))
-    turning = turn(
-        (f"module-{before}.html", f"{before}.py") if before else None,
-        (f"module-{after}.html", f"{after}.py") if after else None,
-    )
-    return frame(f"{name}.py · minilora", "\n".join([*rows, turning]), "package.html")
+    before = link_to(CORE[index - 1]) if index else None
+    after = link_to(CORE[index + 1]) if index + 1 < len(CORE) else None
+    body = "\n".join([*rows, turn(before, after)])
+    return frame(f"{file_of(name)} · minilora", body, "package.html")
 
 
 def module_rows(lines: list[str], tree: ast.Module) -> Iterator[str]:
@@ -90,14 +94,16 @@ def definition_rows(lines: list[str], node: Node, first: int, owner: str) -> Ite
 
 
 def package_page() -> str:
-    """The map of the core modules, in reading order."""
-    body = "<h1>The package, to be read</h1><p class=lead>Each page has a module's code, and beside it what it is for, its "
-    body += "equation and its source. Read them in this order.</p>"
-    return frame(
-        "The package · minilora",
-        body + cards([(f"module-{n}.html", f"{n}.py", opening(n)) for n in CORE]),
-        "package.html",
+    """The picture of the house, and the core modules in reading order."""
+    body = (
+        "<h1>The package, to be read</h1>"
+        "<p class=lead>The wings of the package, and who imports whom; every arrow points down.</p>"
+        f"<figure>{draw_house()}</figure>"
+        "<p class=lead>Each page has a module's code, and beside it what it is for, its equation "
+        "and its source. Read them in this order.</p>"
     )
+    modules = cards([(*link_to(name), opening(name)) for name in CORE])
+    return frame("The package · minilora", body + modules, "package.html")
 
 
 def opening(name: str) -> str:
@@ -147,19 +153,15 @@ def api_page() -> str:
     return frame("API · minilora", "\n".join(parts), "api.html")
 
 
-def api_entry(owner: str, name: str, found: object) -> str:
-    """One name: what to write, where its code is, and its docstring (a constant has its value instead)."""
-    where = getattr(found, "__module__", "").partition(".")[2]
-    source = (
-        f'<p class=soft><a href="module-{where}.html">{where}.py</a></p>' if where in CORE else ""
-    )
-    text = (
-        render_docstring(inspect.getdoc(found) or "")
-        if callable(found)
-        else render_code(repr(found))
-    )
-    full = full_name(owner, name)
-    return f'<h3 id="{full}"><code>{full}</code></h3>{render_code(f"{owner}.{name}{signature(found)}")}{source}{text}'
+def api_entry(owner: str, name: str, value: object) -> str:
+    """One name: how it is written, where its code is, and its docstring (a constant has its value)."""
+    module, full = getattr(value, "__module__", "").partition(".")[2], full_name(owner, name)
+    page, file = link_to(module)
+    source = f'<p class=soft><a href="{page}">{file}</a></p>' if module in CORE else ""
+    docstring = inspect.getdoc(value) or ""
+    text = render_docstring(docstring) if callable(value) else render_code(repr(value))
+    written = render_code(f"{owner}.{name}{signature(value)}")
+    return f'<h3 id="{full}"><code>{full}</code></h3>{written}{source}{text}'
 
 
 def full_name(owner: str, name: str) -> str:
