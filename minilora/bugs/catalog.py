@@ -213,7 +213,7 @@ FOUR_BITS = (
 )  # fmt: skip
 
 FILES_AND_NAMES = (
-    Bug(name="keys ignored", where="formats.save_and_load:adapted_names",
+    Bug(name="keys ignored", where="formats.mismatches:adapted_names",
         right="    if strange:", wrong="    if False:",
         story="Tensors whose names it does not know are passed over. "
               "The base is then served as if it were the fine-tune.",

@@ -1,17 +1,22 @@
-"""Which base was an adapter made for? A fingerprint of its architecture and one of its values, small enough to travel along.
+"""Which base was an adapter made for? Two short hashes, of its architecture and of its values.
 
     architecture = hash of every parameter's (name, shape)
-    tensors      = hash of every parameter's (name, values as float32)        in the order of the names
+    tensors      = hash of every parameter's (name, values as float32)     in the order of the names
 
-Both are about the base alone, under the names it has without adapters. So injecting, training an adapter and unmerging leave
-them as they are; so does a merge that keeps W0. A full fine-tune, a merge for good and a rounding to another dtype give other
-tensors. A base stored in float16 and loaded in float32 has the same, and transformers' Llama has those of ours.
+Both are about the base alone, under the names it has without adapters. So injecting, training an
+adapter and unmerging leave them as they are, and so does a merge that keeps W0. A full fine-tune, a
+merge for good and rounding to another dtype give another ``tensors``. A base stored in float16 and
+loaded in float32 has the same one, and transformers' Llama has that of ours.
 
-A base in four bits is the same architecture with other tensors: its weights are those that it dequantizes to. What QLoRA
-trained on it is meant for the float base as well, so this is a difference to be told of, not an error by itself.
+A base in four bits is the same architecture with other tensors: its weights are those that it
+dequantizes to. An adapter that QLoRA trained on it is meant for the float base as well, so the
+difference is a warning, not an error by itself.
 
-The hash is BLAKE2b (RFC 7693), 64 bits of it; a 135M base takes about a second. It tells bases apart that were mixed up. It
-does not say who made a file. Left out: what no parameter shows, such as the number of heads or the base of the rotary angles.
+The hash is BLAKE2b (RFC 7693), 64 bits of it; a 135M base takes about a second. It tells apart
+bases that were mixed up. It does not say who made a file.
+
+Left out: settings that no parameter shows, such as the number of heads or the base of the rotary
+angles.
 """
 
 from __future__ import annotations
@@ -30,7 +35,7 @@ from ..lora.layer import LoRALayer, is_packed, lora_layers
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """16 hexadecimal digits each; ``tensors`` is empty when W0 is gone (merged with ``keep_base=False``).
+    """16 hexadecimal digits each; ``tensors`` is empty when W0 is gone (``keep_base=False``).
 
     >>> Fingerprint("550c575c1a977cbe", "") == Fingerprint("550c575c1a977cbe", "e742518f08c67f58")
     False
@@ -51,7 +56,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     True
     """
     names, values = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-    for name, shape, value in sorted(base_tensors(model), key=lambda found: found[0]):
+    for name, shape, value in sorted(base_tensors(model), key=lambda entry: entry[0]):
         names.update(f"{name} {list(shape)}\n".encode())
         values.update(name.encode())
         values.update(value_bytes(value()))
@@ -63,9 +68,10 @@ def fingerprint(model: nn.Module) -> Fingerprint:
 
 
 def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
-    """(name without adapters, shape, what gives the value) of every parameter of the base, tied ones once.
+    """(name without adapters, shape, getter of the value) of every base parameter, tied ones once.
 
-    Values are asked for one by one: a 4-bit weight counts as the float matrix that it stands for, made for the occasion.
+    Values are computed one by one: a 4-bit weight counts as the float matrix that it dequantizes
+    to.
     """
     inside = {id(layer.base) for _, layer in lora_layers(model)}
     seen: set[int] = set()
@@ -84,7 +90,7 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
 
 
 def base_of(layer: LoRALayer) -> tuple[nn.Module, Tensor | None]:
-    """The module that an adapter stands beside, and its W0 where a merge keeps that elsewhere."""
+    """The module that an adapter stands beside, and its W0 where a merge keeps it elsewhere."""
     if not layer.merged or not layer.enabled:  # inside disable_adapter W0 is in its place
         return layer.base, None
     return layer.kept_base or layer.base, layer.kept_weight
@@ -92,12 +98,5 @@ def base_of(layer: LoRALayer) -> tuple[nn.Module, Tensor | None]:
 
 def value_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values in float32, in row order, as bytes."""
-    return (
-        tensor.detach()
-        .to("cpu", torch.float32)
-        .contiguous()
-        .view(-1)
-        .view(torch.uint8)
-        .numpy()
-        .data
-    )
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    return values.view(-1).view(torch.uint8).numpy().data

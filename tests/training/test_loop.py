@@ -452,7 +452,7 @@ def test_resuming_what_is_not_there_or_not_the_same_is_refused(tmp_path):
             **QUICK,
         )
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a checkpoint")
-    with pytest.raises(ValueError, match="no readable safetensors"):
+    with pytest.raises(ValueError, match="not a readable safetensors"):
         train(adapted(), TASK, steps=2, out=tmp_path, resume=True, **QUICK)
 
 
