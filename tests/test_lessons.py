@@ -145,9 +145,9 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
     for part in (
         *("twice two is 4", "answer: 4", "no figure is shown", "forgotten lacks a checker"),
         *(
-            "the stub is 'wrong' (no), wanted 'to do'",
+            "the stub is 'wrong' (no), expected 'to do'",
             "the solution has no docstring",
-            "2 wrong answers; at least 3",
+            "2 wrong answers; expected at least 3",
         ),
         *("the message to 'the same' helps nobody", "'right, really' is 'passed'"),
     ):
