@@ -22,18 +22,12 @@ from .cells import Cell, Lesson
 from .pages import CSS, cards, details, frame, render_code, render_prose, row, turn
 from .run import run_apart
 
+MODULES = "Each module with its equation, its source and its code side by side."
+PLANNER = "Bytes, parameters and cards, for your model and your settings."
 BESIDE = (
-    (
-        "package.html",
-        "The package, to be read",
-        "Each module with its equation, its source and its code side by side.",
-    ),
+    ("package.html", "The package, to be read", MODULES),
     ("api.html", "API", "Every public name, from its docstring."),
-    (
-        "planner.html",
-        "What will this fine-tune cost?",
-        "Bytes, parameters and cards, for your model and your settings.",
-    ),
+    ("planner.html", "What will this fine-tune cost?", PLANNER),
 )
 
 
@@ -73,14 +67,7 @@ def page_name(lesson: Lesson) -> str:
 
 def home_page(lessons: Sequence[Lesson]) -> str:
     """The map of the course, and the ways into the package."""
-    course = [
-        (
-            page_name(one),
-            one.title,
-            f"Know first: {one.first} · {one.difficulty} · {one.minutes} minutes to read",
-        )
-        for one in lessons
-    ]
+    course = [(page_name(lesson), lesson.title, summary(lesson)) for lesson in lessons]
     body = (
         "<h1>LoRA and QLoRA, from one matrix multiply on</h1>"
         "<p class=lead>Each lesson asks one question and answers it with one experiment. "
@@ -90,6 +77,12 @@ def home_page(lessons: Sequence[Lesson]) -> str:
         f"<h2>The course</h2>{cards(course)}<h2>Beside the course</h2>{cards(BESIDE)}"
     )
     return frame("minilora: LoRA and QLoRA, to be read", body, "index.html")
+
+
+def summary(lesson: Lesson) -> str:
+    """A lesson's header in one line."""
+    minutes = f"{lesson.minutes} minutes to read"
+    return f"Know first: {lesson.first} · {lesson.difficulty} · {minutes}"
 
 
 def lesson_page(

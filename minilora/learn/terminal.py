@@ -1,4 +1,4 @@
-"""A lesson in the terminal: rich draws prose, code and tables; no UTF-8 needed.
+"""A lesson in the terminal: rich draws prose, code and tables.
 
 A console without UTF-8 gets plain letters (``SPELLED``).
 """
