@@ -19,13 +19,13 @@
 # ## Predict
 
 # %% [predict] doubled_alpha
-# We double α and change nothing else. After one step of plain gradient descent, how many times
-# larger is ΔW?
+# We double α and change nothing else. After one step of plain gradient descent, how many
+# times larger is ΔW?
 # answer: doubled["gradient descent"]
 
 # %% [predict] doubled_alpha_adam
-# And after one step of Adam, which moves every number by about the learning rate, however large its
-# gradient is?
+# And after one step of Adam, which moves every number by about the learning rate, however large
+# its gradient is?
 # answer: doubled["Adam"]
 
 # %% [markdown]
@@ -167,8 +167,8 @@ show(
 #
 #     ΔW₁ = − η · s² r / (3 in) · G
 #
-# Full fine-tuning would step −η G. An adapter steps in the same direction, on average, and s² r
-# sets how far.
+# Full fine-tuning would step −η G. An adapter steps in the same direction, on average, and s²
+# r sets how far.
 #
 # Adam's first step divides each gradient by its own size, so only the sign is left:
 #
@@ -195,8 +195,8 @@ for optimizer, law in laws.items():
 # They do. This is the first step only. What the rules do to a long run is for experiments; the
 # rsLoRA paper's argument is about all of training as r grows.
 #
-# With Adam only s · η counts in the first step, so people say that α and the rate are one number.
-# Are they?
+# With Adam only s · η counts in the first step, so people say that α and the rate are one
+# number. Are they?
 
 # %% [predict] equal_products
 # Three adapters of rank 8 and Adam: α = 64, α = 16 with four times that rate, α = 4 with sixteen
@@ -285,8 +285,8 @@ def first_update(g, x, A, s, rate):
 
 
 # %% [hints] first_update
-# 1. Only B moves in the first step (lesson 04). Which gradient does it get? It is the first formula
-#    in Explain.
+# 1. Only B moves in the first step (lesson 04). Which gradient does it get? It is the first
+#    formula in Explain.
 # 2. B₁ is minus rate times s times g.T @ (x @ A.T), (out, r). Then ΔW has the factor s once more.
 # 3. return s * B1 @ A, with B1 = -rate * s * g.T @ (x @ A.T).
 
@@ -314,8 +314,8 @@ def matching_alpha(r, alpha, new_r, use_rslora, optimizer):
 #    in and G do not change.
 # 2. So s² r must stay for "sgd", and s r for "adam". Write each with alpha and r, once for each
 #    rule, and solve for the new alpha. That makes four cases.
-# 3. With q = new_r / r. sgd: alpha · √q for α/r, alpha for α/√r. adam: alpha for α/r, alpha / √q
-#    for α/√r.
+# 3. With q = new_r / r. sgd: alpha · √q for α/r, alpha for α/√r. adam: alpha for α/r, alpha
+#    / √q for α/√r.
 
 # %%
 check(matching_alpha)

@@ -208,8 +208,8 @@ show(
 #
 # ## Break it
 #
-# What if the base is not frozen? A and B stand beside it and learn, the loss falls, nothing
-# complains.
+# What if the base is not frozen? A and B stand beside it and learn, the loss falls,
+# nothing complains.
 
 # %%
 careless = build("LoRA")
@@ -246,8 +246,8 @@ def training_bytes(frozen, bits, trainable):
 
 # %% [hints] training_bytes
 # 1. Look at the formula under "Explain". A frozen weight has neither a gradient nor moments.
-# 2. A byte has 8 bits. A trained number is there four times: itself, its gradient, two moments, 4
-#    bytes each.
+# 2. A byte has 8 bits. A trained number is there four times: itself, its gradient, two
+#    moments, 4 bytes each.
 # 3. `frozen * bits / 8 + trainable * (4 + 4 + 8)`
 
 # %%
@@ -305,6 +305,6 @@ assert flops["lora"] < 0.8 * flops["full"]
 #
 # ## Open question
 #
-# QLoRA's weights are so small that, with long sequences, activations are the largest part again.
-# Which of them could be recomputed, which could be kept in fewer bits, and what would each cost in
-# time?
+# QLoRA's weights are so small that, with long sequences, activations are the largest part
+# again. Which of them could be recomputed, which could be kept in fewer bits, and what would
+# each cost in time?

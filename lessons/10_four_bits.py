@@ -243,8 +243,8 @@ def pack_nibbles(codes):
 
 
 # %% [hints] pack_nibbles
-# 1. `codes[::2]` are the elements 0, 2, 4 …, `codes[1::2]` the elements 1, 3, 5 …; both must be of
-#    one length.
+# 1. `codes[::2]` are the elements 0, 2, 4 …, `codes[1::2]` the elements 1, 3, 5 …; both must be
+#    of one length.
 # 2. Append a 7 when `len(codes)` is odd. Then the byte is `16 * high + low`, or `high << 4 | low`.
 # 3. `if len(codes) % 2: codes = torch.cat([codes, torch.tensor([7])])`, then
 #    `return (16 * codes[::2] + codes[1::2]).to(torch.uint8)`
@@ -273,8 +273,8 @@ def unpack_nibbles(packed, n):
 # %% [hints] unpack_nibbles
 # 1. The high half is `packed >> 4`, the low half `packed & 15`. Each is (⌈n/2⌉,); the answer takes
 #    one of each in turn.
-# 2. Stack the two as columns, (⌈n/2⌉, 2), and flatten: rows come out one after another. Cut the
-#    padding off.
+# 2. Stack the two as columns, (⌈n/2⌉, 2), and flatten: rows come out one after another. Cut
+#    the padding off.
 # 3. `torch.stack([packed >> 4, packed & 15], dim=1).flatten()[:n].long()`
 
 # %%
@@ -291,8 +291,8 @@ check(unpack_nibbles)
 #   {{ real_error:.0%}}.
 # - "Four bits are a quarter of sixteen" is not quite the sum: the scales count. In blocks of 64,
 #   16-bit weights shrink {{ 16 / bits[2]:.2f}} times, not 4.
-# - The model feels it: {{ in_int4 / in_floats - 1:.1%}} more bits for a byte of prose, before any
-#   training.
+# - The model feels it: {{ in_int4 / in_floats - 1:.1%}} more bits for a byte of prose,
+#   before any training.
 # - Symmetric int4 wastes a code. From -7 to 7 there are {{ len(codes.unique()) }} values, and four
 #   bits could tell 16 apart.
 #

@@ -239,8 +239,8 @@ def choose_route(routes, x, wanted, max_bits):
 #    `x @ weight.T`.
 # 2. `(x @ weight.T - wanted).norm().item()` is an error; the name of the smallest is
 #    `min(errors, key=errors.get)`.
-# 3. `errors = {name: … for name, (weight, bits) in routes.items() if bits <= max_bits}`; the rest
-#    is in hint 2.
+# 3. `errors = {name: … for name, (weight, bits) in routes.items() if bits <= max_bits}`; the
+#    rest is in hint 2.
 
 # %%
 check(choose_route)
@@ -291,9 +291,9 @@ print("a random model, audited:", audited.changes[0])
 # - A requantized merge lies most about small updates. At ‖ΔW‖/‖W‖ = {{ sizes[-1]:.1%}} the cosine
 #   of what arrived was {{ cosines[-1]:.2f}}.
 # - "Unmerged inference costs 5%": here it cost {{ costs[0] }} with many tokens at once and
-#   {{ costs[1] }} with one. Its products are {{ 4 * (128 + 128) / 128**2:.1%}} of a 128 × 128
-#   matrix's; the rest is the price of more, smaller operations. Quote it with the shapes, or not at
-#   all.
+#   {{ costs[1] }} with one. Its products are {{ 4 * (128 + 128) / 128**2:.1%}} of a 128 ×
+#   128 matrix's; the rest is the price of more, smaller operations. Quote it with the
+#   shapes, or not at all.
 # - "A delta norm above 1e-5 proves that fine-tuning worked": the last line above compares the base
 #   with a *random* model. The norm is huge, the rank is full. What a LoRA leaves is small and of
 #   low rank, and only the outputs say whether it works.
