@@ -38,8 +38,12 @@ def check_first_update(answer, tokens, size_in, size_out, r, s, rate, seed):
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
 
 
-def first_length(r, s, optimizer, draws=3000, size_in=6, size_out=3):
-    """‖ΔW‖ after one real step of both factors from B = 0, where ΔW is the mean over many A."""
+def first_length(r, s, optimizer, pieces=3000, size_in=6, size_out=3):
+    """‖ΔW‖ after one real step of both factors from B = 0, where ΔW is the mean over many A.
+
+    A of rank r is a sum of r pieces, so a high rank needs fewer draws.
+    """
+    draws = pieces // r
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, size_in, generator=generator)
     g = torch.randn(4, size_out, generator=generator)  # the same x and g at every rank
@@ -62,7 +66,7 @@ def first_length(r, s, optimizer, draws=3000, size_in=6, size_out=3):
     optimizer=sampled_from([*OPTIMIZERS]),
 )
 def check_matching_alpha(answer, r, factor, alpha, use_rslora, optimizer):
-    """Take the steps at both ranks, averaged over 3,000 starts, and compare their lengths."""
+    """Take the steps at both ranks, averaged over many starts, and compare their lengths."""
     new_r = int(r * factor)
 
     def length(rank, its_alpha):
