@@ -42,7 +42,7 @@ import torch
 
 import minilora
 from minilora.learn import check, show
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.plots.style import hue, in_house_style, label_ends, one_axes
 
 STARTS = {

@@ -55,7 +55,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minilora
 from minilora.learn import check, show
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.plots.style import hue, in_house_style, label, label_ends, one_axes
 from minilora.training.evaluation import PROSE
 
