@@ -79,7 +79,7 @@ def take(route):
         return merged.bfloat16().float() if route == "bfloat16" else merged  # rounded to 16 bits
     merged = copy.deepcopy(model)
     if route == "requantized":
-        minilora.merge(merged, requantize=True)  # returns what was lost
+        minilora.merge_and_requantize(merged)  # returns what was lost
     else:
         minilora.merge(merged, onto="dequantized" if route == "onto dequantized" else original)
     return merged
@@ -165,8 +165,8 @@ assert cosines[-1] < 0.3 * cosines[0]
 
 # %% [markdown]
 # The smaller the update, the larger the share that is lost; a float grid does not do that, because
-# its step shrinks with the number. That is why `minilora.merge` refuses to merge into four bits
-# unless you say `requantize=True`, and then tells you what was lost. PEFT merges and warns that
+# its step shrinks with the number. That is why `minilora.merge` refuses to merge into four bits, and
+# `merge_and_requantize`, which does it, tells you what was lost. PEFT merges and warns that
 # generations may differ; one who did so lost six points of AUC (huggingface/peft #2321).
 #
 # ## Break it

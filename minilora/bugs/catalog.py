@@ -23,13 +23,13 @@ class Bug(NamedTuple):
 
 
 LAYER = (
-    Bug(name="unscaled alpha", where="lora.config:scaling_of",
+    Bug(name="unscaled alpha", where="lora.hyperparameters:scaling_of",
         right="lora_alpha / (math.sqrt(r) if use_rslora else r)", wrong="lora_alpha",
         story="The update is scaled by α instead of α/r. "
               "Nobody notices where every default has α = r.",
         thread="huggingface/peft #2489",
         caught_by="lora/test_config.py::test_scaling_follows_the_two_papers"),
-    Bug(name="rsLoRA by r", where="lora.config:scaling_of",
+    Bug(name="rsLoRA by r", where="lora.hyperparameters:scaling_of",
         right="(math.sqrt(r) if use_rslora else r)", wrong="r",
         story="The flag use_rslora is read from the file and then forgotten. "
               "An adapter of rank 64 is served at an eighth of its scale.",
@@ -53,13 +53,14 @@ LAYER = (
               "spends its first steps on undoing it.",
         thread="hao-ai-lab/FastVideo #781",
         caught_by="test_invariants.py::test_1_injected_and_untrained_it_computes_the_base_to_the_bit"),
-    Bug(name="dropout on the base", where="lora.layer:LoRALayer.forward",
-        right="y = self.base(x)",
-        wrong="y = self.base(F.dropout(x, self.lora_dropout, self.training))",
+    Bug(name="dropout on the base", where="lora.layer:LoRALayer.adapt",
+        right="y, A, B = base(x), self.lora_A, self.lora_B",
+        wrong="y, A, B = base(F.dropout(x, self.lora_dropout, self.training)), "
+              "self.lora_A, self.lora_B",
         story="Dropout is put in front of the whole layer instead of the adapter. "
               "The frozen model is then trained against noise in itself.",
         thread="", caught_by="test_invariants.py::test_dropout_never_reaches_the_base_path"),
-    Bug(name="one mask for the batch", where="lora.layer:LoRALayer.forward",
+    Bug(name="one mask for the batch", where="lora.layer:LoRALayer.adapt",
         right="x = F.dropout(x, self.lora_dropout)",
         wrong="x = x * F.dropout(torch.ones_like(x[:1]), self.lora_dropout)",
         story="The dropout mask is drawn for one row and shared by all. "
@@ -85,29 +86,30 @@ LAYER = (
 )  # fmt: skip
 
 MERGE = (
-    Bug(name="transposed merge", where="lora.layer:LoRALayer.merged_weight",
-        right="(delta.T if is_conv1d(self.base) else delta)", wrong="delta",
+    Bug(name="transposed merge", where="lora.layer:LoRALayer.fold",
+        right="weight.to(delta) + delta",
+        wrong="weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)",
         story="GPT-2 keeps its weights as (in, out), and ΔW is added as it is. "
               "On a square matrix nothing complains.",
         thread="predibase/lorax #106",
         caught_by="lora/test_layer.py::test_conv1d_is_a_linear_with_its_weight_transposed"),
-    Bug(name="merge twice", where="lora.layer:LoRALayer.check_mergeable",
+    Bug(name="merge twice", where="lora.adapter_layer:AdapterLayer.check_mergeable",
         right="if self.merged:", wrong="if False:",
         story="A second merge adds ΔW again. "
               "Some functions merge without saying so, so it happens by itself.",
         thread="huggingface/peft #1355",
         caught_by="lora/test_layer.py::test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused"),
-    Bug(name="unmerge by subtraction", where="lora.layer:LoRALayer.swap",
-        right="parameter.data, self.kept_weight = self.kept_weight, parameter.data",
-        wrong="parameter.data = "
-              "(parameter.data.to(self.lora_A) - self.delta_weight()).to(parameter.dtype)",
+    Bug(name="unmerge by subtraction", where="lora.adapter_layer:AdapterLayer.swap",
+        right="self.base, self.kept = self.kept[0], (self.base,)",
+        wrong="merged = self.base.weight.data\n"
+              "        self.base.weight.data = "
+              "(2 * merged - self.fold(merged, None)[0]).to(merged.dtype)",
         story="W0 is not kept but recomputed, as W − ΔW. "
               "In bf16 a third of the weights comes back changed after three rounds.",
         thread="huggingface/peft #3166",
         caught_by="test_invariants.py::test_3a_unmerge_gives_the_weight_back_to_the_bit"),
-    Bug(name="merge rounded twice", where="lora.layer:LoRALayer.merged_weight",
-        right="(weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(dtype)",
-        wrong="weight + delta.to(dtype)",
+    Bug(name="merge rounded twice", where="lora.layer:LoRALayer.fold",
+        right="weight.to(delta) + delta", wrong="weight + delta.to(weight.dtype)",
         story="ΔW is rounded to bf16 before it is added, and the sum again. "
               "The smaller ΔW is, the more of it that costs.",
         thread="huggingface/peft #3412",
@@ -119,18 +121,15 @@ MERGE = (
         thread="huggingface/peft #3586",
         caught_by="lora/test_layer.py::test_merging_in_training_mode_with_dropout_is_refused"),
     Bug(name="half a merge", where="lora.merging:merge",
-        right="weights = [explain(name, layer.merged_weight, bases.get(name)) "
-              "for name, layer in layers]",
-        wrong="for name, layer in layers:\n"
-              "        layer.put_merged("
-              "explain(name, layer.merged_weight, bases.get(name)), keep_base)\n"
-              "    return model",
+        right="put_all(layers, merged_bases(layers, onto), keep_base)",
+        wrong="for path, layer in layers:\n"
+              "        layer.put(explain(path, layer.merged_base), keep_base)",
         story="Layers are merged one after the other, and the last one holds a NaN. "
               "The error leaves a model that is half merged.",
         thread="huggingface/peft #3710",
         caught_by="test_invariants.py::test_10_a_failed_operation_leaves_the_model_as_it_was"),
-    Bug(name="tied weights merged", where="lora.selection:check_targets",
-        right="if others:", wrong="if False:",
+    Bug(name="tied weights merged", where="lora.sites:why_refused",
+        right="if tied:", wrong="if False:",
         story="The output head shares its weight with the embedding, and an adapter on it is "
               "merged. Every input changes too.",
         thread="huggingface/peft #2018",
@@ -219,20 +218,20 @@ FILES_AND_NAMES = (
               "The base is then served as if it were the fine-tune.",
         thread="huggingface/peft #2699",
         caught_by="formats/test_save_and_load.py::test_everything_that_is_wrong_stands_in_one_error"),
-    Bug(name="half a typo", where="lora.selection:check_patterns_used",
+    Bug(name="half a typo", where="lora.selection:check_targets_used",
         right="if unused:", wrong="if not chosen:",
         story="One name of several matches nothing, and that is no error. "
               "Half of what was meant trains.",
         thread="huggingface/peft #1959",
         caught_by="lora/test_injection.py::test_one_pattern_of_several_that_matches_nothing_is_an_error"),
-    Bug(name="an end without a dot", where="lora.selection:fits",
+    Bug(name="an end without a dot", where="lora.patterns:fits",
         right='name.endswith(f".{entry}")', wrong="name.endswith(entry)",
         story="Names are compared by their last letters. "
               '"proj" then means q_proj, k_proj, v_proj and everything else.',
         thread="",
         caught_by="lora/test_injection.py::test_a_name_fits_when_it_is_equal_or_ends_in_dot_name"),
-    Bug(name="patterns forgotten", where="lora.selection:rank_and_alpha",
-        right="first_fit(name, config.alpha_pattern, config.lora_alpha)", wrong="config.lora_alpha",
+    Bug(name="patterns forgotten", where="lora.config:LoraConfig.rank_and_alpha",
+        right="first_fit(path, self.alpha_pattern, self.lora_alpha)", wrong="self.lora_alpha",
         story="A module has an alpha of its own in the config, and gets the common one. "
               "The model is another one, without a word.",
         thread="huggingface/peft #3582",

@@ -17,11 +17,12 @@ import torch
 
 from ..formats.save_and_load import save_adapter
 from ..lora.config import LoraConfig
-from ..lora.injection import inject, lora_layers, print_trainable_parameters, trainable_parameters
-from ..lora.layer import is_packed
-from ..lora.merging import merge, merge_and_unload, unmerge
+from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
+from ..lora.layer import lora_layers
+from ..lora.merging import merge, merge_and_requantize, merge_and_unload, unmerge
 from ..lora.weight_diff import audit
 from ..model.pretrained import load_base, save_model
+from ..nf4.linear import NF4Linear
 from ..plots.charts import finetune_figure
 from ..plots.style import save_figure
 from ..training import data
@@ -242,7 +243,7 @@ def write_artifacts(model: Any, history: History, out: Path, original: Any) -> i
 def show_four_bit_losses(model: Any) -> None:
     """What share of its update each matrix would lose in a merge that goes back into four bits."""
     print("It went into floats. Back in four bits it would lose of each ΔW:")
-    losses = merge(copy.deepcopy(model), requantize=True).losses
+    losses = merge_and_requantize(copy.deepcopy(model)).losses
     shares = sorted((loss.of_update, loss.name) for loss in losses)
     (least, gentle), (most, harsh) = shares[0], shares[-1]
     print(f"  {least:.0%} at least ({gentle}), {most:.0%} at most ({harsh})")
@@ -270,8 +271,9 @@ def train_seconds(history: History) -> float:
 
 
 def merge_target(model: Any) -> str | None:
-    """Packed layers are merged onto their dequantized weights, others onto their own."""
-    return "dequantized" if any(is_packed(layer.base) for _, layer in lora_layers(model)) else None
+    """A base in four bits is merged onto its dequantized weights, one in floats onto its own."""
+    bases = [layer.base for _, layer in lora_layers(model)]
+    return "dequantized" if any(isinstance(base, NF4Linear) for base in bases) else None
 
 
 def draw(history: History, full: int, trainable: int) -> Any:

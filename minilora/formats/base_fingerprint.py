@@ -25,12 +25,13 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..lora.layer import LoRALayer, is_packed, lora_layers
+from ..lora.adapter_layer import AdapterLayer, adapter_layers
+from ..lora.paths import named_modules
+from ..nf4.linear import NF4Linear
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,7 @@ def fingerprint(model: nn.Module) -> Fingerprint:
         names.update(f"{name} {list(shape)}\n".encode())
         values.update(name.encode())
         values.update(value_bytes(value()))
-    gone = any(
-        layer.merged and layer.kept_weight is None and layer.kept_base is None
-        for _, layer in lora_layers(model)
-    )
+    gone = any(layer.original_base() is None for _, layer in adapter_layers(model))
     return Fingerprint(names.hexdigest(), "" if gone else values.hexdigest())
 
 
@@ -73,27 +71,21 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
     Values are computed one by one: a 4-bit weight counts as the float matrix that it dequantizes
     to.
     """
-    inside = {id(layer.base) for _, layer in lora_layers(model)}
+    inside = {id(layer.base) for _, layer in adapter_layers(model)}
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if id(module) in inside:
             continue
-        base, weight = base_of(module) if isinstance(module, LoRALayer) else (module, None)
+        base = module
+        if isinstance(module, AdapterLayer):
+            base = module.original_base() or module.base
         for key, parameter in base.named_parameters(prefix=path, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                value = weight if weight is not None and key.endswith("weight") else parameter
-                yield key, value.shape, partial(Tensor.detach, value)
-        if is_packed(base):
-            size: Any = (base.out_features, base.in_features)
-            yield f"{path}.weight".lstrip("."), torch.Size(size), partial(getattr, base, "weight")
-
-
-def base_of(layer: LoRALayer) -> tuple[nn.Module, Tensor | None]:
-    """The module that an adapter stands beside, and its W0 where a merge keeps it elsewhere."""
-    if not layer.merged or not layer.enabled:  # inside disable_adapter W0 is in its place
-        return layer.base, None
-    return layer.kept_base or layer.base, layer.kept_weight
+                yield key, parameter.shape, partial(Tensor.detach, parameter)
+        if isinstance(base, NF4Linear):
+            size = torch.Size((base.out_features, base.in_features))
+            yield f"{path}.weight".lstrip("."), size, partial(getattr, base, "weight")
 
 
 def value_bytes(tensor: Tensor) -> memoryview:

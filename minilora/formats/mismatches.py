@@ -16,9 +16,13 @@ from dataclasses import asdict
 import torch
 from torch import Tensor, nn
 
-from ..lora.config import LoraConfig, scaling_of
-from ..lora.layer import LoRALayer, linear_shape
-from ..lora.selection import matching_pattern, rank_and_alpha
+from ..lora.config import LoraConfig
+from ..lora.hyperparameters import scaling_of
+from ..lora.layer import LoRALayer
+from ..lora.linears import linear_shape
+from ..lora.paths import named_modules
+from ..lora.selection import Site, pattern_for
+from ..lora.sites import sites_of
 from ..text import listed
 from .base_fingerprint import fingerprint
 from .peft_files import META_BASE, PREFIX, AdapterFiles, metadata_object, names_its_targets
@@ -51,22 +55,14 @@ def disagreements(
     if not names_its_targets(files.config, config):
         return []
     inside = tuple(f"{name}." for name in layers)
-    modules = {
-        name: module
-        for name, module in model.named_modules()
-        if name and not name.startswith(inside)
-    }
-    modules |= {name: layer.base for name, layer in layers.items()}
-    targets = {
-        name
-        for name, module in modules.items()
-        if matching_pattern(name, module, model, config) is not None
-    }
+    sites = {site.path: site for site in sites_of(model) if not site.path.startswith(inside)}
+    sites |= {n: Site(n, layer.in_features, layer.out_features) for n, layer in layers.items()}
+    targets = {name for name, site in sites.items() if pattern_for(site, config) is not None}
     wrong = [
         f"{name} is a target of its config, but has no tensors in the file"
         for name in sorted(targets - set(names))
     ]
-    no_targets = modules.keys() - targets
+    no_targets = sites.keys() - targets
     return wrong + [
         f"{name} has tensors, but is not a target of its config"
         for name in names
@@ -82,11 +78,11 @@ def misfits(
     layers: Mapping[str, LoRALayer],
 ) -> list[str]:
     """Everything about the tensors that does not fit the model, or the adapters that it has."""
-    modules = dict(model.named_modules()) | {name: layer.base for name, layer in layers.items()}
+    modules = dict(named_modules(model)) | {name: layer.base for name, layer in layers.items()}
     missing = [name for name in layers if name not in names]
     wrong = [f"{name} has an adapter in this model but not in the file" for name in missing]
     for name in names:
-        r, lora_alpha = rank_and_alpha(name, config)
+        r, lora_alpha = config.rank_and_alpha(name)
         layer, scaling = layers.get(name), scaling_of(r, lora_alpha, config.use_rslora)
         if layers and layer is None:
             wrong.append(f"{name} is in the file, but has no adapter in this model")

@@ -24,9 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.config import LoraConfig
-from ..lora.injection import check_container, inject, lora_layers, require_lora
-from ..lora.layer import LoRALayer, is_conv1d
-from ..lora.selection import fits_pattern
+from ..lora.injection import check_container, inject, require_adapters
+from ..lora.layer import LoRALayer, lora_layers
+from ..lora.linears import is_conv1d
+from ..lora.paths import named_modules
+from ..lora.patterns import fits_pattern
 from ..text import listed
 from .base_fingerprint import fingerprint
 from .mismatches import adapted_names, disagreements, misfits, other_base
@@ -47,8 +49,9 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     ...     sorted(file.name for file in save_adapter(model, folder).iterdir())
     ['adapter_config.json', 'adapter_model.safetensors']
     """
-    layers = require_lora(model)
     check_container(model)
+    require_adapters(model)
+    layers = list(lora_layers(model))
     kinds = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
     if len(kinds) > 1:
         raise ValueError(
@@ -155,7 +158,7 @@ def short_names(model: nn.Module, names: list[str]) -> list[str] | str:
     expression.
     """
     inside = tuple(f"{name}." for name in names)
-    paths = [name for name, _ in model.named_modules() if not name.startswith(inside)]
+    paths = [name for name, _ in named_modules(model) if not name.startswith(inside)]
     for entries in (sorted({name.rpartition(".")[2] for name in names}), sorted(names)):
         ends = tuple(f".{entry}" for entry in entries)
         if {path for path in paths if path in entries or path.endswith(ends)} == set(names):

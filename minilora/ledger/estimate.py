@@ -18,21 +18,12 @@ mixed precision, several devices.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..lora.config import LoraConfig
-from ..lora.selection import (
-    check_exclusions_used,
-    check_keys_used,
-    fits,
-    in_layers,
-    is_all_linear,
-    rank_and_alpha,
-)
-from ..text import nearest
+from ..lora.selection import Site, select, too_high
 from .activations import Work, kept
 from .dimensions import Architecture, LinearShape
 from .flops import flops_a_token
@@ -168,7 +159,7 @@ def plan(
     targets = "all-linear" if arch.family == "shapes" else ("q_proj", "v_proj")
     config = None if method == "full" else config or LoraConfig(target_modules=targets)
     chosen = choose(arch, config) if config else []
-    ranks = {x.name: rank_and_alpha(x.name, config)[0] for x in chosen} if config else {}
+    ranks = {x.name: config.rank_and_alpha(x.name)[0] for x in chosen} if config else {}
     factors = [
         (linear.name, factor, rows, columns)
         for linear in chosen
@@ -251,49 +242,27 @@ def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropou
     )
 
 
+def sites_of(arch: Architecture) -> list[Site]:
+    """The sites of a planned model: its Linears, and the modules that they stand in."""
+    sites = {}
+    for linear in arch.linears:
+        parts = linear.name.split(".")
+        for depth in range(1, len(parts)):
+            path = ".".join(parts[:depth])
+            refused = "which is not a Linear: only Linears can be adapted; write a longer name"
+            sites[path] = Site(path, refused=refused, is_linear=False)
+    for x in arch.linears:
+        tied = "whose weight is tied to the embedding: a merge would change both" if x.tied else ""
+        is_head = x.role == "head"
+        sites[x.name] = Site(x.name, x.in_features, x.out_features, tied, is_head=is_head)
+    return list(sites.values())
+
+
 def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
-    """The Linears that the targets match (rules: ``lora/selection.py``), or ``ValueError``."""
-    targets, linears = config.target_modules, arch.linears
-    paths = [x.name.split(".") for x in linears]
-    check_exclusions_used(
-        {".".join(path[:depth]) for path in paths for depth in range(1, len(path) + 1)}, config
-    )
-    linears = tuple(x for x in linears if fits(x.name, config.exclude_modules) is None)
-    if is_all_linear(targets):
-        chosen = [linear for linear in linears if linear.role != "head"]
-    else:
-        layers = (config.layers_to_transform, config.layers_pattern)
-        chosen = [
-            x
-            for x in linears
-            if fits(x.name, targets) is not None
-            and (x.name in targets or in_layers(x.name, *layers))
-        ]
-    entries = () if isinstance(targets, str) else targets
-    unused = [e for e in entries if not any(fits(x.name, [e]) for x in chosen)] or (
-        [] if chosen else [str(targets)]
-    )
-    if unused:
-        names = Counter(linear.name.rpartition(".")[2] for linear in arch.linears)
-        near = [n for entry in unused for n in nearest(entry.rpartition(".")[2], names)]
-        raise ValueError(
-            f"target_modules: nothing in {arch.name} matches {', '.join(map(repr, unused))}"
-            + (f"; did you mean {near[0]!r}?" if near else ";")
-            + f" Linears: {', '.join(f'{name} (×{count})' for name, count in names.items())}"
-        )
-    check_keys_used([linear.name for linear in chosen], config)
-    if tied := [linear.name for linear in chosen if linear.tied]:
-        raise ValueError(
-            f"target_modules: {tied[0]}'s weight is tied to the embedding, "
-            "and a merge would change both"
-        )
-    ranks = {x.name: rank_and_alpha(x.name, config)[0] for x in chosen}
-    if high := [x for x in chosen if ranks[x.name] > min(x.in_features, x.out_features)]:
-        least = min(min(x.in_features, x.out_features) for x in high)
-        warnings.warn(
-            f"r={ranks[high[0].name]} is above min(in, out) = {least} of {high[0].name} "
-            f"(and {len(high) - 1} more): "
-            "the update cannot have a higher rank than its matrix, so these parameters buy nothing",
-            stacklevel=3,
-        )
-    return chosen
+    """The Linears that the config chooses, by the same ``select`` as ``inject``; warns of idle rank."""
+    matches = select(sites_of(arch), config)
+    chosen = [match for match in matches if match.pattern is not None]
+    for line in too_high(chosen):
+        warnings.warn(line, stacklevel=3)
+    names = {match.name for match in chosen}
+    return [linear for linear in arch.linears if linear.name in names]

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nf4.linear import NF4Linear
 from .estimate import CATEGORIES
 from .tensor_tracker import Watch, watched
 
@@ -139,7 +140,7 @@ def category_of(path: str, name: str, module: nn.Module) -> str:
     """Under which of ``CATEGORIES`` a tensor counts."""
     if any(word in ADAPTERS for word in (*path.split("."), name)):
         return "adapters"
-    quantized = is_four_bit(module) or has_state(module)
+    quantized = isinstance(module, NF4Linear) or has_state(module)
     return "constants" if quantized and name in CONSTANTS else "weights"
 
 
@@ -147,14 +148,9 @@ def parameters_of(name: str, tensor: Tensor, module: nn.Module) -> int:
     """How many parameters a tensor stands for: none of a buffer, unless it holds 4-bit codes."""
     if isinstance(tensor, nn.Parameter):
         return logical_numel(tensor)
-    sizes: Any = module
-    return sizes.in_features * sizes.out_features if name == "packed" and is_four_bit(module) else 0
-
-
-def is_four_bit(module: nn.Module) -> bool:
-    """Whether this is a Linear of 4-bit codes: a uint8 buffer ``packed`` and the two sizes."""
-    packed = module._buffers.get("packed")
-    return packed is not None and packed.dtype == torch.uint8 and hasattr(module, "in_features")
+    if isinstance(module, NF4Linear) and name == "packed":
+        return module.in_features * module.out_features
+    return 0
 
 
 def has_state(module: nn.Module) -> bool:

@@ -32,6 +32,8 @@ Unpack = Callable[[Any], Tensor]
 class Watch(TorchDispatchMode):
     """Sees the result of every tensor operation; weak references tell how long a storage lives."""
 
+    keeps_tensors = False  # so a layer may write into a result that passed by here
+
     def __init__(self) -> None:
         super().__init__()
         self.roles: dict[int, str] = {}

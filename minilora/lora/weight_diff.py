@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..text import columns, listed
-from .layer import is_conv1d, is_linear, lora_layers
+from .adapter_layer import adapter_layers
+from .linears import is_linear, weight_of
+from .paths import named_modules, plain_path
 from .requantization import outputs
 
 
@@ -100,32 +101,31 @@ def shape_in(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None
 
 
 def effective_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight each Linear really computes with, (out, in), adapters included, by the path it has without them."""
-    adapted = dict(lora_layers(model))
-    found = {}
-    for name, layer in adapted.items():
-        active = not layer.merged and layer.enabled
-        weight = layer.merged_weight() if active else layer.weight.detach()
-        found[name] = weight.T if is_conv1d(layer.base) else weight
-    for name, module in model.named_modules():
-        if is_linear(module) and name.removesuffix(".base") not in adapted:
-            plain: Any = module.weight
-            found[name] = plain.detach().T if is_conv1d(module) else plain.detach()
-    return found
+    """The weight each Linear really computes with, (out, in), by the path it has without adapters."""
+    adapted = dict(adapter_layers(model))
+    weights = {}
+    for path, layer in adapted.items():
+        active = layer.enabled and not layer.merged
+        weights[path] = weight_of(layer.merged_base() if active else layer.base)
+    for path, module in named_modules(model):
+        if is_linear(module) and path.removesuffix(".base") not in adapted:
+            weights[path] = weight_of(module)
+    return weights
 
 
 def other_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that is no Linear's weight and no adapter (biases, norms, embeddings), by the name without adapters."""
-    linear = {id(module.weight) for module in model.modules() if is_linear(module)}
-    biases = {f"{name}.base.bias": f"{name}.bias" for name, _ in lora_layers(model)}
-    factors = {
-        f"{name}.{factor}" for name, _ in lora_layers(model) for factor in ("lora_A", "lora_B")
-    }
-    return {
-        biases.get(name, name): p.detach()
-        for name, p in model.named_parameters()
-        if id(p) not in linear and name not in factors
-    }
+    """All but the Linears' weights and the adapters (biases, norms, embeddings), by plain name."""
+    weights = {id(module.weight) for module in model.modules() if is_linear(module)}
+    adapted = {path: layer for path, layer in adapter_layers(model)}
+    own = {id(p) for layer in adapted.values() for p in layer.parameters()}
+    own -= {id(p) for layer in adapted.values() for p in layer.base.parameters()}
+    biases = {f"{path}.base.bias": f"{path}.bias" for path in adapted}
+    others = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in weights | own:
+            plain = plain_path(model, name)
+            others[biases.get(plain, plain)] = parameter.detach()
+    return others
 
 
 def numerical_rank(delta: Tensor, weight: Tensor) -> int:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from ..files import TensorFiles, json_writer, read_json, tensor_writer, write_together
 from ..formats.bitsandbytes_4bit import companions, from_checkpoint, packed_names, to_checkpoint
-from ..lora.layer import is_packed
 from ..nf4.codebook import codebook
 from ..nf4.linear import NF4Linear
 from ..nf4.tensor import NF4Tensor
@@ -176,7 +175,7 @@ def check_plain(config: LlamaConfig, names: Set[str], tied: bool) -> None:
 def float_tensors(model: Llama) -> dict[str, Tensor]:
     """The tensors of a model that are kept in floats, by name in a checkpoint; tied ones once."""
     left_out = {
-        f"{name}.{part}" for name, m in model.named_modules() if is_packed(m) for part in m._buffers
+        f"{name}.{part}" for name, m in model.named_modules() if isinstance(m, NF4Linear) for part in m._buffers
     }
     if is_tied(model):
         left_out.add("lm_head.weight")

@@ -110,6 +110,6 @@ def test_the_command_lists_them_all_and_shows_one(capsys):
     assert main(["zoo", "half a merge"]) == 0
     shown = capsys.readouterr().out
     assert "huggingface/peft #3710" in shown
-    assert "wrong  for name, layer in layers:\n           layer.put_merged(" in shown
+    assert "wrong  for path, layer in layers:\n           layer.put(" in shown
     assert main(["zoo", "half a marge"]) == 2
     assert "did you mean 'half a merge'?" in capsys.readouterr().err

@@ -93,11 +93,11 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
         (["plan"], "which model? Name a preset"),
         (
             ["plan", "gpt2", "--target", "c_attn,q_proj"],
-            "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?",
+            "no module matches 'q_proj'; did you mean 'c_proj'?",
         ),
         (
             ["plan", "gpt2", "--target", "q_proj"],
-            "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?",
+            "no module matches 'q_proj'; did you mean 'c_proj'?",
         ),
         (["plan", "gpt2", "--r", "0"], "r must be at least 1, got 0"),
         (["plan", "gpt2", "--seq", "-5"], "seq must be at least 1, got -5"),

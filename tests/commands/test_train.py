@@ -14,7 +14,7 @@ from minilora.commands import generate
 from minilora.commands import train as train_command
 from minilora.commands.cli import main, parser_of
 from minilora.commands.footprint import describe_footprints
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.model.pretrained import SHIPPED
 from minilora.training.config import rate_for
 from minilora.training.data import load_jsonl, naval_log

@@ -32,7 +32,7 @@ from minilora.formats.peft_files import (
     lora_config,
     names_its_targets,
 )
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 
 from .. import profiles
 from ..lora.test_injection import fill

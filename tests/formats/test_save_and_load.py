@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minilora import Llama, LlamaConfig, LoraConfig, inject, load_adapter, merge, save_adapter
-from minilora.lora.injection import lora_layers
-from minilora.lora.layer import LoRALayer
+from minilora.lora.layer import LoRALayer, lora_layers
 
 from ..lora.test_injection import fill
 from ..test_foreign import make
@@ -445,7 +444,7 @@ def test_a_linear_that_is_called_base_is_told_from_the_other(tmp_path):
 
 
 def test_a_bare_layer_has_no_path_to_be_saved_under(tmp_path):
-    message = "this is a LoRALayer itself, not a model with adapters inside"
+    message = "expected a model with adapters inside, got a LoRALayer itself"
     with pytest.raises(ValueError, match=message):
         save_adapter(LoRALayer(nn.Linear(4, 2)), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -7,21 +7,8 @@ import torch
 from torch import nn
 
 import minilora
-from minilora import LoraConfig, ledger
+from minilora import LoraConfig, NF4Linear, ledger
 from minilora.ledger.measurement import Tally
-
-
-class FourBit(nn.Module):
-    """A 4-bit Linear as the ledger knows it: codes and scales in buffers."""
-
-    def __init__(self, size_in, size_out):
-        super().__init__()
-        self.in_features, self.out_features = size_in, size_out
-        numbers = size_in * size_out
-        self.register_buffer("packed", torch.zeros(numbers // 2, dtype=torch.uint8))
-        self.register_buffer("absmax", torch.zeros(numbers // 64, dtype=torch.uint8))
-        self.register_buffer("absmax2", torch.zeros(-(-numbers // (64 * 256))))
-        self.register_buffer("offset", torch.zeros(()))
 
 
 def test_the_base_is_counted_with_its_tied_head_once(base):
@@ -52,7 +39,7 @@ def test_adapters_are_a_group_of_their_own_and_agree_with_peft(base):
 
 
 def test_packed_bytes_are_bytes_and_never_parameters():
-    model = nn.Sequential(FourBit(128, 256), nn.Linear(256, 2).to(torch.bfloat16))
+    model = nn.Sequential(NF4Linear(128, 256, bias=False), nn.Linear(256, 2).to(torch.bfloat16))
     counted = ledger.count(model)
     assert counted.by_group["*"].parameters == 128 * 256 + 256 * 2 + 2
     assert counted.by_dtype["uint8"] == Tally(128 * 256, 0, 128 * 256 // 2 + 512)
@@ -129,7 +116,7 @@ def test_scales_are_constants_and_codes_are_weights():
         128, 64, bias=False, quant_type="nf4", compress_statistics=True
     )
     theirs.load_state_dict({"weight": torch.randn(64, 128)})
-    for layer in (FourBit(128, 64), theirs.to("cpu")):
+    for layer in (NF4Linear(128, 64, bias=False), theirs.to("cpu")):
         resident = ledger.measure(lambda: None, layer).resident
         assert (resident["weights"], resident["constants"]) == (128 * 64 // 2, 128 + 4 + 4)
     plain = nn.Linear(4, 2, bias=False)

@@ -42,7 +42,7 @@ from minilora.training.config import rate_for
             TypeError,
             "must be a list of names or one regular expression, got 3",
         ),
-        ("target_modules", "(q_proj", ValueError, "is no regular expression"),
+        ("target_modules", "(q_proj", ValueError, "is not a regular expression"),
         (
             "target_modules",
             {"q_proj": 1},
@@ -55,7 +55,7 @@ from minilora.training.config import rate_for
             ValueError,
             r"rank_pattern\['q_proj'\]: r must be at least 1, got 0",
         ),
-        ("rank_pattern", {"(": 1}, ValueError, r"rank_pattern='\(' is no regular expression"),
+        ("rank_pattern", {"(": 1}, ValueError, r"rank_pattern='\(' is not a regular expression"),
         ("rank_pattern", ["q_proj"], TypeError, "rank_pattern must map names to values"),
         (
             "alpha_pattern",
@@ -69,14 +69,19 @@ from minilora.training.config import rate_for
         ("layers_to_transform", True, TypeError, "whole numbers from 0, got True"),
         ("layers_to_transform", [0, 1.0], TypeError, "whole numbers from 0, got 1.0"),
         ("layers_pattern", "h", ValueError, "needs layers_to_transform"),
-        ("layers_pattern", ["h", "("], ValueError, r"layers_pattern='\(' is no regular expression"),
+        (
+            "layers_pattern",
+            ["h", "("],
+            ValueError,
+            r"layers_pattern='\(' is not a regular expression",
+        ),
         (
             "layers_pattern",
             5,
             TypeError,
             "layers_pattern must be a list of names or one regular expression, got 5",
         ),
-        ("exclude_modules", "[", ValueError, "exclude_modules='\\[' is no regular expression"),
+        ("exclude_modules", "[", ValueError, "exclude_modules='\\[' is not a regular expression"),
     ],
 )
 def test_bad_values_are_refused(field, value, error, message):
@@ -130,7 +135,7 @@ def test_a_list_of_targets_cannot_change_afterwards():
 
 
 def test_layers_narrow_a_list_only():
-    with pytest.raises(ValueError, match="narrows a list of target_modules, not 'all-linear'"):
+    with pytest.raises(ValueError, match="narrows a list of target_modules, got 'all-linear'"):
         LoraConfig(target_modules="all-linear", layers_to_transform=1)
     assert LoraConfig(layers_to_transform=[]).layers_to_transform is None
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, disable_adapter, explain_match, inject, merge, unload
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.lora.selection import fits
 
 from ..strategies import models, targets
@@ -301,7 +301,7 @@ def test_a_bare_layer_is_no_model():
 
 def test_merging_unmerging_and_training_while_switched_off_is_refused():
     model = merge(inject_into(tiny()))
-    before = [layer.kept_weight.clone() for _, layer in lora_layers(model)]
+    before = [layer.kept[0].weight.clone() for _, layer in lora_layers(model)]
     with disable_adapter(model):
         for action in (merge, minilora.unmerge):
             with pytest.raises(ValueError, match="switched off by disable_adapter"):
@@ -320,8 +320,8 @@ def test_a_kept_weight_moves_and_copies_with_its_model():
 
     model = merge(inject_into(tiny()))
     twin = copy.deepcopy(model).to(torch.float64)
-    assert all(layer.kept_weight.dtype == torch.float64 for _, layer in lora_layers(twin))
-    assert "kept_weight" not in " ".join(model.state_dict())
+    assert all(layer.kept[0].weight.dtype == torch.float64 for _, layer in lora_layers(twin))
+    assert "kept" not in " ".join(model.state_dict())
 
 
 def test_what_trained_before_trains_again_even_if_its_parameters_were_replaced():

@@ -17,11 +17,12 @@ from minilora import (
     inject,
     level0,
     merge,
+    merge_and_requantize,
     merge_and_unload,
     quantize_base,
     unmerge,
 )
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.lora.merging import LowRank, low_rank_parts
 
 from ..strategies import adapters, models, seeds, sizes, targets
@@ -63,7 +64,7 @@ def test_a_merged_model_can_be_unloaded_keeping_the_merge():
 
 def test_keep_base_false_holds_no_second_copy():
     model = merge(adapted(), keep_base=False)
-    assert all(layer.kept_weight is None for _, layer in lora_layers(model))
+    assert all(not layer.kept for _, layer in lora_layers(model))
 
 
 def test_errors_name_the_layer_and_change_nothing():
@@ -71,7 +72,7 @@ def test_errors_name_the_layer_and_change_nothing():
     list(lora_layers(model))[-1][1].lora_A.data[0, 0] = float("inf")
     with pytest.raises(
         ValueError,
-        match=r"^model.layers.1.self_attn.v_proj: W0 \+ ΔW is not finite.*Nothing was changed$",
+        match=r"^model.layers.1.self_attn.v_proj: the merged weight is not finite.*Nothing was changed$",
     ):
         merge(model)
     assert not any(layer.merged for _, layer in lora_layers(model))
@@ -338,7 +339,7 @@ def test_a_merge_back_into_four_bits_says_what_it_lost():
             layer.delta_weight(),
             layer.base.packed,
         )
-    lost = merge(model, requantize=True, inputs=IDS)
+    lost = merge_and_requantize(model, inputs=IDS)
     assert [loss.name for loss in lost.losses] == [name for name, _ in lora_layers(model)]
     for loss, (_, layer) in zip(lost.losses, lora_layers(model), strict=True):
         wanted, delta, packed = expected[loss.name]
@@ -362,7 +363,7 @@ def test_a_merge_back_into_four_bits_says_what_it_lost():
     assert "outputs moved by" in str(lost)
     unmerge(model)
     assert torch.equal(model(IDS), before)
-    merge(model, requantize=True, keep_base=False)
+    merge_and_requantize(model, keep_base=False)
     assert sum(isinstance(m, NF4Linear) for m in merge_and_unload(model).modules()) == 14
 
 
@@ -409,10 +410,10 @@ def wider():
         ),
         (
             {"onto": wider()},
-            r"onto does not fit this model: .* has shape \(32, 32\) there, needed \(64, 64\)",
+            r"onto does not fit this model: .* has shape \(32, 32\) there, expected \(64, 64\)",
         ),
-        ({"onto": nn.Linear(2, 2)}, "_proj is no float Linear there"),
-        ({"onto": quantized()[1]}, "_proj is no float Linear there"),
+        ({"onto": nn.Linear(2, 2)}, "_proj is not a float Linear there"),
+        ({"onto": quantized()[1]}, "_proj is not a float Linear there"),
     ],
 )
 @pytest.mark.parametrize("action", [merge, merge_and_unload])
@@ -430,23 +431,31 @@ def test_a_layer_in_four_bits_is_not_merged_alone():
     layer = minilora.LoRALayer(NF4Linear.from_linear(nn.Linear(8, 8)))
     with pytest.raises(
         ValueError,
-        match=r"this base is in 4 bits, which would lose most of ΔW: use minilora\.merge",
+        match=r"this base is in four bits, which would lose most of ΔW: use minilora\.merge",
     ):
         layer.merge()
 
 
-@pytest.mark.parametrize("settings", [{"onto": "dequantized"}, {"requantize": True}])
-def test_onto_and_requantize_are_for_four_bits_only(settings):
-    with pytest.raises(
-        ValueError, match="onto and requantize are for a base in four bits; this one is in floats"
+def test_onto_and_requantize_are_for_four_bits_only():
+    message = "onto and merge_and_requantize are for a base in four bits; this one is in floats"
+    for action in (
+        lambda: merge(adapted(), onto="dequantized"),
+        lambda: merge_and_requantize(adapted()),
     ):
-        merge(adapted(), **settings)
+        with pytest.raises(ValueError, match=message):
+            action()
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_flag_that_changed_the_result_names_the_function_that_replaced_it(flag):
+    with pytest.raises(ValueError, match=r"call merge_and_requantize\(model\)"):
+        merge(adapted(), requantize=flag)
 
 
 def test_inputs_that_the_model_cannot_take_leave_it_unmerged():
     _, model = quantized()
     before = model(IDS)
     with pytest.raises(IndexError):
-        merge(model, requantize=True, inputs=torch.tensor([[99]]))
+        merge_and_requantize(model, inputs=torch.tensor([[99]]))
     assert not any(layer.merged for _, layer in lora_layers(model))
     assert torch.equal(model(IDS), before)
