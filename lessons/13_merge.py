@@ -165,8 +165,8 @@ assert cosines[-1] < 0.3 * cosines[0]
 
 # %% [markdown]
 # The smaller the update, the larger the share that is lost; a float grid does not do that, because
-# its step shrinks with the number. That is why `minilora.merge` refuses to merge into four bits, and
-# `merge_and_requantize`, which does it, tells you what was lost. PEFT merges and warns that
+# its step shrinks with the number. That is why `minilora.merge` refuses to merge into four bits,
+# and `merge_and_requantize`, which does it, tells you what was lost. PEFT merges and warns that
 # generations may differ; one who did so lost six points of AUC (huggingface/peft #2321).
 #
 # ## Break it
