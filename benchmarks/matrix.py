@@ -31,7 +31,7 @@ from minilora import Example, LoraConfig, Task, data, ledger
 from minilora.training.config import TrainConfig
 from minilora.training.evaluation import PROSE
 from minilora.training.history import History
-from minilora.training.loop import Run
+from minilora.training.loop import set_up
 
 from .common import Row, measure, options, ratios, save
 
@@ -132,9 +132,10 @@ def fixed_costs(method: Method, seconds: float) -> Row:
     model = method.build()
     counted = ledger.count(model).total
     quiet = TrainConfig(steps=2, batch_size=32, validate_every=0, progress=False)
-    run = Run(model.train(), data.naval_log(200, 1), quiet, ())
-    run.step(0)
-    peak = ledger.measure(lambda: run.step(1), model, run.optimizer).peak
+    run = set_up(model.train(), data.naval_log(200, 1), quiet)
+    records = run.steps(model, quiet)
+    next(records)
+    peak = ledger.measure(lambda: next(records), model, run.optimizer).peak
     ids = torch.randint(0, 1536, (1, 128))
     models: dict[str, Any] = {"plain": minilora.load_base(), "unmerged": model.eval()}
     with tempfile.TemporaryDirectory() as folder:

@@ -21,7 +21,7 @@ from minilora.learn import check, show
 from minilora.ledger.estimate import plan
 from minilora.plots.style import in_house_style, one_axes
 from minilora.training.batches import encode_all, pad
-from minilora.training.loop import summed_loss
+from minilora.training.objective import summed_loss
 
 PLACES = {
     "q": ["q_proj"],

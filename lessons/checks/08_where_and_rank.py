@@ -9,7 +9,7 @@ import minilora
 from minilora import LoraConfig, data
 from minilora.learn import Wrong, cases, close
 from minilora.training.batches import encode_all, pad
-from minilora.training.loop import summed_loss
+from minilora.training.objective import summed_loss
 
 STEPS, RATE, MARGIN, LEAST = 14, 2e-2, 0.3, 0.6
 SIDE = st.integers(1, 40)

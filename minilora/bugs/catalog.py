@@ -245,14 +245,14 @@ TRAINING = (
               "The model learns to ask.",
         thread="meta-llama/llama-cookbook #101",
         caught_by="training/test_batches.py::test_only_the_answer_and_its_end_have_labels"),
-    Bug(name="the mean of means", where="training.loop:Run.step",
-        right="summed_loss(self.model, part) / tokens",
-        wrong="summed_loss(self.model, part) / part.answer_tokens / len(parts)",
+    Bug(name="the mean of means", where="training.objective:mean_over_answers",
+        right="summed_loss(model, part) / tokens",
+        wrong="summed_loss(model, part) / part.answer_tokens / len(parts)",
         story="Each part of an accumulated batch is averaged by itself. "
               "Short answers then count more than long ones.",
         thread="ml-explore/mlx-lm #1413",
         caught_by="training/test_loop.py::test_accumulation_gives_the_gradient_of_the_whole_batch"),
-    Bug(name="a resume that skips data", where="training.loop:Run.batches",
+    Bug(name="a resume that skips data", where="training.loop:set_up",
         right="config.batch_size, step, config.seed)",
         wrong="config.batch_size, step, config.seed + config.resume)",
         story="A resumed run shuffles the epoch anew and goes on in the middle. "

@@ -24,7 +24,7 @@ from ..model.pretrained import load_base
 from ..text import columns
 from ..training.config import TrainConfig
 from ..training.data import Task
-from ..training.loop import Run
+from ..training.loop import set_up
 
 METHODS = ("full", "LoRA", "QLoRA")
 
@@ -53,9 +53,10 @@ def measure_footprints(
             model = load_base(base, device=device, quantize=quantize).train()
             if method != "full":
                 inject(model, lora)
-            run = Run(model, task, config, ())
-            run.step(0)
-            footprints[method] = measure(partial(run.step, 1), model, run.optimizer)
+            run = set_up(model, task, config)
+            records = run.steps(model, config)
+            next(records)
+            footprints[method] = measure(partial(next, records), model, run.optimizer)
     return footprints
 
 

@@ -114,7 +114,8 @@ class LoRALayer(AdapterLayer):
 
     def __repr__(self) -> str:
         sizes = f"{self.in_features} -> {self.out_features}, r={self.r}, scaling={self.scaling:g}"
-        return f"LoRALayer({sizes}{', merged' * self.merged})"
+        dropout = f", dropout={self.lora_dropout:g}" if self.lora_dropout else ""
+        return f"LoRALayer({sizes}{dropout}{', merged' * self.merged})"
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:

@@ -47,6 +47,14 @@ class CausalLM(nn.Module):
 
     tokenizer: Any = None
 
+    def logits_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Logits (labels, vocab) of token ids (rows, time) where ``labelled`` (rows, time) is True.
+
+        ``segments`` numbers the examples of packed rows: a token sees its own example only. What
+        training asks of a model.
+        """
+        return self(ids, segments)[labelled]
+
     @torch.no_grad()
     def generate(
         self,

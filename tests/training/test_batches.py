@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minilora.training.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
 from minilora.training.data import Example, naval_log, polite_log
-from minilora.training.loop import summed_loss
+from minilora.training.objective import summed_loss
 
 from ..tolerance import loss_bound
 
