@@ -175,7 +175,10 @@ def check_plain(config: LlamaConfig, names: Set[str], tied: bool) -> None:
 def float_tensors(model: Llama) -> dict[str, Tensor]:
     """The tensors of a model that are kept in floats, by name in a checkpoint; tied ones once."""
     left_out = {
-        f"{name}.{part}" for name, m in model.named_modules() if isinstance(m, NF4Linear) for part in m._buffers
+        f"{name}.{part}"
+        for name, m in model.named_modules()
+        if isinstance(m, NF4Linear)
+        for part in m._buffers
     }
     if is_tied(model):
         left_out.add("lm_head.weight")

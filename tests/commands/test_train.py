@@ -326,7 +326,6 @@ def test_a_model_without_our_tokenizer_is_told_how_to_get_one(tokenizer):
     minilora.inject(model)
     model.tokenizer = tokenizer
     with pytest.raises(
-        ValueError,
-        match=r"model\.tokenizer = minilora\.Tokenizer\('folder/tokenizer\.json'\)",
+        ValueError, match=r"model\.tokenizer = minilora\.Tokenizer\('folder/tokenizer\.json'\)"
     ):
         minilora.train(model, [Example("a", "b")], steps=1)

@@ -426,7 +426,9 @@ def test_a_model_that_would_not_learn_is_refused():
     frozen = minilora.load_base().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing would train: no parameter has requires_grad"):
         train(frozen, TASK, steps=1)
-    with pytest.raises(ValueError, match=r"q_proj is merged, so its adapter takes no part: unmerge"):
+    with pytest.raises(
+        ValueError, match=r"q_proj is merged, so its adapter takes no part: unmerge"
+    ):
         train(minilora.merge(adapted()), TASK, steps=1)
     bare = minilora.load_base()
     bare.tokenizer = None
