@@ -2,10 +2,10 @@
 
     lost = (W0 + ΔW) − dequantize(quantize(W0 + ΔW))
 
-The levels of four bits are further apart than most of ΔW is large, so the sum falls back to the
-levels of W0, and a few weights jump by far more than they should (huggingface/peft #2321). Two ratios
-say it: ‖lost‖/‖ΔW‖, of what was learnt, and ‖lost‖/‖W0 + ΔW‖, the error of the outputs for inputs
-without a preferred direction.
+The gaps between the levels of four bits are wider than most entries of ΔW, so the sum falls back to
+the levels of W0, and a few weights jump by far more than they should (huggingface/peft #2321). Two
+ratios say it: ‖lost‖/‖ΔW‖ is the share of what was learnt; ‖lost‖/‖W0 + ΔW‖ is the error of the
+outputs, for inputs without a preferred direction.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Loss(NamedTuple):
     """What one Linear lost to four bits.
 
     ``of_update`` is ‖lost‖/‖ΔW‖; ``of_output`` is ‖lost‖/‖W0 + ΔW‖, which for inputs without a
-    preferred direction is the relative error of the outputs (root mean square); ``bytes_changed`` is
-    the share of its bytes that the merge changed at all.
+    preferred direction is the relative error of the outputs (root mean square); ``bytes_changed``
+    is the share of its bytes that the merge changed at all.
     """
 
     name: str
