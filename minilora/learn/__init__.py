@@ -1,4 +1,4 @@
-"""The lesson engine: one script in percent cells is run, walked, graded, and made a page or a notebook.
+"""The lesson engine: one script in percent cells is run, walked, graded, made a page or notebook.
 
 In reading order:
 
