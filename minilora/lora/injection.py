@@ -134,7 +134,7 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     """
     layers = [layer for _, layer in require_adapters(model)]
     before = [layer.enabled for layer in layers]
-    # inside another such context they are swapped
+    # inside another such context the merged ones are swapped already
     merged = [layer for layer in layers if layer.merged and layer.enabled]
     for layer in merged:
         layer.check_unmergeable()

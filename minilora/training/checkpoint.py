@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..files import read_tensors, write_tensors
 
-# AdamW's state of one parameter; its steps are those that had a gradient
+# AdamW's state of one parameter; ``step`` counts only the steps that had a gradient
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 

@@ -64,7 +64,7 @@ def diverged(step: int, loss: float, norm: float, history: History, config: Trai
         )
     else:
         cause = (
-            "it came at once, so look at the examples of this step, "
+            "it came without warning, so look at the examples of this step, "
             f"then try a smaller lr than {config.lr}"
         )
         cause += "; bf16 may overflow" if config.bf16 else ""

@@ -267,8 +267,8 @@ def check_trainable(model: nn.Module) -> None:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: minilora.train continues one text, and "
-            "has no second input; train it with transformers' Trainer, where the adapters that "
-            "inject puts in work as they are"
+            "has no second input; train it with transformers' Trainer, where injected adapters "
+            "work as they are"
         )
     if not isinstance(tokenizer := getattr(model, "tokenizer", None), ChatTokenizer):
         raise ValueError(
