@@ -56,15 +56,22 @@ class AdapterLayer(nn.Module):
         ``onto``: a W0 (out, in) to take instead of the base's. Changes nothing. Raises
         ``ValueError`` when the result is not finite: a run diverged, or half precision overflowed.
         """
-        dtype = dtype_of(self.base)
         weight, bias = self.fold(weight_of(self.base) if onto is None else onto, self.bias)
-        weight = weight.to(dtype)
-        if not torch.isfinite(weight).all():
+        weight = self.rounded("weight", weight)
+        if bias is not None and bias is not self.bias:
+            bias = self.rounded("bias", bias)
+        return with_weight(self.base, weight, bias)
+
+    def rounded(self, name: str, values: Tensor) -> Tensor:
+        """The values in the base's dtype. Raises ``ValueError`` when they are not finite there."""
+        dtype = dtype_of(self.base)
+        values = values.to(dtype)
+        if not torch.isfinite(values).all():
             raise ValueError(
-                f"the merged weight is not finite in {dtype}: the adapter diverged, or its values "
+                f"the merged {name} is not finite in {dtype}: the adapter diverged, or its values "
                 "do not fit this dtype; train again with a smaller rate, or merge in float32"
             )
-        return with_weight(self.base, weight, bias)
+        return values
 
     def merge(self, keep_base: bool = True) -> None:
         """Put ``merged_base`` in the base's place.

@@ -87,12 +87,12 @@ def merge_and_requantize(
     '0'
     """
     layers = require_adapters(model)
-    merged = merged_bases(layers, onto)
+    merged, weights = merged_bases(layers, onto), weights_to_merge_onto(layers, onto)
     quantized, losses = [], []
     for (path, layer), base in zip(layers, merged, strict=True):
         if isinstance(layer.base, NF4Linear):
             again = explain(path, requantize, layer.base, base)
-            losses.append(loss_of(path, layer, base.weight, again))
+            losses.append(loss_of(path, layer, weights.get(path), base.weight, again))
             base = again
         quantized.append(base)
     in_floats = None

@@ -63,13 +63,20 @@ def requantize(base: NF4Linear, merged: nn.Linear) -> NF4Linear:
     return NF4Linear.from_linear(merged, *settings).train(base.training)
 
 
-def loss_of(name: str, layer: AdapterLayer, merged: Tensor, again: NF4Linear) -> Loss:
-    """Compare a merged weight with what four bits kept of it, ``again``."""
+def loss_of(
+    name: str, layer: AdapterLayer, onto: Tensor | None, merged: Tensor, again: NF4Linear
+) -> Loss:
+    """Compare a merged weight with what four bits kept of it, ``again``.
+
+    ``onto`` is the W0 that it was merged onto, if not the layer's own.
+    """
     base: Any = layer.base
-    delta, _ = layer.fold(torch.zeros_like(merged), None)
+    before = base.weight if onto is None else onto.detach()
+    folded, _ = layer.fold(before, layer.bias)
+    update = (folded.detach() - before.to(folded)).norm().item()  # not rounded to the base's dtype
     lost = (again.weight.float() - merged.float()).norm().item()
     changed = torch.ne(again.quantized.packed, base.packed).float().mean().item()
-    update, total = delta.norm().item(), merged.float().norm().item()
+    total = merged.float().norm().item()
     return Loss(name, lost / max(update, 1e-30), lost / max(total, 1e-30), changed)
 
 
