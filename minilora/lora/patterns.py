@@ -3,8 +3,8 @@
 A list entry fits a module of that name or one that ends in ``.entry``. A string is a regular
 expression for the whole path. A key of ``rank_pattern`` or ``alpha_pattern`` is a regular
 expression for a path or for its end after a dot. All three are PEFT's rules
-(``check_target_module_exists`` and ``get_pattern_key``); tests/lora/test_selection.py compares them
-over random trees and patterns.
+(``check_target_module_exists`` and ``get_pattern_key``); tests/lora/test_patterns.py compares them
+over random paths and patterns.
 """
 
 from __future__ import annotations
