@@ -287,13 +287,13 @@ def adapted():
     [
         (tied, {}, r"0.weight is tied to 1.weight: quantizing would untie them; add '0' to skip"),
         (broken, {}, r"1: quantize needs finite float32 values, got nan at \(2, 3\)"),
-        (adapted, {}, r"there are adapters inside \(at 0\): quantize the base first, then inject"),
+        (adapted, {}, r"the model has adapters \(at 0\): quantize the base first, then inject"),
         (
             lambda: quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))),
             {},
             "0 is quantized already, and 1 more:",
         ),
-        (lambda: nn.Linear(8, 8), {}, "this is a Linear itself"),
+        (lambda: nn.Linear(8, 8), {}, "expected a model of Linears, got a Linear"),
         (
             lambda: nn.Sequential(nn.ReLU()),
             {},
@@ -302,7 +302,7 @@ def adapted():
         (
             lambda: nn.Sequential(nn.Linear(8, 8)),
             {"skip": ["hed"]},
-            "skip: no module is called 'hed'",
+            "skip: no module is named 'hed'",
         ),
         (
             lambda: nn.Sequential(nn.Linear(8, 8)),
@@ -337,7 +337,7 @@ def test_from_linear_refuses_what_is_no_linear():
 
 
 def test_put_refuses_another_shape():
-    with pytest.raises(ValueError, match=r"needed a weight of \(4, 8\), got \(8, 4\)"):
+    with pytest.raises(ValueError, match=r"expected a weight of \(4, 8\), got \(8, 4\)"):
         NF4Linear(8, 4).put(nf4.quantize(torch.randn(8, 4)))
 
 

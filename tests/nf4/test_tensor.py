@@ -285,7 +285,7 @@ def test_block_sizes_that_no_reader_knows_are_refused(block_size):
 
 
 def test_an_unknown_codebook_is_refused():
-    with pytest.raises(ValueError, match="unknown codebook 'nf3': needed 'nf4', 'fp4' or 'int4'"):
+    with pytest.raises(ValueError, match="unknown codebook 'nf3': expected 'nf4', 'fp4' or 'int4'"):
         nf4.quantize(torch.ones(64), kind="nf3")
 
 
