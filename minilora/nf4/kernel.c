@@ -71,12 +71,6 @@ INLINE uint16_t to_bf16(float value) { /* nearest, ties to even: add a half, a b
     return value != value ? 0x7fc0 : (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-INLINE int32_t word_at(const uint8_t *codes) {
-    int32_t word;
-    memcpy(&word, codes, 4);
-    return word;
-}
-
 /* A variant is two functions for the weights from i to end, in blocks of `size`, full steps of 32.
    Expand writes their values. Dot adds values * x to the sums of `rows` rows of x. */
 typedef void Expand(const Job *, size_t i, size_t end, size_t size, float *, uint16_t *);

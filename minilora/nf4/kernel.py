@@ -184,12 +184,14 @@ def product(x: Tensor, bias: Tensor | None, weight: Weight, features: int) -> Te
     if (job := job_for(weight, features * columns)) is None:
         return None
     floats, y = x.float().contiguous(), torch.empty(*x.shape[:-1], features)
-    shift = None if bias is None else bias.float().contiguous()
     if not is_usable(floats, rows * columns, torch.float32):
         return None
-    if shift is not None and not is_usable(shift, features, torch.float32):
-        return None
-    job.x, job.y, job.bias = floats.data_ptr(), y.data_ptr(), shift and shift.data_ptr()
+    if bias is not None:
+        bias = bias.float().contiguous()
+        if not is_usable(bias, features, torch.float32):
+            return None
+        job.bias = bias.data_ptr()
+    job.x, job.y = floats.data_ptr(), y.data_ptr()
     job.rows, job.columns, job.features = rows, columns, features
     kernel.run(job)
     return y.to(x.dtype)
@@ -231,15 +233,15 @@ def is_usable(part: Tensor, n: int, dtype: torch.dtype) -> bool:
     )
 
 
-def build() -> Path:
-    """Compile kernel.c to the library beside it, whole or not at all.
+def build(path: Path = LIBRARY) -> Path:
+    """Compile kernel.c to a library, by default the one beside it: whole or not at all.
 
     ``CC`` names the compiler; by default it is the one that compiled Python. Raises
     ``RuntimeError`` with its message when it fails, or when there is none.
     """
     compiler = shlex.split(os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc")
-    with tempfile.TemporaryDirectory(dir=SOURCE.parent) as folder:
-        made = Path(folder) / LIBRARY.name
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        made = Path(folder) / path.name
         command = [*compiler, *FLAGS, str(SOURCE), "-o", str(made)]
         try:
             subprocess.run(command, check=True, capture_output=True, text=True)
@@ -249,8 +251,8 @@ def build() -> Path:
             ) from error
         except subprocess.CalledProcessError as error:
             raise RuntimeError(f"{shlex.join(command)} failed:\n{error.stderr}") from error
-        made.replace(LIBRARY)
-    return LIBRARY
+        made.replace(path)
+    return path
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

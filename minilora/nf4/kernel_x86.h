@@ -21,6 +21,12 @@
 #define AVX2 __attribute__((target("avx2,fma")))
 #define AVX512 __attribute__((target("avx2,fma,avx512f")))
 
+INLINE int32_t word_at(const uint8_t *codes) {
+    int32_t word;
+    memcpy(&word, codes, 4);
+    return word;
+}
+
 typedef struct { __m256 low, high; } Table; /* the values of codes 0 to 7 and 8 to 15 */
 
 AVX2 INLINE Table table_avx2(const Job *job, size_t i) {
