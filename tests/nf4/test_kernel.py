@@ -120,7 +120,7 @@ def same_bits(a, b):
 def test_values_equal_those_of_tensors_to_the_bit(
     kernels, weight, block_size, double_quant, kind, dtype, by
 ):
-    """Odd sizes, partial blocks, every scale from subnormal to huge, parts at odd addresses."""
+    """Odd sizes, partial blocks, scales from subnormal to huge, parts at odd addresses."""
     try:
         quantized = nf4.quantize(weight, block_size, double_quant, kind)
     except ValueError:  # the sum of huge scales overflows
@@ -135,7 +135,7 @@ def test_values_equal_those_of_tensors_to_the_bit(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("block_size", [32, 64, 4096])
 def test_large_tensors_on_two_threads(kernels, use, two_threads, block_size, dtype):
-    """More than the weights that one thread takes at a time, and for other dtypes than one piece."""
+    """More weights than a thread takes at a time, and for other dtypes than one piece."""
     weight = torch.randn(kernel.CHUNK + 2**16 + 33, generator=torch.Generator().manual_seed(0))
     quantized = nf4.quantize(weight, block_size)
     expected = by_tensors(quantized, dtype)
@@ -182,7 +182,7 @@ def layer_for(seed, features, columns, bias, block_size, double_quant, kind):
 
 
 def assert_product(layer, x, y):
-    """Within the bound of a float32 dot product (tests/tolerance.py), and one rounding to x's dtype."""
+    """Within the bound of a float32 dot product (tests/tolerance.py), rounded once to x's dtype."""
     inputs, weight = x.double(), layer.weight.double()
     truth, size = inputs @ weight.T, inputs.abs() @ weight.abs().T
     if layer.bias is not None:

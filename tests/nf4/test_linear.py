@@ -18,7 +18,7 @@ from ..tolerance import backward_bound
 
 
 def pair(rows, columns, r, bias=True):
-    """LoRA on a 4-bit base, and LoRA with the same A and B on the Linear that the codes stand for."""
+    """LoRA on a 4-bit base, and with the same A and B on the Linear that the codes stand for."""
     base = NF4Linear.from_linear(nn.Linear(columns, rows, bias=bias))
     plain = nn.Linear(columns, rows, bias=bias)
     plain.weight.data = base.weight
@@ -82,7 +82,7 @@ def test_a_trained_bias_gets_its_gradient():
 
 
 def test_no_float_weight_outlives_a_call(base, monkeypatch):
-    """Counted by weak references: after a model's forward, and after its backward, every Ŵ is gone."""
+    """By weak references: after a model's forward, and after its backward, every Ŵ is gone."""
     made, dequantize = [], nf4.NF4Tensor.dequantize
 
     def watched(self, dtype=None):

@@ -67,7 +67,7 @@ def test_bytes_scales_and_values_equal_level_0(weight, block_size):
 
 
 def test_the_golden_vectors():
-    """bitsandbytes 0.50.2's, once (golden/make_nf4.py): tells a change of ours from one of theirs."""
+    """Made by bitsandbytes 0.50.2 (golden/make_nf4.py): tells a change of ours from theirs."""
     golden = load_file(Path(__file__).parents[1] / "golden" / "nf4.safetensors")
     compared = 0
     for key in [key for key in golden if key.endswith(".packed")]:
@@ -85,7 +85,7 @@ def test_the_golden_vectors():
 @thousands
 @given(weights(), block_sizes, st.booleans(), st.sampled_from(["nf4", "fp4"]))
 def test_every_byte_and_scale_equals_bitsandbytes(weight, block_size, double_quant, kind):
-    """Odd sizes, partial blocks, scales from 1e-30 to 1e30, zero and constant blocks, ties, outliers."""
+    """Odd sizes, partial blocks, scales of 1e-30 to 1e30, zero and constant blocks, ties."""
     assume(
         not double_quant or second_level_is_defined(nf4.quantize(weight, block_size, False).absmax)
     )
@@ -114,7 +114,7 @@ def test_large_matrices_that_take_several_chunks_equal_bitsandbytes(shape):
 
 @pytest.mark.parametrize("shape", [(64, 96), (40, 30), (1, 96), (8, 128)])
 def test_ragged_rows_are_right_here_and_in_bitsandbytes_but_for_its_avx512_kernel(shape):
-    """It (0.50.2) starts a new block in each row. Bytes and scales are right: code · absmax is true."""
+    """It (0.50.2) starts a new block in each row. Its bytes and scales are right."""
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     ours, packed, state = same_as_peer(weight, 64, False, "nf4")
     truth = level0.nf4_dequantize(level0.nf4_quantize(weight.numpy()))
@@ -166,7 +166,7 @@ def test_the_table_of_pairs_is_two_levels_the_high_half_first(kind):
 
 @given(ORDINARY, block_sizes, st.sampled_from(["nf4", "fp4", "int4"]))
 def test_a_weight_is_off_by_half_the_gap_it_lies_in_at_most(weight, block_size, kind):
-    """|w − ŵ| ≤ (widest gap / 2) · absmax, and the roundings of 1/absmax, the product, the value."""
+    """|w − ŵ| ≤ (widest gap / 2) · absmax; and 1/absmax, the product, the value are rounded."""
     quantized = nf4.quantize(weight, block_size, False, kind)
     half_gap = max(high - low for low, high in pairwise(codebook(kind).levels)) / 2
     scale = quantized.absmax.repeat_interleave(block_size)[: len(weight)]
@@ -189,7 +189,7 @@ def test_the_dynamic_map_equals_bitsandbytes():
 
 @given(seeds, st.integers(1, 2000))
 def test_an_8_bit_scale_is_off_by_its_share_of_the_largest_at_most(seed, blocks):
-    """Half the map's widest gap (1/128 of the range, at its top) times the largest centred scale."""
+    """Half the map's widest gap (1/128 of the range) times the largest centred scale."""
     absmax = torch.rand(blocks, generator=torch.Generator().manual_seed(seed)) + 0.5
     codes, absmax2, offset = nf4.tensor.quantize_scales(absmax)
     packed, shape = torch.zeros(blocks * 32, dtype=torch.uint8), torch.Size([blocks * 64])
