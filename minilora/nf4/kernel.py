@@ -183,7 +183,7 @@ def product(x: Tensor, bias: Tensor | None, weight: Weight, features: int) -> Te
         return None
     if (job := job_for(weight, features * columns)) is None:
         return None
-    floats, y = x.float().contiguous(), torch.empty(*x.shape[:-1], features)
+    floats, y = x.float().contiguous(), torch.empty((*x.shape[:-1], features))
     if not is_usable(floats, rows * columns, torch.float32):
         return None
     if bias is not None:
@@ -194,7 +194,7 @@ def product(x: Tensor, bias: Tensor | None, weight: Weight, features: int) -> Te
     job.x, job.y = floats.data_ptr(), y.data_ptr()
     job.rows, job.columns, job.features = rows, columns, features
     kernel.run(job)
-    return y.to(x.dtype)
+    return y if x.dtype is torch.float32 else y.to(x.dtype)
 
 
 def job_for(weight: Weight, n: int) -> Job | None:
@@ -223,13 +223,12 @@ def is_usable(part: Tensor, n: int, dtype: torch.dtype) -> bool:
     """Whether C may take n values from here: the CPU's memory, in order, at even addresses."""
     return (
         type(part) in (Tensor, torch.nn.Parameter)
-        and part.is_cpu
         and part.dtype is dtype
-        and part.layout is torch.strided
+        and part.is_cpu
         and part.numel() == n
         and part.is_contiguous()
         and not part.is_neg()
-        and part.data_ptr() % part.element_size() == 0
+        and part.data_ptr() % part.itemsize == 0
     )
 
 

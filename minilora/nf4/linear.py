@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .tensor import PARTS, NF4Tensor, part_shapes, quantize
+from .tensor import PARTS, NF4Tensor, compiled, part_shapes, quantize
 
 COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -133,21 +133,19 @@ class NF4Linear(nn.Module):
         """(…, in) to (…, out), in the input's dtype."""
         kind = x.device.type
         if torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
-            computed = x
+            computed = x = x.to(torch.get_autocast_dtype(kind))
         else:
-            computed = x.to(self.compute_dtype or x.dtype)
+            computed = x if self.compute_dtype is None else x.to(self.compute_dtype)
         if not torch.is_grad_enabled() and (y := self.product_of_few_rows(computed)) is not None:
-            return y.to(x.dtype)
+            return y if y.dtype is x.dtype else y.to(x.dtype)
         return FrozenProduct.apply(computed, self.bias, self.quantized).to(x.dtype)
 
     def product_of_few_rows(self, x: Tensor) -> Tensor | None:
         """``x Ŵᵀ + b`` by the compiled kernel, without Ŵ; None without one, or for more rows."""
-        from . import kernel  # at the first use, not at the import
-
         if x.shape[-1] != self.in_features:
             return None
-        parts: Any = tuple(map(self._buffers.__getitem__, PARTS))
+        kernel, buffers = compiled(), self._buffers
+        parts: Any = buffers["packed"], buffers["absmax"], buffers["absmax2"], buffers["offset"]
         weight = kernel.Weight(parts, self.block_size, self.kind)
         return kernel.product(x, self.bias, weight, self.out_features)
 

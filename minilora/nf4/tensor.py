@@ -42,6 +42,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -123,14 +125,20 @@ class NF4Tensor:
         ``dtype`` is the original's by default. The compiled kernel computes it where there is one;
         without it the values have the same bits.
         """
-        from . import kernel  # at the first use, not at the import
-
-        n, device = math.prod(self.shape), self.packed.device
+        kernel, n, device = compiled(), math.prod(self.shape), self.packed.device
         out = torch.empty(n, dtype=dtype or self.dtype, device=device)
         parts = (self.packed, self.absmax, self.absmax2, self.offset)
         if not kernel.dequantize(kernel.Weight(parts, self.block_size, self.kind), out):
             dequantize_by_tensors(self, out)
         return out.view(self.shape)
+
+
+@cache
+def compiled() -> ModuleType:
+    """kernel.py, imported at the first use: importing minilora shall cost nothing for it."""
+    from . import kernel
+
+    return kernel
 
 
 def dequantize_by_tensors(weight: NF4Tensor, out: Tensor) -> None:
