@@ -258,14 +258,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Say which variant is in use; with ``--build`` compile first."""
     parser = argparse.ArgumentParser(prog="python -m minilora.nf4.kernel")
     parser.add_argument("--build", action="store_true", help="compile kernel.c into this checkout")
-    if parser.parse_args(arguments).build:
-        try:
+    build_first = parser.parse_args(arguments).build
+    try:
+        if build_first:
             print(f"compiled {build().name}")
-        except RuntimeError as error:
-            print(error, file=sys.stderr)
-            return 1
-        active.cache_clear()
-    variant, reason = status()
+            active.cache_clear()
+        variant, reason = status()
+    except (RuntimeError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 1
     print(f"{variant or 'tensors'}: {reason}")
     return 0
 

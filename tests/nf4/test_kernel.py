@@ -379,6 +379,16 @@ def test_without_a_compiler_building_says_so(monkeypatch, capsys, tmp_path):
     assert "no C compiler" in capsys.readouterr().err
 
 
+def test_a_wrong_name_ends_the_command_with_a_message(monkeypatch, capsys):
+    monkeypatch.setenv(kernel.SWITCH, "sse")
+    kernel.active.cache_clear()
+    try:
+        assert kernel.main([]) == 1
+    finally:
+        kernel.active.cache_clear()
+    assert "must be off, plain, avx2, avx512 or unset, got 'sse'" in capsys.readouterr().err
+
+
 def test_a_compiler_that_fails_leaves_the_old_library(library, monkeypatch):
     before = library.read_bytes()
     monkeypatch.setattr(kernel, "FLAGS", ("--no-such-flag",))
