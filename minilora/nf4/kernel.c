@@ -34,7 +34,7 @@
 #define X86
 #endif
 
-enum { STEP = 32, ROWS = 4, SHARE = 1 << 14, ALONE = 1 << 16, LARGE = 1 << 25 };
+enum { STEP = 32, ROWS = 4, SHARE = 1 << 14, ALONE = 1 << 16, LARGE = 1 << 22 };
 
 typedef struct Job { /* kernel.py fills this in, field by field */
     const uint8_t *packed; /* two codes a byte, the even one in the high half */
