@@ -53,6 +53,7 @@ VARIANTS = ("plain", "avx2", "avx512")
 FEW_ROWS = {"plain": 2, "avx2": 8, "avx512": 16}
 CHUNK = 1 << 18  # weights at a time on their way to another dtype, so that they stay in the cache
 CPU = torch.device("cpu")
+ORDINARY = (Tensor, torch.nn.Parameter)  # a subclass may have no memory of its own
 
 
 class Job(ctypes.Structure):
@@ -222,13 +223,12 @@ def job_for(weight: Weight, n: int) -> Job | None:
 def is_usable(part: Tensor, n: int, dtype: torch.dtype) -> bool:
     """Whether C may take n values from here: the CPU's memory, in order, at even addresses."""
     return (
-        type(part) in (Tensor, torch.nn.Parameter)
+        type(part) in ORDINARY
         and part.dtype is dtype
-        and part.is_cpu
         and part.numel() == n
+        and part.is_cpu
         and part.is_contiguous()
-        and not part.is_neg()
-        and part.data_ptr() % part.itemsize == 0
+        and (dtype is torch.uint8 or not (part.data_ptr() % part.itemsize or part.is_neg()))
     )
 
 

@@ -71,7 +71,7 @@ class NF4Linear(nn.Module):
         shapes = part_shapes((out_features, in_features), block_size, double_quant)
         for name, (shape, part_dtype) in shapes.items():
             setattr(self, name, torch.zeros(shape, dtype=part_dtype, device=device))
-        self.bias = None
+        self.register_parameter("bias", None)
         if bias:
             zeros = torch.zeros(out_features, dtype=dtype, device=device)
             self.bias = nn.Parameter(zeros, requires_grad=False)
@@ -131,7 +131,7 @@ class NF4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), in the input's dtype."""
-        kind = x.device.type
+        kind = "cpu" if x.is_cpu else x.device.type
         if torch.is_autocast_enabled(kind):
             computed = x = x.to(torch.get_autocast_dtype(kind))
         else:
@@ -147,7 +147,7 @@ class NF4Linear(nn.Module):
         kernel, buffers = compiled(), self._buffers
         parts: Any = buffers["packed"], buffers["absmax"], buffers["absmax2"], buffers["offset"]
         weight = kernel.Weight(parts, self.block_size, self.kind)
-        return kernel.product(x, self.bias, weight, self.out_features)
+        return kernel.product(x, self._parameters["bias"], weight, self.out_features)
 
     def _apply(self, fn: Any, recurse: bool = True) -> NF4Linear:
         """Moves with ``.to``, but ``.half()`` must not round the scales, float32 by format."""
