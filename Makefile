@@ -5,10 +5,10 @@ BIN := .venv/bin
 PARALLEL := --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 COVERAGE := --cov --cov-report=term:skip-covered
 # What compares floats with a peer's, with level 0's, or with its own by another way.
-PARITY := $(addprefix tests/test_,$(addsuffix .py,adapter batches codebook evaluate foreign inject invariants level0 life \
-	lora merge nf4 packed peft_files pretrained qlora requantize transformer))
+PARITY := tests/lora tests/nf4 tests/formats tests/model tests/test_level0.py tests/test_foreign.py \
+	tests/test_invariants.py tests/test_life.py tests/training/test_batches.py tests/training/test_evaluation.py
 
-.PHONY: demo book test test-long test-quick test-thorough test-kernels test-llm mutants bench clean
+.PHONY: demo book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
@@ -34,6 +34,16 @@ test-kernels: .venv/.installed-test  ## parity and properties with torch's other
 
 test-long: .venv/.installed-test  ## what takes minutes to hours: kills by the hundred, many seeds; before closing an issue
 	$(BIN)/python -m pytest -m long tests
+
+kernel: .venv/.installed  ## compile minilora/nf4/kernel.c into this checkout (installing did so, if there was a compiler)
+	$(BIN)/python -m minilora.nf4.kernel --build
+
+test-nf4: .venv/.installed-test  ## four bits with each variant of the kernel that the processor has, and without it
+	$(BIN)/python -m minilora.nf4.kernel --build
+	for kernel in off plain avx2 avx512; do \
+		said=$$(MINILORA_KERNEL=$$kernel $(BIN)/python -m minilora.nf4.kernel 2>&1) || { echo "$$kernel: not here"; continue; }; \
+		echo "$$said"; MINILORA_KERNEL=$$kernel $(BIN)/python -m pytest tests/nf4 minilora/nf4 tests/test_invariants.py || failed=1; \
+	done; test -z "$$failed"
 
 test-llm: .venv/.installed-llm smollm2/config.json  ## the tests that need SmolLM2-135M-Instruct; fetches 93 MB once
 	$(BIN)/python -m pytest -m llm tests
@@ -69,4 +79,4 @@ bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes 
 	touch $@
 
 clean:
-	rm -rf .venv minilora-demo minilora-book smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants
+	rm -rf minilora/nf4/_kernel.* .venv minilora-demo minilora-book smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants

@@ -4,6 +4,9 @@ In reading order:
 
     codebook.py        the sixteen levels of NF4, FP4 and int4, and the cells around them
     tensor.py          quantize, pack, dequantize: bitsandbytes' bytes, double quantization too
+    kernel.c           the same for the processor at hand: one pass, and a product that never writes
+                       the weight
+    kernel.py          the compiled kernel, found and checked
     shared_weights.py  weights that somebody else uses too
     linear.py          ``NF4Linear``, whose backward dequantizes again; a model's Linears into four
                        bits and back

@@ -1,17 +1,19 @@
-"""A Linear whose frozen weight stays in four bits, and the function that quantizes a model's Linears.
+"""A Linear whose frozen weight stays in four bits, and what quantizes a model's Linears.
 
-    y = x Ŵᵀ + b          Ŵ = dequantize(codes, scales), made anew for this product and dropped after it
-    ∂L/∂x = ∂L/∂y Ŵ       Ŵ made once more: the weight is frozen, so x and Ŵ need not be kept for a weight gradient
+    y = x Ŵᵀ + b          Ŵ = dequantize(codes, scales), made for this product and dropped after it
+    ∂L/∂x = ∂L/∂y Ŵ       Ŵ made once more: the weight is frozen, so neither x nor Ŵ need be kept
 
-That is all QLoRA adds to LoRA (arXiv 2305.14314 section 3, equation 5): ``inject`` puts A and B beside such a layer as beside
-any Linear. What a training step holds between forward and backward is the activations and 4.13 bits a weight; the price
-is a second dequantization.
+That is all QLoRA adds to LoRA (arXiv 2305.14314, section 3, equation 5): ``inject`` puts A and B
+beside such a layer as beside any Linear. Between forward and backward a training step holds the
+activations and 4.13 bits a weight; the price is a second dequantization.
 
-An ordinary autograd product would save Ŵ for its backward, all layers' at once, and 4 bits would have saved nothing.
-tests/nf4/test_linear.py counts what is alive.
+An ordinary autograd product would save Ŵ for its backward, all layers' at once, and 4 bits would
+have saved nothing. tests/nf4/test_linear.py counts what is alive.
 
-Left out: GPT-2's ``Conv1D``, a fused 4-bit product for single rows (each generated token pays a whole dequantization),
-paged optimizers.
+Without gradients (``torch.no_grad``, as in generation) a few rows go to the compiled kernel, which
+multiplies by the codes and never writes Ŵ: a generated token costs less than with a float weight.
+
+Left out: GPT-2's ``Conv1D``, paged optimizers.
 """
 
 from __future__ import annotations
@@ -24,18 +26,18 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from .shared_weights import reads_weights, tied_weights
-from .tensor import NF4Tensor, part_shapes, quantize
+from .tensor import PARTS, NF4Tensor, compiled, part_shapes, quantize
 
 COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
 
 class NF4Linear(nn.Module):
-    """``x Ŵᵀ + b`` with a frozen weight of ``in_features · out_features`` codes; made from a Linear by ``from_linear``.
+    """``x Ŵᵀ + b`` with a frozen weight of ``in · out`` codes; ``from_linear`` makes one.
 
-    A new one holds zeros, to be filled by ``put``, or by ``load_state_dict`` from a layer of the same ``kind``, which no state
-    dict says (``save_model`` does). ``compute_dtype`` is the dtype of the product
-    (float32, bfloat16 or float16; None: the input's); the output has the input's. Raises ``ValueError`` on other dtypes, block
-    sizes and codebooks.
+    A new one holds zeros, to be filled by ``put``, or by ``load_state_dict`` from a layer of the
+    same ``kind``, which no state dict tells (``save_model`` does). ``compute_dtype`` is the dtype
+    of the product (float32, bfloat16 or float16; None: the input's); the output has the input's.
+    Raises ``ValueError`` for other dtypes, block sizes and codebooks.
 
     >>> layer = NF4Linear.from_linear(nn.Linear(64, 32))
     >>> layer
@@ -63,23 +65,17 @@ class NF4Linear(nn.Module):
                 f"compute_dtype must be float32, bfloat16, float16 or None, got {compute_dtype}"
             )
         self.in_features, self.out_features = in_features, out_features
-        self.block_size, self.kind, self.compute_dtype, self.dtype = (
-            block_size,
-            kind,
-            compute_dtype,
-            dtype,
-        )
-        for name in ("packed", "absmax", "absmax2", "offset"):
+        self.block_size, self.kind = block_size, kind
+        self.compute_dtype, self.dtype = compute_dtype, dtype
+        for name in PARTS:
             self.register_buffer(name, None)
-        for name, (shape, part_dtype) in part_shapes(
-            (out_features, in_features), block_size, double_quant
-        ).items():
+        shapes = part_shapes((out_features, in_features), block_size, double_quant)
+        for name, (shape, part_dtype) in shapes.items():
             setattr(self, name, torch.zeros(shape, dtype=part_dtype, device=device))
-        self.bias = (
-            nn.Parameter(torch.zeros(out_features, dtype=dtype, device=device), requires_grad=False)
-            if bias
-            else None
-        )
+        self.register_parameter("bias", None)
+        if bias:
+            zeros = torch.zeros(out_features, dtype=dtype, device=device)
+            self.bias = nn.Parameter(zeros, requires_grad=False)
         _ = self.quantized  # checks block_size and kind
 
     @classmethod
@@ -91,46 +87,39 @@ class NF4Linear(nn.Module):
         kind: str = "nf4",
         compute_dtype: torch.dtype | None = None,
     ) -> NF4Linear:
-        """Quantize a Linear's weight; its bias stays as it is, frozen. Raises as ``quantize`` does."""
+        """Quantize a Linear's weight; its bias stays, frozen. Raises as ``quantize`` does."""
         weight = linear._parameters.get("weight") if isinstance(linear, nn.Linear) else None
         if weight is None:
-            raise TypeError(
-                f"from_linear needs an nn.Linear with a weight of its own, got {type(linear).__name__}"
-            )
-        return cls.from_quantized(
-            quantize(weight, block_size, double_quant, kind), linear.bias, compute_dtype
-        )
+            given = type(linear).__name__
+            raise TypeError(f"from_linear needs an nn.Linear with a weight of its own, got {given}")
+        quantized = quantize(weight, block_size, double_quant, kind)
+        return cls.from_quantized(quantized, linear.bias, compute_dtype)
 
     @classmethod
     def from_quantized(
         cls, weight: NF4Tensor, bias: Tensor | None = None, compute_dtype: torch.dtype | None = None
     ) -> NF4Linear:
         """A layer around a quantized (out, in) weight."""
-        out_features, in_features = weight.shape
-        layer = cls(
-            in_features, out_features, bias=False, compute_dtype=compute_dtype, device="meta"
-        )
+        rows, columns = weight.shape
+        layer = cls(columns, rows, bias=False, compute_dtype=compute_dtype, device="meta")
         layer.put(weight)
         if bias is not None:
             layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
         return layer
 
     def put(self, weight: NF4Tensor) -> None:
-        """Take over the codes and scales of a quantized weight. Raises ``ValueError`` when its shape is another."""
-        if tuple(weight.shape) != (self.out_features, self.in_features):
-            raise ValueError(
-                f"needed a weight of {(self.out_features, self.in_features)}, got {tuple(weight.shape)}"
-            )
+        """Take over a weight's codes and scales. Raises ``ValueError`` for another shape."""
+        shape = (self.out_features, self.in_features)
+        if tuple(weight.shape) != shape:
+            raise ValueError(f"expected a weight of {shape}, got {tuple(weight.shape)}")
         self.block_size, self.kind, self.dtype = weight.block_size, weight.kind, weight.dtype
-        for name in ("packed", "absmax", "absmax2", "offset"):
-            setattr(self, name, weight.tensors.get(name))
+        for name in PARTS:
+            setattr(self, name, getattr(weight, name))
 
     @property
     def quantized(self) -> NF4Tensor:
         """The weight as it is stored."""
-        parts: dict[str, Any] = {
-            name: self._buffers[name] for name in ("packed", "absmax", "absmax2", "offset")
-        }
+        parts: dict[str, Any] = {name: self._buffers[name] for name in PARTS}
         shape = torch.Size((self.out_features, self.in_features))
         return NF4Tensor(
             **parts, shape=shape, dtype=self.dtype, block_size=self.block_size, kind=self.kind
@@ -138,20 +127,31 @@ class NF4Linear(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Ŵ (out, in) in the original's dtype: a float copy, made for this call; nothing here keeps it."""
+        """Ŵ (out, in) in the original's dtype: a copy for this call, which nothing here keeps."""
         return self.quantized.dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out), in the input's dtype."""
-        kind = x.device.type
+        kind = "cpu" if x.is_cpu else x.device.type
         if torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)
-            return FrozenProduct.apply(x.to(dtype), self.bias, self.quantized)
-        computed = x.to(self.compute_dtype or x.dtype)
+            computed = x = x.to(torch.get_autocast_dtype(kind))
+        else:
+            computed = x if self.compute_dtype is None else x.to(self.compute_dtype)
+        if not torch.is_grad_enabled() and (y := self.product_of_few_rows(computed)) is not None:
+            return y if y.dtype is x.dtype else y.to(x.dtype)
         return FrozenProduct.apply(computed, self.bias, self.quantized).to(x.dtype)
 
+    def product_of_few_rows(self, x: Tensor) -> Tensor | None:
+        """``x Ŵᵀ + b`` by the compiled kernel, without Ŵ; None without one, or for more rows."""
+        if x.shape[-1] != self.in_features:
+            return None
+        kernel, buffers = compiled(), self._buffers
+        parts: Any = buffers["packed"], buffers["absmax"], buffers["absmax2"], buffers["offset"]
+        weight = kernel.Weight(parts, self.block_size, self.kind)
+        return kernel.product(x, self._parameters["bias"], weight, self.out_features)
+
     def _apply(self, fn: Any, recurse: bool = True) -> NF4Linear:
-        """Moves with ``.to(device)``; ``.half()`` and ``.bfloat16()`` must not round the scales, float32 by format."""
+        """Moves with ``.to``, but ``.half()`` must not round the scales, float32 by format."""
         parts = {name: part for name, part in self._buffers.items() if part is not None}
         super()._apply(fn, recurse)
         for name, part in parts.items():
@@ -161,8 +161,8 @@ class NF4Linear(nn.Module):
         return self
 
     def __repr__(self) -> str:
-        bits = self.quantized.bits_per_weight
-        return f"NF4Linear({self.in_features} -> {self.out_features}, {self.kind}, {bits:.2f} bits a weight)"
+        bits, shape = self.quantized.bits_per_weight, f"{self.in_features} -> {self.out_features}"
+        return f"NF4Linear({shape}, {self.kind}, {bits:.2f} bits a weight)"
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -173,12 +173,12 @@ class FrozenProduct(torch.autograd.Function):
         ctx.weight = weight
         # no view of anything, so that an adapter may add itself in place
         y = x.new_empty(*x.shape[:-1], weight.shape[0])
-        # (tokens, in), (tokens, out)
-        flat_x, flat_y = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+        rows, sums = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])  # (rows, in), (rows, out)
+        transposed = weight.dequantize(x.dtype).T
         if bias is None:
-            torch.mm(flat_x, weight.dequantize(x.dtype).T, out=flat_y)
+            torch.mm(rows, transposed, out=sums)
         else:
-            torch.addmm(bias.to(x.dtype), flat_x, weight.dequantize(x.dtype).T, out=flat_y)
+            torch.addmm(bias.to(x.dtype), rows, transposed, out=sums)
         return y
 
     @staticmethod
@@ -198,45 +198,50 @@ def quantize_base(
     kind: str = "nf4",
     compute_dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """Replace a model's Linears by ``NF4Linear``, in place, and freeze everything. ``inject`` then makes it QLoRA.
+    """Replace a model's Linears by ``NF4Linear``, in place, and freeze all: QLoRA's base.
 
-    ``skip``: Linears called so or ending in ``.name`` stay as they are (the output head is small, and often tied to the
-    embedding). Raises ``ValueError``, changing nothing, when there is nothing to quantize, a name in ``skip`` is none of the
-    model's, a weight is shared, not finite or quantized already, or adapters are inside.
+    ``skip``: Linears with such a name, or one that ends in ``.name``, stay as they are (the output
+    head is small, and often tied to the embedding). Raises ``ValueError`` and changes nothing when
+    there is nothing to quantize, a name in ``skip`` is not in the model, a weight is shared, not
+    finite or quantized already, or the model has adapters.
 
-    >>> model = quantize_base(nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4)), skip=["2"])
+    >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+    >>> model = quantize_base(model, skip=["2"])
     >>> [type(module).__name__ for module in model]
     ['NF4Linear', 'ReLU', 'Linear']
     """
     modules = dict(model.named_modules())
     check_quantizable_model(model, modules, skip)
-    packed = {}
+    layers = {}
     for name, module in modules.items():
-        if not is_quantizable(module, modules.get(name.rpartition(".")[0])) or matches(name, skip):
+        parent = modules.get(name.rpartition(".")[0])
+        if not is_quantizable(module, parent) or matches(name, skip):
             continue
+        settings = (block_size, double_quant, kind, compute_dtype)
         try:
-            packed[name] = NF4Linear.from_linear(
-                module, block_size, double_quant, kind, compute_dtype
-            ).train(module.training)
+            layers[name] = NF4Linear.from_linear(module, *settings).train(module.training)
         except ValueError as error:
             raise ValueError(f"{name}: {error}. Nothing was changed") from error
-    if not packed:
+    if not layers:
         raise ValueError(
-            f"nothing to quantize: this {type(model).__name__} holds no Linear outside skip={tuple(skip)}"
+            f"nothing to quantize: this {type(model).__name__} holds no Linear outside "
+            f"skip={tuple(skip)}"
         )
-    for name, layer in packed.items():
+    for name, layer in layers.items():
         model.set_submodule(name, layer)
     return model.requires_grad_(False)
 
 
 def dequantize_base(model: nn.Module) -> nn.Module:
-    """Put an ordinary Linear with the weight Ŵ in the place of every ``NF4Linear``; what was rounded off stays lost.
+    """Put a Linear with the weight Ŵ in the place of every ``NF4Linear``; the rounding stays.
 
     >>> dequantize_base(quantize_base(nn.Sequential(nn.Linear(64, 2))))[0]
     Linear(in_features=64, out_features=2, bias=True)
     """
-    for name, layer in [(n, m) for n, m in model.named_modules() if isinstance(m, NF4Linear)]:
-        model.set_submodule(name, plain_linear(layer.weight, layer.bias).train(layer.training))
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, NF4Linear):
+            linear = plain_linear(layer.weight, layer.bias).train(layer.training)
+            model.set_submodule(name, linear)
     return model
 
 
@@ -263,14 +268,12 @@ def is_quantizable(module: nn.Module, parent: nn.Module | None) -> bool:
 def check_quantizable_model(
     model: nn.Module, modules: dict[str, nn.Module], skip: Sequence[str]
 ) -> None:
-    """Raise ``ValueError`` on adapters, a quantized model, a bare Linear, idle names to skip, shared weights."""
+    """Refuse adapters, quantized layers, a bare Linear, idle names to skip, shared weights."""
     if isinstance(model, nn.Linear):
-        raise ValueError(
-            "this is a Linear itself, not a model with Linears inside: NF4Linear.from_linear(linear)"
-        )
+        raise ValueError("expected a model of Linears, got a Linear: NF4Linear.from_linear(linear)")
     if adapted := [name for name, module in modules.items() if hasattr(module, "lora_A")]:
         raise ValueError(
-            f"there are adapters inside (at {adapted[0]}): quantize the base first, then inject"
+            f"the model has adapters (at {adapted[0]}): quantize the base first, then inject"
         )
     if done := [name for name, module in modules.items() if isinstance(module, NF4Linear)]:
         raise ValueError(
@@ -278,7 +281,7 @@ def check_quantizable_model(
         )
     idle = [entry for entry in skip if not any(matches(name, [entry]) for name in modules)]
     if idle and tuple(skip) != ("lm_head",):
-        raise ValueError(f"skip: no module is called {', '.join(map(repr, idle))}")
+        raise ValueError(f"skip: no module is named {', '.join(map(repr, idle))}")
     tied = tied_weights(model)
     for name, module in modules.items():
         if isinstance(module, nn.Linear) and name in tied and not matches(name, skip):

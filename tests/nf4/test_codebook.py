@@ -28,5 +28,7 @@ def test_int4_is_even():
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(ValueError, match="unknown codebook 'int3': needed 'nf4', 'fp4' or 'int4'"):
+    with pytest.raises(
+        ValueError, match="unknown codebook 'int3': expected 'nf4', 'fp4' or 'int4'"
+    ):
         codebook("int3")

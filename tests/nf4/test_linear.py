@@ -18,7 +18,7 @@ from ..tolerance import backward_bound
 
 
 def pair(rows, columns, r, bias=True):
-    """LoRA on a 4-bit base, and LoRA with the same A and B on the float Linear that the codes stand for."""
+    """LoRA on a 4-bit base, and with the same A and B on the Linear that the codes stand for."""
     base = NF4Linear.from_linear(nn.Linear(columns, rows, bias=bias))
     plain = nn.Linear(columns, rows, bias=bias)
     plain.weight.data = base.weight
@@ -37,8 +37,8 @@ def pair(rows, columns, r, bias=True):
 def test_outputs_and_gradients_equal_loras_on_the_dequantized_weight(
     seed, rows, columns, r, bias, batch
 ):
-    """To the bit in float32: the codes are only another way to hold Ŵ. (∂x within rounding: torch may sum a thin product in
-    another order.)"""
+    """To the bit in float32: the codes are only another way to hold Ŵ. (∂x within rounding: torch
+    may sum a thin product in another order.)"""
     torch.manual_seed(seed)
     x = torch.randn(*batch, columns)
     outputs, gradients = [], []
@@ -82,7 +82,7 @@ def test_a_trained_bias_gets_its_gradient():
 
 
 def test_no_float_weight_outlives_a_call(base, monkeypatch):
-    """Counted by weak references: after the forward of a whole model, and after its backward, every Ŵ is gone."""
+    """By weak references: after a model's forward, and after its backward, every Ŵ is gone."""
     made, dequantize = [], nf4.NF4Tensor.dequantize
 
     def watched(self, dtype=None):
@@ -287,13 +287,13 @@ def adapted():
     [
         (tied, {}, r"0.weight is tied to 1.weight: quantizing would untie them; add '0' to skip"),
         (broken, {}, r"1: quantize needs finite float32 values, got nan at \(2, 3\)"),
-        (adapted, {}, r"there are adapters inside \(at 0\): quantize the base first, then inject"),
+        (adapted, {}, r"the model has adapters \(at 0\): quantize the base first, then inject"),
         (
             lambda: quantize_base(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))),
             {},
             "0 is quantized already, and 1 more:",
         ),
-        (lambda: nn.Linear(8, 8), {}, "this is a Linear itself"),
+        (lambda: nn.Linear(8, 8), {}, "expected a model of Linears, got a Linear"),
         (
             lambda: nn.Sequential(nn.ReLU()),
             {},
@@ -302,7 +302,7 @@ def adapted():
         (
             lambda: nn.Sequential(nn.Linear(8, 8)),
             {"skip": ["hed"]},
-            "skip: no module is called 'hed'",
+            "skip: no module is named 'hed'",
         ),
         (
             lambda: nn.Sequential(nn.Linear(8, 8)),
@@ -337,7 +337,7 @@ def test_from_linear_refuses_what_is_no_linear():
 
 
 def test_put_refuses_another_shape():
-    with pytest.raises(ValueError, match=r"needed a weight of \(4, 8\), got \(8, 4\)"):
+    with pytest.raises(ValueError, match=r"expected a weight of \(4, 8\), got \(8, 4\)"):
         NF4Linear(8, 4).put(nf4.quantize(torch.randn(8, 4)))
 
 
