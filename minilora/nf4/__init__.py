@@ -3,6 +3,7 @@
 In reading order:
 
     codebook.py        the sixteen levels of NF4, FP4 and int4, and the cells around them
+    scales.py          double quantization: the scales themselves in eight bits
     tensor.py          quantize, pack, dequantize: bitsandbytes' bytes, double quantization too
     kernel.c           the same for the processor at hand: one pass, and a product that never writes
                        the weight
