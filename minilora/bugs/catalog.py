@@ -101,7 +101,7 @@ MERGE = (
         thread="huggingface/peft #1355",
         caught_by="lora/test_adapter_layer.py::test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused"),
     Bug(name="unmerge by subtraction", where="lora.adapter_layer:AdapterLayer.swap",
-        right="self.base, self.kept = self.kept[0], (self.base,)",
+        right="exchange(self.base, other)",
         wrong="merged = self.base.weight.data\n"
               "        self.base.weight.data = "
               "(2 * merged - self.fold(merged, None)[0]).to(merged.dtype)",
