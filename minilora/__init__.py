@@ -97,4 +97,5 @@ __all__ = [
     "unload",
     "unmerge",
 ]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

@@ -5,7 +5,8 @@ A face lists its names once, in the form that editors and type checkers read:
     if TYPE_CHECKING:
         from .layer import LoRALayer
 
-    __getattr__, __dir__ = lazy_imports(__name__)
+    if not TYPE_CHECKING:
+        __getattr__, __dir__ = lazy_imports(__name__)
 
 ``lazy_imports`` reads that list from the source. A face costs nothing until a name is used, so
 ``minilora --help`` answers without importing torch.
@@ -50,7 +51,10 @@ def lazy_imports(package: str) -> tuple[Lookup, Callable[[], list[str]]]:
 
 def imports_for_types(face: Any) -> Iterator[tuple[str, str]]:
     """(relative module, name) of each import under a module's ``if TYPE_CHECKING:``."""
-    for node in ast.parse(face.__spec__.loader.get_source(face.__name__)).body:
+    source = face.__spec__.loader.get_source(face.__name__)
+    if source is None:
+        raise ImportError(f"{face.__name__} needs its .py files, which name what it offers")
+    for node in ast.parse(source).body:
         if isinstance(node, ast.If) and getattr(node.test, "id", "") == "TYPE_CHECKING":
             for line in node.body:
                 assert isinstance(line, ast.ImportFrom)

@@ -1,6 +1,6 @@
 """Mutation testing: break the core modules one operator at a time and see if the tests notice.
 
-    python -m tests.mutants nf4 lora             some modules
+    python -m tests.mutants lora/layer level0    some modules
     python -m tests.mutants --sample 20          twenty mutants of each
     make mutants                                 all of them: an hour or two on a laptop
 
@@ -34,16 +34,31 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 TESTS = {
     "level0": ["level0"],
-    "lora/config": ["lora/config"],
     "nf4/tensor": ["nf4/tensor", "formats/bitsandbytes_4bit"],
-    "lora/layer": ["lora/layer", "lora/injection", "lora/merging", "invariants"],
     "nf4/linear": ["nf4/linear", "lora/merging", "invariants"],
-    "lora/injection": ["lora/injection", "invariants", "lora/selection"],
-    "lora/merging": ["lora/merging", "lora/requantization"],
+    "lora/hyperparameters": ["lora/hyperparameters"],
+    "lora/patterns": ["lora/patterns"],
+    "lora/config": ["lora/config"],
+    "lora/linears": ["lora/linears", "lora/adapter_layer"],
+    "lora/adapter_layer": ["lora/adapter_layer", "lora/injection", "lora/merging"],
+    "lora/layer": ["lora/layer", "lora/injection", "lora/merging", "invariants"],
+    "lora/selection": ["lora/selection"],
+    "lora/sites": ["lora/sites", "lora/selection"],
+    "lora/paths": ["lora/paths"],
+    "lora/injection": ["lora/injection", "lora/adapter_layer", "invariants"],
+    "lora/merging": ["lora/merging", "lora/requantization", "lora/adapter_layer"],
+    "lora/requantization": ["lora/requantization", "lora/merging", "lora/adapter_layer"],
+    "lora/weight_diff": ["lora/weight_diff"],
     "formats/save_and_load": ["formats/save_and_load", "formats/base_fingerprint"],
     "formats/mismatches": ["formats/save_and_load"],
     "ledger/measurement": ["ledger/measurement", "ledger/tensor_tracker"],
     "ledger/tensor_tracker": ["ledger/tensor_tracker"],
+    "training/batches": ["training/batches"],
+    "training/objective": ["training/objective"],
+    "training/optimizer": ["training/optimizer"],
+    "training/loop": ["training/loop", "training/observers"],
+    "training/observers": ["training/observers", "training/loop"],
+    "training/checkpoint": ["training/checkpoint", "training/loop"],
 }
 OPERATORS = re.compile(
     "ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Div|Mul_Add|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul"

@@ -236,3 +236,24 @@ def test_a_merged_model_saved_here_opens_in_transformers_with_equal_logits(tied,
     assert_as_close(ours(IDS), theirs(IDS).logits, truth)
     assert_as_close(ours(IDS), theirs(IDS).logits, exactly(theirs, IDS))
     assert_as_close(theirs(IDS).logits, [ours(IDS), adapted], truth)
+
+
+def test_a_t5_with_adapters_trains_under_transformers_trainer_and_its_base_does_not_move(tmp_path):
+    """minilora.train refuses it by name; PEFT then gives the trained outputs."""
+    pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
+    model, inputs, targets = make("T5")
+    inject(model, LoraConfig(r=2, target_modules=targets))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    rows = [{"input_ids": ids, "labels": ids.flip(0)[:5]} for ids in IDS.repeat(4, 1)]
+    settings = {"max_steps": 4, "per_device_train_batch_size": 2, "learning_rate": 0.05}
+    quiet = {"report_to": "none", "save_strategy": "no", "disable_tqdm": True, "use_cpu": True}
+    arguments = transformers.TrainingArguments(tmp_path / "run", **settings, **quiet)
+    losses = transformers.Trainer(model, arguments, train_dataset=rows).train()
+    assert losses.global_step == 4
+    changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert changed == trained
+    save_adapter(model.eval(), tmp_path / "adapter")
+    peft = PeftModel.from_pretrained(make("T5")[0], tmp_path / "adapter").eval()
+    truth = exactly(peft, **inputs)
+    assert_as_close(model(**inputs).logits, peft(**inputs).logits, truth)

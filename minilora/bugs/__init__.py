@@ -17,4 +17,5 @@ if TYPE_CHECKING:
     from .release import describe, describe_all, find_bug
 
 __all__ = ["BUGS", "Bug", "describe", "describe_all", "find_bug"]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

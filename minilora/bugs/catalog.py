@@ -25,8 +25,9 @@ class Bug(NamedTuple):
 LAYER = (
     Bug(name="unscaled alpha", where="lora.hyperparameters:scaling_of",
         right="lora_alpha / (math.sqrt(r) if use_rslora else r)", wrong="lora_alpha",
-        story="The update is scaled by α instead of α/r. "
-              "Nobody notices where every default has α = r.",
+        story="The update is scaled by α instead of α/r. Nobody notices where every default has "
+              "α = r. In a like case PEFT merged a bias unscaled; its tests missed that, because r "
+              "and lora_alpha are both 8 there.",
         thread="huggingface/peft #2489",
         caught_by="lora/test_hyperparameters.py::test_scaling_follows_the_two_papers"),
     Bug(name="rsLoRA by r", where="lora.hyperparameters:scaling_of",
@@ -100,13 +101,14 @@ MERGE = (
         thread="huggingface/peft #1355",
         caught_by="lora/test_adapter_layer.py::test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused"),
     Bug(name="unmerge by subtraction", where="lora.adapter_layer:AdapterLayer.swap",
-        right="self.base, self.kept = self.kept[0], (self.base,)",
+        right="exchange(self.base, other)",
         wrong="merged = self.base.weight.data\n"
               "        self.base.weight.data = "
               "(2 * merged - self.fold(merged, None)[0]).to(merged.dtype)",
         story="W0 is not kept but recomputed, as W − ΔW. "
-              "In bf16 a third of the weights comes back changed after three rounds.",
-        thread="huggingface/peft #3166",
+              "In bf16 a third of the weights comes back changed after three rounds. In a like "
+              "case PEFT rebuilt a weight between several DoRA merges, which is not exact either.",
+        thread="huggingface/peft #3609",
         caught_by="test_invariants.py::test_3a_unmerge_gives_the_weight_back_to_the_bit"),
     Bug(name="merge rounded twice", where="lora.layer:LoRALayer.fold",
         right="weight.to(delta) + delta", wrong="weight + delta.to(weight.dtype)",
@@ -117,7 +119,7 @@ MERGE = (
     Bug(name="dropout at the merge", where="lora.layer:LoRALayer.check_mergeable",
         right="if self.training and self.lora_dropout > 0:", wrong="if False:",
         story="A model that still trains is merged. "
-              "What trains is a random part of the adapter; what is merged is something else.",
+              "Training uses a random part of the adapter, and the merge takes all of it.",
         thread="huggingface/peft #3586",
         caught_by="lora/test_layer.py::test_merging_in_training_mode_with_dropout_is_refused"),
     Bug(name="half a merge", where="lora.merging:merge",
@@ -125,7 +127,8 @@ MERGE = (
         wrong="for path, layer in layers:\n"
               "        layer.put(explain(path, layer.merged_base), keep_base)",
         story="Layers are merged one after the other, and the last one holds a NaN. "
-              "The error leaves a model that is half merged.",
+              "The error leaves a model that is half merged. Like cases in PEFT write a weight "
+              "first and check the bias afterwards.",
         thread="huggingface/peft #3710",
         caught_by="test_invariants.py::test_10_a_failed_operation_leaves_the_model_as_it_was"),
     Bug(name="tied weights merged", where="lora.sites:why_refused",
@@ -171,7 +174,8 @@ FOUR_BITS = (
         right="torch.add(codes[1::2], codes[::2], alpha=16)",
         wrong="torch.add(codes[::2], codes[1::2], alpha=16)",
         story="Two codes share a byte, and the first goes into the low half. "
-              "Whoever reads it with the other convention swaps neighbours.",
+              "Whoever reads it with the other convention swaps neighbours. A like case is FP4, "
+              "where a library now has a switch for the order.",
         thread="Comfy-Org/comfy-kitchen #41",
         caught_by="test_invariants.py::test_8a_four_bits_are_the_bytes_of_bitsandbytes"),
     Bug(name="the last block", where="nf4.tensor:quantize",
@@ -206,7 +210,7 @@ FOUR_BITS = (
         right="sum(module.in_features * module.out_features for module in packed)",
         wrong="sum(module.packed.numel() for module in packed)",
         story="Two 4-bit weights share a byte, and bytes are counted as parameters. "
-              "A model of 7 billion reports 3.5.",
+              "A model of 7 billion reports 3.5. A tutorial printed 10.6 billion for a 20B model.",
         thread="huggingface/peft #1020",
         caught_by="nf4/test_linear.py::test_parameters_are_counted_as_what_they_stand_for"),
 )  # fmt: skip
@@ -215,13 +219,14 @@ FILES_AND_NAMES = (
     Bug(name="keys ignored", where="formats.mismatches:adapted_names",
         right="    if strange:", wrong="    if False:",
         story="Tensors whose names it does not know are passed over. "
-              "The base is then served as if it were the fine-tune.",
+              "The base is then served as if it were the fine-tune. PEFT warns and continues.",
         thread="huggingface/peft #2699",
         caught_by="formats/test_save_and_load.py::test_everything_that_is_wrong_stands_in_one_error"),
     Bug(name="half a typo", where="lora.selection:check_targets_used",
         right="if unused:", wrong="if not chosen:",
         story="One name of several matches nothing, and that is no error. "
-              "Half of what was meant trains.",
+              "Half of what was meant trains. PEFT raises an error only when none of the names "
+              "matches.",
         thread="huggingface/peft #1959",
         caught_by="lora/test_selection.py::test_one_pattern_of_several_that_matches_nothing_is_an_error"),
     Bug(name="an end without a dot", where="lora.patterns:fits",
@@ -251,11 +256,11 @@ TRAINING = (
         story="Each part of an accumulated batch is averaged by itself. "
               "Short answers then count more than long ones.",
         thread="ml-explore/mlx-lm #1413",
-        caught_by="training/test_loop.py::test_accumulation_gives_the_gradient_of_the_whole_batch"),
+        caught_by="training/test_objective.py::test_accumulation_gives_the_gradient_of_the_whole_batch"),
     Bug(name="a resume that skips data", where="training.loop:set_up",
         right="config.batch_size, step, config.seed)",
         wrong="config.batch_size, step, config.seed + config.resume)",
-        story="A resumed run shuffles the epoch anew and goes on in the middle. "
+        story="A resumed run shuffles the epoch anew and continues in the middle. "
               "Some examples are seen twice, some never.",
         thread="huggingface/transformers #40691",
         caught_by="training/test_loop.py::test_a_resumed_run_continues_to_the_same_bits[0.0]"),
@@ -277,8 +282,9 @@ TRAINING = (
         right="torch.arange(past, past + time, device=x.device)",
         wrong="torch.arange(time, device=x.device) + max(past - 1, 0)",
         story="A new token takes the position of the last one in the cache. "
-              "Each is turned by one angle too little; the text stays fluent.",
-        thread="EricLBuehler/mistral.rs #300",
+              "Each is turned by one angle too little; the text stays fluent. In a like case the "
+              "offset counted the prompt twice.",
+        thread="skyzh/tiny-llm #46",
         caught_by="model/test_transformer.py::test_the_cache_gives_the_logits_of_the_whole_sequence"),
     Bug(name="checkpointing trains nothing", where="lora.injection:ask_for_gradient",
         right="output.requires_grad_(True)", wrong="pass",

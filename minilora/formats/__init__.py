@@ -1,4 +1,4 @@
-"""Files that other libraries read: PEFT's adapters, bitsandbytes' four bits, and the base they need.
+"""Files that other libraries read: PEFT's adapters, bitsandbytes' four bits, their base.
 
 In reading order:
 
@@ -20,4 +20,5 @@ if TYPE_CHECKING:
     from .save_and_load import load_adapter, save_adapter
 
 __all__ = ["Fingerprint", "fingerprint", "load_adapter", "save_adapter"]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

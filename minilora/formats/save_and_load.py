@@ -50,8 +50,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     ['adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
-    require_adapters(model)
-    layers = list(lora_layers(model))
+    layers = layers_to_save(model)
     kinds = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
     if len(kinds) > 1:
         raise ValueError(
@@ -132,6 +131,18 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
             layer.lora_A.copy_(files.tensors[f"{PREFIX}{name}.lora_A.weight"])
             layer.lora_B.copy_(files.tensors[f"{PREFIX}{name}.lora_B.weight"])
     return model
+
+
+def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
+    """Every adapter of a model; raise ``ValueError`` without any, or when one is not LoRA's."""
+    layers = []
+    for path, layer in require_adapters(model):
+        if not isinstance(layer, LoRALayer):
+            raise ValueError(
+                f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
+            )
+        layers.append((path, layer))
+    return layers
 
 
 def task_type(model: nn.Module) -> str | None:

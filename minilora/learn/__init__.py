@@ -29,4 +29,5 @@ if TYPE_CHECKING:
     from .figures import show
 
 __all__ = ["Wrong", "cases", "check", "close", "show"]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

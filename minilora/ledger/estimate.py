@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..lora.config import LoraConfig
-from ..lora.selection import Site, select, too_high
+from ..lora.selection import Site, not_a_linear, select, tied_to, too_high
 from .activations import Work, kept
 from .dimensions import Architecture, LinearShape
 from .flops import flops_a_token
@@ -243,18 +243,16 @@ def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropou
 
 
 def sites_of(arch: Architecture) -> list[Site]:
-    """The sites of a planned model: its Linears, and the modules that they stand in."""
-    sites = {}
-    for linear in arch.linears:
-        parts = linear.name.split(".")
-        for depth in range(1, len(parts)):
-            path = ".".join(parts[:depth])
-            refused = "which is not a Linear: only Linears can be adapted; write a longer name"
-            sites[path] = Site(path, refused=refused, is_linear=False)
+    """The sites of a planned model: its Linears, embeddings and norms, and what they stand in."""
+    names = [linear.name for linear in arch.linears]
+    names += [name.removesuffix(".weight").removesuffix(".bias") for name, _ in arch.others]
+    parts = [name.split(".") for name in names]
+    paths = [".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)]
+    refused = not_a_linear("module of another kind")
+    sites = {path: Site(path, refused=refused, is_linear=False) for path in paths}
     for x in arch.linears:
-        tied = "whose weight is tied to the embedding: a merge would change both" if x.tied else ""
-        is_head = x.role == "head"
-        sites[x.name] = Site(x.name, x.in_features, x.out_features, tied, is_head=is_head)
+        tied = tied_to(["the embedding"]) if x.tied else ""
+        sites[x.name] = Site(x.name, x.in_features, x.out_features, tied, is_head=x.role == "head")
     return list(sites.values())
 
 

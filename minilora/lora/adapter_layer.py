@@ -5,8 +5,9 @@
     disabled   y = base(x)
 
 A method is two functions, ``adapt`` and ``fold``; LoRA's are in layer.py. This class owns the rest.
-A merge swaps the whole module, and ``unmerge`` puts the kept one back. It never subtracts: in bf16,
-W0 + ΔW − ΔW is not W0.
+A merge makes a twin of the base with the folded weight, and exchanges the two; ``unmerge`` exchanges
+them back. It never subtracts: in bf16, W0 + ΔW − ΔW is not W0. A float base keeps its place, its
+hooks and its Parameters, and only their values change; a base in four bits makes room for its twin.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nf4.linear import NF4Linear
-from .linears import dtype_of, linear_shape, weight_of, with_weight
+from .linears import dtype_of, exchange, linear_shape, weight_of, with_weight
 from .paths import named_modules
 
 
@@ -34,7 +35,7 @@ class AdapterLayer(nn.Module):
         self.base = base
         self.enabled = True  # False inside disable_adapter(model)
         self.merged = False
-        self.kept: tuple[nn.Module, ...] = ()  # the base while merged; a tuple, so no submodule
+        self.kept: tuple[nn.Module, ...] = ()  # W0 while merged; a tuple, so no submodule
 
     def adapt(self, base: nn.Module, x: Tensor) -> Tensor:
         """The method's equation: (…, in) to (…, out)."""
@@ -56,6 +57,10 @@ class AdapterLayer(nn.Module):
         ``onto``: a W0 (out, in) to take instead of the base's. Changes nothing. Raises
         ``ValueError`` when the result is not finite: a run diverged, or half precision overflowed.
         """
+        try:
+            linear_shape(self.base)  # a parametrization may have come after the adapter
+        except TypeError as error:
+            raise ValueError(str(error)) from error
         weight, bias = self.fold(weight_of(self.base) if onto is None else onto, self.bias)
         weight = self.rounded("weight", weight)
         if bias is not None and bias is not self.bias:
@@ -87,13 +92,18 @@ class AdapterLayer(nn.Module):
         self.put(self.merged_base(), keep_base)
 
     def put(self, merged_base: nn.Module, keep_base: bool = True) -> None:
-        """Swap in a merged base; with ``keep_base=False`` the original is dropped."""
-        self.kept = (self.base,) if keep_base else ()
-        self.base, self.merged = merged_base, True
+        """Put a merged base's values in place; with ``keep_base=False`` the original's are dropped."""
+        self.kept = (merged_base,)
+        self.swap()
+        self.kept, self.merged = self.kept if keep_base else (), True
 
     def swap(self) -> None:
-        """Exchange the base that is in place and the one that is kept."""
-        self.base, self.kept = self.kept[0], (self.base,)
+        """Exchange what is in place and what is kept."""
+        other = self.kept[0]
+        if isinstance(self.base, NF4Linear) or isinstance(other, NF4Linear):
+            self.base, self.kept = other.train(self.training), (self.base,)
+        else:
+            exchange(self.base, other)
 
     def unmerge(self) -> None:
         """Give the base back, to the bit. Raises ``ValueError`` as ``check_unmergeable``."""

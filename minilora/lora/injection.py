@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ..nf4.linear import NF4Linear
 from .adapter_layer import AdapterLayer, adapter_layers
 from .config import LoraConfig
-from .paths import named_modules, replace_modules
+from .paths import named_modules, plain_path, replace_modules, unwrapped
 from .selection import InjectReport, select
 from .sites import sites_of
 
@@ -60,17 +60,19 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     config = config or LoraConfig()
     report = explain_match(model, config)
     modules = dict(named_modules(model))
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
         layers: dict[str, nn.Module] = {
             match.name: config.wrap(modules[match.name], match.name).train(model.training)
             for match in report.chosen
         }
     except Exception:  # out of memory, say
-        for parameter in trained.values():
-            parameter.requires_grad_(True)
+        for name in trained:
+            model.get_parameter(name).requires_grad_(True)
         raise
-    model._frozen_by_inject = frozenset(trained)  # type: ignore[assignment]  # unload thaws these
+    # unload thaws these
+    frozen = frozenset(plain_path(model, name) for name in trained)
+    unwrapped(model)._frozen_by_inject = frozen  # type: ignore[assignment]
     model.requires_grad_(False)
     replace_modules(model, layers)
     return report
@@ -109,13 +111,16 @@ def check_container(model: nn.Module) -> None:
 
 def take_out(model: nn.Module) -> None:
     """Put every base back in its place, merged or not, and restore which parameters train."""
-    replace_modules(model, {path: layer.base for path, layer in adapter_layers(model)})
-    for module in model.modules():  # inject may have been called on a part of the model
+    named = named_modules(model, remove_duplicate=False)  # a layer may stand in two places
+    bases = {path: m.base for path, m in named if isinstance(m, AdapterLayer)}
+    replace_modules(model, bases)
+    for _, module in named_modules(model):  # inject may have been called on a part of the model
         frozen: Any = getattr(module, "_frozen_by_inject", None)
         if frozen is not None:
             del module._frozen_by_inject
             for name, parameter in module.named_parameters():
-                parameter.requires_grad_(parameter.requires_grad or name in frozen)
+                known = plain_path(module, name) in frozen
+                parameter.requires_grad_(parameter.requires_grad or known)
 
 
 @contextmanager

@@ -36,7 +36,7 @@ from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslor
 from .linears import device_of, dtype_of, is_conv1d
 from .paths import named_modules
 
-LINEAR_FORWARD = nn.Linear.forward
+MODULE = nn.Module.__module__
 
 
 class LoRALayer(AdapterLayer):
@@ -196,16 +196,29 @@ def is_ours_alone(base: nn.Module, y: Tensor) -> bool:
     """
     known = type(base) is nn.Linear or type(base) is NF4Linear or is_conv1d(base)
     hooks = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
-    replaced = "forward" in vars(base) or nn.Linear.forward is not LINEAR_FORWARD
-    if not known or hooks or replaced or _has_any_global_hook():
+    if not known or hooks or _has_any_global_hook() or is_replaced(base):
         return False
     if type(y) is not Tensor or not y.is_contiguous() or torch._C._is_any_autocast_enabled():
         return False
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
-    if forward_ad._current_level >= 0 or torch._C._len_torch_function_stack():
+    if forward_ad._current_level >= 0 or torch.jit.is_tracing():
+        return False
+    if torch._C._len_torch_function_stack():
         return False
     return not torch._C._len_torch_dispatch_stack() or not any_recorder()
+
+
+def is_replaced(base: nn.Module) -> bool:
+    """Whether someone put another function in the place of a ``forward``, ``__call__`` or ``F.linear``."""
+    kind = type(base)
+    own = "forward" in vars(base) or F.linear is not torch._C._nn.linear
+    return own or module_of(kind.forward) != kind.__module__ or module_of(kind.__call__) != MODULE
+
+
+def module_of(function: Any) -> str:
+    """The module in which a function was written, whatever it says of itself."""
+    return getattr(function, "__globals__", {}).get("__name__", "")
 
 
 def any_recorder() -> bool:

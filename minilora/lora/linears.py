@@ -82,3 +82,10 @@ def with_weight(base: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
     if bias is not getattr(base, "bias", None):
         twin.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
     return twin
+
+
+def exchange(one: Any, other: Any) -> None:
+    """Exchange the weights and biases of two float Linears; each keeps its Parameter objects."""
+    one.weight.data, other.weight.data = other.weight.data, one.weight.data
+    if one.bias is not other.bias:
+        one.bias, other.bias = other.bias, one.bias

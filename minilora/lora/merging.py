@@ -102,11 +102,17 @@ def merge_and_requantize(
             in_floats = outputs(model, inputs)
         finally:
             unmerge(model)
-    put_all(layers, quantized, keep_base)
-    if in_floats is None:
-        return Requantized(tuple(losses), None)
-    moved = (outputs(model, inputs) - in_floats).norm() / in_floats.norm()
-    return Requantized(tuple(losses), moved.item())
+    put_all(layers, quantized, keep_base=True)
+    difference = None
+    if in_floats is not None:
+        try:
+            difference = ((outputs(model, inputs) - in_floats).norm() / in_floats.norm()).item()
+        except Exception:
+            unmerge(model)
+            raise
+    for _, layer in layers if not keep_base else ():
+        layer.kept = ()
+    return Requantized(tuple(losses), difference)
 
 
 def merged_bases(layers: Layers, onto: str | nn.Module | None) -> list[Any]:

@@ -39,6 +39,23 @@ class Site:
     is_head: bool = False
 
 
+def not_a_linear(kind: str) -> str:
+    """Why a module of another kind is refused, to follow its name."""
+    article = "an" if kind[0] in "AEIOU" else "a"
+    return (
+        f"{article} {kind}: only Linears can be adapted; "
+        "write a longer name or a regular expression"
+    )
+
+
+def tied_to(others: Sequence[str]) -> str:
+    """Why a tied Linear is refused, to follow its name."""
+    return (
+        f"whose weight is tied to {', '.join(others)}: a merge would change both; "
+        "leave it out, or untie it first"
+    )
+
+
 @dataclass(frozen=True)
 class Match:
     """One Linear of a model: its path and shape, and the pattern that chose it (None: none did)."""

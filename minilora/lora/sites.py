@@ -7,7 +7,7 @@ from torch import nn
 from ..nf4.shared_weights import reads_weights, tied_weights
 from .linears import is_linear, linear_shape
 from .paths import plain_path, wrapped_name
-from .selection import Site
+from .selection import Site, not_a_linear, tied_to
 
 
 def sites_of(model: nn.Module) -> list[Site]:
@@ -40,10 +40,7 @@ def linear_sizes(module: nn.Module) -> tuple[int, int]:
 def why_refused(module: nn.Module, parent: nn.Module | None, tied: list[str]) -> str:
     """Why a module cannot have an adapter, to follow its name in a sentence; empty if it can."""
     if not is_linear(module):
-        return (
-            f"a {type(module).__name__}: only Linears can be adapted; "
-            "write a longer name or a regular expression"
-        )
+        return not_a_linear(type(module).__name__)
     try:
         linear_shape(module)
     except TypeError as error:
@@ -54,10 +51,7 @@ def why_refused(module: nn.Module, parent: nn.Module | None, tied: list[str]) ->
             "would be passed by; leave it out with exclude_modules"
         )
     if tied:
-        return (
-            f"whose weight is tied to {', '.join(tied)}: a merge would change both; "
-            "leave it out, or untie it first"
-        )
+        return tied_to(tied)
     return ""
 
 

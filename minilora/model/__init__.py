@@ -22,4 +22,5 @@ if TYPE_CHECKING:
     from .transformer import Llama, LlamaConfig
 
 __all__ = ["Llama", "LlamaConfig", "Tokenizer", "load_base", "save_model"]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

@@ -24,4 +24,5 @@ if TYPE_CHECKING:
     from .tensor import NF4Tensor, quantize
 
 __all__ = ["NF4Linear", "NF4Tensor", "dequantize_base", "quantize", "quantize_base"]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

@@ -21,4 +21,5 @@ if TYPE_CHECKING:
     from .style import save_figure
 
 __all__ = ["draw", "save_figure", "write_gallery", "write_planner"]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

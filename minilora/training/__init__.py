@@ -30,4 +30,5 @@ if TYPE_CHECKING:
     from .loop import train
 
 __all__ = ["Example", "History", "Task", "TrainConfig", "bits_per_byte", "exact_match", "train"]
-__getattr__, __dir__ = lazy_imports(__name__)
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)

@@ -18,6 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..lora.paths import unwrapped
+from ..model.generation import CausalLM
 from ..model.pretrained import SHIPPED
 from .data import Example
 
@@ -30,6 +32,7 @@ def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[st
     An answer has at most 64 tokens, or one more than the longest expected answer.
     """
     check_answers(model)
+    model = unwrapped(model)
     lengths = [len(model.tokenizer.answer(e.output)) + 1 for e in examples]
     max_new_tokens = max([64, *lengths])
     prompts = [(e.instruction, e.input) for e in examples]
@@ -41,10 +44,12 @@ def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[st
 
 def check_answers(model: Any) -> None:
     """Raise ``ValueError`` unless the model can be asked in words."""
-    if not hasattr(model, "generate_texts") or getattr(model, "tokenizer", None) is None:
+    asked = unwrapped(model)
+    speaks = isinstance(asked, CausalLM)
+    if not speaks or asked.tokenizer is None:
         raise ValueError(
             "answers need a minilora Llama with a tokenizer, as load_base() makes it, "
-            f"got a {type(model).__name__}" + " without one" * hasattr(model, "generate_texts")
+            f"got a {type(asked).__name__}" + " without one" * speaks
         )
 
 

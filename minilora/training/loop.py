@@ -10,7 +10,8 @@ resumed run therefore continues to the same bits (tests/training/test_loop.py). 
 denormal numbers to zero, for the whole process: vanishing gradients made a CPU matrix product 50
 times slower.
 
-Left out: several machines, loss scaling (bf16 needs none), other optimizers.
+Left out: several machines, loss scaling (bf16 needs none), other optimizers, models that see the
+whole text at once (a masked one would be asked for answers that it is shown).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.adapter_layer import adapter_layers
-from .batches import Batch, ChatTokenizer, batch_indices, encode_all, pack, pad
+from ..lora.paths import plain_path, unwrapped
+from .batches import Batch, ChatTokenizer, Encoded, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
 from .data import Example, Task
@@ -60,10 +62,12 @@ def steps(
     """
     rate = schedule or partial(rate_at, config=config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    optimizer.zero_grad()  # whatever an earlier, failed attempt left behind
+    for group in optimizer.param_groups:
+        group.setdefault("initial_lr", group["lr"])  # as torch's own schedules
     for step in range(start, config.steps):
         began = time.perf_counter()
         torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+        optimizer.zero_grad()  # what a failed attempt, or whoever watches, left behind
         parts = batches(step)
         loss = objective(model, parts)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
@@ -151,6 +155,7 @@ def go(
         records = run.steps(model, config)
         try:
             while not interrupted.is_set() and (record := next(records, None)) is not None:
+                state.step = record["step"]
                 for observe in (journal, validation, checkpoints):
                     observe(record)
         except NotFinite as error:
@@ -187,17 +192,17 @@ class Run:
 
 def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
-    tokenizer: Any = model.tokenizer
+    tokenizer: Any = unwrapped(model).tokenizer
     rows = encode_all(tokenizer, task.train, config.max_length)
     valid = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
     parameters: dict[str, Tensor] = {
-        name: p for name, p in model.named_parameters() if p.requires_grad
+        plain_path(model, name): p for name, p in model.named_parameters() if p.requires_grad
     }
     device = next(iter(parameters.values())).device
     optimizer = build_optimizer(parameters, config.lr, config.weight_decay)
     state = State(parameters, optimizer, History())
 
-    def collate(rows: Sequence[Any]) -> Batch:
+    def collate(rows: Sequence[Encoded]) -> Batch:
         return (pack(rows, config.max_length) if config.pack else pad(rows)).to(device)
 
     def batches(step: int) -> list[Batch]:
@@ -207,7 +212,7 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
         return [collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
     valid_batches = [collate(valid[i : i + VALID_ROWS]) for i in range(0, len(valid), VALID_ROWS)]
-    identity = identity_of(model, config, [row.ids for row in [*rows, *valid]])
+    identity = identity_of(model, config, rows, valid)
     file = checkpoint_file(config)
     if config.resume and file is not None:
         state.history = History(**load_checkpoint(file, state, identity))
@@ -219,7 +224,9 @@ def checkpoint_file(config: TrainConfig) -> Path | None:
     return None if config.out is None else Path(config.out) / "checkpoint.safetensors"
 
 
-def identity_of(model: nn.Module, config: TrainConfig, ids: Sequence[list[int]]) -> Record:
+def identity_of(
+    model: nn.Module, config: TrainConfig, rows: Sequence[Encoded], valid: Sequence[Encoded]
+) -> Record:
     """What a checkpoint must have in common with a run that resumes it."""
     settings = asdict(config)
     for name in ("out", "resume", "progress", "checkpoint_every"):  # these may change
@@ -227,7 +234,7 @@ def identity_of(model: nn.Module, config: TrainConfig, ids: Sequence[list[int]])
     frozen = [p for p in model.parameters() if not p.requires_grad]
     return {
         **settings,
-        "data": digest(ids),
+        "data": digest([[(row.ids, row.labels) for row in side] for side in (rows, valid)]),
         "adapters": digest({path: repr(layer) for path, layer in adapter_layers(model)}),
         "frozen weights": checksum([*frozen, *model.buffers()]),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -264,13 +271,14 @@ def check_trainable(model: nn.Module) -> None:
             f"{merged[0]} is merged, so its adapter takes no part: unmerge(model) before training"
         )
     # transformers' models say so in their config
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    asked = unwrapped(model)
+    if getattr(getattr(asked, "config", None), "is_encoder_decoder", False):
         raise ValueError(
-            f"{type(model).__name__} is an encoder-decoder: minilora.train continues one text, and "
+            f"{type(asked).__name__} is an encoder-decoder: minilora.train continues one text, and "
             "has no second input; train it with transformers' Trainer, where injected adapters "
             "work as they are"
         )
-    if not isinstance(tokenizer := getattr(model, "tokenizer", None), ChatTokenizer):
+    if not isinstance(tokenizer := getattr(asked, "tokenizer", None), ChatTokenizer):
         raise ValueError(
             f"train needs model.tokenizer, got {type(tokenizer).__name__}: load_base() finds it in "
             "a folder with a tokenizer.json; elsewhere set "

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..lora.paths import unwrapped
 from ..model.generation import CausalLM
 from .batches import IGNORE, Batch
 
@@ -49,13 +50,15 @@ def logits_at(model: nn.Module, ids: Tensor, labelled: Tensor, segments: Tensor 
     """Logits (labels, vocab) at the labelled places of ids (rows, time)."""
     if isinstance(model, CausalLM):
         return model.logits_at(ids, labelled, segments)
+    if keeps_examples_apart(model):  # one of ours, compiled or on several devices
+        return model(ids, segments)[labelled]
     output = model(ids)
     return getattr(output, "logits", output)[labelled]  # transformers' models wrap theirs
 
 
 def keeps_examples_apart(model: nn.Module) -> bool:
     """Whether a model can be given several examples in a row without mixing them."""
-    return isinstance(model, CausalLM)
+    return isinstance(unwrapped(model), CausalLM)
 
 
 def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:

@@ -115,8 +115,7 @@ class Checkpoints:
 
     def __call__(self, record: Record) -> None:
         """One step is done: save when it is time, and after the last one."""
-        self.state.step = step = record["step"]
-        every = self.config.checkpoint_every
+        step, every = record["step"], self.config.checkpoint_every
         if every and (step % every == 0 or step == self.config.steps):
             self.save()
 

@@ -1,4 +1,4 @@
-"""The commands as a user types them: train, merge and generate complete the circle; bad input is one line and status 2."""
+"""The commands as a user types them: a full circle, and bad input is one line and status 2."""
 
 import json
 import subprocess
@@ -218,7 +218,7 @@ def test_a_console_without_utf8_does_not_stop_a_command():
 
 @pytest.mark.slow
 def test_train_in_four_bits_and_merge_onto_either_base(trained, capsys):
-    """The adapter of a QLoRA goes onto the float base, or onto a saved 4-bit one when it is said where to."""
+    """A QLoRA's adapter goes onto the float base, or onto a saved 4-bit one if asked to."""
     data, out = str(trained / "mine.jsonl"), trained / "qlora"
     assert (
         main(

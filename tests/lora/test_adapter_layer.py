@@ -234,27 +234,70 @@ def test_a_copy_of_a_merged_layer_keeps_a_base_of_its_own():
     assert torch.equal(layer.weight, weight)
 
 
-def test_swap_exchanges_the_two_bases_and_a_second_one_puts_them_back():
+def test_a_float_base_keeps_its_place_and_its_parameters_and_only_values_are_exchanged():
     layer = Scaled(base := nn.Linear(3, 2))
+    nn.init.constant_(layer.s, 2)
+    parameter, original = base.weight, base.weight.detach().clone()
     layer.merge()
-    merged = layer.base
-    layer.swap()
-    assert (layer.base, layer.kept) == (base, (merged,))
-    layer.swap()
-    assert (layer.base, layer.kept) == (merged, (base,))
+    merged = layer.base.weight.detach().clone()
+    assert not torch.equal(merged, original)
+    for weight, kept in ((original, merged), (merged, original)):
+        layer.swap()
+        assert torch.equal(layer.base.weight, weight)
+        assert torch.equal(layer.kept[0].weight, kept)
+    assert layer.base is base
+    assert base.weight is parameter
+
+
+def test_a_base_in_four_bits_makes_room_for_its_twin_and_comes_back():
+    layer = Scaled(base := NF4Linear.from_linear(nn.Linear(64, 2)))
+    layer.put(layer.merged_base())
+    assert type(layer.base) is nn.Linear
+    assert layer.kept == (base,)
+    layer.eval().unmerge()
+    assert layer.base is base
+    assert not base.training
+
+
+@pytest.mark.parametrize("replace", ["by hand", "accelerate"])
+def test_a_merge_is_computed_though_someone_replaced_the_bases_forward(replace):
+    """accelerate's device_map does so; the new ``forward`` still belongs to the same module."""
+    model = nn.Sequential(base := nn.Linear(3, 2))
+    if replace == "accelerate":
+        accelerate_hooks = pytest.importorskip("accelerate.hooks")
+        accelerate_hooks.add_hook_to_module(base, accelerate_hooks.ModelHook())
+    else:
+        compute = base.forward
+        base.forward = lambda x: compute(x)
+    inject(model, ToyConfig(target_modules=["0"]))
+    for parameter in (p for p in model.parameters() if p.requires_grad):
+        parameter.data += 0.5
+    x = torch.randn(4, 3)
+    unmerged, bare = model(x), compute_bare(model, x)
+    assert not torch.allclose(unmerged, bare)
+    merge(model)
+    torch.testing.assert_close(model(x), unmerged)
+    unmerge(model)
+    assert torch.equal(compute_bare(model, x), bare)
+
+
+def compute_bare(model, x):
+    with disable_adapter(model):
+        return model(x)
 
 
 def test_the_original_base_is_known_wherever_it_is():
     model = nn.Sequential(base := nn.Linear(3, 2))
     inject(model, ToyConfig(target_modules=["0"]))
     layer = model[0]
-    assert layer.original_base() is base
+    original = base.weight.detach().clone()
+    assert torch.equal(layer.original_base().weight, original)
     with disable_adapter(model):
-        assert layer.original_base() is base
+        assert torch.equal(layer.original_base().weight, original)
     merge(model)
-    assert layer.original_base() is base
+    assert torch.equal(layer.original_base().weight, original)
     with disable_adapter(model):
-        assert layer.original_base() is base
+        assert torch.equal(layer.original_base().weight, original)
     unmerge(model)
     merge(model, keep_base=False)
     assert layer.original_base() is None

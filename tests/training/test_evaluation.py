@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from minilora import Example, bits_per_byte, exact_match
+from minilora.model.generation import CausalLM
 from minilora.training.data import polite_log
 from minilora.training.evaluation import PROSE, answers
 
@@ -13,7 +14,7 @@ from ..model.test_transformer import with_dropout
 from ..tolerance import loss_bound
 
 
-class Parrot:
+class Parrot(CausalLM):
     """Answers with the context."""
 
     class tokenizer:
