@@ -224,6 +224,7 @@ def is_usable(part: Tensor, n: int, dtype: torch.dtype) -> bool:
     """Whether C may take n values from here: the CPU's memory, in order, at even addresses."""
     return (
         type(part) in ORDINARY
+        and not torch._C._are_functorch_transforms_active()  # its tensors have no memory
         and part.dtype is dtype
         and part.numel() == n
         and part.is_cpu

@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
 
 from .shared_weights import reads_weights, tied_weights
 from .tensor import PARTS, NF4Tensor, compiled, part_shapes, quantize
@@ -137,6 +138,10 @@ class NF4Linear(nn.Module):
             computed = x = x.to(torch.get_autocast_dtype(kind))
         else:
             computed = x if self.compute_dtype is None else x.to(self.compute_dtype)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            weight = self.quantized.dequantize(computed.dtype)
+            bias = None if self.bias is None else self.bias.to(computed.dtype)
+            return F.linear(computed, weight, bias).to(x.dtype)  # torch.func transforms each step
         if not torch.is_grad_enabled() and (y := self.product_of_few_rows(computed)) is not None:
             return y if y.dtype is x.dtype else y.to(x.dtype)
         return FrozenProduct.apply(computed, self.bias, self.quantized).to(x.dtype)
@@ -182,7 +187,6 @@ class FrozenProduct(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         dx = grad @ ctx.weight.dequantize(grad.dtype) if ctx.needs_input_grad[0] else None
         db = grad.reshape(-1, grad.shape[-1]).sum(dim=0) if ctx.needs_input_grad[1] else None
@@ -271,7 +275,9 @@ def check_quantizable_model(
     """Refuse adapters, quantized layers, a bare Linear, idle names to skip, shared weights."""
     if isinstance(model, nn.Linear):
         raise ValueError("expected a model of Linears, got a Linear: NF4Linear.from_linear(linear)")
-    if adapted := [name for name, module in modules.items() if hasattr(module, "lora_A")]:
+    if adapted := [
+        name for name, module in modules.items() if hasattr(type(module), "merged_base")
+    ]:
         raise ValueError(
             f"the model has adapters (at {adapted[0]}): quantize the base first, then inject"
         )

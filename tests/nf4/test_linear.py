@@ -12,6 +12,7 @@ from torch import nn
 import minilora
 from minilora import LoraConfig, LoRALayer, NF4Linear, inject, nf4, quantize_base
 from minilora.lora.layer import lora_layers
+from minilora.nf4.linear import plain_linear
 
 from ..strategies import ranks, seeds, sizes
 from ..tolerance import backward_bound
@@ -65,13 +66,6 @@ def test_gradients_agree_with_finite_differences(seed, rows, columns):
     assert torch.autograd.gradcheck(
         layer, torch.randn(2, columns, dtype=torch.float64, requires_grad=True)
     )
-
-
-def test_a_second_derivative_is_refused_rather_than_wrong():
-    layer, x = NF4Linear.from_linear(nn.Linear(8, 4)), torch.randn(3, 8, requires_grad=True)
-    (first,) = torch.autograd.grad(layer(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        first.sum().backward()
 
 
 def test_a_trained_bias_gets_its_gradient():
@@ -368,3 +362,23 @@ def test_on_a_gpu(base):
     inject(model)
     model(torch.arange(8).view(1, 8).cuda()).square().mean().backward()
     assert next(lora_layers(model))[1].lora_B.grad.is_cuda
+
+
+def test_second_derivatives_and_torch_func_are_those_of_the_dequantized_linear():
+    torch.manual_seed(0)
+    layer = LoRALayer(NF4Linear.from_linear(nn.Linear(64, 3)).double(), r=2).double()
+    nn.init.normal_(layer.lora_B)
+    twin = LoRALayer(plain_linear(layer.weight.double(), layer.bias), r=2).double()
+    for name in ("lora_A", "lora_B"):
+        getattr(twin, name).data.copy_(getattr(layer, name))
+    x = torch.randn(64, dtype=torch.float64)
+
+    def loss(model):
+        return lambda x: model(x[None]).pow(3).sum()
+
+    for hessian in (torch.autograd.functional.hessian, lambda f, x: torch.func.hessian(f)(x)):
+        torch.testing.assert_close(hessian(loss(layer), x), hessian(loss(twin), x))
+    assert torch.autograd.functional.hessian(loss(layer), x).any()
+    rows = torch.randn(4, 64, dtype=torch.float64)
+    per_row = torch.func.vmap(torch.func.grad(loss(layer)))(rows)
+    torch.testing.assert_close(per_row, torch.func.vmap(torch.func.grad(loss(twin)))(rows))
