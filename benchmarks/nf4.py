@@ -4,8 +4,8 @@
     MINILORA_KERNEL=off python -m benchmarks.nf4        what "minilora" is without the kernel
 
 Two results. ``nf4``: quantizing and dequantizing, with bits a weight and the error; above 1 in the
-ratio is slower than bitsandbytes. ``nf4_kernel``, on a CPU: every variant of the compiled kernel that
-this processor has, on one thread and on ``--threads``, dequantizing beside bitsandbytes and
+ratio is slower than bitsandbytes. ``nf4_kernel``, on a CPU: every variant of the compiled kernel
+that this processor has, on one thread and on ``--threads``, dequantizing beside bitsandbytes and
 multiplying a few rows beside a plain float32 Linear (above 1 is slower than that).
 
 Bytes and values are asserted equal to bitsandbytes', and products to lie within a bound, before
@@ -126,7 +126,7 @@ def compare_dequantizing(width: int, dtype: torch.dtype, seconds: float) -> list
 
 @torch.no_grad()
 def compare_products(width: int, rows: int, seconds: float) -> list[Row]:
-    """Rows for ``x Ŵᵀ`` with a few rows of x: each variant and bitsandbytes, beside a float32 Linear."""
+    """Rows for ``x Ŵᵀ``, x of a few rows: each variant and bitsandbytes beside a float32 Linear."""
     torch.manual_seed(0)
     plain, x = nn.Linear(width, width, bias=False), torch.randn(rows, width)
     four = Linear4bit(width, width, bias=False, compute_dtype=torch.float32, quant_type="nf4")
