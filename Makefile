@@ -8,7 +8,7 @@ COVERAGE := --cov --cov-report=term:skip-covered
 PARITY := $(addprefix tests/test_,$(addsuffix .py,adapter batches codebook evaluate foreign inject invariants level0 life \
 	lora merge nf4 packed peft_files pretrained qlora requantize transformer))
 
-.PHONY: demo book test test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench clean
+.PHONY: demo book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
@@ -41,6 +41,9 @@ test-nf4: .venv/.installed-test  ## four bits with each variant of the kernel th
 		said=$$(MINILORA_KERNEL=$$kernel $(BIN)/python -m minilora.nf4.kernel 2>&1) || { echo "$$kernel: not here"; continue; }; \
 		echo "$$said"; MINILORA_KERNEL=$$kernel $(BIN)/python -m pytest tests/nf4 minilora/nf4 tests/test_invariants.py || failed=1; \
 	done; test -z "$$failed"
+
+test-long: .venv/.installed-test  ## what takes minutes to hours: kills by the hundred, many seeds; before closing an issue
+	$(BIN)/python -m pytest -m long tests
 
 test-llm: .venv/.installed-llm smollm2/config.json  ## the tests that need SmolLM2-135M-Instruct; fetches 93 MB once
 	$(BIN)/python -m pytest -m llm tests

@@ -1,15 +1,26 @@
-"""Four bits: the codebook, the packed tensor, the Linear that computes with it, the kernel."""
+"""Four bits: sixteen levels, blocks with a scale each, and a Linear that computes with them.
 
-from importlib import import_module
-from typing import Any
+In reading order:
 
-from .tensor import NF4Tensor, quantize
+    codebook.py        the sixteen levels of NF4, FP4 and int4, and the cells around them
+    scales.py          double quantization: the scales in eight bits
+    tensor.py          quantize, pack, dequantize: bitsandbytes' bytes
+    kernel.py          the same in C, in one pass: kernel.c, kernel_x86.h; imported at the first use
+    shared_weights.py  weights that somebody else uses too
+    linear.py          ``NF4Linear``, whose backward dequantizes again; a model's Linears into four
+                       bits and back
 
-__all__ = ["NF4Tensor", "quantize"]
+Imports only the ground (``level0``).
+"""
 
+from typing import TYPE_CHECKING
 
-def __getattr__(name: str) -> Any:
-    """``nf4.kernel``, imported at its first use: ``python -m minilora.nf4.kernel`` is no copy."""
-    if name == "kernel":
-        return import_module(".kernel", __name__)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+from ..lazy import lazy_imports
+
+if TYPE_CHECKING:
+    from .linear import NF4Linear, dequantize_base, quantize_base
+    from .tensor import NF4Tensor, quantize
+
+__all__ = ["NF4Linear", "NF4Tensor", "dequantize_base", "quantize", "quantize_base"]
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)
