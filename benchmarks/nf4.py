@@ -4,8 +4,8 @@
     MINILORA_KERNEL=off python -m benchmarks.nf4        what "minilora" is without the kernel
 
 Two results. ``nf4``: quantizing and dequantizing, with bits a weight and the error; above 1 in the
-ratio is slower than bitsandbytes. ``nf4_kernel``, on a CPU: every variant of the compiled kernel that
-this processor has, on one thread and on ``--threads``, dequantizing beside bitsandbytes and
+ratio is slower than bitsandbytes. ``nf4_kernel``, on a CPU: every variant of the compiled kernel
+that this processor has, on one thread and on ``--threads``, dequantizing beside bitsandbytes and
 multiplying a few rows beside a plain float32 Linear (above 1 is slower than that).
 
 Bytes and values are asserted equal to bitsandbytes', and products to lie within a bound, before
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from .common import Row, measure, options, rows_of, save
 
 try:
     from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
-except ImportError:  # pip install torchao, and it takes part
+except ImportError:  # with torchao installed it takes part
     to_nf4 = None
 
 OURS, BITSANDBYTES, TORCHAO = "minilora", "bitsandbytes", "torchao"
@@ -41,7 +42,7 @@ SETTINGS: dict[str, Any] = {"blocksize": 64, "quant_type": "nf4", "compress_stat
 
 @dataclass(frozen=True)
 class Contestant:
-    """How one quantizes, dequantizes, and which tensors it then keeps."""
+    """How a library quantizes and dequantizes, and which tensors it keeps."""
 
     quantize: Callable[[Tensor], Any]
     dequantize: Callable[[Any], Tensor]
@@ -65,7 +66,7 @@ if to_nf4 is not None:
 
 
 def compare(width: int, dtype: torch.dtype, seconds: float, device: str) -> list[Row]:
-    """Rows for quantizing and dequantizing one matrix, with bits a weight and the RMS error."""
+    """Rows for quantizing and dequantizing one matrix, with bits a weight and the error (rms)."""
     torch.manual_seed(0)
     weight = torch.randn(width, width, dtype=dtype, device=device)
     packed = {name: who.quantize(weight) for name, who in CONTESTANTS.items()}
@@ -73,19 +74,18 @@ def compare(width: int, dtype: torch.dtype, seconds: float, device: str) -> list
     assert torch.equal(packed[OURS].packed, packed[BITSANDBYTES][0].flatten())
     assert torch.equal(floats[OURS], floats[BITSANDBYTES])
     runs: dict[str, dict[str, Callable[[], Any]]] = {"quantize": {}, "dequantize": {}}
+    quality = {}
     for name, who in CONTESTANTS.items():
-        runs["quantize"][name] = lambda who=who: who.quantize(weight)
-        runs["dequantize"][name] = lambda who=who, q=packed[name]: who.dequantize(q)
-    rows = []
+        runs["quantize"][name] = partial(who.quantize, weight)
+        runs["dequantize"][name] = partial(who.dequantize, packed[name])
+        stored = sum(part.nbytes for part in who.parts(packed[name]))
+        rmse = (floats[name].float() - weight.float()).square().mean().sqrt().item()
+        quality[name] = {"bits": 8 * stored / width**2, "rmse": rmse}
+    rows, kind = [], str(dtype).removeprefix("torch.")
     for what, contestants in runs.items():
         times = measure(contestants, seconds, 7, device)
-        setting = {"what": what, "width": width, "dtype": str(dtype).removeprefix("torch.")}
-        for row in rows_of(times, BITSANDBYTES, **setting):
-            name = row["contestant"]
-            error = (floats[name].float() - weight.float()).square().mean().sqrt().item()
-            stored = sum(part.nbytes for part in CONTESTANTS[name].parts(packed[name]))
-            rows.append({**row, "bits": 8 * stored / width**2, "rmse": error})
-    return rows
+        rows += rows_of(times, BITSANDBYTES, what=what, width=width, dtype=kind)
+    return [{**row, **quality[row["contestant"]]} for row in rows]
 
 
 def variants() -> dict[str, kernel.Kernel | None]:
@@ -126,7 +126,7 @@ def compare_dequantizing(width: int, dtype: torch.dtype, seconds: float) -> list
 
 @torch.no_grad()
 def compare_products(width: int, rows: int, seconds: float) -> list[Row]:
-    """Rows for ``x Ŵᵀ`` with a few rows of x: each variant and bitsandbytes, beside a float32 Linear."""
+    """Rows for ``x Ŵᵀ``, x of a few rows: each variant and bitsandbytes beside a float32 Linear."""
     torch.manual_seed(0)
     plain, x = nn.Linear(width, width, bias=False), torch.randn(rows, width)
     four = Linear4bit(width, width, bias=False, compute_dtype=torch.float32, quant_type="nf4")

@@ -3,11 +3,9 @@
 In reading order:
 
     codebook.py        the sixteen levels of NF4, FP4 and int4, and the cells around them
-    scales.py          double quantization: the scales themselves in eight bits
-    tensor.py          quantize, pack, dequantize: bitsandbytes' bytes, double quantization too
-    kernel.c           the same for the processor at hand: one pass, and a product that never writes
-                       the weight
-    kernel.py          the compiled kernel, found and checked
+    scales.py          double quantization: the scales in eight bits
+    tensor.py          quantize, pack, dequantize: bitsandbytes' bytes
+    kernel.py          the same in C, in one pass: kernel.c, kernel_x86.h; imported at the first use
     shared_weights.py  weights that somebody else uses too
     linear.py          ``NF4Linear``, whose backward dequantizes again; a model's Linears into four
                        bits and back

@@ -1,5 +1,5 @@
-/* The kernel under AddressSanitizer and UBSan: every array exactly as long as it must be, on the heap,
-   so that one read or write beyond it is reported. tests/nf4/test_kernel.py compiles and runs this. */
+/* The kernel under AddressSanitizer and UBSan: every array is exactly as long as it must be, on the
+   heap, so that one read or write beyond it is reported. tests/nf4/test_kernel.py runs this. */
 #include "../../minilora/nf4/kernel.c"
 #include <stdio.h>
 #include <stdlib.h>
