@@ -5,9 +5,10 @@
     disabled   y = base(x)
 
 A method is two functions, ``adapt`` and ``fold``; LoRA's are in layer.py. This class owns the rest.
-A merge makes a twin of the base with the folded weight, and exchanges the two; ``unmerge`` exchanges
-them back. It never subtracts: in bf16, W0 + ΔW − ΔW is not W0. A float base keeps its place, its
-hooks and its Parameters, and only their values change; a base in four bits makes room for its twin.
+A merge makes a twin of the base with the folded weight, and exchanges the two; ``unmerge``
+exchanges them back. It never subtracts: in bf16, W0 + ΔW − ΔW is not W0. A float base keeps its
+place, its hooks and its Parameters, and only their values change; a base in four bits makes room
+for its twin.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ class AdapterLayer(nn.Module):
         self.put(self.merged_base(), keep_base)
 
     def put(self, merged_base: nn.Module, keep_base: bool = True) -> None:
-        """Put a merged base's values in place; with ``keep_base=False`` the original's are dropped."""
+        """Put a merged base's values in place; ``keep_base=False`` drops the original's."""
         self.kept = (merged_base,)
         self.swap()
         self.kept, self.merged = self.kept if keep_base else (), True

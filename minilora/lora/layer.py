@@ -210,7 +210,7 @@ def is_ours_alone(base: nn.Module, y: Tensor) -> bool:
 
 
 def is_replaced(base: nn.Module) -> bool:
-    """Whether someone put another function in the place of a ``forward``, ``__call__`` or ``F.linear``."""
+    """Whether someone replaced the ``forward`` or ``__call__`` of a base, or ``F.linear``."""
     kind = type(base)
     own = "forward" in vars(base) or F.linear is not torch._C._nn.linear
     return own or module_of(kind.forward) != kind.__module__ or module_of(kind.__call__) != MODULE

@@ -226,3 +226,13 @@ def test_what_trained_before_trains_again_even_if_its_parameters_were_replaced()
     unload(model)
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"0.weight", "0.bias", "1.weight"}
+
+
+@pytest.mark.parametrize("action", [unload, minilora.merge_and_unload])
+def test_a_layer_that_was_put_in_two_places_is_taken_out_of_both(action):
+    model = nn.ModuleDict({"one": nn.Linear(3, 3), "two": nn.ReLU()})
+    inject(model, LoraConfig(r=1, target_modules=["one"]))
+    model["two"] = model["one"]
+    action(model)
+    assert type(model["one"]) is nn.Linear
+    assert model["two"] is model["one"]

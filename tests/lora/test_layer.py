@@ -24,7 +24,7 @@ from minilora import level0
 from minilora.lora.layer import AddLowRank, LoRALayer, add_low_rank_plainly
 
 from ..strategies import cases
-from ..tolerance import assert_as_close, backward_bound, forward_bound, gamma
+from ..tolerance import assert_as_close, backward_bound, exactly, forward_bound, gamma
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -302,19 +302,33 @@ def test_a_global_hook_keeps_what_it_saw():
     assert all(torch.equal(output, copied) for _, output, copied in records)
 
 
-@pytest.mark.parametrize("where", ["instance", "class"])
+@pytest.mark.parametrize("where", ["instance", "forward", "__call__", "F.linear"])
 def test_a_replaced_forward_may_keep_its_output(where, monkeypatch):
+    """Whoever replaces a function may hand out the same tensor again and again."""
     layer, x = trained_layer(), torch.randn(3, 5)
-    kept, compute = {}, nn.Linear.forward
+    kept, owner, name = {}, nn.Linear, where
+    if where == "F.linear":
+        owner, name = nn.functional, "linear"
+    compute = getattr(owner, "forward" if where == "instance" else name)
 
-    def forward(self, x):
-        return kept.setdefault("y", compute(self, x))
+    def replaced(first, *inputs):
+        if getattr(first, "shape", None) == (3, 2):  # not the base: x Aᵀ, in the plain path
+            return compute(first, *inputs)
+        return kept.setdefault(inputs[0].shape, compute(first, *inputs))
 
     if where == "instance":
-        layer.base.forward = forward.__get__(layer.base)
+        layer.base.forward = replaced.__get__(layer.base)
     else:
-        monkeypatch.setattr(nn.Linear, "forward", forward)
+        monkeypatch.setattr(owner, name, replaced)
     assert torch.equal(layer(x), layer(x))
+
+
+def test_a_trace_computes_for_other_inputs_what_the_layer_does():
+    """torch.jit.trace records operations; a write in place would change what it has recorded."""
+    layer, x = trained_layer().eval(), torch.randn(3, 5)
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, torch.randn(3, 5))
+        assert_as_close(traced(x), layer(x), exactly(layer, x))
 
 
 @pytest.mark.parametrize("keep", ["products", "everything"])

@@ -25,6 +25,7 @@ from minilora import (
 )
 from minilora.lora.layer import LoRALayer, lora_layers
 from minilora.lora.merging import LowRank, low_rank_parts
+from minilora.lora.requantization import outputs
 
 from ..strategies import adapters, models, seeds, sizes, targets
 from ..tolerance import assert_as_close, exactly, gamma
@@ -414,3 +415,34 @@ def test_inputs_that_the_model_cannot_take_leave_it_unmerged():
         merge_and_requantize(model, inputs=torch.tensor([[99]]))
     assert not any(layer.merged for _, layer in lora_layers(model))
     assert torch.equal(model(IDS), before)
+
+
+@pytest.mark.parametrize("keep_base", [True, False])
+@pytest.mark.parametrize("fails", [1, 2])
+def test_a_measurement_that_fails_leaves_the_model_unmerged(monkeypatch, keep_base, fails):
+    """Before the base is back in four bits, or after."""
+    _, model = quantized()
+    before, calls = {name: t.clone() for name, t in model.state_dict().items()}, []
+
+    def failing(model, inputs):
+        calls.append(model)
+        if len(calls) == fails:
+            raise RuntimeError("out of memory")
+        return outputs(model, inputs)
+
+    monkeypatch.setattr("minilora.lora.merging.outputs", failing)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        merge_and_requantize(model, keep_base, inputs=IDS)
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(layer.merged or layer.kept for _, layer in lora_layers(model))
+
+
+@pytest.mark.parametrize("keep_base", [True, False])
+def test_a_base_back_in_four_bits_is_kept_or_not(keep_base):
+    _, model = quantized()
+    merge_and_requantize(model, keep_base)
+    for _, layer in lora_layers(model):
+        assert isinstance(layer.base, NF4Linear)
+        assert bool(layer.kept) == keep_base

@@ -13,13 +13,14 @@ from peft import PeftModel
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import minilora
 from minilora import LoraConfig, explain_match, inject
 from minilora.formats.base_fingerprint import fingerprint
 from minilora.lora.adapter_layer import adapter_layers
 from minilora.lora.layer import lora_layers
-from minilora.lora.paths import named_modules, plain_path, replace_modules, wrapped_name
+from minilora.lora.paths import named_modules, plain_path, replace_modules, unwrapped, wrapped_name
 
 from ..test_foreign import IDS, make
 from ..tolerance import assert_as_close, exactly
@@ -61,7 +62,7 @@ def twice(model):
     return DataParallel(with_compiled_blocks(model))
 
 
-WRAPPERS = [compiled, DataParallel, DistributedDataParallel]
+WRAPPERS = [compiled, DataParallel, DistributedDataParallel, AveragedModel]
 WRAPPERS += [with_compiled_blocks, with_checkpointed_blocks, twice]
 wrappers = pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
 
@@ -149,8 +150,9 @@ def test_it_comes_out_of_a_wrapped_model_as_out_of_the_plain_one(wrap, action):
     wrapped, model = adapted(wrap)
     action(wrapped), action(model)
     assert not list(adapter_layers(wrapped))
+    assert all(p.requires_grad for p in wrapped.parameters()), "as before the adapters"
     state = {plain_path(wrapped, name): tensor for name, tensor in wrapped.state_dict().items()}
-    assert state.keys() == model.state_dict().keys()
+    assert state.keys() - {"n_averaged"} == model.state_dict().keys()  # AveragedModel counts
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     assert_as_close(logits(wrapped), logits(model), exactly(model, input_ids=IDS))
 
@@ -167,3 +169,21 @@ def test_modules_are_replaced_inside_the_wrappers():
     replace_modules(model, {"0": nn.Tanh()})
     assert isinstance(model.module[0], nn.Tanh)
     assert isinstance(model, DataParallel)
+
+
+def test_only_the_wrappers_around_the_whole_are_taken_off():
+    model = with_checkpointed_blocks(plain())
+    assert unwrapped(DataParallel(AveragedModel(model)).module.module) is not model, "it was copied"
+    assert unwrapped(DataParallel(DataParallel(model))) is model
+    assert unwrapped(model) is model
+    assert wrapped_name(model.model.layers[0]) is not None
+
+
+def test_a_module_in_two_places_has_two_paths_if_asked_and_is_replaced_in_both():
+    shared = nn.Linear(2, 2)
+    model = nn.ModuleDict({"one": shared, "two": shared})
+    assert [path for path, _ in named_modules(model)] == ["", "one"]
+    assert [path for path, _ in named_modules(model, remove_duplicate=False)] == ["", "one", "two"]
+    replace_modules(model, {"two": nn.Tanh()})
+    assert model["one"] is shared
+    assert isinstance(model["two"], nn.Tanh)

@@ -12,13 +12,13 @@ from peft import inject_adapter_in_model
 from torch import nn
 
 from minilora import LoraConfig, explain_match, inject
-from minilora.ledger import estimate
+from minilora.ledger import architecture, estimate
 from minilora.ledger.dimensions import Architecture, LinearShape
 from minilora.lora.layer import lora_layers
 from minilora.lora.selection import Match, pattern_for, select
 from minilora.lora.sites import sites_of
 
-from .test_injection import tiny
+from .test_injection import SIZES, tiny
 
 PARTS = st.sampled_from(["layers", "h", "q", "k_proj", "xq", "experts", "lm_head", "0", "1", "2"])
 EXPRESSIONS = [r".*q", r".*layers\.\d\..*", r".*(q|k_proj)", "^q", r"[01]\.q", "q|h", "q$", r".*\d"]
@@ -131,7 +131,7 @@ def outcome(sites, config):
     try:
         return select(sites, config)
     except ValueError as error:
-        return re.sub(r"(matches [\w.]+), (a \w+|which is).*", r"\1: refused", str(error))
+        return re.sub(r"(matches [\w.]+), (an? |whose ).*", r"\1: refused", str(error))
 
 
 @settings(max_examples=100)
@@ -143,6 +143,20 @@ def test_the_plan_agrees_with_the_model(case):
     planned, live = outcome(planned_sites(tree), config), outcome(sites_of(tree), config)
     assert planned == live
     assert isinstance(live, str) or all(isinstance(match, Match) for match in live)
+
+
+CONFIG = {"model_type": "llama", **SIZES, "num_key_value_heads": 2}
+TARGETS = ["q_proj", "mlp", "embed_tokens", "norm", "input_layernorm", "lm_head", "all-linear"]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_plan_of_a_llama_refuses_what_the_model_does(target, tied):
+    """Embeddings and norms are no Linears, and a tied head may not change, in a plan as in life."""
+    plan = architecture({**CONFIG, "tie_word_embeddings": tied})
+    live = sites_of(tiny(tie_word_embeddings=tied, num_key_value_heads=2))
+    config = LoraConfig(target_modules=target if target == "all-linear" else [target])
+    assert outcome(estimate.sites_of(plan), config) == outcome(live, config)
 
 
 def test_a_match_says_what_it_costs_and_how_high_its_rank_can_be():

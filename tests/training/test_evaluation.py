@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from torch.nn.parallel import DataParallel
 
 from minilora import Example, bits_per_byte, exact_match
 from minilora.model.generation import CausalLM
@@ -36,6 +37,13 @@ def test_batched_answers_are_those_given_one_by_one(base):
     examples = polite_log(1, 8).valid
     one_by_one = answers(base, examples, batch=1)
     assert answers(base, examples) == one_by_one == [e.output for e in examples]
+
+
+def test_a_wrapped_model_answers_as_the_model_inside(base):
+    examples = polite_log(1, 3).valid
+    assert answers(DataParallel(base), examples) == answers(base, examples)
+    with pytest.raises(ValueError, match="with a tokenizer, .* got a Linear$"):
+        answers(DataParallel(torch.nn.Linear(2, 2)), examples)
 
 
 def test_an_answer_may_be_as_long_as_the_expected_one(base):

@@ -4,6 +4,7 @@ import copy
 import itertools
 import json
 import math
+import signal
 import threading
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import nn
+from torch.nn.parallel import DataParallel
 
 import minilora
 from minilora import LoraConfig, TrainConfig, inject, train
@@ -69,6 +71,24 @@ def test_stopped_in_the_middle_and_continued_the_steps_are_those_of_one_run():
     assert first + [record["loss"] for record in rest] == [record["loss"] for record in records]
     assert [record["step"] for record in rest] == [4, 5, 6]
     assert equal(trained_bits(model), trained_bits(whole))
+
+
+def test_a_gradient_that_is_left_between_two_steps_does_not_enter_the_next():
+    """Whoever watches may compute gradients of their own."""
+    quiet, optimizer = regression()
+    run(quiet, optimizer, SIX)
+    model, optimizer = regression()
+    for _ in steps(model, rows, optimizer, SIX, objective=squares):
+        model(torch.ones(1, 4)).sum().backward()
+    assert equal(trained_bits(model), trained_bits(quiet))
+
+
+def test_a_group_without_a_peak_has_the_rate_it_was_made_with():
+    model, _ = regression()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    run(model, optimizer, TrainConfig(steps=1), schedule=lambda step, peak: peak / 2)
+    assert optimizer.param_groups[0]["initial_lr"] == 0.25
+    assert optimizer.param_groups[0]["lr"] == 0.125
 
 
 def test_nothing_happens_before_the_first_record_is_asked_for():
@@ -219,6 +239,20 @@ def logged(folder):
     return sorted(records, key=str)
 
 
+def test_a_run_on_a_wrapped_model_continues_on_the_plain_one(tmp_path):
+    """Names in a checkpoint are those of the model inside."""
+    settings = {**QUICK, "steps": 3, "pack": True}
+    whole, cut, plain = adapted(), adapted(), adapted(seed=5)
+    train(whole, TASK, **settings)
+
+    def interrupt(record):
+        signal.raise_signal(signal.SIGINT)
+
+    train(DataParallel(cut), TASK, out=tmp_path, callbacks=[interrupt], **settings)
+    train(plain, TASK, out=tmp_path, resume=True, **settings)
+    assert equal(trained_bits(plain), trained_bits(whole))
+
+
 def test_the_seed_decides_the_order_and_the_dropout():
     def losses(seed, dropout, task):
         return train(filled(dropout), task, steps=1, seed=seed, **QUICK).losses
@@ -347,8 +381,10 @@ def test_resuming_what_is_not_there_or_not_the_same_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"other settings \(steps: 2 there, 3 here\)"):
         train(adapted(), TASK, steps=3, **resumed)
     less = Task("less", TASK.train[:-1], TASK.valid)
-    with pytest.raises(ValueError, match=r"other settings \(data: "):
-        train(adapted(), less, steps=2, **resumed)
+    moved = Task("moved", TASK.train[:-1], (TASK.train[-1], *TASK.valid))
+    for task in (less, moved):
+        with pytest.raises(ValueError, match=r"other settings \(data: "):
+            train(adapted(), task, steps=2, **resumed)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a checkpoint")
     with pytest.raises(ValueError, match="not a readable safetensors"):
         train(adapted(), TASK, steps=2, **resumed)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DataParallel
 
 import minilora
 from minilora import train
@@ -131,9 +132,14 @@ def test_our_llama_is_asked_where_there_is_a_label_and_keeps_examples_apart(base
     packed, padded = pack(rows, 160), pad(rows)
     assert packed.segments is not None
     assert keeps_examples_apart(base)
+    assert keeps_examples_apart(DataParallel(base))
+    assert not keeps_examples_apart(DataParallel(make("Llama")[0]))
     assert not keeps_examples_apart(make("Llama")[0])
     with torch.no_grad():
-        difference = abs(summed_loss(base, packed) - summed_loss(base, padded)).item()
-    assert difference <= padded.answer_tokens * loss_bound(base, padded.ids)
+        plain, wrapped = (summed_loss(model, packed).item() for model in (base, DataParallel(base)))
+        alone = summed_loss(base, padded).item()
+    bound = padded.answer_tokens * loss_bound(base, padded.ids)
+    assert abs(plain - alone) <= bound
+    assert abs(wrapped - alone) <= bound
     base.forward = None  # the head is computed for the labels only: the whole is never asked for
     assert summed_loss(base, padded).item() > 0
