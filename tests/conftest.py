@@ -36,8 +36,9 @@ SLOWEST_FIRST += ["test_charts", "test_cli", "test_readme", "test_peft_files"]
 def pytest_collection_modifyitems(config, items):
     """The slowest files come first; what is marked long runs only where -m names it."""
     if "long" not in (config.option.markexpr or ""):
-        config.hook.pytest_deselected([item for item in items if item.get_closest_marker("long")])
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+        left_out = [item for item in items if item.get_closest_marker("long")]
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
     order = {name: number for number, name in enumerate(SLOWEST_FIRST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 

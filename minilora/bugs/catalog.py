@@ -28,13 +28,13 @@ LAYER = (
         story="The update is scaled by α instead of α/r. "
               "Nobody notices where every default has α = r.",
         thread="huggingface/peft #2489",
-        caught_by="lora/test_config.py::test_scaling_follows_the_two_papers"),
+        caught_by="lora/test_hyperparameters.py::test_scaling_follows_the_two_papers"),
     Bug(name="rsLoRA by r", where="lora.hyperparameters:scaling_of",
         right="(math.sqrt(r) if use_rslora else r)", wrong="r",
         story="The flag use_rslora is read from the file and then forgotten. "
               "An adapter of rank 64 is served at an eighth of its scale.",
         thread="NVIDIA/TensorRT-LLM #1668",
-        caught_by="lora/test_config.py::test_scaling_follows_the_two_papers"),
+        caught_by="lora/test_hyperparameters.py::test_scaling_follows_the_two_papers"),
     Bug(name="the wrong fan", where="lora.layer:LoRALayer.reset_parameters",
         right="1 / math.sqrt(self.in_features)", wrong="1 / math.sqrt(self.r)",
         story="A is stored as (in, r), so the usual initialisation takes r for its fan-in. "
@@ -92,13 +92,13 @@ MERGE = (
         story="GPT-2 keeps its weights as (in, out), and ΔW is added as it is. "
               "On a square matrix nothing complains.",
         thread="predibase/lorax #106",
-        caught_by="lora/test_layer.py::test_conv1d_is_a_linear_with_its_weight_transposed"),
+        caught_by="lora/test_linears.py::test_an_adapter_on_conv1d_computes_the_same_merged"),
     Bug(name="merge twice", where="lora.adapter_layer:AdapterLayer.check_mergeable",
         right="if self.merged:", wrong="if False:",
         story="A second merge adds ΔW again. "
               "Some functions merge without saying so, so it happens by itself.",
         thread="huggingface/peft #1355",
-        caught_by="lora/test_layer.py::test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused"),
+        caught_by="lora/test_adapter_layer.py::test_merging_twice_unmerging_twice_and_unmerging_without_a_base_are_refused"),
     Bug(name="unmerge by subtraction", where="lora.adapter_layer:AdapterLayer.swap",
         right="self.base, self.kept = self.kept[0], (self.base,)",
         wrong="merged = self.base.weight.data\n"
@@ -133,7 +133,7 @@ MERGE = (
         story="The output head shares its weight with the embedding, and an adapter on it is "
               "merged. Every input changes too.",
         thread="huggingface/peft #2018",
-        caught_by="lora/test_injection.py::test_a_tied_head_is_refused_and_an_untied_one_is_not"),
+        caught_by="lora/test_sites.py::test_a_tied_head_is_refused_and_an_untied_one_is_not"),
     Bug(name="cross-terms", where="lora.merging:combine",
         right="A = torch.cat([part.A for _, part in parts])  # (Σ r, in)\n"
               "        B = torch.cat("
@@ -223,13 +223,13 @@ FILES_AND_NAMES = (
         story="One name of several matches nothing, and that is no error. "
               "Half of what was meant trains.",
         thread="huggingface/peft #1959",
-        caught_by="lora/test_injection.py::test_one_pattern_of_several_that_matches_nothing_is_an_error"),
+        caught_by="lora/test_selection.py::test_one_pattern_of_several_that_matches_nothing_is_an_error"),
     Bug(name="an end without a dot", where="lora.patterns:fits",
         right='name.endswith(f".{entry}")', wrong="name.endswith(entry)",
         story="Names are compared by their last letters. "
               '"proj" then means q_proj, k_proj, v_proj and everything else.',
         thread="",
-        caught_by="lora/test_injection.py::test_a_name_fits_when_it_is_equal_or_ends_in_dot_name"),
+        caught_by="lora/test_patterns.py::test_a_name_fits_when_it_is_equal_or_ends_in_dot_name"),
     Bug(name="patterns forgotten", where="lora.config:LoraConfig.rank_and_alpha",
         right="first_fit(path, self.alpha_pattern, self.lora_alpha)", wrong="self.lora_alpha",
         story="A module has an alpha of its own in the config, and gets the common one. "

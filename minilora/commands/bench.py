@@ -29,10 +29,11 @@ def run(options: argparse.Namespace) -> int:
     if unknown := [name for name in options.names if name not in BENCHMARKS]:
         known = f"there are {', '.join(BENCHMARKS)}"
         hint = did_you_mean(unknown[0], BENCHMARKS, known)
-        raise ValueError(f"no benchmark is called {unknown[0]!r}; {hint}")
+        raise ValueError(f"no benchmark is named {unknown[0]!r}; {hint}")
     if not (CHECKOUT / "benchmarks" / "__main__.py").exists():
         raise ValueError(
-            "the benchmarks are part of the repository, not of the package: clone it, then make bench"
+            "the benchmarks are part of the repository, not of the package: "
+            "clone it, then make bench"
         )
     command = [sys.executable, "-m", "benchmarks", *options.names, "--device", options.device]
     return subprocess.call(command, cwd=CHECKOUT)

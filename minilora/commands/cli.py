@@ -82,7 +82,7 @@ COMMANDS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input is one line on standard error and exit status 2."""
-    for stream in (sys.stdout, sys.stderr):  # a console without UTF-8 shows "?" and goes on
+    for stream in (sys.stdout, sys.stderr):  # a console without UTF-8 shows "?"
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
     name, *rest = [*(sys.argv[1:] if arguments is None else arguments), ""]

@@ -1,4 +1,4 @@
-"""``minilora plan``: a fine-tune's cost as a table, as JSON, as a picture, as a page to play with."""
+"""``minilora plan``: a fine-tune's cost as a table, as JSON, as a picture, as an HTML page."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from ..ledger.shapes import architecture, presets
 from ..lora.config import LoraConfig, read_targets
 from ..plots.style import save_figure, short
 
-TERMS = (
-    "weights: the base as it is stored, a 4-bit weight in half a byte. constants: the scales of 4-bit weights. adapters: A and "
-    "B. gradients and optimizer: of what trains; AdamW's two moments are 8 bytes a number. activations: what the forward pass "
-    "keeps for the backward pass; they grow with batch and tokens. temporary: what passes by at the worst moment, as logits. "
-    "GB are decimal. Not counted: the process itself (half a gigabyte on a card), fragmentation, a float32 copy of 16-bit "
-    "weights that train (4 bytes each, where one is kept), and what several cards hold twice. time is FLOPs and nothing "
-    "else, at a round 100 TFLOP/s: cards that sustain 400 together need a quarter of it; opening 4-bit weights comes on top."
-)
+TERMS = """
+weights: the base as it is stored, a 4-bit weight in half a byte. constants: the scales of 4-bit
+weights. adapters: A and B. gradients and optimizer: of the trained numbers; AdamW's two moments are
+8 bytes a number. activations: the tensors that the forward pass keeps for the backward pass; they
+grow with batch and tokens. temporary: tensors of the worst moment only, as logits. GB are decimal.
+Not counted: the process itself (half a gigabyte on a card), fragmentation, a float32 copy of 16-bit
+weights that train (4 bytes each, where one is kept), and what several cards hold twice. time is
+FLOPs and nothing else, at a round 100 TFLOP/s: cards that sustain 400 together need a quarter of
+it; opening 4-bit weights comes on top.
+""".strip()
 SPEED = 1e14  # FLOP/s, a round number
 
 
@@ -61,9 +64,8 @@ def run(options: argparse.Namespace) -> int:
     if options.page is not None:
         from ..plots.planner_page import write_planner
 
-        print(
-            f"Saved {write_planner(options.page, options.model)}. Open it in a browser; it needs no network."
-        )
+        page = write_planner(options.page, options.model)
+        print(f"Saved {page}. Open it in a browser; it needs no network.")
         return 0
     if options.list:
         for name in presets():
@@ -71,7 +73,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     if options.model is None:
         raise ValueError(
-            "which model? Name a preset (minilora plan --list), a config.json, or a folder that holds one"
+            "which model? Name a preset (minilora plan --list), a config.json, "
+            "or a folder that holds one"
         )
     settings = Settings(
         batch=options.batch,
@@ -82,111 +85,116 @@ def run(options: argparse.Namespace) -> int:
         checkpointing=options.checkpointing,
         double_quant=not options.single_quant,
     )
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         config = LoraConfig(options.r, 2 * options.r, read_targets(options.target))
-        found = plan(options.model, config, options.method, settings)
+        planned = plan(options.model, config, options.method, settings)
         if options.chart is not None:
             save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)
-    for note in dict.fromkeys(str(warning.message) for warning in said):
+    for note in dict.fromkeys(str(warning.message) for warning in caught):
         print(f"note: {note}", file=sys.stderr)
     if options.json:
-        print(json.dumps(found.as_dict(), indent=1))
+        print(json.dumps(planned.as_dict(), indent=1))
     else:
-        print_plan(found)
+        print_plan(planned)
         if options.chart is not None:
             print(f"Saved {options.chart}.")
     return 0
 
 
-def print_plan(found: Plan) -> None:
-    """The plan as a table, by rich."""
+def print_plan(planned: Plan) -> None:
+    """The plan as a table and the lines below it, by rich."""
     from rich.console import Console
-    from rich.table import Table
 
-    s, config = found.settings, found.config
-    how = "everything trains" if config is None else f"r = {config.r} on {found.adapted} Linears"
-    table = Table(box=None, pad_edge=False)
-    for name, justify in (("", "left"), ("bytes", "right"), ("GB", "right"), ("share", "right")):
-        table.add_column(name, justify=justify)  # type: ignore[arg-type]
-    for name, size in {**found.bytes, "total": found.total}.items():
-        style = "bold" if name == "total" else "dim" if not size else None
-        table.add_row(
-            name, f"{size:,}", f"{size / GB:,.2f}", f"{100 * size / found.total:.1f}%", style=style
-        )
+    config = planned.config
+    how = f"r = {config.r} on {planned.adapted} Linears" if config else "everything trains"
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 60)  # in a narrower window lines wrap; a number is never cut
-    console.print(f"{found.model}, {found.method}: {how}")
-    console.print(table)
-    console.print(
-        f"\ntrainable    {found.trainable:,} of {found.parameters:,} ({100 * found.share:.4f}%)"
-    )
-    if config is not None:
-        console.print(
-            f"adapter file {found.adapter_file_bytes:,} bytes ({found.adapter_file_bytes / 1e6:,.1f} MB)"
-        )
-    forward, backward = found.flops_forward, found.flops_backward
-    again = " with the forward again" * s.checkpointing
-    console.print(
-        f"FLOPs        {forward / 1e9:,.2f} G a token forward, {backward / 1e9:,.2f} G backward{again}"
-    )
-    console.print(f"time         {time_text(found)} a million tokens, were 100 TFLOP/s sustained")
-    console.print(
-        f"step         {s.batch} × {s.seq} tokens, {s.dtype} base, {s.optimizer}"
-        + ", checkpointing" * s.checkpointing
-    )
-    console.print(
-        "fits         "
-        + (
-            ", ".join(name for name, fits in found.fits.items() if fits)
-            or f"none of {', '.join(GPUS)}"
-        )
-    )
-    if not any(found.fits.values()):
-        console.print(f"             over cards of 80 GB, at least {cards_of_80(found)} of them")
+    console.print(f"{planned.model}, {planned.method}: {how}")
+    console.print(bytes_table(planned))
+    console.print()
+    for name, text in [*cost_lines(planned), *card_lines(planned)]:
+        console.print(f"{name:13}{text}")
+
+
+def bytes_table(planned: Plan) -> Any:
+    """A row for each category of bytes, and their total."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("")
+    for name in ("bytes", "GB", "share"):
+        table.add_column(name, justify="right")
+    for name, size in {**planned.bytes, "total": planned.total}.items():
+        style = "bold" if name == "total" else "dim" if not size else None
+        share = f"{100 * size / planned.total:.1f}%"
+        table.add_row(name, f"{size:,}", f"{size / GB:,.2f}", share, style=style)
+    return table
+
+
+def cost_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+    """(name, text) of each line about parameters, files and FLOPs."""
+    settings = planned.settings
+    share = f"({100 * planned.share:.4f}%)"
+    yield "trainable", f"{planned.trainable:,} of {planned.parameters:,} {share}"
+    if planned.config is not None:
+        size = planned.adapter_file_bytes
+        yield "adapter file", f"{size:,} bytes ({size / 1e6:,.1f} MB)"
+    forward, backward = planned.flops_forward / 1e9, planned.flops_backward / 1e9
+    again = " with the forward again" * settings.checkpointing
+    yield "FLOPs", f"{forward:,.2f} G a token forward, {backward:,.2f} G backward{again}"
+    yield "time", f"{time_text(planned)} a million tokens, were 100 TFLOP/s sustained"
+    tokens = f"{settings.batch} × {settings.seq} tokens"
+    checkpointing = ", checkpointing" * settings.checkpointing
+    yield "step", f"{tokens}, {settings.dtype} base, {settings.optimizer}{checkpointing}"
+
+
+def card_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+    """(name, text) of each line about the cards that hold the step, or nearly do."""
+    fitting = [name for name, fits in planned.fits.items() if fits]
+    yield "fits", ", ".join(fitting) or f"none of {', '.join(GPUS)}"
+    if not fitting:
+        yield "", f"over cards of 80 GB, at least {cards_of_80(planned)} of them"
     for name, size in GPUS.items():
-        if 0 < found.total - size * GB <= 0.07 * size * GB:
-            over = f"over by {(found.total - size * GB) / GB:.2f} GB"
-            console.print(
-                f"close        {name}: {over}; cards hold up to 7% more, the driver takes part of that"
-            )
+        over = planned.total - size * GB
+        if 0 < over <= 0.07 * size * GB:
+            margin = "cards hold up to 7% more, the driver takes part of that"
+            yield "close", f"{name}: over by {over / GB:.2f} GB; {margin}"
 
 
-def time_text(found: Plan) -> str:
+def time_text(planned: Plan) -> str:
     """How long a million tokens take at ``SPEED``, in the unit that suits."""
-    seconds = (found.flops_forward + found.flops_backward) * 1e6 / SPEED
-    size, unit = next(
-        ((size, unit) for size, unit in ((3600, "hours"), (60, "minutes")) if seconds >= size),
-        (1, "seconds"),
-    )
-    return f"{seconds / size:.2g} {unit}"
+    seconds = (planned.flops_forward + planned.flops_backward) * 1e6 / SPEED
+    if seconds >= 3600:
+        return f"{seconds / 3600:.2g} hours"
+    return f"{seconds / 60:.2g} minutes" if seconds >= 60 else f"{seconds:.2g} seconds"
 
 
-def cards_of_80(found: Plan) -> int:
+def cards_of_80(planned: Plan) -> int:
     """The fewest cards of 80 GB that hold the step, were everything shared out evenly."""
-    return -(-found.total // (80 * GB))
+    return -(-planned.total // (80 * GB))
 
 
 def plan_figure(source: str, config: LoraConfig, settings: Settings, dark: bool = False) -> Any:
-    """A model under each method with one config, as ``memory_chart`` draws it; below each bar the cards that hold it."""
+    """A model under each method with one config, by ``memory_chart``.
+
+    Below each bar stand the cards that hold it.
+    """
     from ..plots.charts import memory_chart
 
-    plans = {
-        title: plan(source, config, title.lower(), settings) for title in ("full", "LoRA", "QLoRA")
-    }
-    bars = {}
-    for title, found in plans.items():
-        card = next(
-            (f"a card of {name}" for name, fits in found.fits.items() if fits),
-            f"≥ {cards_of_80(found)} × 80 GB",
-        )
-        bars[f"{title}\n{card}"] = [found.bytes]
+    methods = ("full", "LoRA", "QLoRA")
+    plans = {title: plan(source, config, title.lower(), settings) for title in methods}
+    bars = {f"{title}\n{smallest_card(plans[title])}": [plans[title].bytes] for title in methods}
     cards = {name: size * float(GB) for name, size in GPUS.items()}
-    targets = (
-        config.target_modules
-        if isinstance(config.target_modules, str)
-        else ", ".join(config.target_modules)
-    )
-    note = f"{settings.dtype} base, {settings.optimizer}, r = {config.r} on {targets}, {settings.batch} × {settings.seq} tokens"
-    note += ", checkpointing" * settings.checkpointing
-    return memory_chart([plans["full"].model], bars, cards, note, dark=dark)
+    targets = config.target_modules
+    names = targets if isinstance(targets, str) else ", ".join(targets)
+    parts = [f"{settings.dtype} base, {settings.optimizer}, r = {config.r} on {names}"]
+    parts += [f"{settings.batch} × {settings.seq} tokens"]
+    parts += ["checkpointing"] * settings.checkpointing
+    return memory_chart([plans["full"].model], bars, cards, ", ".join(parts), dark=dark)
+
+
+def smallest_card(planned: Plan) -> str:
+    """The smallest card that holds the step, or how many of 80 GB do."""
+    fitting = [f"a card of {name}" for name, fits in planned.fits.items() if fits]
+    return fitting[0] if fitting else f"≥ {cards_of_80(planned)} × 80 GB"

@@ -1,4 +1,4 @@
-"""``minilora zoo``: bugs that LoRA libraries have had: the wrong line, and the test that catches it."""
+"""``minilora zoo``: bugs of LoRA libraries: the wrong line, and the test that catches it."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""The lesson engine: one script in percent cells is run, walked, graded, and made a page or a notebook.
+"""The lesson engine: one script in percent cells is run, walked, graded, made a page or notebook.
 
 In reading order:
 
     cells.py            a lesson as cells: prose, code, predictions, exercises, hints
     course.py           where the lessons lie, with their checks and solutions
-    figures.py          ``show``, for whoever looks
+    figures.py          ``show``: a figure, wherever the lesson runs
     run.py              a lesson from start to end, in a process of its own
     checking.py         what a checker is made of: random cases, a comparison, a sentence
     judge.py            a learner's answer, in its own process, with a limit
@@ -12,7 +12,8 @@ In reading order:
     terminal.py         the console                 walk.py       a lesson, cell by cell
     submissions.py      what a class hands in       grade.py      who has built what
     notebook.py         a lesson as a notebook
-    pages.py            the parts of a page         api_pages.py  the package as pages
+    pages.py            the parts of a page         house.py      the picture of the wings
+    api_pages.py        the package as pages
     book.py             the course as a site
     validate_lesson.py  whether a lesson keeps its promises
 

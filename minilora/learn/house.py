@@ -1,7 +1,7 @@
-"""The picture of the house: every wing of the package, and who imports whom, drawn from the imports.
+"""The picture of the house: every wing of the package, and who imports whom.
 
-A wing stands above all that it imports, so every arrow points down. An arrow that others imply
-(training → model → nf4 implies training → nf4) is left out.
+It is drawn from the import statements. A wing stands above all that it imports, so every arrow
+points down. An arrow that others imply (training → model → nf4 implies training → nf4) is left out.
 
     python -m minilora.learn.house docs/house.svg
 """
@@ -147,7 +147,8 @@ def arrow(start: tuple[float, float], end: tuple[float, float]) -> str:
     (x, y), (to_x, to_y) = start, end
     y, to_y = y + TALL / 2, to_y - TALL / 2 - 5
     bend = (to_y - y) / 2
-    curve = f"M{x:.0f},{y:.0f} C{x:.0f},{y + bend:.0f} {to_x:.0f},{to_y - bend:.0f} {to_x:.0f},{to_y:.0f}"
+    bends = f"{x:.0f},{y + bend:.0f} {to_x:.0f},{to_y - bend:.0f}"
+    curve = f"M{x:.0f},{y:.0f} C{bends} {to_x:.0f},{to_y:.0f}"
     tip = f"M{to_x - 3.5:.1f},{to_y:.0f} h7 l-3.5,5 z"
     return f'<path class="arrow" d="{curve}"/><path class="tip" d="{tip}"/>'
 

@@ -2,7 +2,9 @@
 
 In reading order:
 
-    shapes.py          the Linears of an architecture, from a preset or a ``config.json``
+    dimensions.py      a model as dimensions: its Linears, and what else has parameters
+    families.py        what a ``config.json`` of each family means
+    shapes.py          the dimensions of a preset, a file, a folder or a list
     storage.py         bytes of weights, scales, adapters and files
     activations.py     what autograd keeps for the backward pass
     flops.py           floating-point operations a token

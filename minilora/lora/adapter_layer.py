@@ -54,20 +54,30 @@ class AdapterLayer(nn.Module):
         """The base with the method folded in: a new module, rounded once to the base's dtype.
 
         ``onto``: a W0 (out, in) to take instead of the base's. Changes nothing. Raises
-        ``ValueError`` when the result is not finite (a run that diverged, a half-precision overflow).
+        ``ValueError`` when the result is not finite: a run diverged, or half precision overflowed.
         """
-        dtype = dtype_of(self.base)
         weight, bias = self.fold(weight_of(self.base) if onto is None else onto, self.bias)
-        weight = weight.to(dtype)
-        if not torch.isfinite(weight).all():
-            raise ValueError(
-                f"the merged weight is not finite in {dtype}: the adapter diverged, or its values do "
-                "not fit this dtype; train again with a smaller rate, or merge in float32"
-            )
+        weight = self.rounded("weight", weight)
+        if bias is not None and bias is not self.bias:
+            bias = self.rounded("bias", bias)
         return with_weight(self.base, weight, bias)
 
+    def rounded(self, name: str, values: Tensor) -> Tensor:
+        """The values in the base's dtype. Raises ``ValueError`` when they are not finite there."""
+        dtype = dtype_of(self.base)
+        values = values.to(dtype)
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                f"the merged {name} is not finite in {dtype}: the adapter diverged, or its values "
+                "do not fit this dtype; train again with a smaller rate, or merge in float32"
+            )
+        return values
+
     def merge(self, keep_base: bool = True) -> None:
-        """Put ``merged_base`` in the base's place. Raises as ``check_mergeable``, and in four bits."""
+        """Put ``merged_base`` in the base's place.
+
+        Raises ``ValueError`` as ``check_mergeable`` and ``merged_base`` do, and for four bits.
+        """
         if isinstance(self.base, NF4Linear):
             raise ValueError(
                 "this base is in four bits, which would lose most of ΔW: "
@@ -110,7 +120,7 @@ class AdapterLayer(nn.Module):
             )
 
     def check_enabled(self) -> None:
-        """Raise ``ValueError`` inside ``disable_adapter``, where the base is in place in any case."""
+        """Raise ``ValueError`` inside ``disable_adapter``, which puts the base in place itself."""
         if not self.enabled:
             raise ValueError(
                 "this adapter is switched off by disable_adapter: "
@@ -130,7 +140,7 @@ class AdapterLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The base's weight, for models that read it; of four bits a float copy, made for this call."""
+        """The base's weight, for models that read it; of four bits a float copy for this call."""
         return self.base.weight  # type: ignore[return-value]
 
     @property

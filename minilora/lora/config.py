@@ -83,11 +83,13 @@ class LoraConfig:
             self._set("layers_pattern", names)
             if self.layers_to_transform is None:
                 raise ValueError(
-                    f"layers_pattern={names!r} needs layers_to_transform: the numbers after that name"
+                    f"layers_pattern={names!r} needs layers_to_transform: "
+                    "the numbers after that name"
                 )
-        if self.layers_to_transform is not None and isinstance(self.target_modules, str):
+        targets = self.target_modules
+        if self.layers_to_transform is not None and isinstance(targets, str):
             raise ValueError(
-                f"layers_to_transform narrows a list of target_modules, got {self.target_modules!r}: "
+                f"layers_to_transform narrows a list of target_modules, got {targets!r}: "
                 "give a list, or write the layers into the regular expression"
             )
 
@@ -101,7 +103,7 @@ class LoraConfig:
         return scaling_of(self.r, self.lora_alpha, self.use_rslora)
 
     def rank_and_alpha(self, path: str) -> tuple[int, float]:
-        """``r`` and ``lora_alpha`` of a module: a pattern's where one fits its path, else the config's.
+        """``r`` and ``lora_alpha`` of a module: those of a pattern that fits, else the config's.
 
         >>> config = LoraConfig(r=8, lora_alpha=16, rank_pattern={"1[.]k_proj": 2, "k_proj": 4})
         >>> config.rank_and_alpha("layers.1.k_proj"), config.rank_and_alpha("layers.2.k_proj")

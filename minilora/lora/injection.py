@@ -3,7 +3,8 @@
     for every module that the config chooses:  parent.name = config.wrap(parent.name)
     for every other parameter:                 requires_grad = False
 
-``lora/selection.py`` says which modules a config chooses. Everything is checked before anything changes.
+``lora/selection.py`` says which modules a config chooses. Everything is checked before anything
+changes.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .sites import sites_of
 
 
 def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
-    """What ``inject`` would do with this model, changing nothing. Raises what ``inject`` would raise.
+    """What ``inject`` would do with this model, changing nothing. Raises as ``inject``.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     >>> print(explain_match(model, LoraConfig(r=1, target_modules=["0"])))
@@ -133,7 +134,7 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     """
     layers = [layer for _, layer in require_adapters(model)]
     before = [layer.enabled for layer in layers]
-    # inside another such context they are swapped
+    # inside another such context the merged ones are swapped already
     merged = [layer for layer in layers if layer.merged and layer.enabled]
     for layer in merged:
         layer.check_unmergeable()
@@ -151,11 +152,11 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def enable_input_grads(model: nn.Module) -> list[RemovableHandle]:
-    """Let the embeddings' outputs carry a gradient, so that checkpointed blocks train their adapters.
+    """Let the embeddings' outputs carry a gradient, so that checkpointed blocks train adapters.
 
     Gradient checkpointing in its reentrant form runs a block without a graph, and builds one in the
-    backward pass only if an *input* of the block asks for it. With a frozen embedding none does, and
-    A and B get nothing, in silence (huggingface/peft #137). Call it once, before training; each
+    backward pass only if an *input* of the block asks for it. With a frozen embedding none does,
+    and A and B get nothing, in silence (huggingface/peft #137). Call it once, before training; each
     handle's ``remove()`` undoes it. Raises ``ValueError`` when the model has no embedding.
 
     >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4)).requires_grad_(False)
@@ -169,8 +170,8 @@ def enable_input_grads(model: nn.Module) -> list[RemovableHandle]:
         named = [own()] if callable(own) else []
     except NotImplementedError:  # a model of theirs without one
         named = []
-    found = [m for m in model.modules() if isinstance(m, nn.Embedding)]
-    embeddings = {id(m): m for m in [*named, *found] if m is not None}
+    by_class = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    embeddings = {id(m): m for m in [*named, *by_class] if m is not None}
     if not embeddings:
         raise ValueError(
             "this model has no embedding whose output could carry a gradient: "

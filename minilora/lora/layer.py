@@ -6,13 +6,13 @@
 A starts as U(-1/√in, 1/√in) and B as zero, so a new layer computes exactly what its base computes.
 One zero factor is enough; two would be a saddle that no gradient leaves: ∂B ∝ A and ∂A ∝ B.
 
-Source: LoRA (arXiv 2106.09685) section 4.1; Kaiming-uniform with a=√5 as in PEFT, which is that bound.
+Source: LoRA (arXiv 2106.09685) section 4.1; that bound is Kaiming-uniform with a=√5, as in PEFT.
 
 The fast path adds the update *into the base's output*, in place: the sum then needs no second
 (tokens, out) tensor, and that tensor is most of what an adapter costs. ``AddLowRank`` does so for
 training too, with a backward derived by hand. It is right only while nobody else holds that output;
-``is_ours_alone`` knows who might. ``add_low_rank_plainly`` is the equation as written: the oracle in
-tests/lora/test_layer.py, and the path for every other case.
+``is_ours_alone`` knows who might. ``add_low_rank_plainly`` is the equation as written: the oracle
+in tests/lora/test_layer.py, and the path for every other case.
 
 Left out: several adapters in one layer (a matter of serving), embeddings and convolutions.
 """
@@ -40,7 +40,7 @@ LINEAR_FORWARD = nn.Linear.forward
 
 
 class LoRALayer(AdapterLayer):
-    """``base(x) + scaling · (dropout(x) Aᵀ) Bᵀ`` around a frozen Linear, ``NF4Linear`` or ``Conv1D``.
+    """``base(x) + scaling · (dropout(x) Aᵀ) Bᵀ`` around a frozen Linear, NF4Linear or Conv1D.
 
     A and B are float32 when the base computes in half precision, as in PEFT: small steps vanish in
     bf16. Raises ``TypeError`` for a base that is not a Linear, ``ValueError`` or ``TypeError`` for
@@ -176,20 +176,23 @@ class AddLowRank(torch.autograd.Function):
             h = F.linear(x, A)
         g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
         dh = (g @ B).mul_(ctx.scaling)  # (tokens, r)
-        dA = dh.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[2] else None  # (r, in)
-        # (out, r)
-        dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None
-        dx = (dh @ A).view(x.shape) if ctx.needs_input_grad[1] else None
+        dx = dA = dB = None
+        if ctx.needs_input_grad[1]:
+            dx = (dh @ A).view(x.shape)  # (…, in)
+        if ctx.needs_input_grad[2]:
+            dA = dh.T @ x.reshape(-1, x.shape[-1])  # (r, in)
+        if ctx.needs_input_grad[3]:
+            dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)  # (out, r)
         return grad, dx, dA, dB, None
 
 
 def is_ours_alone(base: nn.Module, y: Tensor) -> bool:
-    """Whether the base's output is a plain tensor that nobody else holds, so that we may write to it.
+    """Whether the base's output is a plain tensor that nobody else holds, so we may write to it.
 
     Others that might: a hook, the base's or a global one; a ``forward`` that someone replaced; a
-    subclass; a mode that records operations, as selective checkpointing does; torch.func, forward-mode
-    differentiation and torch.compile, which replay operations; autocast, which casts between them.
-    tests/lora/test_layer.py has a case for each.
+    subclass; a mode that records operations, as selective checkpointing does; torch.func,
+    forward-mode differentiation and torch.compile, which replay operations; autocast, which casts
+    between them. tests/lora/test_layer.py has a case for each.
     """
     known = type(base) is nn.Linear or type(base) is NF4Linear or is_conv1d(base)
     hooks = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
@@ -206,5 +209,5 @@ def is_ours_alone(base: nn.Module, y: Tensor) -> bool:
 
 
 def any_recorder() -> bool:
-    """Whether a dispatch mode may keep the tensors that it sees; the ledger's says that it does not."""
+    """Whether a dispatch mode may keep the tensors it sees; the ledger's says that it does not."""
     return any(getattr(mode, "keeps_tensors", True) for mode in _get_current_dispatch_mode_stack())

@@ -26,7 +26,7 @@ def is_linear(module: nn.Module) -> bool:
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is transformers' ``Conv1D``.
 
-    Known by its looks: transformers is no requirement here, so its class cannot be asked for.
+    It is recognised by its looks, because transformers may not be installed.
     """
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 

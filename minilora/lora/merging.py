@@ -7,14 +7,14 @@
 Summing the factors instead, (Σ Aᵢ)(Σ Bᵢ), brings cross-terms Bᵢ Aⱼ that no adapter ever learnt
 (huggingface/peft #3004); stacking [w₁s₁B₁ … wₙsₙBₙ] [A₁; …; Aₙ] has none.
 
-A model is merged whole or not at all: every merged base is made and checked before the first one is
-put in place (huggingface/peft #3710 is what happens otherwise).
+A model is merged whole or not at all: every merged base is made and checked before the first one
+is put in place (huggingface/peft #3710 is what happens otherwise).
 
-A base in four bits takes no small ΔW: the gaps between its levels are wider (huggingface/peft #2321).
-So a merge there goes into a float weight, and the caller says which: onto Ŵ, which the adapter was
-trained on, so that the model computes what it does now; or onto the original W0, which knows more
-than Ŵ, but which the adapter never saw. ``merge_and_requantize`` goes back into four bits, and
-returns what that lost.
+A base in four bits takes no small ΔW: the gaps between its levels are wider (huggingface/peft
+#2321). So a merge there goes into a float weight, and the caller says which: onto Ŵ, which the
+adapter was trained on, so that the model computes what it does now; or onto the original W0, which
+knows more than Ŵ, but which the adapter never saw. ``merge_and_requantize`` goes back into four
+bits, and returns what that lost.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ def merge(
 ) -> nn.Module:
     """Write ``W0 + ΔW`` into every adapted Linear, in place. Returns the model.
 
-    ``unmerge`` gives W0 back to the bit; ``keep_base=False`` drops it and so needs no second copy of
-    the weights: for deployment. On a base in four bits say ``onto="dequantized"``, or ``onto=`` the
-    float model that was quantized: each adapted Linear becomes a float one. Raises ``ValueError``,
-    changing nothing, without adapters, when merged already, in training mode with dropout, when a
-    sum is not finite, or ``onto`` is missing or does not fit.
+    ``unmerge`` gives W0 back to the bit; ``keep_base=False`` drops it and so needs no second copy
+    of the weights: for deployment. On a base in four bits say ``onto="dequantized"``, or ``onto=``
+    the float model that was quantized: each adapted Linear becomes a float one. Raises
+    ``ValueError``, changing nothing, without adapters, when merged already, in training mode with
+    dropout, when a sum is not finite, or when ``onto`` is missing or does not fit.
 
     >>> from minilora import LoraConfig, inject
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -87,12 +87,12 @@ def merge_and_requantize(
     '0'
     """
     layers = require_adapters(model)
-    merged = merged_bases(layers, onto)
+    merged, weights = merged_bases(layers, onto), weights_to_merge_onto(layers, onto)
     quantized, losses = [], []
     for (path, layer), base in zip(layers, merged, strict=True):
         if isinstance(layer.base, NF4Linear):
             again = explain(path, requantize, layer.base, base)
-            losses.append(loss_of(path, layer, base.weight, again))
+            losses.append(loss_of(path, layer, weights.get(path), base.weight, again))
             base = again
         quantized.append(base)
     in_floats = None
@@ -152,7 +152,7 @@ def check_onto(onto: str | nn.Module | None) -> None:
 
 
 def original_weights(original: nn.Module, needed: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The float weights of a model's Linears at these paths, or one error for all that do not fit."""
+    """A float model's weights at these paths; one error names all that do not fit."""
     modules: dict[str, Any] = dict(named_modules(original))
     weights, wrong = {}, []
     for path, layer in needed.items():
@@ -189,8 +189,9 @@ def unmerge(model: nn.Module) -> nn.Module:
 def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -> nn.Module:
     """Merge, then take the adapters out: an ordinary model again, in place. Returns the model.
 
-    A merged model is only taken out of its layers. With ``onto`` (for a base in four bits, see
-    ``merge``) the Linears without adapters become floats too. Raises as ``merge``, changing nothing.
+    A model that is merged already keeps its merge. With ``onto`` (for a base in four bits, see
+    ``merge``) the Linears without adapters become floats too. Raises as ``merge``, changing
+    nothing.
 
     >>> from minilora import LoraConfig, inject
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -285,9 +286,8 @@ def combine(
         parts = [(weight, adapter[path]) for weight, adapter in weighted if path in adapter]
         shapes = {(part.A.shape[1], part.B.shape[0]) for _, part in parts}
         if len(shapes) > 1:
-            raise ValueError(
-                f"{path}: these adapters were made for Linears of different (in, out): {sorted(shapes)}"
-            )
+            different = f"Linears of different (in, out): {sorted(shapes)}"
+            raise ValueError(f"{path}: these adapters were made for {different}")
         A = torch.cat([part.A for _, part in parts])  # (Σ r, in)
         B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)
         combined[path] = LowRank(A, B, 1.0)

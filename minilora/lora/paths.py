@@ -4,8 +4,9 @@
     DataParallel, DDP      module.blocks.0.q_proj                ->  blocks.0.q_proj
     FSDP, checkpointing    blocks.0._fsdp_wrapped_module.q_proj  ->  blocks.0.q_proj
 
-An adapter whose file carries a wrapper's name fits no other model: PEFT loads nothing of it, with one
-warning, and the bare base is served. Matching, reports, files and fingerprints all use these paths.
+An adapter whose file carries a wrapper's name fits no other model: PEFT loads nothing of it, with
+one warning, and the bare base is served. Matching, reports, files and fingerprints all use these
+paths.
 """
 
 from __future__ import annotations

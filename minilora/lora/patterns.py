@@ -1,9 +1,10 @@
-"""Names and patterns that a config holds: their checks, and the rules by which they match. No torch.
+"""Names and patterns in a config: their checks, and the rules by which they match. No torch.
 
 A list entry fits a module of that name or one that ends in ``.entry``. A string is a regular
-expression for the whole path. A key of ``rank_pattern`` or ``alpha_pattern`` is a regular expression
-for a path or for its end after a dot. All three are PEFT's rules (``check_target_module_exists`` and
-``get_pattern_key``); tests/lora/test_selection.py compares them over random trees and patterns.
+expression for the whole path. A key of ``rank_pattern`` or ``alpha_pattern`` is a regular
+expression for a path or for its end after a dot. All three are PEFT's rules
+(``check_target_module_exists`` and ``get_pattern_key``); tests/lora/test_patterns.py compares them
+over random paths and patterns.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def check_regex(field: str, pattern: str) -> None:
 def check_values(
     field: str, values: Mapping[str, Any], check: Callable[[Any], None]
 ) -> dict[str, Any]:
-    """A copy of a pattern's mapping; raise unless its keys compile and its values pass ``check``."""
+    """A copy of a pattern's mapping; raise unless keys compile and values pass ``check``."""
     if not isinstance(values, Mapping | None):
         raise TypeError(f"{field} must map names to values, got {values!r}")
     for name, value in (values or {}).items():

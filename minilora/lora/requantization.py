@@ -2,10 +2,10 @@
 
     lost = (W0 + ΔW) − dequantize(quantize(W0 + ΔW))
 
-The levels of four bits are further apart than most of ΔW is large, so the sum falls back to the
-levels of W0, and a few weights jump by far more than they should (huggingface/peft #2321). Two ratios
-say it: ‖lost‖/‖ΔW‖, of what was learnt, and ‖lost‖/‖W0 + ΔW‖, the error of the outputs for inputs
-without a preferred direction.
+The gaps between the levels of four bits are wider than most entries of ΔW, so the sum falls back to
+the levels of W0, and a few weights jump by far more than they should (huggingface/peft #2321). Two
+ratios say it: ‖lost‖/‖ΔW‖ is the share of what was learnt; ‖lost‖/‖W0 + ΔW‖ is the error of the
+outputs, for inputs without a preferred direction.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Loss(NamedTuple):
     """What one Linear lost to four bits.
 
     ``of_update`` is ‖lost‖/‖ΔW‖; ``of_output`` is ‖lost‖/‖W0 + ΔW‖, which for inputs without a
-    preferred direction is the relative error of the outputs (root mean square); ``bytes_changed`` is
-    the share of its bytes that the merge changed at all.
+    preferred direction is the relative error of the outputs (root mean square); ``bytes_changed``
+    is the share of its bytes that the merge changed at all.
     """
 
     name: str
@@ -63,13 +63,20 @@ def requantize(base: NF4Linear, merged: nn.Linear) -> NF4Linear:
     return NF4Linear.from_linear(merged, *settings).train(base.training)
 
 
-def loss_of(name: str, layer: AdapterLayer, merged: Tensor, again: NF4Linear) -> Loss:
-    """Compare a merged weight with what four bits kept of it, ``again``."""
+def loss_of(
+    name: str, layer: AdapterLayer, onto: Tensor | None, merged: Tensor, again: NF4Linear
+) -> Loss:
+    """Compare a merged weight with what four bits kept of it, ``again``.
+
+    ``onto`` is the W0 that it was merged onto, if not the layer's own.
+    """
     base: Any = layer.base
-    delta, _ = layer.fold(torch.zeros_like(merged), None)
+    before = base.weight if onto is None else onto.detach()
+    folded, _ = layer.fold(before, layer.bias)
+    update = (folded.detach() - before.to(folded)).norm().item()  # not rounded to the base's dtype
     lost = (again.weight.float() - merged.float()).norm().item()
     changed = torch.ne(again.quantized.packed, base.packed).float().mean().item()
-    update, total = delta.norm().item(), merged.float().norm().item()
+    total = merged.float().norm().item()
     return Loss(name, lost / max(update, 1e-30), lost / max(total, 1e-30), changed)
 
 

@@ -1,11 +1,11 @@
-"""Which modules an adapter goes to. A live model and a planned one are asked in the same way: no torch.
+"""Which modules an adapter goes to, in a live model or a planned one. No torch.
 
     sites (a model's modules, or an architecture's)  ──select──>  matches, or one clear error
 
-The rules of matching are PEFT's (patterns.py). Unlike PEFT, an entry that matches nothing is an
-error: a typo that silently trains half of what was meant cost many users days (huggingface/peft
-#1959). And ``"all-linear"`` never takes an ``lm_head``, where PEFT knows the heads of transformers'
-models only.
+The rules of matching are PEFT's (patterns.py), with two differences. An entry that matches nothing
+is an error, because a typo would silently train half of what was meant; PEFT raises one only when
+none of the names matches (huggingface/peft #1959). And ``"all-linear"`` never takes an ``lm_head``;
+PEFT knows the heads of transformers' models only.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 class Site:
     """A module that a config may name: its path, and its sizes if it is a Linear.
 
-    ``refused`` says why it cannot have an adapter (empty: it can). ``is_head`` marks the output head,
-    which ``"all-linear"`` leaves alone.
+    ``refused`` says why it cannot have an adapter (empty: it can). ``is_head`` marks the output
+    head, which ``"all-linear"`` leaves alone.
     """
 
     path: str
@@ -73,19 +73,16 @@ def select(sites: Sequence[Site], config: LoraConfig) -> tuple[Match, ...]:
     check_keys_used(chosen, config)
     for site in sites:
         if site.refused and patterns[site.path] is not None:
-            found = f"target_modules: {patterns[site.path]!r} matches {site.path}"
-            raise ValueError(f"{found}, {site.refused}")
-    return tuple(
-        Match(
-            s.path,
-            s.in_features,
-            s.out_features,
-            patterns[s.path],
-            config.rank_and_alpha(s.path)[0],
-        )
-        for s in sites
-        if s.is_linear and s.in_features
-    )
+            matched = f"target_modules: {patterns[site.path]!r} matches {site.path}"
+            raise ValueError(f"{matched}, {site.refused}")
+    linears = [site for site in sites if site.is_linear and site.in_features]
+    return tuple(match_of(site, patterns[site.path], config) for site in linears)
+
+
+def match_of(site: Site, pattern: str | None, config: LoraConfig) -> Match:
+    """A Linear with the pattern that chose it, and the rank that the config gives it."""
+    r, _ = config.rank_and_alpha(site.path)
+    return Match(site.path, site.in_features, site.out_features, pattern, r)
 
 
 def pattern_for(site: Site, config: LoraConfig) -> str | None:
@@ -111,7 +108,7 @@ def check_exclusions_used(paths: Collection[str], config: LoraConfig) -> None:
 
 
 def check_targets_used(sites: Sequence[Site], chosen: Sequence[str], config: LoraConfig) -> None:
-    """Raise ``ValueError`` when nothing matched, or a list entry did not; say what could be meant."""
+    """Raise ``ValueError`` when nothing or not every entry matched; suggest what was meant."""
     targets = config.target_modules
     if isinstance(targets, str):
         unused = [] if chosen else [targets]
@@ -154,11 +151,14 @@ def last_name(path: str) -> str:
 
 @dataclass(frozen=True)
 class InjectReport:
-    """The chosen modules and their cost; ``print(report)`` shows a table, alike modules on one line.
+    """The chosen modules and their cost; ``print(report)`` shows a table.
+
+    Modules that are alike but for their numbers share a line.
 
     >>> from torch import nn
     >>> from minilora import LoraConfig, explain_match
-    >>> report = explain_match(nn.Sequential(nn.Linear(4, 2)), LoraConfig(r=1, target_modules=["0"]))
+    >>> config = LoraConfig(r=1, target_modules=["0"])
+    >>> report = explain_match(nn.Sequential(nn.Linear(4, 2)), config)
     >>> report.trainable, report.total, report.chosen[0].name
     (6, 16, '0')
     """

@@ -3,7 +3,7 @@
 In reading order:
 
     transformer.py  embedding, blocks, head: a whole Llama on a few screens
-    generation.py   one token after the other
+    generation.py   one token after the other; the protocol that training asks for logits
     tokenizer.py    text to ids and back, and the form of a conversation
     config_json.py  what a ``config.json`` of the family means
     pretrained.py   open and write model folders, in floats or four bits

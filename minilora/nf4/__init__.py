@@ -2,9 +2,11 @@
 
 In reading order:
 
-    codebook.py   the sixteen levels of NF4, FP4 and int4, and the cells around them
-    tensor.py     quantize, pack, dequantize: the bytes of bitsandbytes, double quantization included
-    linear.py     ``NF4Linear``, whose backward dequantizes again; a model's Linears into four bits and back
+    codebook.py        the sixteen levels of NF4, FP4 and int4, and the cells around them
+    tensor.py          quantize, pack, dequantize: bitsandbytes' bytes, double quantization too
+    shared_weights.py  weights that somebody else uses too
+    linear.py          ``NF4Linear``, whose backward dequantizes again; a model's Linears into four
+                       bits and back
 
 Imports only the ground (``level0``).
 """

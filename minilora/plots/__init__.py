@@ -2,10 +2,11 @@
 
 In reading order:
 
-    style.py         colours, labels, one way to save
-    charts.py        the charts: arrays in, ``Figure`` out
-    gallery.py       each chart with the figures it shows
-    planner_page.py  the planner as one HTML file
+    style.py             colours, labels, one way to save
+    charts.py            the charts: arrays in, ``Figure`` out
+    parameter_charts.py  the charts of counts: parameters by rank, by model, by module
+    gallery.py           each chart with the figures it shows
+    planner_page.py      the planner as one HTML file
 
 Imports the library. matplotlib is loaded when a chart is drawn.
 """

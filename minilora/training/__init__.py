@@ -2,10 +2,14 @@
 
 In reading order:
 
-    data.py        examples: read from a file, or made (the polite ship's computer, its naval code)
+    examples.py    examples, read from a file and split into two sides
+    data.py        the tasks: a ship's log answered politely, or in naval code
     batches.py     examples as rows of tokens, padded or packed; which tokens have a loss
     config.py      ``TrainConfig``: steps, rate, batch
-    loop.py        ``train``
+    objective.py   the loss of a batch, and its gradient
+    optimizer.py   AdamW, and the rate of each step
+    loop.py        ``steps``, one after the other, and ``train``
+    observers.py   the journal, validation and checkpoints, which watch the steps
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits
     history.py     what happened, step by step
     progress.py    the bar

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..files import read_tensors, write_tensors
 
-# AdamW's state of one parameter; its steps are those that had a gradient
+# AdamW's state of one parameter; ``step`` counts only the steps that had a gradient
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -78,17 +78,14 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
         if f"step/{name}" in tensors:
             averages = {key: tensors[f"{key}/{name}"].to(p.device) for key in MOMENTS[1:]}
             state.optimizer.state[p] = {"step": tensors[f"step/{name}"], **averages}
-    best = {
-        name: tensors[f"best/{name}"].to(p.device)
-        for name, p in state.parameters.items()
-        if f"best/{name}" in tensors
-    }
+    kept = [name for name in state.parameters if f"best/{name}" in tensors]
+    best = {name: tensors[f"best/{name}"].to(state.parameters[name].device) for name in kept}
     state.best = best or None
     return about["history"]
 
 
 def check_identity(file: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
-    """Raise ``ValueError`` when a checkpoint belongs to another run, with the settings that differ."""
+    """Raise ``ValueError``, with the settings that differ, when another run wrote a checkpoint."""
     now = json.loads(json.dumps(identity))
     changed = [key for key in now if saved.get(key) != now.get(key)]
     if changed:

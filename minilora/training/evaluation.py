@@ -77,8 +77,8 @@ def bits_per_byte(
 
     The text is cut into windows of ``context`` tokens; a rest shorter than a window does not count.
     The first token of each window is given, not predicted, so it counts neither as bits nor as
-    bytes (of a letter that is cut there, some bytes may count for others). Raises ``ValueError``
-    for a model without tokenizer, or fewer than two tokens of text or of context.
+    bytes (a letter that is cut there is counted in part). Raises ``ValueError`` for a model without
+    tokenizer, or for fewer than two tokens of text or of context.
 
     >>> import minilora
     >>> base = minilora.load_base()
@@ -104,10 +104,10 @@ def bits_per_byte(
     model.eval()
     try:
         for rows in windows.split(batch):
-            output = model(rows[:, :-1])
-            # (batch, context - 1, vocab); transformers' models wrap theirs
-            logits, labels = getattr(output, "logits", output), rows[:, 1:]
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+            output, labels = model(rows[:, :-1]), rows[:, 1:]
+            logits = getattr(output, "logits", output)  # transformers' models wrap theirs
+            logits = logits.flatten(0, 1).float()  # (batch · (context - 1), vocab)
+            loss = F.cross_entropy(logits, labels.flatten(), reduction="sum")
             nats += loss.item()
     finally:
         model.train(was_training)

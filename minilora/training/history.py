@@ -1,4 +1,4 @@
-"""What happened in a run: its records in memory and on disk, and the warnings that follow from them."""
+"""What happened in a run: its records, in memory and on disk, and the warnings they lead to."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class History:
 
 
 def overfitting(history: History, window: int = 3) -> str | None:
-    """A warning when the validation loss rose ``window`` times in a row and is 5% above its best."""
+    """A warning when the validation loss rose ``window`` times in a row, to 5% above its best."""
     losses = [v["valid_loss"] for v in history.validations]
     recent = losses[-window - 1 :]
     rising = len(recent) == window + 1 and all(a < b for a, b in pairwise(recent))
@@ -64,7 +64,7 @@ def diverged(step: int, loss: float, norm: float, history: History, config: Trai
         )
     else:
         cause = (
-            "it came at once, so look at the examples of this step, "
+            "it came without warning, so look at the examples of this step, "
             f"then try a smaller lr than {config.lr}"
         )
         cause += "; bf16 may overflow" if config.bf16 else ""

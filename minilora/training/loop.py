@@ -6,8 +6,9 @@
                      yield a record; whoever watches looks at it   (observers.py)
 
 Nothing random survives a step: dropout is seeded by (seed, step), the order of examples too. A
-resumed run therefore continues to the same bits (tests/training/test_loop.py). Denormal numbers are
-flushed to zero, for the whole process: vanishing gradients made a CPU matrix product 50 times slower.
+resumed run therefore continues to the same bits (tests/training/test_loop.py). ``train`` flushes
+denormal numbers to zero, for the whole process: vanishing gradients made a CPU matrix product 50
+times slower.
 
 Left out: several machines, loss scaling (bf16 needs none), other optimizers.
 """
@@ -52,9 +53,10 @@ def steps(
 ) -> Iterator[Record]:
     """One optimizer step after the other; yields each step's record.
 
-    ``batches(step)`` gives the parts of a step's batch; ``objective(model, parts)`` their loss, with
-    its gradient left in the parameters; ``schedule(step, peak)`` the rate of a group. Weights change
-    only if loss and gradient are finite; otherwise raises ``NotFinite``.
+    ``batches(step)`` gives the parts of a step's batch; ``objective(model, parts)`` their loss,
+    with its gradient left in the parameters; ``schedule(step, peak)`` the rate of a group. Weights
+    change only if loss and gradient are finite; otherwise raises ``NotFinite``. A step seeds
+    torch's generator.
     """
     rate = schedule or partial(rate_at, config=config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -98,12 +100,13 @@ def train(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> History:
-    """Train what has ``requires_grad``, in place, on a task (its ``valid`` side validates) or examples.
+    """Train what has ``requires_grad``, in place, on examples or on a task.
 
-    ``settings`` are fields of ``TrainConfig``. Callbacks get each step's and each validation's
-    record. Ctrl-C ends after the step in progress, with the state saved if there is an ``out``.
-    Raises ``ValueError`` when nothing would train, and ``FloatingPointError``, leaving the last good
-    weights, when the loss or the gradient is not finite.
+    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. Callbacks get
+    each step's and each validation's record. Ctrl-C ends after the step in progress, with the state
+    saved if there is an ``out``.
+    Raises ``ValueError`` when nothing would train, and ``FloatingPointError``, leaving the last
+    good weights, when the loss or the gradient is not finite.
 
     >>> import minilora
     >>> model = minilora.load_base()
@@ -136,12 +139,9 @@ def go(
     callbacks: Sequence[Callback],
     bar: Progress,
 ) -> History:
-    """All steps that are left, watched; then the best state, or word of the interruption."""
-    state, history, out = (
-        run.state,
-        run.state.history,
-        None if config.out is None else Path(config.out),
-    )
+    """All steps that are left, observed; then the best state, or word of the interruption."""
+    state, history = run.state, run.state.history
+    out = None if config.out is None else Path(config.out)
     journal = Journal(history, out, callbacks, bar)
     validation = Validation(model, run.valid_batches, task.valid, config, state, journal)
     checkpoints = Checkpoints(checkpoint_file(config), state, run.identity, history, config)
@@ -159,7 +159,7 @@ def go(
     history.interrupted = state.step < config.steps
     if history.interrupted:
         checkpoints.save()
-        resume = f"; go on with resume=True, out={str(out)!r}" if out else ""
+        resume = f"; continue with resume=True, out={str(out)!r}" if out else ""
         bar.say(f"interrupted after step {state.step}{resume}")
     elif config.keep_best and state.best is not None and history.best_step != state.step:
         state.restore_best()
@@ -170,7 +170,7 @@ def go(
 
 @dataclass
 class Run:
-    """One run's parts: its batches, what trains, the optimizer, and the state a checkpoint holds."""
+    """One run's parts: batches, trained parameters, optimizer, and the state a checkpoint holds."""
 
     batches: Callable[[int], Sequence[Batch]]
     valid_batches: Sequence[Batch]
@@ -267,13 +267,13 @@ def check_trainable(model: nn.Module) -> None:
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError(
             f"{type(model).__name__} is an encoder-decoder: minilora.train continues one text, and "
-            "has no second input; train it with transformers' Trainer, where the adapters that "
-            "inject puts in work as they are"
+            "has no second input; train it with transformers' Trainer, where injected adapters "
+            "work as they are"
         )
     if not isinstance(tokenizer := getattr(model, "tokenizer", None), ChatTokenizer):
         raise ValueError(
-            f"train needs model.tokenizer, got {type(tokenizer).__name__}: load_base() finds it in a "
-            "folder with a tokenizer.json; elsewhere set "
+            f"train needs model.tokenizer, got {type(tokenizer).__name__}: load_base() finds it in "
+            "a folder with a tokenizer.json; elsewhere set "
             "model.tokenizer = minilora.Tokenizer('folder/tokenizer.json')"
         )
 

@@ -1,4 +1,4 @@
-"""Who watches a run: each observer is called with a step's record, and none of them changes the step.
+"""Who watches a run: each observer gets a step's record, and none of them changes the step.
 
     Journal      the history, metrics.jsonl, the callbacks, the bar
     Validation   loss and answers on the held-out side, every so many steps; the best state
@@ -52,7 +52,7 @@ class Journal:
         if self.metrics is not None:
             self.metrics.write(record)
         for callback in self.callbacks:
-            callback(copy.deepcopy(record))  # it may do with its copy what it likes
+            callback(copy.deepcopy(record))  # a callback may change its copy
 
 
 @dataclass
@@ -128,7 +128,7 @@ class Checkpoints:
 
 @contextlib.contextmanager
 def interrupt_flag() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag that the loop reads between steps; a second one stops at once."""
+    """Turn the first Ctrl-C into a flag, which the loop reads between steps; a second one stops."""
     flag = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag  # signals belong to the main thread

@@ -1,4 +1,4 @@
-"""AdamW, and the rate of each step: up in a line, then down in a cosine (arXiv 1608.03983 eq. 5)."""
+"""AdamW, and the rate of each step: a line up, then a cosine down (arXiv 1608.03983 eq. 5)."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
             ["merge", "--adapter", "nowhere", "--out", "x"],
             "adapter_model.safetensors does not exist",
         ),
-        (["bench", "speed"], "no benchmark is called 'speed'; there are forward, train_step"),
+        (["bench", "speed"], "no benchmark is named 'speed'; there are forward, train_step"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):

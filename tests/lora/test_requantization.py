@@ -21,7 +21,7 @@ def layer_with_update(scale):
 
 def loss_after(name, layer):
     merged = layer.merged_base()
-    return loss_of(name, layer, merged.weight, requantize(layer.base, merged))
+    return loss_of(name, layer, None, merged.weight, requantize(layer.base, merged))
 
 
 def test_it_is_put_back_as_it_was_packed():
