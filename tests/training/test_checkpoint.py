@@ -1,4 +1,4 @@
-"""A checkpoint is one file, holds all that a step changes, and is refused when it is not what it should be."""
+"""A checkpoint is one file with all that a step changes; anything else is refused."""
 
 import pytest
 import torch
@@ -9,10 +9,8 @@ from minilora.training.checkpoint import State, load_checkpoint, save_checkpoint
 
 def state(seed=0, steps=3):
     torch.manual_seed(seed)
-    parameters = {
-        "a": torch.nn.Parameter(torch.randn(2, 3)),
-        "b": torch.nn.Parameter(torch.randn(4)),
-    }
+    shapes = {"a": (2, 3), "b": (4,)}
+    parameters = {n: torch.nn.Parameter(torch.randn(shape)) for n, shape in shapes.items()}
     made = State(parameters, torch.optim.AdamW(parameters.values()), None)
     for _ in range(steps):
         sum(p.square().sum() for p in parameters.values()).backward()
@@ -36,7 +34,7 @@ def test_everything_comes_back_to_the_bit(tmp_path):
 
 
 def test_each_parameter_keeps_its_own_count_of_steps(tmp_path):
-    """AdamW counts only the steps in which a parameter had a gradient, and corrects its moments by that count."""
+    """AdamW counts a parameter's steps that had a gradient, and corrects its moments by them."""
     old, new = state(), state(seed=1, steps=0)
     old.optimizer.zero_grad()
     old.parameters["a"].sum().backward()  # this step, b has none
@@ -60,25 +58,23 @@ def test_the_best_state_is_a_copy_that_comes_back():
     assert torch.equal(made.parameters["a"], best)
 
 
-def test_a_file_that_is_no_checkpoint_or_of_another_model_is_refused(tmp_path):
+def test_another_file_or_the_checkpoint_of_another_model_is_refused(tmp_path):
     write_tensors(tmp_path / "plain", {"x": torch.ones(1)})
     with pytest.raises(ValueError, match="not a checkpoint of a training run"):
         load_checkpoint(tmp_path / "plain", state(), {})
     other = state()
     other.parameters = {"a": torch.nn.Parameter(torch.zeros(5))}
     save_checkpoint(tmp_path / "other", other, {}, {})
-    with pytest.raises(
-        ValueError, match="does not fit this model: parameter/a is missing or has another shape"
-    ):
+    message = "does not fit this model: parameter/a is missing or has another shape"
+    with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path / "other", state(), {})
     torn = state()
     del torn.optimizer.state[torn.parameters["b"]]["exp_avg_sq"]
     save_checkpoint(tmp_path / "torn", torn, {}, {})
     untouched = state(seed=1)
     before = untouched.parameters["a"].detach().clone()
-    with pytest.raises(
-        ValueError, match="torn is damaged: of step, exp_avg, exp_avg_sq for b it holds only some"
-    ):
+    message = "torn is damaged: of step, exp_avg, exp_avg_sq for b it holds only some"
+    with pytest.raises(ValueError, match=message):
         load_checkpoint(tmp_path / "torn", untouched, {})
     assert torch.equal(untouched.parameters["a"], before)
     assert untouched.step == 3
