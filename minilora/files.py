@@ -3,6 +3,11 @@
 ``os.replace`` is atomic on every system, so a reader finds the old file or the new one, never half
 of one, even after a killed run. Tensors go through safetensors; a pickle is never written and never
 read.
+
+Several files cannot be renamed at once. ``write_together`` first notes the renames in
+``.swap.json``; after a kill ``finish_swap``, which readers and the next save call, does the rest.
+So a folder holds the old files or the new ones. A reader that knows nothing of this finds at worst
+that the files named in ``remove`` are missing.
 """
 
 from __future__ import annotations
@@ -11,12 +16,18 @@ import errno
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+SWAP = ".swap.json"  # stands in a folder while its files are being renamed
+SAVING = ".saving"  # ends the names of temporary files
+STARTED = time.time()
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
@@ -38,26 +49,34 @@ def write_together(
 ) -> None:
     """Write several files of one folder: all under temporary names, then the renames, in order.
 
-    The renames wait until all files are whole. ``remove`` names files that would contradict the new
-    ones; they are out of the way before the renames. ``aside`` (name, other name) renames such a
-    file instead; formats/peft_files.py says what for. Raises as ``write_atomically``.
+    The renames wait until all files are whole, and are finished by ``finish_swap`` after a kill.
+    ``remove`` names files that would contradict the new ones; they are out of the way before the
+    renames. ``aside`` (name, other name) renames such a file instead; formats/peft_files.py says
+    what for. What killed saves left is swept. Raises as ``write_atomically``.
     """
     ready: dict[str, Path] = {}
-    # where stale files are hidden until all new ones stand, and where they were
-    hidden_away: dict[Path, Path] = {}
+    hidden_away: dict[Path, Path] = {}  # stale files until all new ones stand, and their places
     name, put_back, changed = next(iter(files)), None, False
+    journal: list[Path] = []
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        finish_swap(folder)
+        sweep(folder)
         for name, write in files.items():
-            handle, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-            os.close(handle)
-            ready[name] = Path(temporary)
+            ready[name] = temporary_beside(folder / name)
             write(ready[name])
             # mkstemp's 0600 would hide a shared model from its other readers
             ready[name].chmod(0o666 & ~current_umask())
         for name in (*files, *remove):
             if (folder / name).is_dir():
                 raise IsADirectoryError(errno.EISDIR, "a folder of that name is in the way")
+        if aside is None and len(files) + len(remove) > 1:
+            renames = {name: temporary.name for name, temporary in ready.items()}
+            swap = {"pid": os.getpid(), "remove": list(remove), "files": renames}
+            journal = [temporary_beside(folder / SWAP)]
+            json_writer(swap)(journal[0])
+            os.replace(journal[0], folder / SWAP)
+            journal = [folder / SWAP]
         for stale in remove:
             if (folder / stale).exists():
                 hidden = folder / f".{stale}.before"
@@ -71,13 +90,14 @@ def write_together(
             put_back, changed = None, True
         for hidden in hidden_away:
             hidden.unlink(missing_ok=True)
+        (folder / SWAP).unlink(missing_ok=True)
     except BaseException as error:
         if put_back is not None:
             os.replace(*put_back)
         if not changed:
             for hidden, before in hidden_away.items():
                 os.replace(hidden, before)
-        for temporary_file in ready.values():
+        for temporary_file in (*journal, *ready.values()):
             temporary_file.unlink(missing_ok=True)
         if isinstance(error, OSError):
             reason, number = error.strerror or str(error), error.errno or 0
@@ -88,6 +108,72 @@ def write_together(
         state = "Some files are new already: save again" if changed else "Nothing was changed"
         message = f"could not write {folder / name}: {reason}. {state}"
         raise OSError(number, f"{message}; free some space or choose another folder") from error
+
+
+def temporary_beside(path: Path) -> Path:
+    """A new empty file, whose name says for which file and by which process it is made."""
+    ending = f".{os.getpid()}{SAVING}"
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=ending, dir=path.parent)
+    os.close(handle)
+    return Path(temporary)
+
+
+def finish_swap(folder: Path, patience: float = 5.0) -> None:
+    """Finish what a killed ``write_together`` began to rename; wait while one is still at it.
+
+    Raises ``ValueError`` where another process keeps writing, or the folder is read-only.
+    """
+    journal, deadline = folder / SWAP, time.monotonic() + patience
+    while journal.exists():
+        try:
+            swap = read_json(journal)
+            if not is_running(swap["pid"]) or time.time() - journal.stat().st_mtime > 60:
+                complete(folder, swap["files"], swap["remove"])
+                journal.unlink(missing_ok=True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if journal.exists():  # else another process has just finished it
+                message = f"a save into {folder} was killed, and cannot be finished: {error!r}"
+                raise ValueError(f"{message}. Save again, or remove {journal}") from error
+        if time.monotonic() > deadline:
+            raise ValueError(f"{folder} is being written: read it when the save has ended")
+        time.sleep(0.01)
+
+
+def complete(folder: Path, files: Mapping[str, str], remove: Sequence[str]) -> None:
+    """The renames of a swap that are not done yet, in their order."""
+    if any(Path(name).name != name for name in (*files, *files.values(), *remove)):
+        raise ValueError("it names files outside its folder")
+    waiting = {name: folder / other for name, other in files.items() if (folder / other).exists()}
+    for name in remove:
+        if name in waiting or name not in files:
+            (folder / name).unlink(missing_ok=True)
+        (folder / f".{name}.before").unlink(missing_ok=True)
+    for name, temporary in waiting.items():
+        os.replace(temporary, folder / name)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that have ended, and any that are a day old."""
+    for file in folder.glob(f".*{SAVING}"):
+        try:
+            written, owner = file.stat().st_mtime, int(file.name.split(".")[-2])
+            # an earlier process may have had our number
+            alive = written >= STARTED if owner == os.getpid() else is_running(owner)
+            if not alive or time.time() - written > 86_400:
+                file.unlink()
+        except (OSError, ValueError):
+            continue  # gone already, or of another make
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process is alive; on Windows, where asking would end it, always True."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError, OverflowError) as error:
+        return not isinstance(error, ProcessLookupError)
+    return True
 
 
 def current_umask() -> int:

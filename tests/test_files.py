@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import time
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given
 
 from minilora.files import (
+    finish_swap,
     read_json,
     read_tensors,
     text_writer,
@@ -161,6 +163,84 @@ def test_a_rename_that_fails_says_truly_whether_something_was_changed(
         write_together(tmp_path, new, remove=["config.json", "index.json"])
     visible = [file for file in tmp_path.iterdir() if not file.name.startswith(".")]
     assert {file.name: file.read_text() for file in visible} == left
+
+
+def interrupted(folder, *, pid, moved):
+    """A folder of a, b and c whose save of a and b was killed after some of its renames."""
+    for name in "abc":
+        write_text(folder / name, f"old {name}")
+    files = {name: f".{name}.x.{pid}.saving" for name in "ab"}
+    for name, temporary in files.items():
+        (folder / (name if name in moved else temporary)).write_text(f"new {name}")
+    (folder / "c").replace(folder / ".c.before")
+    (folder / ".stray.y.4194305.saving").write_text("of a save that was killed before its renames")
+    swap = {"pid": pid, "files": files, "remove": ["c"]}
+    (folder / ".swap.json").write_text(json.dumps(swap))
+
+
+NO_PROCESS = 4_194_305  # above the largest number that Linux gives
+
+
+def contents(folder):
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("moved", ["", "a", "ab"])
+def test_a_killed_swap_is_finished_by_the_next_reader_and_swept_by_the_next_save(tmp_path, moved):
+    interrupted(tmp_path, pid=NO_PROCESS, moved=moved)
+    finish_swap(tmp_path)
+    new = {"a": "new a", "b": "new b"}
+    stray = {".stray.y.4194305.saving": "of a save that was killed before its renames"}
+    assert contents(tmp_path) == new | stray
+    write_text(tmp_path / "d", "more")
+    assert contents(tmp_path) == new | {"d": "more"}
+
+
+def test_a_save_first_finishes_the_one_that_was_killed(tmp_path):
+    interrupted(tmp_path, pid=NO_PROCESS, moved="a")
+    write_together(tmp_path, {"b": text_writer("newer b"), "d": text_writer("d")})
+    assert contents(tmp_path) == {"a": "new a", "b": "newer b", "d": "d"}
+
+
+def test_the_swap_of_a_living_process_is_waited_for_and_not_touched(tmp_path):
+    interrupted(tmp_path, pid=os.getpid(), moved="a")
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="is being written: read it when the save has ended"):
+        finish_swap(tmp_path, patience=0.05)
+    assert contents(tmp_path) == before
+    long_ago = time.time() - 100  # its number has gone to another process
+    os.utime(tmp_path / ".swap.json", (long_ago, long_ago))
+    finish_swap(tmp_path, patience=0.05)
+    assert not (tmp_path / ".swap.json").exists()
+
+
+@pytest.mark.parametrize(
+    "swap",
+    [
+        *("[]", "{", "{}", '{"pid": "x", "files": {}, "remove": []}'),
+        json.dumps({"pid": NO_PROCESS, "files": {"../a": "b"}, "remove": []}),
+        json.dumps({"pid": NO_PROCESS, "files": {}, "remove": ["../../a"]}),
+        json.dumps({"pid": NO_PROCESS, "files": {"a": "/b"}, "remove": []}),
+    ],
+)
+def test_a_swap_that_is_damaged_or_points_elsewhere_is_refused(tmp_path, swap):
+    (tmp_path / ".swap.json").write_text(swap)
+    with pytest.raises(ValueError, match=r"was killed, and cannot be finished.*remove .*\.swap"):
+        finish_swap(tmp_path)
+
+
+def test_files_of_savers_that_live_are_not_swept(tmp_path):
+    mine, parents = (tmp_path / f".a.x.{pid}.saving" for pid in (os.getpid(), os.getppid()))
+    for file in (mine, parents, tmp_path / ".a.saving", tmp_path / ".b.x.none.saving"):
+        file.write_text("")
+    write_text(tmp_path / "a", "")
+    assert len(list(tmp_path.iterdir())) == 5
+    long_ago = time.time() - 100_000
+    os.utime(parents, (long_ago, long_ago))
+    os.utime(mine, (1, 1))  # an earlier process had our number
+    write_text(tmp_path / "a", "")
+    assert not mine.exists()
+    assert not parents.exists()
 
 
 def test_a_folder_in_the_way_of_any_file_is_seen_before_anything_is_changed(tmp_path):

@@ -137,6 +137,8 @@ def cost_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     settings = planned.settings
     share = f"({100 * planned.share:.4f}%)"
     yield "trainable", f"{planned.trainable:,} of {planned.parameters:,} {share}"
+    if planned.active < planned.parameters:
+        yield "active", f"{planned.active:,} a token; all experts lie in memory"
     if planned.config is not None:
         size = planned.adapter_file_bytes
         yield "adapter file", f"{size:,} bytes ({size / 1e6:,.1f} MB)"

@@ -4,6 +4,7 @@ In reading order:
 
     dimensions.py      a model as dimensions: its Linears, and what else has parameters
     families.py        what a ``config.json`` of each family means
+    mixtures.py        the same of mixtures of experts
     shapes.py          the dimensions of a preset, a file, a folder or a list
     storage.py         bytes of weights, scales, adapters and files
     activations.py     what autograd keeps for the backward pass

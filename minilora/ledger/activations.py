@@ -102,8 +102,19 @@ def block_bytes(
         if f"o{second}" in by_role:
             size, grad = attention_bytes(arch, by_role, second, work, grad)
             total += size
+    experts = [each for each in arch.experts if each.block == block[0].block]
+    size = sum(expert_bytes(each, work, grad) for each in experts)
+    if "down" not in by_role:
+        return total + size + norm_bytes(arch, work, grad), grad
+    total += size
     size, grad = mlp_bytes(arch, by_role, work, grad)
     return total + size, grad
+
+
+def expert_bytes(experts: LinearShape, work: Work, grad: bool) -> int:
+    """Of the experts that a token passes: SwiGLU's three tensors, and the products if they train."""
+    one = work.tokens * experts.out_features // 3 * work.size
+    return 3 * one * grad + one * work.trains_base
 
 
 def attention_bytes(
@@ -131,12 +142,16 @@ def mlp_bytes(
     arch: Architecture, by_role: dict[str, LinearShape], work: Work, grad: bool
 ) -> tuple[int, bool]:
     """Norm, gate and up, their product (or one activation function), down."""
-    gate, up, down = by_role.get("gate"), by_role["up"], by_role["down"]
+    gate, down = by_role.get("gate"), by_role["down"]
+    up = by_role["up"] if "up" in by_role else by_role["gate_up"]
     one = work.tokens * up.out_features * work.size
     readers = [up] if gate is None else [gate, up]
     total = norm_bytes(arch, work, grad) + input_bytes(readers, work)
     up_grad = grad or work.learns(up)
-    if gate is None:
+    if up.role == "gate_up":  # two halves: the same three tensors, half as wide
+        total += one // 2 * 3 * up_grad
+        inside = up_grad
+    elif gate is None:
         total += one * up_grad  # the activation function's input
         inside = up_grad
     else:

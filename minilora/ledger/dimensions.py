@@ -13,7 +13,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LinearShape:
-    """One Linear; ``role``, its part in ``block``: q, k, v, qkv, o, gate, up, down, dense, head."""
+    """One Linear; ``role``, its part in ``block``.
+
+    q, k, v, qkv, o, gate, up, gate_up, down, experts, dense, head.
+    """
 
     name: str
     in_features: int
@@ -51,12 +54,19 @@ class Architecture:
     rms: bool = True  # RMSNorm, as opposed to LayerNorm
     rotary: bool = True
     qk_norm: bool = False
+    experts: tuple[LinearShape, ...] = ()  # of each block with experts: those one token passes
+    idle: int = 0  # parameters of the experts that one token does not pass
 
     @property
     def parameters(self) -> int:
         """All parameters, tied weights once."""
         in_linears = sum(linear.parameters for linear in self.linears)
         return in_linears + sum(numbers for _, numbers in self.others)
+
+    @property
+    def active_parameters(self) -> int:
+        """The parameters that one token passes; all of them without experts."""
+        return self.parameters - self.idle
 
     @property
     def blocks(self) -> dict[str, list[LinearShape]]:

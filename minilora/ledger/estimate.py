@@ -101,6 +101,7 @@ class Plan:
     config: LoraConfig | None
     settings: Settings
     parameters: int
+    active: int  # of them, those that one token passes: fewer than all in a mixture of experts
     trainable: int
     adapted: int
     bytes: dict[str, int]
@@ -194,6 +195,7 @@ def plan(
         config=config,
         settings=settings,
         parameters=arch.parameters + adapter,
+        active=arch.active_parameters + adapter,
         trainable=sum(trained),
         adapted=len(chosen),
         bytes=by_category,

@@ -5,7 +5,7 @@ the real model; ``tests/ledger/test_families.py`` builds the real ones on the me
 compares. GPT-3, which was never published, has the blocks of OPT (arXiv 2205.01068) without its two
 spare positions.
 
-Left out: mixtures of experts, models of images and sound.
+Mixtures of experts are in ``ledger/mixtures.py``. Left out: models of images and sound.
 """
 
 from __future__ import annotations
@@ -17,10 +17,14 @@ from typing import Any
 from .dimensions import Architecture, LinearShape, whole
 
 Config = Mapping[str, Any]
+QK_NORM = ("qwen3", "gemma3_text")
 
 
 def llama(config: Config, name: str) -> Architecture:
-    """Llama, Mistral, Qwen 2 (biases on q, k, v) and Qwen 3 (norms on q and k)."""
+    """Llama, Mistral, Qwen 2 (biases on q, k, v), Qwen 3 (norms on q and k), and Gemma 1 to 3.
+
+    Gemma 2 and 3 have a norm behind each half of a block too, and Gemma 3 those of Qwen 3.
+    """
     size, kind = partial(whole, config, name=name), config["model_type"]
     vocab, d, inner = size("vocab_size"), size("hidden_size"), size("intermediate_size")
     layers, heads = size("num_hidden_layers"), size("num_attention_heads")
@@ -28,7 +32,8 @@ def llama(config: Config, name: str) -> Architecture:
     # family's.
     may_lack = kind == "llama" or "num_key_value_heads" in config
     kv_heads = size("num_key_value_heads", default=heads if may_lack else None)
-    head_dim = size("head_dim", default=None if kind == "qwen3" else max(1, d // heads))
+    own_head_dim = kind == "qwen3" or kind.startswith("gemma")
+    head_dim = size("head_dim", default=None if own_head_dim else max(1, d // heads))
     bias = kind == "qwen2" or (kind != "mistral" and bool(config.get("attention_bias", False)))
     o_bias = bias and kind != "qwen2"
     mlp_bias = kind == "llama" and bool(config.get("mlp_bias", False))
@@ -46,15 +51,43 @@ def llama(config: Config, name: str) -> Architecture:
             LinearShape(f"{block}.mlp.up_proj", d, inner, mlp_bias, "up", block),
             LinearShape(f"{block}.mlp.down_proj", inner, d, mlp_bias, "down", block),
         ]
+        norms = ["input_layernorm", "post_attention_layernorm"]
+        if kind in ("gemma2", "gemma3_text"):
+            norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        others += [(f"{block}.{norm}", d) for norm in norms]
+        if kind in QK_NORM:
+            others += [(f"{block}.self_attn.{norm}", head_dim) for norm in ("q_norm", "k_norm")]
+    others.append(("model.norm", d))
+    tied = bool(config.get("tie_word_embeddings", kind.startswith("gemma")))
+    linears.append(LinearShape("lm_head", d, vocab, role="head", tied=tied))
+    sizes = (tuple(linears), tuple(others), d, heads, head_dim)
+    return Architecture(name, kind, *sizes, qk_norm=kind in QK_NORM)
+
+
+def phi3(config: Config, name: str) -> Architecture:
+    """Phi-3: a Llama in which one Linear makes q, k and v, and one the gate and up."""
+    size = partial(whole, config, name=name)
+    vocab, d, inner = size("vocab_size"), size("hidden_size"), size("intermediate_size")
+    heads = size("num_attention_heads")
+    kv_heads, head_dim = size("num_key_value_heads", default=heads), max(1, d // heads)
+    head_dim = size("head_dim", default=head_dim)
+    linears: list[LinearShape] = []
+    others = [("model.embed_tokens", vocab * d)]
+    for i in range(size("num_hidden_layers")):
+        block = f"model.layers.{i}"
+        qkv = (heads + 2 * kv_heads) * head_dim
+        linears += [
+            LinearShape(f"{block}.self_attn.o_proj", heads * head_dim, d, False, "o", block),
+            LinearShape(f"{block}.self_attn.qkv_proj", d, qkv, False, "qkv", block),
+            LinearShape(f"{block}.mlp.gate_up_proj", d, 2 * inner, False, "gate_up", block),
+            LinearShape(f"{block}.mlp.down_proj", inner, d, False, "down", block),
+        ]
         norms = ("input_layernorm", "post_attention_layernorm")
         others += [(f"{block}.{norm}", d) for norm in norms]
-        if kind == "qwen3":
-            others += [(f"{block}.self_attn.{norm}", head_dim) for norm in ("q_norm", "k_norm")]
     others.append(("model.norm", d))
     tied = bool(config.get("tie_word_embeddings", False))
     linears.append(LinearShape("lm_head", d, vocab, role="head", tied=tied))
-    sizes = (tuple(linears), tuple(others), d, heads, head_dim)
-    return Architecture(name, kind, *sizes, qk_norm=kind == "qwen3")
+    return Architecture(name, "phi3", tuple(linears), tuple(others), d, heads, head_dim)
 
 
 def gpt2(config: Config, name: str) -> Architecture:
@@ -119,18 +152,21 @@ def opt(config: Config, name: str) -> Architecture:
     return Architecture(name, kind, *sizes, rms=False, rotary=False)
 
 
-def roberta(config: Config, name: str) -> Architecture:
-    """RoBERTa with its masked-language head, whose decoder is the embedding."""
+def bert(config: Config, name: str) -> Architecture:
+    """BERT and RoBERTa with the masked-language head, whose decoder is the embedding."""
+    kind = config["model_type"]
+    head = "cls.predictions" if kind == "bert" else "lm_head"
+    transform = f"{head}.transform" if kind == "bert" else head
     size = partial(whole, config, name=name)
     vocab, d, inner = size("vocab_size"), size("hidden_size"), size("intermediate_size")
     heads, positions = size("num_attention_heads"), size("max_position_embeddings")
     rows = {"word": vocab, "position": positions}
     rows["token_type"] = size("type_vocab_size", default=2)
     linears: list[LinearShape] = []
-    others = [(f"roberta.embeddings.{kind}_embeddings", count * d) for kind, count in rows.items()]
-    norms = ["roberta.embeddings.LayerNorm"]
+    others = [(f"{kind}.embeddings.{part}_embeddings", n * d) for part, n in rows.items()]
+    norms = [f"{kind}.embeddings.LayerNorm"]
     for i in range(size("num_hidden_layers")):
-        block = f"roberta.encoder.layer.{i}"
+        block = f"{kind}.encoder.layer.{i}"
         attention = f"{block}.attention"
         linears += [
             LinearShape(f"{attention}.self.query", d, d, True, "q", block),
@@ -141,13 +177,13 @@ def roberta(config: Config, name: str) -> Architecture:
             LinearShape(f"{block}.output.dense", inner, d, True, "down", block),
         ]
         norms += [f"{attention}.output.LayerNorm", f"{block}.output.LayerNorm"]
-    others += layer_norms([*norms, "lm_head.layer_norm"], d)
+    others += layer_norms([*norms, f"{transform}.layer_norm"], d)
     tied = bool(config.get("tie_word_embeddings", True))
-    linears.append(LinearShape("lm_head.dense", d, d, True))
-    linears.append(LinearShape("lm_head.decoder", d, vocab, True, role="head", tied=tied))
-    others += [] if tied else [("lm_head.bias", vocab)]  # when tied, it is the decoder's own
+    linears.append(LinearShape(f"{transform}.dense", d, d, True))
+    linears.append(LinearShape(f"{head}.decoder", d, vocab, True, role="head", tied=tied))
+    others += [] if tied else [(f"{head}.bias", vocab)]  # when tied, it is the decoder's own
     sizes = (tuple(linears), tuple(others), d, heads, d // heads)
-    return Architecture(name, "roberta", *sizes, rms=False, rotary=False)
+    return Architecture(name, kind, *sizes, rms=False, rotary=False)
 
 
 def t5(config: Config, name: str) -> Architecture:
@@ -200,6 +236,16 @@ def layer_norms(paths: Iterable[str], width: int) -> list[tuple[str, int]]:
 
 
 FAMILIES: dict[str, Callable[[Config, str], Architecture]] = {
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), llama),
-    **{"gpt2": gpt2, "opt": opt, "gpt3": opt, "roberta": roberta, "t5": t5},
+    **dict.fromkeys(
+        ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"), llama
+    ),
+    **{
+        "gpt2": gpt2,
+        "opt": opt,
+        "gpt3": opt,
+        "bert": bert,
+        "roberta": bert,
+        "t5": t5,
+        "phi3": phi3,
+    },
 }

@@ -27,7 +27,7 @@ READ_TOGETHER = (
     ("o",),
     ("q'", "k'", "v'"),
     ("o'",),
-    ("gate", "up"),
+    ("gate", "up", "gate_up", "experts"),
     ("down",),
 )
 
@@ -58,9 +58,10 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
 def input_gradients(arch: Architecture, work: Work) -> Iterator[tuple[LinearShape, bool]]:
     """Every Linear, and whether its input gets a gradient: whether anything before it learns."""
     grad = work.trains_base
-    for block in arch.blocks.values():
+    for name, block in arch.blocks.items():
+        linears = [*block, *(experts for experts in arch.experts if experts.block == name)]
         for roles in READ_TOGETHER:
-            readers = [linear for linear in block if linear.role in roles]
+            readers = [linear for linear in linears if linear.role in roles]
             yield from ((linear, grad) for linear in readers)
             grad = grad or any(map(work.learns, readers))
     for linear in arch.linears:

@@ -5,7 +5,7 @@ a preset, a dict and a file all go one way::
 
     config.json -> family (``model_type``) -> a LinearShape for every Linear, and the other sizes
 
-Left out: mixtures of experts, models of images and sound. Give such a model as a list of shapes.
+Left out: models of images and sound. Give such a model as a list of shapes.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ from ..files import read_json
 from ..text import nearest
 from .dimensions import Architecture, LinearShape, whole
 from .families import FAMILIES
+from .mixtures import DENSE, mixture
 
 LEDGER = Path(__file__).parent
-EXPERTS = "mixtures of experts are not counted"
+KNOWN = FAMILIES | dict.fromkeys(DENSE, mixture)
+EXPERTS = "a mixture of experts is counted from its config.json, if it is one of "
+EXPERTS += ", ".join(DENSE)
 
 Source = str | Path | Mapping[str, Any] | Sequence[Any] | Architecture
 
@@ -107,9 +110,9 @@ def from_shapes(shapes: Sequence[Any]) -> Architecture:
 def from_config(config: Mapping[str, Any], name: str) -> Architecture:
     """The architecture that a ``config.json`` describes."""
     family = config.get("model_type")
-    if family not in FAMILIES:
+    if family not in tuple(KNOWN):
         has_experts = any("experts" in key for key in config)
         hint = EXPERTS if has_experts else "minilora.ledger.plan takes a list of shapes too"
-        known = ", ".join(sorted(FAMILIES))
+        known = ", ".join(sorted(KNOWN))
         raise ValueError(f"{name}: model_type is {family!r}, expected one of {known}; {hint}")
-    return FAMILIES[family](config, name)
+    return KNOWN[family](config, name)

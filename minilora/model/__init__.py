@@ -2,10 +2,13 @@
 
 In reading order:
 
+    config.py       the sizes and switches of a Llama, and of its kin
+    rotary.py       positions as angles, stretched for long texts
     transformer.py  embedding, blocks, head: a whole Llama on a few screens
     generation.py   one token after the other; the protocol that training asks for logits
     tokenizer.py    text to ids and back, and the form of a conversation
     config_json.py  what a ``config.json`` of the family means
+    weights.py      the tensors of a folder, in one file or in shards
     pretrained.py   open and write model folders, in floats or four bits
     base/           the shipped base
 
@@ -17,9 +20,10 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
+    from .config import LlamaConfig
     from .pretrained import load_base, save_model
     from .tokenizer import Tokenizer
-    from .transformer import Llama, LlamaConfig
+    from .transformer import Llama
 
 __all__ = ["Llama", "LlamaConfig", "Tokenizer", "load_base", "save_model"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there

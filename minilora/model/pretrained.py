@@ -1,8 +1,8 @@
 """Bases on disk, in Hugging Face's layout: config.json, model.safetensors, tokenizer.json.
 
 ``load_base()`` opens the small Llama that ships with the package; ``load_base(folder)`` opens any
-folder of the Llama family. ``save_model`` writes the same three files, which transformers and vLLM
-open as they are.
+folder of the Llama family: Llama, Mistral, Qwen 2 and 3. ``save_model`` writes the same three
+files, which transformers and vLLM open as they are.
 
 Loading is strict. A missing tensor, one too many, a wrong shape, or a feature that
 ``model/transformer.py`` does not have is an error, raised before any model is built in memory, and
@@ -18,19 +18,27 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files import TensorFiles, json_writer, read_json, tensor_writer, write_together
-from ..formats.bitsandbytes_4bit import companions, from_checkpoint, packed_names, to_checkpoint
+from ..files import TensorFiles, finish_swap, json_writer, read_json, write_together
+from ..formats.bitsandbytes_4bit import from_checkpoint, packed_names, to_checkpoint
 from ..nf4.codebook import codebook
 from ..nf4.linear import NF4Linear
 from ..nf4.tensor import NF4Tensor
 from ..nf4.tensor import quantize as quantize_weight
-from ..text import listed
 from .config_json import config_json_of, end_token, llama_config
 from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokenizer_files
 from .transformer import Llama, LlamaConfig
+from .weights import (
+    check_sizes,
+    check_tensors,
+    has_head_of_its_own,
+    linear_weights,
+    read_weights,
+    size_in_bytes,
+    stale_weights,
+    weight_files,
+)
 
 SHIPPED = Path(__file__).parent / "base"
-INDEX = "model.safetensors.index.json"
 
 
 def load_base(
@@ -54,6 +62,7 @@ def load_base(
     folder = SHIPPED if folder is None else Path(folder)
     if quantize is not None:
         codebook(quantize)
+    finish_swap(folder)
     if not (folder / "config.json").is_file():
         problem = "holds no config.json" if folder.is_dir() else "is not a folder on this machine"
         raise ValueError(
@@ -63,6 +72,7 @@ def load_base(
     config_json = read_json(folder / "config.json")
     config = llama_config(config_json, folder)
     tensors = read_weights(folder)
+    check_sizes(config, tensors, folder)
     if config.tie_word_embeddings and has_head_of_its_own(tensors):  # as in transformers 5
         config = replace(config, tie_word_embeddings=False)
     # shapes only: no memory, and no time spent on an initialisation that is thrown away
@@ -103,29 +113,37 @@ def fill_model(
         else:
             floats[name] = tensors[name].to(device=device, dtype=dtype)
             continue
-        layer = NF4Linear.from_quantized(weight)
-        model.set_submodule(name.removesuffix(".weight"), layer.to(device))
+        path = name.removesuffix(".weight")
+        layer = NF4Linear.from_quantized(weight).to(device)
+        linear = model.get_submodule(path)
+        assert isinstance(linear, nn.Linear)
+        layer.bias = linear.bias  # without storage still
+        model.set_submodule(path, layer)
     if model.config.tie_word_embeddings:
         floats["lm_head.weight"] = floats["model.embed_tokens.weight"]
-    model.load_state_dict(floats, assign=True, strict=False)  # check_tensors has compared the names
+    # missing are the codes and scales, which stand already; check_tensors has compared the names
+    unknown = model.load_state_dict(floats, assign=True, strict=False).unexpected_keys
+    assert not unknown, unknown
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.requires_grad_(not packed and quantize is None)
 
 
-def linear_weights(model: Llama) -> set[str]:
-    """The names of the weights of every Linear."""
-    return {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, nn.Linear)}
-
-
-def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+def save_model(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    shard: str | int | None = None,
+) -> Path:
     """Write a plain model as a Hugging Face folder, which transformers and vLLM open as it is.
 
     The folder holds ``config.json``, ``model.safetensors`` and, where the model has a tokenizer,
     ``tokenizer.json`` and ``tokenizer_config.json``. Tied weights are stored once. ``dtype``
-    converts on the way (``torch.float16`` halves a float32 file). The config is written last, so a
-    folder that has one is whole. Raises ``ValueError`` when adapters are still inside:
-    ``merge_and_unload`` first.
+    converts on the way (``torch.float16`` halves a float32 file). ``shard`` ("2GB", or a number of
+    bytes) cuts weights beyond that size into several files with an index. A model that is already
+    in the folder is replaced whole or not at all (``write_together``). Raises ``ValueError`` when
+    adapters are still inside: ``merge_and_unload`` first.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -138,6 +156,7 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
             f"save_model writes a minilora Llama, got {type(model).__name__}: "
             "save other models with their own library"
         )
+    limit = None if shard is None else size_in_bytes(shard)
     tensors, quantized, tied = float_tensors(model), packed_weights(model), is_tied(model)
     check_plain(config, tensors.keys() | quantized.keys(), tied)
     if dtype is not None:
@@ -151,11 +170,12 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     for name, weight in quantized.items():
         tensors |= to_checkpoint(name, replace(weight, dtype=stored))
     about = config_json_of(model, stored, tied, next(iter(quantized.values()), None))
-    files = {"model.safetensors": tensor_writer(tensors)}
+    files = weight_files(tensors, limit)
     if model.tokenizer is not None:
         files |= tokenizer_files(model.tokenizer)
     files["config.json"] = json_writer(about)
-    write_together(Path(folder), files, remove=["config.json", INDEX, *TOKENIZER_FILES])
+    stale = ["config.json", *TOKENIZER_FILES, *stale_weights(Path(folder), files)]
+    write_together(Path(folder), files, remove=stale)
     return Path(folder)
 
 
@@ -190,70 +210,7 @@ def is_tied(model: Llama) -> bool:
     return model.lm_head._parameters.get("weight") is model.model.embed_tokens.weight
 
 
-def has_head_of_its_own(tensors: TensorFiles) -> bool:
-    """Whether a checkpoint's head differs from its embedding, and so is not tied to it."""
-    head, embedding = (tensors.get(f"{name}.weight") for name in ("lm_head", "model.embed_tokens"))
-    if head is None or embedding is None:
-        return False
-    return head.dtype != embedding.dtype or not torch.equal(head, embedding)
-
-
 def packed_weights(model: Llama) -> dict[str, NF4Tensor]:
     """The weights of a model that are kept in four bits, by name in a checkpoint."""
     modules = model.named_modules()
     return {f"{name}.weight": m.quantized for name, m in modules if isinstance(m, NF4Linear)}
-
-
-def read_weights(folder: Path) -> TensorFiles:
-    """The tensors of a checkpoint, in one file or in the shards of its index; none is read yet."""
-    index, single = folder / INDEX, folder / "model.safetensors"
-    if single.is_file() or not index.is_file():
-        if (folder / "pytorch_model.bin").is_file() and not single.is_file():
-            raise ValueError(
-                f"{folder} keeps its weights in a pickle, which can run a stranger's code, so it "
-                "is never read: open the folder in transformers and call save_pretrained, which "
-                "writes model.safetensors"
-            )
-        return TensorFiles(single)
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(name, str) for name in weight_map.values()
-    ):
-        raise ValueError(
-            f"{index} must hold a weight_map of tensor names to file names, got {weight_map!r:.80}"
-        )
-    shards = sorted(set(weight_map.values()))
-    if outside := [name for name in shards if Path(name).name != name]:
-        raise ValueError(f"{index} points outside its folder: {outside[0]!r}")
-    return TensorFiles(*(folder / shard for shard in shards))
-
-
-def check_tensors(model: Llama, tensors: TensorFiles, folder: Path) -> list[str]:
-    """The names of the tensors to read.
-
-    Raises ``ValueError`` that names each one which is missing, unknown, or not of the shape that
-    the config gives it.
-    """
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    packed, linears = packed_names(list(tensors)), linear_weights(model)
-    ignored = set().union(*(companions(name, state) for name, state in packed.items()))
-    # old exports hold these, which follow from rope_theta
-    ignored |= {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
-    if model.config.tie_word_embeddings:
-        shapes.pop("lm_head.weight")
-        ignored.add("lm_head.weight")  # some exporters write the tied head out as well
-    wrong = [f"{name} is missing" for name in shapes if name not in tensors]
-    wrong += [f"{name} is unknown" for name in tensors if name not in shapes.keys() | ignored]
-    wrong += [
-        f"{name} is in 4 bits, but it is not the weight of a Linear"
-        for name in packed
-        if name not in linears & shapes.keys()
-    ]
-    wrong += [
-        f"{name} has shape {tensors.shape(name)}, expected {shape}"
-        for name, shape in shapes.items()
-        if name in tensors and name not in packed and tensors.shape(name) != shape
-    ]
-    if wrong:
-        raise ValueError(f"the tensors in {folder} do not fit its config.json: {listed(wrong, 8)}")
-    return list(shapes)

@@ -10,16 +10,19 @@ Every Linear carries the name it has in ``transformers.LlamaForCausalLM``
 (``model.layers.0.self_attn.q_proj`` and so on), so a state dict moves between the two unchanged.
 This file knows nothing of LoRA: adapters find its modules by those names.
 
-Sources: Llama (arXiv 2302.13971) section 2.2; RMSNorm (arXiv 1910.07467) eq. 4; RoPE (arXiv
-2104.09864) section 3.4.2 in the half-split layout of Hugging Face; grouped-query attention (arXiv
-2305.13245); SwiGLU (arXiv 2002.05202) section 2.
+Three other families are a Llama but for one change, and are this model too: Mistral sees a sliding
+window of the last tokens, Qwen 2 has biases on q, k and v, Qwen 3 an RMSNorm on each head of q and
+k. Both Qwens may give some of their layers a window.
 
-Left out: scaled RoPE variants, sliding windows, mixture of experts.
+Sources: Llama (arXiv 2302.13971) section 2.2; RMSNorm (arXiv 1910.07467) eq. 4; grouped-query
+attention (arXiv 2305.13245); SwiGLU (arXiv 2002.05202) section 2; Mistral's window (arXiv
+2310.06825) section 2; Qwen 2 (arXiv 2407.10671) section 2.2; Qwen 3 (arXiv 2505.09388) section 2.
+
+Left out: a cache that forgets what no window reaches any more, mixture of experts.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -27,57 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .config import LlamaConfig
 from .generation import CausalLM, KVCache
-
-
-@dataclass(frozen=True)
-class LlamaConfig:
-    """The shape of a Llama, under the field names of Hugging Face's ``config.json``.
-
-    Raises ``ValueError`` when the sizes do not fit each other.
-
-    >>> LlamaConfig(hidden_size=64, num_attention_heads=4).head_dim
-    16
-    """
-
-    vocab_size: int = 2048
-    hidden_size: int = 160
-    intermediate_size: int = 432
-    num_hidden_layers: int = 5
-    num_attention_heads: int = 4
-    num_key_value_heads: int = 0  # 0: one for each attention head
-    head_dim: int = 0  # 0: hidden_size / num_attention_heads
-    max_position_embeddings: int = 512
-    rms_norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    tie_word_embeddings: bool = True
-    attention_bias: bool = False
-    mlp_bias: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_key_value_heads == 0:
-            object.__setattr__(self, "num_key_value_heads", self.num_attention_heads)
-        if self.head_dim == 0:
-            if self.hidden_size % max(1, self.num_attention_heads):
-                raise ValueError(
-                    f"hidden_size={self.hidden_size} must be a multiple of "
-                    f"num_attention_heads={self.num_attention_heads}"
-                )
-            head_dim = self.hidden_size // max(1, self.num_attention_heads)
-            object.__setattr__(self, "head_dim", head_dim)
-        sizes = {name: value for name, value in asdict(self).items() if type(value) is int}
-        if bad := {name: value for name, value in sizes.items() if value < 1}:
-            raise ValueError(f"every size of a Llama must be at least 1, got {bad}")
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ValueError(
-                f"num_attention_heads={self.num_attention_heads} must be a multiple of "
-                f"num_key_value_heads={self.num_key_value_heads}: each key/value head serves "
-                "a whole group of query heads"
-            )
-        if self.head_dim % 2:
-            raise ValueError(
-                f"head_dim={self.head_dim} must be even: rotary positions turn pairs of numbers"
-            )
+from .rotary import rotary_angles, rotate
 
 
 class RMSNorm(nn.Module):
@@ -94,23 +49,6 @@ class RMSNorm(nn.Module):
         return self.weight * x32.to(x.dtype)
 
 
-def rotary_angles(head_dim: int, theta: float, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of ``position / theta^(2i/head_dim)``, each (time, head_dim).
-
-    This is eq. 15 of arXiv 2104.09864.
-    """
-    exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
-    angles = torch.outer(positions.float(), 1.0 / theta**exponents)  # (time, head_dim / 2)
-    angles = torch.cat([angles, angles], dim=-1)  # (time, head_dim)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair ``(x[i], x[i + d/2])`` by its angle; x: (batch, heads, time, head_dim)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
-
-
 class Attention(nn.Module):
     """Causal self-attention; groups of query heads share a key/value head (arXiv 2305.13245)."""
 
@@ -118,23 +56,29 @@ class Attention(nn.Module):
         super().__init__()
         self.layer, self.head_dim = layer, config.head_dim
         self.groups = config.num_attention_heads // config.num_key_value_heads
-        d, bias = config.hidden_size, config.attention_bias
+        d, bias = config.hidden_size, config.qkv_bias
         q_size = config.num_attention_heads * config.head_dim
         kv_size = config.num_key_value_heads * config.head_dim
         self.q_proj = nn.Linear(d, q_size, bias=bias)
         self.k_proj = nn.Linear(d, kv_size, bias=bias)
         self.v_proj = nn.Linear(d, kv_size, bias=bias)
-        self.o_proj = nn.Linear(q_size, d, bias=bias)
+        self.o_proj = nn.Linear(q_size, d, bias=config.attention_bias)
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+        self.qk_norm = config.qk_norm
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: KVCache | None
     ) -> Tensor:
         batch, time, _ = x.shape
         split = (batch, time, -1, self.head_dim)
-        # (batch, heads, time, head_dim); k and v have kv_heads
-        q = rotate(self.q_proj(x).view(split).transpose(1, 2), cos, sin)
-        k = rotate(self.k_proj(x).view(split).transpose(1, 2), cos, sin)
-        v = self.v_proj(x).view(split).transpose(1, 2)
+        # (batch, time, heads, head_dim); k and v have kv_heads
+        q, k, v = (project(x).view(split) for project in (self.q_proj, self.k_proj, self.v_proj))
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (batch, heads, time, head_dim)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         if self.groups > 1:
@@ -204,30 +148,35 @@ class Decoder(nn.Module):
         past, time = (cache.length if cache is not None else 0), input_ids.shape[1]
         x = self.embed_tokens(input_ids)  # (batch, time, hidden)
         positions = torch.arange(past, past + time, device=x.device)
-        cos, sin = rotary_angles(self.config.head_dim, self.config.rope_theta, positions)
-        mask = attention_mask_4d(segments, past, time, x.device)
+        config, device = self.config, x.device
+        cos, sin = rotary_angles(config.head_dim, config.rope_theta, positions, config.rope_scaling)
+        windows = [config.window(i) for i in range(len(self.layers))]
+        masks = {w: attention_mask_4d(segments, past, time, device, w) for w in set(windows)}
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
-        for layer in self.layers:
+        for layer, window in zip(self.layers, windows, strict=True):
             if recompute:
-                x = checkpoint(layer, x, cos, sin, mask, cache, use_reentrant=False)
+                x = checkpoint(layer, x, cos, sin, masks[window], cache, use_reentrant=False)
             else:
-                x = layer(x, cos, sin, mask, cache)
+                x = layer(x, cos, sin, masks[window], cache)
         return self.norm(x)
 
 
 def attention_mask_4d(
-    segments: Tensor | None, past: int, time: int, device: torch.device
+    segments: Tensor | None, past: int, time: int, device: torch.device, window: int | None = None
 ) -> Tensor | None:
     """Which key each query may see, (batch, 1, time, past + time) bool; None for plain causal.
 
     ``segments`` (batch, past + time) holds 0 for padding and one number for all tokens that belong
     together: it may be a 0/1 padding mask, or 1, 2, 3 … for examples packed into one row. A token
-    sees its own segment, up to itself. So even a padded query sees something: a softmax over
-    nothing would be NaN.
+    sees its own segment, up to itself, and with a ``window`` the last so many tokens only. So even
+    a padded query sees something, itself: a softmax over nothing would be NaN.
     """
-    if segments is None and (past == 0 or time == 1):
+    window = window if window is not None and window < past + time else None
+    if segments is None and window is None and (past == 0 or time == 1):
         return None
     causal = torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
+    if window is not None:
+        causal = causal.triu(past + 1 - window)
     if segments is None:
         return causal[None, None]
     return (causal & (segments[:, past:, None] == segments[:, None, :]))[:, None]

@@ -103,7 +103,7 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
         (["plan", "gpt2", "--seq", "-5"], "seq must be at least 1, got -5"),
         (["plan", "gpt2", "--chart", "a.pdf"], "saved as .png or .svg, got 'a.pdf'"),
         (["plan", "gpt2", "--full", "--r", "8", "--batch", "0"], "batch must be at least 1, got 0"),
-        (["plan", "mixtral-8x22b"], "mixtures of experts are not counted"),
+        (["plan", "mixtral-8x22b"], "a mixture of experts is counted from its config.json"),
         (["chart", "spektrum"], "no chart is called 'spektrum'; nearest: spectrum"),
     ],
 )

@@ -14,6 +14,14 @@ CLASSES = {
     "gpt2": "GPT2LMHeadModel",
     "opt": "OPTForCausalLM",
     "roberta": "RobertaForMaskedLM",
+    "bert": "BertForMaskedLM",
+    "phi3": "Phi3ForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+    "mixtral": "MixtralForCausalLM",
+    "qwen2_moe": "Qwen2MoeForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
     "t5": "T5ForConditionalGeneration",
 }
 CHECKED = sorted(name for name, config in presets().items() if config["model_type"] != "gpt3")
@@ -22,6 +30,7 @@ SMALL = {**LAYERS, "hidden_size": 64, "intermediate_size": 96}
 OPT = {**LAYERS, "hidden_size": 64, "ffn_dim": 96, "max_position_embeddings": 32}
 GPT2 = {"vocab_size": 80, "n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 32}
 T5 = {"vocab_size": 80, "d_model": 64, "d_kv": 8, "d_ff": 96, "num_layers": 2, "num_heads": 4}
+TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 BIASES = {"attention_bias": True, "mlp_bias": True}
 BARE = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 BARE["_remove_final_layer_norm"] = True
@@ -38,6 +47,14 @@ ODD = [
     ("opt", OPT | {"word_embed_proj_dim": 64} | BARE),
     ("roberta", SMALL | {"max_position_embeddings": 40}),
     ("roberta", SMALL | {"max_position_embeddings": 40, "tie_word_embeddings": False}),
+    ("bert", SMALL | {"max_position_embeddings": 40}),
+    ("bert", SMALL | {"max_position_embeddings": 40, "tie_word_embeddings": False}),
+    ("phi3", SMALL | TOKENS | {"num_key_value_heads": 2}),
+    ("phi3", SMALL | TOKENS | {"tie_word_embeddings": True, "head_dim": 24}),
+    ("gemma", SMALL | {"num_key_value_heads": 1, "head_dim": 32}),
+    ("gemma", SMALL | {"num_key_value_heads": 1, "head_dim": 32, "attention_bias": True}),
+    ("gemma2", SMALL | {"num_key_value_heads": 2, "head_dim": 24}),
+    ("gemma3_text", SMALL | {"num_key_value_heads": 2, "head_dim": 24}),
     ("t5", T5 | {"num_decoder_layers": 3, "feed_forward_proj": "gated-gelu"}),
 ]
 

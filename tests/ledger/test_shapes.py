@@ -37,12 +37,15 @@ def timed(clock):
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("mixtral-8x7b", "nearest presets: mistral-7b.*mixtures of experts are not counted"),
+        (
+            "mixtral-8x7b",
+            "nearest presets: mistral-7b.*a mixture of experts is counted from its config.json",
+        ),
         ("my/config.json", "there is no such file"),
         (str(Path(__file__).parent), "the folder holds none"),
         (
-            {"model_type": "mixtral", "num_local_experts": 8},
-            "expected one of gpt2, .*; mixtures of experts are not counted",
+            {"model_type": "dbrx", "num_local_experts": 8},
+            "expected one of bert, .*; a mixture of experts is .* one of mixtral, qwen2_moe",
         ),
         (
             "llama-3-8",
@@ -71,7 +74,7 @@ def timed(clock):
             {"model_type": "qwen3", **SMALL, "num_key_value_heads": 2},
             "qwen3: the config lacks 'head_dim'",
         ),
-        ({"model_type": "mamba"}, "model_type is 'mamba', expected one of gpt2, gpt3"),
+        ({"model_type": "mamba"}, "model_type is 'mamba', expected one of bert, gemma"),
         ({}, "model_type is None"),
         ([(4, 4), (0, 4)], "linear.1: in must be a whole number of at least 1, got 0"),
         ([(4, 2.5)], "out must be a whole number of at least 1, got 2.5"),

@@ -1,7 +1,5 @@
 """Our Llama is Hugging Face's, by name and by number; its cache changes nothing but the time."""
 
-from dataclasses import asdict
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +9,7 @@ from hypothesis import strategies as st
 
 from minilora import LoraConfig, inject
 from minilora.lora.layer import lora_layers
+from minilora.model.config_json import family_fields
 from minilora.model.generation import KVCache
 from minilora.model.transformer import Llama, LlamaConfig, RMSNorm, attention_mask_4d
 
@@ -47,7 +46,7 @@ def with_dropout(model):
 
 def hugging_face(model):
     """transformers' Llama of the same config, which has weights of its own."""
-    settings = asdict(model.config)
+    settings = family_fields(model.config)
     rope = {"rope_type": "default", "rope_theta": settings.pop("rope_theta")}
     config = transformers.LlamaConfig(**settings, rope_parameters=rope)
     return transformers.LlamaForCausalLM(config).eval()
