@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,7 +148,8 @@ def split_examples(
 ) -> Task:
     """Shuffle the examples and hold out a share for validation; by default none of fewer than ten.
 
-    Raises ``ValueError`` for a share outside [0, 1).
+    Examples of the same content, spaces aside, stay on one side: what is held out is never trained
+    on. Raises ``ValueError`` for a share outside [0, 1).
 
     >>> task = split_examples([Example("Count.", str(i)) for i in range(20)])
     >>> len(task.train), len(task.valid)
@@ -156,5 +158,45 @@ def split_examples(
     if not 0 <= share < 1:
         raise ValueError(f"share must be in [0, 1), got {share}")
     shuffled = random.Random(seed).sample(list(examples), len(examples))
-    held = int(share * len(examples))
-    return Task(name, train=tuple(shuffled[held:]), valid=tuple(shuffled[:held]))
+    most, held = int(share * len(examples)), 0
+    copies = Counter(content(example) for example in shuffled)
+    side: dict[tuple[str, ...], bool] = {}  # whether a content is held out
+    for example in shuffled:
+        if (key := content(example)) not in side:
+            side[key] = held + copies[key] <= most
+            held += copies[key] * side[key]
+    return Task(
+        name,
+        train=tuple(example for example in shuffled if not side[content(example)]),
+        valid=tuple(example for example in shuffled if side[content(example)]),
+    )
+
+
+def content(example: Any) -> tuple[str, ...]:
+    """The words of an example, field by field; equal for two that differ in spaces only.
+
+    >>> content(Example("Hi  there", "Ahoy!\\n")) == content(Example("Hi there", "Ahoy!"))
+    True
+    """
+    if isinstance(example, Conversation):
+        fields = [text for message in example.messages for text in message]
+    else:
+        fields = [example.instruction, example.output, example.input]
+    return tuple(" ".join(field.split()) for field in fields)
+
+
+def overlap(task: Task) -> str:
+    """A warning when held-out examples are trained on too; empty when none is.
+
+    >>> one = Example("Hi", "Ahoy!")
+    >>> overlap(Task("mine", (one,), (one,)))[:43]
+    '1 of 1 held-out examples are trained on too'
+    """
+    trained = {content(example) for example in task.train}
+    both = [example for example in task.valid if content(example) in trained]
+    if not both:
+        return ""
+    return (
+        f"{len(both)} of {len(task.valid)} held-out examples are trained on too, so their score "
+        f"says nothing about new ones: take them out of one side; the first is {both[0]!r:.100}"
+    )
