@@ -127,7 +127,10 @@ def test_a_conversation_is_pairs_of_role_and_content():
         ((), r"needs a message of 'assistant', got roles \[\]"),
         ((("user", "Hi"),), "needs a message of 'assistant'"),
         ((("user",),), r"message 1: expected \(role, content\)"),
-        ((("user", "Hi"), ("assistant", None)), "message 2: its content must be text, got NoneType"),
+        (
+            (("user", "Hi"), ("assistant", None)),
+            "message 2: its content must be text, got NoneType",
+        ),
         (((3, "Hi"),), "message 1: its role must be text"),
         ((("", "Hi"),), "message 1 has an empty role"),
         ((("user", "Hi"), ("assistant", " ")), "message 2: the assistant's content is empty"),
@@ -139,9 +142,7 @@ def test_a_conversation_that_is_none_is_refused(messages, message):
         Conversation(messages)
 
 
-@given(
-    st.lists(st.integers(0, 12), min_size=1, max_size=60), st.floats(0, 0.9), st.integers(0, 99)
-)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.floats(0, 0.9), st.integers(0, 99))
 def test_a_split_never_holds_out_what_it_trains_on(numbers, share, seed):
     """Whatever is written twice, with other spaces too, stays on one side."""
     examples = [Example(f"q {n}" + " " * (i % 2), f"a{n}") for i, n in enumerate(numbers)]
