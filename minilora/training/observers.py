@@ -98,7 +98,8 @@ class Validation:
 
     def answer(self, asked: Sequence[Example]) -> dict[str, Any]:
         """The share of held-out examples answered to the letter, and the first answer."""
-        given, first = answers(self.model, asked), asked[0]
+        at_once = self.config.valid_batch or self.config.part_size
+        given, first = answers(self.model, asked, at_once), asked[0]
         sample = {"asked": first.instruction, "answer": given[0], "wanted": first.output}
         return {"exact_match": share_right(given, asked), "sample": sample}
 
