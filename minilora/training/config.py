@@ -116,7 +116,7 @@ class TrainConfig:
         """
         if self.epochs is None:
             return self
-        # 1.1 * 10 is above 11 by rounding alone
+        # 0.07 * 100 is above 7 by rounding alone
         steps = math.ceil(round(self.epochs * count / self.batch_size, 9))
         return replace(self, steps=max(1, steps), epochs=None)
 

@@ -19,8 +19,8 @@ def test_epochs_are_the_fewest_steps_that_see_every_example_so_often(count, batc
 
 
 def test_a_part_of_an_epoch_is_not_rounded_up_by_the_arithmetic():
-    assert 1.1 * 10 > 11
-    assert TrainConfig(epochs=1.1, batch_size=1).for_examples(10).steps == 11
+    assert 0.07 * 100 > 7
+    assert TrainConfig(epochs=0.07, batch_size=1).for_examples(100).steps == 7
     assert TrainConfig(epochs=1e-9).for_examples(1).steps == 1
 
 
