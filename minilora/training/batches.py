@@ -22,7 +22,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .data import Example
+from ..model.tokenizer import END_OF_TEXT, Tokenizer
+from .examples import Conversation, Document, Example
 
 IGNORE = -100  # cross_entropy's mark for "no label here"
 
@@ -78,14 +79,47 @@ def encode(tokenizer: ChatTokenizer, example: Example) -> Encoded:
     return Encoded(prompt + answer, [IGNORE] * len(prompt) + answer)
 
 
+def encode_document(tokenizer: ChatTokenizer, document: Document) -> Encoded:
+    """A text and the token that ends it, all of them labels."""
+    ids = tokenizer.encode(document.text)
+    ids = [*ids, end_of_text(tokenizer)]
+    return Encoded(ids, list(ids))
+
+
+def end_of_text(tokenizer: ChatTokenizer) -> int:
+    """The token that ends a text: the end of a turn only where the vocabulary has no other."""
+    token = None
+    if isinstance(tokenizer, Tokenizer):
+        token = tokenizer.raw.token_to_id(END_OF_TEXT)
+    return tokenizer.answer("")[-1] if token is None else token
+
+
+def encode_one(tokenizer: ChatTokenizer, example: Example | Conversation | Document) -> Encoded:
+    """Anything to learn from, whole."""
+    if isinstance(example, Document):
+        return encode_document(tokenizer, example)
+    return encode(tokenizer, example)
+
+
+def windows(row: Encoded, max_length: int) -> list[Encoded]:
+    """A long text in pieces of at most ``max_length`` tokens; one token alone teaches nothing."""
+    starts = range(0, len(row.ids), max_length)
+    pieces = [(row.ids[i : i + max_length], row.labels[i : i + max_length]) for i in starts]
+    return [Encoded(ids, labels) for ids, labels in pieces if len(ids) > 1]
+
+
 def encode_all(
-    tokenizer: ChatTokenizer, examples: Sequence[Example], max_length: int
+    tokenizer: ChatTokenizer, examples: Sequence[Example | Conversation | Document], max_length: int
 ) -> list[Encoded]:
     """All examples that fit ``max_length`` tokens, with a warning where some do not.
 
-    Raises ``ValueError`` when none does.
+    Only documents are cut, into windows; an answer never is. Raises ``ValueError`` when no example
+    fits.
     """
-    encoded = [encode(tokenizer, example) for example in examples]
+    encoded: list[Encoded] = []
+    for example in examples:
+        row = encode_one(tokenizer, example)
+        encoded += windows(row, max_length) if isinstance(example, Document) else [row]
     fitting = [row for row in encoded if len(row.ids) <= max_length]
     lengths = [len(row.ids) for row in encoded]
     if not fitting:

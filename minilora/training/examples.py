@@ -67,6 +67,17 @@ class Conversation:
 
 
 @dataclass(frozen=True)
+class Document:
+    """Plain text to go on learning from, as a base did: every token is learnt, and its end.
+
+    >>> Document("Hull 90%.").text
+    'Hull 90%.'
+    """
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Task:
     """Examples to train on, and held-out ones to be judged by.
 
@@ -76,8 +87,8 @@ class Task:
     """
 
     name: str
-    train: tuple[Example | Conversation, ...]
-    valid: tuple[Example | Conversation, ...]
+    train: tuple[Example | Conversation | Document, ...]
+    valid: tuple[Example | Conversation | Document, ...]
 
 
 def load_jsonl(path: str | Path) -> tuple[Example, ...]:
@@ -144,7 +155,10 @@ def check_text(value: Any, what: str) -> None:
 
 
 def split_examples(
-    examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0
+    examples: Sequence[Example | Conversation | Document],
+    name: str = "jsonl",
+    share: float = 0.1,
+    seed: int = 0,
 ) -> Task:
     """Shuffle the examples and hold out a share for validation; by default none of fewer than ten.
 
@@ -180,6 +194,8 @@ def content(example: Any) -> tuple[str, ...]:
     """
     if isinstance(example, Conversation):
         fields = [text for message in example.messages for text in message]
+    elif isinstance(example, Document):
+        fields = [example.text]
     else:
         fields = [example.instruction, example.output, example.input]
     return tuple(" ".join(field.split()) for field in fields)

@@ -29,8 +29,9 @@ from ..lora.adapter_layer import adapter_layers
 from .batches import Batch, ChatTokenizer, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
-from .data import Example, Task
+from .data import Task
 from .evaluation import check_answers
+from .examples import Conversation, Document, Example
 from .history import Callback, History, Record, diverged, overflowed
 from .limits import all_finite, check_precision, check_sizes
 from .objective import keeps_examples_apart, mean_over_answers
@@ -93,7 +94,7 @@ class NotFinite(FloatingPointError):
 
 def train(
     model: nn.Module,
-    data: Task | Sequence[Example],
+    data: Task | Sequence[Example | Conversation | Document],
     config: TrainConfig | None = None,
     *,
     callbacks: Sequence[Callback] = (),
@@ -298,8 +299,8 @@ def check_examples(task: Task) -> None:
     if not task.train:
         raise ValueError("train needs at least one example, got none")
     for example in (*task.train, *task.valid):
-        if not isinstance(example, Example):
+        if not isinstance(example, Example | Conversation | Document):
             raise ValueError(
                 "train needs minilora.Example(instruction, output, input), "
-                f"got {type(example).__name__}: {example!r:.80}"
+                f"got {type(example).__name__}: {example!r:.80}; read_examples reads rows and files"
             )

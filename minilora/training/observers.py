@@ -61,7 +61,7 @@ class Validation:
 
     model: nn.Module
     batches: Sequence[Batch]
-    examples: Sequence[Example]
+    examples: Sequence[Any]
     config: TrainConfig
     state: State
     journal: Journal
@@ -82,8 +82,9 @@ class Validation:
         total = sum(summed_loss(self.model, batch).item() for batch in self.batches)
         tokens = sum(batch.answer_tokens for batch in self.batches)
         record: Record = {"step": step, "valid_loss": total / tokens}
-        if config.valid_answers:
-            record |= self.answer(self.examples[: config.valid_answers])
+        asked = [example for example in self.examples if isinstance(example, Example)]
+        if config.valid_answers and asked:
+            record |= self.answer(asked[: config.valid_answers])
         self.model.train()
         history.validations.append(record)
         self.journal.report(record)

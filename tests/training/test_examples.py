@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minilora.training.examples import (
     Conversation,
+    Document,
     Example,
     Task,
     load_jsonl,
@@ -164,3 +165,5 @@ def test_held_out_examples_that_are_trained_on_are_counted():
     one, two, three = Example("a", "b"), Example("a ", "b"), Example("c", "d")
     assert overlap(Task("mine", (one,), (two, three))).startswith("1 of 2 held-out examples")
     assert overlap(Task("mine", (one,), (three,))) == ""
+    texts = Document("a  b"), Document("a b"), Document("c")
+    assert overlap(Task("mine", texts[:1], texts[1:])).startswith("1 of 2 held-out examples")
