@@ -426,7 +426,9 @@ def test_a_model_that_would_not_learn_is_refused():
     frozen = minilora.load_base().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing would train: no parameter has requires_grad"):
         train(frozen, TASK, steps=1)
-    with pytest.raises(ValueError, match=r"q_proj is merged, so its adapter takes no part: unmerge"):
+    with pytest.raises(
+        ValueError, match=r"q_proj is merged, so its adapter takes no part: unmerge"
+    ):
         train(minilora.merge(adapted()), TASK, steps=1)
     bare = minilora.load_base()
     bare.tokenizer = None
@@ -580,7 +582,9 @@ def test_epochs_are_counted_in_the_examples_that_fit_and_a_resume_knows_them(tmp
     ("settings", "rows"),
     [({"batch_size": 6}, 6), ({"batch_size": 6, "accumulate": 3}, 2), ({"valid_batch": 5}, 5)],
 )
-def test_held_out_examples_are_computed_in_batches_of_the_training_size(settings, rows, monkeypatch):
+def test_held_out_examples_are_computed_in_batches_of_the_training_size(
+    settings, rows, monkeypatch
+):
     """32 rows and 50 answers at once ran out of memory where two rows were trained."""
     sizes, answered = [], []
 
