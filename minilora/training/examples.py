@@ -31,6 +31,41 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Conversation:
+    """Several turns to learn from: (role, content) pairs, of which the assistant's are learnt.
+
+    Roles are the chat template's: ``system``, ``user``, ``assistant``, ``tool``. Raises
+    ``ValueError`` for messages that are not pairs of text, or without an answer to learn.
+
+    >>> talk = Conversation((("user", "Status?"), ("assistant", "Hull 90%.")))
+    >>> talk.as_messages()[1]
+    {'role': 'assistant', 'content': 'Hull 90%.'}
+    """
+
+    messages: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        pairs = tuple(tuple(message) for message in self.messages)
+        object.__setattr__(self, "messages", pairs)  # lists are made tuples, so that it hashes
+        for number, pair in enumerate(pairs, 1):
+            if len(pair) != 2:
+                raise ValueError(f"message {number}: expected (role, content), got {pair!r:.80}")
+            for value, part in zip(pair, ("role", "content"), strict=True):
+                check_text(value, f"message {number}: its {part}")
+            if not pair[0]:
+                raise ValueError(f"message {number} has an empty role, expected 'user' or another")
+            if pair[0] == "assistant" and not pair[1].strip():
+                raise ValueError(f"message {number}: the assistant's content is empty")
+        if not any(role == "assistant" for role, _ in pairs):
+            roles = [role for role, _ in pairs]
+            raise ValueError(f"a conversation needs a message of 'assistant', got roles {roles}")
+
+    def as_messages(self) -> list[dict[str, str]]:
+        """The messages as ``tokenizer.apply_chat_template`` takes them."""
+        return [{"role": role, "content": content} for role, content in self.messages]
+
+
+@dataclass(frozen=True)
 class Task:
     """Examples to train on, and held-out ones to be judged by.
 
@@ -40,8 +75,8 @@ class Task:
     """
 
     name: str
-    train: tuple[Example, ...]
-    valid: tuple[Example, ...]
+    train: tuple[Example | Conversation, ...]
+    valid: tuple[Example | Conversation, ...]
 
 
 def load_jsonl(path: str | Path) -> tuple[Example, ...]:

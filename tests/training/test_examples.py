@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.training.examples import Example, load_jsonl, split_examples
+from minilora.training.examples import Conversation, Example, load_jsonl, split_examples
 
 text = st.text(min_size=1).filter(str.strip)
 
@@ -105,3 +105,28 @@ def test_splitting_holds_out_a_tenth_and_loses_nothing():
     assert split_examples(examples[:9]).valid == ()
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\)"):
         split_examples(examples, share=1.0)
+
+
+def test_a_conversation_is_pairs_of_role_and_content():
+    talk = Conversation([["system", "Be brief."], ["user", "Hi"], ["assistant", "Ahoy!"]])
+    assert talk.messages == (("system", "Be brief."), ("user", "Hi"), ("assistant", "Ahoy!"))
+    assert hash(talk) == hash(Conversation(talk.messages))
+    assert [message["role"] for message in talk.as_messages()] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ((), r"needs a message of 'assistant', got roles \[\]"),
+        ((("user", "Hi"),), "needs a message of 'assistant'"),
+        ((("user",),), r"message 1: expected \(role, content\)"),
+        ((("user", "Hi"), ("assistant", None)), "message 2: its content must be text, got NoneType"),
+        (((3, "Hi"),), "message 1: its role must be text"),
+        ((("", "Hi"),), "message 1 has an empty role"),
+        ((("user", "Hi"), ("assistant", " ")), "message 2: the assistant's content is empty"),
+        ((("user", "\ud800"),), "half of a surrogate pair"),
+    ],
+)
+def test_a_conversation_that_is_none_is_refused(messages, message):
+    with pytest.raises(ValueError, match=message):
+        Conversation(messages)
