@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .tokenizer_folder import Companions
+
 
 class KVCache:
     """Keys and values of all past positions: a new token costs one row, not the whole prefix."""
@@ -46,6 +48,8 @@ class CausalLM(nn.Module):
     """A model that gives the next token's logits, and so can continue ids and answer in words."""
 
     tokenizer: Any = None
+    name_or_path: str = ""  # the folder that it came from
+    companions = Companions()  # what else that folder held
 
     def logits_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (labels, vocab) of token ids (rows, time) where ``labelled`` (rows, time) is True.
