@@ -10,9 +10,15 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["END", "END_OF_TEXT", "START", "chatml", "default_system", "plain_form"]
+__all__ = ["END", "END_OF_TEXT", "START", "chatml", "default_system", "plain_form", "question"]
 
 START, END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+
+
+def question(instruction: str, context: str = "") -> list[dict[str, str]]:
+    """An instruction, with what it is about, as one message."""
+    message = f"{context}\n{instruction}" if context else instruction
+    return [{"role": "user", "content": message}]
 
 
 def chatml(system: str) -> str:

@@ -26,7 +26,7 @@ from ..nf4.tensor import NF4Tensor
 from ..nf4.tensor import quantize as quantize_weight
 from ..text import listed
 from .config_json import config_json_of, kept_companions, llama_config
-from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokenizer_files
+from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
 from .tokenizer_folder import GENERATION_FILE, read_companions
 from .transformer import Llama, LlamaConfig
 

@@ -21,21 +21,19 @@ them ends a generated one, ``eos_ids``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..files import json_writer, text_writer
 from .chat import ChatTemplate, Message, plain_messages
 from .marks import Encoded, Marks, Signs, choose_signs
-from .own_forms import END, END_OF_TEXT, START, chatml, default_system, plain_form
-from .tokenizer_folder import TEMPLATE_FILE, read_companions
+from .own_forms import END, END_OF_TEXT, START, chatml, default_system, plain_form, question
+from .tokenizer_folder import read_companions
 from .turns import encode_turns
 
 __all__ = ["Tokenizer"]
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", TEMPLATE_FILE)
 PROBE = "Hull90"  # an answer that no template changes, to see what is written around it
 compiled = lru_cache(maxsize=64)(ChatTemplate)
 
@@ -272,44 +270,3 @@ class Tokenizer:
         if self.has_template:
             return self.companions.templates.get("default", "")
         return self.own_form(self.system)
-
-
-def question(instruction: str, context: str = "") -> list[dict[str, str]]:
-    """An instruction, with what it is about, as one message."""
-    message = f"{context}\n{instruction}" if context else instruction
-    return [{"role": "user", "content": message}]
-
-
-def load_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a base; raise ``ValueError`` if the model has no embedding for a token."""
-    tokenizer = Tokenizer(folder / "tokenizer.json")
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"{folder}: tokenizer.json has {len(tokenizer)} tokens, but the model has only "
-            f"vocab_size={vocab_size}"
-        )
-    if bad := [token for token in tokenizer.ends if not 0 <= token < vocab_size]:
-        raise ValueError(
-            f"{folder}: expected an eos_token_id below vocab_size={vocab_size}, got {bad[0]}"
-        )
-    return tokenizer
-
-
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Callable[[Path], None]]:
-    """Writers for ``tokenizer.json`` and for what stands beside it."""
-    end = tokenizer.raw.id_to_token(tokenizer.ends[0]) if tokenizer.ends else None
-    defaults = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": end,
-        "pad_token": END_OF_TEXT if tokenizer.is_chatml else end,
-    }
-    kept = dict(tokenizer.companions.tokenizer_config)
-    kept.pop("auto_map", None)  # names code that is not in the folder
-    templates = tokenizer.companions.templates if tokenizer.has_template else {}
-    kept["chat_template"] = tokenizer.chat_template
-    if len(templates) > 1 or "default" not in (templates or {"default": ""}):
-        kept["chat_template"] = [{"name": n, "template": t} for n, t in templates.items()]
-    return {
-        "tokenizer.json": text_writer(tokenizer.raw.to_str()),
-        "tokenizer_config.json": json_writer(defaults | kept),
-    }

@@ -53,7 +53,7 @@ class Companions:
 
     def end_ids(self) -> list[int]:
         """Every ``eos_token_id`` that is named, generation_config.json's first."""
-        found = []
+        found: list[Any] = []
         for about in (self.generation_config, self.ids):
             value = about.get("eos_token_id")
             found += value if isinstance(value, list) else [value]

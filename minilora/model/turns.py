@@ -39,26 +39,18 @@ def encode_turns(
     if not tokenizer.has_template:
         return own_turns(tokenizer, copies, answers, signs)
     whole = tokenizer.seamed(copies, signs=signs, **variables)[0]
-    ended = True
+    end, ended = tokenizer.raw.id_to_token(tokenizer.eos_id), True
     if signs.opens not in whole:
-        spans = differences(tokenizer, copies, answers, whole, signs, variables)
-        whole, ended = enclose(whole, spans, tokenizer.raw.id_to_token(tokenizer.eos_id), signs)
+        spans = differences(tokenizer, copies, answers, whole, signs, end, variables)
+        ended = whole.endswith(end, *spans[-1])
+        for start, stop in reversed(spans):
+            answer = f"{signs.opens}{whole[start:stop]}{signs.closes}"
+            whole = f"{whole[:start]}{answer}{whole[stop:]}"
     encoded = tokenizer.encode_chat(whole, signs)
     ids, learnt = cut_behind_the_last(encoded.ids, encoded.touched())
     if not ended:
         ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]
     return ids, learnt
-
-
-def enclose(text: str, spans: list[tuple[int, int]], end: str, signs: Signs) -> tuple[str, bool]:
-    """A text with the signs around each span up to its end mark, and whether the last has one."""
-    ended = [text.rfind(end, *span) >= 0 for span in spans]
-    for (start, stop), has_end in reversed(list(zip(spans, ended, strict=True))):
-        answer = text[start:stop]
-        length = answer.rindex(end) + len(end) if has_end else len(answer.rstrip())
-        stop = start + length
-        text = f"{text[:start]}{signs.opens}{text[start:stop]}{signs.closes}{text[stop:]}"
-    return text, ended[-1]
 
 
 def cut_behind_the_last(ids: list[int], learnt: list[bool]) -> tuple[list[int], list[bool]]:
@@ -73,15 +65,20 @@ def differences(
     answers: list[int],
     whole: str,
     signs: Signs,
+    end: str,
     variables: dict[str, Any],
 ) -> list[tuple[int, int]]:
-    """Where in ``whole`` each answer stands, with what the template writes behind it."""
+    """Where in ``whole`` each answer stands, up to its end mark."""
     spans = []
     for index in answers:
-        before = tokenizer.seamed(messages[:index], True, signs, **variables)[0] if index else ""
         through = tokenizer.seamed(messages[: index + 1], False, signs, **variables)[0]
-        if through.startswith(before) and whole.startswith(through):
-            spans.append((len(before), len(through)))
+        if index:
+            before = tokenizer.seamed(messages[:index], True, signs, **variables)[0]
+        else:  # nothing was asked: the turn's own beginning
+            before = through[: max(0, through.find(str(messages[0].get("content")).strip()))]
+        stop = end_of_answer(through, len(before), end)
+        if through.startswith(before) and whole.startswith(through[:stop]):
+            spans.append((len(before), stop))
     if len(spans) == len(answers):
         return spans
     if len(answers) > 1 and not tokenizer.only_last_was_said:
@@ -91,13 +88,19 @@ def differences(
             "conversation only the last answer is learnt",
             stacklevel=2,
         )
-    if spans and spans[-1][1] == len(whole):
+    if spans and spans[-1][1] == end_of_answer(whole, spans[-1][0], end):
         return spans[-1:]
     content = tokenizer.marks.seam(messages[-1].get("content"), signs.seam)
     start = whole.rfind(content.strip()) if isinstance(content, str) else -1
     if start < 0:
         raise ValueError("the chat template changes the last answer, so it cannot be learnt")
-    return [(start, len(whole))]
+    return [(start, end_of_answer(whole, start, end))]
+
+
+def end_of_answer(text: str, start: int, end: str) -> int:
+    """Behind the last end mark after ``start``, or behind the last letter where there is none."""
+    place = text.rfind(end, start)
+    return max(start, len(text.rstrip())) if place < 0 else place + len(end)
 
 
 def own_turns(

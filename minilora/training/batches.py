@@ -1,7 +1,7 @@
 """From examples to tensors: tokens and labels, padded or packed, in an order that a seed fixes.
 
 Labels are -100 wherever there is nothing to learn: in the prompt, in the padding. The loss sees
-only the answer and the token that ends it.
+only the answers and the token that ends each (model/turns.py).
 
 Padding puts one example in a row and fills up on the right; a causal model never looks there, so no
 mask is needed. Packing puts several in a row and numbers them. The attention mask then lets a token
@@ -22,7 +22,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .data import Example
+from .examples import Conversation, Example
 
 IGNORE = -100  # cross_entropy's mark for "no label here"
 
@@ -31,14 +31,8 @@ IGNORE = -100  # cross_entropy's mark for "no label here"
 class ChatTokenizer(Protocol):
     """What training asks of a tokenizer; ``minilora.Tokenizer`` answers it."""
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, marks included."""
-
-    def prompt(self, instruction: str, context: str = "") -> str:
-        """The conversation up to the place where the answer begins."""
-
-    def answer(self, text: str) -> list[int]:
-        """The ids of an answer and of the token that ends it."""
+    def encode_turns(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """The ids of a conversation, and which of them are an answer or the token that ends it."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +65,15 @@ class Batch:
         return Batch(self.ids.to(device), self.labels.to(device), segments)
 
 
-def encode(tokenizer: ChatTokenizer, example: Example) -> Encoded:
-    """Prompt and answer in the tokenizer's chat form; only the answer and its end are labels."""
-    prompt = tokenizer.encode(tokenizer.prompt(example.instruction, example.input))
-    answer = tokenizer.answer(example.output)
-    return Encoded(prompt + answer, [IGNORE] * len(prompt) + answer)
+def encode(tokenizer: ChatTokenizer, example: Example | Conversation) -> Encoded:
+    """A conversation in the tokenizer's form; only the answers and their ends are labels."""
+    ids, learnt = tokenizer.encode_turns(example.as_messages())
+    labels = [token if is_learnt else IGNORE for token, is_learnt in zip(ids, learnt, strict=True)]
+    return Encoded(ids, labels)
 
 
 def encode_all(
-    tokenizer: ChatTokenizer, examples: Sequence[Example], max_length: int
+    tokenizer: ChatTokenizer, examples: Sequence[Example | Conversation], max_length: int
 ) -> list[Encoded]:
     """All examples that fit ``max_length`` tokens, with a warning where some do not.
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..model.own_forms import question
+
 REQUIRED = ("instruction", "output")
 FORM = '{"instruction": "…", "output": "…"}'
 
@@ -28,6 +30,11 @@ class Example:
     instruction: str
     output: str
     input: str = ""
+
+    def as_messages(self) -> list[dict[str, str]]:
+        """A question and its answer, as ``tokenizer.apply_chat_template`` takes them."""
+        answer = {"role": "assistant", "content": self.output}
+        return [*question(self.instruction, self.input), answer]
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,17 @@ class Task:
     name: str
     train: tuple[Example | Conversation, ...]
     valid: tuple[Example | Conversation, ...]
+
+
+def asked_and_expected(example: Example | Conversation) -> tuple[list[dict[str, str]], str]:
+    """The messages before the last answer, and that answer.
+
+    >>> asked_and_expected(Example("Status?", "Hull 90%."))
+    ([{'role': 'user', 'content': 'Status?'}], 'Hull 90%.')
+    """
+    messages = example.as_messages()
+    last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:last], messages[last]["content"]
 
 
 def load_jsonl(path: str | Path) -> tuple[Example, ...]:

@@ -29,8 +29,8 @@ from ..lora.adapter_layer import adapter_layers
 from .batches import Batch, ChatTokenizer, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
-from .data import Example, Task
 from .evaluation import check_answers
+from .examples import Conversation, Example, Task
 from .history import Callback, History, Record, diverged
 from .objective import keeps_examples_apart, mean_over_answers
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
@@ -92,7 +92,7 @@ class NotFinite(FloatingPointError):
 
 def train(
     model: nn.Module,
-    data: Task | Sequence[Example],
+    data: Task | Sequence[Example | Conversation],
     config: TrainConfig | None = None,
     *,
     callbacks: Sequence[Callback] = (),
@@ -283,8 +283,8 @@ def check_examples(task: Task) -> None:
     if not task.train:
         raise ValueError("train needs at least one example, got none")
     for example in (*task.train, *task.valid):
-        if not isinstance(example, Example):
+        if not isinstance(example, Example | Conversation):
             raise ValueError(
-                "train needs minilora.Example(instruction, output, input), "
+                "train needs minilora.Example(instruction, output, input) or a Conversation, "
                 f"got {type(example).__name__}: {example!r:.80}"
             )

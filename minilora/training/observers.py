@@ -25,8 +25,8 @@ from torch import nn
 from .batches import Batch
 from .checkpoint import State, save_checkpoint
 from .config import TrainConfig
-from .data import Example
 from .evaluation import answers, share_right
+from .examples import Conversation, Example, asked_and_expected
 from .history import Callback, History, MetricsLog, Record, overfitting
 from .objective import summed_loss
 from .progress import Progress
@@ -61,7 +61,7 @@ class Validation:
 
     model: nn.Module
     batches: Sequence[Batch]
-    examples: Sequence[Example]
+    examples: Sequence[Example | Conversation]
     config: TrainConfig
     state: State
     journal: Journal
@@ -96,10 +96,13 @@ class Validation:
             history.warnings.append(message)
             warnings.warn(message, stacklevel=2)
 
-    def answer(self, asked: Sequence[Example]) -> dict[str, Any]:
+    def answer(self, asked: Sequence[Example | Conversation]) -> dict[str, Any]:
         """The share of held-out examples answered to the letter, and the first answer."""
-        given, first = answers(self.model, asked), asked[0]
-        sample = {"asked": first.instruction, "answer": given[0], "wanted": first.output}
+        given, (messages, expected) = answers(self.model, asked), asked_and_expected(asked[0])
+        question = (
+            asked[0].instruction if isinstance(asked[0], Example) else messages[-1]["content"]
+        )
+        sample = {"asked": question, "answer": given[0], "wanted": expected}
         return {"exact_match": share_right(given, asked), "sample": sample}
 
 
