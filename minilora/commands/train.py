@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
         print(inject(model, lora))
     print_trainable_parameters(model)
     announce(task, config)
+    show_form(model.tokenizer, task)
     callbacks = [tensorboard_callback(options.out)] if options.tensorboard else []
     history = train(model, task, config, callbacks=callbacks)
     if history.interrupted:
@@ -153,6 +154,17 @@ def announce(task: Any, config: Any) -> None:
     )
     if not config.resume and (Path(config.out) / "metrics.jsonl").exists():
         print(f"{config.out} holds an earlier run: this one replaces it")
+
+
+def show_form(tokenizer: Any, task: Any) -> None:
+    """How the base writes a conversation: the first example, before any time is spent on it."""
+    from .first_example import describe_first_example, describe_form
+
+    if tokenizer is None or not task.train:  # train says so
+        return
+    if form := describe_form(tokenizer):
+        print(form)
+    print(describe_first_example(tokenizer, task.train[0]))
 
 
 def show_next(options: argparse.Namespace, folder: Path) -> None:
