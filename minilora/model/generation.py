@@ -178,15 +178,17 @@ class CausalLM(nn.Module):
     def pieces(self, prompt: list[int], tokens: Iterator[Tensor]) -> Iterator[str]:
         """The text of tokens as it grows."""
         new: list[int] = []
-        shown = text = ""
+        shown = ""
         for token in tokens:
             new.append(int(token))
-            text = self.tokenizer.answer_text(prompt, up_to_end(new, self.tokenizer.eos_ids))
+            said = up_to_end(new, self.tokenizer.eos_ids)
+            text = self.tokenizer.answer_text(prompt, said, complete=False)
             ready = text.rstrip("\ufffd").rstrip()  # half a letter decodes to U+FFFD
             if ready.startswith(shown) and ready != shown:
                 yield ready[len(shown) :]
                 shown = ready
         warn_beyond(self, len(prompt) + len(new))
+        text = self.tokenizer.answer_text(prompt, up_to_end(new, self.tokenizer.eos_ids))
         if rest := text.rstrip()[len(shown) :]:
             yield rest
 

@@ -34,6 +34,7 @@ from .turns import encode_turns
 
 __all__ = ["Tokenizer"]
 
+ASKED: list[dict[str, str]] = [{"role": "user", "content": "Status?"}]
 PROBE = "Hull90"  # an answer that no template changes, to see what is written around it
 compiled = lru_cache(maxsize=64)(ChatTemplate)
 
@@ -118,7 +119,7 @@ class Tokenizer:
         """The mark that the template writes behind an answer, if it is a single one."""
         if not self.has_template:
             return self.raw.token_to_id(END) if self.is_chatml else None
-        behind = self.around_answer[1].lstrip()
+        behind = self.behind_answer.lstrip()
         tokens = self.raw.get_added_tokens_decoder().items()
         named = self.companions.special_tokens().get("eos_token", "")
         texts = {token.content: number for number, token in tokens}
@@ -127,18 +128,14 @@ class Tokenizer:
         return texts[max(fitting, key=len)] if fitting else None
 
     @cached_property
-    def around_answer(self) -> tuple[str, str]:
-        """The text between prompt and answer, and behind an answer, as the template writes them."""
-        asked: list[dict[str, str]] = [{"role": "user", "content": "Status?"}]
+    def behind_answer(self) -> str:
+        """The text that the template writes behind an answer; empty if it cannot be asked."""
         try:
-            prompt = self.render(asked, add_generation_prompt=True)
-            whole = self.render([*asked, {"role": "assistant", "content": PROBE}])
+            whole = self.render([*ASKED, {"role": "assistant", "content": PROBE}])
         except ValueError:  # a template that asks for more than a question and an answer
-            return "", ""
-        before, answer, behind = whole.rpartition(PROBE)
-        if not answer:
-            return "", ""
-        return before[len(prompt) :] if before.startswith(prompt) else "", behind
+            return ""
+        _, answer, behind = whole.rpartition(PROBE)
+        return behind if answer else ""
 
     @cached_property
     def marks(self) -> Marks:
@@ -241,15 +238,37 @@ class Tokenizer:
         lead = "" if self.has_template or self.is_chatml else " "
         return [*self.encode_text(lead + text), self.eos_id]
 
-    def answer_text(self, prompt: list[int], ids: list[int]) -> str:
-        """The text of generated ids behind a prompt, without marks and the form's own space."""
+    def answer_text(self, prompt: list[int], ids: list[int], complete: bool = True) -> str:
+        """The text of generated ids behind a prompt, without marks and the form's own beginning.
+
+        That beginning is a space in most forms that have one, an empty ``<think>`` in Qwen3. While
+        the answer is not ``complete``, a part of it is left out too.
+        """
+        text, lead = self.text_behind(prompt, ids), self.lead
+        return "" if not complete and lead.startswith(text) else text.removeprefix(lead)
+
+    def text_behind(self, prompt: list[int], ids: list[int]) -> str:
+        """The text of ids behind a prompt, without marks."""
         shown = [token for token in ids if token not in self.marks.names]
         if not self.has_template:
-            return self.decode(shown).removeprefix("" if self.is_chatml else " ")
+            return self.decode(shown)
         # decoded behind the prompt's last token: many decoders drop a space where a text begins
         before = self.raw.decode(prompt[-1:], skip_special_tokens=False)
-        text = self.raw.decode([*prompt[-1:], *shown], skip_special_tokens=False)
-        return text[len(before) :].removeprefix(self.around_answer[0])
+        return self.raw.decode([*prompt[-1:], *shown], skip_special_tokens=False)[len(before) :]
+
+    @cached_property
+    def lead(self) -> str:
+        """What the form writes between a prompt and an answer, as its tokens are read back."""
+        if not self.has_template:
+            return "" if self.is_chatml else " "
+        try:
+            prompt = self.apply_chat_template(ASKED, add_generation_prompt=True)
+            whole = self.apply_chat_template([*ASKED, {"role": "assistant", "content": PROBE}])
+        except ValueError:
+            return ""
+        begins = whole[: len(prompt)] == prompt
+        before, answer, _ = self.text_behind(prompt, whole[len(prompt) :]).partition(PROBE)
+        return before if begins and answer else ""
 
     def own_form(self, system: str) -> str:
         """The template that we write for a folder without one."""
