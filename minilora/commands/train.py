@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
     from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
     from ..model.pretrained import load_base, save_model
     from ..training.config import BIG
-    from ..training.examples import Example
+    from ..training.examples import Document
     from ..training.history import tensorboard_callback
     from ..training.loop import train
     from ..training.readers import summarize
@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
 
     (task, read), lora, config = read_task(options), lora_of(options), settings_of(options)
     device = check_device(options.device)
-    askable = sum(isinstance(example, Example) for example in task.valid)
+    askable = sum(not isinstance(example, Document) for example in task.valid)
     config = replace(config, valid_answers=min(20, askable))
     torch.manual_seed(options.seed)
     model = load_base(options.base, device=device, quantize="nf4" if options.qlora else None)
@@ -81,8 +81,10 @@ def run(options: argparse.Namespace) -> int:
     if not options.full:
         print(inject(model, lora))
     print_trainable_parameters(model)
-    print(summarize(read, model.tokenizer, config.max_length))
+    if model.tokenizer is not None:  # without one, train says what is missing
+        print(summarize(read, model.tokenizer, config.max_length))
     announce(task, config)
+    show_form(model.tokenizer, task)
     callbacks = [tensorboard_callback(options.out)] if options.tensorboard else []
     history = train(model, task, config, callbacks=callbacks)
     if history.interrupted:
@@ -174,6 +176,17 @@ def announce(task: Any, config: Any) -> None:
     )
     if not config.resume and (Path(config.out) / "metrics.jsonl").exists():
         print(f"{config.out} holds an earlier run: this one replaces it")
+
+
+def show_form(tokenizer: Any, task: Any) -> None:
+    """How the base writes a conversation: the first example, before any time is spent on it."""
+    from .first_example import describe_first_example, describe_form
+
+    if tokenizer is None or not task.train:  # train says so
+        return
+    if form := describe_form(tokenizer):
+        print(form)
+    print(describe_first_example(tokenizer, task.train[0]))
 
 
 def show_next(options: argparse.Namespace, folder: Path) -> None:

@@ -25,8 +25,9 @@ from ..nf4.linear import NF4Linear
 from ..nf4.tensor import NF4Tensor
 from ..nf4.tensor import quantize as quantize_weight
 from ..text import listed
-from .config_json import config_json_of, end_token, llama_config
-from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokenizer_files
+from .config_json import config_json_of, kept_companions, llama_config
+from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
+from .tokenizer_folder import GENERATION_FILE, read_companions
 from .transformer import Llama, LlamaConfig
 
 SHIPPED = Path(__file__).parent / "base"
@@ -70,7 +71,8 @@ def load_base(
         model = Llama(config)
     fill_model(model, tensors, check_tensors(model, tensors, folder), dtype, device, quantize)
     if (folder / "tokenizer.json").is_file():
-        model.tokenizer = load_tokenizer(folder, end_token(config_json), config.vocab_size)
+        model.tokenizer = load_tokenizer(folder, config.vocab_size)
+    model.companions, model.name_or_path = read_companions(folder), str(folder)
     return model.eval()
 
 
@@ -122,7 +124,8 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     """Write a plain model as a Hugging Face folder, which transformers and vLLM open as it is.
 
     The folder holds ``config.json``, ``model.safetensors`` and, where the model has a tokenizer,
-    ``tokenizer.json`` and ``tokenizer_config.json``. Tied weights are stored once. ``dtype``
+    ``tokenizer.json`` and ``tokenizer_config.json``. The base's chat template, its first, last and
+    padding tokens and its ``generation_config.json`` are kept. Tied weights are stored once. ``dtype``
     converts on the way (``torch.float16`` halves a float32 file). The config is written last, so a
     folder that has one is whole. Raises ``ValueError`` when adapters are still inside:
     ``merge_and_unload`` first.
@@ -154,8 +157,12 @@ def save_model(model: nn.Module, folder: str | Path, *, dtype: torch.dtype | Non
     files = {"model.safetensors": tensor_writer(tensors)}
     if model.tokenizer is not None:
         files |= tokenizer_files(model.tokenizer)
+    if generation := kept_companions(model).generation_config:
+        files[GENERATION_FILE] = json_writer(generation)
     files["config.json"] = json_writer(about)
-    write_together(Path(folder), files, remove=["config.json", INDEX, *TOKENIZER_FILES])
+    write_together(
+        Path(folder), files, remove=["config.json", INDEX, GENERATION_FILE, *TOKENIZER_FILES]
+    )
     return Path(folder)
 
 
@@ -175,7 +182,10 @@ def check_plain(config: LlamaConfig, names: Set[str], tied: bool) -> None:
 def float_tensors(model: Llama) -> dict[str, Tensor]:
     """The tensors of a model that are kept in floats, by name in a checkpoint; tied ones once."""
     left_out = {
-        f"{name}.{part}" for name, m in model.named_modules() if isinstance(m, NF4Linear) for part in m._buffers
+        f"{name}.{part}"
+        for name, m in model.named_modules()
+        if isinstance(m, NF4Linear)
+        for part in m._buffers
     }
     if is_tied(model):
         left_out.add("lm_head.weight")

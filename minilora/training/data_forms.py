@@ -23,9 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..text import listed
-from .examples import Conversation, Document, Example, check_text
+from .examples import Conversation, Document, Example, Learnt, check_text
 
-Learnt = Example | Conversation | Document
 # question, answer, and a column that is context for the question
 PAIRS = (
     ("instruction", "output", "input"),

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..model.own_forms import question
+
 REQUIRED = ("instruction", "output")
 FORM = '{"instruction": "…", "output": "…"}'
 
@@ -29,6 +31,11 @@ class Example:
     instruction: str
     output: str
     input: str = ""
+
+    def as_messages(self) -> list[dict[str, str]]:
+        """A question and its answer, as ``tokenizer.apply_chat_template`` takes them."""
+        answer = {"role": "assistant", "content": self.output}
+        return [*question(self.instruction, self.input), answer]
 
 
 @dataclass(frozen=True)
@@ -77,6 +84,9 @@ class Document:
     text: str
 
 
+Learnt = Example | Conversation | Document
+
+
 @dataclass(frozen=True)
 class Task:
     """Examples to train on, and held-out ones to be judged by.
@@ -87,8 +97,23 @@ class Task:
     """
 
     name: str
-    train: tuple[Example | Conversation | Document, ...]
-    valid: tuple[Example | Conversation | Document, ...]
+    train: tuple[Learnt, ...]
+    valid: tuple[Learnt, ...]
+
+
+def asked_and_expected(example: Learnt) -> tuple[list[dict[str, str]], str]:
+    """The messages before the last answer, and that answer.
+
+    Raises ``ValueError`` for a document, which asks nothing.
+
+    >>> asked_and_expected(Example("Status?", "Hull 90%."))
+    ([{'role': 'user', 'content': 'Status?'}], 'Hull 90%.')
+    """
+    if isinstance(example, Document):
+        raise ValueError(f"a Document asks nothing, so it has no answer: {example!r:.80}")
+    messages = example.as_messages()
+    last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:last], messages[last]["content"]
 
 
 def load_jsonl(path: str | Path) -> tuple[Example, ...]:

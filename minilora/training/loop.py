@@ -29,9 +29,8 @@ from ..lora.adapter_layer import adapter_layers
 from .batches import Batch, ChatTokenizer, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
-from .data import Task
 from .evaluation import check_answers
-from .examples import Conversation, Document, Example
+from .examples import Learnt, Task
 from .history import Callback, History, Record, diverged, overflowed
 from .limits import all_finite, check_precision, check_sizes
 from .objective import keeps_examples_apart, mean_over_answers
@@ -94,7 +93,7 @@ class NotFinite(FloatingPointError):
 
 def train(
     model: nn.Module,
-    data: Task | Sequence[Example | Conversation | Document],
+    data: Task | Sequence[Learnt],
     config: TrainConfig | None = None,
     *,
     callbacks: Sequence[Callback] = (),
@@ -299,8 +298,8 @@ def check_examples(task: Task) -> None:
     if not task.train:
         raise ValueError("train needs at least one example, got none")
     for example in (*task.train, *task.valid):
-        if not isinstance(example, Example | Conversation | Document):
+        if not isinstance(example, Learnt):
             raise ValueError(
-                "train needs minilora.Example(instruction, output, input), "
+                "train needs minilora.Example(instruction, output, input) or a Conversation, "
                 f"got {type(example).__name__}: {example!r:.80}; read_examples reads rows and files"
             )

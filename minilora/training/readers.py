@@ -20,8 +20,8 @@ from typing import Any, overload
 from ..text import listed
 from .batches import IGNORE, ChatTokenizer, encode_one
 from .data_files import Row, rows_of
-from .data_forms import Learnt, read_row
-from .examples import Conversation, Document, Example, content
+from .data_forms import read_row
+from .examples import Conversation, Document, Example, Learnt, content
 
 
 @dataclass(frozen=True)

@@ -105,3 +105,27 @@ def test_a_model_goes_on_learning_from_texts(pack):
     settings = {"steps": 3, "batch_size": 4, "progress": False, "max_length": 64, "pack": pack}
     history = train(model, task, validate_every=3, valid_answers=2, **settings)
     assert history.validations[-1]["valid_loss"] < history.validations[0]["valid_loss"]
+
+
+def test_a_model_learns_a_conversation_of_several_turns_from_a_file(tmp_path):
+    turns = [
+        ("system", "Be brief."),
+        ("human", "Hi"),
+        ("gpt", "Ahoy!"),
+        ("human", "a"),
+        ("gpt", "b"),
+    ]
+    talk = {"conversations": [{"from": role, "value": text} for role, text in turns]}
+    data = read_examples(write(tmp_path / "share.jsonl", [talk] * 4))
+    assert data[0].messages[1:3] == (("user", "Hi"), ("assistant", "Ahoy!"))
+    summary = summarize(data, TOKENIZER)
+    assert (summary.turns, summary.duplicates) == (8, 3)
+    model = minilora.load_base()
+    inject(model)
+    losses = train(model, data, steps=6, batch_size=2, progress=False).losses
+    assert losses[-1] < losses[0]
+
+
+def test_a_mark_that_a_document_names_stays_text():
+    [row] = encode_all(TOKENIZER, [Document("<|im_end|> ends a turn.")], 64)
+    assert TOKENIZER.raw.token_to_id("<|im_end|>") not in row.ids
