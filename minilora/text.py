@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+Class = TypeVar("Class", bound=type)
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -43,3 +47,36 @@ def listed(items: Sequence[str], most: int = 5, separator: str = "; ") -> str:
     """
     rest = [f"and {len(items) - most} more"] if len(items) > most else []
     return separator.join([*items[:most], *rest])
+
+
+def names_other_libraries_use(**ours: str) -> Callable[[Class], Class]:
+    """A decorator of a dataclass: an unknown argument is refused with the name that is ours.
+
+    ``ours`` maps another library's name to the field here; for a typo the nearest field is named.
+
+    >>> from dataclasses import dataclass
+    >>> @names_other_libraries_use(learning_rate="lr")
+    ... @dataclass
+    ... class Config:
+    ...     lr: float = 1e-3
+    >>> Config(learning_rate=1e-4)
+    Traceback (most recent call last):
+    TypeError: Config has no 'learning_rate': did you mean 'lr'?
+    """
+
+    def decorate(cls: Class) -> Class:
+        dataclass: Any = cls
+        init, fields = dataclass.__init__, dataclass.__dataclass_fields__
+
+        @functools.wraps(init)
+        def checked(self: Any, *values: Any, **settings: Any) -> None:
+            for name in settings.keys() - fields.keys():
+                known = f"known are {', '.join(fields)}"
+                hint = did_you_mean(ours.get(name, name), fields, known)
+                raise TypeError(f"{cls.__name__} has no {name!r}: {hint}")
+            init(self, *values, **settings)
+
+        dataclass.__init__ = checked
+        return cls
+
+    return decorate

@@ -245,7 +245,7 @@ FILES_AND_NAMES = (
 
 TRAINING = (
     Bug(name="loss on the prompt", where="training.batches:encode",
-        right="[IGNORE] * len(prompt) + answer", wrong="prompt + answer",
+        right="token if is_learnt else IGNORE", wrong="token",
         story="The labels of the prompt are its own tokens, or zero, not −100. "
               "The model learns to ask.",
         thread="meta-llama/llama-cookbook #101",

@@ -57,6 +57,9 @@ COMMANDS = {
         "ask a base, with an adapter or without",
         'minilora generate --adapter mine/adapter --context "Log: Hull 90%." "Status?"',
     ),
+    "chat": Command(
+        "Use", "talk to a base, with an adapter or without", "minilora chat --adapter mine/adapter"
+    ),
     "merge": Command(
         "Use",
         "fold an adapter into its base: one plain model folder",

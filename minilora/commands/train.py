@@ -1,6 +1,6 @@
 """``minilora train``: a fine-tune on your own examples, from a folder to a folder.
 
-    base (+ four bits) + JSONL  ->  adapter, metrics, checkpoint
+    base (+ four bits) + examples  ->  adapter, metrics, checkpoint
 
 Everything is checked before anything is written; ``cli.py`` prints a ``ValueError`` on one line.
 """
@@ -8,6 +8,7 @@ Everything is checked before anything is written; ``cli.py`` prints a ``ValueErr
 from __future__ import annotations
 
 import argparse
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from .options import add_base_option, add_device_option, add_seed_option, check_
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora train``."""
     add = parser.add_argument
-    one_line = 'one {"instruction", "input"?, "output"} a line'
-    add("--data", type=Path, required=True, help=one_line)
+    forms = "a file or folder: JSON, CSV, TSV or parquet, gzipped or not; instruction and output, "
+    forms += "messages, conversations, prompt and completion, or text"
+    add("--data", type=Path, required=True, help=forms)
     add("--valid", type=Path, help="held-out examples (default: a tenth of --data)")
     add_base_option(parser)
     add("--out", type=Path, required=True, help="folder for adapter, metrics and checkpoint")
@@ -33,7 +35,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--qlora", action="store_true", help="keep the base in four bits (NF4, double quantization)"
     )
-    add("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
+    add("--skip-bad", action="store_true", help="go on without rows that cannot be learnt from")
+    length = parser.add_mutually_exclusive_group()
+    optimizer_steps = "optimizer steps (default: %(default)s)"
+    length.add_argument("--steps", type=int, default=500, help=optimizer_steps)
+    length.add_argument("--epochs", type=float, help="how often each example is seen instead")
     add("--lr", type=float, help="peak rate (default: 0.005 for a small base, less for a big one)")
     add("--batch", type=int, default=32, help="examples a step (default: %(default)s)")
     add("--accumulate", type=int, default=1, help="compute a batch in so many parts")
@@ -41,6 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--max-length", type=int, default=512, help=longest)
     add("--pack", action="store_true", help="several examples a row instead of padding")
     add("--bf16", action="store_true", help="bfloat16 autocast")
+    add("--validate-every", type=int, default=50, help="steps (default: %(default)s; 0: never)")
+    add("--valid-batch", type=int, help="held-out examples computed at once (default: as trained)")
     add("--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--tensorboard", action="store_true", help="also write TensorBoard events to --out")
@@ -56,13 +64,16 @@ def run(options: argparse.Namespace) -> int:
     from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
     from ..model.pretrained import load_base, save_model
     from ..training.config import BIG
+    from ..training.examples import Document
     from ..training.history import tensorboard_callback
     from ..training.loop import train
+    from ..training.readers import summarize
     from .footprint import METHODS, describe_footprints, measure_footprints
 
-    task, lora, config = read_task(options), lora_of(options), settings_of(options)
+    (task, read), lora, config = read_task(options), lora_of(options), settings_of(options)
     device = check_device(options.device)
-    config = replace(config, valid_answers=min(20, len(task.valid)))
+    askable = sum(not isinstance(example, Document) for example in task.valid)
+    config = replace(config, valid_answers=min(20, askable))
     torch.manual_seed(options.seed)
     model = load_base(options.base, device=device, quantize="nf4" if options.qlora else None)
     big = trainable_parameters(model)[1] > BIG
@@ -70,7 +81,10 @@ def run(options: argparse.Namespace) -> int:
     if not options.full:
         print(inject(model, lora))
     print_trainable_parameters(model)
+    if model.tokenizer is not None:  # without one, train says what is missing
+        print(summarize(read, model.tokenizer, config.max_length))
     announce(task, config)
+    show_form(model.tokenizer, task)
     callbacks = [tensorboard_callback(options.out)] if options.tensorboard else []
     history = train(model, task, config, callbacks=callbacks)
     if history.interrupted:
@@ -90,19 +104,24 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def read_task(options: argparse.Namespace) -> Any:
-    """The examples to train on and those held out."""
-    from ..training import data
+def read_task(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The examples to train on and those held out; and all of ``--data``, as it was read."""
+    from ..training.examples import Task, overlap, split_examples
+    from ..training.readers import read_examples
 
     if options.full and options.qlora:
         raise ValueError(
             "--full trains the weights themselves, which four bits cannot follow: "
             "give --full or --qlora, not both"
         )
-    examples = data.load_jsonl(options.data)
+    read, name = read_examples(options.data, skip_bad=options.skip_bad), options.data.stem
     if options.valid is None:
-        return data.split_examples(examples, options.data.stem, seed=options.seed)
-    return data.Task(options.data.stem, examples, data.load_jsonl(options.valid))
+        return split_examples(read, name, seed=options.seed), read
+    valid = read_examples(options.valid, skip_bad=options.skip_bad)
+    task = Task(name, read.examples, valid.examples)
+    if message := overlap(task):
+        warnings.warn(message, stacklevel=2)
+    return task, read
 
 
 def lora_of(options: argparse.Namespace) -> Any:
@@ -120,12 +139,15 @@ def settings_of(options: argparse.Namespace) -> Any:
 
     return TrainConfig(
         steps=options.steps,
+        epochs=options.epochs,
         lr=TrainConfig.lr if options.lr is None else options.lr,
         batch_size=options.batch,
         accumulate=options.accumulate,
         max_length=options.max_length,
         pack=options.pack,
         bf16=options.bf16,
+        validate_every=options.validate_every,
+        valid_batch=options.valid_batch,
         seed=options.seed,
         out=options.out,
         checkpoint_every=options.checkpoint_every,
@@ -147,12 +169,24 @@ def with_rate(config: Any, given: float | None, model: Any) -> Any:
 
 def announce(task: Any, config: Any) -> None:
     """The plan of the run, for whoever now waits for the first validation."""
+    length = f"{config.steps} steps" if config.epochs is None else f"{config.epochs:g} epochs"
     print(
-        f"{config.steps} steps of {config.batch_size} out of {len(task.train)} examples, "
+        f"{length} of {config.batch_size} out of {len(task.train)} examples, "
         f"{len(task.valid)} held out; rate {config.lr:g}"
     )
     if not config.resume and (Path(config.out) / "metrics.jsonl").exists():
         print(f"{config.out} holds an earlier run: this one replaces it")
+
+
+def show_form(tokenizer: Any, task: Any) -> None:
+    """How the base writes a conversation: the first example, before any time is spent on it."""
+    from .first_example import describe_first_example, describe_form
+
+    if tokenizer is None or not task.train:  # train says so
+        return
+    if form := describe_form(tokenizer):
+        print(form)
+    print(describe_first_example(tokenizer, task.train[0]))
 
 
 def show_next(options: argparse.Namespace, folder: Path) -> None:

@@ -68,7 +68,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     config: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type(model),
-        "base_model_name_or_path": None,
+        "base_model_name_or_path": base_name(model),
         "inference_mode": True,
         "r": r,
         "lora_alpha": lora_alpha,
@@ -143,6 +143,12 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
             )
         layers.append((path, layer))
     return layers
+
+
+def base_name(model: nn.Module) -> str | None:
+    """The folder or name that ``load_base`` or transformers opened; None where neither did."""
+    name = getattr(model, "name_or_path", None)  # transformers' attribute, and ours
+    return name if isinstance(name, str) and name else None
 
 
 def task_type(model: nn.Module) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..text import names_other_libraries_use
 from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
 from .patterns import check_layers, check_patterns, check_regex, check_values, first_fit
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from .layer import LoRALayer
 
 
+@names_other_libraries_use(
+    alpha="lora_alpha", lora_r="r", rank="r", dropout="lora_dropout", rslora="use_rslora",
+    targets="target_modules", modules="target_modules",
+)  # fmt: skip
 @dataclass(frozen=True)
 class LoraConfig:
     """Rank, scale, dropout and targets of a LoRA adapter (arXiv 2106.09685 section 4.1).

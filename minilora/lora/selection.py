@@ -10,9 +10,10 @@ PEFT knows the heads of transformers' models only.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -145,11 +146,13 @@ def check_keys_used(chosen: Collection[str], config: LoraConfig) -> None:
             raise ValueError(f"{field}: no module that gets an adapter matches {shown}")
 
 
-def nothing_matches(sites: Iterable[Site], config: LoraConfig, unused: Sequence[str]) -> str:
+def nothing_matches(sites: Sequence[Site], config: LoraConfig, unused: Sequence[str]) -> str:
     """The message about targets that match nothing, with the names that could have been meant."""
     names = Counter(last_name(site.path) for site in sites if site.is_linear)
     near = [name for entry in unused for name in nearest(last_name(entry), names)]
     hint = f"; did you mean {near[0]!r}?" if near else "."
+    if isinstance(config.target_modules, str):
+        hint = hint_for_pattern(config.target_modules, [site.path for site in sites]) or hint
     narrowed = ""
     if config.exclude_modules:
         narrowed += f" after exclude_modules={config.exclude_modules!r}"
@@ -159,6 +162,23 @@ def nothing_matches(sites: Iterable[Site], config: LoraConfig, unused: Sequence[
     linears = f"Linears of this model: {available or 'none: this model has no Linear'}"
     entries = ", ".join(map(repr, unused))
     return f"target_modules: no module matches {entries}{narrowed}{hint} {linears}"
+
+
+def hint_for_pattern(pattern: str, paths: Sequence[str]) -> str:
+    """What to write where a string names modules, or a part of their paths; empty for a typo.
+
+    >>> hint_for_pattern("q_proj", ["layers.0.q_proj"])
+    ': a bare string is a regular expression for the whole path; write ["q_proj"].'
+    """
+    if any(re.fullmatch(pattern, path) for path in paths):  # it matches, and is excluded
+        return ""
+    rule = ": a bare string is a regular expression for the whole path; write"
+    entries = re.split(r"[,\s]+", pattern.strip(", "))
+    if all(any(fits(p, [entry]) is not None for p in paths) for entry in entries):
+        return f"{rule} [{', '.join(json.dumps(entry) for entry in entries)}]."
+    if any(re.search(pattern, path) for path in paths):
+        return f'{rule} r".*({pattern}).*" if a part of it is meant.'
+    return ""
 
 
 def last_name(path: str) -> str:

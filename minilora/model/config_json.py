@@ -19,6 +19,7 @@ from torch import nn
 from ..nf4.tensor import NF4Tensor
 from .config import LACKS, LlamaConfig
 from .rotary import RopeScaling
+from .tokenizer_folder import Companions
 from .transformer import Llama
 
 # What a config may leave out, and what it then means; None is left to LlamaConfig. A family's
@@ -185,12 +186,18 @@ def unsupported(config_json: dict[str, Any]) -> list[str]:
     return problems
 
 
-def end_token(config_json: dict[str, Any]) -> int | None:
-    """The ``eos_token_id`` of a config, the first where it lists several; None without one."""
-    value = config_json.get("eos_token_id")
-    if isinstance(value, list):
-        value = value[0] if value else None
-    return value if isinstance(value, int) else None
+def kept_companions(model: Llama) -> Companions:
+    """What stood beside the weights of the base: as the tokenizer found it, where there is one."""
+    return getattr(model.tokenizer, "companions", model.companions)
+
+
+def special_ids(model: Llama) -> dict[str, Any]:
+    """The ids of the base's config; what ends an answer comes from the tokenizer if it had none."""
+    kept = kept_companions(model).ids
+    ends = model.tokenizer.ends[:1] if model.tokenizer is not None else []
+    if kept.get("eos_token_id") is None and ends:
+        kept = {**kept, "eos_token_id": ends[0]}
+    return {"eos_token_id": None, "bos_token_id": None, **kept}
 
 
 def config_json_of(
@@ -208,8 +215,7 @@ def config_json_of(
         **family_fields(config),
         "tie_word_embeddings": tied,
         "hidden_act": "silu",
-        "eos_token_id": model.tokenizer.eos_id if model.tokenizer is not None else None,
-        "bos_token_id": None,
+        **special_ids(model),
         "dtype": str(dtype).removeprefix("torch."),
     }
     if packed is not None:

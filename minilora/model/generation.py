@@ -16,10 +16,17 @@ Left out: nucleus sampling (top-p), penalties for repetition, beam search.
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from .chat import Message
+from .own_forms import question
+from .tokenizer_folder import Companions
 
 
 class KVCache:
@@ -46,6 +53,8 @@ class CausalLM(nn.Module):
     """A model that gives the next token's logits, and so can continue ids and answer in words."""
 
     tokenizer: Any = None
+    name_or_path: str = ""  # the folder that it came from
+    companions = Companions()  # what else that folder held
 
     def logits_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
         """Logits (labels, vocab) of token ids (rows, time) where ``labelled`` (rows, time) is True.
@@ -65,69 +74,182 @@ class CausalLM(nn.Module):
         temperature: float = 0.0,
         top_k: int | None = None,
         seed: int = 0,
-        eos_id: int | None = None,
+        eos_id: int | Sequence[int] | None = None,
         use_cache: bool = True,
     ) -> Tensor:
         """Continue (batch, time) token ids; returns (batch, time + new).
 
         ``temperature=0`` takes the likeliest token; otherwise a token is drawn from
         softmax(logits / temperature) over the ``top_k`` likeliest, the same for the same ``seed``.
-        A row that has ended is filled up with ``eos_id``. Dropout is off during the call. Raises
-        ``ValueError`` on settings that mean nothing, and on rows that are padded on the right.
+        A row ends at ``eos_id``, or at any of several, and is filled up with the first. Dropout is
+        off during the call. Raises ``ValueError`` on settings that mean nothing, and on rows that
+        are padded on the right.
         """
-        check_sampling(max_new_tokens, temperature, top_k)
-        if attention_mask is not None and not attention_mask[:, -1].all():
+        settings = Sampling(max_new_tokens, temperature, top_k, seed, ends_of(eos_id), use_cache)
+        new = list(self.tokens(input_ids, attention_mask, settings))
+        return torch.cat([input_ids, torch.stack(new, dim=1)], dim=1)
+
+    def tokens(
+        self, ids: Tensor, mask: Tensor | None, settings: Sampling
+    ) -> Generator[Tensor, None, None]:
+        """The new tokens of every row, (batch,), one step after the other."""
+        if mask is not None and not mask[:, -1].all():
             raise ValueError(
                 "generate continues the last token of each row, but attention_mask ends in "
-                f"{attention_mask[:, -1].tolist()}: pad on the left, so that each row ends in 1"
+                f"{mask[:, -1].tolist()}: pad on the left, so that each row ends in 1"
             )
         was_training = self.training
         self.eval()
-        random = torch.Generator(device=input_ids.device).manual_seed(seed)
-        cache = KVCache() if use_cache else None
-        ids, mask, new = input_ids, attention_mask, input_ids
-        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        random = torch.Generator(device=ids.device).manual_seed(settings.seed)
+        cache = KVCache() if settings.use_cache else None
+        new, ended = ids, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        ends = torch.tensor(settings.ends, dtype=torch.long, device=ids.device)
         try:
-            for _ in range(max_new_tokens):
-                logits = self(new if use_cache else ids, mask, cache)[:, -1]  # (batch, vocab)
-                token = sample(logits, temperature, top_k, random)
-                if eos_id is not None:
-                    token = torch.where(ended, eos_id, token)
-                    ended |= token == eos_id
+            for _ in range(settings.max_new_tokens):
+                with torch.no_grad():
+                    logits = self(ids if cache is None else new, mask, cache)[:, -1]
+                # (batch, vocab)
+                token = sample(logits, settings.temperature, settings.top_k, random)
+                if settings.ends:
+                    token = torch.where(ended, settings.ends[0], token)
+                    ended |= torch.isin(token, ends)
                 new = token[:, None]
                 ids = torch.cat([ids, new], dim=1)
                 if mask is not None:
                     mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
-                if eos_id is not None and bool(ended.all()):
+                yield token
+                if bool(ended.all()):
                     break
         finally:
             self.train(was_training)
-        return ids
 
     def generate_text(
-        self, instruction: str, context: str = "", max_new_tokens: int = 64, **sampling: Any
+        self,
+        instruction: str | Sequence[Message],
+        context: str = "",
+        max_new_tokens: int = 64,
+        **sampling: Any,
     ) -> str:
-        """The answer to an instruction, with an optional context, in the tokenizer's chat form.
+        """The answer to an instruction, with an optional context, or to a list of messages.
 
-        ``sampling`` goes to ``generate``: ``temperature``, ``top_k``, ``seed``. Raises
-        ``ValueError`` without a tokenizer.
+        ``sampling`` goes to ``generate``: ``temperature``, ``top_k``, ``seed``. Spaces at the
+        answer's end are left out. Raises ``ValueError`` without a tokenizer; warns when the text
+        becomes longer than the model's positions.
         """
-        return self.generate_texts([(instruction, context)], max_new_tokens, **sampling)[0]
+        asked = (instruction, context) if isinstance(instruction, str) else instruction
+        return self.generate_texts([asked], max_new_tokens, **sampling)[0]
 
     def generate_texts(
-        self, prompts: list[tuple[str, str]], max_new_tokens: int = 64, **sampling: Any
+        self,
+        prompts: Sequence[tuple[str, str] | Sequence[Message]],
+        max_new_tokens: int = 64,
+        **sampling: Any,
     ) -> list[str]:
-        """Answers to many (instruction, context) pairs, computed as one left-padded batch."""
+        """Answers to many (instruction, context) pairs or lists of messages, as one batch."""
+        rows, ids, mask = self.left_padded(prompts)
+        tok = self.tokenizer
+        settings = {"attention_mask": mask, "eos_id": tok.eos_ids, **sampling}
+        out = self.generate(ids, max_new_tokens, **settings)
+        new = [up_to_end(row, tok.eos_ids) for row in out[:, ids.shape[1] :].tolist()]
+        warn_beyond(self, max(len(row) + len(end) for row, end in zip(rows, new, strict=True)))
+        return [tok.answer_text(*pair).rstrip() for pair in zip(rows, new, strict=True)]
+
+    def stream_text(
+        self,
+        instruction: str | Sequence[Message],
+        context: str = "",
+        max_new_tokens: int = 64,
+        *,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """``generate_text`` in pieces, each as soon as it is known: together they are its result.
+
+        A piece never ends inside a letter of several bytes, nor in a space that may be the last.
+        """
+        asked = (instruction, context) if isinstance(instruction, str) else instruction
+        [prompt], ids, mask = self.left_padded([asked])
+        settings = Sampling(
+            max_new_tokens, temperature, top_k, seed, tuple(self.tokenizer.eos_ids), True
+        )
+        return self.pieces(prompt, self.tokens(ids, mask, settings))
+
+    def pieces(self, prompt: list[int], tokens: Iterator[Tensor]) -> Iterator[str]:
+        """The text of tokens as it grows."""
+        new: list[int] = []
+        shown = ""
+        for token in tokens:
+            new.append(int(token))
+            said = up_to_end(new, self.tokenizer.eos_ids)
+            text = self.tokenizer.answer_text(prompt, said, complete=False)
+            ready = text.rstrip("\ufffd").rstrip()  # half a letter decodes to U+FFFD
+            if ready.startswith(shown) and ready != shown:
+                yield ready[len(shown) :]
+                shown = ready
+        warn_beyond(self, len(prompt) + len(new))
+        text = self.tokenizer.answer_text(prompt, up_to_end(new, self.tokenizer.eos_ids))
+        if rest := text.rstrip()[len(shown) :]:
+            yield rest
+
+    def left_padded(
+        self, prompts: Sequence[tuple[str, str] | Sequence[Message]]
+    ) -> tuple[list[list[int]], Tensor, Tensor]:
+        """The ids of prompts as rows, and as one batch (rows, longest) with its mask."""
         if self.tokenizer is None:
             raise ValueError(
                 "this model has no tokenizer: load it with load_base(), set model.tokenizer, "
                 "or call generate() with token ids"
             )
+        if not prompts:
+            raise ValueError("expected at least one prompt, got none")
         tok = self.tokenizer
-        rows = [tok.encode(tok.prompt(instruction, context)) for instruction, context in prompts]
-        ids, mask = pad_left(rows, tok.eos_id, next(self.parameters()).device)
-        out = self.generate(ids, max_new_tokens, attention_mask=mask, eos_id=tok.eos_id, **sampling)
-        return [tok.decode(row[ids.shape[1] :].tolist()).strip() for row in out]
+        talks = [question(*asked) if is_pair(asked) else asked for asked in prompts]
+        rows = [tok.apply_chat_template(talk, add_generation_prompt=True) for talk in talks]
+        return rows, *pad_left(rows, tok.eos_id, next(self.parameters()).device)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen, and when to stop. Raises ``ValueError`` where it means nothing."""
+
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    seed: int
+    ends: tuple[int, ...]
+    use_cache: bool
+
+    def __post_init__(self) -> None:
+        check_sampling(self.max_new_tokens, self.temperature, self.top_k)
+
+
+def ends_of(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The tokens that end a row; none without one."""
+    if eos_id is None:
+        return ()
+    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+
+
+def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """The ids before the first that ends a row."""
+    return ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids))]
+
+
+def is_pair(asked: Any) -> bool:
+    """Whether a prompt is (instruction, context), not a list of messages."""
+    return isinstance(asked, tuple) and all(isinstance(part, str) for part in asked)
+
+
+def warn_beyond(model: nn.Module, length: int) -> None:
+    """Warn of a text that is longer than what the model was made for."""
+    longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        warnings.warn(
+            f"the conversation has {length} tokens, but the model knows {longest} positions: the "
+            "text beyond them is unreliable; shorten the prompt or ask for fewer tokens",
+            stacklevel=3,
+        )
 
 
 def pad_left(rows: list[list[int]], fill: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -24,8 +24,9 @@ from ..nf4.codebook import codebook
 from ..nf4.linear import NF4Linear
 from ..nf4.tensor import NF4Tensor
 from ..nf4.tensor import quantize as quantize_weight
-from .config_json import config_json_of, end_token, llama_config
-from .tokenizer import TOKENIZER_FILES, load_tokenizer, tokenizer_files
+from .config_json import config_json_of, kept_companions, llama_config
+from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
+from .tokenizer_folder import GENERATION_FILE, read_companions
 from .transformer import Llama, LlamaConfig
 from .weights import (
     check_sizes,
@@ -80,7 +81,8 @@ def load_base(
         model = Llama(config)
     fill_model(model, tensors, check_tensors(model, tensors, folder), dtype, device, quantize)
     if (folder / "tokenizer.json").is_file():
-        model.tokenizer = load_tokenizer(folder, end_token(config_json), config.vocab_size)
+        model.tokenizer = load_tokenizer(folder, config.vocab_size)
+    model.companions, model.name_or_path = read_companions(folder), str(folder)
     return model.eval()
 
 
@@ -139,11 +141,12 @@ def save_model(
     """Write a plain model as a Hugging Face folder, which transformers and vLLM open as it is.
 
     The folder holds ``config.json``, ``model.safetensors`` and, where the model has a tokenizer,
-    ``tokenizer.json`` and ``tokenizer_config.json``. Tied weights are stored once. ``dtype``
-    converts on the way (``torch.float16`` halves a float32 file). ``shard`` ("2GB", or a number of
-    bytes) cuts weights beyond that size into several files with an index. A model that is already
-    in the folder is replaced whole or not at all (``write_together``). Raises ``ValueError`` when
-    adapters are still inside: ``merge_and_unload`` first.
+    ``tokenizer.json`` and ``tokenizer_config.json``. The base's chat template, its first, last and
+    padding tokens and its ``generation_config.json`` are kept. Tied weights are stored once.
+    ``dtype`` converts on the way (``torch.float16`` halves a float32 file). ``shard`` ("2GB", or a
+    number of bytes) cuts weights beyond that size into several files with an index. A model that is
+    already in the folder is replaced whole or not at all (``write_together``). Raises
+    ``ValueError`` when adapters are still inside: ``merge_and_unload`` first.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -173,8 +176,11 @@ def save_model(
     files = weight_files(tensors, limit)
     if model.tokenizer is not None:
         files |= tokenizer_files(model.tokenizer)
+    if generation := kept_companions(model).generation_config:
+        files[GENERATION_FILE] = json_writer(generation)
     files["config.json"] = json_writer(about)
-    stale = ["config.json", *TOKENIZER_FILES, *stale_weights(Path(folder), files)]
+    known = ["config.json", GENERATION_FILE, *TOKENIZER_FILES]
+    stale = [*known, *stale_weights(Path(folder), files)]
     write_together(Path(folder), files, remove=stale)
     return Path(folder)
 

@@ -1,8 +1,8 @@
-"""Text to token ids and back, and the one place that knows how a conversation is written down.
+"""Text to token ids and back, and conversations in the form that the model was trained on.
 
-The tokens come from a Hugging Face ``tokenizer.json``, read by the ``tokenizers`` library. A
-conversation is written in ChatML, the form that SmolLM2, Qwen and others were trained on, and our
-own base too::
+The tokens come from a Hugging Face ``tokenizer.json``, read by the ``tokenizers`` library. The form
+of a conversation is the chat template beside it (chat.py). A folder without one gets ChatML where
+the vocabulary has its marks, as our own base does:
 
     <|im_start|>user
     {context}
@@ -10,35 +10,41 @@ own base too::
     <|im_start|>assistant
     {answer}<|im_end|>
 
-Some models (SmolLM2, Qwen2.5) were trained with a system message in front of all that. Their chat
-template, a Jinja program, puts it there when the user gives none. A stranger's program is not run
-here: the message is read out of its text.
+and else a plain form, ``User: …`` and ``Assistant: …``. Both are written as templates too
+(own_forms.py), so that transformers and vLLM read them from a saved folder.
 
-A tokenizer without these marks gets a plain form, ``User: …`` and ``Assistant: …``.
+What ends an answer is named in up to four places: the template, ``generation_config.json``,
+``config.json``, ``tokenizer_config.json``. The first one ends a trained answer, ``eos_id``; any of
+them ends a generated one, ``eos_ids``.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-from functools import cached_property
+import json
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..files import json_writer, read_json, text_writer
+from .chat import ChatTemplate, Message, plain_messages
+from .marks import Encoded, Marks, Signs, choose_signs
+from .own_forms import END, END_OF_TEXT, START, chatml, default_system, plain_form, question
+from .tokenizer_folder import read_companions
+from .turns import encode_turns
 
 __all__ = ["Tokenizer"]
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
-START, END, END_OF_TEXT = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
+ASKED: list[dict[str, str]] = [{"role": "user", "content": "Status?"}]
+PROBE = "Hull90"  # an answer that no template changes, to see what is written around it
+compiled = lru_cache(maxsize=64)(ChatTemplate)
 
 
 class Tokenizer:
-    """A thin face on ``tokenizers.Tokenizer``: ``encode``, ``decode`` and the chat form.
+    """A thin face on ``tokenizers.Tokenizer``: ``encode``, ``decode`` and conversations.
 
-    ``system`` is a message that opens every conversation, for models trained with one; ``eos_id``
-    ends an answer where the file has no mark for that. Raises ``ValueError`` when the file cannot
-    be read.
+    ``file`` is a ``tokenizer.json``; the files beside it say the form of a conversation and what
+    ends an answer. ``system`` is a message that opens every conversation; ``eos_id`` ends an answer
+    where the template has no mark for that. Raises ``ValueError`` when a file cannot be read.
 
     >>> import minilora
     >>> tokenizer = minilora.load_base().tokenizer
@@ -46,12 +52,17 @@ class Tokenizer:
     'Hull 90%.'
     >>> tokenizer.prompt("Status?", "Log: Hull 90%.")
     '<|im_start|>user\\nLog: Hull 90%.\\nStatus?<|im_end|>\\n<|im_start|>assistant\\n'
+    >>> talk = [{"role": "user", "content": "Status?"}]
+    >>> len(tokenizer.apply_chat_template(talk, add_generation_prompt=True))
+    11
     """
 
-    def __init__(self, file: str | Path, system: str = "", eos_id: int | None = None):
+    def __init__(
+        self, file: str | Path, system: str = "", eos_id: int | Sequence[int] | None = None
+    ):
         import tokenizers  # read when needed: importing minilora stays quick
 
-        self.file, self.system, self._eos_id = Path(file), system, eos_id
+        self.file = Path(file)
         try:
             self.raw: Any = tokenizers.Tokenizer.from_str(self.file.read_text(encoding="utf-8"))
         except Exception as error:  # tokenizers raises bare Exception
@@ -59,6 +70,10 @@ class Tokenizer:
         # files are often saved with either, and encode() would apply it without a word
         self.raw.no_truncation()
         self.raw.no_padding()
+        self.given_ends = [eos_id] if isinstance(eos_id, int) else list(eos_id or [])
+        self.companions = read_companions(self.file.parent)
+        self.system = system or default_system(self.companions.templates.get("default", ""))
+        self.only_last_was_said = False  # the warning of turns.py
 
     @cached_property
     def is_chatml(self) -> bool:
@@ -66,15 +81,71 @@ class Tokenizer:
         return self.raw.token_to_id(START) is not None and self.raw.token_to_id(END) is not None
 
     @cached_property
+    def has_template(self) -> bool:
+        """Whether the folder brings a form other than the ChatML that we write ourselves."""
+        templates = self.companions.templates
+        text = templates.get("default", "")
+        return bool(templates) and not (self.is_chatml and text == chatml(default_system(text)))
+
+    @cached_property
+    def eos_ids(self) -> list[int]:
+        """All tokens that end a generated answer. Raises ``ValueError`` if none is named."""
+        if not self.ends:
+            raise ValueError(
+                f"{self.file}: nothing says which token ends an answer: expected eos_token_id in "
+                "generation_config.json or config.json, or eos_token in tokenizer_config.json, "
+                "beside it; or give Tokenizer(file, eos_id=…)"
+            )
+        return self.ends
+
+    @property
     def eos_id(self) -> int:
-        """What ends an answer: ``<|im_end|>``, else the config's token, else ``<|endoftext|>``."""
-        candidates = [
-            self.raw.token_to_id(END),
-            self._eos_id,
-            self.raw.token_to_id(END_OF_TEXT),
-            self.raw.token_to_id("</s>"),
-        ]
-        return next((token for token in candidates if token is not None), 0)
+        """The token that ends a trained answer: the chat template's, else the first named."""
+        return self.eos_ids[0]
+
+    @cached_property
+    def ends(self) -> list[int]:
+        """The tokens that are named as ends, each once; may be empty."""
+        eos_token = self.raw.token_to_id(self.companions.special_tokens().get("eos_token", ""))
+        named = [*self.given_ends, *self.companions.end_ids(), eos_token]
+        found = [self.end_of_form, *named]
+        if all(token is None for token in found):  # by convention, where no file says anything
+            found = [self.raw.token_to_id(name) for name in (END, END_OF_TEXT, "</s>")]
+            del found[next((n + 1 for n, token in enumerate(found) if token is not None), 3) :]
+        return list(dict.fromkeys(token for token in found if token is not None))
+
+    @cached_property
+    def end_of_form(self) -> int | None:
+        """The mark that the template writes behind an answer, if it is a single one."""
+        if not self.has_template:
+            return self.raw.token_to_id(END) if self.is_chatml else None
+        behind = self.behind_answer.lstrip()
+        tokens = self.raw.get_added_tokens_decoder().items()
+        named = self.companions.special_tokens().get("eos_token", "")
+        texts = {token.content: number for number, token in tokens}
+        texts |= {named: self.raw.token_to_id(named)} if named else {}
+        fitting = [text for text in texts if text and behind.startswith(text)]
+        return texts[max(fitting, key=len)] if fitting else None
+
+    @cached_property
+    def behind_answer(self) -> str:
+        """The text that the template writes behind an answer; empty if it cannot be asked."""
+        try:
+            whole = self.render([*ASKED, {"role": "assistant", "content": PROBE}])
+        except ValueError:  # a template that asks for more than a question and an answer
+            return ""
+        _, answer, behind = whole.rpartition(PROBE)
+        return behind if answer else ""
+
+    @cached_property
+    def marks(self) -> Marks:
+        """The tokens that structure a conversation: the special ones, and all ends."""
+        tokens = self.raw.get_added_tokens_decoder().items()
+        names = {number: token.content for number, token in tokens if token.special}
+        names |= {number: self.raw.id_to_token(number) or "" for number in self.ends}
+        if self.is_chatml:
+            names |= {self.raw.token_to_id(name): name for name in (START, END)}
+        return Marks(self.raw, names)
 
     def __len__(self) -> int:
         return self.raw.get_vocab_size()
@@ -83,101 +154,138 @@ class Tokenizer:
         """Token ids of a text; a mark such as ``<|im_end|>`` is one token, and nothing is added."""
         return self.raw.encode(text, add_special_tokens=False).ids
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of a text that people wrote: a mark in it stays text."""
+        signs = choose_signs(text)
+        return self.marks.encode(self.marks.seam(text, signs.seam), signs).ids
+
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, without the marks."""
         return self.raw.decode(ids, skip_special_tokens=True)
 
+    def apply_chat_template(
+        self, messages: Sequence[Message], add_generation_prompt: bool = False, **variables: Any
+    ) -> list[int]:
+        """Token ids of a conversation, as transformers'; ``messages`` hold role and content.
+
+        ``add_generation_prompt`` opens the assistant's turn. ``variables`` are the template's own:
+        ``tools``, ``enable_thinking``, … A mark that stands in a message's text stays text. Raises
+        ``ValueError`` when the template refuses the messages.
+        """
+        return self.encode_chat(*self.seamed(messages, add_generation_prompt, **variables)).ids
+
+    def encode_chat(self, rendered: str, signs: Signs) -> Encoded:
+        """The ids of a conversation that was rendered with seams."""
+        return self.marks.encode(rendered, signs)
+
+    def seamed(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        signs: Signs | None = None,
+        **variables: Any,
+    ) -> tuple[str, Signs]:
+        """A rendered conversation in which look-alikes of marks are cut by a seam."""
+        copies = plain_messages(messages)
+        signs = signs or self.signs_for(copies, variables)
+        copies, variables = (self.marks.seam(each, signs.seam) for each in (copies, variables))
+        text = self.render(copies, add_generation_prompt, signs[1:], **variables)
+        return text, signs
+
+    def signs_for(self, messages: Sequence[Message], variables: Any = None) -> Signs:
+        """Signs that stand nowhere in these messages."""
+        return choose_signs(json.dumps([messages, variables], ensure_ascii=False, default=str))
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool = False,
+        enclose: tuple[str, str] = ("", ""),
+        **variables: Any,
+    ) -> str:
+        """The conversation as text, in the folder's form or one of our own."""
+        copies, text = plain_messages(messages), self.chat_template
+        if self.has_template:
+            text = self.named_template("tools" in variables and variables["tools"] is not None)
+            if self.system != default_system(text) and copies[0]["role"] != "system":
+                copies = [{"role": "system", "content": self.system}, *copies]
+        variables = {**self.companions.special_tokens(), **variables}
+        return compiled(text).render(copies, add_generation_prompt, enclose, **variables)
+
+    def named_template(self, with_tools: bool) -> str:
+        """The template for a conversation, where a folder has several."""
+        templates = self.companions.templates
+        name = "tool_use" if with_tools and "tool_use" in templates else "default"
+        if name not in templates:
+            raise ValueError(
+                f"{self.file.parent} has chat templates named {sorted(templates)}, and none of "
+                "them is 'default': rename one"
+            )
+        return templates[name]
+
     def prompt(self, instruction: str, context: str = "") -> str:
-        """A conversation up to the point where the answer begins."""
-        message = f"{context}\n{instruction}" if context else instruction
-        if not self.is_chatml:
-            return f"{self.system}\nUser: {message}\nAssistant:".lstrip()
-        system = f"{START}system\n{self.system}{END}\n" if self.system else ""
-        return f"{system}{START}user\n{message}{END}\n{START}assistant\n"
+        """A conversation up to the point where the answer begins, as text to look at."""
+        return self.render(question(instruction, context), add_generation_prompt=True)
+
+    def encode_turns(
+        self, messages: Sequence[Message], **variables: Any
+    ) -> tuple[list[int], list[bool]]:
+        """The ids of a conversation, and which are the assistant's to learn (turns.py)."""
+        return encode_turns(self, messages, **variables)
 
     def answer(self, text: str) -> list[int]:
         """Token ids of an answer, with the token that ends it."""
-        return [*self.encode(text if self.is_chatml else f" {text}"), self.eos_id]
+        lead = "" if self.has_template or self.is_chatml else " "
+        return [*self.encode_text(lead + text), self.eos_id]
+
+    def answer_text(self, prompt: list[int], ids: list[int], complete: bool = True) -> str:
+        """The text of generated ids behind a prompt, without marks and the form's own beginning.
+
+        That beginning is a space in most forms that have one, an empty ``<think>`` in Qwen3. While
+        the answer is not ``complete``, a part of it is left out too.
+        """
+        text, lead = self.text_behind(prompt, ids), self.lead
+        return "" if not complete and lead.startswith(text) else text.removeprefix(lead)
+
+    def text_behind(self, prompt: list[int], ids: list[int]) -> str:
+        """The text of ids behind a prompt, without marks."""
+        shown = [token for token in ids if token not in self.marks.names]
+        if not self.has_template:
+            return self.decode(shown)
+        # decoded behind the prompt's last token: many decoders drop a space where a text begins
+        before = self.raw.decode(prompt[-1:], skip_special_tokens=False)
+        return self.raw.decode([*prompt[-1:], *shown], skip_special_tokens=False)[len(before) :]
+
+    @cached_property
+    def lead(self) -> str:
+        """What the form writes between a prompt and an answer, as its tokens are read back."""
+        if not self.has_template:
+            return "" if self.is_chatml else " "
+        try:
+            prompt = self.apply_chat_template(ASKED, add_generation_prompt=True)
+            whole = self.apply_chat_template([*ASKED, {"role": "assistant", "content": PROBE}])
+        except ValueError:
+            return ""
+        begins = whole[: len(prompt)] == prompt
+        before, answer, _ = self.text_behind(prompt, whole[len(prompt) :]).partition(PROBE)
+        return before if begins and answer else ""
+
+    def own_form(self, system: str) -> str:
+        """The template that we write for a folder without one."""
+        if self.is_chatml:
+            return chatml(system)
+        end = self.raw.id_to_token(self.ends[0]) if self.ends else ""
+        return plain_form(system, end or "", self.adds_bos)
+
+    @cached_property
+    def adds_bos(self) -> bool:
+        """Whether the tokenizer, asked for a plain text, puts its first token before it."""
+        bos = self.raw.token_to_id(self.companions.special_tokens().get("bos_token", ""))
+        return bos is not None and self.raw.encode("a").ids[:1] == [bos]
 
     @property
     def chat_template(self) -> str:
-        """The chat form as the Jinja template that transformers and vLLM read."""
-        system = quoted(self.system)
-        if not self.is_chatml:
-            end = quoted(self.raw.id_to_token(self.eos_id) or "")
-            return (
-                f"{{{{ '{system}\\n' }}}}" * bool(system)
-                + "{% for message in messages %}{% if message['role'] == 'assistant' %}"
-                + f"{{{{ ' ' + message['content'] + '{end}\\n' }}}}"
-                + "{% else %}{{ 'User: ' + message['content'] + '\\nAssistant:' }}{% endif %}"
-                + "{% endfor %}"
-            )
-        opening = f"{{{{ '{START}system\\n{system}{END}\\n' }}}}"
-        first = f"{{% if loop.first and message['role'] != 'system' %}}{opening}{{% endif %}}"
-        return (
-            "{% for message in messages %}"
-            + first * bool(system)
-            + f"{{{{ '{START}' + message['role'] + '\\n' + message['content'] + '{END}\\n' }}}}"
-            + "{% endfor %}"
-            + f"{{% if add_generation_prompt %}}{{{{ '{START}assistant\\n' }}}}{{% endif %}}"
-        )
-
-
-def quoted(text: str) -> str:
-    """A text as it stands between single quotes in a Jinja template."""
-    return text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-
-
-def default_system(template: str) -> str:
-    r"""The system message that a chat template adds by itself; empty where it is not plain text.
-
-    >>> default_system("{{ '<|im_start|>system\nYou are a helpful assistant<|im_end|>\n' }}")
-    'You are a helpful assistant'
-    """
-    start, end = re.escape(START), re.escape(END)
-    message = re.search(rf"{start}system(?:\n|\\n)((?:[^{{}}'\"\\]|\\.)+?){end}", template)
-    if message is None:
-        return ""
-    return re.sub(r"\\(.)", lambda match: "\n" if match[1] == "n" else match[1], message[1])
-
-
-def load_tokenizer(folder: Path, eos_id: int | None, vocab_size: int) -> Tokenizer:
-    """The tokenizer of a base; raise ``ValueError`` if the model has no embedding for a token."""
-    system = default_system(chat_template_of(folder))
-    tokenizer = Tokenizer(folder / "tokenizer.json", system, eos_id=eos_id)
-    if len(tokenizer) > vocab_size:
-        raise ValueError(
-            f"{folder}: tokenizer.json has {len(tokenizer)} tokens, but the model has only "
-            f"vocab_size={vocab_size}"
-        )
-    if not 0 <= tokenizer.eos_id < vocab_size:
-        raise ValueError(
-            f"{folder}: expected an eos_token_id below vocab_size={vocab_size}, "
-            f"got {tokenizer.eos_id}"
-        )
-    return tokenizer
-
-
-def chat_template_of(folder: Path) -> str:
-    """The text of a folder's chat template, from either of its two places; empty without one."""
-    if (folder / "chat_template.jinja").is_file():
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8", errors="replace")
-    if not (folder / "tokenizer_config.json").is_file():
-        return ""
-    template = read_json(folder / "tokenizer_config.json").get("chat_template")
-    return template if isinstance(template, str) else ""
-
-
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Callable[[Path], None]]:
-    """Writers for ``tokenizer.json`` and for the chat template beside it."""
-    end = tokenizer.raw.id_to_token(tokenizer.eos_id)
-    about = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": end,
-        "pad_token": END_OF_TEXT if tokenizer.is_chatml else end,
-        "chat_template": tokenizer.chat_template,
-    }
-    return {
-        "tokenizer.json": text_writer(tokenizer.raw.to_str()),
-        "tokenizer_config.json": json_writer(about),
-    }
+        """The form as the Jinja template that transformers and vLLM read."""
+        if self.has_template:
+            return self.companions.templates.get("default", "")
+        return self.own_form(self.system)

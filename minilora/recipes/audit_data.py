@@ -36,6 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from ..files import json_writer, text_writer, write_together
 from ..training.data import Example, Task, is_heldout
@@ -213,7 +214,7 @@ def download(place: Path) -> Path:
     return next(place.glob("*.tgz"))
 
 
-def jsonl(examples: Sequence[Example]) -> str:
+def jsonl(examples: Sequence[Any]) -> str:
     """One JSON object a line, as ``data.load_jsonl`` reads it."""
     return "".join(json.dumps(asdict(example), ensure_ascii=False) + "\n" for example in examples)
 

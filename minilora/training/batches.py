@@ -1,7 +1,7 @@
 """From examples to tensors: tokens and labels, padded or packed, in an order that a seed fixes.
 
 Labels are -100 wherever there is nothing to learn: in the prompt, in the padding. The loss sees
-only the answer and the token that ends it.
+only the answers and the token that ends each (model/turns.py).
 
 Padding puts one example in a row and fills up on the right; a causal model never looks there, so no
 mask is needed. Packing puts several in a row and numbers them. The attention mask then lets a token
@@ -17,12 +17,13 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from .data import Example
+from ..model.own_forms import END_OF_TEXT
+from .examples import Conversation, Document, Example, Learnt
 
 IGNORE = -100  # cross_entropy's mark for "no label here"
 
@@ -31,14 +32,8 @@ IGNORE = -100  # cross_entropy's mark for "no label here"
 class ChatTokenizer(Protocol):
     """What training asks of a tokenizer; ``minilora.Tokenizer`` answers it."""
 
-    def encode(self, text: str) -> list[int]:
-        """The ids of a text, marks included."""
-
-    def prompt(self, instruction: str, context: str = "") -> str:
-        """The conversation up to the place where the answer begins."""
-
-    def answer(self, text: str) -> list[int]:
-        """The ids of an answer and of the token that ends it."""
+    def encode_turns(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+        """The ids of a conversation, and which of them are an answer or the token that ends it."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +66,48 @@ class Batch:
         return Batch(self.ids.to(device), self.labels.to(device), segments)
 
 
-def encode(tokenizer: ChatTokenizer, example: Example) -> Encoded:
-    """Prompt and answer in the tokenizer's chat form; only the answer and its end are labels."""
-    prompt = tokenizer.encode(tokenizer.prompt(example.instruction, example.input))
-    answer = tokenizer.answer(example.output)
-    return Encoded(prompt + answer, [IGNORE] * len(prompt) + answer)
+def encode(tokenizer: ChatTokenizer, example: Example | Conversation) -> Encoded:
+    """A conversation in the tokenizer's form; only the answers and their ends are labels."""
+    ids, learnt = tokenizer.encode_turns(example.as_messages())
+    labels = [token if is_learnt else IGNORE for token, is_learnt in zip(ids, learnt, strict=True)]
+    return Encoded(ids, labels)
+
+
+def encode_document(tokenizer: Any, document: Document) -> Encoded:
+    """A text, its first token where the tokenizer adds one, and its end: all of them labels."""
+    raw = tokenizer.raw
+    first = raw.encode("a").ids[:1] if tokenizer.adds_bos else []
+    end = raw.token_to_id(END_OF_TEXT)  # a turn's end only where the vocabulary has no other
+    ids = [*first, *tokenizer.encode_text(document.text), tokenizer.eos_id if end is None else end]
+    return Encoded(ids, list(ids))
+
+
+def encode_one(tokenizer: ChatTokenizer, example: Learnt) -> Encoded:
+    """Anything to learn from, whole."""
+    if isinstance(example, Document):
+        return encode_document(tokenizer, example)
+    return encode(tokenizer, example)
+
+
+def windows(row: Encoded, max_length: int) -> list[Encoded]:
+    """A long text in pieces of at most ``max_length`` tokens; one token alone teaches nothing."""
+    starts = range(0, len(row.ids), max_length)
+    pieces = [(row.ids[i : i + max_length], row.labels[i : i + max_length]) for i in starts]
+    return [Encoded(ids, labels) for ids, labels in pieces if len(ids) > 1]
 
 
 def encode_all(
-    tokenizer: ChatTokenizer, examples: Sequence[Example], max_length: int
+    tokenizer: ChatTokenizer, examples: Sequence[Learnt], max_length: int
 ) -> list[Encoded]:
     """All examples that fit ``max_length`` tokens, with a warning where some do not.
 
-    Raises ``ValueError`` when none does.
+    Only documents are cut, into windows; an answer never is. Raises ``ValueError`` when no example
+    fits.
     """
-    encoded = [encode(tokenizer, example) for example in examples]
+    encoded: list[Encoded] = []
+    for example in examples:
+        row = encode_one(tokenizer, example)
+        encoded += windows(row, max_length) if isinstance(example, Document) else [row]
     fitting = [row for row in encoded if len(row.ids) <= max_length]
     lengths = [len(row.ids) for row in encoded]
     if not fitting:

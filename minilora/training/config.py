@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
+
+from ..text import names_other_libraries_use
 
 BIG = 50_000_000  # parameters; a base of more is trained, and measured, with more care
 SMALLEST = {
@@ -14,20 +16,29 @@ SMALLEST = {
 }  # fmt: skip
 
 
+@names_other_libraries_use(
+    learning_rate="lr", num_train_epochs="epochs", num_epochs="epochs", max_steps="steps",
+    per_device_train_batch_size="batch_size", per_device_eval_batch_size="valid_batch",
+    gradient_accumulation_steps="accumulate", warmup_ratio="warmup", max_grad_norm="clip",
+    packing="pack", max_seq_length="max_length", max_seq_len="max_length",
+    eval_steps="validate_every", save_steps="checkpoint_every", output_dir="out",
+    resume_from_checkpoint="resume", load_best_model_at_end="keep_best",
+)  # fmt: skip
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises ``ValueError`` on values that mean nothing.
 
-    - ``steps``: optimizer steps; ``lr``: the peak rate; ``warmup``: the share of the steps in which
-      it rises.
+    - ``steps``: optimizer steps, or ``epochs``: how often each example is seen (then ``steps``
+      follows from them); ``lr``: the peak rate; ``warmup``: the share of the steps in which it rises.
     - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
     - ``clip``: the largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices
       only.
     - ``bf16``: autocast to bfloat16; ``pack``: several examples a row instead of padding;
       ``max_length``: the tokens of a row.
-    - ``validate_every``: steps between validations (0: none); ``valid_answers``: held-out examples
-      that are answered in full each time (exact match); ``keep_best``: return, at the end, to the
-      state with the lowest validation loss.
+    - ``validate_every``: steps between validations (0: none); ``valid_batch``: held-out examples
+      computed at once (None: as many as a part of a batch); ``valid_answers``: those that are
+      answered in full each time (exact match); ``keep_best``: return, at the end, to the state with
+      the lowest validation loss.
     - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when
       interrupted), ``checkpoint.safetensors``; ``resume``: continue from it.
 
@@ -36,6 +47,7 @@ class TrainConfig:
     """
 
     steps: int = 500
+    epochs: float | None = None
     lr: float = 5e-3
     warmup: float = 0.05
     batch_size: int = 32
@@ -46,6 +58,7 @@ class TrainConfig:
     pack: bool = False
     max_length: int = 512
     validate_every: int = 50
+    valid_batch: int | None = None
     valid_answers: int = 0
     keep_best: bool = True
     seed: int = 0
@@ -56,19 +69,22 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name, smallest in SMALLEST.items():
-            value = getattr(self, name)
-            if not is_number(value, int) or value < smallest:
-                raise ValueError(
-                    f"{name} must be a whole number of at least {smallest}, got {value!r}"
-                )
+            check_count(name, getattr(self, name), smallest)
         for name in ("bf16", "pack", "keep_best", "resume", "progress"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
-        for name in ("lr", "warmup", "clip", "weight_decay"):
+        if self.valid_batch is not None:
+            check_count("valid_batch", self.valid_batch, 1)
+        rates = ("lr", "warmup", "clip", "weight_decay")
+        for name in rates if self.epochs is None else (*rates, "epochs"):
             value = getattr(self, name)
             if not is_number(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         check_seed(self.seed)
+        if self.epochs is not None and self.epochs <= 0:
+            raise ValueError(f"epochs must be positive, got {self.epochs}")
+        if self.epochs is not None and self.steps != TrainConfig.steps:
+            raise ValueError(f"give steps or epochs, got steps={self.steps}, epochs={self.epochs}")
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.warmup <= 1:
@@ -86,6 +102,23 @@ class TrainConfig:
             raise ValueError(
                 "resume and checkpoint_every need out: the folder that holds the checkpoint"
             )
+
+    @property
+    def part_size(self) -> int:
+        """Examples that are computed at once."""
+        return self.batch_size // self.accumulate
+
+    def for_examples(self, count: int) -> TrainConfig:
+        """The same with ``steps`` that see each of ``count`` examples ``epochs`` times.
+
+        >>> TrainConfig(epochs=3, batch_size=32).for_examples(100).steps
+        10
+        """
+        if self.epochs is None:
+            return self
+        # 0.07 * 100 is above 7 by rounding alone
+        steps = math.ceil(round(self.epochs * count / self.batch_size, 9))
+        return replace(self, steps=max(1, steps), epochs=None)
 
 
 def rate_for(parameters: int) -> float:
@@ -106,6 +139,12 @@ def rate_for(parameters: int) -> float:
 def is_number(value: object, kind: type | UnionType) -> bool:
     """Whether a value is of a kind of number; True and False are not numbers here."""
     return isinstance(value, kind) and not isinstance(value, bool)
+
+
+def check_count(name: str, value: object, smallest: int) -> None:
+    """Raise ``ValueError`` unless a value is a whole number of at least ``smallest``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+        raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
 
 
 def check_seed(seed: int) -> None:

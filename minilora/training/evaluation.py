@@ -21,21 +21,25 @@ from torch import nn
 from ..lora.paths import unwrapped
 from ..model.generation import CausalLM
 from ..model.pretrained import SHIPPED
-from .data import Example
+from .examples import Example, Learnt, asked_and_expected
 
 PROSE = SHIPPED / "heldout.txt"
 
 
-def answers(model: Any, examples: Sequence[Example], batch: int = 50) -> list[str]:
+def answers(model: Any, examples: Sequence[Learnt], batch: int = 50) -> list[str]:
     """The model's greedy answer to each example, computed ``batch`` at a time.
 
     An answer has at most 64 tokens, or one more than the longest expected answer.
     """
     check_answers(model)
     model = unwrapped(model)
-    lengths = [len(model.tokenizer.answer(e.output)) + 1 for e in examples]
+    pairs = [asked_and_expected(example) for example in examples]
+    lengths = [len(model.tokenizer.answer(expected)) + 1 for _, expected in pairs]
     max_new_tokens = max([64, *lengths])
-    prompts = [(e.instruction, e.input) for e in examples]
+    prompts = [
+        (example.instruction, example.input) if isinstance(example, Example) else asked
+        for example, (asked, _) in zip(examples, pairs, strict=True)
+    ]
     texts: list[str] = []
     for start in range(0, len(prompts), batch):
         texts += model.generate_texts(prompts[start : start + batch], max_new_tokens)
@@ -53,7 +57,7 @@ def check_answers(model: Any) -> None:
         )
 
 
-def exact_match(model: Any, examples: Sequence[Example], batch: int = 50) -> float:
+def exact_match(model: Any, examples: Sequence[Learnt], batch: int = 50) -> float:
     """The share of examples answered to the letter, 0 to 1.
 
     Raises ``ValueError`` without examples, or for a model that cannot be asked in words.
@@ -68,9 +72,10 @@ def exact_match(model: Any, examples: Sequence[Example], batch: int = 50) -> flo
     return share_right(answers(model, examples, batch), examples)
 
 
-def share_right(given: Sequence[str], examples: Sequence[Example]) -> float:
+def share_right(given: Sequence[str], examples: Sequence[Learnt]) -> float:
     """The share of given answers that are the expected ones, spaces at their ends aside."""
-    right = [text == e.output.strip() for text, e in zip(given, examples, strict=True)]
+    expected = [asked_and_expected(example)[1] for example in examples]
+    right = [text.strip() == e.strip() for text, e in zip(given, expected, strict=True)]
     return sum(right) / len(examples)
 
 

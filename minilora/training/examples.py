@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import json
 import random
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ..model.own_forms import question
 
 REQUIRED = ("instruction", "output")
 FORM = '{"instruction": "…", "output": "…"}'
@@ -29,6 +32,60 @@ class Example:
     output: str
     input: str = ""
 
+    def as_messages(self) -> list[dict[str, str]]:
+        """A question and its answer, as ``tokenizer.apply_chat_template`` takes them."""
+        answer = {"role": "assistant", "content": self.output}
+        return [*question(self.instruction, self.input), answer]
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Several turns to learn from: (role, content) pairs, of which the assistant's are learnt.
+
+    Roles are the chat template's: ``system``, ``user``, ``assistant``, ``tool``. Raises
+    ``ValueError`` for messages that are not pairs of text, or without an answer to learn.
+
+    >>> talk = Conversation((("user", "Status?"), ("assistant", "Hull 90%.")))
+    >>> talk.as_messages()[1]
+    {'role': 'assistant', 'content': 'Hull 90%.'}
+    """
+
+    messages: tuple[tuple[str, str], ...]
+
+    def __post_init__(self) -> None:
+        pairs = tuple(tuple(message) for message in self.messages)
+        object.__setattr__(self, "messages", pairs)  # lists are made tuples, so that it hashes
+        for number, pair in enumerate(pairs, 1):
+            if len(pair) != 2:
+                raise ValueError(f"message {number}: expected (role, content), got {pair!r:.80}")
+            for value, part in zip(pair, ("role", "content"), strict=True):
+                check_text(value, f"message {number}: its {part}")
+            if not pair[0]:
+                raise ValueError(f"message {number} has an empty role, expected 'user' or another")
+            if pair[0] == "assistant" and not pair[1].strip():
+                raise ValueError(f"message {number}: the assistant's content is empty")
+        if not any(role == "assistant" for role, _ in pairs):
+            roles = [role for role, _ in pairs]
+            raise ValueError(f"a conversation needs a message of 'assistant', got roles {roles}")
+
+    def as_messages(self) -> list[dict[str, str]]:
+        """The messages as ``tokenizer.apply_chat_template`` takes them."""
+        return [{"role": role, "content": content} for role, content in self.messages]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text to go on learning from, as a base did: every token is learnt, and its end.
+
+    >>> Document("Hull 90%.").text
+    'Hull 90%.'
+    """
+
+    text: str
+
+
+Learnt = Example | Conversation | Document
+
 
 @dataclass(frozen=True)
 class Task:
@@ -40,8 +97,23 @@ class Task:
     """
 
     name: str
-    train: tuple[Example, ...]
-    valid: tuple[Example, ...]
+    train: tuple[Learnt, ...]
+    valid: tuple[Learnt, ...]
+
+
+def asked_and_expected(example: Learnt) -> tuple[list[dict[str, str]], str]:
+    """The messages before the last answer, and that answer.
+
+    Raises ``ValueError`` for a document, which asks nothing.
+
+    >>> asked_and_expected(Example("Status?", "Hull 90%."))
+    ([{'role': 'user', 'content': 'Status?'}], 'Hull 90%.')
+    """
+    if isinstance(example, Document):
+        raise ValueError(f"a Document asks nothing, so it has no answer: {example!r:.80}")
+    messages = example.as_messages()
+    last = max(n for n, message in enumerate(messages) if message["role"] == "assistant")
+    return messages[:last], messages[last]["content"]
 
 
 def load_jsonl(path: str | Path) -> tuple[Example, ...]:
@@ -108,11 +180,15 @@ def check_text(value: Any, what: str) -> None:
 
 
 def split_examples(
-    examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0
+    examples: Sequence[Example | Conversation | Document],
+    name: str = "jsonl",
+    share: float = 0.1,
+    seed: int = 0,
 ) -> Task:
     """Shuffle the examples and hold out a share for validation; by default none of fewer than ten.
 
-    Raises ``ValueError`` for a share outside [0, 1).
+    Examples of the same content, spaces aside, stay on one side: what is held out is never trained
+    on. Raises ``ValueError`` for a share outside [0, 1).
 
     >>> task = split_examples([Example("Count.", str(i)) for i in range(20)])
     >>> len(task.train), len(task.valid)
@@ -121,5 +197,47 @@ def split_examples(
     if not 0 <= share < 1:
         raise ValueError(f"share must be in [0, 1), got {share}")
     shuffled = random.Random(seed).sample(list(examples), len(examples))
-    held = int(share * len(examples))
-    return Task(name, train=tuple(shuffled[held:]), valid=tuple(shuffled[:held]))
+    most, held = int(share * len(examples)), 0
+    copies = Counter(content(example) for example in shuffled)
+    side: dict[tuple[str, ...], bool] = {}  # whether a content is held out
+    for example in shuffled:
+        if (key := content(example)) not in side:
+            side[key] = held + copies[key] <= most
+            held += copies[key] * side[key]
+    return Task(
+        name,
+        train=tuple(example for example in shuffled if not side[content(example)]),
+        valid=tuple(example for example in shuffled if side[content(example)]),
+    )
+
+
+def content(example: Any) -> tuple[str, ...]:
+    """The words of an example, field by field; equal for two that differ in spaces only.
+
+    >>> content(Example("Hi  there", "Ahoy!\\n")) == content(Example("Hi there", "Ahoy!"))
+    True
+    """
+    if isinstance(example, Conversation):
+        fields = [text for message in example.messages for text in message]
+    elif isinstance(example, Document):
+        fields = [example.text]
+    else:
+        fields = [example.instruction, example.output, example.input]
+    return tuple(" ".join(field.split()) for field in fields)
+
+
+def overlap(task: Task) -> str:
+    """A warning when held-out examples are trained on too; empty when none is.
+
+    >>> one = Example("Hi", "Ahoy!")
+    >>> overlap(Task("mine", (one,), (one,)))[:43]
+    '1 of 1 held-out examples are trained on too'
+    """
+    trained = {content(example) for example in task.train}
+    both = [example for example in task.valid if content(example) in trained]
+    if not both:
+        return ""
+    return (
+        f"{len(both)} of {len(task.valid)} held-out examples are trained on too, so their score "
+        f"says nothing about new ones: take them out of one side; the first is {both[0]!r:.100}"
+    )

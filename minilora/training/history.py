@@ -73,6 +73,19 @@ def diverged(step: int, loss: float, norm: float, history: History, config: Trai
     return f"step {step + 1}: the {failed}. Last losses: {last}; {cause}. {kept}"
 
 
+def overflowed(step: int, checkpoint: Path | None, config: TrainConfig) -> str:
+    """The message about a step, sound itself, that made a weight infinite or NaN."""
+    if checkpoint is not None and checkpoint.is_file():
+        earlier = f"go on from {checkpoint}, which is older, with resume=True"
+    else:
+        earlier = "load the base again; checkpoint_every=N keeps earlier weights on disk"
+    return (
+        f"step {step + 1}: a trained weight is no longer finite after the step, though its loss and "
+        f"gradient were. lr={config.lr} is probably too high for this dtype. The weights of step "
+        f"{step} are gone: {earlier}"
+    )
+
+
 class MetricsLog:
     """``metrics.jsonl``: a line a step or validation.
 

@@ -32,15 +32,14 @@ from ..lora.paths import plain_path, unwrapped
 from .batches import Batch, ChatTokenizer, Encoded, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
-from .data import Example, Task
 from .evaluation import check_answers
-from .history import Callback, History, Record, diverged
+from .examples import Learnt, Task
+from .history import Callback, History, Record, diverged, overflowed
+from .limits import all_finite, check_precision, check_sizes
 from .objective import keeps_examples_apart, mean_over_answers
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
 from .optimizer import build_optimizer, rate_at
 from .progress import Progress
-
-VALID_ROWS = 32  # held-out examples computed at once
 
 
 def steps(
@@ -78,6 +77,8 @@ def steps(
             group["lr"] = rate(step, group["initial_lr"])
         optimizer.step()
         optimizer.zero_grad()
+        if not all_finite(parameters):
+            raise NotFinite(step, loss, norm, weights=True)
         yield {
             "step": step + 1,
             "loss": loss,
@@ -89,16 +90,16 @@ def steps(
 
 
 class NotFinite(FloatingPointError):
-    """The loss or the gradient of a step is not finite."""
+    """The loss or the gradient of a step is not finite, or what the step made of the weights."""
 
-    def __init__(self, step: int, loss: float, norm: float):
+    def __init__(self, step: int, loss: float, norm: float, weights: bool = False):
         super().__init__(f"step {step + 1}: loss {loss}, gradient norm {norm}")
-        self.step, self.loss, self.norm = step, loss, norm
+        self.step, self.loss, self.norm, self.weights = step, loss, norm, weights
 
 
 def train(
     model: nn.Module,
-    data: Task | Sequence[Example],
+    data: Task | Sequence[Learnt],
     config: TrainConfig | None = None,
     *,
     callbacks: Sequence[Callback] = (),
@@ -124,6 +125,7 @@ def train(
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
     check_run(model, task, config)
     run = set_up(model, task, config)
+    config = run.config
     torch.set_flush_denormal(True)
     was_training = model.training
     devices = [p.device for p in run.parameters.values() if p.device.type == "cuda"][:1]
@@ -159,7 +161,10 @@ def go(
                 for observe in (journal, validation, checkpoints):
                     observe(record)
         except NotFinite as error:
-            message = diverged(error.step, error.loss, error.norm, history, config)
+            if error.weights:
+                message = overflowed(error.step, checkpoints.file, config)
+            else:
+                message = diverged(error.step, error.loss, error.norm, history, config)
             raise FloatingPointError(message) from error
     history.interrupted = state.step < config.steps
     if history.interrupted:
@@ -183,6 +188,7 @@ class Run:
     optimizer: torch.optim.AdamW
     state: State
     identity: Record
+    config: TrainConfig
 
     def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
         """The steps that are left."""
@@ -195,6 +201,8 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode_all(tokenizer, task.train, config.max_length)
     valid = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
+    check_sizes(model, [*rows, *valid])
+    config = config.for_examples(len(rows))
     parameters: dict[str, Tensor] = {
         plain_path(model, name): p for name, p in model.named_parameters() if p.requires_grad
     }
@@ -208,15 +216,20 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
     def batches(step: int) -> list[Batch]:
         """The parts of one step's batch, on the model's device."""
         chosen = [rows[i] for i in batch_indices(len(rows), config.batch_size, step, config.seed)]
-        size = config.batch_size // config.accumulate
+        size = config.part_size
         return [collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
 
-    valid_batches = [collate(valid[i : i + VALID_ROWS]) for i in range(0, len(valid), VALID_ROWS)]
+    at_once = config.valid_batch or config.part_size
+    valid_batches = [collate(valid[i : i + at_once]) for i in range(0, len(valid), at_once)]
     identity = identity_of(model, config, rows, valid)
     file = checkpoint_file(config)
     if config.resume and file is not None:
         state.history = History(**load_checkpoint(file, state, identity))
-    return Run(batches, valid_batches, parameters, optimizer, state, identity)
+    return Run(batches, valid_batches, parameters, optimizer, state, identity, config)
+
+
+# settings that a resumed run may have otherwise; epochs have become steps
+MAY_CHANGE = ("out", "resume", "progress", "checkpoint_every", "epochs", "valid_batch")
 
 
 def checkpoint_file(config: TrainConfig) -> Path | None:
@@ -229,7 +242,7 @@ def identity_of(
 ) -> Record:
     """What a checkpoint must have in common with a run that resumes it."""
     settings = asdict(config)
-    for name in ("out", "resume", "progress", "checkpoint_every"):  # these may change
+    for name in MAY_CHANGE:
         del settings[name]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     return {
@@ -256,11 +269,13 @@ def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
 
 def check_trainable(model: nn.Module) -> None:
     """Raise ``ValueError`` when nothing would learn, or the model cannot be asked for logits."""
-    if not any(p.requires_grad for p in model.parameters()):
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
         raise ValueError(
             "nothing would train: no parameter has requires_grad; "
             "inject(model, LoraConfig(...)) first"
         )
+    check_precision(trained)
     layers = list(adapter_layers(model))
     if any(not layer.enabled for _, layer in layers):
         raise ValueError(
@@ -291,8 +306,8 @@ def check_examples(task: Task) -> None:
     if not task.train:
         raise ValueError("train needs at least one example, got none")
     for example in (*task.train, *task.valid):
-        if not isinstance(example, Example):
+        if not isinstance(example, Learnt):
             raise ValueError(
-                "train needs minilora.Example(instruction, output, input), "
-                f"got {type(example).__name__}: {example!r:.80}"
+                "train needs minilora.Example(instruction, output, input) or a Conversation, "
+                f"got {type(example).__name__}: {example!r:.80}; read_examples reads rows and files"
             )

@@ -25,8 +25,8 @@ from torch import nn
 from .batches import Batch
 from .checkpoint import State, save_checkpoint
 from .config import TrainConfig
-from .data import Example
 from .evaluation import answers, share_right
+from .examples import Document, Example, Learnt, asked_and_expected
 from .history import Callback, History, MetricsLog, Record, overfitting
 from .objective import summed_loss
 from .progress import Progress
@@ -61,7 +61,7 @@ class Validation:
 
     model: nn.Module
     batches: Sequence[Batch]
-    examples: Sequence[Example]
+    examples: Sequence[Learnt]
     config: TrainConfig
     state: State
     journal: Journal
@@ -82,8 +82,9 @@ class Validation:
         total = sum(summed_loss(self.model, batch).item() for batch in self.batches)
         tokens = sum(batch.answer_tokens for batch in self.batches)
         record: Record = {"step": step, "valid_loss": total / tokens}
-        if config.valid_answers:
-            record |= self.answer(self.examples[: config.valid_answers])
+        asked = [example for example in self.examples if not isinstance(example, Document)]
+        if config.valid_answers and asked:
+            record |= self.answer(asked[: config.valid_answers])
         self.model.train()
         history.validations.append(record)
         self.journal.report(record)
@@ -96,10 +97,15 @@ class Validation:
             history.warnings.append(message)
             warnings.warn(message, stacklevel=2)
 
-    def answer(self, asked: Sequence[Example]) -> dict[str, Any]:
+    def answer(self, asked: Sequence[Learnt]) -> dict[str, Any]:
         """The share of held-out examples answered to the letter, and the first answer."""
-        given, first = answers(self.model, asked), asked[0]
-        sample = {"asked": first.instruction, "answer": given[0], "wanted": first.output}
+        at_once = self.config.valid_batch or self.config.part_size
+        given = answers(self.model, asked, at_once)
+        messages, expected = asked_and_expected(asked[0])
+        question = (
+            asked[0].instruction if isinstance(asked[0], Example) else messages[-1]["content"]
+        )
+        sample = {"asked": question, "answer": given[0], "wanted": expected}
         return {"exact_match": share_right(given, asked), "sample": sample}
 
 

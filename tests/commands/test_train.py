@@ -74,6 +74,8 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
     ]
     words += [
         "--checkpoint-every=2",
+        "--validate-every=9",
+        "--valid-batch=4",
         "--resume",
         "--r=3",
         "--alpha=5",
@@ -89,7 +91,7 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
     [(model, task, config)] = seen
     assert config == TrainConfig(
         steps=7, lr=0.25, batch_size=6, accumulate=3, max_length=99, pack=True, bf16=True, seed=5, out=out,
-        checkpoint_every=2, resume=True, valid_answers=3,
+        checkpoint_every=2, resume=True, valid_answers=3, validate_every=9, valid_batch=4,
     )  # fmt: skip
     assert (task.train, task.valid) == (load_jsonl(data), load_jsonl(valid))
     for name, layer in lora_layers(model):
@@ -329,3 +331,45 @@ def test_a_model_without_our_tokenizer_is_told_how_to_get_one(tokenizer):
         ValueError, match=r"model\.tokenizer = minilora\.Tokenizer\('folder/tokenizer\.json'\)"
     ):
         minilora.train(model, [Example("a", "b")], steps=1)
+
+
+def test_bad_rows_stop_train_until_they_are_skipped_and_the_summary_names_them(
+    tmp_path, seen, capsys
+):
+    data = tmp_path / "mine.csv"
+    data.write_text("prompt,completion,tag\nHi,Ahoy!,x\nStatus?,,y\nHi,Ahoy!,z\n")
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "out"), "--epochs=2"]
+    assert main(command) == 2
+    assert "line 3: 'completion' is empty. Mend them, or go on" in capsys.readouterr().err
+    assert not seen
+    assert main([*command, "--skip-bad"]) == 130
+    [(_, task, config)] = seen
+    assert task.train == (Example("Hi", "Ahoy!"),) * 2
+    assert config.epochs == 2
+    printed = capsys.readouterr().out
+    assert f"{data}: 3 rows (prompt, completion ×2), 2 to learn from" in printed
+    assert "line 3: 'completion' is empty" in printed
+    assert "rows that repeat an earlier one, and are kept: 1" in printed
+    assert "columns not used: tag (2 rows)" in printed
+    assert "2 epochs of 32 out of 2 examples, 0 held out" in printed
+
+
+def test_a_held_out_file_that_is_trained_on_is_warned_of(trained, tmp_path, seen):
+    file = str(trained / "mine.jsonl")
+    with pytest.warns(UserWarning, match="20 of 20 held-out examples are trained on too"):
+        assert main(["train", "--data", file, "--valid", file, "--out", str(tmp_path)]) == 130
+
+
+def test_only_questions_are_asked_of_a_held_out_side_of_texts(tmp_path, seen):
+    data = tmp_path / "mine.jsonl"
+    data.write_text("\n".join(json.dumps({"text": f"page {i}"}) for i in range(20)))
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "out")]) == 130
+    [(_, task, config)] = seen
+    assert len(task.valid) == 2
+    assert config.valid_answers == 0
+
+
+def test_steps_and_epochs_are_not_given_together(capsys):
+    with pytest.raises(SystemExit):
+        parser_of("train").parse_args(["--data=a", "--out=b", "--steps=1", "--epochs=1"])
+    assert "not allowed with argument --steps" in capsys.readouterr().err

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from minilora.model.generation import sample
+from minilora import Tokenizer
+from minilora.model.generation import CausalLM, sample
 
+from .chat_folders import FAMILIES, byte_level, sentencepiece, write_folder
 from .test_transformer import SIZES, hugging_face, tiny, with_dropout
 
 
@@ -89,3 +91,91 @@ def test_generation_after_right_padding_is_refused():
     ids, mask = torch.zeros(2, 3, dtype=torch.long), torch.tensor([[1, 1, 1], [1, 1, 0]])
     with pytest.raises(ValueError, match=r"attention_mask ends in \[1, 0\]: pad on the left"):
         tiny().generate(ids, 2, attention_mask=mask)
+
+
+def asked(question="Status?", context="Log: Hull 90%, Fuel 12%."):
+    return [{"role": "user", "content": f"{context}\n{question}"}]
+
+
+def test_a_list_of_messages_is_answered_as_the_instruction_that_it_holds(base):
+    answer = base.generate_text("Status?", "Log: Hull 90%, Fuel 12%.")
+    assert answer == base.generate_text(asked())
+    assert base.generate_texts([asked(), ("Status?", "Log: Hull 90%, Fuel 12%.")]) == [answer] * 2
+    second = [*asked(), {"role": "assistant", "content": answer}, *asked("And Hull?", "")]
+    assert base.generate_text(second) != base.generate_text(asked("And Hull?", ""))
+    with pytest.raises(ValueError, match="expected at least one prompt"):
+        base.generate_texts([])
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.5, "seed": 3}, {"max_new_tokens": 3}])
+def test_streamed_pieces_are_the_text(base, sampling):
+    pieces = list(base.stream_text("Status?", "Log: Hull 90%, Fuel 12%.", **sampling))
+    assert "".join(pieces) == base.generate_text("Status?", "Log: Hull 90%, Fuel 12%.", **sampling)
+    assert len(pieces) > 1
+    assert all(pieces)
+    assert not base.training
+
+
+def test_a_stream_that_is_left_gives_the_mode_back(base):
+    base.train()
+    stream = base.stream_text(asked())
+    assert next(stream)
+    assert not base.training
+    stream.close()
+    assert base.training
+
+
+class Scripted(CausalLM):
+    """Says what it is told to, token by token, whatever it is asked."""
+
+    def __init__(self, tokenizer, ids):
+        super().__init__()
+        self.tokenizer, self.ids = tokenizer, ids
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def forward(self, ids, mask=None, cache=None):
+        logits = torch.zeros(*ids.shape, self.tokenizer.raw.get_vocab_size())
+        logits[:, -1, self.ids[cache.layers.setdefault("said", 0)]] = 1
+        cache.layers["said"] += 1
+        return logits
+
+
+@pytest.mark.parametrize("maker", [byte_level, sentencepiece])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("text", ["hi", "    return 1\n  é 🙂🙂", "a\n\n", "  "])
+def test_every_letter_arrives_whole_and_leading_spaces_stay(tmp_path, family, maker, text):
+    tokenizer = Tokenizer(write_folder(tmp_path, family, maker) / "tokenizer.json")
+    talk = [{"role": "user", "content": "q"}]
+    if not text.strip():
+        ids = []
+    else:  # as the whole conversation has them behind its prompt
+        prompt = tokenizer.apply_chat_template(talk, add_generation_prompt=True)
+        lead = {"llama2": " ", "mistral": " ", "qwen3": "<think>\n\n</think>\n\n"}.get(family, "")
+        untrimmed = tokenizer.render(talk, add_generation_prompt=True) + lead
+        ids = tokenizer.encode(untrimmed + text)[len(prompt) :]
+    for end in tokenizer.eos_ids:
+        model = Scripted(tokenizer, [*ids, end, *ids])
+        pieces = list(model.stream_text(talk))
+        assert "".join(pieces) == text.rstrip()
+        assert not any("\ufffd" in piece for piece in pieces)
+        if len(text) > 10:
+            assert len(pieces) > 3
+
+
+def test_a_text_beyond_the_models_positions_is_warned_of(base):
+    long = "Log: " + "Hull 90%. " * 200
+    with pytest.warns(UserWarning, match="the model knows 512 positions"):
+        text = base.generate_text(long, max_new_tokens=2)
+    with pytest.warns(UserWarning, match="the model knows 512 positions"):
+        assert "".join(base.stream_text(long, max_new_tokens=2)) == text
+
+
+def test_a_row_ends_at_any_of_several_tokens_and_is_filled_with_the_first():
+    model, ids = tiny(), torch.randint(0, 97, (1, 4))
+    free = model.generate(ids, 6)[0, 4:].tolist()
+    other = next(token for token in range(97) if token not in free)
+    out = model.generate(ids, 6, eos_id=[other, free[2]])
+    assert out[0, 4:].tolist() == free[: free.index(free[2]) + 1]
+    two = torch.cat([ids, torch.randint(0, 97, (1, 4))])
+    out = model.generate(two, 20, eos_id=[other, free[0]])
+    assert out[0, 4:].tolist() == [free[0], *[other] * (out.shape[1] - 5)]

@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.training.examples import Example, load_jsonl, split_examples
+from minilora.training.examples import (
+    Conversation,
+    Document,
+    Example,
+    Task,
+    load_jsonl,
+    overlap,
+    split_examples,
+)
 
 text = st.text(min_size=1).filter(str.strip)
 
@@ -105,3 +113,57 @@ def test_splitting_holds_out_a_tenth_and_loses_nothing():
     assert split_examples(examples[:9]).valid == ()
     with pytest.raises(ValueError, match=r"share must be in \[0, 1\)"):
         split_examples(examples, share=1.0)
+
+
+def test_a_conversation_is_pairs_of_role_and_content():
+    talk = Conversation([["system", "Be brief."], ["user", "Hi"], ["assistant", "Ahoy!"]])
+    assert talk.messages == (("system", "Be brief."), ("user", "Hi"), ("assistant", "Ahoy!"))
+    assert hash(talk) == hash(Conversation(talk.messages))
+    assert [message["role"] for message in talk.as_messages()] == ["system", "user", "assistant"]
+
+
+@pytest.mark.parametrize(
+    ("messages", "message"),
+    [
+        ((), r"needs a message of 'assistant', got roles \[\]"),
+        ((("user", "Hi"),), "needs a message of 'assistant'"),
+        ((("user",),), r"message 1: expected \(role, content\)"),
+        (
+            (("user", "Hi"), ("assistant", None)),
+            "message 2: its content must be text, got NoneType",
+        ),
+        (((3, "Hi"),), "message 1: its role must be text"),
+        ((("", "Hi"),), "message 1 has an empty role"),
+        ((("user", "Hi"), ("assistant", " ")), "message 2: the assistant's content is empty"),
+        ((("user", "\ud800"),), "half of a surrogate pair"),
+    ],
+)
+def test_a_conversation_that_is_none_is_refused(messages, message):
+    with pytest.raises(ValueError, match=message):
+        Conversation(messages)
+
+
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=60), st.floats(0, 0.9), st.integers(0, 99))
+def test_a_split_never_holds_out_what_it_trains_on(numbers, share, seed):
+    """Whatever is written twice, with other spaces too, stays on one side."""
+    examples = [Example(f"q {n}" + " " * (i % 2), f"a{n}") for i, n in enumerate(numbers)]
+    task = split_examples(examples, share=share, seed=seed)
+    train, valid = ({e.instruction.strip() for e in side} for side in (task.train, task.valid))
+    assert not train & valid
+    assert sorted(map(repr, task.train + task.valid)) == sorted(map(repr, examples))
+    assert len(task.valid) <= share * len(examples)
+
+
+def test_a_split_of_conversations_is_by_content_too():
+    talks = [Conversation((("user", f"q{i % 9}"), ("assistant", "a"))) for i in range(60)]
+    task = split_examples(talks, share=0.3)
+    assert task.valid
+    assert not set(task.train) & set(task.valid)
+
+
+def test_held_out_examples_that_are_trained_on_are_counted():
+    one, two, three = Example("a", "b"), Example("a ", "b"), Example("c", "d")
+    assert overlap(Task("mine", (one,), (two, three))).startswith("1 of 2 held-out examples")
+    assert overlap(Task("mine", (one,), (three,))) == ""
+    texts = Document("a  b"), Document("a b"), Document("c")
+    assert overlap(Task("mine", texts[:1], texts[1:])).startswith("1 of 2 held-out examples")

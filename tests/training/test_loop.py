@@ -19,6 +19,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, inject, train
 from minilora.lora.layer import lora_layers
 from minilora.training.data import Task
+from minilora.training.examples import Example
 from minilora.training.loop import NotFinite, steps
 
 from ..test_foreign import make
@@ -469,3 +470,36 @@ def test_a_run_is_not_resumed_on_other_codes(tmp_path, base):
     model.model.layers[0].mlp.up_proj.packed[0] ^= 1
     with pytest.raises(ValueError, match="frozen weights"):
         train(model, TASK, resume=True, **settings)
+
+
+def test_epochs_are_counted_in_the_examples_that_fit_and_a_resume_knows_them(tmp_path):
+    settings = {**QUICK, "out": tmp_path, "checkpoint_every": 1, "epochs": 2}
+    long = Example("word " * 600, "hi")
+    with pytest.warns(UserWarning, match="1 of 11 examples are longer"):
+        history = train(adapted(), [*TASK.train[:10], long], **settings)
+    assert len(history.losses) == 5
+    with pytest.warns(UserWarning, match="longer"):
+        again = train(adapted(), [*TASK.train[:10], long], resume=True, **settings)
+    assert again.losses == history.losses
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows"),
+    [({"batch_size": 6}, 6), ({"batch_size": 6, "accumulate": 3}, 2), ({"valid_batch": 5}, 5)],
+)
+def test_held_out_examples_are_computed_in_batches_of_the_training_size(
+    settings, rows, monkeypatch
+):
+    """32 rows and 50 answers at once ran out of memory where two rows were trained."""
+    sizes, answered = [], []
+
+    def note(decoder, args):
+        if not decoder.training:
+            sizes.append(len(args[0]))
+
+    model = adapted()
+    model.model.register_forward_pre_hook(note)
+    generate = model.generate_texts
+    model.generate_texts = lambda asked, most: answered.append(len(asked)) or generate(asked, most)
+    train(model, TASK, steps=1, validate_every=1, valid_answers=7, progress=False, **settings)
+    assert max(sizes) == max(answered) == rows

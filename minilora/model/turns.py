@@ -1,0 +1,124 @@
+"""Which tokens of a conversation a model has to learn: each answer and the mark that ends it.
+
+A template that says so itself, with ``{% generation %}``, is believed, as transformers does.
+Elsewhere an answer is the difference between two texts:
+
+    messages[:i], generation prompt    <|im_start|>user\\nStatus?<|im_end|>\\n<|im_start|>assistant\\n
+    messages[:i+1]                     …the same…Hull 90%.<|im_end|>\\n
+                                                 \\_________________/  learnt
+
+Some templates write an earlier turn differently once another follows (Qwen3 takes its reasoning
+out). Then the difference is not what stands in the whole text, and only the last answer is learnt.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from .chat import Message, plain_messages
+from .marks import Signs
+
+__all__ = ["encode_turns"]
+
+
+def encode_turns(
+    tokenizer: Any, messages: Sequence[Message], **variables: Any
+) -> tuple[list[int], list[bool]]:
+    """The ids of a conversation up to its last answer's end, and which of them are learnt.
+
+    Raises ``ValueError`` without an answer, or when the template refuses the messages.
+    """
+    copies = plain_messages(messages)
+    answers = [n for n, message in enumerate(copies) if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("expected a message of 'assistant' to learn, got none")
+    copies = copies[: answers[-1] + 1]
+    signs = tokenizer.signs_for(copies, variables)
+    if not tokenizer.has_template:
+        return own_turns(tokenizer, copies, answers, signs)
+    whole = tokenizer.seamed(copies, signs=signs, **variables)[0]
+    end, ended = tokenizer.raw.id_to_token(tokenizer.eos_id), True
+    if signs.opens not in whole:
+        spans = differences(tokenizer, copies, answers, whole, signs, end, variables)
+        ended = whole.endswith(end, *spans[-1])
+        for start, stop in reversed(spans):
+            answer = f"{signs.opens}{whole[start:stop]}{signs.closes}"
+            whole = f"{whole[:start]}{answer}{whole[stop:]}"
+    encoded = tokenizer.encode_chat(whole, signs)
+    ids, learnt = cut_behind_the_last(encoded.ids, encoded.touched())
+    if not ended:
+        ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]
+    return ids, learnt
+
+
+def cut_behind_the_last(ids: list[int], learnt: list[bool]) -> tuple[list[int], list[bool]]:
+    """Without the tokens behind the last one that is learnt: nothing is predicted from them."""
+    length = max((n + 1 for n, is_learnt in enumerate(learnt) if is_learnt), default=len(ids))
+    return ids[:length], learnt[:length]
+
+
+def differences(
+    tokenizer: Any,
+    messages: list[dict[str, Any]],
+    answers: list[int],
+    whole: str,
+    signs: Signs,
+    end: str,
+    variables: dict[str, Any],
+) -> list[tuple[int, int]]:
+    """Where in ``whole`` each answer stands, up to its end mark."""
+    spans = []
+    for index in answers:
+        through = tokenizer.seamed(messages[: index + 1], False, signs, **variables)[0]
+        if index:
+            before = tokenizer.seamed(messages[:index], True, signs, **variables)[0]
+        else:  # nothing was asked: the turn's own beginning
+            before = through[: max(0, through.find(str(messages[0].get("content")).strip()))]
+        stop = end_of_answer(through, len(before), end)
+        if through.startswith(before) and whole.startswith(through[:stop]):
+            spans.append((len(before), stop))
+    if len(spans) == len(answers):
+        return spans
+    if len(answers) > 1 and not tokenizer.only_last_was_said:
+        tokenizer.only_last_was_said = True
+        warnings.warn(
+            "the chat template writes earlier turns differently once others follow: of each "
+            "conversation only the last answer is learnt",
+            stacklevel=2,
+        )
+    if spans and spans[-1][1] == end_of_answer(whole, spans[-1][0], end):
+        return spans[-1:]
+    content = tokenizer.marks.seam(messages[-1].get("content"), signs.seam)
+    start = whole.rfind(content.strip()) if isinstance(content, str) else -1
+    if start < 0:
+        raise ValueError("the chat template changes the last answer, so it cannot be learnt")
+    return [(start, end_of_answer(whole, start, end))]
+
+
+def end_of_answer(text: str, start: int, end: str) -> int:
+    """Behind the last end mark after ``start``, or behind the last letter where there is none."""
+    place = text.rfind(end, start)
+    return max(start, len(text.rstrip())) if place < 0 else place + len(end)
+
+
+def own_turns(
+    tokenizer: Any, messages: list[dict[str, Any]], answers: list[int], signs: Signs
+) -> tuple[list[int], list[bool]]:
+    """Our own forms: an answer is encoded by itself, as the model writes it behind a prompt."""
+    ids: list[int] = []
+    learnt: list[bool] = []
+    done = 0
+    for index in answers:
+        before = tokenizer.seamed(messages[:index], True, signs)[0] if index else ""
+        through = tokenizer.seamed(messages[: index + 1], False, signs)[0]
+        if not index:  # nothing was asked: the turn's own beginning
+            content = tokenizer.marks.seam(messages[0]["content"], signs.seam)
+            before = through[: through.rindex(content)].rstrip(" ")
+        prompt = tokenizer.encode_chat(before[done:], signs).ids
+        answer = tokenizer.answer(messages[index]["content"])
+        ids += prompt + answer
+        learnt += [False] * len(prompt) + [True] * len(answer)
+        done = len(through) - 1  # behind its mark: the line's end opens the next turn
+    return ids, learnt

@@ -1,0 +1,75 @@
+"""What a model can take: dtypes that AdamW can train, ids it embeds, positions it was built for.
+
+Everything here is asked before the first step. Past it torch answers with an IndexError, a card with
+a device-side assert, and half precision with NaN.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .batches import Encoded
+
+
+class HalfPrecision(ValueError, FloatingPointError):
+    """Parameters to train are float16, whose arithmetic AdamW cannot survive."""
+
+
+def check_precision(parameters: Sequence[tuple[str, Tensor]]) -> None:
+    """Raise ``HalfPrecision`` when a parameter that would train is float16.
+
+    AdamW divides by sqrt(v) + eps. In float16 eps = 1e-8 is 0, and so is v = g^2 for |g| < 2e-4:
+    the quotient is 0 / 0 wherever a gradient is zero, as all of A's are in the first step.
+    """
+    if half := [name for name, p in parameters if p.dtype == torch.float16]:
+        raise HalfPrecision(
+            f"{len(half)} of {len(parameters)} parameters to train are float16 ({half[0]} first): "
+            "AdamW's eps=1e-8 is 0 there, and one step makes every weight NaN. Keep what trains in "
+            "float32 or bfloat16: load_base(dtype=torch.bfloat16), or .float() for the adapter"
+        )
+
+
+@torch.no_grad()
+def all_finite(parameters: Sequence[Tensor]) -> bool:
+    """Whether every element of every tensor is finite; asks the device once."""
+    return bool(torch.stack([p.isfinite().all() for p in parameters]).all())
+
+
+def check_sizes(model: nn.Module, rows: Sequence[Encoded]) -> None:
+    """Hold token ids and lengths against the model's tables.
+
+    Raises ``ValueError`` for an id without embedding, and for a text longer than a table of learnt
+    positions. A model that computes its positions, as rotary ones do, is warned of.
+    """
+    config = getattr(model, "config", None)
+    vocab_size = getattr(config, "vocab_size", None)
+    highest = max(max(row.ids) for row in rows)
+    if vocab_size is not None and highest >= vocab_size:
+        raise ValueError(
+            f"the tokenizer gives token {highest}, but the model has only vocab_size={vocab_size} "
+            "embeddings: take the tokenizer it was made with, or make its embedding larger "
+            "(transformers: model.resize_token_embeddings)"
+        )
+    # transformers calls GPT-2's n_positions by the second name too
+    positions = getattr(config, "max_position_embeddings", None)
+    longest = max(len(row.ids) for row in rows) - 1  # the last token is predicted, not read
+    if positions is None or longest <= positions:
+        return
+    sizes = f"the longest example has {longest} tokens to read, the model has {positions} positions"
+    tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]
+    # GPT-2 calls its table wpe, OPT embed_positions
+    learnt = [name for name in tables if name.endswith("wpe") or "position" in name]
+    if learnt:
+        raise ValueError(
+            f"{sizes} ({learnt[0]}): lower max_length to {positions}, which leaves longer examples "
+            "out, or shorten them"
+        )
+    warnings.warn(
+        f"{sizes}: beyond them it was never trained; max_length={positions} leaves longer examples "
+        "out",
+        stacklevel=2,
+    )
