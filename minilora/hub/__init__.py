@@ -3,14 +3,16 @@ a question.
 
 In reading order: ``semver`` (what ``naval@1.2`` means), ``adapter`` (identity), ``blobs`` (files by
 their hash), ``manifest`` (what is known of a version), ``database`` and ``registry`` (the rows),
-``store`` (the hub), ``upkeep`` (damage, garbage), ``compression``, ``stored_files``, ``transport``
-(between hubs), ``compare``, ``page``, and by itself ``router``.
+``catalog`` and ``store`` (the hub), ``upkeep`` (damage, garbage), ``compression``,
+``stored_files``, ``transport`` (between hubs), ``compare``; then ``ngrams``, ``router``,
+``routing``, and ``page``.
 """
 
 from .blobs import DamageError
 from .compare import Comparison
 from .manifest import Manifest, data_hash
 from .registry import Version
+from .router import Route, Router
 from .store import Hub, resolve
 from .upkeep import Damage
 
@@ -20,6 +22,8 @@ __all__ = [
     "DamageError",
     "Hub",
     "Manifest",
+    "Route",
+    "Router",
     "Version",
     "data_hash",
     "resolve",

@@ -1,7 +1,7 @@
 """An adapter's folder read strictly, and its identity: what it computes, not how its file happens
 to lie on the disk.
 
-    content id = sha256 over the config, and over (name, dtype, shape, bytes) of every tensor, sorted by name
+    content id = sha256 over the config, then (name, dtype, shape, bytes) of each tensor by name
 
 A file's hash would not do: safetensors writes the keys of the metadata in random order (safetensors
 #584), so equal adapters have unequal files; and PEFT writes a list of targets in the order of a
@@ -71,7 +71,7 @@ class Adapter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config in canonical form: every field of ``LoraConfig``, lists that mean sets sorted."""
+        """The config in canonical form: all fields of ``LoraConfig``, lists that are sets sorted."""
         fields = {"peft_type": "LORA", **asdict(self.config)}
         return {name: canonical(value) for name, value in sorted(fields.items())}
 
@@ -128,7 +128,7 @@ def misfits(module: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> l
 def tensor_file(
     config: dict[str, Any], tensors: Mapping[str, Tensor], base: Fingerprint | None
 ) -> bytes:
-    """The canonical ``adapter_model.safetensors``, with the metadata that ``load_adapter`` reads."""
+    """``adapter_model.safetensors`` in canonical form, with the metadata of ``save_adapter``."""
     metadata = {"format": "pt", META_CONFIG: json.dumps(config, sort_keys=True)}
     if base is not None:
         metadata[META_BASE] = json.dumps(asdict(base))

@@ -1,4 +1,6 @@
-"""What can be asked of a hub without changing it: one version, all of them, their lineage, what differs, what is damaged."""
+"""What can be asked of a hub without changing it: one version, all of them, their lineage, what
+differs, what is damaged.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,8 @@ from .compare import Comparison, compare
 from .database import reading
 from .manifest import Manifest
 from .registry import Event, Version
+from .router import Router
+from .routing import routed, router_of
 from .semver import check_name
 from .stored_files import adapter_of, given_out
 from .upkeep import Damage
@@ -78,6 +82,16 @@ class Catalog:
                 except ValueError:
                     break  # pruned, or it never was here
         return tuple(chain)
+
+    def router(self) -> Router:
+        """The router over every name whose newest version has examples; it says ``route`` and
+        ``explain``.
+
+        Fitted when that set has changed, else read from ``router/``. Raises ``ValueError`` without
+        any examples.
+        """
+        folder = self.folder / "router" / self.tenant
+        return router_of(routed(self.list()), self.blobs.read, folder)
 
     def events(self, name: str | None = None) -> tuple[Event, ...]:
         """Who pushed, promoted and pruned what, the oldest first."""

@@ -1,9 +1,9 @@
 """The hub's SQLite file: its tables, how it is opened, and what a transaction promises.
 
-    version   what there is: name, version, its manifest, the identity of its content
-    blob      the bytes that are stored, by hash             file     which of them a version has, under which path
-    alias     names that move: champion -> 1.2.0             event    who did what, when
-    quota     how many versions and bytes a tenant may have
+    version   name, version, the manifest, the identity of the content
+    blob      stored bytes by their hash;  file: which of them a version has, under which path
+    alias     names that move: champion -> 1.2.0
+    event     who did what, when;  quota: how many versions and bytes a tenant may have
 
 Every change is one ``BEGIN IMMEDIATE`` transaction: it takes the write lock first, so two writers
 stand in a queue instead of overwriting each other, and a check (a quota, the expected old value of
@@ -144,7 +144,7 @@ def check_schema(connection: sqlite3.Connection, file: Path) -> int:
 
 
 def migrate(connection: sqlite3.Connection, file: Path) -> None:
-    """Bring the database to the newest schema, inside the transaction of the change that needs it."""
+    """Bring the database to the newest schema, inside the transaction that needs it."""
     schema = check_schema(connection, file)
     for step in MIGRATIONS[schema:]:
         for statement in step.split(";"):

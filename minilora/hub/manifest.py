@@ -109,7 +109,7 @@ def change_since(new: Manifest, old: Manifest) -> tuple[str, str]:
     minor, else patch.
 
     >>> from dataclasses import replace
-    >>> old = Manifest("naval", "1.0.0", "", {}, {"r": 8.0, "target_modules": ["q_proj"]}, data_sha="aa")
+    >>> old = Manifest("naval", "1.0.0", "", {}, {"r": 8.0}, data_sha="aa")
     >>> change_since(replace(old, data_sha="bb"), old)
     ('minor', 'other data')
     >>> change_since(replace(old, settings={**old.settings, "r": 4.0}), old)
@@ -166,9 +166,8 @@ def said(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
     checked = dict(metadata or {})
     for name, value in checked.items():
         if name not in SAYS:
-            raise ValueError(
-                f"unknown metadata {name!r}: {did_you_mean(name, SAYS, 'known are ' + ', '.join(SAYS))}"
-            )
+            hint = did_you_mean(name, SAYS, f"known are {', '.join(SAYS)}")
+            raise ValueError(f"unknown metadata {name!r}: {hint}")
         if name in ("metrics", "recipe", "packages"):
             if not isinstance(value, Mapping):
                 raise ValueError(f"metadata {name!r} must map names to values, got {value!r}")
@@ -229,12 +228,13 @@ def check_base(manifest: Manifest, base: Fingerprint) -> None:
     spec = f"{manifest.name}@{manifest.version}"
     if manifest.architecture and manifest.architecture != base.architecture:
         raise ValueError(
-            f"{spec} was made for a base of architecture {manifest.architecture}, this one has {base.architecture}: "
-            "its modules or their shapes differ"
+            f"{spec} was made for a base of architecture {manifest.architecture}, this one has "
+            f"{base.architecture}: its modules or their shapes differ"
         )
     if manifest.tensors and base.tensors and manifest.tensors != base.tensors:
         warnings.warn(
-            f"{spec} was made for a base with the values {manifest.tensors}, this one has {base.tensors}: the same shapes, "
-            "quantized, rounded or trained otherwise; compare its answers before you rely on them",
+            f"{spec} was made for a base with the values {manifest.tensors}, this one has "
+            f"{base.tensors}: the same shapes, quantized, rounded or trained otherwise; compare its "
+            "answers before you rely on them",
             stacklevel=3,
         )

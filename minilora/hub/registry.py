@@ -100,9 +100,8 @@ def find(db: sqlite3.Connection, tenant: str, spec: str) -> Version:
             row[0]
             for row in db.execute("select distinct name from version where tenant = ?", (tenant,))
         ]
-        raise ValueError(
-            f"no adapter {name!r} in this hub: {did_you_mean(name, names, 'minilora hub list shows all')}"
-        )
+        hint = did_you_mean(name, names, "minilora hub list shows all")
+        raise ValueError(f"no adapter {name!r} in this hub: {hint}")
     numbers = [each.version for each in known]
     wanted: str | None = wish
     if not wish or PREFIX.fullmatch(wish):
@@ -161,7 +160,8 @@ def check_quota(db: sqlite3.Connection, tenant: str, more: int) -> None:
     ):
         if limit is not None and would_be > limit:
             raise ValueError(
-                f"the quota of {tenant!r} is {limit:,} {what}, and this push would make it {would_be:,}: prune some"
+                f"the quota of {tenant!r} is {limit:,} {what}, and this push would make it "
+                f"{would_be:,}: prune some"
             )
 
 
@@ -198,7 +198,8 @@ def note(db: sqlite3.Connection, tenant: str, who: str, name: str, what: str) ->
 def events(db: sqlite3.Connection, tenant: str, name: str | None = None) -> list[Event]:
     """What was done, the oldest first."""
     rows = db.execute(
-        "select at, who, name, what from event where tenant = ? and name = coalesce(?, name) order by id",
+        "select at, who, name, what from event"
+        " where tenant = ? and name = coalesce(?, name) order by id",
         (tenant, name),
     )
     return [Event(*row) for row in rows]

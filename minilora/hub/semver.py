@@ -34,7 +34,8 @@ LEVELS = ("major", "minor", "patch")
 class Semver:
     """One version, in semver's order: a release stands after its pre-releases.
 
-    >>> sorted(["1.10.0", "1.9.0", "1.10.0-rc.2", "1.10.0+nf4"], key=lambda text: Semver.parse(text).order)
+    >>> versions = "1.10.0", "1.9.0", "1.10.0-rc.2", "1.10.0+nf4"
+    >>> sorted(versions, key=lambda text: Semver.parse(text).order)
     ['1.9.0', '1.10.0-rc.2', '1.10.0+nf4', '1.10.0']
     """
 
@@ -87,7 +88,7 @@ class Semver:
         return Semver(self.major, self.minor, self.patch + 1)
 
     def level_since(self, older: Semver) -> str:
-        """Which number moved first from ``older`` to this one; ``"none"`` when all three are equal."""
+        """Which number moved first since ``older``; ``"none"`` when all three are equal."""
         pairs = zip(LEVELS, self.numbers, older.numbers, strict=True)
         return next((level for level, new, old in pairs if new != old), "none")
 
@@ -103,7 +104,7 @@ def parse_spec(spec: str) -> tuple[str, str]:
     check_name(name)
     if at and not (PREFIX.fullmatch(wish) or SEMVER.fullmatch(wish) or ALIAS.fullmatch(wish)):
         raise ValueError(
-            f"expected {name}@<version or alias>, such as {name}@1.2 or {name}@champion, got {spec!r}"
+            f"expected {name}@<version or alias>, {name}@1.2 or {name}@champion, got {spec!r}"
         )
     return name, wish
 

@@ -3,7 +3,7 @@ was given ever changes.
 
     hub.sqlite                 versions, aliases, quotas, events        (database.py, registry.py)
     blobs/2c/2cf24dba…         files by their hash                      (blobs.py)
-    adapters/naval-1.2.0-…/    folders that ``pull`` gives out, made again from the blobs when needed
+    adapters/naval-1.2.0-…/    folders that ``pull`` gives out, made again when needed
 
 Versions are immutable and aliases move: ``naval@1.2.0`` is the same to the bit forever,
 ``naval@champion`` is whatever was promoted last. What a version *is* stands in its manifest
@@ -97,7 +97,7 @@ class Hub(Catalog):
         chosen = None if version is None else str(Semver.parse(version))
         files = adapter.files()
         if texts := list(examples):
-            from .router import save_counts
+            from .ngrams import save_counts
 
             files[ROUTES] = save_counts(texts)
         draft = self._described(name, adapter, files, facts)
@@ -276,7 +276,7 @@ class Hub(Catalog):
         return self._adopt(transport.fetch_parcel(address))
 
     def _adopt(self, parcel: transport.Parcel) -> Version:
-        """Store what came from outside, read as strictly as a push; the same version twice is one."""
+        """Store what came from outside, read as strictly as a push; once, if it comes twice."""
         manifest = parcel.manifest
         check_arrived(manifest, parcel.files)
         with writing(self.folder) as db:
@@ -305,7 +305,8 @@ def resolve(name_or_folder: str | Path, hub_folder: str | Path) -> Path:
         return Path(name_or_folder)
     if not (Path(hub_folder) / FILE).exists() and not transport.is_address(str(name_or_folder)):
         raise ValueError(
-            f"{name_or_folder} is not a folder, and there is no hub in {hub_folder} that could have an adapter of that name"
+            f"{name_or_folder} is not a folder, and there is no hub in {hub_folder} that could have "
+            "an adapter of that name"
         )
     return Hub(hub_folder).pull(str(name_or_folder))
 

@@ -64,11 +64,8 @@ def check_arrived(manifest: Manifest, files: Mapping[str, bytes]) -> None:
         )
     adapter = adapter_of(given_out(manifest, files.__getitem__))
     base = adapter.base or Fingerprint("", "")
+    spec, claim = f"{manifest.name}@{manifest.version}", "than its manifest claims"
     if (adapter.content_id, adapter.settings) != (manifest.content, dict(manifest.settings)):
-        raise ValueError(
-            f"{manifest.name}@{manifest.version} arrived with other tensors than its manifest claims"
-        )
+        raise ValueError(f"{spec} arrived with other tensors {claim}")
     if (base.architecture, base.tensors) != (manifest.architecture, manifest.tensors):
-        raise ValueError(
-            f"{manifest.name}@{manifest.version} arrived for another base than its manifest claims"
-        )
+        raise ValueError(f"{spec} arrived for another base {claim}")

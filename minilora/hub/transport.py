@@ -115,8 +115,8 @@ def fetch_parcel(address: str) -> Parcel:
     root = root.rpartition("/")[0]
     if not SHA.fullmatch(sha) or not address.endswith(f"/{sha[:2]}/{sha}"):
         raise ValueError(
-            f"expected an address that ends in /<2 digits>/<SHA-256 of the manifest>, got {address!r}: "
-            "minilora hub show prints it as 'blob'"
+            f"expected an address that ends in /<2 digits>/<SHA-256 of the manifest>, got "
+            f"{address!r}: minilora hub show prints its end as 'blob'"
         )
     content = fetch(address, LARGEST_MANIFEST)
     if digest(content) != sha:

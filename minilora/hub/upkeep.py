@@ -49,7 +49,8 @@ def damages(db: sqlite3.Connection, blobs: Blobs) -> Iterator[Damage]:
         yield Damage("hub", f"a row of {table} points to something that is not there")
     problems = {sha: blobs.problem(sha) for (sha,) in db.execute("select distinct sha from file")}
     rows = db.execute(
-        "select tenant, name, version, content, digest, manifest, bytes from version order by 1, 2, 3"
+        "select tenant, name, version, content, digest, manifest, bytes from version"
+        " order by tenant, name, version"
     )
     for tenant, name, version, content, hashed, text, size in rows.fetchall():
         spec = f"{name}@{version}"
@@ -96,7 +97,7 @@ def prune_unused(db: sqlite3.Connection, tenant: str, seconds: float, who: str) 
     pruned = []
     for each in versions(db, tenant):
         if each.used < time.time() - seconds and not each.aliases:
-            # an alias set by another process a moment ago would make this fail: the foreign key holds
+            # whatever is said here, the foreign key refuses to delete what an alias names
             db.execute(
                 "delete from version where tenant = ? and name = ? and version = ?", each.key
             )

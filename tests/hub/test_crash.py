@@ -1,7 +1,8 @@
 """Killed with -9 at any moment, several processes at once: what was acknowledged is there, whole.
 
-The processes are forked from one that has torch loaded already (``forkserver``), so each lives for as long as it is to be killed
-and not for the seconds of an import. What is acknowledged is appended to a file, one line in one write.
+The processes are forked from one that has torch loaded already (``forkserver``), so each lives
+until it is killed and not for the seconds of an import. What is acknowledged is appended to a file,
+one line in one write.
 """
 
 import multiprocessing
@@ -9,7 +10,6 @@ import os
 import random
 import time
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,11 +18,12 @@ from minilora.hub import Hub
 from ..profiles import of
 from .adapters import make_adapter
 
+KILLS = of(4, 8, 200)
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="forkserver and kill -9")
 
 
 def push_until_killed(hub_folder, work, log, seed):
-    """Push new adapters of one name, promote them, sweep at times; each push is acknowledged after it returned."""
+    """Push, promote, sweep; each push is acknowledged after it returned."""
     warnings.simplefilter("ignore")
     hub = Hub(hub_folder)
     handle = os.open(log, os.O_APPEND | os.O_CREAT | os.O_WRONLY)
@@ -43,12 +44,12 @@ def processes():
 
 
 @pytest.mark.slow
-def test_what_was_acknowledged_survives_kill_9(processes, tmp_path, kills=of(4, 8, 200)):
-    """Three processes at a time push, promote and sweep, and are killed one by one. Nothing acknowledged is lost or given twice."""
+def test_what_was_acknowledged_survives_kill_9(processes, tmp_path):
+    """Three processes at a time, killed one by one: nothing acknowledged is lost or given twice."""
     rng, hub, log, running = random.Random(7), Hub(tmp_path / "hub"), tmp_path / "log", []
     hub.push("naval", make_adapter(tmp_path / "first"))
-    for number in range(kills):
-        while len(running) < min(3, kills - number):
+    for number in range(KILLS):
+        while len(running) < min(3, KILLS - number):
             work = tmp_path / f"work{number}{len(running)}"
             seed = 1000 * (3 * number + len(running))
             arguments = hub.folder, work, log, seed
@@ -58,7 +59,7 @@ def test_what_was_acknowledged_survives_kill_9(processes, tmp_path, kills=of(4, 
         running[0].kill()
         running.pop(0).join()
     acknowledged = log.read_text().split()
-    assert len(acknowledged) >= kills / 2
+    assert len(acknowledged) >= KILLS / 2
     assert len(set(acknowledged)) == len(acknowledged)
     assert hub.verify() == []
     for spec in acknowledged:
@@ -68,4 +69,4 @@ def test_what_was_acknowledged_survives_kill_9(processes, tmp_path, kills=of(4, 
     hub.gc()
     assert hub.verify() == []
     assert hub.gc().files == 0
-    print(f"{kills} kills, {len(acknowledged)} acknowledged, {len(numbers)} there")
+    print(f"{KILLS} kills, {len(acknowledged)} acknowledged, {len(numbers)} there")
