@@ -71,7 +71,7 @@ class Adapter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config in canonical form: all fields of ``LoraConfig``, lists that are sets sorted."""
+        """The config in canonical form: all of ``LoraConfig``'s fields, sets sorted."""
         fields = {"peft_type": "LORA", **asdict(self.config)}
         return {name: canonical(value) for name, value in sorted(fields.items())}
 

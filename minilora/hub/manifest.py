@@ -228,8 +228,8 @@ def check_base(manifest: Manifest, base: Fingerprint) -> None:
     spec = f"{manifest.name}@{manifest.version}"
     if manifest.architecture and manifest.architecture != base.architecture:
         raise ValueError(
-            f"{spec} was made for a base of architecture {manifest.architecture}, this one has "
-            f"{base.architecture}: its modules or their shapes differ"
+            f"{spec} needs a base of architecture {manifest.architecture}, this one "
+            f"has {base.architecture}: its modules or their shapes differ"
         )
     if manifest.tensors and base.tensors and manifest.tensors != base.tensors:
         warnings.warn(

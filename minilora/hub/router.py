@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -122,12 +123,15 @@ class Router:
         """
         label = self.names.index(name or self.route(question).ranking[0][0])
         grams = ngrams(question)
-        x = weighted(count_texts([question]), self.idf)
-        values = dict(zip(x[0].tolist(), x[1].tolist(), strict=True))
+        places, weights, _ = weighted(count_texts([question]), self.idf)
+        says = weights * (self.W[places, label] - self.W[places].mean(1))
+        by_place = dict(zip(places.tolist(), says.tolist(), strict=True))
+        together: Counter[int] = Counter()  # n-grams that share a place share what it says
+        for gram, count in grams.items():
+            together[place(gram)] += count
         shares = {
-            gram: values[place(gram)]
-            * float(self.W[place(gram), label] - self.W[place(gram)].mean())
-            for gram in grams
+            gram: by_place[place(gram)] * count / together[place(gram)]
+            for gram, count in grams.items()
         }
         return sorted(shares.items(), key=lambda pair: -pair[1])[:most]
 
@@ -206,18 +210,22 @@ def transposed(X: Sparse) -> Sparse:
 
 
 def calibrated(margins: Tensor, right: Tensor, precision: float) -> float:
-    """The smallest margin such that of everything at or above it at least a share ``precision`` is
-    right.
+    """A threshold such that of the margins above it at least a share ``precision`` is right.
 
-    Infinity when no margin is large enough, so that nothing is routed.
+    The smallest such, half-way to the next margin below it (or to 0). Infinity when there is none,
+    so that nothing is routed.
 
-    >>> calibrated(torch.tensor([0.9, 0.5, 0.4]), torch.tensor([True, True, False]), 0.9)
-    0.5
+    >>> calibrated(torch.tensor([0.75, 0.5, 0.25]), torch.tensor([True, True, False]), 0.9)
+    0.375
     """
-    order = margins.argsort(descending=True)
+    margins, order = margins.sort(descending=True)
     shares = right[order].double().cumsum(0) / torch.arange(1, len(order) + 1)
     good = (shares >= precision).nonzero()
-    return float(margins[order[good.max()]]) if len(good) else math.inf
+    if not len(good):
+        return math.inf
+    last = int(good.max())
+    below = float(margins[last + 1]) if last + 1 < len(margins) else 0.0
+    return (float(margins[last]) + below) / 2
 
 
 def save_router(router: Router) -> bytes:

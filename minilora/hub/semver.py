@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,63}")
-PREFIX = re.compile(r"\d{1,9}(\.\d{1,9}){0,2}")
+PREFIX = re.compile(r"\d{1,9}(\.\d{1,9})?")
 PARTS = r"(?:0|[1-9]\d{0,8})"
 SEMVER = re.compile(
     rf"({PARTS})\.({PARTS})\.({PARTS})(?:-([0-9A-Za-z-]+(?:\.[0-9A-Za-z-]+)*))?"
