@@ -84,7 +84,7 @@ class Catalog:
         return tuple(chain)
 
     def router(self) -> Router:
-        """The router over every name whose newest version has examples; it says ``route`` and
+        """The router over every name with a version that came with examples; it says ``route`` and
         ``explain``.
 
         Fitted when that set has changed, else read from ``router/``. Raises ``ValueError`` without

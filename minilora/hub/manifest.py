@@ -234,7 +234,7 @@ def check_base(manifest: Manifest, base: Fingerprint) -> None:
     if manifest.tensors and base.tensors and manifest.tensors != base.tensors:
         warnings.warn(
             f"{spec} was made for a base with the values {manifest.tensors}, this one has "
-            f"{base.tensors}: the same shapes, quantized, rounded or trained otherwise; compare its "
-            "answers before you rely on them",
+            f"{base.tensors}: the same shapes, but quantized, rounded or trained otherwise; "
+            "compare its answers before you rely on them",
             stacklevel=3,
         )

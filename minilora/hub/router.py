@@ -77,8 +77,8 @@ class Router:
         """Fit on each adapter's examples; a fifth of them calibrate the threshold. Raises
         ``ValueError`` without any.
         """
-        if not examples or not all(map(len, examples.values())):
-            raise ValueError("a router needs at least one adapter, and an example of each")
+        if len(examples) < 2 or min(map(len, examples.values())) < 5:
+            raise ValueError("a router needs at least two adapters, and five examples of each")
         held = {
             name: [row for row in range(len(each)) if row % 5 == 4]
             for name, each in examples.items()
@@ -220,7 +220,10 @@ def calibrated(margins: Tensor, right: Tensor, precision: float) -> float:
     """
     margins, order = margins.sort(descending=True)
     shares = right[order].double().cumsum(0) / torch.arange(1, len(order) + 1)
-    good = (shares >= precision).nonzero()
+    next_lower = (
+        torch.cat([margins[1:], torch.tensor([-math.inf])]) < margins - 1e-6
+    )  # ties are one
+    good = ((shares >= precision) & next_lower).nonzero()
     if not len(good):
         return math.inf
     last = int(good.max())

@@ -1,5 +1,4 @@
-"""The hub's router: fitted on the examples of the newest version of every name, again when those
-have changed.
+"""The hub's router: fitted on the newest examples of every name, again when those have changed.
 
 The fitted weights are kept beside the hub under a name made of what they were fitted on and of
 their own hash, so an adapter that comes or goes makes another name, and a damaged file is not used
@@ -20,27 +19,25 @@ from .stored_files import ROUTES
 
 
 def routed(versions: Iterable[Version]) -> dict[str, str]:
-    """Name -> hash of the examples, of the newest version of each name, where that has some."""
-    by_name: dict[str, dict[str, Version]] = {}
+    """Name -> hash of the examples, of the newest version of each name that came with some."""
+    taught: dict[str, dict[str, Version]] = {}
     for each in versions:
-        by_name.setdefault(each.name, {})[each.version] = each
-    last = {name: known[newest(known) or max(known)] for name, known in sorted(by_name.items())}
-    return {
-        name: each.manifest.files[ROUTES][0]
-        for name, each in last.items()
-        if ROUTES in each.manifest.files
-    }
+        if ROUTES in each.manifest.files:
+            taught.setdefault(each.name, {})[each.version] = each
+    last = {name: known[newest(known) or max(known)] for name, known in sorted(taught.items())}
+    return {name: each.manifest.files[ROUTES][0] for name, each in last.items()}
 
 
 def router_of(examples: dict[str, str], read: Callable[[str], bytes], folder: Path) -> Router:
     """The router for these examples (name -> hash), from ``folder`` or fitted now and kept there if
     that can be written.
 
-    Raises ``ValueError`` where no adapter has examples.
+    Raises ``ValueError`` where fewer than two adapters have examples.
     """
-    if not examples:
+    if len(examples) < 2:
         raise ValueError(
-            "no adapter in this hub has examples to route by: push with examples first"
+            f"a router chooses between two adapters or more, and {len(examples)} here came with "
+            "examples: push them with their data"
         )
     key = digest(repr(sorted(examples.items())).encode())[:16]
     for file in sorted(folder.glob(f"{key}-*")):

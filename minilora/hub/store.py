@@ -107,7 +107,11 @@ class Hub(Catalog):
             last = newest(each.version for each in older)
             parent = draft.parent or (f"{name}@{last}" if last else "")
             new = replace(draft, version=chosen or suggested, parent=parent)
-            told = misgivings(new, older, f"suggested: {suggested}, {reason}")
+            told = misgivings(new, older, hint := f"suggested: {suggested}, {reason}")
+            if new.version in {each.version for each in older}:
+                raise ValueError(
+                    f"{name}@{new.version} exists, and a version never changes; {hint}"
+                )
             registry.insert(db, self.blobs, self.tenant, self.creator, new.text, files)
         for each in told:
             warnings.warn(each, stacklevel=2)
@@ -125,6 +129,8 @@ class Hub(Catalog):
         small = compressed(adapter.tensors, kind)
         rounded = replace(adapter, tensors=decompressed(small))
         files = {CONFIG: self._reader(original.manifest)(CONFIG), SMALL[kind]: small}
+        if ROUTES in original.manifest.files:
+            files[ROUTES] = self._reader(original.manifest)(ROUTES)
         number = Semver.parse(original.version)
         copy = replace(
             original.manifest,

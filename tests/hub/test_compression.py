@@ -15,7 +15,7 @@ shapes = st.lists(st.tuples(st.integers(1, 9), st.integers(1, 70)), min_size=1, 
 
 @given(shapes, st.integers(0, 2**32))
 def test_each_tensor_comes_back_within_its_own_bound(shapes, seed):
-    """NF4: half the widest gap (0.152) of its block's largest value; float16: 2⁻¹¹ of each value."""
+    """NF4: half the widest gap (0.152) of a block's largest value; float16: 2⁻¹¹ of each."""
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         f"t{i}": 10.0**i * torch.randn(shape, generator=generator) for i, shape in enumerate(shapes)

@@ -46,7 +46,7 @@ def dense(sparse):
 def test_it_routes_abstains_and_says_why(router):
     for question, name in (
         ("What is the reading of the radar?", "naval"),
-        ("Is a patent granted by the licence?", "legal"),
+        ("Does this licence grant patents?", "legal"),
         ("How long does bread bake?", "kitchen"),
     ):
         route = router.route(question)
@@ -92,7 +92,7 @@ def test_damaged_examples_are_refused(name):
     from safetensors.torch import load, save
 
     parts = load(save_counts(["Status?"]))
-    parts[name] = parts[name] - 70_000 if name == "places" else parts[name] * 0 - 1
+    parts[name] = parts[name].int() - 70_000 if name == "places" else parts[name].int() * 0 - 1
     with pytest.raises(ValueError, match="the router's examples are damaged"):
         load_counts(save(parts))
     with pytest.raises(ValueError, match="the router's examples are damaged"):
@@ -110,7 +110,9 @@ def test_the_hub_refits_when_adapters_come_and_go(tmp_path):
     with pytest.raises(FileNotFoundError):
         hub.router()
     hub.push("plain", make_adapter(tmp_path / "mine", 9))
-    with pytest.raises(ValueError, match="no adapter in this hub has examples"):
+    with pytest.raises(
+        ValueError, match="a router chooses between two adapters or more, and 0 here"
+    ):
         hub.router()
     for seed, name in enumerate(("naval", "legal")):
         hub.push(name, make_adapter(tmp_path / "mine", seed), examples=TOPICS[name])
@@ -127,8 +129,14 @@ def test_the_hub_refits_when_adapters_come_and_go(tmp_path):
     assert len(list((hub.folder / "router" / "default").iterdir())) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        hub.push("kitchen", make_adapter(tmp_path / "mine", 4))  # the newest has no examples
-    assert hub.router().names == ("legal", "naval")
+        hub.push("kitchen", make_adapter(tmp_path / "mine", 4))  # this version has no examples
+        assert hub.router().names == ("kitchen", "legal", "naval")
+        hub.push("kitchen", make_adapter(tmp_path / "mine", 5), examples=TOPICS["naval"])
+    assert hub.router().route("How long does bread bake?").name is None
+    hub.compress("legal")
+    hub.prune(-1)
+    with pytest.raises(ValueError, match="and 0 here came with examples"):
+        hub.router()
 
 
 def test_ngrams_are_of_letters_and_of_every_script():
