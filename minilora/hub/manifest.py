@@ -14,14 +14,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import platform
 import re
+import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version as installed
 from typing import Any
 
 from ..formats.base_fingerprint import Fingerprint
 from ..text import did_you_mean
+from .adapter import Adapter
 from .blobs import SHA
 from .semver import LEVELS, Semver, check_name
 
@@ -102,6 +106,32 @@ class Manifest:
                 f"expected the manifest of an adapter, got {text[:40]!r}…: {error}"
             ) from error
         return manifest
+
+
+def described(
+    name: str, adapter: Adapter, files: Mapping[str, list], facts: Mapping[str, Any], creator: str
+) -> Manifest:
+    """The manifest of an adapter, without a number; ``facts`` is what ``said`` let through."""
+    base = adapter.base or Fingerprint("", "")
+    packages = {"python": platform.python_version()}
+    packages |= {package: installed(package) for package in ("torch", "safetensors")}
+    return Manifest(
+        name,
+        "0.0.0",
+        adapter.content_id,
+        files,
+        adapter.settings,
+        base.architecture,
+        base.tensors,
+        creator=creator,
+        created=timestamp(),
+        **{"packages": packages, **facts},
+    )
+
+
+def timestamp() -> str:
+    """Now, as ISO 8601 in UTC."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def change_since(new: Manifest, old: Manifest) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from typing import Any
 from ..text import did_you_mean
 from .blobs import Blobs
 from .manifest import Manifest
-from .semver import ALIAS, PREFIX, newest, parse_spec
+from .semver import PREFIX, newest, parse_spec
 
 MANIFEST = "manifest.json"  # a version's manifest is a blob too, so that its hash is its address
 
@@ -65,15 +65,25 @@ class Event:
     what: str
 
 
-def versions(db: sqlite3.Connection, tenant: str, name: str | None = None) -> list[Version]:
-    """All versions of one name, or of all, in the order of the pushes. Raises ``ValueError`` on a
-    damaged row.
+def versions(
+    db: sqlite3.Connection, tenant: str, name: str | None = None, number: str | None = None
+) -> list[Version]:
+    """All versions of one name, or of all, by name and in the order of the pushes.
+
+    Raises ``ValueError`` on a damaged row.
     """
     aliases: dict[tuple[str, str], list[str]] = {}
     for owner, alias, version in db.execute(
-        "select name, alias, version from alias where tenant = ? order by alias", (tenant,)
+        "select name, alias, version from alias where tenant = ? and name = coalesce(?, name)"
+        " order by alias",
+        (tenant, name),
     ):
         aliases.setdefault((owner, version), []).append(alias)
+    rows = db.execute(
+        "select name, version, manifest, digest, pushed, used from version where tenant = ?"
+        " and name = coalesce(?, name) and version = coalesce(?, version) order by name, pushed",
+        (tenant, name, number),
+    )
     return [
         Version(
             tenant,
@@ -83,36 +93,35 @@ def versions(db: sqlite3.Connection, tenant: str, name: str | None = None) -> li
             pushed,
             used,
         )
-        for owner, version, text, digest, pushed, used in db.execute(
-            "select name, version, manifest, digest, pushed, used from version"
-            " where tenant = ? and name = coalesce(?, name) order by name, pushed",
-            (tenant, name),
-        )
+        for owner, version, text, digest, pushed, used in rows
     ]
 
 
 def find(db: sqlite3.Connection, tenant: str, spec: str) -> Version:
     """The version that a wish means. Raises ``ValueError`` that says what there is instead."""
     name, wish = parse_spec(spec)
-    known = versions(db, tenant, name)
-    if not known:
-        names = [
-            row[0]
-            for row in db.execute("select distinct name from version where tenant = ?", (tenant,))
-        ]
-        hint = did_you_mean(name, names, "minilora hub list shows all")
+    mine = (tenant, name)
+    numbers = [
+        number
+        for (number,) in db.execute(
+            "select version from version where tenant = ? and name = ? order by pushed", mine
+        )
+    ]
+    if not numbers:
+        known = db.execute("select distinct name from version where tenant = ?", (tenant,))
+        hint = did_you_mean(name, [each for (each,) in known], "minilora hub list shows all")
         raise ValueError(f"no adapter {name!r} in this hub: {hint}")
-    numbers = [each.version for each in known]
-    wanted: str | None = wish
+    aliases = dict(
+        db.execute("select alias, version from alias where tenant = ? and name = ?", mine)
+    )
     if not wish or PREFIX.fullmatch(wish):
-        wanted = wish if wish in numbers else newest(numbers, wish)
-    if wanted is not None and ALIAS.fullmatch(wanted):
-        wanted = next((each.version for each in known if wanted in each.aliases), None)
-    for each in known:
-        if each.version == wanted:
-            return each
-    there = ", ".join([*numbers, *(alias for each in known for alias in each.aliases)])
-    raise ValueError(f"no {spec!r} in this hub; {name} has {there}")
+        number = newest(numbers, wish)
+    else:
+        number = aliases.get(wish, wish)
+    if number not in numbers:
+        there = ", ".join([*numbers, *sorted(aliases)])
+        raise ValueError(f"no {spec!r} in this hub; {name} has {there}")
+    return versions(db, tenant, name, number)[0]
 
 
 def insert(

@@ -23,23 +23,21 @@ version (#8459) and raced for the next number (#22635); tests/hub holds all thre
 
 from __future__ import annotations
 
-import platform
 import time
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
 from ..formats.base_fingerprint import Fingerprint
 from . import registry, transport, upkeep
-from .adapter import CONFIG, Adapter, read_adapter
+from .adapter import CONFIG, read_adapter
 from .blobs import DamageError, digest, write_durably
 from .catalog import Catalog
 from .compression import compressed, decompressed
 from .database import FILE, writing
-from .manifest import Manifest, check_base, misgivings, said, suggestion
+from .manifest import check_base, described, misgivings, said, suggestion, timestamp
 from .registry import Version
 from .semver import ALIAS, Semver, check_name, newest
 from .stored_files import ROUTES, SMALL, check_arrived, given_out, listed
@@ -100,7 +98,7 @@ class Hub(Catalog):
             from .ngrams import save_counts
 
             files[ROUTES] = save_counts(texts)
-        draft = self._described(name, adapter, files, facts)
+        draft = described(name, adapter, listed(files), facts, self.creator)
         with writing(self.folder) as db:
             older = [each.manifest for each in registry.versions(db, self.tenant, name)]
             suggested, reason = suggestion(draft, older)
@@ -144,27 +142,6 @@ class Hub(Catalog):
         with writing(self.folder) as db:
             registry.insert(db, self.blobs, self.tenant, self.creator, copy.text, files)
         return self.show(f"{copy.name}@{copy.version}")
-
-    def _described(
-        self, name: str, adapter: Adapter, files: Mapping[str, bytes], facts: Mapping[str, Any]
-    ) -> Manifest:
-        """A manifest without number and parent."""
-        fingerprint = adapter.base or Fingerprint("", "")
-        packages = {"python": platform.python_version()}
-        packages |= {package: installed(package) for package in ("torch", "safetensors")}
-        facts = {"packages": packages, **facts}
-        return Manifest(
-            name,
-            "0.0.0",
-            adapter.content_id,
-            listed(files),
-            adapter.settings,
-            fingerprint.architecture,
-            fingerprint.tensors,
-            creator=self.creator,
-            created=timestamp(),
-            **facts,
-        )
 
     # Out
 
@@ -315,8 +292,3 @@ def resolve(name_or_folder: str | Path, hub_folder: str | Path) -> Path:
             "have an adapter of that name"
         )
     return Hub(hub_folder).pull(str(name_or_folder))
-
-
-def timestamp() -> str:
-    """Now, as ISO 8601 in UTC."""
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -433,6 +433,29 @@ def test_quotas_hold_when_several_push_at_once(hub, tmp_path):
     assert Hub(hub.folder, "another").push("free", folders[0])
 
 
+def test_many_may_make_the_same_hub_at_once(tmp_path):
+    """The first to come makes the tables; the others find them, and numbers are given once."""
+    folders = [make_adapter(tmp_path / f"{seed}", seed) for seed in range(8)]
+    for attempt in range(5):
+        barrier, errors = threading.Barrier(8), []
+
+        def push(folder, hub=tmp_path / f"hub{attempt}", barrier=barrier, errors=errors):
+            barrier.wait()
+            try:
+                Hub(hub).push("naval", folder)
+            except Exception as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=push, args=[folder]) for folder in folders]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert errors == []
+        versions = [each.version for each in Hub(tmp_path / f"hub{attempt}").list()]
+        assert versions == [f"1.0.{patch}" for patch in range(8)]
+
+
 def test_a_newer_schema_is_a_sentence(hub, push):
     from minilora.hub.database import writing
 
