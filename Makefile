@@ -8,7 +8,7 @@ COVERAGE := --cov --cov-report=term:skip-covered
 PARITY := $(addprefix tests/test_,$(addsuffix .py,adapter batches codebook evaluate foreign inject invariants level0 life \
 	lora merge nf4 packed peft_files pretrained qlora requantize transformer))
 
-.PHONY: demo book test test-quick test-thorough test-kernels test-llm mutants bench clean
+.PHONY: demo book test test-long test-quick test-thorough test-kernels test-llm mutants bench clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
@@ -31,6 +31,9 @@ test-kernels: .venv/.installed-test  ## parity and properties with torch's other
 		echo "ATEN_CPU_CAPABILITY=$$kernels, threads: $$threads"; \
 		ATEN_CPU_CAPABILITY=$$kernels MINILORA_THREADS=$$threads $(BIN)/python -m pytest $(PARITY) || failed=1; \
 	done; done; test -z "$$failed"
+
+test-long: .venv/.installed-test  ## what takes minutes to hours: kills by the hundred, many seeds; before closing an issue
+	$(BIN)/python -m pytest -m long tests
 
 test-llm: .venv/.installed-llm smollm2/config.json  ## the tests that need SmolLM2-135M-Instruct; fetches 93 MB once
 	$(BIN)/python -m pytest -m llm tests

@@ -1,6 +1,6 @@
-"""All benchmarks, each in a fresh process, then the report: about twenty minutes on two quiet cores.
+"""All benchmarks, each in a fresh process, then the report: twenty minutes on two quiet cores.
 
-python -m benchmarks                    what ``make bench`` and ``minilora bench`` run
+python -m benchmarks                    all of them, as ``make bench`` and ``minilora bench`` do
 python -m benchmarks forward nf4        some of them
 python -m benchmarks --device cuda      options go to each
 """
@@ -12,19 +12,17 @@ import sys
 import time
 from collections.abc import Sequence
 
-from minilora.commands.cli import BENCHMARKS
+from minilora.commands.bench import BENCHMARKS
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the named ones, or all, and rewrite the tables; stops at the first that fails, with its exit status."""
+    """Run the named ones, or all, and rewrite the tables; stop at a failure, with its status."""
     chosen = [name for name in arguments if name in BENCHMARKS] or list(BENCHMARKS)
     options = [argument for argument in arguments if argument not in BENCHMARKS]
     started = time.monotonic()
     for number, name in enumerate(chosen, 1):
-        print(
-            f"== {name} ({number} of {len(chosen)}, {(time.monotonic() - started) / 60:.0f} min so far)",
-            flush=True,
-        )
+        minutes = (time.monotonic() - started) / 60
+        print(f"== {name} ({number} of {len(chosen)}, {minutes:.0f} min so far)", flush=True)
         if status := subprocess.call([sys.executable, "-m", f"benchmarks.{name}", *options]):
             return status
     print(f"== all done in {(time.monotonic() - started) / 60:.1f} min", flush=True)

@@ -1,8 +1,8 @@
-"""How everything here is timed, compared and kept.
+"""How every benchmark is timed, compared and kept.
 
-Contestants take turns, and ratios of the same round are what counts: a machine that slows down slows all contestants of a
-round, so the median over rounds of ``a / b`` holds where times do not. What is found goes to ``results/<device>/<name>.json``;
-``report.py`` makes the tables and figures from there.
+Contestants take turns, and only ratios of the same round count: a machine that slows down slows all
+contestants of a round, so the median over rounds of ``a / b`` holds where times do not. Results go
+to ``results/<device>/<name>.json``; ``report.py`` makes the tables and figures from them.
 """
 
 from __future__ import annotations
@@ -30,11 +30,13 @@ Row = dict[str, Any]
 def measure(
     runs: Mapping[str, Callable[[], Any]], seconds: float = 1.0, least: int = 7, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds a call for each contestant, in turns, until ``seconds`` are over and ``least`` rounds are done.
+    """Seconds a call for each contestant, in turns, for ``seconds`` and at least ``least`` rounds.
 
-    Two rounds before that warm up; they also tell how many calls a contestant needs to fill a millisecond.
+    Two rounds before that warm up, and find how many calls a contestant needs to fill a
+    millisecond.
     """
-    calls, times = dict.fromkeys(runs, 1), {name: [] for name in runs}  # type: dict[str, int], dict[str, list[float]]
+    calls = dict.fromkeys(runs, 1)
+    times: dict[str, list[float]] = {name: [] for name in runs}
     started, rounds = time.perf_counter(), -2
     while rounds < least or time.perf_counter() - started < seconds:
         for name, run in runs.items():
@@ -59,64 +61,59 @@ def ratios(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]
 
 
 def rows_of(times: Mapping[str, Sequence[float]], yardstick: str, **setting: Any) -> list[Row]:
-    """One row a contestant: its setting, its median in seconds, and the quartiles of its ratio to the yardstick."""
+    """One row a contestant: setting, median seconds, quartiles of its ratio to the yardstick."""
     return [
         {
             **setting,
             "contestant": name,
-            "seconds": statistics.median(found),
-            "ratio": dict(
-                zip(("low", "median", "high"), ratios(found, times[yardstick]), strict=True)
-            ),
-            "rounds": len(found),
+            "seconds": statistics.median(seconds),
+            "ratio": quartiles(seconds, times[yardstick]),
+            "rounds": len(seconds),
         }
-        for name, found in times.items()
+        for name, seconds in times.items()
     ]
 
 
+def quartiles(a: Sequence[float], b: Sequence[float]) -> dict[str, float]:
+    """The quartiles of ``ratios`` by name."""
+    return dict(zip(("low", "median", "high"), ratios(a, b), strict=True))
+
+
 def options(description: str | None, **more: Any) -> argparse.Namespace:
-    """``--device``, ``--threads``, ``--out`` and whatever else, by name and default; sets the threads."""
+    """Parse ``--device``, ``--threads``, ``--out`` and ``more`` (name=default); set the threads."""
     parser = argparse.ArgumentParser(description=(description or "").split("\n")[0])
     for name, default in {"device": "cpu", "threads": 2, "out": str(RESULTS), **more}.items():
         listed = isinstance(default, list)
         kind, flag = type(default[0] if listed else default), f"--{name.replace('_', '-')}"
+        many = "+" if listed else None
         parser.add_argument(
-            flag,
-            type=kind,
-            default=default,
-            nargs="+" if listed else None,
-            help="default: %(default)s",
+            flag, type=kind, default=default, nargs=many, help="default: %(default)s"
         )
-    found = parser.parse_args()
-    torch.set_num_threads(found.threads)
-    return found
+    settings = parser.parse_args()
+    torch.set_num_threads(settings.threads)
+    return settings
 
 
 def machine(device: str = "cpu", *packages: str) -> dict[str, Any]:
     """Where this ran: processor or GPU, threads, versions."""
-    found = {name: version(name) for name in ("torch", *packages) if find_spec(name)}
-    name = (
-        torch.cuda.get_device_name()
-        if device != "cpu"
-        else f"{platform.system()} {platform.machine()}"
-    )
+    processor = f"{platform.system()} {platform.machine()}"
     return {
-        "device": name,
+        "device": processor if device == "cpu" else torch.cuda.get_device_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "versions": found,
+        "versions": {name: version(name) for name in ("torch", *packages) if find_spec(name)},
     }
 
 
-def save(name: str, found: Sequence[Row], settings: argparse.Namespace, *packages: str) -> Path:
-    """Write what was found, and where and how, to ``<out>/<device>/<name>.json``."""
+def save(name: str, rows: Sequence[Row], settings: argparse.Namespace, *packages: str) -> Path:
+    """Write the rows, and where and how they were measured, to ``<out>/<device>/<name>.json``."""
     kind = settings.device.split(":")[0]
     kept = {key: value for key, value in vars(settings).items() if key not in ("out", "device")}
     content = {
         "benchmark": name,
         "machine": machine(settings.device, *packages),
         "settings": kept,
-        "rows": list(found),
+        "rows": list(rows),
     }
     path = Path(settings.out) / kind / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
-"""What does training hold in memory? Every method, by tensor and as a whole process, ours and PEFT's.
+"""What does training hold in memory? Every method, ours and PEFT's, by tensor and as a process.
 
     python -m benchmarks.memory [--width 768] [--layers 6] [--device cpu]
 
-By tensor: the second training step, watched by ``minilora.ledger.measure``. Whole process: a fresh one for each method, and how
-far its resident memory rose above what it held when all was imported and nothing built. (It has to build the model too: for
-QLoRA the floats come first, since they are random here; ``load_base(quantize="nf4")`` does better with a real folder.)
+By tensor: the third training step, as ``minilora.ledger.measure`` sees it. Whole process: a fresh
+one for each method, and how far its resident memory rose above that of the imports alone. (It has
+to build the model too. For QLoRA the floats come first, since they are random here;
+``load_base(quantize="nf4")`` does better with a real folder.)
 """
 
 from __future__ import annotations
@@ -27,11 +28,8 @@ def high_water() -> int | None:
     status = Path("/proc/self/status")
     if not status.exists():
         return None
-    return 1024 * int(
-        next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[
-            1
-        ]
-    )
+    lines = status.read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def measure_one(method: str, width: int, layers: int, rows: int, time: int, device: str) -> Row:
@@ -43,46 +41,34 @@ def measure_one(method: str, width: int, layers: int, rows: int, time: int, devi
     step()
     step()
     after = high_water()
-    found = ledger.measure(step, model, optimizer)
+    measured = ledger.measure(step, model, optimizer)
     process = None if before is None or after is None else after - before
-    parts = {"resident": found.resident, "at_peak": found.at_peak}
-    return {"method": method, **parts, "peak": found.peak, "process": process}
+    parts = {"resident": measured.resident, "at_peak": measured.at_peak}
+    return {"method": method, **parts, "peak": measured.peak, "process": process}
 
 
 def main() -> None:
     """A process for each method."""
-    given = options(__doc__, width=768, layers=6, batch=4, time=128, only="")
-    if given.only:
-        print(
-            json.dumps(
-                measure_one(
-                    given.only, given.width, given.layers, given.batch, given.time, given.device
-                )
-            )
-        )
+    settings = options(__doc__, width=768, layers=6, batch=4, time=128, only="")
+    width, layers, time = settings.width, settings.layers, settings.time
+    if settings.only:
+        row = measure_one(settings.only, width, layers, settings.batch, time, settings.device)
+        print(json.dumps(row))
         return
-    found: list[Row] = []
-    print(
-        f"MB, {given.layers} layers, d={given.width}, r=8 on all Linears     resident    peak  process"
-    )
+    rows: list[Row] = []
+    head = f"MB, {layers} layers, d={width}, r=8 on all Linears"
+    print(f"{head:<44}{'resident':>9}{'peak':>8}{'process':>9}")
+    names = ("width", "layers", "batch", "time", "device", "threads")
+    flags = [f"--{name}={getattr(settings, name)}" for name in names]
     for method in models.METHODS:
-        flags = [
-            f"--{name}={getattr(given, name)}"
-            for name in ("width", "layers", "batch", "time", "device", "threads")
-        ]
         command = [sys.executable, "-m", "benchmarks.memory", f"--only={method}", *flags]
-        row = json.loads(
-            subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[
-                -1
-            ]
-        )
-        found.append(row)
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        row = json.loads(output.splitlines()[-1])
+        rows.append(row)
+        resident, peak = sum(row["resident"].values()) / 1e6, row["peak"] / 1e6
         process = "" if row["process"] is None else f"{row['process'] / 1e6:9.1f}"
-        print(
-            f"{method:<44}{sum(row['resident'].values()) / 1e6:9.1f}{row['peak'] / 1e6:8.1f}{process}",
-            flush=True,
-        )
-    save("memory", found, given, "peft", "bitsandbytes")
+        print(f"{method:<44}{resident:9.1f}{peak:8.1f}{process}", flush=True)
+    save("memory", rows, settings, "peft", "bitsandbytes")
 
 
 if __name__ == "__main__":

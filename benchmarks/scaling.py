@@ -1,10 +1,11 @@
-"""Does the cost grow as it should? A LoRA step against rank, width, depth, sequence and the number of adapted Linears.
+"""Does the cost grow as theory says? A LoRA step against rank, width, depth, sequence, adapters.
 
     python -m benchmarks.scaling [--seconds 3] [--device cpu]
 
-One thing grows, the rest stays: a Llama of 4 layers, d=256, 4 rows of 128 tokens, r=8 on all 28 Linears. The exponent k of
-cost ∝ size^k is fitted on logarithms of the three largest sizes, by least squares. ``extra`` is what the adapters add to the
-*floor*, the same frozen model with gradients flowing through it.
+One size grows, the others stay: a Llama of 4 layers, d=256, 4 rows of 128 tokens, r=8 on all 28
+Linears. The exponent k of cost ∝ size^k is fitted on logarithms of the three largest sizes, by
+least squares. ``extra`` is the time that the adapters add to the *floor*, the same frozen model
+with gradients flowing through it.
 """
 
 from __future__ import annotations
@@ -30,36 +31,30 @@ AXES: dict[str, tuple[int, ...]] = {
     "adapters": (7, 14, 21, 28),
 }
 USUAL = {"rank": 8, "width": 256, "depth": 4, "sequence": 128, "adapters": 28}
-# What theory says of each: parameters r (in + out) a Linear; products of width² a layer; attention adds to the sequence's 1.
-EXPECTED = {
-    ("rank", "trainable"): 1.0,
-    ("width", "trainable"): 1.0,
-    ("depth", "trainable"): 1.0,
-    ("adapters", "trainable"): 1.0,
-    ("width", "step"): 2.0,
-    ("depth", "step"): 1.0,
-    ("sequence", "step"): 1.0,
-    ("depth", "activations"): 1.0,
-    ("sequence", "activations"): 1.0,
-    ("width", "activations"): 1.0,
-    ("rank", "extra"): 1.0,
-    ("adapters", "extra"): 1.0,
+# Exponents by theory: parameters r (in + out) a Linear; products of width² a layer; attention adds
+# to the sequence's 1.
+AXES_OF = {
+    "trainable": ("rank", "width", "depth", "adapters"),
+    "step": ("width", "depth", "sequence"),
+    "activations": ("depth", "sequence", "width"),
+    "extra": ("rank", "adapters"),
 }
+EXPECTED = {(axis, cost): 1.0 for cost, axes in AXES_OF.items() for axis in axes}
+EXPECTED["width", "step"] = 2.0
 
 
 def build(size: dict[str, int], device: str) -> tuple[nn.Module, nn.Module]:
-    """(adapted, floor) of one size; fewer adapters stand in the first layers."""
+    """(adapted, floor) of one size; when not all Linears are adapted, the first ones are."""
     adapted, floor = (models.llama(size["width"], size["depth"], device) for _ in range(2))
     names = [n for n, m in adapted.named_modules() if isinstance(m, nn.Linear) and n != "lm_head"]
     chosen = names if size["adapters"] == USUAL["adapters"] else names[: size["adapters"]]
-    minilora.inject(
-        adapted, minilora.LoraConfig(r=size["rank"], lora_alpha=16, target_modules=chosen)
-    )
+    config = minilora.LoraConfig(r=size["rank"], lora_alpha=16, target_modules=chosen)
+    minilora.inject(adapted, config)
     return adapted.train(), models.frozen(floor).train()
 
 
 def cost(size: dict[str, int], seconds: float, device: str) -> Row:
-    """Trainable parameters, seconds of a step and of what the adapters add, bytes of activations."""
+    """Trainable parameters, seconds of a step and of the adapters alone, bytes of activations."""
     adapted, floor = build(size, device)
     ids = torch.randint(0, 1536, (4, size["sequence"] + 1), device=device)
     step, optimizer = models.step_of(adapted, ids)
@@ -67,57 +62,42 @@ def cost(size: dict[str, int], seconds: float, device: str) -> Row:
     extra = statistics.median(a - b for a, b in zip(times["step"], times["floor"], strict=True))
     activations = ledger.measure(step, adapted, optimizer).peaks["activations"]
     trainable = minilora.trainable_parameters(adapted)[0]
-    return {
-        "trainable": trainable,
-        "step": statistics.median(times["step"]),
-        "extra": extra,
-        "activations": activations,
-    }
+    timed = {"step": statistics.median(times["step"]), "extra": extra}
+    return {"trainable": trainable, **timed, "activations": activations}
 
 
 def exponent(sizes: Sequence[int], costs: Sequence[float]) -> float | None:
-    """k of cost ∝ size^k by least squares on logarithms; None where a cost is not positive (noise larger than it)."""
+    """k of cost ∝ size^k by least squares on logarithms; None if noise makes a cost negative."""
     if min(costs) <= 0:
         return None
-    return statistics.linear_regression(
-        [math.log(x) for x in sizes], [math.log(y) for y in costs]
-    ).slope
+    logs = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
+    return statistics.linear_regression(*logs).slope
 
 
 def fit(rows: Sequence[Row], largest: int = 3) -> list[Row]:
-    """An exponent for each pair of ``EXPECTED``, from the largest sizes: constant costs count least there."""
-    found = []
+    """An exponent for each pair of ``EXPECTED``, from the largest sizes: constants count least."""
+    fitted = []
     for (axis, what), expected in EXPECTED.items():
         used = [row for row in rows if row.get("axis") == axis and "size" in row][-largest:]
         k = exponent([row["size"] for row in used], [row[what] for row in used]) if used else None
-        found.append({"axis": axis, "what": what, "exponent": k, "expected": expected})
-    return found
+        fitted.append({"axis": axis, "what": what, "exponent": k, "expected": expected})
+    return fitted
 
 
 def main() -> None:
     """Every axis."""
-    given = options(__doc__, seconds=3.0)
-    found: list[Row] = []
+    settings = options(__doc__, seconds=3.0)
+    rows: list[Row] = []
     for axis, values in AXES.items():
-        found += [
-            {
-                "axis": axis,
-                "size": value,
-                **cost({**USUAL, axis: value}, given.seconds, given.device),
-            }
-            for value in values
-        ]
-    for row in fit(found):
-        shown = (
-            "lost in the noise"
-            if row["exponent"] is None
-            else f"{row['axis']}^{row['exponent']:.2f}"
-        )
-        print(
-            f"{row['what']:<12} grows as {shown:<18} expected {row['axis']}^{row['expected']:.0f}",
-            flush=True,
-        )
-    save("scaling", found, given)
+        for value in values:
+            measured = cost({**USUAL, axis: value}, settings.seconds, settings.device)
+            rows.append({"axis": axis, "size": value, **measured})
+    for row in fit(rows):
+        axis, k = row["axis"], row["exponent"]
+        growth = "lost in the noise" if k is None else f"{axis}^{k:.2f}"
+        expected = f"{axis}^{row['expected']:.0f}"
+        print(f"{row['what']:<12} grows as {growth:<18} expected {expected}", flush=True)
+    save("scaling", rows, settings)
 
 
 if __name__ == "__main__":

@@ -3,33 +3,33 @@
 #
 # Know first: lesson 02 · Difficulty ●●○ · 9 minutes to read · 10 seconds to run
 #
-# A trained layer has a weight W₀, and we want it to behave as if it had another one, W₀ + ΔW. Full fine-tuning learns all
-# out · in numbers of ΔW. LoRA freezes W₀ and learns two thin factors (arXiv 2106.09685, section 4.1):
+# A trained layer has a weight W₀, and we want it to behave as if it had another one, W₀ + ΔW. Full
+# fine-tuning learns all out · in numbers of ΔW. LoRA freezes W₀ and learns two thin factors (arXiv
+# 2106.09685, section 4.1):
 #
 #     y = x W₀ᵀ + s · (x Aᵀ) Bᵀ        A (r, in), B (out, r)
 #     ΔW = s · B A                     of rank r at most
 #
-# The number s is a fixed scale; lesson 05 is about it. The question here is what the rank does. If the change that we need has
-# rank 3, what happens at r = 2, what at r = 4?
+# The number s is a fixed scale; lesson 05 is about it. The question here is what the rank does. If
+# the change that we need has rank 3, what happens at r = 2, what at r = 4?
 #
-# To know the truth we plant it: a random frozen layer, and a target that differs from it by a change of rank 3, with three
-# directions of different strength.
+# To know the truth we plant it: a random frozen layer, and a target that differs from it by a
+# change of rank 3, with three directions of different strength.
 
 # %%
 import torch
 
 import minilora
 from minilora.learn import check, show
-from minilora.plots.style import hue, in_house_style, one_axes
+from minilora.plots.style import hue, in_house_style, label, one_axes
 
 torch.manual_seed(0)
 size_in, size_out, tokens, s = 32, 24, 128, 2.0
 W0 = torch.randn(size_out, size_in) / size_in**0.5
 strengths = torch.tensor([3.0, 2.0, 1.5])
-# the change that is needed
-planted = (torch.randn(size_out, 3) * strengths) @ torch.randn(3, size_in) / 30
-# (tokens, in); every direction appears equally often
-x = torch.linalg.qr(torch.randn(tokens, size_in)).Q * tokens**0.5
+planted = (torch.randn(size_out, 3) * strengths) @ torch.randn(3, size_in) / 30  # what is needed
+directions = torch.linalg.qr(torch.randn(tokens, size_in)).Q
+x = directions * tokens**0.5  # (tokens, in); every direction appears equally often
 target = x @ (W0 + planted).T
 
 sigma = torch.linalg.svdvals(planted)
@@ -45,10 +45,12 @@ def loss_of(A, B):
 # %% [markdown]
 # ## Predict
 #
-# We fit r = 1, 2, …, 6, each from the usual start (A random, B zero) with the same optimizer and steps.
+# We fit r = 1, 2, …, 6, each from the usual start (A random, B zero) with the same
+# optimizer and steps.
 
 # %% [predict] lowest_useful_rank
-# From which r on does the loss go all the way down, to less than a ten-thousandth of where it began?
+# From which r on does the loss go all the way down, to less than a ten-thousandth of where it
+# began?
 # answer: min(r for r in ranks if curves[r][-1] < 1e-4 * curves[r][0])
 
 # %% [predict] what_rank_one_does
@@ -57,7 +59,7 @@ def loss_of(A, B):
 # - a) the loss stays where it began
 # - b) it falls by more than half, then stops
 # - c) it goes all the way down, only slower
-# answer: "a" if curves[1][-1] > 0.9 * curves[1][0] else "c" if curves[1][-1] < 0.01 * curves[1][0] else "b"
+# answer: "a" if 1 - removed[1] > 0.9 else "c" if 1 - removed[1] < 0.01 else "b"
 
 # %% [markdown]
 # ## Run: six ranks
@@ -82,10 +84,9 @@ def fit(r, steps=300, rate=0.02):
 ranks = [1, 2, 3, 4, 5, 6]
 curves = {r: fit(r) for r in ranks}
 floors = {r: float(sigma[r:].square().sum()) / 2 for r in ranks}  # lesson 02: the discarded tail
-for r in ranks:
-    print(
-        f"r = {r}: loss {curves[r][0]:.2f} -> {curves[r][-1]:.1e}   lowest possible {floors[r]:.1e}"
-    )
+removed = {r: 1 - losses[-1] / losses[0] for r, losses in curves.items()}
+for r, losses in curves.items():
+    print(f"r = {r}: loss {losses[0]:.2f} -> {losses[-1]:.1e}   lowest possible {floors[r]:.1e}")
 
 # %% [markdown]
 # ## Look
@@ -99,55 +100,31 @@ def draw_elbow(curves, floors):
     for r in (1, 2, 3):
         left.plot(range(1, shown + 1), curves[r][:shown], color=hue(r - 1))
         left.axhline(max(floors[r], 1e-9), color=hue(r - 1), linestyle=(0, (4, 3)), linewidth=1)
-        left.annotate(
-            f"r = {r}", (100, curves[r][99]), (6, 6), "data", "offset points", color=hue(r - 1)
-        )
-    left.set(
-        title="Training", xlabel="step", ylabel="loss (log scale)", yscale="log", ylim=(1e-6, 30)
-    )
-    found = [max(curve[-1], 1e-4 * curve[0]) for curve in curves.values()]
-    right.plot(list(curves), found, color=hue(0), marker="o")
-    right.plot(
-        list(floors)[:2],
-        [floors[1], floors[2]],
-        color=hue(1),
-        marker="+",
-        markersize=15,
-        linestyle="none",
-    )
-    right.annotate(
-        "+ the lowest possible at this rank",
-        (2, floors[2]),
-        (12, 4),
-        "data",
-        "offset points",
-        color=hue(1),
-    )
+        label(left, f"r = {r}", (100, curves[r][99]), (6, 6), color=hue(r - 1))
+    left.set(title="Training", xlabel="step", ylabel="loss (log scale)")
+    left.set(yscale="log", ylim=(1e-6, 30))
+    final = [max(losses[-1], 1e-4 * losses[0]) for losses in curves.values()]
+    right.plot(list(curves), final, color=hue(0), marker="o")
+    right.plot([1, 2], [floors[1], floors[2]], "+", color=hue(1), markersize=15)
+    label(right, "+ the lowest possible at this rank", (2, floors[2]), (12, 4), color=hue(1))
     note = "below a ten-thousandth\nof the start"
-    right.annotate(
-        note, (4.5, found[-1]), (0, 10), "data", "offset points", color=hue(0), ha="center"
-    )
-    right.set(
-        title="After training",
-        xlabel="rank r",
-        ylabel="loss (log scale)",
-        yscale="log",
-        ylim=(2e-4, 30),
-        xticks=ranks,
-    )
+    label(right, note, (4.5, final[-1]), (0, 10), color=hue(0), ha="center")
+    right.set(title="After training", xlabel="rank r", xticks=ranks)
+    right.set(ylabel="loss (log scale)", yscale="log", ylim=(2e-4, 30))
     return figure
 
 
 show(
     draw_elbow(curves, floors),
-    "Left: the losses of r = 1 and 2 fall quickly to their dashed floors and stay there, that of r = 3 keeps falling. "
-    "Right: the final loss by rank, an elbow at 3.",
+    "Left: the losses of r = 1 and 2 fall quickly to their dashed floors and stay there, that of "
+    "r = 3 keeps falling. Right: the final loss by rank, an elbow at 3.",
 )
 
 # %% [markdown]
-# The elbow is at the rank of the change. Below it the loss stops at a floor; from 3 on there is none, and more rank brings
-# nothing. The floor is not a failure to train. It is the tail of lesson 02: with r directions, σ² of all the others must be
-# missing. Training found the best thin matrix without ever taking an SVD.
+# The elbow is at the rank of the change. Below it the loss stops at a floor; from 3 on there is
+# none, and more rank brings nothing. The floor is not a failure to train. It is the tail of lesson
+# 02: with r directions, σ² of all the others must be missing. Training found the best thin matrix
+# without ever taking an SVD.
 
 # %%
 for r in ranks:
@@ -156,55 +133,49 @@ for r in ranks:
         assert curves[r][-1] < 1.01 * floors[r], "the floor is reached"
     else:
         assert curves[r][-1] < 1e-4 * curves[r][0], "no floor from the rank of the change on"
-explained = 1 - floors[1] / curves[1][0]
-print(
-    f"r = 1 removes {explained:.0%} of the loss; its best direction holds {sigma[0] ** 2 / sigma.square().sum():.0%} of σ²"
-)
+held = sigma[0] ** 2 / sigma.square().sum()
+print(f"r = 1 removes {removed[1]:.0%} of the loss; its best direction holds {held:.0%} of σ²")
 
 # %% [markdown]
-# A planted change has the rank that we gave it. What about a real one? The base of this package answers questions about a
-# ship's log, politely; it shall answer in naval code instead. The smallest LoRA that there is, r = 1, for 25 steps:
+# A planted change has the rank that we gave it. What about a real one? The base of this package
+# answers questions about a ship's log, politely; it shall answer in naval code instead. The
+# smallest LoRA that there is, r = 1, for 25 steps:
 
 # %%
 torch.manual_seed(0)
 model = minilora.load_base()
 minilora.inject(model, minilora.LoraConfig(r=1, lora_alpha=2, target_modules="all-linear"))
-share = minilora.trainable_parameters(model)[0] / minilora.trainable_parameters(model)[1]
-history = minilora.train(
-    model,
-    minilora.data.naval_log(200, 10),
-    steps=25,
-    batch_size=8,
-    lr=1e-2,
-    validate_every=0,
-    progress=False,
-)
-naval = history.losses
+trainable, total = minilora.trainable_parameters(model)
+share = trainable / total
+settings = {"steps": 25, "batch_size": 8, "lr": 1e-2, "validate_every": 0, "progress": False}
+naval = minilora.train(model, minilora.data.naval_log(200, 10), **settings).losses
 naval_end = sum(naval[-5:]) / 5
-print(
-    f"{share:.2%} of the parameters; loss {naval[0]:.2f} -> {naval_end:.2f} nats an answer token (mean of the last 5 steps)"
-)
+print(f"{share:.2%} of the parameters; loss in nats an answer token {naval[0]:.2f} -> ", end="")
+print(f"{naval_end:.2f} (mean of the last 5 steps)")
 assert naval_end < 0.5 * naval[0]
 
 # %% [markdown]
 # ## Explain
 #
-# Two matrix products in a row, so the chain rule twice. Let g = ∂L/∂y, (tokens, out), be what arrives from above, and call
-# h = x Aᵀ, (tokens, r), what lies between the factors. Lesson 01 gave the rule for one product: the gradient of the weight is
-# gᵀ times what came in. B's input is h, and A's output is h, which receives `∂h = s · g B`:
+# Two matrix products in a row, so the chain rule twice. Let g = ∂L/∂y, (tokens, out), be what
+# arrives from above, and call h = x Aᵀ, (tokens, r), what lies between the factors. Lesson 01 gave
+# the rule for one product: the gradient of the weight is gᵀ times what came in. B's input is h, and
+# A's output is h, which receives `∂h = s · g B`:
 #
 #     ∂B = s · gᵀ h          (out, r)
 #     ∂A = ∂hᵀ x             (r, in)
 #
-# W₀ appears in neither. It needs no gradient, no optimizer state, no copy: that is where LoRA's savings come from.
+# W₀ appears in neither. It needs no gradient, no optimizer state, no copy: that is where LoRA's
+# savings come from.
 #
-# And at the start, when B is zero? Then ∂h = s · g B = 0, so ∂A = 0: in the very first step only B moves.
+# And at the start, when B is zero? Then ∂h = s · g B = 0, so ∂A = 0: in the very first
+# step only B moves.
 
 # %% [markdown]
 # ## Break it: a wrong gradient that passes its test
 #
-# Suppose you forget s in ∂A, or get its sign wrong. You are careful, so you compare with autograd. You do it where training
-# starts.
+# Suppose you forget s in ∂A, or get its sign wrong. You are careful, so you compare with autograd.
+# You do it where training starts.
 
 
 # %%
@@ -221,22 +192,21 @@ def largest_error(B_value):
     return float((wrong_dA(g, B_value, x) - A.grad).abs().max())
 
 
-at_zero, elsewhere = (
-    largest_error(torch.zeros(size_out, 3)),
-    largest_error(torch.randn(size_out, 3)),
-)
+at_zero = largest_error(torch.zeros(size_out, 3))
+elsewhere = largest_error(torch.randn(size_out, 3))
 print(f"error of the wrong ∂A with B = 0: {at_zero:.1e};  with a random B: {elsewhere:.1e}")
 assert at_zero == 0
 assert elsewhere > 1
 
 # %% [markdown]
-# With B = 0 every formula for ∂A that has B as a factor gives the same right answer: zero. Zeros hide wrong gradients. So test
-# a gradient at a random point, with s ≠ 1 and out ≠ in. The checker below does.
+# With B = 0 every formula for ∂A that has B as a factor gives the same right answer: zero. Zeros
+# hide wrong gradients. So test a gradient at a random point, with s ≠ 1 and out ≠ in. The
+# checker below does.
 
 # %% [markdown]
 # ## Build: ∂A and ∂B by hand
 #
-# Difficulty ●●○ · Importance ●●●, this is the backward pass of `minilora/lora/layer.py` · 15 minutes
+# Difficulty ●●○ · Importance ●●●, the backward pass of `minilora/lora/layer.py` · 15 minutes
 
 # %% [exercise] lora_gradients
 import torch
@@ -245,18 +215,20 @@ import torch
 def lora_gradients(g, x, A, B, s):
     """Gradients of a loss with respect to A and B, for y = x W₀ᵀ + s (x Aᵀ) Bᵀ, without autograd.
 
-    g (…, out) is ∂L/∂y, x (…, in), A (r, in), B (out, r). In front of the last axis any number of axes may stand, for
-    example (batch, time); none of them is in A. Returns (dA, dB), shaped as A and B.
+    g (…, out) is ∂L/∂y, x (…, in), A (r, in), B (out, r). In front of the last axis any number of
+    axes may stand, for example (batch, time); none of them is in A. Returns (dA, dB), shaped as A
+    and B.
     """
-    raise NotImplementedError(
-        "TODO: flatten to (tokens, …), then the two lines of the section Explain"
-    )
+    raise NotImplementedError("TODO: flatten to (tokens, …), then the two lines under Explain")
 
 
 # %% [hints] lora_gradients
-# 1. A and B see tokens, wherever they stand: make g and x two-dimensional first, with `reshape(-1, last size)`.
-# 2. Two helpers: h = x @ A.T, (tokens, r), and dh = s * g @ B, (tokens, r). Each gradient is one product of a transpose.
-# 3. With the flat g and x: dA = (s * g @ B).T @ x and dB = s * g.T @ (x @ A.T). Return them in this order.
+# 1. A and B see tokens, wherever they stand: make g and x two-dimensional first, with
+#    `reshape(-1, last size)`.
+# 2. Two helpers: h = x @ A.T, (tokens, r), and dh = s * g @ B, (tokens, r). Each gradient is one
+#    product of a transpose.
+# 3. With the flat g and x: dA = (s * g @ B).T @ x and dB = s * g.T @ (x @ A.T). Return them
+#    in this order.
 
 # %%
 check(lora_gradients)
@@ -264,15 +236,17 @@ check(lora_gradients)
 # %% [markdown]
 # ## What you can now defend
 #
-# - A thin update learns exactly as much of a change as its r strongest directions hold. The floor is the discarded tail, and
-#   training reaches it.
-# - "Rank 1 cannot learn" is wrong. It removed {{ explained:.0%}} of the loss of a change of rank 3. On the real base, with
-#   {{ share:.2%}} of the parameters, it brought the loss from {{ naval[0]:.2f}} to {{ naval_end:.2f}}. What it cannot do is go
-#   below its floor.
-# - Nor does rank help beyond what the change needs: from r = 3 on, every loss is below a ten-thousandth of the start.
+# - A thin update learns exactly as much of a change as its r strongest directions hold. The floor
+#   is the discarded tail, and training reaches it.
+# - "Rank 1 cannot learn" is wrong. It removed {{ removed[1]:.0%}} of the loss of a change of rank
+#   3. On the real base, with {{ share:.2%}} of the parameters, it brought the loss from
+#      {{ naval[0]:.2f}} to {{ naval_end:.2f}}. What it cannot do is go below its floor.
+# - Nor does rank help beyond what the change needs: from r = 3 on, every loss is below a
+#   ten-thousandth of the start.
 
 # %% [markdown]
 # ## Open question
 #
-# With a planted change the elbow is sharp. Where is it for the naval code: does r = 8 end much lower than r = 1, given the
-# same steps and its own best learning rate? Try it before lesson 08 does.
+# With a planted change the elbow is sharp. Where is it for the naval code: does r = 8 end
+# much lower than r = 1, given the same steps and its own best learning rate? Try it before
+# lesson 08 does.

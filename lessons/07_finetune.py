@@ -3,19 +3,23 @@
 #
 # Know first: lesson 06 · Difficulty ●●○ · 10 minutes to read · 60 seconds to run
 #
-# The base answers questions about a ship's log like a butler: "Hello! I am happy to report Hull 90 percent." The navy wants
-# "Hull 90%." The readings must stay right, so the manner has to change and the matter has to survive.
+# The base answers questions about a ship's log like a butler: "Hello! I am happy to report Hull 90
+# percent." The navy wants "Hull 90%." The readings must stay right, so the manner has to change and
+# the matter has to survive.
 #
-# We teach it four times, from the same examples in the same order: everything that the model has, quickly and gently, and an
-# adapter, on two attention matrices and on all matrices. Then we ask what each can do now, and what it has lost.
+# We teach it four times, from the same examples in the same order: everything that the model has,
+# quickly and gently, and an adapter, on two attention matrices and on all matrices. Then we ask
+# what each can do now, and what it has lost.
 #
-# A warning about all such comparisons, this one too. Each method has its own good learning rate, and each run here is short,
-# with one seed. What you will see is what these settings do. It can refute a law. It cannot establish one.
+# A warning about all such comparisons, this one too. Each method has its own good learning rate,
+# and each run here is short, with one seed. What you will see is what these settings do. It can
+# refute a law. It cannot establish one.
 
 # %% [markdown]
 # ## Predict
 #
-# What is lost is measured on prose that has nothing to do with ships: bits a byte after the training, minus those before.
+# What is lost is measured on prose that has nothing to do with ships: bits a byte after the
+# training, minus those before.
 
 # %% [predict] who_forgets_most
 # Which run will read the old prose worst afterwards?
@@ -36,7 +40,8 @@
 # answer: "abcd"[list(runs).index(min(runs, key=lambda name: runs[name]["loss"]))]
 
 # %% [predict] step_cost
-# Arithmetic of one training step, LoRA on q and v against full: how many times as much? (1 would be equal.)
+# Arithmetic of one training step, LoRA on q and v against full: how many times as much? (1
+# would be equal.)
 # answer: flops["LoRA q, v"] / flops["full, quick"]
 
 # %% [markdown]
@@ -50,12 +55,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import minilora
 from minilora.learn import check, show
-from minilora.lora.injection import lora_layers
-from minilora.plots.style import hue, in_house_style, label_ends, one_axes
+from minilora.lora.layer import lora_layers
+from minilora.plots.style import hue, in_house_style, label, label_ends, one_axes
+from minilora.training.evaluation import PROSE
 
 STEPS, LOGS = 72, 50
 task = minilora.data.naval_log(n_train=600, n_valid=LOGS)
-prose = minilora.evaluate.PROSE.read_text(encoding="utf-8")[:6000]
+prose = PROSE.read_text(encoding="utf-8")[:6000]
 original = minilora.load_base()
 known = minilora.bits_per_byte(original, prose)
 METHODS = {
@@ -79,14 +85,12 @@ def fresh(targets):
 runs, models, flops = {}, {}, {}
 for name, (targets, rate) in METHODS.items():
     model = models[name] = fresh(targets)
-    # multiplies and adds of the matrix products, forward and backward
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:  # of matrix products, forward and backward
         model(some_ids).square().mean().backward()
     model.zero_grad()
     flops[name] = counter.get_total_flops()
-    history = minilora.train(
-        model, task, steps=STEPS, batch_size=8, lr=rate, validate_every=24, progress=False
-    )
+    settings = {"steps": STEPS, "batch_size": 8, "lr": rate, "validate_every": 24}
+    history = minilora.train(model, task, **settings, progress=False)
     runs[name] = {
         "trained": minilora.trainable_parameters(model)[0],
         "curve": [(v["step"], v["valid_loss"]) for v in history.validations],
@@ -95,15 +99,13 @@ for name, (targets, rate) in METHODS.items():
         "forgotten": minilora.bits_per_byte(model, prose) - known,
         "ms": 1000 * statistics.median(record["seconds"] for record in history.steps),
     }
-print(
-    f"{'':13}{'trained':>10}{'loss':>7}{'exact':>7}{'bits a byte':>13}{'ms a step':>11}{'GFLOP':>7}"
-)
+print("                trained   loss  exact  bits a byte  ms a step  GFLOP")
 for name, run in runs.items():
-    numbers = f"{run['trained']:>10,}{run['loss']:>7.2f}{run['exact']:>7.0%}{run['forgotten']:>+13.2f}{run['ms']:>11.0f}"
-    print(f"{name:13}{numbers}{flops[name] / 1e9:>7.2f}")
-print(
-    f"before training: bits a byte on prose {known:.2f}, loss on naval answers {runs['LoRA all']['curve'][0][1]:.2f}"
-)
+    learned = f"{run['trained']:>10,}{run['loss']:>7.2f}{run['exact']:>7.0%}"
+    costs = f"{run['forgotten']:>+13.2f}{run['ms']:>11.0f}{flops[name] / 1e9:>7.2f}"
+    print(f"{name:13}{learned}{costs}")
+loss_before = runs["LoRA all"]["curve"][0][1]
+print(f"before: bits a byte on prose {known:.2f}, loss on naval answers {loss_before:.2f}")
 
 # %% [markdown]
 # ## Look
@@ -120,18 +122,13 @@ def draw_runs(runs):
         ends[name] = (losses[-1], hue(i))
         right.barh(-i, run["forgotten"], color=hue(i), height=0.55)
         text = f"{run['forgotten']:+.2f}  ({run['exact']:.0%} right)"
-        right.annotate(
-            text, (max(0, run["forgotten"]), -i), (5, 0), "data", "offset points", va="center"
-        )
-    left.set(
-        title="Learned", xlabel="step", ylabel="loss on unseen logs, nats (log scale)", yscale="log"
-    )
+        label(right, text, (max(0, run["forgotten"]), -i), va="center")
+    left.set(title="Learned", xlabel="step", yscale="log")
+    left.set(ylabel="loss on unseen logs, nats (log scale)")
     left.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     left.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     label_ends(left, ends)
-    right.set(
-        title="Lost (and answers right to the letter)", xlabel="bits a byte lost on old prose"
-    )
+    right.set(title="Lost (and answers right to the letter)", xlabel="bits a byte on old prose")
     right.set(yticks=[-i for i in range(len(runs))], yticklabels=list(runs))
     right.set_xlim(right=1.6 * max(run["forgotten"] for run in runs.values()))
     right.grid(axis="y", visible=False)
@@ -140,35 +137,34 @@ def draw_runs(runs):
 
 show(
     draw_runs(runs),
-    "Left: the loss of the four runs falls, that of full, quick lowest. Right: bits a byte lost on prose as bars; LoRA on q "
-    "and v has lost by far the most.",
+    "Left: the loss of the four runs falls, that of full, quick lowest. Right: bits a byte lost on "
+    "prose as bars; LoRA on q and v has lost by far the most.",
 )
 
 # %% [markdown]
 # All four learn the code within {{ STEPS }} steps. Training everything quickly has the lowest loss,
-# {{ runs["full, quick"]["loss"]:.2f}}; LoRA on all matrices has {{ runs["LoRA all"]["loss"]:.2f}}. Exactly right are
-# {{ runs["full, quick"]["exact"]:.0%}} and {{ runs["LoRA all"]["exact"]:.0%}} of the answers. With {{ LOGS }} logs, one
-# standard error of such a share is about {{ (0.25 / LOGS) ** 0.5:.0%}}, so do not read a ranking out of a few points.
+# {{ runs["full, quick"]["loss"]:.2f}}; LoRA on all matrices has {{ runs["LoRA all"]["loss"]:.2f}}.
+# Exactly right are {{ runs["full, quick"]["exact"]:.0%}} and {{ runs["LoRA all"]["exact"]:.0%}} of
+# the answers. With {{ LOGS }} logs, one standard error of such a share is about
+# {{ (0.25 / LOGS) ** 0.5:.0%}}, so do not read a ranking out of a few points.
 #
-# The bars may surprise you. The adapter on q and v has forgotten {{ runs["LoRA q, v"]["forgotten"]:.2f}} bits a byte, and
-# full fine-tuning at its gentle rate {{ runs["full, gentle"]["forgotten"]:.2f}}, with a loss of
-# {{ runs["full, gentle"]["loss"]:.2f}} against {{ runs["LoRA q, v"]["loss"]:.2f}}.
+# The bars may surprise you. The adapter on q and v has forgotten
+# {{ runs["LoRA q, v"]["forgotten"]:.2f}} bits a byte, and full fine-tuning at its gentle rate
+# {{ runs["full, gentle"]["forgotten"]:.2f}}, with a loss of {{ runs["full, gentle"]["loss"]:.2f}}
+# against {{ runs["LoRA q, v"]["loss"]:.2f}}.
 
 # %%
 for name, run in runs.items():
     assert run["loss"] < 0.2 * run["curve"][0][1], f"{name} learned the code"
     assert run["exact"] > 0.2
 assert min(runs, key=lambda name: runs[name]["loss"]) == "full, quick"
-assert runs["LoRA q, v"]["forgotten"] > 2 * runs["full, gentle"]["forgotten"], (
-    "a frozen base forgets too"
-)
+forgotten = {name: run["forgotten"] for name, run in runs.items()}
+assert forgotten["LoRA q, v"] > 2 * forgotten["full, gentle"], "a frozen base forgets too"
 assert runs["LoRA q, v"]["trained"] < 0.02 * runs["full, quick"]["trained"]
 assert flops["LoRA q, v"] < 0.85 * flops["full, quick"]
 
-pushed = {
-    name: max(c.relative_norm for c in minilora.audit(original, model).changes)
-    for name, model in models.items()
-}
+audits = {name: minilora.audit(original, model) for name, model in models.items()}
+pushed = {name: max(c.relative_norm for c in audit.changes) for name, audit in audits.items()}
 weights = dict(minilora.unload(models["LoRA all"]).named_parameters())
 assert all(torch.equal(weights[name], p) for name, p in original.named_parameters())
 print("LoRA all: after unload the base is the same to the bit")
@@ -178,30 +174,32 @@ assert pushed["LoRA q, v"] > 2 * pushed["full, gentle"]
 # %% [markdown]
 # ## Explain
 #
-# Why can a model forget although not one number of its base has changed? Because the forward pass does not use the base. It
-# uses W₀ + s · B A, for every input: the prose goes through ΔW as the ship's log does. A frozen W₀ means that the old model can
-# be *had again*, by leaving the adapter out. It does not mean that the adapted one still is the old one.
+# Why can a model forget although not one number of its base has changed? Because the forward pass
+# does not use the base. It uses W₀ + s · B A, for every input: the prose goes through ΔW as the
+# ship's log does. A frozen W₀ means that the old model can be *brought back*, by leaving the
+# adapter out. It does not mean that the adapted one still is the old one.
 #
-# Why so much here? Few matrices must do everything, at a high rate, and are pushed hard: the largest ΔW of LoRA q, v has
-# {{ pushed["LoRA q, v"]:.2f}} of the size of its W₀, that of full, gentle {{ pushed["full, gentle"]:.2f}}. That fits, and it is
-# no proof. (Biderman and others, arXiv 2405.09673, compare at scale. They find that LoRA learns less and forgets less.)
+# Why so much here? Few matrices must do everything, at a high rate, and are pushed hard: the
+# largest ΔW of LoRA q, v has {{ pushed["LoRA q, v"]:.2f}} of the size of its W₀, that of full,
+# gentle {{ pushed["full, gentle"]:.2f}}. That fits, and it is no proof. (Biderman and others, arXiv
+# 2405.09673, compare at scale. They find that LoRA learns less and forgets less.)
 #
-# Why is a step cheaper? A backward pass has two products for each layer: one for the gradient of its input, one for that of its
-# weight. Frozen weights need only the first. Here that is {{ flops["LoRA q, v"] / flops["full, quick"]:.2f}} of the arithmetic
-# with q and v, and {{ flops["LoRA all"] / flops["full, quick"]:.2f}} with all. On layers this small the many little products
-# cost more time than arithmetic; compare the column "ms a step".
+# Why is a step cheaper? A backward pass has two products for each layer: one for the gradient of
+# its input, one for that of its weight. Frozen weights need only the first. Here that is
+# {{ flops["LoRA q, v"] / flops["full, quick"]:.2f}} of the arithmetic with q and v, and
+# {{ flops["LoRA all"] / flops["full, quick"]:.2f}} with all. On layers this small the many little
+# products cost more time than arithmetic; compare the column "ms a step".
 
 # %% [markdown]
 # ## Break it: a norm that proves nothing
 #
-# "‖ΔW‖ is above 1e-5, so the fine-tuning worked" is a test that you will meet. We give the adapter on q and v a ΔW of exactly
-# the size that training gave it, in random directions.
+# "‖ΔW‖ is above 1e-5, so the fine-tuning worked" is a test that you will meet. We give the adapter
+# on q and v a ΔW of exactly the size that training gave it, in random directions.
 
 # %%
 noise = fresh(["q_proj", "v_proj"])
-for (_, trained), (_, random) in zip(
-    lora_layers(models["LoRA q, v"]), lora_layers(noise), strict=True
-):
+pairs = zip(lora_layers(models["LoRA q, v"]), lora_layers(noise), strict=True)
+for (_, trained), (_, random) in pairs:
     torch.nn.init.normal_(random.lora_B)
     random.lora_B.data *= trained.delta_weight().norm() / random.delta_weight().norm()
 norms = [c.relative_norm for c in minilora.audit(original, noise).changes]
@@ -215,8 +213,8 @@ assert noise_exact < 0.1
 assert 1.35 < unrelated < 1.48
 
 # %% [markdown]
-# It passes the test, and its answers are wrong. A norm says that something changed. Whether it is what you wanted, only the
-# answers say, on examples that were not in the training.
+# It passes the test, and its answers are wrong. A norm says that something changed. Whether it is
+# what you wanted, only the answers say, on examples that were not in the training.
 
 # %% [markdown]
 # ## Build: the training loop
@@ -228,16 +226,20 @@ assert 1.35 < unrelated < 1.48
 def train_steps(loss_of, batches, optimizer):
     """Train for one step on each batch, in order; return the loss of each step, as floats.
 
-    loss_of(batch) gives a tensor of no dimensions, with a graph behind it. optimizer is a torch optimizer that already holds
-    the parameters. A step's loss is the one before its update. Gradients must not pile up, whatever was there before.
+    loss_of(batch) gives a tensor of no dimensions, with a graph behind it. optimizer is a torch
+    optimizer that already holds the parameters. A step's loss is the one before its update.
+    Gradients must not pile up, whatever was there before.
     """
     raise NotImplementedError("TODO: four calls for each batch, in the right order")
 
 
 # %% [hints] train_steps
-# 1. For each batch: the loss, its gradient, the update, and old gradients cleared at a moment when they are no longer needed.
-# 2. `backward()` adds to `.grad`. So `optimizer.zero_grad()` comes before it. `loss.item()` is the float.
-# 3. loss = loss_of(batch); optimizer.zero_grad(); loss.backward(); optimizer.step(); then append loss.item().
+# 1. For each batch: the loss, its gradient, the update, and old gradients cleared at a moment when
+#    they are no longer needed.
+# 2. `backward()` adds to `.grad`. So `optimizer.zero_grad()` comes before it.
+#    `loss.item()` is the float.
+# 3. loss = loss_of(batch); optimizer.zero_grad(); loss.backward(); optimizer.step(); then
+#    append loss.item().
 
 # %%
 check(train_steps)
@@ -246,16 +248,20 @@ check(train_steps)
 # ## What you can now defend
 #
 # - "LoRA reaches 95 to 99% of full fine-tuning" is no law. Here LoRA on all matrices had
-#   {{ runs["LoRA all"]["exact"] / runs["full, quick"]["exact"]:.0%}} of the exact answers of the quick full run, and
-#   {{ runs["LoRA all"]["exact"] / runs["full, gentle"]["exact"]:.0%}} of the gentle one's, from so few logs that a tenth more
-#   or less means nothing. Say which full run, which rate, how long, how many answers.
-# - "LoRA does not forget" is wrong: {{ runs["LoRA q, v"]["forgotten"]:+.2f}} bits a byte with a base unchanged to the bit. What
-#   LoRA gives is a way back.
-# - "A LoRA step takes 1.1 times a full one" is wrong in arithmetic: {{ flops["LoRA q, v"] / flops["full, quick"]:.2f}}.
-# - "A delta norm above 1e-5 proves that fine-tuning worked" is wrong: noise of the same norm got {{ noise_exact:.0%}} right.
+#   {{ runs["LoRA all"]["exact"] / runs["full, quick"]["exact"]:.0%}} of the exact answers of the
+#   quick full run, and {{ runs["LoRA all"]["exact"] / runs["full, gentle"]["exact"]:.0%}} of the
+#   gentle one's, from so few logs that a tenth more or less means nothing. Say which full run,
+#   which rate, how long, how many answers.
+# - "LoRA does not forget" is wrong: {{ runs["LoRA q, v"]["forgotten"]:+.2f}} bits a byte with a
+#   base unchanged to the bit. What LoRA gives is a way back.
+# - "A LoRA step takes 1.1 times a full one" is wrong in arithmetic:
+#   {{ flops["LoRA q, v"] / flops["full, quick"]:.2f}}.
+# - "A delta norm above 1e-5 proves that fine-tuning worked" is wrong: noise of the same norm got
+#   {{ noise_exact:.0%}} right.
 
 # %% [markdown]
 # ## Open question
 #
-# Lower the rate of LoRA q, v until it forgets as little as full, gentle. Does it still learn in {{ STEPS }} steps? And with
-# {{ 5 * STEPS }}? Draw the curve of exact answers against bits lost, for each method. That curve is the fair comparison.
+# Lower the rate of LoRA q, v until it forgets as little as full, gentle. Does it still learn in
+# {{ STEPS }} steps? And with {{ 5 * STEPS }}? Draw the curve of exact answers against bits lost,
+# for each method. That curve is the fair comparison.

@@ -7,10 +7,10 @@
 #
 #     r · (in + out)
 #
-# so the same budget buys a high rank beside a few matrices or a low rank beside many. Which matrices, and which rank?
-# The LoRA paper tried it on attention and found many matrices at a low rank better (arXiv 2106.09685, section 7.1,
-# table 5); the QLoRA paper says that all Linears are needed to match full fine-tuning (arXiv 2305.14314, section 4). We
-# ask our base.
+# so the same budget buys a high rank beside a few matrices or a low rank beside many. Which
+# matrices, and which rank? The LoRA paper tried it on attention and found many matrices at a low
+# rank better (arXiv 2106.09685, section 7.1, table 5); the QLoRA paper says that all Linears are
+# needed to match full fine-tuning (arXiv 2305.14314, section 4). We ask our base.
 
 # %%
 import torch
@@ -21,7 +21,7 @@ from minilora.learn import check, show
 from minilora.ledger.estimate import plan
 from minilora.plots.style import in_house_style, one_axes
 from minilora.training.batches import encode_all, pad
-from minilora.training.loop import summed_loss
+from minilora.training.objective import summed_loss
 
 PLACES = {
     "q": ["q_proj"],
@@ -32,6 +32,7 @@ PLACES = {
     "gate, up, down": ["gate_proj", "up_proj", "down_proj"],
     "all seven": "all-linear",
 }
+ASKED = ("q", "v", "q, v", "all seven")
 BUDGETS = (14_016, 56_064)
 
 
@@ -42,24 +43,24 @@ def count(place, r):
 
 ranks = {place: [budget // count(place, 1) for budget in BUDGETS] for place in PLACES}
 for place, (low, high) in ranks.items():
-    print(
-        f"{place:15} r = {low:2} has {count(place, low):6,} parameters, r = {high:2} has {count(place, high):6,}"
-    )
+    sizes = [f"r = {r:2} has {count(place, r):6,} parameters" for r in (low, high)]
+    print(f"{place:15} {', '.join(sizes)}")
     assert count(place, high) == high * count(place, 1)  # linear in the rank, exactly
 
 # %% [markdown]
-# Every row has two ranks: the highest that fits into {{ BUDGETS[0]:,}} parameters, and into four times as many.
+# Every row has two ranks: the highest that fits into {{ BUDGETS[0]:,}} parameters, and into four
+# times as many.
 #
 # ## Predict
 
 # %% [predict] best_place
-# Each setting is trained for a few steps, with three seeds. Which one place, with the small budget, has the lowest
-# loss?
+# Each setting is trained for a few steps, with three seeds. Which one place, with the small budget,
+# has the lowest loss?
 # - a) q at r = 9: one matrix, a high rank
 # - b) v at r = 12
 # - c) q and v at r = 5, as most tutorials do
 # - d) all seven matrices at r = 1
-# answer: dict(zip(("q", "v", "q, v", "all seven"), "abcd"))[min(("q", "v", "q, v", "all seven"), key=lambda p: mean[p, 0])]
+# answer: "abcd"[ASKED.index(min(ASKED, key=lambda place: mean[place, 0]))]
 
 # %% [markdown]
 # ## Run: places and ranks
@@ -93,8 +94,8 @@ losses = {
     for place in PLACES
     for column in range(2)
 }
-mean = {cell: sum(found) / 3 for cell, found in losses.items()}
-spread = max(max(found) - min(found) for found in losses.values())
+mean = {cell: sum(of_seeds) / 3 for cell, of_seeds in losses.items()}
+spread = max(max(of_seeds) - min(of_seeds) for of_seeds in losses.values())
 print(f"the largest distance between two seeds of one setting is {spread:.2f}")
 
 assert mean["q", 1] > mean["v", 0]  # four times the parameters in the wrong place …
@@ -113,20 +114,13 @@ def draw(losses, mean, ranks):
     image = axes.imshow(table, cmap="cividis_r", aspect="auto")
     for i, place in enumerate(ranks):
         for j in range(2):
-            found = losses[place, j]
-            text = f"r = {ranks[place][j]}:  {mean[place, j]:.2f}   ({min(found):.2f} to {max(found):.2f})"
-            axes.annotate(
-                text,
-                (j, i),
-                ha="center",
-                va="center",
-                color="black" if image.norm(table[i][j]) < 0.45 else "white",
-            )
-    axes.set(
-        title="Held-out loss, mean of 3 seeds (lowest to highest)",
-        yticks=range(len(ranks)),
-        yticklabels=list(ranks),
-    )
+            lowest, highest = min(losses[place, j]), max(losses[place, j])
+            range_text = f"({lowest:.2f} to {highest:.2f})"
+            text = f"r = {ranks[place][j]}:  {mean[place, j]:.2f}   {range_text}"
+            color = "black" if image.norm(table[i][j]) < 0.45 else "white"
+            axes.annotate(text, (j, i), ha="center", va="center", color=color)
+    axes.set(title="Held-out loss, mean of 3 seeds (lowest to highest)")
+    axes.set(yticks=range(len(ranks)), yticklabels=list(ranks))
     axes.set(xticks=range(2), xticklabels=[f"{budget:,} parameters" for budget in BUDGETS])
     axes.grid(visible=False)
     axes.tick_params(length=0)
@@ -136,57 +130,60 @@ def draw(losses, mean, ranks):
 
 show(
     draw(losses, mean, ranks),
-    "Heat map of loss, places by budget: q and k have the highest loss; v, o and the MLP far lower ones",
+    "Heat map of loss, places by budget: q and k have the highest loss; v, o and the MLP far lower "
+    "ones",
 )
 
 # %% [markdown]
-# Two settings whose ranges overlap are not known to differ; the seeds of one setting are up to {{ spread:.2f}} apart.
-# Two things stand out all the same. q and k are far behind in both columns: with a quarter of the parameters v reaches
-# {{ mean["v", 0]:.2f}}, and q with all of them {{ mean["q", 1]:.2f}}. And four times the parameters help in every row.
+# Two settings whose ranges overlap are not known to differ; the seeds of one setting are up to
+# {{ spread:.2f}} apart. Two things stand out all the same. q and k are far behind in both columns:
+# with a quarter of the parameters v reaches {{ mean["v", 0]:.2f}}, and q with all of them
+# {{ mean["q", 1]:.2f}}. And four times the parameters help in every row.
 #
 # ## Explain
 #
-# q and k meet only inside the attention score, `(Wq x)ᵀ (Wk x')`: they decide *where* a token looks. v and o carry what
-# is found there, and the MLP works on it. A likely reason for the two dark rows: our task asks for the same readings in
-# other words. Where to look is known already, what to say is new. On another task the order may be another.
+# q and k meet only inside the attention score, `(Wq x)ᵀ (Wk x')`: they decide *where* a token
+# looks. v and o carry what is found there, and the MLP works on it. A likely reason for the two
+# dark rows: our task asks for the same readings in other words. Where to look is known already,
+# what to say is new. On another task the order may be another.
 #
-# And the rank? Look at how AdamW moves. In each step every entry of B moves by about the learning rate, whatever its
-# gradient. The update sums r products,
+# And the rank? Look at how AdamW moves. In each step every entry of B moves by about the learning
+# rate, whatever its gradient. The update sums r products,
 #
 #     ΔW = s · (b₁ a₁ᵀ + b₂ a₂ᵀ + … + bᵣ aᵣᵀ)
 #
-# so with s = α / r held fixed, as here, a higher rank also *moves further in each step*. In {{ STEPS }} steps, that is
-# an advantage by itself.
+# so with s = α / r held fixed, as here, a higher rank also *moves further in each step*. In
+# {{ STEPS }} steps, that is an advantage by itself.
 #
 # ## Break it
 #
-# We compared ranks at one learning rate. Everybody does; it is not a fair comparison. Give each setting three rates and
-# count its best.
+# We compared ranks at one learning rate. Everybody does; it is not a fair comparison. Give each
+# setting three rates and count its best.
 
 # %%
 RATES = (5e-3, 1e-2, 2e-2)
-tuned = {
-    (place, column): [
-        sum(held_out_loss(place, ranks[place][column], seed, rate) for seed in range(2)) / 2
-        for rate in RATES
-    ]
-    for place, column in (("all seven", 0), ("all seven", 1), ("q", 0))
-}
-for (place, column), found in tuned.items():
-    row = "   ".join(f"rate {rate}: {loss:.2f}" for rate, loss in zip(RATES, found, strict=True))
+
+
+def mean_of_two(place, column, rate):
+    return sum(held_out_loss(place, ranks[place][column], seed, rate) for seed in range(2)) / 2
+
+
+settings = (("all seven", 0), ("all seven", 1), ("q", 0))
+tuned = {cell: [mean_of_two(*cell, rate) for rate in RATES] for cell in settings}
+for (place, column), of_rates in tuned.items():
+    row = "   ".join(f"rate {rate}: {loss:.2f}" for rate, loss in zip(RATES, of_rates, strict=True))
     print(f"{place:9} r = {ranks[place][column]}   {row}")
 one_rate = tuned["all seven", 0][0] - tuned["all seven", 1][0]
 best_rates = min(tuned["all seven", 0]) - min(tuned["all seven", 1])
-print(
-    f"r = 1 is behind r = 4 by {one_rate:.2f} at one rate, by {best_rates:.2f} at each one's best"
-)
+print(f"r = 1 is behind r = 4 by {one_rate:.2f} at one rate,", end=" ")
+print(f"by {best_rates:.2f} at each one's best")
 assert one_rate > 0.5
 assert best_rates < 0.5 * one_rate
 assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5
 
 # %% [markdown]
-# What looked like the rank was, all or nearly all of it, the rate. The place is another matter: q stays behind at every
-# rate.
+# What looked like the rank was, all or nearly all of it, the rate. The place is another matter: q
+# stays behind at every rate.
 #
 # ## Build: the largest rank
 #
@@ -195,17 +192,19 @@ assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5
 
 # %% [exercise] largest_rank
 def largest_rank(shapes, budget):
-    """The largest rank, the same for all matrices, whose adapters have at most budget parameters in all.
+    """The largest rank, the same for all matrices, whose adapters have at most budget parameters.
 
-    shapes: a list of (in, out), one for each adapted matrix. A rank above min(in, out) of any of them buys nothing, so the
-    answer never exceeds that. 0 when not even rank 1 is affordable.
+    shapes: a list of (in, out), one for each adapted matrix. A rank above min(in, out) of any of
+    them buys nothing, so the answer never exceeds that. 0 when not even rank 1 is affordable.
     """
     raise NotImplementedError("TODO: what does rank 1 cost, and how often does it fit?")
 
 
 # %% [hints] largest_rank
-# 1. An adapter has `r * (size_in + size_out)` parameters; r is the same for all, so sum the rest first.
-# 2. How often a cost fits into a budget is `budget // cost`. The cap is the smallest side of any matrix.
+# 1. An adapter has `r * (size_in + size_out)` parameters; r is the same for all, so sum
+#    the rest first.
+# 2. How often a cost fits into a budget is `budget // cost`. The cap is the smallest side
+#    of any matrix.
 # 3. `min(budget // sum(i + o for i, o in shapes), min(min(shape) for shape in shapes))`
 
 # %%
@@ -216,9 +215,9 @@ check(largest_rank)
 #
 # Difficulty ●●○ · Importance ●●○ · 15 minutes
 #
-# Not one right answer, but many wrong ones. The checker counts what you spend, for several budgets. Then it trains your
-# choice for 5,000 parameters for {{ STEPS }} steps, next to q and v at r = 1, the tutorials' choice. Yours must end
-# clearly lower.
+# Not one right answer, but many wrong ones. The checker counts what you spend, for several budgets.
+# Then it trains your choice for 5,000 parameters for {{ STEPS }} steps, next to q and v at r = 1,
+# the tutorials' choice. Yours must end clearly lower.
 
 
 # %% [exercise] spend
@@ -226,17 +225,19 @@ from minilora import LoraConfig
 
 
 def spend(budget):
-    """A LoraConfig for the shipped base that trains at most budget parameters, and at least 60% of it.
+    """A LoraConfig for the shipped base that trains at most budget parameters, at least 60% of it.
 
-    Use target_modules (a list of names) and r; set lora_alpha to twice r. layers_to_transform=[0, …, 5] may narrow it to
-    some layers. budget is between 3,000 and 60,000.
+    Use target_modules (a list of names) and r; set lora_alpha to twice r. layers_to_transform=[0,
+    …, 5] may narrow it to some layers. budget is between 3,000 and 60,000.
     """
     raise NotImplementedError("TODO: choose a place, then the largest rank that fits")
 
 
 # %% [hints] spend
-# 1. The heat map says which places work. q, k and v, o cost `6 * (128 + 128)` or `6 * (128 + 64)` for each rank.
-# 2. Choose one place that is good on its own, such as v_proj or o_proj, and put all that you have into its rank.
+# 1. The heat map says which places work. q, k and v, o cost `6 * (128 + 128)` or `6 * (128 + 64)`
+#    for each rank.
+# 2. Choose one place that is good on its own, such as v_proj or o_proj, and put all that you have
+#    into its rank.
 # 3. `r = budget // 1152`, and `return LoraConfig(r=r, lora_alpha=2 * r, target_modules=["v_proj"])`
 
 # %%
@@ -246,16 +247,17 @@ check(spend)
 # ## What you can now defend
 #
 # - Where is worth more than how many: q with {{ count("q", ranks["q"][1]):,}} parameters ended at
-#   {{ mean["q", 1]:.2f}}, o with {{ count("o", ranks["o"][0]):,}} at {{ mean["o", 0]:.2f}}. With all seven matrices you
-#   need not know where, which is the best reason for QLoRA's advice.
-# - "k needs no adapter": alone, k ended at {{ mean["k", 1]:.2f}} and q at {{ mean["q", 1]:.2f}}. On this task it is as
-#   true of q, which every tutorial adapts.
-# - "Rank 1 cannot learn": at its best rate rank 1 on all seven ended at {{ min(tuned["all seven", 0]):.2f}}, rank 4 at
-#   {{ min(tuned["all seven", 1]):.2f}}. (Both began near {{ untrained:.1f}}.)
-# - What you cannot defend: that any of this holds after 500 steps, or on your task. {{ STEPS }} steps show what learns
-#   *fast*.
+#   {{ mean["q", 1]:.2f}}, o with {{ count("o", ranks["o"][0]):,}} at {{ mean["o", 0]:.2f}}. With
+#   all seven matrices you need not know where, which is the best reason for QLoRA's advice.
+# - "k needs no adapter": alone, k ended at {{ mean["k", 1]:.2f}} and q at {{ mean["q", 1]:.2f}}. On
+#   this task it is as true of q, which every tutorial adapts.
+# - "Rank 1 cannot learn": at its best rate rank 1 on all seven ended at
+#   {{ min(tuned["all seven", 0]):.2f}}, rank 4 at {{ min(tuned["all seven", 1]):.2f}}. (Both began
+#   near {{ untrained:.1f}}.)
+# - What you cannot defend: that any of this holds after 500 steps, or on your task. {{ STEPS }}
+#   steps show what learns *fast*.
 #
 # ## Open question
 #
-# We gave each matrix of a kind the same rank. Could the training itself find out which ones deserve more? (AdaLoRA
-# tries: arXiv 2303.10512.)
+# We gave each matrix of a kind the same rank. Could the training itself find out which ones deserve
+# more? (AdaLoRA tries: arXiv 2303.10512.)

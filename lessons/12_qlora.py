@@ -3,9 +3,9 @@
 #
 # Know first: lesson 11 · Difficulty ●●● · 10 minutes to read · 60 seconds to run
 #
-# The base lies in four bits. Codes cannot be trained: there is no small step from one level to the next. And they need
-# not be. QLoRA (arXiv 2305.14314, section 3, equation 5) keeps them frozen, turns them into floats for the moment of
-# each product, and trains A and B beside them:
+# The base lies in four bits. Codes cannot be trained: there is no small step from one level to the
+# next. And they need not be. QLoRA (arXiv 2305.14314, section 3, equation 5) keeps them frozen,
+# turns them into floats for the moment of each product, and trains A and B beside them:
 #
 #     y = x Ŵᵀ + s (x Aᵀ) Bᵀ          Ŵ = dequantize(codes, scales)
 #
@@ -19,13 +19,14 @@ from minilora import LoraConfig, LoRALayer, NF4Linear, data
 from minilora.learn import check, show
 from minilora.ledger.measurement import measure
 from minilora.plots.charts import loss_chart
-from minilora.plots.style import hue, in_house_style, one_axes
+from minilora.plots.style import hue, in_house_style, label, one_axes
 
 # %% [markdown]
 # ## Predict
 
 # %% [predict] lost_by_codes
-# LoRA on the float base and QLoRA, two runs each, otherwise alike. How do the held-out losses at the end compare?
+# LoRA on the float base and QLoRA, two runs each, otherwise alike. How do the held-out losses at
+# the end compare?
 # - a) QLoRA's are clearly higher
 # - b) the two methods differ no more than two runs of one method
 # answer: "a" if gap > spread else "b"
@@ -33,7 +34,8 @@ from minilora.plots.style import hue, in_house_style, one_axes
 # %% [markdown]
 # ## Run: LoRA and QLoRA
 #
-# The polite ship's computer learns naval code again, for few steps. Two seeds of each, to know how much is chance.
+# The polite ship's computer learns naval code again, for few steps. Two seeds of each, to know how
+# much is chance.
 
 # %%
 task = data.naval_log(1000, 50)
@@ -49,16 +51,15 @@ for method, bits in (("LoRA", None), ("QLoRA", "nf4")):
         minilora.inject(model, everywhere)
         runs.append(minilora.train(model, task, seed=seed, **settings))
         exact[method].append(minilora.exact_match(model, task.valid))
-        held_out = ", ".join(f"{found['valid_loss']:.3f}" for found in runs[-1].validations[1:])
-        print(
-            f"{method:5} held-out loss {held_out}; answered to the letter {exact[method][-1]:.0%}"
-        )
+        held_out = ", ".join(f"{row['valid_loss']:.3f}" for row in runs[-1].validations[1:])
+        right = f"answered to the letter {exact[method][-1]:.0%}"
+        print(f"{method:5} held-out loss {held_out}; {right}")
     curves[method] = torch.tensor([run.losses for run in runs])  # (seeds, steps)
     ends[method] = [run.validations[-1]["valid_loss"] for run in runs]
 
 after = {name.replace(".base.", "."): tensor for name, tensor in model.state_dict().items()}
-# codes and scales: unchanged to the bit
-assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+for name, tensor in before.items():
+    assert torch.equal(after[name], tensor), "codes and scales are unchanged to the bit"
 gap = (sum(ends["QLoRA"]) - sum(ends["LoRA"])) / 2
 spread = max(abs(a - b) for a, b in ends.values())
 assert abs(gap) < 0.3
@@ -67,16 +68,19 @@ assert abs(gap) < 0.3
 # ## Look
 
 # %%
+smooth = {name: losses.unfold(1, 5, 1).mean(2).numpy() for name, losses in curves.items()}
 show(
-    loss_chart({name: losses.unfold(1, 5, 1).mean(2).numpy() for name, losses in curves.items()}),
-    "Loss by step, a mean over five steps, of LoRA and QLoRA, with a band over two seeds each: both fall to about the same end",
+    loss_chart(smooth),
+    "Loss by step, a mean over five steps, of LoRA and QLoRA, with a band over two seeds each: "
+    "both fall to about the same end",
 )
 
 # %% [markdown]
-# At the end QLoRA's mean is {{ gap:+.3f}} from LoRA's, and two seeds of one method are up to {{ spread:.3f}} apart. So
-# is nothing lost? Two seeds and {{ settings["steps"]}} steps cannot say. Set `steps` to 40, and with these same seeds
-# QLoRA ends clearly behind. Let both run for a thousand steps (`benchmarks/quality.py`: 1,000 questions, three seeds;
-# what came stands in the README), and the seeds of one overlap the other's. One short run proves neither.
+# At the end QLoRA's mean is {{ gap:+.3f}} from LoRA's, and two seeds of one method are up to
+# {{ spread:.3f}} apart. So is nothing lost? Two seeds and {{ settings["steps"]}} steps cannot say.
+# Set `steps` to 40, and with these same seeds QLoRA ends clearly behind. Let both run for a
+# thousand steps (`benchmarks/quality.py`: 1,000 questions, three seeds; what came stands in the
+# README), and the seeds of one overlap the other's. One short run proves neither.
 #
 # ## Explain
 #
@@ -84,13 +88,14 @@ show(
 #
 #     ∂x = ∂y Ŵ        and no ∂W: it is frozen
 #
-# To have Ŵ then, one can keep it, or make it again. Keeping it means that between forward and backward *all layers'* Ŵ
-# are alive at once, in floats. Making it again costs a second dequantization and keeps only the codes.
+# To have Ŵ then, one can keep it, or make it again. Keeping it means that between forward and
+# backward *all layers'* Ŵ are alive at once, in floats. Making it again costs a second
+# dequantization and keeps only the codes.
 
 # %% [markdown]
-# And A and B? They stand beside Ŵ and never see W₀. So the right gradients are those of an ordinary LoRA layer on the
-# weight Ŵ. Both layers get the same A and B (not zero: a zero B would hide a wrong gradient of A), the same input and
-# the same gradient from above.
+# And A and B? They stand beside Ŵ and never see W₀. So the right gradients are those of an ordinary
+# LoRA layer on the weight Ŵ. Both layers get the same A and B (not zero: a zero B would hide a
+# wrong gradient of A), the same input and the same gradient from above.
 
 # %%
 torch.manual_seed(0)
@@ -115,7 +120,7 @@ def gradients(layer):
 
 on_both = gradients(on_codes), gradients(on_floats)
 for name in ("∂A", "∂B", "∂x"):
-    ours, theirs = (found[name] for found in on_both)
+    ours, theirs = (of_layer[name] for of_layer in on_both)
     off = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     print(f"{name}: equal to the bit: {torch.equal(ours, theirs)}, largest difference {off:.0e}")
     assert off < 1e-5
@@ -123,11 +128,12 @@ for name in ("∂A", "∂B", "∂x"):
 # %% [markdown]
 # ## Break it
 #
-# A stack of 8 layers, three ways: floats; codes, with the product as one would write it; codes, with `NF4Linear`.
+# A stack of 8 layers, three ways: floats; codes, with the product as one would write it; codes,
+# with `NF4Linear`.
 
 # %% [predict] kept_weight
-# In PyTorch the product could be written `x @ weight.dequantize().T`. The codes need no gradient. What does autograd
-# keep of it until the backward?
+# In PyTorch the product could be written `x @ weight.dequantize().T`. The codes need no gradient.
+# What does autograd keep of it until the backward?
 # - a) nothing: nothing in it is trained
 # - b) the codes
 # - c) the whole dequantized weight, in floats
@@ -144,32 +150,23 @@ def stack(kind):
     torch.manual_seed(0)
     layers = [torch.nn.Linear(256, 256, bias=False) for _ in range(8)]
     if kind != "floats":
-        layers = [
-            (Plainly if kind == "written plainly" else NF4Linear).from_linear(layer)
-            for layer in layers
-        ]
+        four_bits = Plainly if kind == "written plainly" else NF4Linear
+        layers = [four_bits.from_linear(layer) for layer in layers]
     return torch.nn.Sequential(*layers).requires_grad_(False)
 
 
 weights, kept, dx = {}, {}, {}
 for kind in ("floats", "written plainly", "lean"):
-    model, inputs = (
-        stack(kind),
-        torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_(),
-    )
-    found = measure(lambda model=model, inputs=inputs: model(inputs).sum().backward(), model)
-    weights[kind], kept[kind] = (
-        found.resident["weights"] + found.resident["constants"],
-        found.peaks["activations"],
-    )
+    model = stack(kind)
+    inputs = torch.randn(4, 256, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    step = measure(lambda model=model, inputs=inputs: model(inputs).sum().backward(), model)
+    weights[kind] = step.resident["weights"] + step.resident["constants"]
+    kept[kind] = step.peaks["activations"]
     dx[kind] = inputs.grad
-    print(
-        f"{kind:16} weights {weights[kind]:>9,} bytes, kept for the backward {kept[kind]:>9,} bytes"
-    )
+    print(f"{kind:16} weights {weights[kind]:>9,} bytes, kept for the backward {kept[kind]:>9,}")
 
 floats = weights["floats"]
-# all that four bits had saved is there again, on top of the codes
-assert kept["written plainly"] >= floats
+assert kept["written plainly"] >= floats  # what four bits had saved is there again, and the codes
 assert kept["lean"] < 0.05 * floats
 assert torch.allclose(dx["lean"], dx["written plainly"], rtol=1e-4, atol=1e-6)
 
@@ -178,30 +175,18 @@ assert torch.allclose(dx["lean"], dx["written plainly"], rtol=1e-4, atol=1e-6)
 @in_house_style
 def draw(weights, kept):
     figure, axes = one_axes(width=7.4, height=3.2)
-    paper, names = figure.get_facecolor(), list(reversed(weights))
+    inside = {"color": figure.get_facecolor(), "ha": "center", "va": "center"}
+    names = list(reversed(weights))
     for row, kind in enumerate(names):
         first, second = weights[kind] / 1e6, kept[kind] / 1e6
         axes.barh(row, first, color=hue(0), height=0.55)
         axes.barh(row, second, left=first, color=hue(1), height=0.55)
-        axes.annotate(
-            f"{first + second:.2f} MB", (first + second, row), (5, -4), "data", "offset points"
-        )
+        label(axes, f"{first + second:.2f} MB", (first + second, row), (5, -4))
         if kind == "written plainly":
-            axes.text(
-                first + second / 2,
-                row,
-                "Ŵ in floats, kept for the backward",
-                color=paper,
-                ha="center",
-                va="center",
-            )
-    axes.text(weights["floats"] / 2e6, 2, "weights", color=paper, ha="center", va="center")
-    axes.set(
-        title="8 layers of 256 × 256 between forward and backward",
-        xlabel="MB",
-        yticks=range(3),
-        yticklabels=names,
-    )
+            axes.text(first + second / 2, row, "Ŵ in floats, kept for the backward", **inside)
+    axes.text(weights["floats"] / 2e6, 2, "weights", **inside)
+    axes.set(title="8 layers of 256 × 256 between forward and backward", xlabel="MB")
+    axes.set(yticks=range(3), yticklabels=names)
     axes.margins(x=0.17)
     axes.grid(axis="y", visible=False)
     return figure
@@ -209,12 +194,13 @@ def draw(weights, kept):
 
 show(
     draw(weights, kept),
-    "Bars of bytes: floats, codes written plainly, which hold more than floats, and lean, which hold an eighth",
+    "Bars of bytes: floats, codes written plainly, which hold more than floats, and lean, which "
+    "hold an eighth",
 )
 
 # %% [markdown]
-# Written plainly, four bits take *more* memory than floats: the codes, and all the floats besides. Nothing warns; the
-# loss is the same to the last digit. Only a look at the memory shows it.
+# Written plainly, four bits take *more* memory than floats: the codes, and all the floats besides.
+# Nothing warns; the loss is the same to the last digit. Only a look at the memory shows it.
 #
 # ## Build: the lean product
 #
@@ -228,20 +214,20 @@ import torch
 def lean_product(x, weight):
     """x Ŵᵀ, keeping no float copy of Ŵ between forward and backward.
 
-    x (…, in) may need a gradient; weight.dequantize() makes a fresh Ŵ (out, in), which is frozen. Returns y (…, out), and
-    y.backward(g) must give x the gradient g Ŵ. Write a torch.autograd.Function: forward(ctx, x), backward(ctx, grad).
+    x (…, in) may need a gradient; weight.dequantize() makes a fresh Ŵ (out, in), which is frozen.
+    Returns y (…, out), and y.backward(g) must give x the gradient g Ŵ. Write a
+    torch.autograd.Function: forward(ctx, x), backward(ctx, grad).
     """
-    raise NotImplementedError(
-        "TODO: a class Product(torch.autograd.Function), and return Product.apply(x)"
-    )
+    raise NotImplementedError("TODO: a torch.autograd.Function; return its apply(x)")
 
 
 # %% [hints] lean_product
-# 1. `FrozenProduct` in minilora/nf4/linear.py does this. What is put on `ctx` lives until the backward, so put no Ŵ there.
-# 2. Inside the function, `weight` is in reach of both methods of the class; each calls `weight.dequantize()` for
-#    itself.
-# 3. `forward` returns `x @ weight.dequantize().T`, `backward` returns `grad @ weight.dequantize()`; both are static
-#    methods.
+# 1. `FrozenProduct` in minilora/nf4/linear.py does this. What is put on `ctx` lives until the
+#    backward, so put no Ŵ there.
+# 2. Inside the function, `weight` is in reach of both methods of the class; each calls
+#    `weight.dequantize()` for itself.
+# 3. `forward` returns `x @ weight.dequantize().T`, `backward` returns `grad @ weight.dequantize()`;
+#    both are static methods.
 
 # %%
 check(lean_product)
@@ -249,17 +235,17 @@ check(lean_product)
 # %% [markdown]
 # ## What you can now defend
 #
-# - QLoRA's gradients are LoRA's on the dequantized weight, to rounding; codes and scales are unchanged to the bit after
-#   training.
-# - Four bits save memory only with a backward that dequantizes again. Written plainly the stack held
-#   {{ (weights["written plainly"] + kept["written plainly"]) / floats:.2f}} times the float weights, lean
-#   {{ (weights["lean"] + kept["lean"]) / floats:.2f}} times.
-# - "QLoRA reaches 92–97% of full fine-tuning": of *what*, and when? Against LoRA, here and after 60 steps, its exact
-#   match was {{ sum(exact["QLoRA"]) / max(sum(exact["LoRA"]), 1e-9):.0%}} and its held-out loss
-#   {{ sum(ends["QLoRA"]) / sum(ends["LoRA"]):.0%}}. Such a number needs the metric, the task, the steps and the spread
-#   over seeds beside it.
+# - QLoRA's gradients are LoRA's on the dequantized weight, to rounding; codes and scales are
+#   unchanged to the bit after training.
+# - Four bits save memory only with a backward that dequantizes again. Written plainly the stack
+#   held {{ (weights["written plainly"] + kept["written plainly"]) / floats:.2f}} times the float
+#   weights, lean {{ (weights["lean"] + kept["lean"]) / floats:.2f}} times.
+# - "QLoRA reaches 92–97% of full fine-tuning": of *what*, and when? Against LoRA, here and after 60
+#   steps, its exact match was {{ sum(exact["QLoRA"]) / max(sum(exact["LoRA"]), 1e-9):.0%}} and its
+#   held-out loss {{ sum(ends["QLoRA"]) / sum(ends["LoRA"]):.0%}}. Such a number needs the metric,
+#   the task, the steps and the spread over seeds beside it.
 #
 # ## Open question
 #
-# The price is time: every product dequantizes. On the machine that you have, is that much or little beside the product
-# itself, and how does the answer change with the number of tokens?
+# The price is time: every product dequantizes. On the machine that you have, is that much or little
+# beside the product itself, and how does the answer change with the number of tokens?

@@ -6,35 +6,51 @@
 >>> report = minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
 >>> minilora.print_trainable_parameters(model)
 trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
+
+The library, in reading order: ``level0`` (the truth in NumPy), ``nf4``, ``lora``, ``formats``,
+``ledger``, ``model``, ``training``. The course stands above it: ``plots``, ``bugs``, ``recipes``,
+``learn``. Each folder's ``__init__.py`` says what is inside; ``commands`` is the command line.
 """
 
-from . import ledger, level0, nf4
-from .formats.base_fingerprint import Fingerprint, fingerprint
-from .formats.save_and_load import load_adapter, save_adapter
-from .lora.config import LoraConfig
-from .lora.injection import (
-    disable_adapter,
-    enable_input_grads,
-    explain_match,
-    inject,
-    print_trainable_parameters,
-    trainable_parameters,
-    unload,
-)
-from .lora.layer import LoRALayer
-from .lora.merging import combine, merge, merge_and_unload, unmerge
-from .lora.selection import InjectReport
-from .lora.weight_diff import audit
-from .model import tokenizer as tokenizer
-from .model.pretrained import load_base, save_model
-from .model.transformer import Llama, LlamaConfig
-from .nf4.linear import NF4Linear, dequantize_base, quantize_base
-from .training import data
-from .training.config import TrainConfig
-from .training.data import Example, Task
-from .training.evaluation import bits_per_byte, exact_match
-from .training.history import History
-from .training.loop import train
+from typing import TYPE_CHECKING
+
+from .lazy import lazy_imports
+
+if TYPE_CHECKING:
+    from . import ledger, level0, nf4
+    from .formats import Fingerprint, fingerprint, load_adapter, save_adapter
+    from .lora import (
+        InjectReport,
+        LoraConfig,
+        LoRALayer,
+        audit,
+        combine,
+        disable_adapter,
+        enable_input_grads,
+        explain_match,
+        inject,
+        lora_layers,
+        low_rank_parts,
+        merge,
+        merge_and_requantize,
+        merge_and_unload,
+        print_trainable_parameters,
+        trainable_parameters,
+        unload,
+        unmerge,
+    )
+    from .model import Llama, LlamaConfig, Tokenizer, load_base, save_model, tokenizer
+    from .nf4 import NF4Linear, dequantize_base, quantize_base
+    from .training import (
+        Example,
+        History,
+        Task,
+        TrainConfig,
+        bits_per_byte,
+        data,
+        exact_match,
+        train,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -48,6 +64,7 @@ __all__ = [
     "LoraConfig",
     "NF4Linear",
     "Task",
+    "Tokenizer",
     "TrainConfig",
     "audit",
     "bits_per_byte",
@@ -64,15 +81,20 @@ __all__ = [
     "level0",
     "load_adapter",
     "load_base",
+    "lora_layers",
+    "low_rank_parts",
     "merge",
+    "merge_and_requantize",
     "merge_and_unload",
     "nf4",
     "print_trainable_parameters",
     "quantize_base",
     "save_adapter",
     "save_model",
+    "tokenizer",
     "train",
     "trainable_parameters",
     "unload",
     "unmerge",
 ]
+__getattr__, __dir__ = lazy_imports(__name__)

@@ -1,7 +1,8 @@
 """Files that are whole or not there: everything is written under a temporary name, then renamed.
 
-``os.replace`` is atomic on every system, so a reader, or a run that was killed half-way, finds the old file or the new
-one, never half of one. Tensors go through safetensors; a pickle is never written and never read.
+``os.replace`` is atomic on every system, so a reader finds the old file or the new one, never half
+of one, even after a killed run. Tensors go through safetensors; a pickle is never written and never
+read.
 """
 
 from __future__ import annotations
@@ -12,15 +13,17 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], None]) -> Path:
-    """Let ``write`` fill a temporary file beside ``path``, then rename it; the folder is made if need be.
+    """Let ``write`` fill a temporary file beside ``path``, then rename it; makes missing folders.
 
-    Raises ``OSError`` that names the file (a full disk, a folder without permission); what stood there before stays.
+    Raises ``OSError`` that names the file (a full disk, a folder without permission); an older file
+    stays.
     """
     path = Path(path)
     write_together(path.parent, {path.name: write})
@@ -33,13 +36,14 @@ def write_together(
     remove: Sequence[str] = (),
     aside: tuple[str, str] | None = None,
 ) -> None:
-    """Write several files of one folder: all under temporary names first, and only when all are whole the renames, in order.
+    """Write several files of one folder: all under temporary names, then the renames, in order.
 
-    ``remove`` names files that would contradict the new ones; they are out of the way before the renames. ``aside`` (name,
-    other name) renames such a file instead; formats/peft_files.py tells what for. Raises as ``write_atomically``.
+    The renames wait until all files are whole. ``remove`` names files that would contradict the new
+    ones; they are out of the way before the renames. ``aside`` (name, other name) renames such a
+    file instead; formats/peft_files.py says what for. Raises as ``write_atomically``.
     """
     ready: dict[str, Path] = {}
-    # where stale files are until all new ones stand, and where they were
+    # where stale files are hidden until all new ones stand, and where they were
     hidden_away: dict[Path, Path] = {}
     name, put_back, changed = next(iter(files)), None, False
     try:
@@ -75,19 +79,15 @@ def write_together(
                 os.replace(hidden, before)
         for temporary_file in ready.values():
             temporary_file.unlink(missing_ok=True)
-        # safetensors wraps a full disk in its own error
-        if isinstance(error, OSError) or "I/O error" in str(error):
-            reason, number = (
-                getattr(error, "strerror", None) or str(error),
-                getattr(error, "errno", None) or 0,
-            )
-            raise OSError(
-                number,
-                f"could not write {folder / name}: {reason}. "
-                + ("Some files are new already: save again" if changed else "Nothing was changed")
-                + "; free some space or choose another folder",
-            ) from error
-        raise
+        if isinstance(error, OSError):
+            reason, number = error.strerror or str(error), error.errno or 0
+        elif "I/O error" in str(error):  # safetensors wraps a full disk in its own error
+            reason, number = str(error), 0
+        else:
+            raise
+        state = "Some files are new already: save again" if changed else "Nothing was changed"
+        message = f"could not write {folder / name}: {reason}. {state}"
+        raise OSError(number, f"{message}; free some space or choose another folder") from error
 
 
 def current_umask() -> int:
@@ -143,8 +143,8 @@ def write_tensors(
     return write_atomically(path, tensor_writer(tensors, metadata))
 
 
-class TensorFiles(Mapping[str, Tensor]):
-    """The tensors of safetensors files as one mapping that reads each only when it is asked for.
+class TensorFiles(Mapping[str, "Tensor"]):
+    """The tensors of safetensors files as one mapping, each read only when it is asked for.
 
     Raises ``ValueError`` that names the file when one is missing or damaged.
     """
@@ -161,11 +161,12 @@ class TensorFiles(Mapping[str, Tensor]):
                 self.metadata |= handle.metadata() or {}
             except FileNotFoundError:
                 raise ValueError(
-                    f"{path} does not exist: the tensors should be in a safetensors file of that name"
+                    f"{path} does not exist: expected a safetensors file there"
                 ) from None
             except (SafetensorError, OSError) as error:
                 raise ValueError(
-                    f"{path} is no readable safetensors file ({error}): it is damaged or something else"
+                    f"{path} is not a readable safetensors file ({error}): "
+                    "it is damaged or has another format"
                 ) from error
 
     def __getitem__(self, name: str) -> Tensor:
@@ -183,7 +184,7 @@ class TensorFiles(Mapping[str, Tensor]):
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises ``ValueError`` that names the file when it is missing or damaged."""
+    """All tensors of a safetensors file; ``ValueError`` names it if it is missing or damaged."""
     return read_tensors_and_metadata(path)[0]
 
 
@@ -194,11 +195,11 @@ def read_tensors_and_metadata(path: str | Path) -> tuple[dict[str, Tensor], dict
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object. Raises ``ValueError`` that names the file when it is missing, broken or no object."""
+    """Read a JSON object; ``ValueError`` names the file if it is missing, broken or no object."""
     try:
         return json_object(Path(path).read_bytes(), path)
     except OSError as error:
-        raise ValueError(f"{path} is no readable JSON file: {error}") from error
+        raise ValueError(f"{path} is not a readable JSON file: {error}") from error
 
 
 def json_object(text: bytes, path: str | Path) -> dict[str, Any]:
@@ -207,7 +208,7 @@ def json_object(text: bytes, path: str | Path) -> dict[str, Any]:
         value = json.loads(text.decode("utf-8"))
     # bad UTF-8, bad JSON and numbers of 5,000 digits are ValueErrors
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no readable JSON file: {error}") from error
+        raise ValueError(f"{path} is not a readable JSON file: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} must hold a JSON object {{…}}, got {type(value).__name__}")
     return value

@@ -5,10 +5,12 @@ LoRA
 
     y = x W0ᵀ + b + s · (x Aᵀ) Bᵀ        s = alpha / r
 
-Shapes: x (…, in), W0 (out, in), b (out,), A (r, in), B (out, r), y (…, out). Everything is computed in float64.
+Shapes: x (…, in), W0 (out, in), b (out,), A (r, in), B (out, r), y (…, out). Everything is computed
+in float64.
 
-The backward, for g = ∂L/∂y flattened to (tokens, out) and h = x Aᵀ (tokens, r), is three uses of one rule: the gradient of
-a product with respect to one factor is the incoming gradient times the other factor.
+The backward, for g = ∂L/∂y flattened to (tokens, out) and h = x Aᵀ (tokens, r), is three uses of
+one rule: the gradient of a product with respect to one factor is the incoming gradient times the
+other factor.
 
     ∂L/∂B = s · gᵀ h            (out, r)
     ∂L/∂A = s · (g B)ᵀ x        (r, in)
@@ -20,12 +22,14 @@ Source: LoRA (arXiv 2106.09685) section 4.1.
 
 NF4
 ---
-    code = how many midpoints of the 16 levels lie strictly below w / absmax        absmax = the block's largest |w|
-    ŵ    = level[code] · absmax
+    absmax = the block's largest |w|
+    code   = how many midpoints of the 16 levels lie strictly below w / absmax
+    ŵ      = level[code] · absmax
 
-The levels are quantiles of a normal distribution, so that each code is about equally likely for normal weights, with an
-exact zero. Blocks are runs of 64 values of the flattened tensor; two codes share a byte, the first in the high half.
-Computed in float32, operation by operation as bitsandbytes does, so that the bytes come out equal.
+The levels are quantiles of a normal distribution, so that each code is about equally likely for
+normal weights, with an exact zero. Blocks are runs of 64 values of the flattened tensor; two codes
+share a byte, the first in the high half. Everything is computed in float32, operation by operation
+as bitsandbytes does, so that the bytes come out equal.
 
 Source: QLoRA (arXiv 2305.14314) section 3 and appendix E.
 """
@@ -53,7 +57,7 @@ Array = NDArray[np.float64]
 
 
 class LoRAGradients(NamedTuple):
-    """Gradients of a loss with respect to the input and the two factors: x (…, in), A (r, in), B (out, r).
+    """Gradients of a loss with respect to x (…, in), A (r, in) and B (out, r).
 
     >>> lora_backward([[1.0]], [[1, 2]], W=[[1, 0]], A=[[1, 1]], B=[[3]], alpha=2)._fields
     ('x', 'A', 'B')
@@ -96,8 +100,8 @@ def lora_backward(
     """
     x, W, A, B = check_shapes(x, W, A, B)
     g = np.asarray(grad_y, dtype=np.float64)
-    if g.shape != (wanted := (*x.shape[:-1], len(W))):
-        raise ValueError(f"grad_y must have the shape of y, {wanted}, got {g.shape}")
+    if g.shape != (y_shape := (*x.shape[:-1], len(W))):
+        raise ValueError(f"grad_y must have the shape of y, {y_shape}, got {g.shape}")
     s = alpha / len(A)
     # (tokens, in), (tokens, out)
     flat_x, flat_g = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
@@ -118,7 +122,7 @@ def delta_weight(A: ArrayLike, B: ArrayLike, alpha: float) -> Array:
 
 
 class NF4(NamedTuple):
-    """A quantized tensor: two codes a byte, one float32 scale a block, and what is needed to undo it.
+    """A quantized tensor: two codes a byte, one float32 scale a block, the shape and block size.
 
     >>> nf4_quantize([[0.0, -2.0], [1.0, 2.0]]).absmax
     array([2.], dtype=float32)
@@ -131,36 +135,33 @@ class NF4(NamedTuple):
 
 
 def nf4_levels() -> NDArray[np.float32]:
-    """The 16 levels, ascending: 7 negative quantiles, zero, 8 positive ones, divided by the largest (QLoRA eq. 4).
+    """The 16 levels, ascending: 7 negative quantiles, zero, 8 positive ones, over the largest.
 
-    The outermost probability, 929/960 = 1 - (1/32 + 1/30)/2, lies half-way between the last of 32 and the last of 30
-    equal shares. Taken at float32 probabilities, as bitsandbytes does: float64 ones change ten of the values in the last bit.
+    The outermost probability, 929/960 = 1 - (1/32 + 1/30)/2, lies half-way between the last of 32
+    and the last of 30 equal shares. The probabilities are float32, as in bitsandbytes: float64 ones
+    change ten of the values in the last bit. Source: QLoRA eq. 4.
 
     >>> nf4_levels()[[0, 7, 8, 15]].tolist()
     [-1.0, 0.0, 0.07958029955625534, 1.0]
     """
     positive, negative = linspace32(0.9677083, 0.5, 9)[:-1], linspace32(0.9677083, 0.5, 8)[:-1]
     quantile = NormalDist().inv_cdf
-    levels = [
-        *(quantile(float(p)) for p in positive),
-        0.0,
-        *(-quantile(float(p)) for p in negative),
-    ]
-    ascending = np.sort(np.array(levels, dtype=np.float32))
+    above = [quantile(float(p)) for p in positive]
+    below = [-quantile(float(p)) for p in negative]
+    ascending = np.sort(np.array([*above, 0.0, *below], dtype=np.float32))
     return ascending / ascending.max()
 
 
 def linspace32(first: float, last: float, count: int) -> NDArray[np.float32]:
-    """Evenly spaced values in float32 arithmetic, each counted from the nearer end, as torch computes them."""
+    """Evenly spaced float32 values, each computed from the nearer end, as torch does."""
     start, end, i = np.float32(first), np.float32(last), np.arange(count, dtype=np.float32)
     step = (end - start) / np.float32(count - 1)
-    return np.where(
-        i < count // 2, start + step * i, end - step * (np.float32(count - 1) - i)
-    ).astype(np.float32)
+    from_start, from_end = start + step * i, end - step * (np.float32(count - 1) - i)
+    return np.where(i < count // 2, from_start, from_end).astype(np.float32)
 
 
 def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
-    """Quantize block by block. A last block may be shorter; an odd tail is filled up with the code of zero.
+    """Quantize block by block; the last may be shorter, an odd tail is padded with zero's code.
 
     Raises ``ValueError`` for an empty array, values that are not finite, or a block size below 1.
 
@@ -174,11 +175,11 @@ def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
         )
     if block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}")
-    levels, flat, tiny = nf4_levels(), w.ravel(), np.float32(1e-38)
+    levels, values, tiny = nf4_levels(), w.ravel(), np.float32(1e-38)
     midpoints = (levels[:-1] + levels[1:]) / 2
     codes, scales = [], []
-    for start in range(0, flat.size, block_size):
-        block = flat[start : start + block_size]
+    for start in range(0, values.size, block_size):
+        block = values[start : start + block_size]
         absmax = np.abs(block).max()
         if len(block) == block_size:
             scaled = block * (np.float32(1) / max(absmax, tiny))
@@ -187,9 +188,9 @@ def nf4_quantize(w: ArrayLike, block_size: int = 64) -> NF4:
             scaled = block / absmax
         codes.append(np.searchsorted(midpoints, scaled, side="left"))  # ties go down
         scales.append(absmax)
-    flat_codes = np.concatenate([*codes, np.full(flat.size % 2, 7)])
+    all_codes = np.concatenate([*codes, np.full(values.size % 2, 7)])
     # the even element in the high half
-    packed = (16 * flat_codes[::2] + flat_codes[1::2]).astype(np.uint8)
+    packed = (16 * all_codes[::2] + all_codes[1::2]).astype(np.uint8)
     return NF4(packed, np.array(scales, dtype=np.float32), w.shape, block_size)
 
 
@@ -207,17 +208,13 @@ def nf4_dequantize(q: NF4) -> NDArray[np.float32]:
 def check_shapes(
     x: ArrayLike, W: ArrayLike, A: ArrayLike, B: ArrayLike
 ) -> tuple[Array, Array, Array, Array]:
-    """All four as float64; raise ``ValueError`` that shows the shapes when they do not fit each other."""
+    """All four as float64. Raises ``ValueError`` that shows the shapes when they do not fit."""
     x, W, A, B = (np.asarray(array, dtype=np.float64) for array in (x, W, A, B))
     fits = x.ndim >= 1 and W.ndim == A.ndim == B.ndim == 2
-    if (
-        not fits
-        or x.shape[-1] != W.shape[1]
-        or A.shape[1] != W.shape[1]
-        or B.shape != (len(W), len(A))
-    ):
+    fits = fits and x.shape[-1] == A.shape[1] == W.shape[1] and B.shape == (len(W), len(A))
+    if not fits:
         raise ValueError(
-            f"shapes do not fit: x {x.shape}, W {W.shape}, A {A.shape}, B {B.shape}; "
-            "needed x (…, in), W (out, in), A (r, in), B (out, r)"
+            "shapes do not fit: expected x (…, in), W (out, in), A (r, in), B (out, r), "
+            f"got x {x.shape}, W {W.shape}, A {A.shape}, B {B.shape}"
         )
     return x, W, A, B

@@ -1,4 +1,4 @@
-"""Words that every wing writes: aligned columns, "did you mean", "and N more". No torch, no rich."""
+"""Text that every wing writes: columns, "did you mean", "and N more". No torch, no rich."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def nearest(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.5) -> list[str]:
-    """The known names that are most like ``word``, the nearest first; a ratio of ``cutoff`` (0 to 1) is like enough.
+    """The known names most like ``word``, the nearest first, from a ratio ``cutoff`` (0 to 1) on.
 
     >>> nearest("q_porj", ["q_proj", "v_proj"])
     ['q_proj']
@@ -28,8 +28,8 @@ def nearest(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.5)
 def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.5) -> str:
     """``did you mean 'q_proj'?`` where a known name is near, ``otherwise`` where none is.
 
-    >>> did_you_mean("lern", ["learn", "train"]), did_you_mean("§", ["learn"], "minilora --help lists them")
-    ("did you mean 'learn'?", 'minilora --help lists them')
+    >>> did_you_mean("lern", ["learn", "train"]), did_you_mean("§", ["learn"], "see --help")
+    ("did you mean 'learn'?", 'see --help')
     """
     names = nearest(word, known, cutoff=cutoff)
     return f"did you mean {names[0]!r}?" if names else otherwise

@@ -1,4 +1,4 @@
-"""What the property tests draw from: layers, models, configs, adapters, weights of every kind, inputs, damaged files."""
+"""Strategies of the property tests: layers, models, configs, adapters, weights, damaged files."""
 
 import json
 import struct
@@ -37,9 +37,10 @@ class Case:
 
 @st.composite
 def cases(draw, dtypes=DTYPES, dropout=False, fresh=False, wild=False):
-    """Linears with bias or none, batched inputs or single rows, α ≠ r, rsLoRA or not; ``fresh`` leaves B zero.
+    """Linears with bias or none, batched inputs or single rows, α ≠ r, rsLoRA or not.
 
-    ``wild`` weights may be heavy-tailed, constant, subnormal, large, or have an outlier; then |W| goes up to 1e4.
+    ``fresh`` leaves B zero. ``wild`` weights may be heavy-tailed, constant, subnormal or large, or
+    have an outlier; then |W| goes up to 1e4.
     """
     torch.manual_seed(draw(seeds))
     dtype = draw(st.sampled_from(dtypes))
@@ -76,7 +77,7 @@ def wild_values(kind: str, shape: torch.Size) -> Tensor:
 
 @st.composite
 def models(draw):
-    """Small nested models: a few named Linears in blocks, with norms and an embedding between them."""
+    """Small nested models: a few named Linears in blocks, with norms between them."""
     torch.manual_seed(draw(seeds))
     width, depth = draw(st.integers(2, 12)), draw(st.integers(1, 3))
 
@@ -92,26 +93,24 @@ def models(draw):
             x = x + self.q_proj(self.norm(x))
             return x + self.down_proj(torch.relu(self.up_proj(x)))
 
-    return nn.Sequential(
-        nn.Linear(width, width), *(Block() for _ in range(depth)), nn.Linear(width, 3)
-    )
+    blocks = [Block() for _ in range(depth)]
+    return nn.Sequential(nn.Linear(width, width), *blocks, nn.Linear(width, 3))
 
 
-targets = st.lists(
-    st.sampled_from(["q_proj", "up_proj", "down_proj"]), min_size=1, max_size=3, unique=True
-)
+LINEARS = ["q_proj", "up_proj", "down_proj"]
+targets = st.lists(st.sampled_from(LINEARS), min_size=1, max_size=3, unique=True)
 
 
 @st.composite
 def configs(draw):
-    """Configs for ``models``: names, a regular expression or all-linear; ranks and alphas of their own; one entry left out."""
+    """Configs for ``models``: names, a regular expression or all-linear; patterns; exclusions."""
     names = draw(targets)
     chosen = draw(st.sampled_from([names, rf".*\.({'|'.join(names)})", "all-linear"]))
-    present = ["q_proj", "up_proj", "down_proj"] if chosen == "all-linear" else names
+    present, exclude = names, []
+    if chosen == "all-linear":
+        present = LINEARS
+        exclude = [name for name in present if draw(st.booleans())][1:]
     pattern = st.dictionaries(st.sampled_from(present), ranks, max_size=2)
-    exclude = (
-        [name for name in present if draw(st.booleans())][1:] if chosen == "all-linear" else []
-    )
     return LoraConfig(
         r=draw(ranks),
         lora_alpha=draw(alphas),
@@ -128,33 +127,29 @@ def configs(draw):
 def adapters(draw, shapes):
     """Factors by module path, of any rank: ``shapes`` maps a path to (in, out)."""
     torch.manual_seed(draw(seeds))
-    found = {}
+    factors = {}
     for name, (columns, rows) in shapes.items():
         r = draw(ranks)
-        found[name] = LowRank(torch.randn(r, columns), torch.randn(rows, r), draw(alphas) / r)
-    return found
+        factors[name] = LowRank(torch.randn(r, columns), torch.randn(rows, r), draw(alphas) / r)
+    return factors
 
 
 @st.composite
 def nested(draw):
-    """Modules inside modules, to any depth, of Linears, norms, embeddings and buffers; some weights tied, dtypes mixed."""
+    """Modules in modules, to any depth: Linears, norms, embeddings, buffers, ties, mixed dtypes."""
     torch.manual_seed(draw(seeds))
+    width, dtype = st.integers(1, 9), st.sampled_from([torch.bfloat16, torch.float64])
     leaf = st.one_of(
-        st.builds(nn.Linear, st.integers(1, 9), st.integers(1, 9), bias=st.booleans()),
-        st.builds(nn.Embedding, st.integers(1, 9), st.integers(1, 9)),
-        st.builds(nn.BatchNorm1d, st.integers(1, 9)),
-        st.builds(
-            nn.Linear,
-            st.integers(1, 9),
-            st.integers(1, 9),
-            dtype=st.sampled_from([torch.bfloat16, torch.float64]),
-        ),
+        st.builds(nn.Linear, width, width, bias=st.booleans()),
+        st.builds(nn.Embedding, width, width),
+        st.builds(nn.BatchNorm1d, width),
+        st.builds(nn.Linear, width, width, dtype=dtype),
     )
-    tree = st.recursive(
-        leaf,
-        lambda inner: st.lists(inner, min_size=1, max_size=3).map(lambda m: nn.Sequential(*m)),
-        max_leaves=9,
-    )
+
+    def sequences(inner):
+        return st.lists(inner, min_size=1, max_size=3).map(lambda parts: nn.Sequential(*parts))
+
+    tree = st.recursive(leaf, sequences, max_leaves=9)
     model = nn.Sequential(draw(tree), draw(tree))
     linears = [module for module in model.modules() if isinstance(module, nn.Linear)]
     if len(linears) > 1 and draw(st.booleans()):
@@ -164,15 +159,12 @@ def nested(draw):
     return model
 
 
+SCALES = (1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30)
+
+
 @st.composite
-def weights(
-    draw,
-    dtypes=DTYPES,
-    scales=(1e-30, 1e-10, 1e-3, 1.0, 1e3, 1e30),
-    most=700,
-    kinds=(*KINDS, *EXTREMES),
-):
-    """What a quantizer may meet: normal, heavy-tailed, uniform, constant, zero blocks, an outlier, ties, and extremes."""
+def weights(draw, dtypes=DTYPES, scales=SCALES, most=700, kinds=(*KINDS, *EXTREMES)):
+    """Weights that a quantizer may meet, of all ``KINDS`` and ``EXTREMES``."""
     generator = torch.Generator().manual_seed(draw(seeds))
     n = draw(st.one_of(st.integers(1, 140), st.integers(1, most)))
     weight = torch.randn(n, generator=generator)
@@ -181,11 +173,9 @@ def weights(
         weight = weight / torch.randn(n, generator=generator)
     if kind == "uniform":
         weight = torch.rand(n, generator=generator) - 0.5
-    if kind == "constant":
-        # tiny ones: EXTREMES
-        weight = torch.full(
-            (n,), draw(st.floats(2**-10, 1, width=32)) * draw(st.sampled_from([-1, 1]))
-        )
+    if kind == "constant":  # EXTREMES has the tiny ones
+        size, sign = draw(st.floats(2**-10, 1, width=32)), draw(st.sampled_from([-1, 1]))
+        weight = torch.full((n,), size * sign)
     if kind == "zero blocks":
         weight[: draw(st.integers(0, n))] = 0
     if kind == "outlier":
@@ -198,76 +188,43 @@ def weights(
         weight = torch.zeros(n)
     dtype = draw(st.sampled_from(dtypes))
     if kind in EXTREMES:
-        size = 6e-8 if dtype == torch.float16 else 1e-39
-        return (
-            weight.clamp(-2, 2) * (size if kind == "subnormal" else torch.finfo(dtype).max / 2.1)
-        ).to(dtype)
+        subnormal = 6e-8 if dtype == torch.float16 else 1e-39
+        size = subnormal if kind == "subnormal" else torch.finfo(dtype).max / 2.1
+        return (weight.clamp(-2, 2) * size).to(dtype)
     scale = 1.0 if kind == "ties" or dtype == torch.float16 else draw(st.sampled_from(scales))
-    return (
-        (weight * scale).nan_to_num(0, 0, 0).clamp(-6e4, 6e4).to(dtype)
-        if scale == 1.0
-        else (weight * scale).to(dtype)
-    )
+    scaled = weight * scale
+    if scale == 1.0:
+        scaled = scaled.nan_to_num(0, 0, 0).clamp(-6e4, 6e4)
+    return scaled.to(dtype)
 
 
 def second_level_is_defined(absmax: Tensor) -> bool:
-    """Whether 8-bit scales of these float32 scales mean anything: their sum is finite, their differences are no subnormals.
+    """Whether 8-bit scales of these float32 scales are defined: a finite sum, no tiny differences.
 
-    A sum that overflows is refused here (tests/nf4/test_tensor.py). Of 256 scales that differ from the mean by less than 1e-38
-    bitsandbytes takes a reciprocal that is infinite, and writes code 255 where we write 0: the same number for any use.
+    minilora refuses a sum that overflows (tests/nf4/test_tensor.py). For 256 scales that differ
+    from their mean by less than 1e-38, bitsandbytes takes an infinite reciprocal, and writes code
+    255 where we write 0: the same number for any use.
     """
     mean = absmax.mean()
-    blocks = (
-        torch.nn.functional.pad(absmax - mean, (0, -len(absmax) % 256))
-        .view(-1, 256)
-        .abs()
-        .amax(dim=1)
-    )
-    return bool(torch.isfinite(mean)) and bool(((blocks == 0) | torch.isfinite(1 / blocks)).all())
+    padded = torch.nn.functional.pad(absmax - mean, (0, -len(absmax) % 256))
+    largest = padded.view(-1, 256).abs().amax(dim=1)
+    defined = (largest == 0) | torch.isfinite(1 / largest)
+    return bool(torch.isfinite(mean)) and bool(defined.all())
 
 
-STRANGE = [
-    0,
-    -1,
-    1,
-    2,
-    3,
-    7.5,
-    1e308,
-    10**400,
-    float("nan"),
-    float("inf"),
-    True,
-    False,
-    None,
-    [],
-    {},
-    ["0"],
-    ["0", "1"],
-]
-STRANGE += [
-    {"0": 2},
-    {"1": 2.5},
-    [[]],
-    {"": 1},
-    "all-linear",
-    "r",
-    "LORA",
-    "..",
-    "(a+)+",
-    "",
-    "\ud800",
-    "F32",
-    "I64",
-    "\x00",
-]
+STRANGE = [0, -1, 1, 2, 3, 7.5, 1e308, 10**400, float("nan"), float("inf"), True, False, None]
+STRANGE += [[], {}, ["0"], ["0", "1"], {"0": 2}, {"1": 2.5}, [[]], {"": 1}, "all-linear", "r"]
+STRANGE += ["LORA", "..", "(a+)+", "", "\ud800", "F32", "I64", "\x00"]
 HOSTILE_FLOATS = [struct.pack("<f", value) for value in (float("nan"), float("inf"), 1e30, 0.0)]
 
 
 @st.composite
 def damaged(draw, files: dict[str, bytes]) -> dict[str, bytes]:
-    """One to three changes somewhere in a folder's files (name → bytes): cut, shorten, lengthen, flip a bit, a hostile float,
-    another header length of a safetensors file, another value of a JSON field."""
+    """One to three changes somewhere in a folder's files (name → bytes).
+
+    A change cuts, shortens or lengthens a file, flips a bit, writes a hostile float, another header
+    length of a safetensors file, or another value of a JSON field.
+    """
     files = dict(files)
     for _ in range(draw(st.integers(1, 3))):
         name = draw(st.sampled_from(sorted(files)))
@@ -281,15 +238,8 @@ def damaged(draw, files: dict[str, bytes]) -> dict[str, bytes]:
 def damaged_bytes(draw, data: bytearray, is_json: bool) -> bytearray:
     """One change of a file's content."""
     at, size = draw(st.integers(0, len(data))), draw(st.integers(1, 40))
-    kinds = [
-        "cut",
-        "shorten",
-        "lengthen",
-        "float",
-        "flip",
-        "flip",
-        *(["field"] * 4 if is_json else ["length", "flip"]),
-    ]
+    kinds = ["cut", "shorten", "lengthen", "float", "flip", "flip"]
+    kinds += ["field"] * 4 if is_json else ["length", "flip"]
     kind = draw(st.sampled_from(kinds))
     if kind == "cut":
         del data[at:]
@@ -305,8 +255,8 @@ def damaged_bytes(draw, data: bytearray, is_json: bool) -> bytearray:
         lengths = st.sampled_from([0, 1, 2**31, 2**64 - 1, len(data), max(0, len(data) - 8)])
         data[:8] = struct.pack("<Q", draw(st.one_of(lengths, st.integers(0, 2000))))
     if kind == "field":
-        found = json.loads(data)
+        fields = json.loads(data)
         extra = ["alpha_pattern", "rank_pattern", "exclude_modules", "peft_type"]
-        found[draw(st.sampled_from([*found, *extra]))] = draw(st.sampled_from(STRANGE))
-        data = bytearray(json.dumps(found).encode())
+        fields[draw(st.sampled_from([*fields, *extra]))] = draw(st.sampled_from(STRANGE))
+        data = bytearray(json.dumps(fields).encode())
     return data

@@ -1,11 +1,10 @@
-"""The benchmarks run, small; what the README and docs/benchmarks.md show is what their results say."""
+"""The benchmarks run, small; the README and docs/benchmarks.md show what their results say."""
 
 import json
 import sys
 
 import pytest
 
-import minilora.commands.cli
 from benchmarks import __main__ as everything
 from benchmarks import (
     common,
@@ -19,6 +18,8 @@ from benchmarks import (
     scaling,
     train_step,
 )
+from minilora.commands import bench
+from minilora.commands.cli import main
 
 TINY = {
     forward: "--rows 1 4 --widths 16 --ranks 2 --seconds 0.01",
@@ -35,17 +36,13 @@ TINY = {
 @pytest.mark.parametrize(
     ("benchmark", "arguments"), TINY.items(), ids=[module.__name__[11:] for module in TINY]
 )
-def test_a_benchmark_runs_and_keeps_what_it_found(
-    benchmark, arguments, tmp_path, monkeypatch, capsys
-):
+def test_a_benchmark_runs_and_keeps_its_rows(benchmark, arguments, tmp_path, monkeypatch, capsys):
     name = benchmark.__name__.removeprefix("benchmarks.")
-    monkeypatch.setattr(
-        sys, "argv", [name, *arguments.split(), "--threads", "1", "--out", str(tmp_path)]
-    )
+    argv = [name, *arguments.split(), "--threads", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", argv)
     monkeypatch.setattr(scaling, "AXES", {"rank": (1, 2), "depth": (1, 2)})
-    monkeypatch.setattr(
-        scaling, "USUAL", {"rank": 2, "width": 64, "depth": 1, "sequence": 16, "adapters": 7}
-    )
+    usual = {"rank": 2, "width": 64, "depth": 1, "sequence": 16, "adapters": 7}
+    monkeypatch.setattr(scaling, "USUAL", usual)
     if benchmark is memory:
         monkeypatch.setattr(memory.models, "METHODS", memory.models.METHODS[-1:])
     if benchmark is quality:
@@ -57,29 +54,34 @@ def test_a_benchmark_runs_and_keeps_what_it_found(
         monkeypatch.setattr(matrix, "manual", lambda: (manual, text[:2000]))
         monkeypatch.setattr(matrix.data.naval_log, "__defaults__", (32, 2, 0))
     benchmark.main()
-    found = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())
-    assert found["rows"]
-    assert found["machine"]["versions"]["torch"]
+    result = json.loads((tmp_path / "cpu" / f"{name}.json").read_text())
+    assert result["rows"]
+    assert result["machine"]["versions"]["torch"]
     assert capsys.readouterr().out
 
 
-def test_all_of_them_run_one_after_the_other_and_then_the_report(monkeypatch, capsys):
+def record_calls(monkeypatch, status):
+    """The modules that would run, with their options; each ends with this status."""
     calls = []
-    monkeypatch.setattr(
-        everything.subprocess, "call", lambda command, **more: calls.append(command[2:]) or 0
-    )
-    assert minilora.commands.cli.main(["bench", "forward", "nf4"]) == 0
+
+    def call(command, **_):
+        calls.append(command[2:])
+        return status
+
+    monkeypatch.setattr(everything.subprocess, "call", call)
+    return calls
+
+
+def test_all_of_them_run_one_after_the_other_and_then_the_report(monkeypatch, capsys):
+    calls = record_calls(monkeypatch, 0)
+    assert main(["bench", "forward", "nf4"]) == 0
     assert everything.main(calls.pop()[1:]) == 0
-    assert calls == [[f"benchmarks.{name}", "--device", "cpu"] for name in ("forward", "nf4")] + [
-        ["benchmarks.report"]
-    ]
+    runs = [[f"benchmarks.{name}", "--device", "cpu"] for name in ("forward", "nf4")]
+    assert calls == [*runs, ["benchmarks.report"]]
 
 
 def test_the_first_that_fails_ends_it(monkeypatch, capsys):
-    calls = []
-    monkeypatch.setattr(
-        everything.subprocess, "call", lambda command, **more: calls.append(command) or 3
-    )
+    calls = record_calls(monkeypatch, 3)
     assert everything.main([]) == 3
     assert len(calls) == 1
 
@@ -87,10 +89,8 @@ def test_the_first_that_fails_ends_it(monkeypatch, capsys):
 def test_without_a_checkout_the_command_says_where_the_benchmarks_are(
     monkeypatch, capsys, tmp_path
 ):
-    monkeypatch.setattr(
-        minilora.commands.cli, "__file__", str(tmp_path / "minilora" / "commands/cli.py")
-    )
-    assert minilora.commands.cli.main(["bench"]) == 2
+    monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
+    assert main(["bench"]) == 2
     assert "part of the repository" in capsys.readouterr().err
 
 
@@ -107,15 +107,12 @@ def test_an_exponent_is_found_again():
 
 
 def test_the_readme_and_the_page_are_what_the_results_say():
-    found = report.read()
+    results, fix = report.read(), "run python -m benchmarks.report"
     readme = (report.ROOT / "README.md").read_text(encoding="utf-8")
-    assert report.put_between_markers(readme, report.summary(found)) == readme, (
-        "run python -m benchmarks.report"
-    )
-    assert (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8") == report.whole(
-        found
-    )
-    assert len(figure.benchmark_figure(found).axes) == 3
+    assert report.put_between_markers(readme, report.summary(results)) == readme, fix
+    page = (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert report.whole(results) == page, fix
+    assert len(figure.benchmark_figure(results).axes) == 3
 
 
 def test_missing_markers_are_told():

@@ -1,5 +1,6 @@
-"""Consoles that are not ours: an old Windows code page, no terminal at all, forty columns. Simulated, on Linux."""
+"""Simulated consoles that are not ours: an old Windows code page, no terminal, forty columns."""
 
+import json
 import os
 import subprocess
 import sys
@@ -25,7 +26,7 @@ COMMANDS = [
 DRIVER = """
 import json, sys, warnings
 warnings.filterwarnings("error", category=EncodingWarning, module="minilora")  # no encoding given
-from minilora.cli import main
+from minilora.commands.cli import main
 for arguments in json.loads(sys.argv[1]):
     try:
         status = main(arguments)
@@ -36,10 +37,8 @@ for arguments in json.loads(sys.argv[1]):
 
 
 @pytest.fixture(scope="module")
-def said(tmp_path_factory):
-    """What the commands print in one such console, as lines, and the folder they ran in."""
-    import json
-
+def console(tmp_path_factory):
+    """The lines that the commands print in one such console, and the folder they ran in."""
     folder = tmp_path_factory.mktemp("console")
     (folder / "learner").mkdir()
     line = '{"instruction": "Größe des Schiffs?", "output": "Hull – 90%."}\n'
@@ -51,7 +50,7 @@ def said(tmp_path_factory):
         "COLUMNS": "40",
         "NO_COLOR": "1",
     }
-    found = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-X", "warn_default_encoding", "-c", DRIVER, json.dumps(COMMANDS)],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -59,22 +58,22 @@ def said(tmp_path_factory):
         cwd=folder,
         env={**os.environ, **environment, "PYTHONPATH": str(Path(__file__).parent.parent)},
     )
-    return found.stdout.decode("cp1252").splitlines(), folder
+    return run.stdout.decode("cp1252").splitlines(), folder
 
 
 @pytest.mark.parametrize("arguments", COMMANDS, ids=" ".join)
-def test_the_command_comes_to_its_end(said, arguments):
-    lines, _ = said
+def test_the_command_comes_to_its_end(console, arguments):
+    lines, _ = console
     assert f"STATUS 0 {' '.join(arguments)}" in lines, "\n".join(lines[-30:])
 
 
-def test_what_it_wrote_is_whole_utf8(said):
-    _, folder = said
+def test_what_it_wrote_is_whole_utf8(console):
+    _, folder = console
     assert "Größe" in (folder / "ships.jsonl").read_text(encoding="utf-8")
     for name in ("plan.svg", "one.ipynb", "mine/metrics.jsonl", "merged/config.json"):
         assert (folder / name).read_text(encoding="utf-8").strip(), name
 
 
-def test_no_escape_codes_where_there_is_no_terminal(said):
-    lines, _ = said
+def test_no_escape_codes_where_there_is_no_terminal(console):
+    lines, _ = console
     assert not any("\x1b" in line for line in lines)

@@ -21,34 +21,32 @@ def test_the_version_is_the_same_wherever_it_stands():
 
 @pytest.mark.parametrize("file", DOCUMENTS, ids=attrgetter("name"))
 def test_every_link_leads_somewhere(file):
-    for target, anchor in re.findall(
-        r"\]\(([^)#\s]*)#?([^)\s]*)\)", file.read_text(encoding="utf-8")
-    ):
-        if not target.startswith("http"):
-            there = file.parent / target if target else file
-            assert there.exists(), target
-            if anchor:
-                heads = re.findall(r"(?m)^#+ (.+)$", there.read_text(encoding="utf-8"))
-                assert anchor in [
-                    re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in heads
-                ], anchor
+    text = file.read_text(encoding="utf-8")
+    for target, anchor in re.findall(r"\]\(([^)#\s]*)#?([^)\s]*)\)", text):
+        if target.startswith("http"):
+            continue
+        linked = file.parent / target if target else file
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked), anchor
+
+
+def anchors(file):
+    """The names that a document's headings can be linked by."""
+    headings = re.findall(r"(?m)^#+ (.+)$", file.read_text(encoding="utf-8"))
+    return [re.sub(r"[^\w -]", "", head).lower().replace(" ", "-") for head in headings]
 
 
 @pytest.mark.parametrize(
     "file", [*DOCUMENTS, *sorted(LESSONS.glob("*.py"))], ids=attrgetter("name")
 )
 def test_every_module_that_is_named_is_there(file):
-    root = DOCS.parent
-    rooms = [
-        root,
-        *(root / name for name in ("minilora", "minilora/learn", "tests", "benchmarks", "lessons")),
-    ]
+    inside = ("", "minilora", "minilora/learn", "tests", "benchmarks", "lessons")
     for name in re.findall(r"`([a-z0-9_/]+\.py)\b", file.read_text(encoding="utf-8")):
-        assert any((room / name).exists() for room in rooms), name
+        assert any((DOCS.parent / folder / name).exists() for folder in inside), name
 
 
 @pytest.mark.parametrize("name", ["claims.md"])
 def test_the_sums_come_out_as_written(name):
-    found = doctest.testfile(str(DOCS / name), module_relative=False)
-    assert found.attempted > 20
-    assert found.failed == 0
+    results = doctest.testfile(str(DOCS / name), module_relative=False)
+    assert results.attempted > 20
+    assert results.failed == 0

@@ -54,19 +54,19 @@ def test_a_full_disk_is_an_error_that_names_the_file_and_changes_nothing(tmp_pat
     def full(temporary):
         raise error
 
-    with pytest.raises(
-        OSError,
-        match=r"could not write .*model.safetensors.*No space left.*Nothing was changed; free some space",
-    ):
+    full_disk = r"could not write .*model.safetensors.*No space left"
+    with pytest.raises(OSError, match=rf"{full_disk}.*Nothing was changed; free some space"):
         write_atomically(file, full)
     assert [f.name for f in tmp_path.iterdir()] == ["model.safetensors"]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_really_full_device_is_reported(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        "tempfile.mkstemp", lambda **k: (os.open("/dev/full", os.O_WRONLY), str(tmp_path / "full"))
-    )
+
+    def mkstemp(**_):
+        return os.open("/dev/full", os.O_WRONLY), str(tmp_path / "full")
+
+    monkeypatch.setattr("tempfile.mkstemp", mkstemp)
     (tmp_path / "full").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         write_text(tmp_path / "x", "content" * 10000)
@@ -87,8 +87,8 @@ def test_new_files_have_ordinary_permissions(tmp_path):
 def test_tensors_come_back_to_the_bit_with_shared_and_strided_ones(tmp_path):
     x = torch.randn(4, 6)
     tensors = {"strided": x.T, "half": x.to(torch.bfloat16), "part": x[1:3, ::2]}
-    found = read_tensors(write_tensors(tmp_path / "t.safetensors", tensors))
-    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    read = read_tensors(write_tensors(tmp_path / "t.safetensors", tensors))
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_tensors_come_back_to_the_bit_with_shared_and_strided_ones(tmp_path):
 )
 def test_damaged_tensors_are_refused(tmp_path, content):
     (tmp_path / "t.safetensors").write_bytes(content)
-    with pytest.raises(ValueError, match=r"t.safetensors is no readable safetensors file"):
+    with pytest.raises(ValueError, match=r"t.safetensors is not a readable safetensors file"):
         read_tensors(tmp_path / "t.safetensors")
 
 
@@ -106,7 +106,7 @@ def test_missing_tensors_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{", "[1]", "3", "[" * 100_000])
-def test_json_that_is_no_object_is_refused(tmp_path, content):
+def test_json_that_is_not_an_object_is_refused(tmp_path, content):
     (tmp_path / "c.json").write_text(content)
     with pytest.raises(ValueError, match=r"c.json"):
         read_json(tmp_path / "c.json")
@@ -117,33 +117,31 @@ def test_json_comes_back(tmp_path):
 
 
 @given(damaged(WHOLE))
-def test_a_damaged_file_is_refused_or_holds_what_another_reader_finds_in_it(
-    tmp_path_factory, files
-):
-    """Never half of it, never another error than ``ValueError``: the commands print one line for that."""
+def test_a_damaged_file_is_refused_or_read_as_another_reader_reads_it(tmp_path_factory, files):
+    """Never half of it, and no error but ``ValueError``, for which the commands print one line."""
     folder = tmp_path_factory.mktemp("damaged")
     for name, data in files.items():
         (folder / name).write_bytes(data)
     try:
-        found = read_json(folder / "a.json")
+        value = read_json(folder / "a.json")
     except ValueError as error:
-        found = str(error)
-    # NaN is equal to NaN here
-    assert "a.json" in found or repr(found) == repr(json.loads(files["a.json"]))
+        value = str(error)
+    # as text, in which NaN equals NaN
+    assert "a.json" in value or repr(value) == repr(json.loads(files["a.json"]))
     try:
         tensors = read_tensors(folder / "b.safetensors")
     except ValueError as error:
         tensors = str(error)
-    wanted = {} if isinstance(tensors, str) else safetensors.numpy.load(files["b.safetensors"])
-    assert "b.safetensors" in tensors or tensors.keys() == wanted.keys()
-    assert all(tensors[name].numpy().tobytes() == array.tobytes() for name, array in wanted.items())
+    peers = {} if isinstance(tensors, str) else safetensors.numpy.load(files["b.safetensors"])
+    assert "b.safetensors" in tensors or tensors.keys() == peers.keys()
+    assert all(tensors[name].numpy().tobytes() == array.tobytes() for name, array in peers.items())
 
 
 @pytest.mark.parametrize("refuse", ["config.json", "model.safetensors"])
 def test_a_rename_that_fails_says_truly_whether_something_was_changed(
     tmp_path, monkeypatch, refuse
 ):
-    """On Windows nobody may replace a file that somebody has open, and a model's tensors are often mapped into memory."""
+    """Windows does not replace an open file, and a model's tensors are often mapped into memory."""
     for name in ("config.json", "model.safetensors", "index.json"):
         write_text(tmp_path / name, "old")
     replace = os.replace
@@ -155,30 +153,21 @@ def test_a_rename_that_fails_says_truly_whether_something_was_changed(
 
     monkeypatch.setattr(os, "replace", refused)
     new = {"model.safetensors": text_writer("new"), "config.json": text_writer("new")}
-    told = (
-        "Nothing was changed"
-        if refuse == "model.safetensors"
-        else "Some files are new already: save again"
-    )
-    with pytest.raises(OSError, match=rf"could not write .*{refuse}: Permission denied. {told}"):
+    if refuse == "model.safetensors":
+        state, left = "Nothing was changed", dict.fromkeys([*new, "index.json"], "old")
+    else:
+        state, left = "Some files are new already: save again", {"model.safetensors": "new"}
+    with pytest.raises(OSError, match=rf"could not write .*{refuse}: Permission denied. {state}"):
         write_together(tmp_path, new, remove=["config.json", "index.json"])
-    found = {
-        file.name: file.read_text() for file in tmp_path.iterdir() if not file.name.startswith(".")
-    }
-    assert found == (
-        dict.fromkeys([*new, "index.json"], "old")
-        if "Nothing" in told
-        else {"model.safetensors": "new"}
-    )
+    visible = [file for file in tmp_path.iterdir() if not file.name.startswith(".")]
+    assert {file.name: file.read_text() for file in visible} == left
 
 
 def test_a_folder_in_the_way_of_any_file_is_seen_before_anything_is_changed(tmp_path):
     write_text(tmp_path / "a", "old")
     (tmp_path / "b").mkdir()
-    with pytest.raises(
-        OSError,
-        match=r"could not write .*b: a folder of that name is in the way. Nothing was changed",
-    ):
+    message = r"could not write .*b: a folder of that name is in the way. Nothing was changed"
+    with pytest.raises(OSError, match=message):
         write_together(tmp_path, {"a": text_writer("new"), "b": text_writer("new")}, remove=["a"])
     assert (tmp_path / "a").read_text() == "old"
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a", "b"]

@@ -1,8 +1,9 @@
-"""transformers' models, small and random: what was injected here or in PEFT computes the same, file for file."""
+"""transformers' models, small and random, compute the same with our adapters and with PEFT's."""
 
 import copy
 import re
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -22,44 +23,33 @@ from minilora import (
     save_adapter,
     save_model,
 )
-from minilora.lora.injection import lora_layers, trainable_parameters
+from minilora.lora.injection import trainable_parameters
+from minilora.lora.layer import lora_layers
 from minilora.model.transformer import Llama, LlamaConfig
 
 from .lora.test_injection import fill
 from .tolerance import Wider, assert_as_close, exactly, in_float64
 
-LLAMA = {
-    **{"vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2},
-    **{"num_attention_heads": 4, "num_key_value_heads": 2, "pad_token_id": 0},
-}
-GPT2 = {
-    "vocab_size": 40,
-    "n_embd": 16,
-    "n_layer": 2,
-    "n_head": 4,
-    "n_positions": 32,
-    "bos_token_id": 0,
-    "eos_token_id": 1,
-}
+TOKENS = {"vocab_size": 40, "pad_token_id": 0}
+WIDTHS = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+BERT = {**TOKENS, **WIDTHS, "num_attention_heads": 4}
+LLAMA = {**BERT, "num_key_value_heads": 2}
+MISTRAL = {**LLAMA, "sliding_window": 4}
+OURS = {"vocab_size": 40, **WIDTHS}
+ENDS = {"bos_token_id": 0, "eos_token_id": 1}
+GPT2 = {"vocab_size": 40, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32, **ENDS}
 OPT = {
-    **{
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "ffn_dim": 24,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "pad_token_id": 0,
-    },
-    **{
-        "max_position_embeddings": 32,
-        "word_embed_proj_dim": 16,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-    },
+    **TOKENS,
+    **ENDS,
+    "hidden_size": 16,
+    "word_embed_proj_dim": 16,
+    "ffn_dim": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
 }
-BERT = {k: v for k, v in LLAMA.items() if k != "num_key_value_heads"}
 T5 = {
-    "vocab_size": 40,
+    **TOKENS,
     "d_model": 16,
     "d_kv": 4,
     "d_ff": 24,
@@ -67,57 +57,37 @@ T5 = {
     "num_heads": 4,
     "decoder_start_token_id": 0,
 }
-VIT = {
-    **{k: v for k, v in BERT.items() if k not in ("vocab_size", "pad_token_id")},
-    "image_size": 8,
-    "patch_size": 4,
-}
+VIT = {**WIDTHS, "num_attention_heads": 4, "image_size": 8, "patch_size": 4}
 IDS = torch.arange(18).reshape(2, 9) + 1
 TEXT, BOTH = {"input_ids": IDS}, {"input_ids": IDS, "decoder_input_ids": IDS[:, :5]}
 PICTURE = {"pixel_values": torch.linspace(-1, 1, 2 * 3 * 8 * 8).reshape(2, 3, 8, 8)}
-# name: (model class, config class, its fields, input, targets, and the same as one regular expression for something else)
+QKVO_AND_MLP = r".*layers\.\d+\.(self_attn\.[qkvo]|mlp\.\w+)_proj"  # a regular expression
+DENSE = ["query", "value", "attention.output.dense"]
+# name: (what its classes' names begin with, what the model is for, its fields, input, targets)
 FAMILIES = {
-    "Llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA, TEXT, ["q_proj", "v_proj"]),
-    "Qwen2": (
-        "Qwen2ForCausalLM",
-        "Qwen2Config",
-        LLAMA,
-        TEXT,
-        r".*layers\.\d+\.(self_attn\.[qkvo]|mlp\.\w+)_proj",
-    ),
-    "Qwen3": ("Qwen3ForCausalLM", "Qwen3Config", {**LLAMA, "head_dim": 8}, TEXT, "all-linear"),
-    "Mistral": (
-        "MistralForCausalLM",
-        "MistralConfig",
-        {**LLAMA, "sliding_window": 4},
-        TEXT,
-        ["q_proj", "down_proj"],
-    ),
-    "GPT-2": ("GPT2LMHeadModel", "GPT2Config", GPT2, TEXT, ["c_attn", "c_proj"]),
-    "GPT-2, all": ("GPT2LMHeadModel", "GPT2Config", GPT2, TEXT, "all-linear"),
-    "OPT": ("OPTForCausalLM", "OPTConfig", OPT, TEXT, ["q_proj", "v_proj", "fc1"]),
-    "BERT": (
-        "BertForSequenceClassification",
-        "BertConfig",
-        BERT,
-        TEXT,
-        ["query", "value", "attention.output.dense"],
-    ),
-    "T5": ("T5ForConditionalGeneration", "T5Config", T5, BOTH, ["q", "v", "wi"]),
-    "T5, all": ("T5ForConditionalGeneration", "T5Config", T5, BOTH, "all-linear"),
-    "ViT": ("ViTForImageClassification", "ViTConfig", VIT, PICTURE, ["q_proj", "v_proj", "fc1"]),
+    "Llama": ("Llama", "ForCausalLM", LLAMA, TEXT, ["q_proj", "v_proj"]),
+    "Qwen2": ("Qwen2", "ForCausalLM", LLAMA, TEXT, QKVO_AND_MLP),
+    "Qwen3": ("Qwen3", "ForCausalLM", {**LLAMA, "head_dim": 8}, TEXT, "all-linear"),
+    "Mistral": ("Mistral", "ForCausalLM", MISTRAL, TEXT, ["q_proj", "down_proj"]),
+    "GPT-2": ("GPT2", "LMHeadModel", GPT2, TEXT, ["c_attn", "c_proj"]),
+    "GPT-2, all": ("GPT2", "LMHeadModel", GPT2, TEXT, "all-linear"),
+    "OPT": ("OPT", "ForCausalLM", OPT, TEXT, ["q_proj", "v_proj", "fc1"]),
+    "BERT": ("Bert", "ForSequenceClassification", BERT, TEXT, DENSE),
+    "T5": ("T5", "ForConditionalGeneration", T5, BOTH, ["q", "v", "wi"]),
+    "T5, all": ("T5", "ForConditionalGeneration", T5, BOTH, "all-linear"),
+    "ViT": ("ViT", "ForImageClassification", VIT, PICTURE, ["q_proj", "v_proj", "fc1"]),
 }
 SCALES = [{"r": 3, "lora_alpha": 8}, {"r": 2, "lora_alpha": 5, "use_rslora": True}]
 
 
 def make(family):
     """The model, its input and its targets; the same weights every time."""
-    model_class, config_class, fields, inputs, targets = FAMILIES[family]
+    name, purpose, fields, inputs, targets = FAMILIES[family]
     torch.manual_seed(0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        config = getattr(transformers, config_class)(**fields)
-        return getattr(transformers, model_class)(config).eval(), inputs, targets
+        config = getattr(transformers, f"{name}Config")(**fields)
+        return getattr(transformers, name + purpose)(config).eval(), inputs, targets
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -131,14 +101,13 @@ def test_injected_it_computes_what_it_did_with_as_many_parameters_as_in_peft(fam
     inject(model, LoraConfig(**config))
     assert torch.equal(model(**inputs).logits, before)
     assert trainable_parameters(model) == peft.get_nb_trainable_parameters()
-    there = {
-        n.removeprefix("base_model.model.") for n, m in peft.named_modules() if hasattr(m, "lora_A")
-    }
-    assert {name for name, _ in lora_layers(model)} == there
+    theirs = [name for name, module in peft.named_modules() if hasattr(module, "lora_A")]
+    ours = {f"base_model.model.{name}" for name, _ in lora_layers(model)}
+    assert ours == set(theirs)
 
 
 def check_all_close(model, peft, inputs):
-    """Ours, adapted and merged and unloaded, is as near to PEFT's in float64 as PEFT's own is; and the other way round."""
+    """Ours, adapted, merged and unloaded, is as near to float64 as PEFT's, and the other way."""
     truth = exactly(peft, **inputs)
     ours, theirs = [model(**inputs).logits], [peft(**inputs).logits]
     ours += [merge(model)(**inputs).logits, merge_and_unload(model)(**inputs).logits]
@@ -178,7 +147,10 @@ CHECKPOINTED = [family for family in FAMILIES if "," not in family]
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", CHECKPOINTED)
 def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family):
-    """Without it the reentrant form trains nothing (huggingface/peft #137); with it the gradients are those without."""
+    """Without it the reentrant form trains nothing (huggingface/peft #137).
+
+    With it the gradients are those of a model without checkpointing.
+    """
 
     def gradients(checkpointing, enabled, double=False):
         model, inputs, targets = make(family)
@@ -190,13 +162,11 @@ def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family
                 module.p = 0.0
         if double:
             model = in_float64(model)
-            inputs = {
-                name: x.double() if x.is_floating_point() else x for name, x in inputs.items()
-            }
+            floats = {name: x.double() for name, x in inputs.items() if x.is_floating_point()}
+            inputs = {**inputs, **floats}
         if checkpointing:
-            model.gradient_checkpointing_enable(
-                gradient_checkpointing_kwargs={"use_reentrant": True}
-            )
+            reentrant = {"use_reentrant": True}
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=reentrant)
             if model.main_input_name == "input_ids":
                 # transformers 5 enables them by itself, for text; older ones do not
                 model.disable_input_require_grads()
@@ -208,37 +178,31 @@ def test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient(family
             handle.remove()
         return {name: (layer.lora_A.grad, layer.lora_B.grad) for name, layer in lora_layers(model)}
 
-    found, wanted, without = gradients(True, True), gradients(False, False), gradients(True, False)
+    plain, enabled = gradients(False, False), gradients(True, True)
     with Wider():
         truth = gradients(False, False, double=True)
-    for name, pair in wanted.items():
-        for mine, theirs, true in zip(found[name], pair, truth[name], strict=True):
+    for name, pair in plain.items():
+        for mine, theirs, true in zip(enabled[name], pair, truth[name], strict=True):
             assert mine is not None, name
             assert_as_close(mine, theirs, true)
-    assert any(grad is None for pair in without.values() for grad in pair), (
-        "else there would be nothing to enable"
-    )
+    not_enabled = [grad for pair in gradients(True, False).values() for grad in pair]
+    assert any(grad is None for grad in not_enabled), "else there would be nothing to enable"
 
 
 def test_our_own_blocks_can_be_checkpointed_too():
     from torch.utils.checkpoint import checkpoint
 
     torch.manual_seed(0)
-    model = Llama(
-        LlamaConfig(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_layers=2)
-    )
+    model = Llama(LlamaConfig(**OURS))
     inject(model, LoraConfig(r=2, target_modules="all-linear"))
     fill(model)
     for layer in model.model.layers:
-        layer.forward = lambda *a, forward=layer.forward: checkpoint(
-            forward, *a, use_reentrant=True
-        )
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=True)
     enable_input_grads(model)
     model(IDS).square().sum().backward()
-    assert all(
-        la.lora_B.grad is not None and la.lora_B.grad.abs().sum() > 0
-        for _, la in lora_layers(model)
-    )
+    for name, layer in lora_layers(model):
+        assert layer.lora_B.grad is not None, name
+        assert layer.lora_B.grad.any(), name
 
 
 def test_a_model_without_embeddings_says_so():
@@ -247,11 +211,10 @@ def test_a_model_without_embeddings_says_so():
 
 
 def test_a_merged_foreign_llama_and_its_adapter_meet_ours(tmp_path):
-    """transformers' Llama saved by transformers, adapted there by PEFT: our load_base and load_adapter give the same."""
+    """A Llama of transformers that PEFT adapted: load_base and load_adapter give the same."""
     model, inputs, _ = make("Llama")
-    peft = get_peft_model(
-        copy.deepcopy(model), Theirs(**SCALES[0], target_modules=["k_proj", "up_proj"])
-    ).eval()
+    config = Theirs(**SCALES[0], target_modules=["k_proj", "up_proj"])
+    peft = get_peft_model(copy.deepcopy(model), config).eval()
     for name, p in peft.named_parameters():
         if re.search("lora_B", name):
             nn.init.normal_(p)
@@ -264,15 +227,7 @@ def test_a_merged_foreign_llama_and_its_adapter_meet_ours(tmp_path):
 @pytest.mark.parametrize("tied", [True, False])
 def test_a_merged_model_saved_here_opens_in_transformers_with_equal_logits(tied, tmp_path):
     torch.manual_seed(0)
-    ours = Llama(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            tie_word_embeddings=tied,
-        )
-    )
+    ours = Llama(LlamaConfig(**OURS, tie_word_embeddings=tied))
     inject(ours, LoraConfig(**SCALES[0], target_modules="all-linear", rank_pattern={"k_proj": 1}))
     fill(ours)
     adapted, truth = ours(IDS), exactly(ours, IDS)

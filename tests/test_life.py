@@ -1,14 +1,18 @@
-"""A model's life in any order: inject, train, merge, unmerge, save, load, disable, unload, quantize, and mistakes in between.
+"""A model's life in any order of operations, with mistakes in between.
 
-A state machine drives one small model and keeps its own books: the weights that the base must have, as NumPy arrays, and the
-parts of the adapter. After every step three things must hold, whatever led there:
+A state machine injects, trains, merges, unmerges, saves, loads, disables, unloads and quantizes one
+small model, and keeps its own books: the weights that the base must have, and the parts of the
+adapter. After every step three things must hold, whatever led there:
 
-    the base      is what the books say, to the bit: in place, or kept aside while a merged weight is in its place
-    the outputs   of every Linear are level 0's, in float64, from the books' parts, within the rounding of tolerance.py
-    what trains   is A and B while there is an adapter, and what trained before when there is none
+    the base       is what the books say, to the bit: in place, or kept aside while a merged weight
+                   is in its place
+    the outputs    of every Linear are level 0's, in float64, from the books' parts, within the
+                   rounding of tolerance.py
+    A and B        are what trains while there is an adapter; without one, what trained before
 
-A mistake (merge twice, quantize under adapters, load what does not fit) must be refused and change nothing of this.
-Most bugs of real adapter libraries need two operations in an unlucky order; nobody writes down every order, so hypothesis does.
+A mistake (merge twice, quantize under adapters, load what does not fit) must be refused and change
+nothing of this. Most bugs of real adapter libraries need two operations in an unlucky order; nobody
+writes down every order, so hypothesis does.
 """
 
 import contextlib
@@ -26,7 +30,7 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, NF4Linear, level0
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 
 from . import profiles
 from .strategies import DTYPES, alphas, models, ranks, targets
@@ -39,6 +43,11 @@ without_adapters = precondition(lambda self: self.config is None)
 def bits(tensor):
     """A copy that can be compared to the bit."""
     return tensor.detach().clone()
+
+
+def buffers(module):
+    """Copies of a module's codes and scales, by name."""
+    return {name: bits(buffer) for name, buffer in module.named_buffers()}
 
 
 class Life(RuleBasedStateMachine):
@@ -59,24 +68,14 @@ class Life(RuleBasedStateMachine):
 
     def books(self):
         """Write down the base anew, after something that is meant to change it."""
-        linears = {
-            n: m for n, m in self.model.named_modules() if isinstance(m, nn.Linear | NF4Linear)
-        }
+        modules = self.model.named_modules()
+        linears = {name: m for name, m in modules if isinstance(m, nn.Linear | NF4Linear)}
         self.weights = {name: bits(module.weight) for name, module in linears.items()}
-        self.codes = {
-            name: {n: bits(b) for n, b in module.named_buffers()}
-            for name, module in linears.items()
-        }
-        inside = {
-            f"{name}.{part}"
-            for name in linears
-            for part in ("weight", "packed", "absmax", "absmax2", "offset")
-        }
-        self.others = {
-            name: bits(tensor)
-            for name, tensor in self.model.state_dict().items()
-            if name not in inside
-        }
+        self.codes = {name: buffers(module) for name, module in linears.items()}
+        parts = ("weight", "packed", "absmax", "absmax2", "offset")
+        inside = {f"{name}.{part}" for name in linears for part in parts}
+        state = self.model.state_dict()
+        self.others = {name: bits(tensor) for name, tensor in state.items() if name not in inside}
 
     # ---- What one can do ----
 
@@ -92,12 +91,11 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: not self.merged)
     @rule(seed=st.integers(0, 99))
     def train(self, seed):
-        """Two steps; taken back when they overflow float16, which ends at 65,504, as a gradient scaler skips such a step."""
+        """Two steps; taken back when they overflow float16, as a gradient scaler would do."""
         torch.manual_seed(seed)
         before = self.parts()
-        optimizer = torch.optim.AdamW(
-            [p for p in self.model.parameters() if p.requires_grad], lr=0.05, weight_decay=0.1
-        )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=0.05, weight_decay=0.1)
         for _ in range(2):
             self.model.train()(torch.randn_like(self.x)).float().square().mean().backward()
             optimizer.step()
@@ -135,10 +133,8 @@ class Life(RuleBasedStateMachine):
         expected = {name: self.sum_of_parts(name, layer) for name, layer in lora_layers(self.model)}
         minilora.merge_and_unload(self.model, onto=onto)
         for name, (total, bound) in expected.items():
-            assert (
-                np.abs(self.model.get_submodule(name).weight.detach().double().numpy() - total)
-                <= bound
-            ).all()
+            weight = as_numpy(self.model.get_submodule(name).weight)
+            assert (np.abs(weight - total) <= bound).all()
         self.config, self.merged = None, False
         if self.quantized:  # with the floats come parameters, frozen ones
             self.quantized = any(isinstance(module, NF4Linear) for module in self.model.modules())
@@ -155,7 +151,7 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self.saved)
     @rule(data=st.data())
     def load(self, data):
-        """What was saved comes back to the bit, or is refused because another adapter is in the way."""
+        """A saved adapter comes back to the bit, or is refused if another is in the way."""
         folder, config, parts = data.draw(st.sampled_from(self.saved))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the base may be another by now, and this says so
@@ -173,7 +169,7 @@ class Life(RuleBasedStateMachine):
     @with_adapters
     @rule()
     def disable(self):
-        """Inside the context the model is its base, to the bit; the invariants look at what is left afterwards."""
+        """Inside the context the model is its base, to the bit; the invariants look afterwards."""
         plain = copy.deepcopy(self.model)
         minilora.unload(plain)
         with minilora.disable_adapter(self.model):
@@ -186,9 +182,10 @@ class Life(RuleBasedStateMachine):
         """Ŵ is level 0's, from the weights in the books; nothing trains afterwards."""
         minilora.quantize_base(self.model, double_quant=False, skip=(), block_size=block_size)
         for name, weight in self.weights.items():
-            wanted = level0.nf4_dequantize(level0.nf4_quantize(weight.float().numpy(), block_size))
-            found = self.model.get_submodule(name).weight
-            assert torch.equal(found, torch.from_numpy(wanted).to(found.dtype))
+            codes = level0.nf4_quantize(weight.float().numpy(), block_size)
+            expected = torch.from_numpy(level0.nf4_dequantize(codes))
+            dequantized = self.model.get_submodule(name).weight
+            assert torch.equal(dequantized, expected.to(dequantized.dtype))
         self.quantized = True
         self.trains = [p.requires_grad for p in self.model.parameters()]
         assert not any(self.trains)
@@ -232,21 +229,13 @@ class Life(RuleBasedStateMachine):
         layers = dict(lora_layers(self.model))
         for name, weight in self.weights.items():
             layer = layers.get(name)
-            base = (
-                self.model.get_submodule(name) if layer is None else layer.kept_base or layer.base
-            )
-            kept = layer.kept_weight if layer is not None else None
-            assert torch.equal(base.weight if kept is None else kept, weight), name
-            assert self.codes[name].keys() == dict(base.named_buffers()).keys()
-            assert all(
-                torch.equal(buffer, self.codes[name][n]) for n, buffer in base.named_buffers()
-            )
-        now = {
-            n.replace(".base.", "."): t
-            for n, t in self.model.state_dict().items()
-            if "lora_" not in n
-        }
-        assert all(torch.equal(now[name], tensor) for name, tensor in self.others.items())
+            base = layer.original_base() if layer else self.model.get_submodule(name)
+            assert torch.equal(base.weight, weight), name
+            codes = buffers(base)
+            assert codes.keys() == self.codes[name].keys()
+            assert all(torch.equal(code, self.codes[name][part]) for part, code in codes.items())
+        state = {n.replace(".base.", "."): tensor for n, tensor in self.model.state_dict().items()}
+        assert all(torch.equal(state[name], tensor) for name, tensor in self.others.items())
 
     @invariant()
     def every_output_is_what_the_parts_say(self):
@@ -258,11 +247,10 @@ class Life(RuleBasedStateMachine):
             W, layer = self.weights[name], layers.get(name)
             A, B, scaling = self.parts()[name] if layer else (W[:1] * 0, W[:, :1] * 0, 1.0)
             bias = self.model.get_submodule(name).bias
-            arrays, b = map(as_numpy, (x, W, A, B)), None if bias is None else as_numpy(bias)
-            truth = level0.lora_forward(*arrays, scaling * len(A), b)
-            bound = (merged_bound if self.merged else forward_bound)(
-                x, W, A, B, scaling, bias, y.dtype
-            ).numpy()
+            bias_array = None if bias is None else as_numpy(bias)
+            truth = level0.lora_forward(*map(as_numpy, (x, W, A, B)), scaling * len(A), bias_array)
+            bound_of = merged_bound if self.merged else forward_bound
+            bound = bound_of(x, W, A, B, scaling, bias, y.dtype).numpy()
             assert (np.abs(as_numpy(y) - truth) <= bound).all(), name
 
     @invariant()
@@ -272,14 +260,13 @@ class Life(RuleBasedStateMachine):
         if self.config is None:
             assert [p.requires_grad for p in self.model.parameters()] == self.trains
         else:
-            assert {
-                n.rsplit(".", 1)[-1] for n, p in self.model.named_parameters() if p.requires_grad
-            } == {"lora_A", "lora_B"}
+            trains = [name for name, p in self.model.named_parameters() if p.requires_grad]
+            assert {name.rpartition(".")[2] for name in trains} == {"lora_A", "lora_B"}
 
     # ---- Helpers ----
 
     def inputs_and_outputs(self):
-        """What goes into every Linear of the base, and what comes out with the adapter on it, by path."""
+        """The input of every Linear of the base, and its output with the adapter on it, by path."""
         seen, hooks = {}, []
         for name in self.weights:
 
@@ -294,40 +281,29 @@ class Life(RuleBasedStateMachine):
         return seen
 
     def any_packed(self):
-        return any(
-            minilora.lora.layer.is_packed(layer.base) for _, layer in lora_layers(self.model)
-        )
+        return any(isinstance(layer.base, NF4Linear) for _, layer in lora_layers(self.model))
 
     def parts(self):
         """A, B and scaling by path."""
-        return {
-            name: (bits(m.lora_A), bits(m.lora_B), m.scaling) for name, m in lora_layers(self.model)
-        }
+        layers = lora_layers(self.model)
+        return {name: (bits(m.lora_A), bits(m.lora_B), m.scaling) for name, m in layers}
 
     def fits(self, parts):
         """Whether saved parts are those of the adapter that is there: names, ranks and scales."""
-        here = self.parts()
-        return here.keys() == parts.keys() and all(
-            (len(here[n][0]), here[n][2]) == (len(p[0]), p[2]) for n, p in parts.items()
-        )
+        ours = {name: (len(A), scaling) for name, (A, _, scaling) in self.parts().items()}
+        return ours == {name: (len(A), scaling) for name, (A, _, scaling) in parts.items()}
 
     def sum_of_parts(self, name, layer):
-        """W0 + ΔW in float64, and how far a weight that is summed in float32 and rounded once may lie from it."""
-        W, delta = (
-            as_numpy(self.weights[name]),
-            level0.delta_weight(*map(as_numpy, (layer.lora_A, layer.lora_B)), 1.0),
-        )
-        delta = delta * layer.scaling * layer.r
-        size = np.abs(W) + layer.scaling * np.abs(as_numpy(layer.lora_B)) @ np.abs(
-            as_numpy(layer.lora_A)
-        )
-        return W + delta, gamma(1, layer.weight.dtype) * size * 2 + gamma(
-            layer.r + 3, torch.float32
-        ) * size
+        """W0 + ΔW in float64, and the bound for a sum in float32 that is rounded once."""
+        W, A, B = map(as_numpy, (self.weights[name], layer.lora_A, layer.lora_B))
+        delta = level0.delta_weight(A, B, layer.scaling * layer.r)  # its alpha
+        size = np.abs(W) + layer.scaling * np.abs(B) @ np.abs(A)
+        rounding = 2 * gamma(1, layer.weight.dtype) + gamma(layer.r + 3, torch.float32)
+        return W + delta, rounding * size
 
 
 def refused(action):
-    """The action must raise a ``ValueError``, which ``test_*`` beside each module read."""
+    """The action must raise a ``ValueError``; the modules' own tests read its message."""
     with pytest.raises(ValueError, match="."):
         action()
 

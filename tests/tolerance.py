@@ -1,16 +1,18 @@
-"""How far two computations of the same thing may lie apart, derived once and for all from the dtype and the sizes.
+"""How far apart two computations of the same thing may be, derived from the dtype and the sizes.
 
-A dot product of n terms in floating point with unit roundoff u obeys (Higham, Accuracy and Stability, 2nd ed., section 3.1)
+A dot product of n terms in floating point with unit roundoff u obeys (Higham, Accuracy and
+Stability, 2nd ed., section 3.1)
 
     |fl(x·y) - x·y| <= γ_n |x|·|y|        γ_n = n u / (1 - n u)
 
-whatever the order of summation, so it holds for every BLAS; kernels that accumulate half precision in float32 only do
-better. Every further rounding of a result adds one to n. Underflow, which the model leaves out, adds at most the smallest
-normal number of the dtype a term.
+whatever the order of summation, so it holds for every BLAS; kernels that accumulate half precision
+in float32 do better. Every further rounding of a result adds one to n. Underflow, which the model
+leaves out, adds at most the smallest normal number of the dtype a term.
 
-Through a whole model no such bound is of use: each layer multiplies what came before by its condition, and the product
-of the worst cases is thousands of times what happens. There the yardstick is measured. ``exactly`` computes the model
-in float64, and ``assert_as_close`` asks that ours is as near to it as another float32 computation of the same thing.
+For a whole model such a bound is useless: each layer multiplies the errors before it by its
+condition, and the product of the worst cases is thousands of times the real error. There the
+yardstick is measured. ``exactly`` computes the model in float64, and ``assert_as_close`` asks that
+ours is as near to it as another float32 computation of the same thing.
 """
 
 import copy
@@ -36,7 +38,7 @@ def gamma(n: int, dtype: torch.dtype) -> float:
 def magnitude(
     x: Tensor, W: Tensor, A: Tensor, B: Tensor, scaling: float, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """|x| |W|ᵀ + |b| and scaling (|x| |A|ᵀ) |B|ᵀ in float64: what rounding errors are measured against."""
+    """|x| |W|ᵀ + |b| and scaling (|x| |A|ᵀ) |B|ᵀ in float64, the measure of rounding errors."""
     x, W, A, B = (t.detach().double().abs() for t in (x, W, A, B))
     plain = x @ W.T + (0 if bias is None else bias.detach().double().abs())
     return plain, scaling * (x @ A.T) @ B.T
@@ -51,7 +53,7 @@ def forward_bound(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Error of one computed LoRA forward, entry by entry: two products in a row, a scale, two sums."""
+    """Error of a computed LoRA forward, by entry: two products in a row, a scale, two sums."""
     plain, low = magnitude(x, W, A, B, scaling, bias)
     terms = x.shape[-1] + len(A)
     return gamma(terms + 6, dtype) * (plain + low) + terms * torch.finfo(dtype).tiny
@@ -73,7 +75,7 @@ def merged_bound(
     bias: Tensor | None,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Distance of a merged from an unmerged forward: both have the error above, and W0 + ΔW is itself rounded once more."""
+    """Distance of a merged from an unmerged forward: both err, and W0 + ΔW is rounded once more."""
     return 2 * forward_bound(x, W, A, B, scaling, bias, dtype)
 
 
@@ -81,7 +83,7 @@ AS_CLOSE = 8
 
 
 class Wider(TorchFunctionMode):
-    """Whatever asks for float32 gets float64: models take norms, positions and softmax in float32 by themselves."""
+    """Gives float64 for float32, which models ask for in norms, positions and the softmax."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Call the function with the wider dtype."""
@@ -95,9 +97,9 @@ class Wider(TorchFunctionMode):
         return torch.float64 if value is torch.float32 else value
 
 
-def logits_of(found: Any) -> Tensor:
-    """A model's logits: what it returns, or a field of that."""
-    return getattr(found, "logits", found)
+def logits_of(output: Any) -> Tensor:
+    """A model's logits: its output, or a field of that."""
+    return getattr(output, "logits", output)
 
 
 def in_float64(model: nn.Module) -> nn.Module:
@@ -107,44 +109,45 @@ def in_float64(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def exactly(model: nn.Module, *inputs: Tensor, **named: Tensor) -> Tensor:
-    """The model's logits in float64 throughout: beside float32's errors, its own are nothing."""
+    """The model's logits in float64 throughout, whose errors are nothing beside float32's."""
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     named = {name: x.double() if x.is_floating_point() else x for name, x in named.items()}
     model = in_float64(model)
     with Wider():
-        found = logits_of(model(*wide, **named))
-    assert found.dtype == torch.float64
-    return found
+        logits = logits_of(model(*wide, **named))
+    assert logits.dtype == torch.float64
+    return logits
 
 
-def largest_error(found: Tensor, truth: Tensor) -> float:
-    """max |found - truth|, in float64."""
-    return (found.detach().double() - truth).abs().max().item()
+def largest_error(ours: Tensor, truth: Tensor) -> float:
+    """max |ours - truth|, in float64."""
+    return (ours.detach().double() - truth).abs().max().item()
 
 
-def assert_as_close(found: Tensor, peers: Tensor | list[Tensor], truth: Tensor) -> None:
-    """``found`` errs at most ``AS_CLOSE`` times as much as ``peers``, which is the same computed in another way.
+def assert_as_close(ours: Tensor, peers: Tensor | list[Tensor], truth: Tensor) -> None:
+    """``ours`` errs at most ``AS_CLOSE`` times as much as ``peers``, the same computed otherwise.
 
-    Both errors are sums of as many roundings, with other signs. The ratio was 3.3 at most in 264 pairs of models, adapters
-    and kernels; a wrong scale, a rounding to half precision or a lost term is a thousand times off.
-    The floor is a last rounding of the largest value: a peer may hit the truth by luck.
+    Both errors are sums of equally many roundings, with other signs. The ratio was 3.3 at most in
+    264 pairs of models, adapters and kernels; a wrong scale, a rounding to half precision or a lost
+    term is a thousand times off. The floor is a last rounding of the largest value: a peer may hit
+    the truth by luck.
     """
     peers = [peers] if isinstance(peers, Tensor) else peers
     allowed = AS_CLOSE * max(largest_error(peer, truth) for peer in peers)
-    allowed += AS_CLOSE * unit_roundoff(found.dtype) * truth.abs().max().item()
-    error = largest_error(found, truth)
+    allowed += AS_CLOSE * unit_roundoff(ours.dtype) * truth.abs().max().item()
+    error = largest_error(ours, truth)
     assert error <= allowed, f"off by {error:.3g}, where the peers' error allows {allowed:.3g}"
 
 
 @torch.no_grad()
 def loss_bound(model: nn.Module, ids: Tensor) -> float:
-    """How far a float32 cross-entropy may be from another, per token and in nats, for a model that reads such ids.
+    """How far apart two float32 cross-entropies of a model on ``ids`` may be, in nats a token.
 
-    log Σ exp(z) - z_t moves by twice the largest error of a logit at most; the sum of V exponentials errs by γ_V of itself,
-    and so its logarithm by γ_V. The logits' error is measured, as in ``assert_as_close``; two computations have it each.
+    log Σ exp(z) - z_t moves by twice the largest error of a logit at most; the sum of V
+    exponentials errs by γ_V of itself, and so its logarithm by γ_V. The logits' error is measured,
+    as in ``assert_as_close``; each of the two computations has it.
     """
     truth, dtype = exactly(model, ids), torch.float32
     logits = 2 * AS_CLOSE * largest_error(logits_of(model(ids)), truth)
-    return 2 * (
-        logits + gamma(truth.shape[-1] + 4, dtype) + gamma(4, dtype) * truth.abs().max().item()
-    )
+    logarithm = gamma(truth.shape[-1] + 4, dtype)
+    return 2 * (logits + logarithm + gamma(4, dtype) * truth.abs().max().item())

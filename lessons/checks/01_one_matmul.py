@@ -1,4 +1,7 @@
-"""Checks of lesson 01. The oracle is the loss itself: L = Σ dy · (x Wᵀ) is linear in W, so one unit step gives each slope."""
+"""Checks of lesson 01. The oracle is the loss itself.
+
+L = Σ dy · (x Wᵀ) is linear in W, so one unit step gives each slope.
+"""
 
 import numpy as np
 from hypothesis.strategies import integers, lists
@@ -8,12 +11,12 @@ from minilora.learn import cases, close
 
 def slopes(dy, x):
     """∂L/∂W[i, j] = L(W + E_ij) − L(W), measured one weight at a time."""
-    found = np.zeros((dy.shape[-1], x.shape[-1]))
-    for i, j in np.ndindex(found.shape):
-        step = np.zeros_like(found)
+    measured = np.zeros((dy.shape[-1], x.shape[-1]))
+    for i, j in np.ndindex(measured.shape):
+        step = np.zeros_like(measured)
         step[i, j] = 1.0
-        found[i, j] = (dy * (x @ step.T)).sum()
-    return found
+        measured[i, j] = (dy * (x @ step.T)).sum()
+    return measured
 
 
 @cases(
@@ -26,9 +29,8 @@ def check_weight_gradient(answer, leading, size_in, size_out, seed):
     """Any leading axes, non-square and square layers."""
     draw = np.random.default_rng(seed)
     x, dy = draw.normal(size=(*leading, size_in)), draw.normal(size=(*leading, size_out))
-    close(
-        answer(dy.copy(), x.copy()), slopes(dy, x), what="∂W", case=f"dy {dy.shape} and x {x.shape}"
-    )
+    case = f"dy {dy.shape} and x {x.shape}"
+    close(answer(dy.copy(), x.copy()), slopes(dy, x), what="∂W", case=case)
 
 
 def transposed(dy, x):
@@ -36,7 +38,8 @@ def transposed(dy, x):
 
 
 def averaged(dy, x):
-    return dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1]) / dy[..., 0].size
+    tokens = dy[..., 0].size
+    return dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1]) / tokens
 
 
 def first_sequence_only(dy, x):
@@ -46,9 +49,8 @@ def first_sequence_only(dy, x):
 
 
 def sums_first(dy, x):
-    return np.outer(
-        dy.reshape(-1, dy.shape[-1]).sum(axis=0), x.reshape(-1, x.shape[-1]).sum(axis=0)
-    )
+    rows_dy, rows_x = dy.reshape(-1, dy.shape[-1]), x.reshape(-1, x.shape[-1])
+    return np.outer(rows_dy.sum(axis=0), rows_x.sum(axis=0))
 
 
 def keeps_the_batch(dy, x):

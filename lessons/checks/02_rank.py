@@ -1,4 +1,7 @@
-"""Checkers of lesson 02. The oracle never takes an SVD: squared singular values are the eigenvalues of WᵀW or WWᵀ."""
+"""Checkers of lesson 02. The oracle never takes an SVD.
+
+Squared singular values are the eigenvalues of WᵀW or WWᵀ.
+"""
 
 import torch
 from hypothesis.strategies import floats, integers
@@ -21,26 +24,25 @@ def draw_matrix(rows, columns, seed):
 
 @cases(rows=integers(2, 12), columns=integers(2, 12), rank=integers(1, 12), seed=integers(0, 999))
 def check_best_factors(answer, rows, columns, rank, seed):
-    """Shapes, and an error that equals the discarded tail: Eckart and Young leave no other product."""
+    """Shapes, and an error that equals the discarded tail (Eckart and Young)."""
     r = min(rank, rows, columns)
     W = draw_matrix(rows, columns, seed)
     case = f"W {tuple(W.shape)}, r = {r}"
-    found = answer(W.clone(), r)
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise Wrong(
-            f"{case}: needed the pair (B, A), B {(rows, r)} and A {(r, columns)}, got {type(found).__name__}"
-        )
-    B, A = found
+    pair = answer(W.clone(), r)
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        shapes = f"B {(rows, r)} and A {(r, columns)}"
+        raise Wrong(f"{case}: expected the pair (B, A), {shapes}, got {type(pair).__name__}")
+    B, A = pair
     for name, factor, shape in (("B", B, (rows, r)), ("A", A, (r, columns))):
         if not isinstance(factor, torch.Tensor) or tuple(factor.shape) != shape:
-            raise Wrong(
-                f"{case}: {name} has shape {tuple(getattr(factor, 'shape', ()))}, a right answer has {shape}"
-            )
+            got = tuple(getattr(factor, "shape", ()))
+            raise Wrong(f"{case}: {name} has shape {got}, a right answer has {shape}")
     tail, whole = energies(W)[r:].sum(), W.square().sum()
     lost = (W - B @ A).square().sum()
     if not abs(lost - tail) <= 1e-8 * whole:
         raise Wrong(
-            f"{case}: ‖W − BA‖² is {lost / whole:.4f} of ‖W‖², a right answer loses {tail / whole:.4f} (the discarded tail)"
+            f"{case}: ‖W − BA‖² is {lost / whole:.4f} of ‖W‖², a right answer loses "
+            f"{tail / whole:.4f} (the discarded tail)"
         )
 
 
@@ -51,15 +53,14 @@ def check_rank_that_keeps(answer, rows, columns, share, seed):
     """The definition, tried from r = 1 upwards."""
     W = draw_matrix(rows, columns, seed)
     kept, total = energies(W), W.square().sum()
-    right = next(
-        r
-        for r in range(1, len(kept) + 1)
-        if kept[:r].sum() >= share * total * (1 - 1e-12) or r == len(kept)
-    )
-    found = answer(W.clone(), share)
-    if found != right:
+    right, enough = 1, share * total * (1 - 1e-12)
+    while right < len(kept) and kept[:right].sum() < enough:
+        right += 1
+    rank = answer(W.clone(), share)
+    if rank != right:
         raise Wrong(
-            f"W {tuple(W.shape)}, share {share:.4g}: got {found!r}, the smallest rank that keeps so much is {right}"
+            f"W {tuple(W.shape)}, share {share:.4g}: got {rank!r}, the smallest rank that keeps "
+            f"so much is {right}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Checker of lesson 03. The oracle is autograd on the plain forward; nothing here is a hand-written gradient."""
+"""Checker of lesson 03. The oracle is autograd on the plain forward, no hand-written gradient."""
 
 import torch
 from hypothesis.strategies import floats, integers, lists
@@ -25,12 +25,14 @@ def check_lora_gradients(answer, front, size_in, size_out, r, s, seed):
     A, B = random(r, size_in).requires_grad_(), random(size_out, r).requires_grad_()
     y = x @ W0.T + s * (x @ A.T) @ B.T
     (y * g).sum().backward()  # so that ∂L/∂y is g
-    case = f"x {tuple(x.shape)}, g {tuple(g.shape)}, A {tuple(A.shape)}, B {tuple(B.shape)}, s = {s:.3g}"
-    found = answer(g.clone(), x.clone(), A.detach().clone(), B.detach().clone(), s)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise Wrong(f"{case}: needed the pair (dA, dB), got {type(found).__name__}")
-    close(found[0], A.grad, what="∂A", case=case)
-    close(found[1], B.grad, what="∂B", case=case)
+    shapes = {"x": x, "g": g, "A": A, "B": B}
+    case = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in shapes.items())
+    case += f", s = {s:.3g}"
+    pair = answer(g.clone(), x.clone(), A.detach().clone(), B.detach().clone(), s)
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise Wrong(f"{case}: expected the pair (dA, dB), got {type(pair).__name__}")
+    close(pair[0], A.grad, what="∂A", case=case)
+    close(pair[1], B.grad, what="∂B", case=case)
 
 
 def flat(g, x):
@@ -69,7 +71,7 @@ def scaled_twice(g, x, A, B, s):
 
 
 def first_row_only(g, x, A, B, s):
-    """Takes the first element of each axis in front, as code for (tokens, in) does when it is given (batch, time, in)."""
+    """Takes the first element of each axis in front, as if x were (tokens, in)."""
     while x.dim() > 2:
         g, x = g[0], x[0]
     g, x = flat(g, x)

@@ -1,4 +1,4 @@
-"""Checkers of lesson 04: the distribution of a start by its moments and bounds, and autograd on a random layer."""
+"""Checkers of lesson 04: a start by its moments and bounds; who moves by autograd on a layer."""
 
 import torch
 from hypothesis.strategies import booleans, integers
@@ -8,38 +8,29 @@ from minilora.learn import Wrong, cases
 
 @cases(size_in=integers(2, 300), size_out=integers(1, 40), r=integers(1, 24), seed=integers(0, 999))
 def check_init_factors(answer, size_in, size_out, r, seed):
-    """Shapes, B zero, A within its bound, and over at least 4,000 draws a uniform's mean, spread and reach."""
+    """Shapes, B zero, A within its bound, and over 4,000 draws a uniform's mean and spread."""
     torch.manual_seed(seed)
     case = f"in {size_in}, out {size_out}, r {r}"
-    found = answer(size_in, size_out, r)
-    if not isinstance(found, tuple | list) or len(found) != 2:
-        raise Wrong(f"{case}: needed the pair (A, B), got {type(found).__name__}")
-    for name, factor, shape in (("A", found[0], (r, size_in)), ("B", found[1], (size_out, r))):
+    pair = answer(size_in, size_out, r)
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise Wrong(f"{case}: expected the pair (A, B), got {type(pair).__name__}")
+    for name, factor, shape in (("A", pair[0], (r, size_in)), ("B", pair[1], (size_out, r))):
         if not isinstance(factor, torch.Tensor) or tuple(factor.shape) != shape:
-            raise Wrong(
-                f"{case}: {name} has shape {tuple(getattr(factor, 'shape', ()))}, a right answer has {shape}"
-            )
-    if found[1].any():
-        raise Wrong(f"{case}: B must be all zero, its largest entry is {found[1].abs().max():.3g}")
+            got = tuple(getattr(factor, "shape", ()))
+            raise Wrong(f"{case}: {name} has shape {got}, a right answer has {shape}")
+    if pair[1].any():
+        raise Wrong(f"{case}: B must be all zero, its largest entry is {pair[1].abs().max():.3g}")
     bound = 1 / size_in**0.5
-    draws = (
-        torch.cat(
-            [
-                answer(size_in, size_out, r)[0].detach().flatten()
-                for _ in range(1 + 4000 // (r * size_in))
-            ]
-        )
-        / bound
-    )
+    starts = [answer(size_in, size_out, r)[0] for _ in range(1 + 4000 // (r * size_in))]
+    draws = torch.cat([A.detach().flatten() for A in starts]) / bound
     if draws.abs().max() > 1 + 1e-5:
-        raise Wrong(
-            f"{case}: |A| reaches {draws.abs().max() * bound:.4f}, the bound is 1/√in = {bound:.4f}"
-        )
+        reach = draws.abs().max() * bound
+        raise Wrong(f"{case}: |A| reaches {reach:.4f}, the bound is 1/√in = {bound:.4f}")
     spread, mean = draws.square().mean().sqrt(), draws.mean()  # of U(-1, 1): 0.577 and 0
     if abs(mean) > 0.06 or abs(spread - 3**-0.5) > 0.04:
         raise Wrong(
-            f"{case}: A has mean {mean * bound:.4f} and root mean square {spread * bound:.4f}; uniform within "
-            f"±{bound:.4f} has 0 and {bound * 3**-0.5:.4f}"
+            f"{case}: A has mean {mean * bound:.4f} and root mean square {spread * bound:.4f}; "
+            f"uniform within ±{bound:.4f} has 0 and {bound * 3**-0.5:.4f}"
         )
 
 
@@ -59,11 +50,12 @@ def check_first_two_steps(answer, a_is_zero, b_is_zero, sizes, seed):
         ((x @ A.T) @ B.T - target).square().mean().backward()
         right.append("A" * bool(A.grad.any()) + "B" * bool(B.grad.any()))
         factors = [A.detach() - 0.01 * A.grad, B.detach() - 0.01 * B.grad]
-    found = answer(a_is_zero, b_is_zero)
-    if not isinstance(found, tuple | list) or list(found) != right:
+    steps = answer(a_is_zero, b_is_zero)
+    if not isinstance(steps, tuple | list) or list(steps) != right:
+        start = f"A {'zero' if a_is_zero else 'random'}, B {'zero' if b_is_zero else 'random'}"
         raise Wrong(
-            f"A {'zero' if a_is_zero else 'random'}, B {'zero' if b_is_zero else 'random'}: got {found!r}; autograd moves "
-            f"{right[0]!r} in step 1 and {right[1]!r} in step 2"
+            f"{start}: got {steps!r}; autograd moves {right[0]!r} in step 1 and {right[1]!r} in "
+            "step 2"
         )
 
 
@@ -80,9 +72,8 @@ def both_zero(size_in, size_out, r):
 def both_random(size_in, size_out, r):
     """Noise from the start."""
     bound = size_in**-0.5
-    return torch.empty(r, size_in).uniform_(-bound, bound), torch.empty(size_out, r).uniform_(
-        -bound, bound
-    )
+    A, B = torch.empty(r, size_in), torch.empty(size_out, r)
+    return A.uniform_(-bound, bound), B.uniform_(-bound, bound)
 
 
 def transposed(size_in, size_out, r):

@@ -1,4 +1,4 @@
-"""Checkers of lesson 05. Both oracles take the step with autograd and torch's SGD; neither knows the formula."""
+"""Checkers of lesson 05. Both oracles take real steps of torch's optimizers and know no formula."""
 
 import math
 
@@ -30,50 +30,59 @@ def check_first_update(answer, tokens, size_in, size_out, r, s, rate, seed):
     optimizer = torch.optim.SGD([moved_A, B], lr=rate)
     (s * (x @ moved_A.T) @ B.T * g).sum().backward()  # ∂L/∂y is g
     optimizer.step()
-    case = f"g {tuple(g.shape)}, x {tuple(x.shape)}, A {tuple(A.shape)}, s = {s:.3g}, rate = {rate:.3g}"
+    shapes = f"g {tuple(g.shape)}, x {tuple(x.shape)}, A {tuple(A.shape)}"
+    case = f"{shapes}, s = {s:.3g}, rate = {rate:.3g}"
     close(answer(g, x, A.clone(), s, rate), (s * B @ moved_A).detach(), what="ΔW", case=case)
 
 
-def mean_step(r, s, draws=3000, size_in=6, size_out=3):
-    """How far the first ΔW goes along the full gradient G, on average over many A (draws, r, in)."""
-    generator = torch.Generator().manual_seed(r)
-    x, g = (
-        torch.randn(4, size_in, generator=generator),
-        torch.randn(4, size_out, generator=generator),
-    )
-    A = (2 * torch.rand(draws, r, size_in, generator=generator) - 1) / math.sqrt(size_in)
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
+
+
+def first_length(r, s, optimizer, pieces=3000, size_in=6, size_out=3):
+    """‖ΔW‖ after one real step of both factors from B = 0, where ΔW is the mean over many A.
+
+    A of rank r is a sum of r pieces, so a high rank needs fewer draws.
+    """
+    draws = pieces // r
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, size_in, generator=generator)
+    g = torch.randn(4, size_out, generator=generator)  # the same x and g at every rank
+    uniform = 2 * torch.rand(draws, r, size_in, generator=generator) - 1
+    A = (uniform / math.sqrt(size_in)).requires_grad_()
     B = torch.zeros(draws, size_out, r, requires_grad=True)
+    step = OPTIMIZERS[optimizer]([A, B], lr=0.01)
     y = s * torch.einsum("ti,nri,nor->nto", x, A, B)
     (y * g).sum().backward()
-    delta = (s * -B.grad @ A).mean(0)  # (out, in), rate 1
-    full = -g.T @ x
-    return float((delta * full).sum() / full.square().sum())
+    step.step()
+    return float((s * B @ A).detach().mean(0).norm())
 
 
 @cases(
-    15,
+    24,
     r=sampled_from([2, 4, 8, 16]),
     factor=sampled_from([0.5, 2, 4]),
     alpha=floats(0.5, 64),
     use_rslora=booleans(),
+    optimizer=sampled_from([*OPTIMIZERS]),
 )
-def check_matching_alpha(answer, r, factor, alpha, use_rslora):
-    """Take the steps at both ranks, averaged over 3,000 starts, and compare their lengths."""
+def check_matching_alpha(answer, r, factor, alpha, use_rslora, optimizer):
+    """Take the steps at both ranks, averaged over many starts, and compare their lengths."""
     new_r = int(r * factor)
 
-    def length(rank, a):
-        return mean_step(rank, a / (math.sqrt(rank) if use_rslora else rank))
+    def length(rank, its_alpha):
+        scale = its_alpha / (math.sqrt(rank) if use_rslora else rank)
+        return first_length(rank, scale, optimizer)
 
-    case = (
-        f"r = {r}, alpha = {alpha:.3g}, new_r = {new_r}, {'alpha/√r' if use_rslora else 'alpha/r'}"
-    )
-    found = answer(r, alpha, new_r, use_rslora)
-    if not isinstance(found, int | float) or not math.isfinite(found) or found <= 0:
-        raise Wrong(f"{case}: needed a positive number, got {found!r}")
-    ratio = length(new_r, found) / length(r, alpha)
+    rule = "alpha/√r" if use_rslora else "alpha/r"
+    case = f"{optimizer}, {rule}, r = {r}, alpha = {alpha:.3g}, new_r = {new_r}"
+    new_alpha = answer(r, alpha, new_r, use_rslora, optimizer)
+    if not isinstance(new_alpha, int | float) or not math.isfinite(new_alpha) or new_alpha <= 0:
+        raise Wrong(f"{case}: expected a positive number, got {new_alpha!r}")
+    ratio = length(new_r, new_alpha) / length(r, alpha)
     if not 0.85 < ratio < 1.18:
         raise Wrong(
-            f"{case}: with your alpha {found:.4g} the new first ΔW is {ratio:.2f} times the old one, needed 1.00"
+            f"{case}: with your alpha {new_alpha:.4g} the first ΔW at new_r is {ratio:.2f} times "
+            "the one at r, expected 1.00"
         )
 
 
@@ -107,24 +116,42 @@ def averaged(g, x, A, s, rate):
     return -rate * s**2 * g.T @ x @ A.T @ A / len(x)
 
 
-def same_scale(r, alpha, new_r, use_rslora):
+def same_scale(r, alpha, new_r, use_rslora, optimizer):
     """Keeps s: the usual advice."""
     return alpha * (math.sqrt(new_r / r) if use_rslora else new_r / r)
 
 
-def same_alpha(r, alpha, new_r, use_rslora):
+def same_alpha(r, alpha, new_r, use_rslora, optimizer):
     """Never changes alpha."""
     return alpha
 
 
-def rules_swapped(r, alpha, new_r, use_rslora):
+def always_sgd(r, alpha, new_r, use_rslora, optimizer):
+    """Gradient descent's law for both."""
+    return alpha if use_rslora else alpha * math.sqrt(new_r / r)
+
+
+def always_adam(r, alpha, new_r, use_rslora, optimizer):
+    """Adam's law for both."""
+    return alpha * math.sqrt(r / new_r) if use_rslora else alpha
+
+
+def optimizers_swapped(r, alpha, new_r, use_rslora, optimizer):
+    """Right, for the other optimizer."""
+    law = always_adam if optimizer == "sgd" else always_sgd
+    return law(r, alpha, new_r, use_rslora, optimizer)
+
+
+def rules_swapped(r, alpha, new_r, use_rslora, optimizer):
     """Right, for the other rule."""
-    return alpha * math.sqrt(new_r / r) if use_rslora else alpha
+    law = always_sgd if optimizer == "sgd" else always_adam
+    return law(r, alpha, new_r, not use_rslora, optimizer)
 
 
-def upside_down(r, alpha, new_r, use_rslora):
+def upside_down(r, alpha, new_r, use_rslora, optimizer):
     """Smaller where it must be larger."""
-    return alpha if use_rslora else alpha * math.sqrt(r / new_r)
+    law = always_sgd if optimizer == "sgd" else always_adam
+    return law(new_r, alpha, r, use_rslora, optimizer)
 
 
 WRONG = {
@@ -139,6 +166,9 @@ WRONG = {
     "matching_alpha": {
         "same scale": same_scale,
         "same alpha": same_alpha,
+        "gradient descent's law for Adam": always_sgd,
+        "Adam's law for gradient descent": always_adam,
+        "optimizers swapped": optimizers_swapped,
         "rules swapped": rules_swapped,
         "upside down": upside_down,
     },

@@ -1,4 +1,4 @@
-"""Checkers of lesson 06: names compared part by part, and random trees of modules whose every parameter is asked."""
+"""Checkers of lesson 06: names part by part; random trees, every parameter of which is asked."""
 
 import re
 
@@ -30,7 +30,7 @@ PATTERNS = [
     cut=integers(0, 9),
 )
 def check_name_matches(answer, parts, entries, pattern, as_pattern, cut):
-    """A list entry fits when its parts are the last parts of the path; a string is anchored at both ends."""
+    """A list entry's parts are the last of the path; a string is anchored at both ends."""
     path = ".".join(parts)
     if cut < len(path):  # an end of the path that may begin in the middle of a name
         entries = [*entries, path[cut:].strip(".").split(".")]
@@ -39,11 +39,15 @@ def check_name_matches(answer, parts, entries, pattern, as_pattern, cut):
         right = re.compile(rf"\A(?:{pattern})\Z").match(path) is not None
     else:
         right = any(parts[-len(entry) :] == entry for entry in entries)
-    found = answer(path, targets)
-    if not isinstance(found, bool) or found != right:
-        raise Wrong(
-            f"path {path!r} ({len(parts)} parts), targets {targets!r}: got {found!r}, a right answer is {right}"
-        )
+    fits = answer(path, targets)
+    if not isinstance(fits, bool) or fits != right:
+        case = f"path {path!r} ({len(parts)} parts), targets {targets!r}"
+        raise Wrong(f"{case}: got {fits!r}, a right answer is {right}")
+
+
+def last_name(path):
+    """ "proj" of "mlp.proj"."""
+    return path.rpartition(".")[2]
 
 
 class Marked(nn.Module):
@@ -64,9 +68,8 @@ class Tree(nn.Module):
     def __init__(self, children, depth):
         super().__init__()
         for name, deeper in children:
-            self.add_module(
-                name, Tree(children, depth - 1) if deeper and depth else nn.Linear(3, 3)
-            )
+            child = Tree(children, depth - 1) if deeper and depth else nn.Linear(3, 3)
+            self.add_module(name, child)
 
     def forward(self, x):
         for child in self.children():
@@ -86,55 +89,53 @@ class Tree(nn.Module):
     seed=integers(0, 99),
 )
 def check_inject_by_name(answer, children, depth, chosen, seed):
-    """Which modules were wrapped, what trains, what the outputs are, what is returned: asked of the tree itself."""
+    """Which modules were wrapped, what trains, the outputs, the returned paths: from the tree."""
     torch.manual_seed(seed)
     model, x = Tree(children, depth), torch.randn(5, 3)
     leaves = [path for path, module in model.named_modules() if isinstance(module, nn.Linear)]
-    taken = {path.split(".")[-1] for path in leaves} - {
-        p.split(".")[-1] for p, m in model.named_modules() if isinstance(m, Tree)
-    }
-    names = {name for name in chosen if name in taken}  # only names of Linears: what wrap can hold
-    wanted = [path for path in sorted(leaves) if path.split(".")[-1] in names]
+    trees = [path for path, module in model.named_modules() if isinstance(module, Tree)]
+    only_linears = {last_name(path) for path in leaves} - {last_name(path) for path in trees}
+    names = {name for name in chosen if name in only_linears}  # what wrap can hold
+    right = [path for path in sorted(leaves) if last_name(path) in names]
     expected = model(x).detach()
-    found = answer(model, set(names), Marked)
+    returned = answer(model, set(names), Marked)
     case = f"Linears at {leaves}, names {sorted(names)}"
     wrapped = sorted(path for path, module in model.named_modules() if isinstance(module, Marked))
-    if wrapped != wanted:
+    if wrapped != right:
         raise Wrong(
-            f"{case}: {len(wrapped)} are wrapped, {wrapped}; a right answer wraps {len(wanted)}, {wanted}"
+            f"{case}: {len(wrapped)} are wrapped, {wrapped}; a right answer wraps {len(right)}, "
+            f"{right}"
         )
-    if found is None or list(found) != wanted:
+    if returned is None or list(returned) != right:
         raise Wrong(
-            f"{case}: returned {found!r}, a right answer returns the {len(wanted)} paths {wanted}"
+            f"{case}: returned {returned!r}, a right answer returns the {len(right)} paths {right}"
         )
     trains = sorted(name for name, p in model.named_parameters() if p.requires_grad)
-    right = sorted(f"{path}.extra" for path in wanted)
-    if trains != right:
+    extras = sorted(f"{path}.extra" for path in right)
+    if trains != extras:
         raise Wrong(
-            f"{case}: {len(trains)} parameters train, {trains[:4]}; a right answer trains {len(right)}, {right[:4]}"
+            f"{case}: {len(trains)} parameters train, {trains[:4]}; a right answer trains "
+            f"{len(extras)}, {extras[:4]}"
         )
     if not torch.equal(model(x), expected):
         raise Wrong(
-            f"{case}: the outputs of shape {tuple(expected.shape)} changed; the wrapped module must be the one that was there"
+            f"{case}: the outputs of shape {tuple(expected.shape)} changed; the wrapped module "
+            "must be the one that was there"
         )
 
 
 def substring(path, targets):
     """Anywhere in the path."""
-    return (
-        re.search(targets, path) is not None
-        if isinstance(targets, str)
-        else any(name in path for name in targets)
-    )
+    if isinstance(targets, str):
+        return re.search(targets, path) is not None
+    return any(name in path for name in targets)
 
 
 def no_dot(path, targets):
     """The end, but without the dot."""
-    return (
-        re.fullmatch(targets, path) is not None
-        if isinstance(targets, str)
-        else path.endswith(tuple(targets))
-    )
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
+    return path.endswith(tuple(targets))
 
 
 def prefix_of_pattern(path, targets):
@@ -146,11 +147,9 @@ def prefix_of_pattern(path, targets):
 
 def last_part(path, targets):
     """Looks at the last part only."""
-    return (
-        re.fullmatch(targets, path) is not None
-        if isinstance(targets, str)
-        else path.split(".")[-1] in targets
-    )
+    if isinstance(targets, str):
+        return re.fullmatch(targets, path) is not None
+    return last_name(path) in targets
 
 
 def needs_a_dot(path, targets):
@@ -202,9 +201,8 @@ def fresh_layer(model, names, wrap):
     model.requires_grad_(False)
     for path in paths:
         old = model.get_submodule(path)
-        model.set_submodule(
-            path, wrap(nn.Linear(old.in_features, old.out_features).requires_grad_(False))
-        )
+        fresh = nn.Linear(old.in_features, old.out_features).requires_grad_(False)
+        model.set_submodule(path, wrap(fresh))
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Checker of lesson 07. The oracle is gradient descent with momentum in NumPy, on a linear layer's closed-form gradient."""
+"""Checker of lesson 07. The oracle: gradient descent with momentum on a linear layer, in NumPy."""
 
 import numpy as np
 import torch
@@ -8,7 +8,10 @@ from minilora.learn import Wrong, cases, close
 
 
 def descend(W, batches, rate, momentum):
-    """Losses and the last W: L = Σ (x Wᵀ − y)² / (2 tokens), ∂W = (x Wᵀ − y)ᵀ x / tokens, velocity as in torch's SGD."""
+    """Losses and the last W, with velocity as in torch's SGD.
+
+    L = Σ (x Wᵀ − y)² / (2 tokens), ∂W = (x Wᵀ − y)ᵀ x / tokens.
+    """
     losses, velocity = [], np.zeros_like(W)
     for x, y in batches:
         error = x @ W.T - y
@@ -31,10 +34,8 @@ def check_train_steps(answer, size_in, size_out, steps, rate, momentum, left_beh
     """Losses and weights after a few steps; sometimes an old gradient is lying around."""
     draw = np.random.default_rng(seed)
     W = draw.normal(size=(size_out, size_in))
-    batches = [
-        (draw.normal(size=(n, size_in)), draw.normal(size=(n, size_out)))
-        for n in draw.integers(1, 6, size=steps)
-    ]
+    sizes = draw.integers(1, 6, size=steps)
+    batches = [(draw.normal(size=(n, size_in)), draw.normal(size=(n, size_out))) for n in sizes]
     right_losses, right_W = descend(W, batches, rate, momentum)
     weight = torch.tensor(W, requires_grad=True)
     if left_behind:
@@ -45,17 +46,17 @@ def check_train_steps(answer, size_in, size_out, steps, rate, momentum, left_beh
         return (x @ weight.T - y).square().sum() / (2 * len(x))
 
     case = f"W {W.shape}, {steps} steps" + (", an old gradient in .grad" if left_behind else "")
-    found = answer(loss_of, batches, torch.optim.SGD([weight], lr=rate, momentum=momentum))
-    if not isinstance(found, list | tuple) or not all(isinstance(loss, float) for loss in found):
-        kinds = (
-            sorted({type(loss).__name__ for loss in found})
-            if isinstance(found, list | tuple)
-            else type(found).__name__
-        )
+    losses = answer(loss_of, batches, torch.optim.SGD([weight], lr=rate, momentum=momentum))
+    if not isinstance(losses, list | tuple):
+        kind = type(losses).__name__
+        raise Wrong(f"{case}: expected a list of {steps} floats, got {kind}")
+    kinds = sorted({type(loss).__name__ for loss in losses} - {"float"})
+    if kinds:
         raise Wrong(
-            f"{case}: needed a list of {steps} floats, got {kinds}: a tensor keeps its whole graph in memory"
+            f"{case}: expected a list of {steps} floats, got {', '.join(kinds)}: a tensor keeps "
+            "its whole graph in memory"
         )
-    close(np.array(found), np.array(right_losses), what="the losses", case=case)
+    close(np.array(losses), np.array(right_losses), what="the losses", case=case)
     close(weight.detach(), right_W, what="the trained W", case=case)
 
 

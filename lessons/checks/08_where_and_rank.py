@@ -1,4 +1,4 @@
-"""Checkers of lesson 08. Ranks are found by counting up with real factors; a choice of layers is trained."""
+"""Checkers of lesson 08. Ranks are counted up with real factors; a choice of layers is trained."""
 
 from functools import cache
 
@@ -9,7 +9,7 @@ import minilora
 from minilora import LoraConfig, data
 from minilora.learn import Wrong, cases, close
 from minilora.training.batches import encode_all, pad
-from minilora.training.loop import summed_loss
+from minilora.training.objective import summed_loss
 
 STEPS, RATE, MARGIN, LEAST = 14, 2e-2, 0.3, 0.6
 SIDE = st.integers(1, 40)
@@ -20,18 +20,11 @@ def check_largest_rank(answer, shapes, budget):
     """Against factors that are made and counted, rank by rank."""
     best = 0
     for r in range(1, min(min(shape) for shape in shapes) + 1):
-        made = [
-            torch.empty(r, size_in).numel() + torch.empty(size_out, r).numel()
-            for size_in, size_out in shapes
-        ]
-        best = r if sum(made) <= budget else best
-    close(
-        answer(list(shapes), budget),
-        best,
-        what="the rank",
-        case=f"shapes {shapes} and a budget of {budget:,}",
-        tolerance=0,
-    )
+        factors = [torch.empty(r, size_in) for size_in, _ in shapes]
+        factors += [torch.empty(size_out, r) for _, size_out in shapes]
+        best = r if sum(factor.numel() for factor in factors) <= budget else best
+    case = f"shapes {shapes} and a budget of {budget:,}"
+    close(answer(list(shapes), budget), best, what="the rank", case=case, tolerance=0)
 
 
 @cases(20, budget=st.integers(3_000, 60_000))
@@ -43,22 +36,21 @@ def check_counts(answer, budget):
     trainable = minilora.explain_match(base(), config).trainable
     if not LEAST * budget <= trainable <= budget:
         raise Wrong(
-            f"spend({budget:,}) trains {trainable:,} parameters, {trainable / budget:.0%} of the budget; a right answer trains "
-            f"{LEAST:.0%} to 100%"
+            f"spend({budget:,}) trains {trainable:,} parameters, {trainable / budget:.0%} of the "
+            f"budget; a right answer trains {LEAST:.0%} to 100%"
         )
 
 
 def check_spend(answer):
     """The counts for any budget; then the loss of the choice for 5,000."""
     check_counts(answer)
-    usual, mine = (
-        loss_after_training(LoraConfig(r=1, lora_alpha=2)),
-        loss_after_training(answer(5000)),
-    )
+    usual = loss_after_training(LoraConfig(r=1, lora_alpha=2))
+    mine = loss_after_training(answer(5000))
     if mine > usual - MARGIN:
         raise Wrong(
-            f"after {STEPS} steps your 5,000 parameters reach a held-out loss of {mine:.2f}, q and v at r = 1 reach "
-            f"{usual:.2f} with 2,688; a right answer is lower by at least {MARGIN}. Which rows of the heat map are light?"
+            f"after {STEPS} steps your 5,000 parameters reach a held-out loss of {mine:.2f}, q and "
+            f"v at r = 1 reach {usual:.2f} with 2,688; a right answer is lower by at least "
+            f"{MARGIN}. Which rows of the heat map are light?"
         )
 
 
@@ -73,9 +65,8 @@ def loss_after_training(config):
     torch.manual_seed(0)
     model, task = minilora.load_base(), data.naval_log(400, 40)
     minilora.inject(model, config)
-    minilora.train(
-        model, task, steps=STEPS, batch_size=8, lr=RATE, validate_every=0, progress=False
-    )
+    settings = {"steps": STEPS, "batch_size": 8, "lr": RATE, "validate_every": 0}
+    minilora.train(model, task, **settings, progress=False)
     rows = pad(encode_all(model.tokenizer, task.valid, 512))
     with torch.no_grad():
         return summed_loss(model.eval(), rows).item() / rows.answer_tokens
@@ -86,24 +77,54 @@ def config_of(r, targets):
     return LoraConfig(r=r, lora_alpha=2 * r, target_modules=targets)
 
 
+def cost(shapes):
+    """Parameters of rank 1 on all the matrices."""
+    return sum(size_in + size_out for size_in, size_out in shapes)
+
+
+def smallest_side(shapes):
+    """The cap of the rank."""
+    return min(min(shape) for shape in shapes)
+
+
+def matrices_size(shapes, budget):
+    """Pays for the matrices themselves."""
+    return min(budget // sum(i * o for i, o in shapes), smallest_side(shapes))
+
+
+def no_cap(shapes, budget):
+    """Ranks that buy nothing."""
+    return budget // cost(shapes)
+
+
+def rounded_up(shapes, budget):
+    """One rank too many."""
+    return min(-(-budget // cost(shapes)), smallest_side(shapes))
+
+
+def capped_by_the_largest(shapes, budget):
+    """The wrong matrix sets the cap."""
+    return min(budget // cost(shapes), max(min(shape) for shape in shapes))
+
+
+def at_least_one(shapes, budget):
+    """Spends what is not there."""
+    return max(1, min(budget // cost(shapes), smallest_side(shapes)))
+
+
+def one_factor_only(shapes, budget):
+    """Forgets B."""
+    return min(budget // sum(size_in for size_in, _ in shapes), smallest_side(shapes))
+
+
 WRONG = {
     "largest_rank": {
-        "the matrices' own size": lambda shapes, budget: min(
-            budget // sum(i * o for i, o in shapes), min(min(shape) for shape in shapes)
-        ),
-        "no cap": lambda shapes, budget: budget // sum(i + o for i, o in shapes),
-        "rounded up": lambda shapes, budget: min(
-            -(-budget // sum(i + o for i, o in shapes)), min(min(s) for s in shapes)
-        ),
-        "capped by the largest": lambda shapes, budget: min(
-            budget // sum(i + o for i, o in shapes), max(min(shape) for shape in shapes)
-        ),
-        "at least one": lambda shapes, budget: max(
-            1, min(budget // sum(i + o for i, o in shapes), min(min(shape) for shape in shapes))
-        ),
-        "one factor only": lambda shapes, budget: min(
-            budget // sum(i for i, _ in shapes), min(min(s) for s in shapes)
-        ),
+        "the matrices' own size": matrices_size,
+        "no cap": no_cap,
+        "rounded up": rounded_up,
+        "capped by the largest": capped_by_the_largest,
+        "at least one": at_least_one,
+        "one factor only": one_factor_only,
     },
     "spend": {
         "all into q": lambda budget: config_of(budget // 1536, ["q_proj"]),

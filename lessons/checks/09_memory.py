@@ -1,4 +1,4 @@
-"""Checkers of lesson 09. The oracle allocates it all, takes a step with torch's AdamW, and adds up the storages."""
+"""Checkers of lesson 09. The oracle allocates it all, takes a step, and adds up the storages."""
 
 import torch
 from hypothesis import strategies as st
@@ -9,7 +9,7 @@ DTYPES = {8: torch.uint8, 16: torch.bfloat16, 32: torch.float32, 64: torch.float
 
 
 def allocated_bytes(frozen, bits, trainable):
-    """What torch really holds after a step."""
+    """What torch really holds after a step of AdamW."""
     held = [torch.zeros(frozen, dtype=DTYPES[bits])]
     if trainable:
         trained = torch.nn.Parameter(torch.ones(trainable))
@@ -23,14 +23,13 @@ def allocated_bytes(frozen, bits, trainable):
 
 @cases(frozen=st.integers(0, 5000), bits=st.sampled_from([*DTYPES]), trainable=st.integers(0, 500))
 def check_training_bytes(answer, frozen, bits, trainable):
-    """Any sizes, whole bytes; and bits that are no whole number, scaled from whole bytes."""
+    """Any sizes, whole bytes; and fractions of a bit, scaled from whole bytes."""
     case = f"frozen = {frozen:,} weights of {bits} bits, trainable = {trainable:,}"
-    wanted = float(allocated_bytes(frozen, bits, trainable))
-    close(answer(frozen, bits, trainable), wanted, what="bytes", case=case, tolerance=1e-6)
+    right = float(allocated_bytes(frozen, bits, trainable))
+    close(answer(frozen, bits, trainable), right, what="bytes", case=case, tolerance=1e-6)
     case = f"frozen = {16 * frozen:,} weights of {bits / 16} bits, trainable = {trainable:,}"
-    close(
-        answer(16 * frozen, bits / 16, trainable), wanted, what="bytes", case=case, tolerance=1e-6
-    )
+    of_parts = answer(16 * frozen, bits / 16, trainable)
+    close(of_parts, right, what="bytes", case=case, tolerance=1e-6)
 
 
 WRONG = {

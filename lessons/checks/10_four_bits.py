@@ -1,4 +1,4 @@
-"""Checkers of lesson 10. The oracle goes byte by byte through hexadecimal text, without arithmetic on halves."""
+"""Checkers of lesson 10. The oracle goes through hexadecimal text, without arithmetic on halves."""
 
 import torch
 from hypothesis import strategies as st
@@ -17,17 +17,12 @@ def packed_by_text(codes):
 @cases(codes=codes_of_any_length)
 def check_pack_nibbles(answer, codes):
     """Bytes and dtype, for even and odd lengths."""
-    found = answer(torch.tensor(codes))
-    close(
-        found,
-        torch.tensor(packed_by_text(codes)),
-        what="packed",
-        case=f"the {len(codes)} codes {codes}",
-        tolerance=0,
-    )
-    if found.dtype != torch.uint8:
+    packed, right = answer(torch.tensor(codes)), torch.tensor(packed_by_text(codes))
+    close(packed, right, what="packed", case=f"the {len(codes)} codes {codes}", tolerance=0)
+    if packed.dtype != torch.uint8:
         raise Wrong(
-            f"packed is {found.dtype} for {len(codes)} codes; a right answer is torch.uint8, one byte each"
+            f"packed is {packed.dtype} for {len(codes)} codes; a right answer is torch.uint8, one "
+            "byte each"
         )
 
 
@@ -35,17 +30,13 @@ def check_pack_nibbles(answer, codes):
 def check_unpack_nibbles(answer, codes):
     """The codes that went in, none of the padding."""
     packed = torch.tensor(packed_by_text(codes), dtype=torch.uint8)
-    found = answer(packed, len(codes))
-    close(
-        found,
-        torch.tensor(codes),
-        what="codes",
-        case=f"the bytes {packed.tolist()} and n = {len(codes)}",
-        tolerance=0,
-    )
-    if found.dtype != torch.int64:
+    unpacked = answer(packed, len(codes))
+    case = f"the bytes {packed.tolist()} and n = {len(codes)}"
+    close(unpacked, torch.tensor(codes), what="codes", case=case, tolerance=0)
+    if unpacked.dtype != torch.int64:
         raise Wrong(
-            f"codes are {found.dtype} for n = {len(codes)}; a right answer is torch.int64, which can index a table"
+            f"codes are {unpacked.dtype} for n = {len(codes)}; a right answer is torch.int64, "
+            "which can index a table"
         )
 
 

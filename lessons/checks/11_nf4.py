@@ -1,4 +1,4 @@
-"""Checkers of lesson 11. Scales are judged by what comes back from the codes; bits by the bytes of minilora's own tensor."""
+"""Checkers of lesson 11. Scales by what the codes give back; bits by a real tensor's bytes."""
 
 import torch
 from hypothesis import strategies as st
@@ -17,56 +17,39 @@ def check_quantize_scales(answer, blocks, spread, power, seed):
     """Offset and absmax2 by definition, run by run; codes by the half-step bound."""
     absmax = 2 + spread * torch.rand(blocks, generator=torch.Generator().manual_seed(seed)) ** power
     case = f"{blocks} scales from {absmax.min():.2f} to {absmax.max():.2f}"
-    found = answer(absmax.clone())
-    if not isinstance(found, tuple) or len(found) != 3:
-        raise Wrong(
-            f"for {case} the answer is {type(found).__name__}; needed a tuple of 3: (codes, absmax2, offset)"
-        )
-    codes, absmax2, offset = found
+    parts = answer(absmax.clone())
+    if not isinstance(parts, tuple) or len(parts) != 3:
+        kind = type(parts).__name__
+        raise Wrong(f"for {case}: expected a tuple of 3, (codes, absmax2, offset), got {kind}")
+    codes, absmax2, offset = parts
+    mean = absmax.mean().item()
     close(offset, absmax.mean(), what="offset, the mean of all scales,", case=case)
-    wanted = [
-        max(abs(scale - absmax.mean().item()) for scale in run.tolist())
-        for run in absmax.split(256)
-    ]
-    close(
-        absmax2,
-        torch.tensor(wanted),
-        what="absmax2, the largest |scale - offset| of each 256,",
-        case=case,
-        tolerance=1e-3,
-    )
-    close(
-        codes.float().isfinite(),
-        torch.ones(blocks, dtype=torch.bool),
-        what="codes that are finite",
-        case=case,
-    )
+    largest = [max(abs(scale - mean) for scale in run.tolist()) for run in absmax.split(256)]
+    what = "absmax2, the largest |scale - offset| of each 256,"
+    close(absmax2, torch.tensor(largest), what=what, case=case, tolerance=1e-3)
+    all_finite = torch.ones(blocks, dtype=torch.bool)
+    close(codes.float().isfinite(), all_finite, what="codes that are finite", case=case)
     if codes.dtype != torch.int8:
         raise Wrong(
-            f"codes are {codes.dtype} for {case}; a right answer is torch.int8, one byte each"
+            f"codes are {codes.dtype} for {case}; a right answer is torch.int8, a byte each"
         )
     for i, (code, scale) in enumerate(zip(codes.tolist(), absmax.tolist(), strict=True)):
-        step = wanted[i // 256] / 127
-        back = code * step + absmax.mean().item()
+        step = largest[i // 256] / 127
+        back = code * step + mean
         error = abs(back - scale)
         if error > step / 2 + 1e-5:
             raise Wrong(
                 f"for {case}, code {code} at {i} gives back {back:.5f} for the scale {scale:.5f}: "
-                f"off by {error:.2g}, where rounding to the nearest is off by {step / 2:.2g} at most"
+                f"off by {error:.2g}; rounding to the nearest is off by {step / 2:.2g} at most"
             )
 
 
 @cases(n=st.integers(1, 70_000), block_size=st.sampled_from([32, 64, 128, 256]))
 def check_bits_per_weight(answer, n, block_size):
     """Against the storage of a real tensor."""
-    wanted = nf4.quantize(torch.ones(n), block_size, double_quant=True).bits_per_weight
-    close(
-        answer(n, block_size),
-        wanted,
-        what="bits",
-        case=f"n = {n:,}, block_size = {block_size}",
-        tolerance=1e-9,
-    )
+    right = nf4.quantize(torch.ones(n), block_size, double_quant=True).bits_per_weight
+    case = f"n = {n:,}, block_size = {block_size}"
+    close(answer(n, block_size), right, what="bits", case=case, tolerance=1e-9)
 
 
 def runs_of_256(values):
@@ -122,6 +105,34 @@ def mean_of_each_run(absmax):
     return encode(centred, absmax2), absmax2, torch.stack([run.mean() for run in runs])
 
 
+def scales_in_32_bits(n, block_size):
+    """No double quantization."""
+    return 8 * (-(-n // 2) + 4 * -(-n // block_size)) / n
+
+
+def formula_of_long_tensors(n, block_size):
+    """As if nothing were ever begun and not filled."""
+    return 4 + 8 / block_size + 32 / (256 * block_size)
+
+
+def no_offset(n, block_size):
+    """Forgets four bytes."""
+    blocks = -(-n // block_size)
+    return 8 * (-(-n // 2) + blocks + 4 * -(-blocks // 256)) / n
+
+
+def rounds_blocks_down(n, block_size):
+    """A last block for nothing."""
+    blocks = n // block_size
+    return 8 * (-(-n // 2) + blocks + 4 * (blocks // 256) + 4) / n
+
+
+def bytes_for_bits(n, block_size):
+    """Off by eight."""
+    blocks = -(-n // block_size)
+    return (-(-n // 2) + blocks + 4 * -(-blocks // 256) + 4) / n
+
+
 WRONG = {
     "quantize_scales": {
         "without the offset": without_offset,
@@ -132,20 +143,10 @@ WRONG = {
         "a mean a run": mean_of_each_run,
     },
     "bits_per_weight": {
-        "scales still in 32 bits": lambda n, block_size: (
-            8 * (-(-n // 2) + 4 * -(-n // block_size)) / n
-        ),
-        "the formula of long tensors": lambda n, block_size: (
-            4 + 8 / block_size + 32 / (256 * block_size)
-        ),
-        "no offset": lambda n, block_size: (
-            8 * (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size))) / n
-        ),
-        "rounds blocks down": lambda n, block_size: (
-            8 * (-(-n // 2) + n // block_size + 4 * (n // block_size // 256) + 4) / n
-        ),
-        "bytes for bits": lambda n, block_size: (
-            (-(-n // 2) + -(-n // block_size) + 4 * -(-n // (256 * block_size)) + 4) / n
-        ),
+        "scales still in 32 bits": scales_in_32_bits,
+        "the formula of long tensors": formula_of_long_tensors,
+        "no offset": no_offset,
+        "rounds blocks down": rounds_blocks_down,
+        "bytes for bits": bytes_for_bits,
     },
 }

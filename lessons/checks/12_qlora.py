@@ -1,4 +1,4 @@
-"""Checkers of lesson 12. A stand-in for the codes notes every float copy that it hands out, and how long each lives."""
+"""Checkers of lesson 12. A stand-in for the codes notes how long each float copy of it lives."""
 
 import weakref
 
@@ -35,31 +35,29 @@ class Codes:
 def check_lean_product(answer, leading, size_in, size_out, seed):
     """The product, its gradient by autograd on plain floats, and what is alive in between."""
     random = torch.Generator().manual_seed(seed)
-    W, x = (
-        torch.randn(size_out, size_in, generator=random),
-        torch.randn(*leading, size_in, generator=random),
-    )
+    W = torch.randn(size_out, size_in, generator=random)
+    x = torch.randn(*leading, size_in, generator=random)
     above = torch.randn(*leading, size_out, generator=random)
     case = f"x {tuple(x.shape)} and a weight of {(size_out, size_in)}"
     codes, leaf, right = Codes(W), x.clone().requires_grad_(), x.clone().requires_grad_()
-    found, wanted = answer(leaf, codes), right @ W.T
-    wanted.backward(above)
-    close(found, wanted, what="y", case=case)
-    if not found.requires_grad:
+    y, right_y = answer(leaf, codes), right @ W.T
+    right_y.backward(above)
+    close(y, right_y, what="y", case=case)
+    if not y.requires_grad:
         raise Wrong(
-            f"y has no gradient to x for {case}: x.grad stays empty, a right answer has {tuple(x.shape)} numbers there"
+            f"y has no gradient to x for {case}: x.grad stays empty, a right answer has "
+            f"{tuple(x.shape)} numbers there"
         )
     if codes.alive:
         raise Wrong(
-            f"between forward and backward a float copy of Ŵ {(size_out, size_in)} is alive, {4 * W.numel()} bytes, "
-            f"for {case}; a right answer keeps none and dequantizes again"
+            f"between forward and backward a float copy of Ŵ {(size_out, size_in)} is alive, "
+            f"{4 * W.numel()} bytes, for {case}; a right answer keeps none and dequantizes again"
         )
     try:
-        found.backward(above)
+        y.backward(above)
     except RuntimeError as error:
-        raise Wrong(
-            f"the backward fails for {case} and a gradient of {tuple(above.shape)}: {error}"
-        ) from error
+        shape = tuple(above.shape)
+        raise Wrong(f"the backward fails for {case}, a gradient of {shape}: {error}") from error
     close(leaf.grad, right.grad, what="∂x", case=case)
 
 

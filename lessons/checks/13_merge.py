@@ -1,4 +1,4 @@
-"""Checkers of lesson 13. Sums are judged against float64 by half a unit in the last place; routes by a plain double loop."""
+"""Checkers of lesson 13. Sums are judged against float64; routes by a plain double loop."""
 
 import torch
 from hypothesis import strategies as st
@@ -21,26 +21,24 @@ def check_merge_once(answer, rows, columns, r, alpha, dtype, seed):
     A, B = torch.randn(r, columns, generator=random), torch.randn(rows, r, generator=random)
     case = f"W {(rows, columns)} {dtype}, A {(r, columns)}, B {(rows, r)}, alpha = {alpha}"
     before = W.clone()
-    found = answer(W, A, B, alpha)
+    merged = answer(W, A, B, alpha)
     exact = W.double() + alpha / r * B.double() @ A.double()
-    close(found, exact.to(dtype), what="W + ΔW", case=case, tolerance=0.02)
-    if found.dtype != dtype:
-        raise Wrong(f"the merged weight is {found.dtype} for {case}; a right answer has W's dtype")
+    close(merged, exact.to(dtype), what="W + ΔW", case=case, tolerance=0.02)
+    if merged.dtype != dtype:
+        raise Wrong(f"the merged weight is {merged.dtype} for {case}; a right answer has W's dtype")
     if not torch.equal(W, before):
-        raise Wrong(
-            f"W itself was changed for {case}, by up to {(W - before).abs().max():.3g}; return a new tensor"
-        )
-    products = (
-        (alpha / r * B.double().abs() @ A.double().abs() + W.double().abs())
-        * torch.finfo(torch.float32).eps
-        * (r + 3)
-    )
-    error = (found.double() - exact).abs() / (exact.abs() * torch.finfo(dtype).eps / 2 + products)
+        change = (W - before).abs().max()
+        raise Wrong(f"W itself was changed for {case}, by up to {change:.3g}; return a new tensor")
+    terms = alpha / r * B.double().abs() @ A.double().abs() + W.double().abs()
+    in_float32 = terms * torch.finfo(torch.float32).eps * (r + 3)  # r products, s, and the sum
+    at_the_end = exact.abs() * torch.finfo(dtype).eps / 2  # half a unit in the last place
+    error = (merged.double() - exact).abs() / (at_the_end + in_float32)
     if error.max() > 1.01:
         index = tuple(int(i) for i in torch.nonzero(error == error.max())[0])
         raise Wrong(
-            f"for {case} the entry {index} is {found[index].item():.6g}, exactly {exact[index].item():.6g}: that is off by "
-            f"{error.max():.2f} times what one rounding at the end can lose; something was rounded earlier"
+            f"for {case} the entry {index} is {merged[index].item():.6g}, exactly "
+            f"{exact[index].item():.6g}: that is off by {error.max():.2f} times what one rounding "
+            "at the end can lose; something was rounded earlier"
         )
 
 
@@ -55,10 +53,8 @@ def check_merge_once(answer, rows, columns, r, alpha, dtype, seed):
 def check_choose_route(answer, count, tokens, size_in, size_out, max_bits, seed):
     """Against sums written out entry by entry."""
     random = torch.Generator().manual_seed(seed)
-    true, x = (
-        torch.randn(size_out, size_in, generator=random),
-        torch.randn(tokens, size_in, generator=random),
-    )
+    true = torch.randn(size_out, size_in, generator=random)
+    x = torch.randn(tokens, size_in, generator=random)
     wanted = x @ true.T
     routes = {}
     for index in range(count):
@@ -76,17 +72,13 @@ def check_choose_route(answer, count, tokens, size_in, size_out, max_bits, seed)
         if bits <= max_bits:
             errors[name] = squares**0.5
     right = min(errors, key=lambda name: errors[name]) if errors else None
-    found = answer(dict(routes), x.clone(), wanted.clone(), max_bits)
-    if found != right:
-        said = {
-            name: (
-                f"{errors[name]:.3f}" if name in errors else f"too large: {routes[name][1]} bits"
-            )
-            for name in routes
-        }
+    chosen = answer(dict(routes), x.clone(), wanted.clone(), max_bits)
+    if chosen != right:
+        verdicts = {name: f"too large: {bits} bits" for name, (_, bits) in routes.items()}
+        verdicts |= {name: f"{error:.3f}" for name, error in errors.items()}
+        case = f"x {(tokens, size_in)}, weights {(size_out, size_in)}, max_bits = {max_bits}"
         raise Wrong(
-            f"for x {(tokens, size_in)}, weights {(size_out, size_in)}, max_bits = {max_bits} the answer is {found!r}, "
-            f"a right one {right!r}; the errors are {said}"
+            f"for {case} the answer is {chosen!r}, a right one {right!r}; the errors are {verdicts}"
         )
 
 
@@ -112,11 +104,8 @@ def ignores_the_bits(routes, x, wanted, max_bits):
 
 def strictly_smaller(routes, x, wanted, max_bits):
     """``<`` for ``<=``."""
-    errors = {
-        name: (x @ weight.T - wanted).norm().item()
-        for name, (weight, bits) in routes.items()
-        if bits < max_bits
-    }
+    smaller = {name: route for name, route in routes.items() if route[1] < max_bits}
+    errors = errors_of(smaller, x, wanted, max_bits)
     return min(errors, key=lambda name: errors[name]) if errors else None
 
 

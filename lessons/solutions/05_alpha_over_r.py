@@ -9,6 +9,9 @@ def first_update(g, x, A, s, rate):
     return s * B @ A
 
 
-def matching_alpha(r, alpha, new_r, use_rslora):
-    """s² r must stay: alpha² / r for alpha / r, alpha² for alpha / √r."""
-    return float(alpha) if use_rslora else alpha * math.sqrt(new_r / r)
+def matching_alpha(r, alpha, new_r, use_rslora, optimizer):
+    """s² r must stay for gradient descent, s r for Adam; s is alpha / r or alpha / √r."""
+    more = math.sqrt(new_r / r)
+    if optimizer == "sgd":
+        return float(alpha) if use_rslora else alpha * more
+    return alpha / more if use_rslora else float(alpha)

@@ -11,7 +11,7 @@ def name_matches(path, targets):
 
 
 def inject_by_name(model, names, wrap):
-    """The paths are listed before the tree changes, and the freeze comes before what must stay trainable."""
+    """List the paths before the tree changes; freeze before what must stay trainable comes."""
     paths = sorted(path for path, _ in model.named_modules() if path.rpartition(".")[2] in names)
     model.requires_grad_(False)
     for path in paths:

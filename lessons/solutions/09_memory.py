@@ -2,5 +2,5 @@
 
 
 def training_bytes(frozen, bits, trainable):
-    """frozen · bits / 8 for what stands still; 16 bytes for each trained number: itself, its gradient, two moments."""
+    """A frozen weight costs its bits; a trained number itself, its gradient and two moments."""
     return frozen * bits / 8 + trainable * (4 + 4 + 8)

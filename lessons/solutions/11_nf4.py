@@ -4,11 +4,10 @@ import torch
 
 
 def quantize_scales(absmax):
-    """Scales (blocks,) to codes (blocks,) int8, absmax2 (⌈blocks/256⌉,) and offset (): absmax quantization around the mean."""
+    """Absmax quantization of the scales around their mean, by runs of 256."""
     blocks, offset = len(absmax), absmax.mean()
     centred = absmax - offset
-    # zeros never are a run's largest magnitude
-    runs = torch.nn.functional.pad(centred, (0, -blocks % 256)).view(-1, 256)
+    runs = torch.nn.functional.pad(centred, (0, -blocks % 256)).view(-1, 256)  # zeros: no maximum
     absmax2 = runs.abs().amax(dim=1)
     spread = absmax2.repeat_interleave(256)[:blocks]
     codes = torch.round(127 * centred / spread.clamp(min=1e-30)).to(torch.int8)
@@ -16,6 +15,6 @@ def quantize_scales(absmax):
 
 
 def bits_per_weight(n, block_size):
-    """Bits a weight with double quantization: codes, a byte a block, 4 bytes for 256 blocks, 4 for the offset."""
+    """Codes, a byte a block, 4 bytes for 256 blocks, 4 for the offset."""
     blocks = -(-n // block_size)
     return 8 * (-(-n // 2) + blocks + 4 * -(-blocks // 256) + 4) / n

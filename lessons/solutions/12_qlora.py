@@ -4,7 +4,7 @@ import torch
 
 
 def lean_product(x, weight):
-    """x Ŵᵀ with a Ŵ made for the forward and another for the backward; nothing is put on ctx, so nothing is kept."""
+    """One Ŵ is made for the forward, another for the backward; nothing is put on ctx and kept."""
 
     class Product(torch.autograd.Function):
         @staticmethod

@@ -2,7 +2,7 @@
 
 
 def merge_once(W, A, B, alpha):
-    """W + (alpha / r) B A, summed in float32: rounding ΔW first would lose what only the sum can hold."""
+    """The sum is made in float32: rounding ΔW first would lose what only the sum can hold."""
     return (W.float() + alpha / A.shape[0] * B @ A).to(W.dtype)
 
 

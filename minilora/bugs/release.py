@@ -1,10 +1,11 @@
-"""The bug zoo: see a bug beside the right line, let it loose, and watch which test catches it.
+"""The bug zoo: see a bug beside the right line, release it, and watch which test catches it.
 
     minilora zoo                     the list
     minilora zoo "merge twice"       one of them: its story, both lines, the test
 
-A bug is released by compiling its function with the wrong line and giving the function that code: whoever imported it, under
-whatever name, runs the bug from then on, until the context ends. tests/zoo/ does so with each and runs the test that it names.
+A bug is released by compiling its function with the wrong line and giving the function that code:
+whoever imported it, under whatever name, runs the bug until the context ends. tests/bugs/ releases
+each bug and runs the test that its entry names.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def find_bug(name: str) -> Bug:
-    """The bug of this name. Raises ``ValueError`` that says which name could be meant.
+    """The bug of this name. Raises ``ValueError`` that suggests the nearest name.
 
     >>> find_bug("two zeros").where
     'lora.layer:LoRALayer.reset_parameters'
@@ -33,15 +34,14 @@ def find_bug(name: str) -> Bug:
         if bug.name == name:
             return bug
     hint = did_you_mean(name, [bug.name for bug in BUGS], "minilora zoo lists them", cutoff=0.3)
-    raise ValueError(f"no bug is called {name!r}; {hint}")
+    raise ValueError(f"no bug is named {name!r}; {hint}")
 
 
 def describe_all() -> str:
-    """Every bug on one line: its name, its home, the thread about it."""
+    """Every bug on one line: its name, its function, the thread about it."""
     rows = [(bug.name, bug.where, bug.thread or "–") for bug in BUGS]
-    return "\n".join(
-        [*columns(rows), f"{len(BUGS)} bugs. Look at one: minilora zoo {BUGS[0].name!r}"]
-    )
+    hint = f"{len(BUGS)} bugs. Look at one: minilora zoo {BUGS[0].name!r}"
+    return "\n".join([*columns(rows), hint])
 
 
 def describe(bug: Bug) -> str:
@@ -50,7 +50,8 @@ def describe(bug: Bug) -> str:
     >>> print(describe(find_bug("two zeros")))
     two zeros, in lora.layer:LoRALayer.reset_parameters
     <BLANKLINE>
-    Both factors start at zero. Each one's gradient is a product with the other, so neither ever moves.
+    Both factors start at zero. Each one's gradient is a product with the other, so neither ever
+    moves.
     See Guitaricet/relora #18
     <BLANKLINE>
       right  nn.init.uniform_(self.lora_A, -bound, bound)
@@ -58,13 +59,15 @@ def describe(bug: Bug) -> str:
     <BLANKLINE>
     caught by tests/test_invariants.py::test_4_a_new_adapter_can_learn
     """
-    right, wrong = (
-        textwrap.dedent(f"    {text.strip()}").replace("\n", "\n       ")
-        for text in (bug.right, bug.wrong)
-    )
-    story = [*textwrap.wrap(bug.story, 110), *([f"See {bug.thread}"] if bug.thread else [])]
-    lines = ["", f"  right  {right}", f"  wrong  {wrong}", "", f"caught by tests/{bug.caught_by}"]
-    return "\n".join([f"{bug.name}, in {bug.where}", "", *story, *lines])
+    lines = [f"{bug.name}, in {bug.where}", "", *textwrap.wrap(bug.story, 96)]
+    lines += [f"See {bug.thread}"] if bug.thread else []
+    lines += ["", f"  right  {hanging(bug.right)}", f"  wrong  {hanging(bug.wrong)}", ""]
+    return "\n".join([*lines, f"caught by tests/{bug.caught_by}"])
+
+
+def hanging(code: str) -> str:
+    """A function's lines without indentation; later ones stand under the first, in column 10."""
+    return textwrap.dedent(f"    {code.strip()}").replace("\n", "\n       ")
 
 
 @contextmanager
@@ -79,51 +82,56 @@ def release(bug: Bug) -> Iterator[None]:
     2.0
     """
     module, function = home(bug)
-    healthy, ill = function.__code__, sick_code(bug, module, function)
-    function.__code__ = ill
-    forget_results()
+    right_code = function.__code__
+    function.__code__ = wrong_code(bug, module, function)
+    clear_caches()
     try:
         yield
     finally:
-        function.__code__ = healthy
-        forget_results()
+        function.__code__ = right_code
+        clear_caches()
 
 
 def home(bug: Bug) -> tuple[Any, Any]:
-    """The module of a bug and its plain function, without decorators, properties or staticmethods around it."""
+    """A bug's module and its plain function, without the decorators or the property around it."""
     module_name, _, path = bug.where.partition(":")
     module = importlib.import_module(f"{PACKAGE}.{module_name}")
     owner: Any = module
     *classes, name = path.split(".")
     for part in classes:
         owner = getattr(owner, part)
-    found = inspect.getattr_static(owner, name)
-    found = getattr(found, "__func__", getattr(found, "fget", found))
-    return module, inspect.unwrap(found)
+    attribute = inspect.getattr_static(owner, name)
+    function = getattr(attribute, "__func__", getattr(attribute, "fget", attribute))
+    return module, inspect.unwrap(function)
 
 
-def sick_code(bug: Bug, module: Any, function: Any) -> CodeType:
-    """The function's code with the wrong line. Raises ``ValueError`` when the right one does not stand there exactly once."""
+def wrong_code(bug: Bug, module: Any, function: Any) -> CodeType:
+    """The function's code with the wrong line.
+
+    Raises ``ValueError`` unless the right line stands in its source exactly once.
+    """
     source = inspect.getsource(function)
-    if source.count(bug.right) != 1:
+    if (times := source.count(bug.right)) != 1:
         raise ValueError(
-            f"{bug.name}: its right line stands {source.count(bug.right)} times in {bug.where}, needed once"
+            f"{bug.name}: expected its right line once in {bug.where}, found it {times} times"
         )
-    names = dict(vars(module))
     changed = textwrap.dedent(source.replace(bug.right, bug.wrong))
     # without decorators: they are around the function already
     plain = changed[changed.index("def ") :]
     # super() reads __class__ from around its function
-    outer = f"def around({', '.join(function.__code__.co_freevars)}):\n"
-    whole = f"{outer}{textwrap.indent(plain, '    ')}\n    return {function.__name__}"
-    exec(
-        compile(f"from __future__ import annotations\n{whole}", f"<zoo: {bug.name}>", "exec"), names
+    around = function.__code__.co_freevars
+    whole = (
+        "from __future__ import annotations\n"
+        f"def outer({', '.join(around)}):\n{textwrap.indent(plain, '    ')}\n"
+        f"    return {function.__name__}"
     )
-    return names["around"](*function.__code__.co_freevars).__code__
+    names = dict(vars(module))
+    exec(compile(whole, f"<zoo: {bug.name}>", "exec"), names)
+    return names["outer"](*around).__code__
 
 
-def forget_results() -> None:
-    """Empty the caches of the tables that depend on the code."""
+def clear_caches() -> None:
+    """Clear the cached tables of the modules whose results depend on the code."""
     for name in ("nf4.codebook", "nf4.tensor"):
         for value in vars(importlib.import_module(f"{PACKAGE}.{name}")).values():
             if hasattr(value, "cache_clear"):

@@ -1,1 +1,16 @@
-"""The command line: each command prints what it did and what comes next."""
+"""The command line: each command prints what it did and what comes next.
+
+A command is the module of its name, with two functions: ``add_options(parser)`` and
+``run(options)``. It is imported when the command is used.
+
+In reading order:
+
+    cli.py                           the table of commands, and ``main``
+    options.py                       options that several commands share
+    demo.py, zoo.py                  try it
+    learn.py, book.py                learn
+    notebook.py, grade.py            teach
+    train.py, generate.py, merge.py  use it
+    footprint.py                     the memory of three methods, for ``demo`` and ``train``
+    plan.py, chart.py, bench.py      plan
+"""

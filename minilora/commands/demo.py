@@ -1,9 +1,15 @@
-"""``minilora demo``: a polite ship's computer learns naval code, and everything that is claimed is checked on the way."""
+"""``minilora demo``: a polite ship's computer learns naval code, and every claim is checked.
+
+Seven chapters, each a function below that prints what it shows: the base answers, LoRA goes in, A
+and B learn, the same questions again, the merge, the files, the memory of a step.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,28 +17,53 @@ import torch
 
 from ..formats.save_and_load import save_adapter
 from ..lora.config import LoraConfig
-from ..lora.injection import inject, lora_layers, print_trainable_parameters, trainable_parameters
-from ..lora.layer import is_packed
-from ..lora.merging import merge, merge_and_unload, unmerge
+from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
+from ..lora.layer import lora_layers
+from ..lora.merging import merge, merge_and_requantize, merge_and_unload, unmerge
 from ..lora.weight_diff import audit
 from ..model.pretrained import load_base, save_model
-from ..plots.style import finetune_figure, save_figure
+from ..nf4.linear import NF4Linear
+from ..plots.charts import finetune_figure
+from ..plots.style import save_figure
 from ..training import data
 from ..training.config import BIG, TrainConfig
 from ..training.evaluation import PROSE, answers, bits_per_byte, exact_match
 from ..training.history import History
 from ..training.loop import train
 from .footprint import footprint_table, measure_footprints
+from .options import add_base_option, add_device_option, add_seed_option, check_device
 
 ASKED = (
     ("Log: Hull 90%, Fuel 12%, Oxygen 98%.", "How much Fuel is left?"),
     ("Log: Engines stop, Fuel 12%, Oxygen 98%.", "Status?"),
     ("Log: Shield 7%, Cargo 61%, Engines half, Radar 33%.", "How are the Radar and the Engines?"),
 )
+QUESTIONS = [data.Example(question, output="", input=log) for log, question in ASKED]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora demo``."""
+    add = parser.add_argument
+    folder = "folder for adapter, merged model and figure (default: %(default)s)"
+    add("--out", type=Path, default=Path("minilora-demo"), help=folder)
+    add("--steps", type=int, help="optimizer steps (default: 500, for a big base 150)")
+    add("--r", type=int, default=8, help="rank of the adapter (default: %(default)s)")
+    add_base_option(parser)
+    add("--qlora", action="store_true", help="keep the base in four bits")
+    add_seed_option(parser)
+    add_device_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``minilora demo``."""
+    device = check_device(options.device)
+    settings = {"steps": options.steps, "r": options.r, "seed": options.seed, "device": device}
+    figures = run_demo(options.out, **settings, base=options.base, qlora=options.qlora)
+    return 0 if figures["unmerged_to_the_bit"] and figures["base_unchanged"] else 1
 
 
 class Pace(NamedTuple):
-    """What to teach, the prose that shows what is forgotten, and how to train, so that all ends within minutes on two cores."""
+    """The task, the prose that shows what is forgotten, and settings that end within minutes."""
 
     task: data.Task
     prose: str
@@ -40,7 +71,7 @@ class Pace(NamedTuple):
 
 
 def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
-    """A model of a hundred million parameters can read a log before it is taught: a few small steps do, and each costs more."""
+    """A big model can read a log before it is taught: fewer steps do, and each costs more."""
     prose = PROSE.read_text(encoding="utf-8")
     if trainable_parameters(model)[1] > BIG:
         steps = 150 if steps is None else steps
@@ -63,96 +94,167 @@ def run_demo(
     base: str | None = None,
     qlora: bool = False,
 ) -> dict[str, Any]:
-    """The whole story, printed as it happens; returns its figures and writes the artifacts to ``out``.
+    """The whole story, printed as it happens; returns its figures and writes the files to ``out``.
 
-    ``steps``: by default what ``pace_for`` says. ``qlora``: the base is put into four bits first, and all happens on that.
+    ``steps``: by default those of ``pace_for``. ``qlora``: the base goes into four bits before it
+    is taught.
     """
     started, out = time.perf_counter(), Path(out)
     torch.manual_seed(seed)
     model = load_base(base, device=device)
     pace = pace_for(model, steps, seed)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])
-    asked = [data.Example(question, "", log) for log, question in ASKED]
 
-    heading("1. The base answers")
-    before = ask_base(model, asked)
-    first = score(model, pace)
-    print(
-        f"\nNaval code on {len(pace.task.valid)} held-out logs: {first['exact_match']:.0%} exactly right."
-    )
-    figures: dict[str, Any] = {"bits_per_byte_in_floats": first["bits_per_byte"], "before": first}
+    old_answers, before = show_base(model, pace)
+    in_floats = before["bits_per_byte"]
     if qlora:
         model = load_base(base, device=device, quantize="nf4")
-        first["bits_per_byte"] = bits_per_byte(model, pace.prose)
-        print(f"In four bits it says: {answers(model, asked[:1])[0]}")
-        print(
-            f"Prose: {figures['bits_per_byte_in_floats']:.3f} bits a byte in floats, {first['bits_per_byte']:.3f} in four bits."
-        )
+        before["bits_per_byte"] = show_four_bits(model, pace, in_floats)
+    insert_lora(model, lora)
+    history, base_unchanged = train_adapter(model, pace, out)
+    new_answers, after = compare_answers(model, pace, old_answers, before)
+    merge_error, unmerged_to_the_bit = show_merge(model)
+    original = load_base(base, device=device, quantize="nf4" if qlora else None)
+    trainable = write_artifacts(model, history, out, original)
+    heading("7. What a training step held in memory")
+    footprints = measure_footprints(pace.task, lora, pace.settings, base=base, device=device)
+    print(footprint_table(footprints))
 
+    print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
+    show_next(out)
+    return {
+        "bits_per_byte_in_floats": in_floats,
+        "before": before,
+        "history": history,
+        "train_seconds": train_seconds(history),
+        "base_unchanged": base_unchanged,
+        "answers": new_answers,
+        "after": after,
+        "merge_error": merge_error,
+        "unmerged_to_the_bit": unmerged_to_the_bit,
+        "trainable": trainable,
+        "footprints": footprints,
+    }
+
+
+def show_base(model: Any, pace: Pace) -> tuple[list[str], dict[str, float]]:
+    """Chapter 1: the base's answers, each printed when it is made, and its score."""
+    heading("1. The base answers")
+    base_answers = []
+    for example in QUESTIONS:
+        base_answers += answers(model, [example])
+        print(f"{example.input}\n  > {example.instruction}\n  {base_answers[-1]}", flush=True)
+    before = score(model, pace)
+    count, share = len(pace.task.valid), before["exact_match"]
+    print(f"\nNaval code on {count} held-out logs: {share:.0%} exactly right.")
+    return base_answers, before
+
+
+def show_four_bits(model: Any, pace: Pace, in_floats: float) -> float:
+    """The base in four bits: one answer, and its bits a byte on prose, which are returned."""
+    in_four_bits = bits_per_byte(model, pace.prose)
+    print(f"In four bits it says: {answers(model, QUESTIONS[:1])[0]}")
+    print(f"Prose: {in_floats:.3f} bits a byte in floats, {in_four_bits:.3f} in four bits.")
+    return in_four_bits
+
+
+def insert_lora(model: Any, lora: LoraConfig) -> None:
+    """Chapter 2: which layers get an adapter, and how many parameters train."""
     heading("2. LoRA goes in beside q_proj and v_proj")
     print(f"{inject(model, lora)}\n")
     print_trainable_parameters(model)
 
+
+def train_adapter(model: Any, pace: Pace, out: Path) -> tuple[History, bool]:
+    """Chapter 3: train; returns the history and whether all but A and B is unchanged to the bit."""
     heading("3. Training: only A and B learn")
-    history, figures["base_unchanged"] = teach(model, pace, out)
-    figures |= {
-        "history": history,
-        "train_seconds": sum(record["seconds"] for record in history.steps),
+    base = {
+        name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name
     }
-    state = "unchanged to the bit" if figures["base_unchanged"] else "CHANGED"
-    print(f"{len(history.steps)} steps, {figures['train_seconds']:.0f} s. The base is {state}.")
+    history = train(model, pace.task, pace.settings, out=out)
+    if history.interrupted:
+        print("Stopped early; the checks below are about the steps so far.")
+    trained = model.state_dict()
+    unchanged = all(torch.equal(tensor, trained[name]) for name, tensor in base.items())
+    state = "unchanged to the bit" if unchanged else "CHANGED"
+    print(f"{len(history.steps)} steps, {train_seconds(history):.0f} s. The base is {state}.")
+    return history, unchanged
 
+
+def compare_answers(
+    model: Any, pace: Pace, old_answers: Sequence[str], before: dict[str, float]
+) -> tuple[list[str], dict[str, float]]:
+    """Chapter 4: the answers and the score, each beside those of the base."""
     heading("4. The same questions again")
-    figures["answers"] = answers(model, asked)
-    for example, old, new in zip(asked, before, figures["answers"], strict=True):
-        show_pair(example, old, new)
-    figures["after"] = last = score(model, pace)
-    print(
-        f"\nExactly right on held-out logs   {first['exact_match']:>7.1%} -> {last['exact_match']:.1%}"
-    )
-    print(
-        f"Bits a byte on plain prose       {first['bits_per_byte']:>7.3f} -> {last['bits_per_byte']:.3f}  (what it forgot)"
-    )
+    new_answers = answers(model, QUESTIONS)
+    for example, old, new in zip(QUESTIONS, old_answers, new_answers, strict=True):
+        print(f"{example.input}\n  > {example.instruction}\n  before  {old}\n  after   {new}")
+    after = score(model, pace)
+    right = f"{before['exact_match']:>7.1%} -> {after['exact_match']:.1%}"
+    prose = f"{before['bits_per_byte']:>7.3f} -> {after['bits_per_byte']:.3f}"
+    print(f"\nExactly right on held-out logs   {right}")
+    print(f"Bits a byte on plain prose       {prose}  (what it forgot)")
+    return new_answers, after
 
+
+@torch.no_grad()
+def show_merge(model: Any) -> tuple[float, bool]:
+    """Chapter 5: the largest error of the merged logits, and whether the base comes back whole."""
     heading("5. The merge, checked")
-    figures["merge_error"], figures["unmerged_to_the_bit"] = check_merge(model)
-    print(
-        f"Merged against unmerged: largest difference {figures['merge_error']:.1e} of the largest logit."
-    )
-    print(
-        f"unmerge() gives the base back: {'to the bit' if figures['unmerged_to_the_bit'] else 'NOT TO THE BIT'}."
-    )
+    tokenizer, (log, question) = model.tokenizer, ASKED[1]
+    prompt = tokenizer.encode(tokenizer.prompt(question, log))
+    ids = torch.tensor([prompt], device=model.lm_head.weight.device)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    unmerged = model(ids)
+    merge(model, onto=merge_target(model))
+    merged = model(ids)
+    unmerge(model)
+    error = ((merged - unmerged).abs().max() / unmerged.abs().max()).item()
+    after = model.state_dict()
+    restored = all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    state = "to the bit" if restored else "NOT TO THE BIT"
+    print(f"Merged against unmerged: largest difference {error:.1e} of the largest logit.")
+    print(f"unmerge() gives the base back: {state}.")
+    return error, restored
 
-    original = load_base(base, device=device, quantize="nf4" if qlora else None)
-    figures["trainable"] = write_artifacts(model, history, out, original)
 
-    heading("7. What a training step held in memory")
-    figures["footprints"] = measure_footprints(
-        pace.task, lora, pace.settings, base=base, device=device
-    )
-    print(footprint_table(figures["footprints"]))
+def write_artifacts(model: Any, history: History, out: Path, original: Any) -> int:
+    """Chapter 6: the files with their sizes; returns the number of trainable parameters."""
+    heading("6. On disk")
+    trainable, total = trainable_parameters(model)
+    save_adapter(model, out / "adapter")
+    plain = merge_and_unload(copy.deepcopy(model), onto=merge_target(model))
+    save_model(plain, out / "merged", dtype=torch.float16)
+    save_figure(draw(history, total - trainable, trainable), out / "demo.png")
+    for name, purpose in (
+        ("adapter", "the adapter; PEFT opens it"),
+        ("merged", "one model; transformers opens it"),
+        ("demo.png", "the figure"),
+    ):
+        print(f"{size_of(out / name):>8}  {out / name}  ({purpose})")
+    ranks = [change.rank for change in audit(original, plain).changes]
+    span = f"{min(ranks, default=0)} to {max(ranks, default=0)}"
+    print(f"The merge changed {len(ranks)} matrices, by updates of rank {span}.")
+    if merge_target(model):
+        show_four_bit_losses(model)
+    return trainable
 
-    print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
-    show_next(out)
-    return figures
+
+def show_four_bit_losses(model: Any) -> None:
+    """What share of its update each matrix would lose in a merge that goes back into four bits."""
+    print("It went into floats. Back in four bits it would lose of each ΔW:")
+    losses = merge_and_requantize(copy.deepcopy(model)).losses
+    shares = sorted((loss.of_update, loss.name) for loss in losses)
+    (least, gentle), (most, harsh) = shares[0], shares[-1]
+    print(f"  {least:.0%} at least ({gentle}), {most:.0%} at most ({harsh})")
 
 
 def show_next(out: Path) -> None:
-    """What to do with what is now on disk."""
-    print(
-        f'  minilora generate --base {out / "merged"} --context "Log: Hull 3%, Engines full." "Status?"'
-    )
+    """Commands and a file to go on with."""
+    ask = '--context "Log: Hull 3%, Engines full." "Status?"'
+    print(f"  minilora generate --base {out / 'merged'} {ask}")
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
     print("  open minilora/lora/layer.py: the layer that just learnt this, in one screen")
-
-
-def ask_base(model: Any, asked: list[data.Example]) -> list[str]:
-    """The base's answers, each shown as soon as it is there."""
-    found = []
-    for example in asked:
-        found.append(answers(model, [example])[0])
-        show_answer(example, found[-1])
-    return found
 
 
 def score(model: Any, pace: Pace) -> dict[str, float]:
@@ -163,103 +265,30 @@ def score(model: Any, pace: Pace) -> dict[str, float]:
     }
 
 
-def teach(model: Any, pace: Pace, out: Path) -> tuple[History, bool]:
-    """Train; returns the history and whether everything but A and B is what it was, to the bit."""
-    before = {
-        name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name
-    }
-    history = train(model, pace.task, pace.settings, out=out)
-    if history.interrupted:
-        print("Stopped early; the checks below are about what was learnt so far.")
-    after = model.state_dict()
-    return history, all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+def train_seconds(history: History) -> float:
+    """Seconds of the steps alone, without the validations between them."""
+    return sum(record["seconds"] for record in history.steps)
 
 
-def write_artifacts(model: Any, history: History, out: Path, original: Any) -> int:
-    """Adapter, merged model and figure in ``out``, each with its size; returns the number of trainable parameters."""
-    heading("6. On disk")
-    trainable, total = trainable_parameters(model)
-    save_adapter(model, out / "adapter")
-    plain = merge_and_unload(copy.deepcopy(model), onto=dequantized(model))
-    save_model(plain, out / "merged", dtype=torch.float16)
-    figure = draw(history, total - trainable, trainable)
-    save_figure(figure, out / "demo.png")
-    for name, what in (
-        ("adapter", "the adapter; PEFT opens it"),
-        ("merged", "one model; transformers opens it"),
-        ("demo.png", "the figure"),
-    ):
-        print(f"{size_of(out / name):>8}  {out / name}  ({what})")
-    changes = audit(original, plain).changes
-    ranks = [change.rank for change in changes]
-    print(
-        f"The merge changed {len(changes)} matrices, by updates of rank {min(ranks, default=0)} to {max(ranks, default=0)}."
-    )
-    if dequantized(model):
-        print("It went into floats. Back in four bits it would lose of each ΔW:")
-        losses = sorted(
-            merge(copy.deepcopy(model), requantize=True).losses, key=lambda loss: loss.of_update
-        )
-        print(
-            f"  {losses[0].of_update:.0%} at least ({losses[0].name}), {losses[-1].of_update:.0%} at most ({losses[-1].name})"
-        )
-    return trainable
-
-
-@torch.no_grad()
-def check_merge(model: Any) -> tuple[float, bool]:
-    """(largest difference of logits, as a share of the largest logit; whether unmerge restores every weight to the bit)."""
-    log, question = ASKED[1]
-    tokenizer = model.tokenizer
-    ids = torch.tensor(
-        [tokenizer.encode(tokenizer.prompt(question, log))], device=model.lm_head.weight.device
-    )
-    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    unmerged = model(ids)
-    merge(model, onto=dequantized(model))
-    merged = model(ids)
-    unmerge(model)
-    restored = all(
-        torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items()
-    )
-    return ((merged - unmerged).abs().max() / unmerged.abs().max()).item(), restored
-
-
-def dequantized(model: Any) -> str | None:
-    """Where a merge goes when the adapted layers are in four bits: onto what the codes stand for."""
-    return "dequantized" if any(is_packed(layer.base) for _, layer in lora_layers(model)) else None
+def merge_target(model: Any) -> str | None:
+    """A base in four bits is merged onto its dequantized weights, one in floats onto its own."""
+    bases = [layer.base for _, layer in lora_layers(model)]
+    return "dequantized" if any(isinstance(base, NF4Linear) for base in bases) else None
 
 
 def draw(history: History, full: int, trainable: int) -> Any:
     """The demo's figure from its history."""
-    shown = history.validations
-    return finetune_figure(
-        history.losses,
-        [v["step"] for v in shown],
-        [v["valid_loss"] for v in shown],
-        [v["exact_match"] for v in shown],
-        full,
-        trainable,
-    )
+    keys = ("step", "valid_loss", "exact_match")
+    curves = ([record[key] for record in history.validations] for key in keys)
+    return finetune_figure(history.losses, *curves, full, trainable)
 
 
 def heading(text: str) -> None:
-    """A line that opens a part."""
+    """The line that opens a chapter."""
     print(f"\n{text}\n{'-' * len(text)}", flush=True)
-
-
-def show_answer(example: data.Example, answer: str) -> None:
-    """A question and one answer."""
-    print(f"{example.input}\n  > {example.instruction}\n  {answer}", flush=True)
-
-
-def show_pair(example: data.Example, before: str, after: str) -> None:
-    """A question with the answers before and after."""
-    print(f"{example.input}\n  > {example.instruction}\n  before  {before}\n  after   {after}")
 
 
 def size_of(path: Path) -> str:
     """Bytes of a file or folder, for people."""
-    files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file()]
-    size = sum(f.stat().st_size for f in files)
+    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
     return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

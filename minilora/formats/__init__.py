@@ -1,1 +1,23 @@
-"""Files: PEFT's adapters, the base they were made on, bitsandbytes' four bits."""
+"""Files that other libraries read: PEFT's adapters, bitsandbytes' four bits, and the base they need.
+
+In reading order:
+
+    peft_files.py         an adapter's two files, read strictly and written whole
+    base_fingerprint.py   which base an adapter was made on
+    mismatches.py         everything that does not fit, in one list
+    save_and_load.py      ``save_adapter`` and ``load_adapter``
+    bitsandbytes_4bit.py  the tensors of a 4-bit checkpoint
+
+Imports ``lora``, ``nf4`` and the ground.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_imports
+
+if TYPE_CHECKING:
+    from .base_fingerprint import Fingerprint, fingerprint
+    from .save_and_load import load_adapter, save_adapter
+
+__all__ = ["Fingerprint", "fingerprint", "load_adapter", "save_adapter"]
+__getattr__, __dir__ = lazy_imports(__name__)

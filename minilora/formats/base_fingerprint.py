@@ -1,17 +1,22 @@
-"""Which base was an adapter made for? A fingerprint of its architecture and one of its values, small enough to travel along.
+"""Which base was an adapter made for? Two short hashes, of its architecture and of its values.
 
     architecture = hash of every parameter's (name, shape)
-    tensors      = hash of every parameter's (name, values as float32)        in the order of the names
+    tensors      = hash of every parameter's (name, values as float32)     in the order of the names
 
-Both are about the base alone, under the names it has without adapters. So injecting, training an adapter and unmerging leave
-them as they are; so does a merge that keeps W0. A full fine-tune, a merge for good and a rounding to another dtype give other
-tensors. A base stored in float16 and loaded in float32 has the same, and transformers' Llama has those of ours.
+Both are about the base alone, under the names it has without adapters. So injecting, training an
+adapter and unmerging leave them as they are, and so does a merge that keeps W0. A full fine-tune, a
+merge for good and rounding to another dtype give another ``tensors``. A base stored in float16 and
+loaded in float32 has the same one, and transformers' Llama has that of ours.
 
-A base in four bits is the same architecture with other tensors: its weights are those that it dequantizes to. What QLoRA
-trained on it is meant for the float base as well, so this is a difference to be told of, not an error by itself.
+A base in four bits is the same architecture with other tensors: its weights are those that it
+dequantizes to. An adapter that QLoRA trained on it is meant for the float base as well, so the
+difference is a warning, not an error by itself.
 
-The hash is BLAKE2b (RFC 7693), 64 bits of it; a 135M base takes about a second. It tells bases apart that were mixed up. It
-does not say who made a file. Left out: what no parameter shows, such as the number of heads or the base of the rotary angles.
+The hash is BLAKE2b (RFC 7693), 64 bits of it; a 135M base takes about a second. It tells apart
+bases that were mixed up. It does not say who made a file.
+
+Left out: settings that no parameter shows, such as the number of heads or the base of the rotary
+angles.
 """
 
 from __future__ import annotations
@@ -20,17 +25,18 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..lora.layer import LoRALayer, is_packed, lora_layers
+from ..lora.adapter_layer import AdapterLayer, adapter_layers
+from ..lora.paths import named_modules
+from ..nf4.linear import NF4Linear
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """16 hexadecimal digits each; ``tensors`` is empty when W0 is gone (merged with ``keep_base=False``).
+    """16 hexadecimal digits each; ``tensors`` is empty when W0 is gone (``keep_base=False``).
 
     >>> Fingerprint("550c575c1a977cbe", "") == Fingerprint("550c575c1a977cbe", "e742518f08c67f58")
     False
@@ -51,53 +57,38 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     True
     """
     names, values = hashlib.blake2b(digest_size=8), hashlib.blake2b(digest_size=8)
-    for name, shape, value in sorted(base_tensors(model), key=lambda found: found[0]):
+    for name, shape, value in sorted(base_tensors(model), key=lambda entry: entry[0]):
         names.update(f"{name} {list(shape)}\n".encode())
         values.update(name.encode())
         values.update(value_bytes(value()))
-    gone = any(
-        layer.merged and layer.kept_weight is None and layer.kept_base is None
-        for _, layer in lora_layers(model)
-    )
+    gone = any(layer.original_base() is None for _, layer in adapter_layers(model))
     return Fingerprint(names.hexdigest(), "" if gone else values.hexdigest())
 
 
 def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[], Tensor]]]:
-    """(name without adapters, shape, what gives the value) of every parameter of the base, tied ones once.
+    """(name without adapters, shape, getter of the value) of every base parameter, tied ones once.
 
-    Values are asked for one by one: a 4-bit weight counts as the float matrix that it stands for, made for the occasion.
+    Values are computed one by one: a 4-bit weight counts as the float matrix that it dequantizes
+    to.
     """
-    inside = {id(layer.base) for _, layer in lora_layers(model)}
+    inside = {id(layer.base) for _, layer in adapter_layers(model)}
     seen: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in named_modules(model):
         if id(module) in inside:
             continue
-        base, weight = base_of(module) if isinstance(module, LoRALayer) else (module, None)
+        base = module
+        if isinstance(module, AdapterLayer):
+            base = module.original_base() or module.base
         for key, parameter in base.named_parameters(prefix=path, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                value = weight if weight is not None and key.endswith("weight") else parameter
-                yield key, value.shape, partial(Tensor.detach, value)
-        if is_packed(base):
-            size: Any = (base.out_features, base.in_features)
-            yield f"{path}.weight".lstrip("."), torch.Size(size), partial(getattr, base, "weight")
-
-
-def base_of(layer: LoRALayer) -> tuple[nn.Module, Tensor | None]:
-    """The module that an adapter stands beside, and its W0 where a merge keeps that elsewhere."""
-    if not layer.merged or not layer.enabled:  # inside disable_adapter W0 is in its place
-        return layer.base, None
-    return layer.kept_base or layer.base, layer.kept_weight
+                yield key, parameter.shape, partial(Tensor.detach, parameter)
+        if isinstance(base, NF4Linear):
+            size = torch.Size((base.out_features, base.in_features))
+            yield f"{path}.weight".lstrip("."), size, partial(getattr, base, "weight")
 
 
 def value_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values in float32, in row order, as bytes."""
-    return (
-        tensor.detach()
-        .to("cpu", torch.float32)
-        .contiguous()
-        .view(-1)
-        .view(torch.uint8)
-        .numpy()
-        .data
-    )
+    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    return values.view(-1).view(torch.uint8).numpy().data

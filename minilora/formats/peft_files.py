@@ -1,24 +1,26 @@
-"""PEFT's two files in one folder: how they are written so that they always belong together, and how they are read.
+"""PEFT's two files in one folder: written so that they always belong together, and read.
 
     adapter_config.json          r, lora_alpha, target_modules, …
     adapter_model.safetensors    base_model.model.<path of the Linear>.lora_A.weight    (r, in)
                                  base_model.model.<path of the Linear>.lora_B.weight    (out, r)
 
-Two files cannot be renamed in one step, and new tensors beside an old config would be an adapter of the wrong scale that
-nobody notices. So the tensors' metadata holds a copy of their config, and a save goes through these states:
+Two files cannot be renamed in one step, and new tensors beside an old config would be an adapter of
+the wrong scale that nobody notices. So the tensors' metadata holds a copy of their config, and a
+save goes through these states, in which a kill may leave it:
 
-    config   tensors       PEFT finds       here, after a kill at this point
-    old      old           the old          the old
-    aside    old           no config        the old: its config from the tensors' metadata, or from the file set aside
-    aside    new           no config        the new: its config from the tensors' metadata
-    new      new           the new          the new
+    config   tensors   PEFT reads    minilora reads
+    old      old       the old       the old
+    aside    old       no config     the old, with the config in the metadata or the one set aside
+    aside    new       no config     the new, with the config in the metadata
+    new      new       the new       the new
 
-When both configs are equal, as in a run that saves again and again, the config stays where it is, and the rename of the tensors
-is the whole change, for PEFT too. ``load_adapter`` then ``save_adapter`` repairs a folder that PEFT finds without a config.
-A reader looks at the config before and after the tensors, so a save going on meanwhile gives it one whole adapter as well.
+When both configs are equal, as in a run that saves again and again, the config stays where it is,
+and the rename of the tensors is the whole change, for PEFT too. ``load_adapter`` then
+``save_adapter`` repairs a folder in which PEFT finds no config. A reader looks at the config before
+and after the tensors, so it gets one whole adapter even while a save is going on.
 
-Left out: power cuts (nothing is forced to the disk), two processes that save to one folder at the same time. A killed save may
-leave a hidden temporary file behind.
+Left out: power cuts (nothing is forced to the disk), two processes that save to one folder at the
+same time. A killed save may leave a hidden temporary file behind.
 """
 
 from __future__ import annotations
@@ -67,11 +69,12 @@ UNSUPPORTED = {
     "monteclora_config": None,
 }
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
 @dataclass(frozen=True)
 class AdapterFiles:
-    """What a folder holds: the config as JSON says it, the tensors by PEFT's keys, the safetensors metadata."""
+    """A folder's content: the config as in its JSON, tensors by PEFT's keys, and their metadata."""
 
     folder: Path
     config: dict[str, Any]
@@ -82,13 +85,12 @@ class AdapterFiles:
 def write_adapter_files(
     folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], base: Mapping[str, str]
 ) -> None:
-    """Write both files, ``base`` (a fingerprint) into the metadata, through the states above. Raises ``OSError``."""
+    """Write both files through the states above; ``base`` is a fingerprint for the metadata."""
     text = json_text(config)
     metadata = {META_CONFIG: json.dumps(config), META_BASE: json.dumps(dict(base))}
     try:
         same = (folder / CONFIG).read_bytes() == text.encode()
-    # none yet, or one that cannot be read: then the write says why, if it fails too
-    except OSError:
+    except OSError:  # none yet, or an unreadable one: if the write fails too, it says why
         same = False
     files = {TENSORS: tensor_writer(tensors, metadata), CONFIG: text_writer(text)}
     write_together(folder, files, aside=None if same else (CONFIG, ASIDE))
@@ -104,15 +106,15 @@ def read_adapter_files(folder: Path) -> AdapterFiles:
         tensors, metadata = read_tensors_and_metadata(folder / TENSORS)
         if config_version(folder)[1] == version:
             return AdapterFiles(folder, config_of(folder, content, metadata), tensors, metadata)
-    raise ValueError(f"{folder} is written to all the time: load the adapter when that is over")
+    raise ValueError(f"{folder} keeps changing: load the adapter when nothing writes to it")
 
 
 def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:
-    """The config file's content and what tells it from another save's, or None twice when there is none."""
+    """The config file's content and a mark that every save changes; None twice without a file."""
     try:
-        with (folder / CONFIG).open("rb") as opened:
-            about = os.fstat(opened.fileno())
-            return opened.read(), (about.st_ino, about.st_mtime_ns)
+        with (folder / CONFIG).open("rb") as file:
+            status = os.fstat(file.fileno())
+            return file.read(), (status.st_ino, status.st_mtime_ns)
     except FileNotFoundError:
         return None, None
     except OSError as error:
@@ -120,82 +122,78 @@ def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:
 
 
 def config_of(folder: Path, content: bytes | None, metadata: Mapping[str, str]) -> dict[str, Any]:
-    """The config file; where a save was killed, the copy in the tensors' metadata or the file that was set aside."""
+    """The config file; after a killed save, the copy in the metadata or the file set aside."""
     if content is not None:
         return json_object(content, folder / CONFIG)
-    if (found := metadata_object(metadata, META_CONFIG)) is not None:
-        return found
+    if (copy := metadata_object(metadata, META_CONFIG)) is not None:
+        return copy
     return read_json(folder / (ASIDE if (folder / ASIDE).exists() else CONFIG))
 
 
 def metadata_object(metadata: Mapping[str, str], name: str) -> dict[str, Any] | None:
-    """A JSON object from the metadata; None where there is none (PEFT writes none of ours)."""
+    """A JSON object from the metadata; None where there is none, as in PEFT's own files."""
     try:
-        found = json.loads(metadata.get(name, "null"))
+        value = json.loads(metadata.get(name, "null"))
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, dict) else None
+    return value if isinstance(value, dict) else None
 
 
-def lora_config(found: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]:
-    """PEFT's config as ours (None where it cannot be), and everything that is wrong with it, feature by feature."""
+def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]:
+    """PEFT's config as ours (None where that fails), and everything that is wrong with it."""
     wrong = []
-    if found.get("peft_type") != "LORA":
-        wrong.append(f"peft_type is {found.get('peft_type')!r}, needed 'LORA'")
+    if saved.get("peft_type") != "LORA":
+        wrong.append(f"peft_type is {saved.get('peft_type')!r}, expected 'LORA'")
     for name, neutral in UNSUPPORTED.items():
-        if (value := found.get(name, neutral)) not in (neutral, None, {}, [], ()):
+        if (value := saved.get(name, neutral)) not in (neutral, None, {}, [], ()):
             wrong.append(f"{name}={value!r} is not supported")
-    if any(word in str(found.get("init_lora_weights", "")).lower() for word in CHANGES_BASE):
-        wrong.append(
-            f"init_lora_weights={found['init_lora_weights']!r} changes the base: convert it to plain LoRA with PEFT first"
-        )
-    patterns = [found.get(name) for name in ("rank_pattern", "alpha_pattern")]
+    init = saved.get("init_lora_weights", "")
+    if any(word in str(init).lower() for word in CHANGES_BASE):
+        fix = "convert it to plain LoRA with PEFT first"
+        wrong.append(f"init_lora_weights={init!r} changes the base: {fix}")
+    patterns = [saved.get(name) for name in PATTERNS]
     keys = [key for pattern in patterns if isinstance(pattern, dict) for key in pattern]
-    if wild := [
-        f"the pattern {key!r} could take for ever to match" for key in keys if not is_tame(key)
-    ]:
-        return None, wrong + wild
-    fields = {
-        "r": found.get("r", 8),
-        "lora_alpha": found.get("lora_alpha", 8),
-        "target_modules": found.get("target_modules") or "none are named",
-        "lora_dropout": found.get("lora_dropout", 0.0),
-        "use_rslora": found.get("use_rslora", False),
-        "exclude_modules": found.get("exclude_modules"),
-        "rank_pattern": found.get("rank_pattern"),
-        "alpha_pattern": found.get("alpha_pattern"),
-        "layers_to_transform": found.get("layers_to_transform"),
-        "layers_pattern": found.get("layers_pattern"),
-    }
+    if wild := [key for key in keys if not is_tame(key)]:
+        wrong += [f"the pattern {key!r} could take forever to match" for key in wild]
+        return None, wrong
+    defaults = {"r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False}
+    fields = {name: saved.get(name, value) for name, value in defaults.items()}
+    for name in ("exclude_modules", "layers_to_transform", "layers_pattern", *PATTERNS):
+        fields[name] = saved.get(name)
+    fields["target_modules"] = saved.get("target_modules") or "none are named"
     try:
         return LoraConfig(**fields), wrong
     except (TypeError, ValueError) as error:
         return None, [*wrong, str(error)]
 
 
-def names_its_targets(found: Mapping[str, Any], config: LoraConfig) -> bool:
-    """Whether the config says which modules there are to be, in patterns that are safe to try on a stranger's word."""
+def names_its_targets(saved: Mapping[str, Any], config: LoraConfig) -> bool:
+    """Whether the config names its target modules, in patterns that are safe to try unread."""
     regexes = [p for p in (config.target_modules, config.exclude_modules) if isinstance(p, str)]
-    return bool(found.get("target_modules")) and all(
-        map(is_tame, [*regexes, *(config.layers_pattern or ())])
-    )
+    regexes += config.layers_pattern or ()
+    return bool(saved.get("target_modules")) and all(map(is_tame, regexes))
 
 
 def is_tame(pattern: str) -> bool:
-    r"""Whether a regular expression is sure to be decided soon, whatever the path; a hostile one can run for years.
+    r"""Whether a regular expression ends soon on every path; a hostile one can run for years.
 
-    Tame: no repeated group (``(a+)+`` tries every way to share the letters out), and few ways through the rest. A path of 60
-    letters has about 2⁶ places where a repeat may end, ``x?`` doubles the ways, a group of n alternatives takes n of them: at
-    most 2⁸ by choices, and 2²⁶ in all. A ``|`` outside of groups only adds. Lookarounds and the like are not looked into.
+    Tame means no repeated group (``(a+)+`` tries every way to share the letters out), and few ways
+    through the rest. A path of 60 letters has about 2⁶ places where a repeat may end, ``x?``
+    doubles the ways, a group of n alternatives multiplies them by n. At most 2⁸ ways may come from
+    choices, and 2²⁶ in all. A ``|`` outside of groups only adds. Lookarounds and the like count as
+    not tame.
 
-    >>> is_tame(r".*layers\.\d+\.(q|v)_proj"), is_tame(r"(\w+\.?)+!"), is_tame(".*.*.*.*.*!"), is_tame("(.|a)" * 9)
-    (True, False, False, False)
+    >>> is_tame(r".*layers\.\d+\.(q|v)_proj"), is_tame("(.|a)" * 9)
+    (True, False)
+    >>> is_tame(r"(\w+\.?)+!"), is_tame(".*.*.*.*.*!")
+    (False, False)
     """
-    # an escape, and a set, is one letter
+    # an escape counts as one letter, and so does a set
     plain = re.sub(r"\\.|\[\^?\]?[^]]*\]", "x", pattern, flags=re.DOTALL)
     if len(pattern) > 2000 or re.search(r"\)[*+{]|\(\?[^:]", plain):
         return False
-    repeats, ways = len(re.findall(r"[*+{]", plain)), 2 ** len(re.findall(r"(?<![(*+}?])\?", plain))
+    repeats = len(re.findall(r"[*+{]", plain))
+    ways = 2 ** len(re.findall(r"(?<![(*+}?])\?", plain))  # of each optional letter, two
     alternatives: list[int] = []  # of each group that is open
     for letter in plain:
         if letter == "(":

@@ -1,11 +1,32 @@
-"""The lessons' engine: one script in percent cells is run, walked in the terminal, graded, and made a page or a notebook.
+"""The lesson engine: one script in percent cells is run, walked, graded, made a page or notebook.
 
-What a lesson or a checker needs is here; the rooms are ``cells`` (the parser), ``course`` (where the lessons lie),
-``run`` (a lesson from start to end), ``prove`` (is it a good lesson?), ``judge`` (a learner's answer, in its own process),
-``record`` (progress), ``walk`` (the terminal), ``grade``, ``notebook`` and ``book``.
+In reading order:
+
+    cells.py            a lesson as cells: prose, code, predictions, exercises, hints
+    course.py           where the lessons lie, with their checks and solutions
+    figures.py          ``show``: a figure, wherever the lesson runs
+    run.py              a lesson from start to end, in a process of its own
+    checking.py         what a checker is made of: random cases, a comparison, a sentence
+    judge.py            a learner's answer, in its own process, with a limit
+    workspace.py        the learner's folder        record.py     progress in it
+    terminal.py         the console                 walk.py       a lesson, cell by cell
+    submissions.py      what a class hands in       grade.py      who has built what
+    notebook.py         a lesson as a notebook
+    pages.py            the parts of a page         house.py      the picture of the wings
+    api_pages.py        the package as pages
+    book.py             the course as a site
+    validate_lesson.py  whether a lesson keeps its promises
+
+Imports the library and ``plots``. A lesson imports the names below.
 """
 
-from .checking import Wrong, cases, check, close
-from .figures import show
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_imports
+
+if TYPE_CHECKING:
+    from .checking import Wrong, cases, check, close
+    from .figures import show
 
 __all__ = ["Wrong", "cases", "check", "close", "show"]
+__getattr__, __dir__ = lazy_imports(__name__)

@@ -1,4 +1,4 @@
-"""What checkers are made of: ``Wrong``, ``cases``, ``close``; and ``check``, which a lesson calls on the learner's function.
+"""The parts of a checker: ``Wrong``, ``cases``, ``close``; and ``check``, which a lesson calls.
 
 A checker tries an answer on random cases and compares it with an independent oracle:
 
@@ -7,7 +7,8 @@ A checker tries an answer on random cases and compares it with an independent or
         x = np.random.default_rng(seed).normal(size=(rows, columns))
         close(answer(x), np.swapaxes(x, 0, 1), what="xᵀ", case=f"x {x.shape}")
 
-``cases`` draws with hypothesis, derandomized, so that a class gets the same cases, and shrinks to the smallest failing one.
+``cases`` draws with hypothesis, derandomized, so that a class gets the same cases, and shrinks to
+the smallest failing one.
 """
 
 from __future__ import annotations
@@ -22,18 +23,20 @@ import numpy as np
 
 EXAMPLES = 50
 TOLERANCES = {"float64": 1e-9, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
+TINY = float(np.finfo(np.float64).tiny)
 
 
 class Wrong(Exception):
-    """An answer is wrong; the message says where, by how much, and what a right answer has."""
+    """An answer is wrong; the message gives the place, the error and a right answer's value."""
 
 
 def cases(
     examples: int = EXAMPLES, /, **strategies: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Decorate a body that takes drawn values by keyword; calling it runs the body on ``examples`` drawn cases.
+    """Decorate a body that takes drawn values by keyword; a call runs it on ``examples`` cases.
 
-    Positional arguments of the call come first: ``check_x(answer)``. The ``Wrong`` of the smallest failing case is raised.
+    Positional arguments of the call come first: ``check_x(answer)``. The ``Wrong`` of the smallest
+    failing case is raised.
 
     >>> from hypothesis.strategies import integers
     >>> @cases(n=integers(0, 100))
@@ -69,48 +72,46 @@ def cases(
 
 
 def close(
-    found: Any,
+    result: Any,
     expected: Any,
     what: str = "the result",
     case: str = "",
     tolerance: float | None = None,
 ) -> None:
-    """Raise ``Wrong`` unless ``found`` equals ``expected`` within ``tolerance`` × the largest |expected|.
+    """Raise ``Wrong`` unless ``result`` equals ``expected`` within ``tolerance`` × max |expected|.
 
-    Arrays, tensors and numbers; integers and booleans must be equal. The default tolerance follows the coarser dtype of the
-    two. The message gives the shapes, the largest error and where, and a guess (a transpose, a factor) when one fits.
+    Arrays, tensors and numbers; integers and booleans must be equal. The default tolerance follows
+    the coarser dtype of the two. The message gives the shapes, the largest error and its place, and
+    a guess (a transpose, a factor) when one fits.
     """
-    at = f" for {case}" if case else ""
-    if found is None:
-        raise Wrong(f"{what}{at} is None: does the function return something?")
+    name, kind = f"{what} for {case}" if case else what, type(result).__name__
+    if result is None:
+        raise Wrong(f"{name} is None: does the function return something?")
     try:
-        mine, right = as_array(found), as_array(expected)
+        mine, right = as_array(result), as_array(expected)
     except (TypeError, ValueError) as error:
-        raise Wrong(
-            f"{what}{at} must be an array of shape {np.shape(expected)}, got {type(found).__name__}"
-        ) from error
+        shape = np.shape(expected)
+        raise Wrong(f"{name} must be an array of shape {shape}, got {kind}") from error
     if mine.dtype == object or mine.dtype.kind in "US":
-        raise Wrong(
-            f"{what}{at} must be numbers of shape {right.shape}, got {type(found).__name__}"
-        )
+        raise Wrong(f"{name} must be numbers of shape {right.shape}, got {kind}")
     if mine.shape != right.shape:
         hint = ": it has the shape of the transpose" if mine.shape == right.T.shape else ""
-        raise Wrong(f"{what}{at} has shape {mine.shape}, a right answer has {right.shape}{hint}")
+        raise Wrong(f"{name} has shape {mine.shape}, a right answer has {right.shape}{hint}")
     if right.size == 0:
         return
-    limit = tolerance_of(found, expected) if tolerance is None else tolerance
+    limit = tolerance_of(result, expected) if tolerance is None else tolerance
     wide, true = mine.astype(np.float64), right.astype(np.float64)
     if not np.isfinite(wide).all() and np.isfinite(true).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(wide))[0])
-        raise Wrong(f"{what}{at} (shape {mine.shape}) is not finite: {wide[where]} at {where}")
+        raise Wrong(f"{name} (shape {mine.shape}) is not finite: {wide[where]} at {where}")
     errors = np.array(np.abs(wide - true))  # of two numbers, NumPy makes a number and not an array
     errors[wide == true] = 0  # infinities of one sign
     worst = np.unravel_index(int(errors.argmax()), errors.shape)
-    if errors[worst] > limit * max(float(np.abs(true).max()), np.finfo(np.float64).tiny):
+    if errors[worst] > limit * max(float(np.abs(true).max()), TINY):
         index = tuple(int(i) for i in worst)
         place, shape = (f" at {index}", f" (shape {right.shape})") if index else ("", "")
         raise Wrong(
-            f"{what}{at}{shape}: the largest error is {errors[worst]:.3g}{place}, where yours is "
+            f"{name}{shape}: the largest error is {errors[worst]:.3g}{place}, where yours is "
             f"{wide[worst]:.6g} and a right answer has {true[worst]:.6g}{guess(wide, true)}"
         )
 
@@ -124,56 +125,46 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def tolerance_of(*values: Any) -> float:
-    """The coarsest tolerance among the values' dtypes; zero when all are whole numbers or booleans."""
-    names = [
-        str(value.dtype if hasattr(value, "dtype") else np.asarray(value).dtype).rpartition(".")[2]
-        for value in values
-    ]
-    return max((TOLERANCES.get(name, 0.0) for name in names), default=0.0)
+    """The coarsest tolerance of the values' dtypes; zero when all are whole numbers or booleans."""
+    dtypes = [value.dtype if hasattr(value, "dtype") else as_array(value).dtype for value in values]
+    return max(TOLERANCES.get(str(dtype).rpartition(".")[2], 0.0) for dtype in dtypes)
 
 
-def guess(found: np.ndarray, right: np.ndarray) -> str:
-    """What a wrong answer may be: all zeros, the transpose, or a multiple of the right answer; else nothing.
+def guess(wrong: np.ndarray, right: np.ndarray) -> str:
+    """How a wrong answer relates to the right one: zero, its transpose, a multiple, or no guess.
 
     >>> guess(np.array([2.0, 4.0]), np.array([1.0, 2.0]))
     '. It is 2.00 times the right answer'
     """
     scale = float(np.abs(right).max())
-    if not found.any():
+
+    def near(other: np.ndarray, factor: float = 1.0) -> bool:
+        return np.allclose(wrong, other, rtol=0, atol=1e-4 * abs(factor) * scale)
+
+    if not wrong.any():
         return ". It is zero everywhere"
-    if found.size == 1:
+    if wrong.size == 1:
         return ""
-    if (
-        right.ndim == 2
-        and right.shape[0] == right.shape[1]
-        and np.allclose(found, right.T, rtol=0, atol=1e-4 * scale)
-    ):
+    if right.ndim == 2 and right.shape[0] == right.shape[1] and near(right.T):
         return ". It is the transpose of the right answer"
-    factor = float(
-        (found * right).sum() / max(float((right * right).sum()), np.finfo(np.float64).tiny)
-    )
-    if (
-        scale
-        and abs(factor) > 1e-6
-        and np.allclose(found, factor * right, rtol=0, atol=1e-4 * abs(factor) * scale)
-    ):
-        return (
-            f". It is {factor:.2f} times the right answer"
-            if factor != -1
-            else ". It has the wrong sign everywhere"
-        )
-    return ""
+    # the multiple of ``right`` that is nearest to ``wrong`` in the mean square
+    factor = float((wrong * right).sum() / max(float((right * right).sum()), TINY))
+    if not scale or abs(factor) <= 1e-6 or not near(factor * right, factor):
+        return ""
+    if factor == -1:
+        return ". It has the wrong sign everywhere"
+    return f". It is {factor:.2f} times the right answer"
 
 
 def check(function: Callable[..., Any]) -> None:
-    """Check the learner's function against its exercise's checker and print the verdict; never raises."""
+    """Print the verdict of its exercise's checker on the learner's function; never raises."""
     from .course import find_exercise, load_checks
 
     name = function.__name__
-    code = getattr(function, "__code__", None)
-    lesson = find_exercise(name) or (
-        find_exercise(name, Path(code.co_filename).parent) if code else None
-    )  # a lesson of your own
+    file = file_of(function)
+    lesson = find_exercise(name)
+    if lesson is None and file is not None:  # a lesson of your own
+        lesson = find_exercise(name, file.parent)
     if lesson is None:
         print(f"{name}: no exercise of the course has this name")
         return
@@ -182,7 +173,7 @@ def check(function: Callable[..., Any]) -> None:
 
 
 def judge_answer(checker: Callable[[Any], None], answer: Callable[..., Any]) -> tuple[str, str]:
-    """("passed" | "to do" | "wrong" | "error", message): what a checker says of an answer."""
+    """A checker's verdict on an answer: ("passed", "to do", "wrong" or "error", message)."""
     try:
         checker(answer)
     except NotImplementedError:
@@ -190,20 +181,21 @@ def judge_answer(checker: Callable[[Any], None], answer: Callable[..., Any]) -> 
     except Wrong as error:
         return "wrong", str(error)
     except Exception as error:
-        return "error", describe_error(
-            error, Path(answer.__code__.co_filename) if hasattr(answer, "__code__") else None
-        )
+        return "error", describe_error(error, file_of(answer))
     return "passed", ""
 
 
+def file_of(function: Callable[..., Any]) -> Path | None:
+    """The file that a function was written in; None for one that Python did not compile."""
+    code = getattr(function, "__code__", None)
+    return Path(code.co_filename) if code else None
+
+
 def describe_error(error: BaseException, file: Path | None) -> str:
-    """An exception in a learner's terms: its kind and message, and the line of their file that it came from."""
-    said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if file is not None and Path(frame.filename) == file
-    ]
-    if frames:
-        return f"your line {frames[-1].lineno}, `{frames[-1].line}`, raised {said}"
-    return f"your function raised {said}"
+    """An exception in a learner's terms: its kind, its message and the line of their file."""
+    raised = f"raised {type(error).__name__}" + (f": {error}" if str(error) else "")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if file is not None and Path(frame.filename) == file]
+    if own:
+        return f"your line {own[-1].lineno}, `{own[-1].line}`, {raised}"
+    return f"your function {raised}"

@@ -1,4 +1,4 @@
-"""Where the lessons lie, and how one is found: in the installed package or in the checkout beside it."""
+"""Where the lessons lie, in the package or in the checkout beside it, and how to find one."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).parent.parent
 
 
 def lessons_folder() -> Path:
-    """The folder of the lessons: ``minilora/lessons`` after an install, ``lessons`` beside the package in a checkout.
+    """The folder of the lessons: in the package after an install, beside it in a checkout.
 
     Raises ``ValueError`` when neither is there.
     """
     for folder in (PACKAGE / "lessons", PACKAGE.parent / "lessons"):
         if list(folder.glob("[0-9][0-9]_*.py")):
             return folder
-    raise ValueError(f"no lessons are to be found at {PACKAGE / 'lessons'}; install minilora again")
+    raise ValueError(f"there are no lessons at {PACKAGE / 'lessons'}: install minilora again")
 
 
 def list_lessons(folder: Path | None = None) -> list[Lesson]:
@@ -30,46 +30,52 @@ def list_lessons(folder: Path | None = None) -> list[Lesson]:
     >>> list_lessons()[0].slug
     '01_one_matmul'
     """
-    return [
-        parse_lesson(path) for path in sorted((folder or lessons_folder()).glob("[0-9][0-9]_*.py"))
-    ]
+    folder = folder or lessons_folder()
+    return [parse_lesson(path) for path in sorted(folder.glob("[0-9][0-9]_*.py"))]
 
 
 def find_lesson(number: str | int, folder: Path | None = None) -> Lesson:
-    """The lesson of a number (5, "05"), a slug, or a file of your own. Raises ``ValueError`` that names what there is."""
-    wanted, lessons = str(number), list_lessons(folder)
-    if wanted.endswith(".py"):
-        return parse_lesson(wanted)
+    """The lesson of a number (5, "05"), a slug, or a file of your own.
+
+    Raises ``ValueError``, which lists the lessons, when there is none.
+    """
+    name, lessons = str(number), list_lessons(folder)
+    if name.endswith(".py"):
+        return parse_lesson(name)
     for lesson in lessons:
-        if wanted in (lesson.slug, lesson.slug[3:]) or (
-            wanted.isdigit() and int(wanted) == lesson.number
-        ):
+        same_number = name.isdigit() and int(name) == lesson.number
+        if same_number or name in (lesson.slug, lesson.slug[3:]):
             return lesson
-    there = ", ".join(lesson.slug for lesson in lessons)
-    raise ValueError(f"there is no lesson {wanted!r}; there are {there}")
+    slugs = ", ".join(lesson.slug for lesson in lessons)
+    raise ValueError(f"there is no lesson {name!r}; there are {slugs}")
 
 
 def find_lessons(names: Sequence[str] | None) -> list[Lesson]:
-    """The lessons of numbers, names, files or ranges, each once; all of them for none. Raises as ``find_lesson``.
+    """The lessons of numbers, names, files or ranges, each once; for no names, all of them.
+
+    Raises as ``find_lesson``.
 
     >>> [lesson.slug for lesson in find_lessons(["1-2", "rank"])]
     ['01_one_matmul', '02_rank']
     """
     if not names:
         return list_lessons()
-    found: dict[Path, Lesson] = {}
+    lessons: dict[Path, Lesson] = {}
     for name in names:
         ends = re.fullmatch(r"(\d+)[-–](\d+)", name)
         if ends and int(ends[1]) > int(ends[2]):
             raise ValueError(f"a range goes up, such as 1-5, got {name!r}")
         for number in range(int(ends[1]), int(ends[2]) + 1) if ends else [name]:
             lesson = find_lesson(number)
-            found[lesson.path] = lesson
-    return list(found.values())
+            lessons[lesson.path] = lesson
+    return list(lessons.values())
 
 
 def find_exercise(name: str, folder: Path | None = None) -> Path | None:
-    """The lesson's file whose checker knows an exercise, in the course or in ``folder``; names are unique in the course."""
+    """The file of the lesson that checks an exercise, in the course or in ``folder``.
+
+    No two lessons of the course have an exercise of the same name.
+    """
     folder = folder or lessons_folder()
     for path in sorted((folder / "checks").glob("*.py")):
         if re.search(rf"(?m)^def check_{name}\(", path.read_text(encoding="utf-8")):
@@ -78,12 +84,11 @@ def find_exercise(name: str, folder: Path | None = None) -> Path | None:
 
 
 def load_module(path: Path) -> ModuleType:
-    """Import a file by its path, under a name of its own. Whatever the file raises goes through."""
-    spec = importlib.util.spec_from_file_location(
-        f"minilora_lessons_{path.parent.name}_{path.stem}", path
-    )
+    """Import a file by its path, under a name of its own. Raises whatever the file raises."""
+    name = f"minilora_lessons_{path.parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ValueError(f"{path} is no Python file")
+        raise ValueError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

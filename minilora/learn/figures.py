@@ -1,8 +1,8 @@
-"""``show``: what a lesson does with a figure, wherever it runs.
+"""``show``: a lesson's figure, wherever the lesson runs.
 
-A lesson says ``show(figure, "what is to be seen")`` and does not know who looks. Run with ``python`` the figure is saved and
-its path is printed; a notebook shows it under the cell; the walk keeps it to open on request; the book also takes its dark
-face. Who looks puts a stage up.
+A lesson calls ``show(figure, "one sentence on the figure")`` and does not know who looks. Run with
+``python``, the figure is saved and its path is printed; a notebook shows it under the cell; the
+walk keeps it to open on request; the book also takes its dark face. Whoever looks sets a ``Stage``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Shown:
-    """A figure on disk: its light face, its dark face if one was asked for, and what is to be seen on it."""
+    """A figure on disk: its light face, its dark face if one was drawn, and its alt text."""
 
     light: Path
     dark: Path | None
@@ -32,7 +32,7 @@ class Shown:
 
 @dataclass
 class Stage:
-    """Where figures go: ``folder``, under ``name-1.png``, ``name-2.png``, …; ``shown`` lists them."""
+    """The folder for figures, as ``name-1.png``, ``name-2.png``, …; ``shown`` lists them."""
 
     folder: Path
     name: str = "figure"
@@ -55,14 +55,16 @@ def on_stage(stage: Stage) -> Iterator[Stage]:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Save a figure and say where; ``alt`` says in one sentence what is to be seen, for who cannot see it.
+    """Save a figure and print its path; ``alt`` describes it in a sentence for who cannot see it.
 
     Raises ``ValueError`` for a figure without data, or an ``alt`` of fewer than four words.
     """
     if not any(axes.has_data() for axes in figure.axes):
         raise ValueError("the figure is blank: none of its axes has data")
     if len(alt.split()) < 4:
-        raise ValueError(f"alt says in one sentence what is to be seen, got {alt!r}")
+        raise ValueError(
+            f"alt describes the figure in a sentence of four words or more, got {alt!r}"
+        )
     stage = STAGE.get()
     if stage is None:
         stage = Stage(Path("minilora-lessons") / "figures", lesson_name())

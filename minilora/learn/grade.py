@@ -1,7 +1,8 @@
-"""Grade learners' folders: the exercises of the course, each in a process of its own, as a table and as CSV.
+"""Grade learners' folders: each exercise in a process of its own; results as a table and as CSV.
 
-A folder holds what ``minilora learn`` made, or filled-in scripts or notebooks (``submissions.py``). A missing file is "to do";
-whatever a submission does (loops that never end, ``sys.exit``, broken imports) costs it its own mark and nothing else.
+A folder holds the files of ``minilora learn``, or filled-in scripts or notebooks
+(``submissions.py``). A missing file is "to do"; whatever a submission does (loops that never end,
+``sys.exit``, broken imports) costs it its own mark and nothing else.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ KEY = "P passed, W wrong, E error, T out of time, . to do; two letters are two e
 
 @dataclass(frozen=True)
 class Grade:
-    """One learner's exercise: its status ("passed", "to do", "wrong", "error", "timeout") and the checker's sentence."""
+    """One learner's exercise: a ``Verdict``'s status and sentence, with whose and which it is."""
 
     learner: str
     lesson: str
@@ -44,31 +45,28 @@ def grade_folders(
 ) -> list[Grade]:
     """Grade every exercise of the lessons (default: the course) in every folder.
 
-    ``say`` hears each learner's name as it is begun, what was wrong, and files that no lesson has the name of.
+    ``say`` gets each learner's name before their files are graded, then each verdict other than
+    passed or to do, and the files that have no lesson's name.
     """
     grades = []
     lessons = list_lessons() if lessons is None else lessons
     slugs = {lesson.slug for lesson in [*list_lessons(), *lessons]}
-    for number, (folder, learner) in enumerate(
-        zip(folders, learner_names(folders), strict=True), 1
-    ):
-        say(f"{learner} ({number} of {len(folders)})")
-        strays = stray_files(folder, slugs)
+    exercises = [(lesson, name) for lesson in lessons for name in lesson.exercises]
+    for number, (folder, learner) in enumerate(zip(folders, learner_names(folders), strict=True)):
+        say(f"{learner} ({number + 1} of {len(folders)})")
+        strays = ", ".join(stray_files(folder, slugs))
         if strays:
-            say(f"  not graded, as no lesson is called so: {', '.join(strays)}")
+            say(f"  not graded, as no lesson has this name: {strays}")
         elif not any(answer_files(folder, lesson) for lesson in lessons):
-            say("  none of the lessons' files is here")
-        for lesson in lessons:
-            for name in lesson.exercises:
-                verdict = grade_exercise(lesson, name, folder, limit)
-                if verdict.status not in ("passed", "to do"):
-                    say(f"  {lesson.slug[:2]} {name}: {verdict.status}. {verdict.message}")
-                message = (
-                    f"{verdict.message}; there is {', '.join(strays)}"
-                    if strays and verdict == absent(lesson)
-                    else verdict.message
-                )
-                grades.append(Grade(learner, lesson.slug, name, verdict.status, message))
+            say("  none of the lessons' files is in this folder")
+        for lesson, name in exercises:
+            verdict = grade_exercise(lesson, name, folder, limit)
+            message = verdict.message
+            if verdict.status not in ("passed", "to do"):
+                say(f"  {lesson.slug[:2]} {name}: {verdict.status}. {message}")
+            if strays and verdict == absent(lesson):
+                message += f"; there is {strays}"
+            grades.append(Grade(learner, lesson.slug, name, verdict.status, message))
     return grades
 
 
@@ -92,7 +90,9 @@ def absent(lesson: Lesson) -> Verdict:
 
 
 def learner_names(folders: Sequence[Path]) -> list[str]:
-    """The folders' names, of ``minilora-lessons`` the name of the folder around it; whole paths where two would be the same.
+    """The folders' names; whole paths where two names would be the same.
+
+    A folder ``minilora-lessons`` has the name of the folder around it.
 
     >>> learner_names([Path("class/ada"), Path("class/bob/minilora-lessons")])
     ['ada', 'bob']
@@ -103,7 +103,7 @@ def learner_names(folders: Sequence[Path]) -> list[str]:
 
 
 def grade_table(grades: Sequence[Grade]) -> Any:
-    """A rich table: a row for each learner, a column for each lesson, a letter for each exercise (``KEY``)."""
+    """A rich table: a row a learner, a column a lesson, a letter an exercise (``KEY``)."""
     from rich.table import Table
 
     rows: dict[str, dict[str, str]] = {}
@@ -122,7 +122,7 @@ def grade_table(grades: Sequence[Grade]) -> Any:
 
 
 def write_grades(path: Path, grades: Sequence[Grade]) -> Path:
-    """Write the grades as CSV: learner, lesson, exercise, status, message; a cell never begins a spreadsheet's formula.
+    """Write the grades as CSV: learner, lesson, exercise, status, message.
 
     The file begins with UTF-8's byte order mark: without it, Excel shows "∂W" as "âˆ‚W".
     """
@@ -131,7 +131,10 @@ def write_grades(path: Path, grades: Sequence[Grade]) -> Path:
     rows.writerow(["learner", "lesson", "exercise", "status", "message"])
     for grade in grades:
         values = (grade.learner, grade.lesson, grade.exercise, grade.status, grade.message)
-        rows.writerow(
-            ["'" + value if value[:1] in "=+-@\t\r" and value else value for value in values]
-        )
+        rows.writerow(map(no_formula, values))
     return write_text(path, "\ufeff" + text.getvalue())
+
+
+def no_formula(value: str) -> str:
+    """The value, with a quote before it where a spreadsheet would read it as a formula."""
+    return f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else value

@@ -1,7 +1,7 @@
-"""Judge a learner's file in a process of its own, with a time limit: nothing that it does can stop the walk or the grading.
+"""Judge a learner's file in a process of its own, with a time limit, so that it stops nothing else.
 
-A syntax error, an exception at import, ``sys.exit``, an infinite loop and a crash each become a sentence. It is no sandbox:
-the learner's code runs with the rights of whoever runs the command.
+A syntax error, an exception at import, ``sys.exit``, an infinite loop and a crash each become a
+sentence. It is no sandbox: the learner's code runs with the rights of whoever runs the command.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..files import write_json
 from .cells import Lesson
@@ -26,65 +27,50 @@ from .course import load_checks, load_module
 from .run import child_environment
 
 LIMIT = 60.0
-SAID = 2000  # characters of the learner's own prints that are kept
+KEPT = 2000  # characters of the learner's own prints
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a checker says: a status (passed, to do, wrong, error, timeout), a sentence, and what the learner's code printed."""
+    """A checker's answer: a status, a sentence, and the end of the output of the learner's code."""
 
-    status: str
+    status: str  # passed, to do, wrong, error or timeout
     message: str = ""
-    said: str = ""
+    printed: str = ""
 
 
 def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> Verdict:
-    """Check the exercise ``name`` in a learner's file, in a fresh process of at most ``limit`` seconds."""
+    """Check an exercise in a learner's file, in a fresh process of at most ``limit`` seconds."""
     if not file.is_file():
         return Verdict("to do", f"there is no file {file.name}")
     if (unreadable := read_syntax(file)) is not None:
         return unreadable  # at once: the process takes seconds to start
     with tempfile.TemporaryDirectory() as folder:
-        verdict = Path(folder) / "verdict.json"
-        command = [
-            sys.executable,
-            "-m",
-            "minilora.learn.judge",
-            str(lesson.path.resolve()),
-            name,
-            str(file.resolve()),
-        ]
-        quiet = subprocess.DEVNULL
+        answer = Path(folder) / "verdict.json"
+        command = [sys.executable, "-m", "minilora.learn.judge", str(lesson.path.resolve()), name]
+        command += [str(file.resolve()), str(answer)]
+        silence: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         process = subprocess.Popen(
-            [*command, str(verdict)],
-            cwd=folder,
-            env=child_environment(),
-            stdin=quiet,
-            stdout=quiet,
-            stderr=quiet,
-            start_new_session=True,
+            command, cwd=folder, env=child_environment(), **silence, start_new_session=True
         )
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
-            return Verdict(
-                "timeout",
-                f"it was still running after {limit:.0f} seconds: is there a loop that never ends?",
-            )
+            message = f"it was still running after {limit:.0f} seconds"
+            return Verdict("timeout", f"{message}: is there a loop that never ends?")
         finally:
             end_group(process)
         try:
-            found = json.loads(verdict.read_text(encoding="utf-8"))
-            return Verdict(str(found["status"]), str(found["message"]), str(found["said"]))
+            verdict = json.loads(answer.read_text(encoding="utf-8"))
+            return Verdict(*(str(verdict[name]) for name in ("status", "message", "printed")))
         except (OSError, ValueError, KeyError, TypeError):
-            return Verdict(
-                "error",
-                f"the process ended before an answer came (exit status {process.returncode})",
-            )
+            code = process.returncode
+            message = f"the process ended before an answer came (exit status {code})"
+            return Verdict("error", message)
 
 
 def read_syntax(file: Path) -> Verdict | None:
-    """What Python says of a file that it cannot read; None for all others, which need to be run."""
+    """The verdict on a file that Python cannot read; None for all others, which need to be run."""
     try:
         ast.parse(file.read_bytes())
     except SyntaxError as error:
@@ -110,22 +96,25 @@ def end_group(process: subprocess.Popen[bytes]) -> None:
 
 
 class LastPart(io.StringIO):
-    """A text stream that keeps its last ``SAID`` characters: a failing case is the last that a checker tries."""
+    """A text stream that keeps its last ``KEPT`` characters.
+
+    The end counts, as a failing case is the last that a checker tries.
+    """
 
     def write(self, text: str) -> int:
         """Keep the end."""
-        kept = (self.getvalue() + text[-SAID:])[-SAID:]
+        kept = (self.getvalue() + text[-KEPT:])[-KEPT:]
         self.seek(0)
         self.truncate()
         super().write(kept)
         return len(text)
 
 
-def judge_here(lesson: Path, name: str, file: Path) -> Verdict:
-    """Import a learner's file into this process and check one exercise. For the process that ``judge_file`` starts."""
+def import_and_judge(lesson: Path, name: str, file: Path) -> Verdict:
+    """Import a learner's file and check one exercise, in the process that ``judge_file`` starts."""
     checker = getattr(load_checks(lesson), f"check_{name}")
-    said = LastPart()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    printed = LastPart()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             answer = getattr(load_module(file), name, None)
             if not callable(answer):
@@ -134,14 +123,11 @@ def judge_here(lesson: Path, name: str, file: Path) -> Verdict:
         except SyntaxError as error:
             return describe_syntax(error, file)
         except SystemExit:
-            return Verdict(
-                "error",
-                f"{file.name} ends the program (sys.exit) where it should return",
-                said.getvalue(),
-            )
+            status = "error"
+            message = f"{file.name} ends the program (sys.exit) where it should return"
         except BaseException as error:
-            return Verdict("error", describe_error(error, file), said.getvalue())
-    return Verdict(status, message, said.getvalue())
+            status, message = "error", describe_error(error, file)
+    return Verdict(status, message, printed.getvalue())
 
 
 def main() -> None:
@@ -150,9 +136,8 @@ def main() -> None:
     for name in ("lesson", "exercise", "file", "verdict"):
         options.add_argument(name)
     chosen = options.parse_args()
-    write_json(
-        chosen.verdict, judge_here(Path(chosen.lesson), chosen.exercise, Path(chosen.file)).__dict__
-    )
+    verdict = import_and_judge(Path(chosen.lesson), chosen.exercise, Path(chosen.file))
+    write_json(chosen.verdict, asdict(verdict))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""A lesson as a notebook: nbformat 4.5 JSON, without outputs, for whoever likes to run the cells in Jupyter.
+"""A lesson as a notebook: nbformat 4.5 JSON, without outputs, for whoever runs cells in Jupyter.
 
-Prose keeps its expressions: in a notebook the reader runs the cells, and a number that the run has not yet made is shown as
-the code that makes it. Predictions and hints fold away.
+Prose keeps its expressions: the reader runs the cells, and a number that no cell has computed yet
+is shown as the code that computes it. Predictions and hints fold away.
 """
 
 from __future__ import annotations
@@ -42,19 +42,21 @@ def make_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
     if cell.kind in ("code", "exercise"):
         code: dict[str, Any] = {"execution_count": None, "outputs": []}
         return {"cell_type": "code", "id": name, "metadata": {}, "source": lines(cell.text), **code}
-    text = NUMBER.sub(lambda found: f"`{found['inside'].strip()}`", cell.text)
+    text = NUMBER.sub(lambda number: f"`{number['inside'].strip()}`", cell.text)
     if cell.kind == "predict":
-        text = f"**Predict.** {NUMBER.sub('', cell.question)}\n\n<details><summary>the answer is computed by</summary>\n\n"
-        text += f"`{cell.answer}`\n\n</details>"
+        question = NUMBER.sub("", cell.question)
+        answer = folded("the answer is computed by", f"`{cell.answer}`")
+        text = f"**Predict.** {question}\n\n{answer}"
     if cell.kind == "hints":
-        folded = (
-            f"<details><summary>hint {n}</summary>\n\n{hint}\n\n</details>"
-            for n, hint in enumerate(cell.hints, 1)
-        )
-        text = "\n".join(folded)
+        text = "\n".join(folded(f"hint {n}", hint) for n, hint in enumerate(cell.hints, 1))
     return {"cell_type": "markdown", "id": name, "metadata": {}, "source": lines(text)}
 
 
+def folded(summary: str, text: str) -> str:
+    """Markdown that unfolds under a summary."""
+    return f"<details><summary>{summary}</summary>\n\n{text}\n\n</details>"
+
+
 def lines(text: str) -> list[str]:
-    """Text as nbformat likes it: a list of lines with their ends."""
+    """Text in nbformat's form: a list of lines with their ends."""
     return text.splitlines(keepends=True)

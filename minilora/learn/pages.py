@@ -1,4 +1,4 @@
-"""The pieces that the book's pages are made of: the frame, prose, highlighted code, docstrings. Strings in, HTML out."""
+"""The parts of the book's pages: frame, prose, highlighted code. Strings in, HTML out."""
 
 from __future__ import annotations
 
@@ -17,62 +17,72 @@ PLACES = {
 }
 
 
-def frame(title: str, body: str, here: str = "") -> str:
-    """A whole page: language, title, style sheet, navigation, ``body`` in its main part. No script, nothing from outside."""
+def frame(title: str, body: str, current: str = "") -> str:
+    """A whole page with ``body`` in its main part; ``current`` is its file in the navigation.
+
+    It has no script and loads nothing from outside the site.
+    """
     links = "".join(
-        f'<a href="{file}"{" aria-current=page" if file == here else ""}>{name}</a>'
+        f'<a href="{file}"{" aria-current=page" if file == current else ""}>{name}</a>'
         for file, name in PLACES.items()
     )
-    return (
-        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{html.escape(title)}</title>\n'
-        f'<link rel="icon" href="data:,">\n<link rel="stylesheet" href="book.css">\n'
-        f'<a class="skip" href="#main">To the text</a>\n'
-        f'<header><nav aria-label="site">{links}</nav></header>\n<main id="main">\n{body}\n</main>\n</html>\n'
-    )
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="book.css">
+<a class="skip" href="#main">To the text</a>
+<header><nav aria-label="site">{links}</nav></header>
+<main id="main">
+{body}
+</main>
+</html>
+"""
 
 
 def render_prose(text: str) -> str:
-    """Markdown as HTML; raw HTML in it is shown, not obeyed; wide blocks can be scrolled with the keyboard."""
+    """Markdown as HTML; HTML in the text is shown as text; the keyboard scrolls wide blocks."""
     from markdown_it import MarkdownIt
 
-    made = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    made = made.replace("<pre>", '<pre class="plain" tabindex="0">')  # equations keep their columns
-    return made.replace("<table>", '<div class="wide" tabindex="0"><table>').replace(
-        "</table>", "</table></div>"
-    )
+    page = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    page = page.replace("<pre>", '<pre class="plain" tabindex="0">')  # equations keep their columns
+    page = page.replace("<table>", '<div class="wide" tabindex="0"><table>')
+    return page.replace("</table>", "</table></div>")
 
 
 def render_code(text: str, lexer: str = "python") -> str:
     """Highlighted source.
 
-    >>> render_code("x = 1")
-    '<pre><code><span class="n">x</span> <span class="o">=</span> <span class="mi">1</span>\\n</code></pre>'
+    >>> render_code("x")
+    '<pre><code><span class="n">x</span>\\n</code></pre>'
     """
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
 
-    return f"<pre><code>{highlight(text, get_lexer_by_name(lexer), HtmlFormatter(nowrap=True))}</code></pre>"
+    code = highlight(text, get_lexer_by_name(lexer), HtmlFormatter(nowrap=True))
+    return f"<pre><code>{code}</code></pre>"
 
 
 def render_docstring(text: str) -> str:
-    """A docstring as HTML: double backquotes are code, underlined lines are headings, doctests are code blocks."""
+    """A docstring as HTML: double backquotes are code, underlined lines headings."""
     lines, doctest = [], False
     for line in textwrap.dedent(text).strip("\n").splitlines():
         doctest = bool(line.strip()) and (doctest or line.lstrip().startswith(">>>"))
         lines.append(f"    {line}" if doctest else line)
-    joined = re.sub(r"(?m)^(\S.*)\n([-=])\2{2,}$", r"## \1\n", "\n".join(lines)).replace("``", "`")
-    # an indented line right after a paragraph is an equation in a docstring, but a continuation in Markdown
-    joined = re.sub(r"(?m)^(\S.*)\n(?= {4}\S)", r"\1\n\n", joined)
-    return render_prose(joined)
+    markdown = "\n".join(lines).replace("``", "`")
+    markdown = re.sub(r"(?m)^(\S.*)\n([-=])\2{2,}$", r"## \1\n", markdown)
+    # an indented line after a paragraph is an equation in a docstring, a continuation in Markdown
+    markdown = re.sub(r"(?m)^(\S.*)\n(?= {4}\S)", r"\1\n\n", markdown)
+    return render_prose(markdown)
 
 
 def row(left: str, right: str, section: bool = False) -> str:
     """Prose beside code; on a phone one after the other."""
-    return (
-        f'<div class="row{" section" if section else ""}"><div>{left}</div><div>{right}</div></div>'
-    )
+    kind = "row section" if section else "row"
+    return f'<div class="{kind}"><div>{left}</div><div>{right}</div></div>'
 
 
 def details(summary: str, body: str) -> str:
@@ -81,24 +91,19 @@ def details(summary: str, body: str) -> str:
 
 
 def cards(links: Sequence[tuple[str, str, str]]) -> str:
-    """A list of (file, name, what it is) as cards."""
+    """A list of (file, name, description) as cards."""
     items = (
-        f'<li><a href="{file}"><b>{html.escape(name)}</b><span>{html.escape(what)}</span></a></li>'
-        for file, name, what in links
+        f'<li><a href="{file}"><b>{html.escape(name)}</b><span>{html.escape(text)}</span></a></li>'
+        for file, name, text in links
     )
     return f'<ul class="cards">{"".join(items)}</ul>'
 
 
 def turn(before: tuple[str, str] | None, after: tuple[str, str] | None) -> str:
-    """Links to the page before and the page after."""
-    left = (
-        f'<a href="{before[0]}" rel="prev">← {html.escape(before[1])}</a>'
-        if before
-        else "<span></span>"
-    )
-    right = (
-        f'<a href="{after[0]}" rel="next">{html.escape(after[1])} →</a>'
-        if after
-        else "<span></span>"
-    )
+    """Links to the page before and the page after, each given as (file, name)."""
+    left = right = "<span></span>"
+    if before:
+        left = f'<a href="{before[0]}" rel="prev">← {html.escape(before[1])}</a>'
+    if after:
+        right = f'<a href="{after[0]}" rel="next">{html.escape(after[1])} →</a>'
     return f'<nav class="turn" aria-label="pages">{left}{right}</nav>'

@@ -2,9 +2,11 @@
 
     {"lessons": {"01_one_matmul": {"cell": 7, "finished": false, "seconds": 212.0,
         "predictions": {"rows_that_light_up": {"said": "1", "answer": 1, "right": true}},
-        "exercises": {"weight_gradient": {"passed": true, "tries": 2, "hints": 1, "revealed": false}}}}}
+        "exercises": {"weight_gradient":
+            {"passed": true, "tries": 2, "hints": 1, "revealed": false}}}}}
 
-``cell`` is the next cell to be shown. The file is written under another name, then renamed, after each thing that happens.
+``cell`` is the next cell to be shown. After each step the file is written under another name, then
+renamed.
 """
 
 from __future__ import annotations
@@ -16,10 +18,13 @@ from typing import Any
 from ..files import read_json, write_json
 
 FILE = "progress.json"
+ENTRY: dict[str, Any] = {"cell": int, "finished": bool, "seconds": int | float}
+ENTRY |= {"predictions": dict, "exercises": dict}
+EXERCISE: dict[str, Any] = {"passed": bool, "tries": int, "hints": int, "revealed": bool}
 
 
 class Record:
-    """Progress in a folder; ``lesson(slug)`` gives one lesson's entry to read and change, ``save`` writes all.
+    """Progress in a folder; ``lesson(slug)`` is an entry to read and change, ``save`` writes all.
 
     >>> import tempfile
     >>> record = Record(Path(tempfile.mkdtemp()))
@@ -34,22 +39,18 @@ class Record:
         path = folder / FILE
         if path.exists():
             try:
-                self.lessons = checked(read_json(path))
+                self.lessons = check_progress(read_json(path))
             except ValueError as error:
-                aside = free_name(folder)
+                aside, reason = free_name(folder), str(error).splitlines()[0]
                 os.replace(path, aside)
-                self.note = f"{path} could not be read ({str(error).splitlines()[0]}). It was set aside as {aside.name}."
+                self.note = (
+                    f"{path} could not be read ({reason}). It was set aside as {aside.name}."
+                )
 
     def lesson(self, slug: str) -> dict[str, Any]:
         """One lesson's entry; a new one begins at cell 0."""
-        fresh: dict[str, Any] = {
-            "cell": 0,
-            "finished": False,
-            "seconds": 0.0,
-            "predictions": {},
-            "exercises": {},
-        }
-        return self.lessons.setdefault(slug, fresh)
+        fresh: dict[str, Any] = {"cell": 0, "finished": False, "seconds": 0.0}
+        return self.lessons.setdefault(slug, {**fresh, "predictions": {}, "exercises": {}})
 
     def exercise(self, slug: str, name: str) -> dict[str, Any]:
         """One exercise's entry."""
@@ -62,40 +63,33 @@ class Record:
         self.save()
 
     def save(self) -> None:
-        """Write the file. Raises ``OSError`` that names it when that fails; the old one is then still whole."""
+        """Write the file. Raises ``OSError`` that names it when that fails; the old file stays."""
         write_json(self.folder / FILE, {"lessons": self.lessons})
 
 
-def checked(found: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The lessons of a progress file. Raises ``ValueError`` when something has another type than it should."""
-    lessons = found.get("lessons")
+def check_progress(progress: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The lessons of a progress file. Raises ``ValueError`` where a value has the wrong type."""
+    lessons = progress.get("lessons")
     if not isinstance(lessons, dict):
         raise ValueError("'lessons' must be an object")
-    kinds: dict[str, Any] = {
-        "cell": int,
-        "finished": bool,
-        "seconds": int | float,
-        "predictions": dict,
-        "exercises": dict,
-    }
-    inner: dict[str, Any] = {"passed": bool, "tries": int, "hints": int, "revealed": bool}
     for slug, entry in lessons.items():
-        if not isinstance(entry, dict) or not all(
-            isinstance(entry.get(key), kind) for key, kind in kinds.items()
-        ):
-            raise ValueError(f"the entry {slug!r} must have {', '.join(kinds)}")
+        check_types(entry, ENTRY, f"the entry {slug!r}")
         for name, exercise in entry["exercises"].items():
-            if not isinstance(exercise, dict) or not all(
-                isinstance(exercise.get(k), kind) for k, kind in inner.items()
-            ):
-                raise ValueError(f"the exercise {name!r} must have {', '.join(inner)}")
+            check_types(exercise, EXERCISE, f"the exercise {name!r}")
         if not all(isinstance(prediction, dict) for prediction in entry["predictions"].values()):
             raise ValueError(f"the predictions of {slug!r} must be objects")
     return lessons
 
 
+def check_types(entry: Any, types: dict[str, Any], name: str) -> None:
+    """Raise ``ValueError`` unless an entry is an object with a value of each type."""
+    whole = isinstance(entry, dict)
+    if not whole or not all(isinstance(entry.get(key), kind) for key, kind in types.items()):
+        raise ValueError(f"{name} must have {', '.join(types)}")
+
+
 def free_name(folder: Path) -> Path:
-    """A name for a broken file that does not stand there yet."""
+    """A name for a broken file that no other file in the folder has."""
     number = 1
     while (folder / f"progress-broken-{number}.json").exists():
         number += 1

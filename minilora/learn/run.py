@@ -1,7 +1,8 @@
-"""Run a lesson: cell by cell in one namespace (``Session``), or whole, in a fresh process (``run_apart``).
+"""Run a lesson: cell by cell in one namespace (``Session``), or whole in a fresh process.
 
-A whole run gives plain JSON: for each cell its prose with the numbers filled in, its output, its figures and its seconds;
-for each prediction the answer. The page, the notebook and the lesson's tests are made of it.
+A whole run gives plain JSON: for each cell its prose with the numbers filled in, its output, its
+figures and its seconds; for each prediction the answer. The page, the notebook and the lesson's
+tests are made of it.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import Any
 
 from ..files import read_json, write_json
 from .cells import Cell, Lesson, fill_prose, parse_lesson
-from .figures import Stage, on_stage
+from .figures import Shown, Stage, on_stage
 
 
 class Session:
     """The namespace of one lesson, as ``__main__`` would be for its script.
 
-    ``run`` executes a code or exercise cell, ``prose`` fills in a text's numbers, ``answer`` evaluates a prediction's answer.
+    ``run`` executes a code or exercise cell, ``prose`` fills in a text's numbers, ``answer``
+    evaluates a prediction's answer.
     """
 
     def __init__(self, lesson: Lesson):
@@ -37,34 +39,31 @@ class Session:
         self.namespace: dict[str, Any] = module.__dict__
 
     def run(self, cell: Cell) -> None:
-        """Execute a cell; a traceback shows the lesson's own lines. Whatever the code raises goes through."""
+        """Execute a cell; tracebacks show the lesson's own lines. Errors of its code go through."""
         code = compile("\n" * (cell.line - 1) + cell.text, str(self.lesson.path), "exec")
         exec(code, self.namespace)
 
     def prose(self, cell: Cell) -> str:
-        """The text with its numbers. Raises ``ValueError`` with the line when one cannot be computed."""
+        """The text with its numbers. Raises ``ValueError`` with the line of one that fails."""
+        text = cell.question if cell.kind == "predict" else cell.text
         try:
-            return fill_prose(
-                cell.question if cell.kind == "predict" else cell.text, self.namespace
-            )
+            return fill_prose(text, self.namespace)
         except ValueError as error:
-            raise ValueError(
-                f"{self.lesson.path.name}, cell of line {cell.line}: {error}"
-            ) from error
+            place = f"{self.lesson.path.name}, cell of line {cell.line}"
+            raise ValueError(f"{place}: {error}") from error
 
     def answer(self, cell: Cell) -> Any:
-        """A prediction's answer as a plain string, whole number or float. Raises ``ValueError`` when it is something else."""
+        """A prediction's answer, a plain string or number. Raises ``ValueError`` for others."""
         value = eval(cell.answer, self.namespace)
-        value = value.item() if hasattr(value, "item") else value
+        value = value.item() if hasattr(value, "item") else value  # of NumPy or torch
         if not isinstance(value, str | int | float):
-            raise ValueError(
-                f"the answer to {cell.name} must be a number or a string, got {type(value).__name__}"
-            )
+            kind = type(value).__name__
+            raise ValueError(f"the answer to {cell.name} must be a number or a string, got {kind}")
         return value
 
 
 def run_lesson(lesson: Lesson, folder: Path, dark: bool = False) -> dict[str, Any]:
-    """Run a lesson from start to end; figures go to ``folder``. Returns the run as JSON-ready data."""
+    """Run a lesson from start to end; figures go to ``folder``. Returns the run as plain data."""
     session, stage = Session(lesson), Stage(folder, lesson.slug, dark, quiet=True)
     cells: list[dict[str, Any]] = []
     predictions: dict[str, Any] = {}
@@ -72,28 +71,20 @@ def run_lesson(lesson: Lesson, folder: Path, dark: bool = False) -> dict[str, An
     began = time.perf_counter()
     with on_stage(stage):
         for cell in lesson.cells:
-            start, seen, said = time.perf_counter(), len(stage.shown), io.StringIO()
+            start, drawn, output = time.perf_counter(), len(stage.shown), io.StringIO()
             prose = session.prose(cell) if cell.kind in ("markdown", "predict", "hints") else ""
             if cell.kind in ("code", "exercise"):
-                with contextlib.redirect_stdout(said):
+                with contextlib.redirect_stdout(output):
                     session.run(cell)
             if cell.kind == "predict":
                 waiting.append(cell)
             if cell.kind == "code":
                 predictions |= {asked.name: session.answer(asked) for asked in waiting}
                 waiting = []
-            figures = [
-                {
-                    "light": shown.light.name,
-                    "dark": shown.dark.name if shown.dark else None,
-                    "alt": shown.alt,
-                }
-                for shown in stage.shown[seen:]
-            ]
+            figures = [figure_data(shown) for shown in stage.shown[drawn:]]
             seconds = round(time.perf_counter() - start, 3)
-            cells.append(
-                {"prose": prose, "output": said.getvalue(), "figures": figures, "seconds": seconds}
-            )
+            data = {"prose": prose, "output": output.getvalue(), "figures": figures}
+            cells.append({**data, "seconds": seconds})
     return {
         "slug": lesson.slug,
         "seconds": round(time.perf_counter() - began, 3),
@@ -103,46 +94,43 @@ def run_lesson(lesson: Lesson, folder: Path, dark: bool = False) -> dict[str, An
     }
 
 
+def figure_data(shown: Shown) -> dict[str, str | None]:
+    """A figure's files and its text."""
+    dark = shown.dark.name if shown.dark else None
+    return {"light": shown.light.name, "dark": dark, "alt": shown.alt}
+
+
 def run_apart(
     lesson: Lesson, folder: Path, dark: bool = False, limit: float = 600
 ) -> dict[str, Any]:
-    """``run_lesson`` in a fresh process and an empty working folder; ``wall`` has its seconds with the imports, and
-    ``processor`` those of its threads, which do not grow when others use the machine.
+    """``run_lesson`` in a fresh process and an empty working folder.
 
-    Raises ``ValueError`` with the end of the traceback when the lesson fails, or when it takes more than ``limit`` seconds.
+    ``wall`` has its seconds with the imports, ``processor`` those of its threads, which do not grow
+    when others use the machine. Raises ``ValueError`` with the end of the traceback when the lesson
+    fails, or when it takes more than ``limit`` seconds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    command = [
-        sys.executable,
-        "-m",
-        "minilora.learn.run",
-        str(lesson.path.resolve()),
-        str(folder.resolve()),
-    ]
+    command = [sys.executable, "-m", "minilora.learn.run"]
+    command += [str(lesson.path.resolve()), str(folder.resolve())] + ["--dark"] * dark
+    settings: Any = {"env": child_environment(), "timeout": limit, "capture_output": True}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as empty:
         try:
-            done = subprocess.run(
-                command + ["--dark"] * dark,
-                cwd=empty,
-                env=child_environment(),
-                capture_output=True,
-                text=True,
-                encoding="utf-8",
-                errors="replace",
-                timeout=limit,
+            process = subprocess.run(
+                command, cwd=empty, encoding="utf-8", errors="replace", **settings
             )
         except subprocess.TimeoutExpired:
+            budget = f"its budget is {lesson.seconds}"
             raise ValueError(
-                f"{lesson.slug} took more than {limit:.0f} seconds; its budget is {lesson.seconds}"
+                f"{lesson.slug} took more than {limit:.0f} seconds; {budget}"
             ) from None
-    if done.returncode:
-        raise ValueError(f"{lesson.slug} fails:\n{done.stderr[-3000:]}")
+    if process.returncode:
+        raise ValueError(f"{lesson.slug} fails:\n{process.stderr[-3000:]}")
     return read_json(folder / "run.json") | {"wall": time.perf_counter() - began}
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process of ours: it finds this very package, speaks UTF-8, and its idle threads sleep."""
+    """The environment of a child: it finds this package and speaks UTF-8; idle threads sleep."""
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(path for path in (package, os.environ.get("PYTHONPATH", "")) if path)
     return {
@@ -155,16 +143,14 @@ def child_environment() -> dict[str, str]:
 
 
 def main() -> None:
-    """``python -m minilora.learn.run LESSON FOLDER [--dark]``: run a lesson and leave run.json and the figures in a folder."""
+    """``python -m minilora.learn.run LESSON FOLDER [--dark]``: run.json and figures in a folder."""
     options = argparse.ArgumentParser(prog="minilora.learn.run")
     options.add_argument("lesson", type=Path)
     options.add_argument("folder", type=Path)
     options.add_argument("--dark", action="store_true")
     chosen = options.parse_args()
-    write_json(
-        chosen.folder / "run.json",
-        run_lesson(parse_lesson(chosen.lesson), chosen.folder, chosen.dark),
-    )
+    run = run_lesson(parse_lesson(chosen.lesson), chosen.folder, chosen.dark)
+    write_json(chosen.folder / "run.json", run)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The terminal's face of a lesson: rich draws prose, code and tables, and a console without UTF-8 gets plain letters."""
+"""A lesson in the terminal: rich draws prose, code and tables.
+
+A console without UTF-8 gets plain letters (``SPELLED``).
+"""
 
 from __future__ import annotations
 
@@ -13,78 +16,36 @@ from pathlib import Path
 from typing import Any
 
 SPELLED = {
-    **{
-        "●": "*",
-        "○": ".",
-        "·": "*",
-        "−": "-",
-        "–": "-",
-        "×": "x",
-        "→": "->",
-        "≤": "<=",
-        "≥": ">=",
-        "≠": "!=",
-        "≈": "~",
-    },
-    **{
-        "α": "alpha",
-        "β": "beta",
-        "σ": "sigma",
-        "μ": "mu",
-        "ε": "eps",
-        "Φ": "Phi",
-        "Δ": "Delta ",
-        "∂": "d",
-        "Σ": "sum",
-    },
-    **{
-        "√": "sqrt ",
-        "ᵀ": "^T",
-        "²": "^2",
-        "⁻": "^-",
-        "¹": "1",
-        "₀": "0",
-        "₁": "1",
-        "‖": "||",
-        "½": "1/2",
-        "…": "...",
-    },
-    **{
-        "“": '"',
-        "”": '"',
-        "’": "'",
-        "‘": "'",
-        "•": "*",
-        "─": "-",
-        "│": "|",
-        "✓": "ok",
-        "ŵ": "w^",
-        "∞": "inf",
-        "∈": "in",
-    },
-}
+    "●": "*", "○": ".", "·": "*", "−": "-", "–": "-", "×": "x", "→": "->", "≤": "<=", "≥": ">=",
+    "≠": "!=", "≈": "~", "∞": "inf", "∈": "in",
+    "α": "alpha", "β": "beta", "σ": "sigma", "μ": "mu", "ε": "eps", "Φ": "Phi", "Δ": "Delta ",
+    "∂": "d", "Σ": "sum", "√": "sqrt ", "ŵ": "w^",
+    "ᵀ": "^T", "²": "^2", "⁻": "^-", "¹": "1", "₀": "0", "₁": "1", "‖": "||", "½": "1/2",
+    "…": "...",
+    "“": '"', "”": '"', "’": "'", "‘": "'", "•": "*", "─": "-", "│": "|", "✓": "ok",
+}  # fmt: skip
 WIDEST = 100
+THEME = "ansi_dark"  # of the terminal's own colours
 BAR = "  │ "  # before each line of a cell's output
 
 
 def spell(error: UnicodeError) -> tuple[str | bytes, int]:
-    """An error handler for ``str.encode`` that writes characters which a console lacks in plain letters.
+    """An error handler for ``str.encode``: characters that a console lacks, in plain letters.
 
     >>> "α ≤ 1 ●○".encode("ascii", errors="minilora.spell").decode()
     'alpha <= 1 *.'
     """
     if not isinstance(error, UnicodeEncodeError):
         raise error
-    return "".join(
-        SPELLED.get(letter, "?") for letter in error.object[error.start : error.end]
-    ), error.end
+    missing = error.object[error.start : error.end]
+    return "".join(SPELLED.get(letter, "?") for letter in missing), error.end
 
 
 codecs.register_error("minilora.spell", spell)
 
 
 def make_console(**settings: Any) -> Any:
-    """A rich console on standard output, at most 100 columns; ``NO_COLOR`` and pipes are respected."""
+    """A rich console on standard output, at most 100 columns wide; it respects ``NO_COLOR``."""
     from rich.console import Console
 
     if hasattr(sys.stdout, "reconfigure"):
@@ -111,57 +72,49 @@ def prose(text: str) -> Any:
 
         elements = {**Markdown.elements, "heading_open": LeftHeading}  # noqa: RUF012
 
-    return Prose(
-        text, code_theme="ansi_dark", inline_code_theme="ansi_dark", inline_code_lexer="text"
-    )
+    themes: Any = {"code_theme": THEME, "inline_code_theme": THEME}
+    return Prose(text, **themes, inline_code_lexer="text")
 
 
 def code(text: str) -> Any:
-    """Highlighted Python in the terminal's own colours, behind a thin bar, wrapped where a line is too long."""
+    """Highlighted Python in the terminal's own colours, indented, with long lines wrapped."""
     from rich.padding import Padding
     from rich.syntax import Syntax
 
-    return Padding(
-        Syntax(text, "python", theme="ansi_dark", word_wrap=True, background_color="default"),
-        (0, 0, 0, 2),
-    )
+    drawn = Syntax(text, "python", theme=THEME, word_wrap=True, background_color="default")
+    return Padding(drawn, (0, 0, 0, 2))
 
 
 def open_file(path: Path) -> bool:
-    """Open a file with the system's viewer; False when there is none to be had (over SSH, say)."""
+    """Open a file with the system's viewer; False when none is available (over SSH, say)."""
     if sys.platform == "win32":
         os.startfile(path)
         return True
     opener = "open" if sys.platform == "darwin" else "xdg-open"
-    display = (
-        sys.platform == "darwin" or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
-    if not display or shutil.which(opener) is None:
+    screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if not (screen or sys.platform == "darwin") or shutil.which(opener) is None:
         return False
-    subprocess.Popen(
-        [opener, str(path)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    silence: Any = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+    subprocess.Popen([opener, str(path)], **silence, start_new_session=True)
     return True
 
 
 class Counted(io.TextIOBase):
-    """Passes a cell's output on line by line, a bar before each, and counts the lines; what is too wide goes on below."""
+    """Passes a cell's output on line by line, with a bar before each, and counts the lines.
+
+    A line that is too wide continues on the next one.
+    """
 
     def __init__(self, stream: Any, width: int):
         self.stream, self.width, self.lines, self.open = stream, width, 0, ""
 
     def write(self, text: str) -> int:
-        """Pass on what is a whole line."""
+        """Pass on the lines that are whole."""
+        wrap = textwrap.TextWrapper(self.width, drop_whitespace=False, subsequent_indent="  ").wrap
         *whole, self.open = (self.open + text).split("\n")
-        for line in whole:
-            for part in textwrap.wrap(
-                line, self.width, drop_whitespace=False, subsequent_indent="  "
-            ) or [""]:
-                self.stream.write(f"{BAR}{part}\n")
-                self.lines += 1
+        for part in (part for line in whole for part in wrap(line) or [""]):
+            self.stream.write(f"{BAR}{part}\n")
+            self.lines += 1
         return len(text)
 
     def close_line(self) -> None:
@@ -170,5 +123,5 @@ class Counted(io.TextIOBase):
             self.write("\n")
 
     def flush(self) -> None:
-        """Pass it on."""
+        """Flush the stream below."""
         self.stream.flush()

@@ -1,8 +1,10 @@
-"""Is this a good lesson? ``python -m minilora.learn.validate_lesson lessons/05_alpha_over_r.py`` runs it and says what is missing.
+"""Is this a good lesson? This module runs it and reports each problem in a sentence.
 
-It runs in a fresh process within its budget; its sections stand in order; its prose holds no result that the run did not
-compute; no figure is blank; each stub is to do, each solution passes, each wrong answer is rejected with a message that helps.
-The tests of the course ask the same questions of the same functions.
+    python -m minilora.learn.validate_lesson lessons/05_alpha_over_r.py
+
+It runs in a fresh process within its budget; its sections stand in order; its prose holds no result
+that the run did not compute; no figure is blank; each stub is to do, each solution passes, each
+wrong answer is rejected with a message that helps. The tests of the course call these functions.
 """
 
 from __future__ import annotations
@@ -19,17 +21,9 @@ from .checking import judge_answer
 from .course import load_checks, load_solutions
 from .run import run_apart
 
-SECTIONS = (
-    "Predict",
-    "Run",
-    "Look",
-    "Explain",
-    "Break it",
-    "Build",
-    "What you can now defend",
-    "Open question",
-)
-ONCE = ("Explain", "Break it", "What you can now defend", "Open question")
+CLOSING = ("What you can now defend", "Open question")
+SECTIONS = ("Predict", "Run", "Look", "Explain", "Break it", "Build", *CLOSING)
+ONCE = ("Explain", "Break it", *CLOSING)
 SLACK = 3  # times the budget, on a noisy machine
 LINES = 320  # of at most 100 columns
 RESULT = re.compile(r"\d+\.\d+|\d+ ?%")
@@ -37,32 +31,27 @@ FROM_A_PAPER = re.compile(r"arxiv|table|section|§|appendix|equation|figure|pape
 
 
 def check_anatomy(lesson: Lesson) -> Iterator[str]:
-    """What is wrong with a lesson's sections, exercises and length, a sentence each."""
-    headings = re.findall(
-        r"(?m)^## (.+)$", "\n".join(cell.text for cell in lesson.cells if cell.kind == "markdown")
-    )
-    names = [heading.partition(":")[0].strip() for heading in headings]
-    yield from (
-        f"'## {name}' is none of the sections {', '.join(SECTIONS)}"
-        for name in names
-        if name not in SECTIONS
-    )
+    """The problems of a lesson's sections, exercises and length, a sentence each."""
+    prose = "\n".join(cell.text for cell in lesson.cells if cell.kind == "markdown")
+    names = [heading.partition(":")[0].strip() for heading in re.findall(r"(?m)^## (.+)$", prose)]
+    for name in names:
+        if name not in SECTIONS:
+            yield f"'## {name}' is none of the sections {', '.join(SECTIONS)}"
     yield from (f"the section '## {name}' is missing" for name in SECTIONS if name not in names)
-    yield from (
-        f"the section '## {name}' comes {names.count(name)} times"
-        for name in ONCE
-        if names.count(name) > 1
-    )
+    for name in ONCE:
+        if (times := names.count(name)) > 1:
+            yield f"the section '## {name}' comes {times} times"
     firsts = [name for name in dict.fromkeys(names) if name in SECTIONS]
     if firsts != sorted(firsts, key=SECTIONS.index):
-        yield f"the sections come in the order {', '.join(firsts)}; wanted {', '.join(SECTIONS)}"
+        order = ", ".join(SECTIONS)
+        yield f"the sections come in the order {', '.join(firsts)}; expected {order}"
     length = lesson.path.read_text(encoding="utf-8").count("\n")
     if length > LINES * 1.1:
-        yield f"{length} lines; about {LINES} at most"
+        yield f"{length} lines; expected about {LINES} at most"
     if not lesson.predictions:
         yield "nothing is predicted"
     if not 1 <= len(lesson.exercises) <= 2:
-        yield f"{len(lesson.exercises)} exercises; one or two are wanted"
+        yield f"{len(lesson.exercises)} exercises; expected one or two"
     checked = [cell.checks for cell in lesson.cells if cell.checks]
     for name in lesson.exercises:
         if not lesson.hints(name):
@@ -72,35 +61,33 @@ def check_anatomy(lesson: Lesson) -> Iterator[str]:
 
 
 def literal_results(text: str) -> list[str]:
-    """Decimals and percentages in prose that no run computed: outside {{ }}, code, quotations, and sentences on a paper.
+    """Decimals and percentages in prose that no run computed.
 
-    >>> literal_results("It fell to 0.12. In table 2 of the paper it is 0.3. `x = 0.5` and {{ loss:.3f }}.")
+    Those in {{ }}, code and quotations do not count, nor those of a sentence on a paper.
+
+    >>> literal_results("It fell to 0.12. In table 2 of the paper it is 0.3.")
     ['0.12']
+    >>> literal_results("`x = 0.5` and {{ loss:.3f }}.")
+    []
     """
     text = re.sub(r"\{\{.*?\}\}|```.*?```|`[^`]*`|“[^”]*”|\"[^\"]*\"", " ", text, flags=re.DOTALL)
     text = re.sub(r"(?m)^( {4}|\t).*$", " ", text)
     sentences = re.split(r"(?<=[.!?:])\s+|\n\s*\n", text)
-    return [
-        found
-        for part in sentences
-        if not FROM_A_PAPER.search(part)
-        for found in RESULT.findall(part)
-    ]
+    own = [sentence for sentence in sentences if not FROM_A_PAPER.search(sentence)]
+    return [number for sentence in own for number in RESULT.findall(sentence)]
 
 
 def check_prose(lesson: Lesson) -> Iterator[str]:
-    """Literal results in prose, questions and hints, with the line of their cell."""
+    """Literal results in prose and questions, with the line of their cell."""
     for cell in lesson.cells:
         if cell.kind in ("markdown", "predict"):
             text = cell.question if cell.kind == "predict" else cell.text
-            yield from (
-                f"cell of line {cell.line}: {found} is typed, not computed"
-                for found in literal_results(text)
-            )
+            for number in literal_results(text):
+                yield f"cell of line {cell.line}: {number} is typed, not computed"
 
 
 def check_figures(run: dict[str, Any], folder: Path) -> Iterator[str]:
-    """A lesson without a figure, figures that are nearly one colour, and figures without a dark face."""
+    """A lesson without a figure; figures that are nearly one colour or lack a dark face."""
     figures = [figure for cell in run["cells"] for figure in cell["figures"]]
     if not figures:
         yield "no figure is shown"
@@ -121,17 +108,15 @@ def ink_share(file: Path) -> float:
 
 
 def check_exercise(lesson: Lesson, cell: Cell) -> Iterator[str]:
-    """The stub must be to do, the solution must pass, each wrong answer must be rejected with a message that helps."""
+    """The stub is to do, the solution passes, each wrong answer gets a message that helps."""
     try:
         checks, solutions = load_checks(lesson.path), load_solutions(lesson.path)
-    except Exception as error:  # the author's files: not there yet, or with a slip in them
-        yield f"{cell.name}: checks/{lesson.path.name} and solutions/{lesson.path.name} are wanted ({error})"
+    except Exception as error:  # the author's files: not written yet, or with a slip in them
+        file = lesson.path.name
+        yield f"{cell.name}: expected checks/{file} and solutions/{file} ({error})"
         return
     checker = getattr(checks, f"check_{cell.name}", None)
-    solution, wrong = (
-        getattr(solutions, cell.name, None),
-        getattr(checks, "WRONG", {}).get(cell.name, {}),
-    )
+    solution = getattr(solutions, cell.name, None)
     if checker is None or solution is None:
         yield f"{cell.name} lacks a {'checker' if checker is None else 'solution'}"
         return
@@ -139,32 +124,35 @@ def check_exercise(lesson: Lesson, cell: Cell) -> Iterator[str]:
     exec(cell.text, namespace)
     status, message = judge_answer(checker, namespace[cell.name])
     if status != "to do":
-        yield f"{cell.name}: the stub is '{status}' ({message}), wanted 'to do'"
+        yield f"{cell.name}: the stub is '{status}' ({message}), expected 'to do'"
     status, message = judge_answer(checker, solution)
     if status != "passed":
         yield f"{cell.name}: the solution is '{status}': {message}"
     if not (solution.__doc__ or "").strip():
         yield f"{cell.name}: the solution has no docstring"
+    wrong = getattr(checks, "WRONG", {}).get(cell.name, {})
     if len(wrong) < 3:
-        yield f"{cell.name}: {len(wrong)} wrong answers; at least 3 are wanted"
+        yield f"{cell.name}: {len(wrong)} wrong answers; expected at least 3"
     for name, answer in wrong.items():
         status, message = judge_answer(checker, answer)
+        verdict = f"{cell.name}: the wrong answer {name!r} is '{status}' ({message})"
         if status != "wrong":
-            yield f"{cell.name}: the wrong answer {name!r} is '{status}' ({message}), wanted 'wrong'"
+            yield f"{verdict}, expected 'wrong'"
         elif len(message) <= 30 or not re.search(r"\d", message):
             yield f"{cell.name}: the message to {name!r} helps nobody: {message!r}"
 
 
 def check_run(lesson: Lesson, run: dict[str, Any], folder: Path) -> Iterator[str]:
-    """What a whole run shows: the budget, the figures."""
+    """The problems of a whole run: its budget, its figures."""
     # on a busy machine the clock says nothing
-    if (took := min(run["wall"], run["processor"])) > SLACK * lesson.seconds:
-        yield f"it took {took:.1f} s with the imports; {SLACK} times the budget is {SLACK * lesson.seconds} s"
+    took, most = min(run["wall"], run["processor"]), SLACK * lesson.seconds
+    if took > most:
+        yield f"it took {took:.1f} s with the imports; {SLACK} times the budget is {most} s"
     yield from check_figures(run, folder)
 
 
 def prove_lesson(lesson: Lesson, folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """All that is wrong with a lesson, and its run; figures go to ``folder``."""
+    """All problems of a lesson, and its run; figures go to ``folder``."""
     problems = [*check_anatomy(lesson), *check_prose(lesson)]
     for cell in lesson.exercises.values():
         problems += check_exercise(lesson, cell)
@@ -178,50 +166,41 @@ def prove_lesson(lesson: Lesson, folder: Path) -> tuple[list[str], dict[str, Any
 def print_run(lesson: Lesson, run: dict[str, Any]) -> None:
     """The run as plain text: prose, output, figures, answers."""
     for cell, ran in zip(lesson.cells, run["cells"], strict=True):
-        parts = [
-            ran["prose"],
-            ran["output"].rstrip(),
-            *(f"[figure {f['light']}: {f['alt']}]" for f in ran["figures"]),
-        ]
+        figures = [f"[figure {figure['light']}: {figure['alt']}]" for figure in ran["figures"]]
+        parts = [ran["prose"], ran["output"].rstrip(), *figures]
         print("\n".join(part for part in parts if part))
         if cell.kind == "predict":
             print(f"  answer: {run['predictions'][cell.name]}")
 
 
 def main() -> int:
-    """``python -m minilora.learn.validate_lesson LESSON… [--out FOLDER] [--quiet]``: 0 when nothing is wrong."""
+    """``python -m minilora.learn.validate_lesson LESSON…``: 0 when no lesson has a problem."""
     options = argparse.ArgumentParser(
-        prog="minilora.learn.validate_lesson",
-        description="run lessons and say what is wrong with them",
+        prog="minilora.learn.validate_lesson", description="run lessons and report their problems"
     )
     options.add_argument("lessons", type=Path, nargs="+")
-    options.add_argument(
-        "--out",
-        type=Path,
-        help="folder for the figures (default: one of the system's temporary folders)",
-    )
+    options.add_argument("--out", type=Path, help="folder for the figures (default: a new one)")
     options.add_argument("--quiet", action="store_true", help="do not print the run itself")
-    chosen, wrong = options.parse_args(), 0
-    for path in chosen.lessons:
-        try:
-            lesson = parse_lesson(path)
-        except (ValueError, SyntaxError, OSError) as error:
-            print(f"{path} is no lesson yet: {error}")
-            wrong += 1
-            continue
-        folder = chosen.out or Path(tempfile.mkdtemp(prefix=f"{lesson.slug}-"))
-        problems, run = prove_lesson(lesson, folder)
-        if run and not chosen.quiet:
-            print_run(lesson, run)
-        took = f"{run['seconds']:.1f} s, {run['wall']:.1f} s with the imports" if run else "no run"
-        print(f"\n{lesson.title}: {took} (budget {lesson.seconds} s); figures in {folder}")
-        print(
-            "\n".join(f"  - {problem}" for problem in problems)
-            if problems
-            else "  nothing is wrong"
-        )
-        wrong += bool(problems)
-    return 1 if wrong else 0
+    chosen = options.parse_args()
+    good = [report(path, chosen.out, chosen.quiet) for path in chosen.lessons]
+    return 0 if all(good) else 1
+
+
+def report(path: Path, out: Path | None, quiet: bool) -> bool:
+    """Run one lesson and print its problems; True when it has none."""
+    try:
+        lesson = parse_lesson(path)
+    except (ValueError, SyntaxError, OSError) as error:
+        print(f"{path} is not a lesson yet: {error}")
+        return False
+    folder = out or Path(tempfile.mkdtemp(prefix=f"{lesson.slug}-"))
+    problems, run = prove_lesson(lesson, folder)
+    if run and not quiet:
+        print_run(lesson, run)
+    took = f"{run['seconds']:.1f} s, {run['wall']:.1f} s with the imports" if run else "no run"
+    print(f"\n{lesson.title}: {took} (budget {lesson.seconds} s); figures in {folder}")
+    print("\n".join(f"  - {problem}" for problem in problems) or "  nothing is wrong")
+    return not problems
 
 
 if __name__ == "__main__":

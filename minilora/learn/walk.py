@@ -1,7 +1,8 @@
-"""The terminal walk: one cell at a time, a prediction before the run, exercises checked again with Enter.
+"""The terminal walk: one cell at a time, a prediction before the run, exercises checked on Enter.
 
-Without a terminal (a pipe, a log) it runs straight through and asks nothing. Every step is recorded before the next, so
-that a lesson goes on where it was left; the code cells before that place run again, silently.
+Without a terminal (a pipe, a log) it runs straight through and asks nothing. Every step is recorded
+before the next, so a lesson continues where it was left; the code cells before that place run
+again, silently.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from .judge import LIMIT, judge_file
 from .record import Record
 from .run import Session
 from .terminal import BAR, Counted, code, make_console, open_file, prose
-from .workspace import open_desk, write_solutions
+from .workspace import open_answer_file, write_solutions
 
-SHOWN = 10  # lines of what the learner's code printed
+SHOWN = 10  # lines that the learner's code printed
+TITLES = {"to do": "Still to do:", "wrong": "Not yet.", "timeout": "Stopped:"}
 
 
 class Left(Exception):
@@ -47,7 +49,7 @@ class Walk:
         self.reached = int(self.entry["cell"])
 
     def go(self) -> bool:
-        """Walk from where the learner was to the end; True when the lesson was finished, False when it was left."""
+        """Walk from the learner's place to the end; True when the lesson was finished."""
         if self.record.note:
             self.say(f"[yellow]{self.record.note}[/]")
         if self.entry["finished"] or self.reached >= len(self.lesson.cells):
@@ -62,7 +64,8 @@ class Walk:
                     self.keep()
         except (Left, EOFError, KeyboardInterrupt):
             self.keep()
-            self.console.print(f"\nLeft. Go on with: [bold]minilora learn {self.lesson.number}[/]")
+            command = f"minilora learn {self.lesson.number}"
+            self.console.print(f"\nLeft. Continue with: [bold]{command}[/]")
             return False
         self.entry["finished"] = True
         self.keep()
@@ -70,49 +73,40 @@ class Walk:
         return True
 
     def keep(self) -> None:
-        """Write down where we are and how long it took."""
+        """Record the place and the seconds."""
         if not self.asking:
-            return  # a run through a pipe is no learning
+            return  # a run through a pipe teaches nobody
         now = time.monotonic()
-        self.entry.update(
-            cell=self.reached, seconds=round(self.entry["seconds"] + now - self.since, 1)
-        )
+        seconds = round(self.entry["seconds"] + now - self.since, 1)
+        self.entry.update(cell=self.reached, seconds=seconds)
         self.since = now
         self.record.save()
 
     def catch_up(self) -> None:
-        """Run the code before the place of resumption, silently."""
-        before = [
-            cell
-            for cell in self.lesson.cells[: self.reached]
-            if cell.kind in ("code", "exercise") and not cell.checks
-        ]
+        """Run the code before the learner's place silently; show the text they were reading."""
+        cells = self.lesson.cells
         if self.reached:
-            self.say(f"[dim]{self.lesson.title}: going on at cell {self.reached + 1} of {len(self.lesson.cells)}. "
-                     "The code before it runs again.[/]")  # fmt: skip
+            place = f"continues at cell {self.reached + 1} of {len(cells)}"
+            self.say(f"[dim]{self.lesson.title}: {place}. The code before it runs again.[/]")
         with contextlib.redirect_stdout(io.StringIO()):
-            for cell in before:
-                self.session.run(cell)
-        last = next(
-            (n for n in range(self.reached - 1, -1, -1) if self.lesson.cells[n].kind == "code"), -1
-        )
-        asked = [
-            cell for cell in self.lesson.cells[last + 1 : self.reached] if cell.kind == "predict"
-        ]
-        self.waiting = [cell for cell in asked if cell.name in self.entry["predictions"]]
-        for cell in self.lesson.cells[last + 1 : self.reached]:  # what was being read
+            for cell in cells[: self.reached]:
+                if cell.kind in ("code", "exercise") and not cell.checks:
+                    self.session.run(cell)
+        code_cells = [n for n in range(self.reached) if cells[n].kind == "code"]
+        reading = cells[max(code_cells, default=-1) + 1 : self.reached]
+        for cell in reading:
             if cell.kind == "markdown":
                 self.put(prose(self.session.prose(cell)))
             elif cell.kind == "exercise":
                 self.put(code(cell.text))
-            elif cell in self.waiting:
-                said = self.entry["predictions"][cell.name]["said"] or "nothing"
-                self.put(
-                    prose(f"**Your prediction.** {self.session.prose(cell)}\n\nYou said: {said}")
-                )
+            elif cell.kind == "predict" and cell.name in self.entry["predictions"]:
+                self.waiting.append(cell)
+                typed = self.entry["predictions"][cell.name]["said"] or "nothing"
+                question = self.session.prose(cell)
+                self.put(prose(f"**Your prediction.** {question}\n\nYou said: {typed}"))
 
     def step(self, index: int) -> None:
-        """Show one cell and do what it asks for."""
+        """Show one cell, and ask, run or check, by its kind."""
         cell = self.lesson.cells[index]
         if cell.kind == "markdown":
             self.put(prose(self.session.prose(cell)))
@@ -127,26 +121,27 @@ class Walk:
             self.run(cell)
 
     def run(self, cell: Cell) -> None:
-        """Show a code cell, wait for Enter, run it, show its output and figures, compare the predictions."""
+        """Show a code cell, run it on Enter, show its figures, compare the predictions."""
         self.put(code(cell.text))
         self.pause("Enter runs it")
-        seen, start = len(self.stage.shown), time.monotonic()
+        drawn, start = len(self.stage.shown), time.monotonic()
         width = self.console.width - len(BAR) if self.asking else 10**6
-        with contextlib.redirect_stdout(Counted(sys.stdout, width)) as said:
+        with contextlib.redirect_stdout(Counted(sys.stdout, width)) as output:
             self.session.run(cell)
-            said.close_line()
-        if said.lines:
+            output.close_line()
+        if output.lines:
             self.say("")
-        self.lines += said.lines
+        self.lines += output.lines
         took = time.monotonic() - start
-        for shown in self.stage.shown[seen:]:
+        figures = self.stage.shown[drawn:]
+        for figure in figures:
             keys = "  (f and Enter opens it)" if self.asking else ""
-            self.say(f"[green]figure[/] {shown.light}{keys}\n[dim]{shown.alt}[/]")
+            self.say(f"[green]figure[/] {figure.light}{keys}\n[dim]{figure.alt}[/]")
         if took > 2:
             self.say(f"[dim]took {took:.0f} s[/]")
         for asked in self.waiting:
             self.compare(asked)
-        if self.waiting or took > 2 or len(self.stage.shown) > seen:
+        if self.waiting or took > 2 or figures:
             self.say("")
         self.waiting = []
 
@@ -156,40 +151,39 @@ class Walk:
         self.waiting.append(cell)
         if not self.asking:
             return
-        said = self.ask("Your guess (Enter: none)")
+        guess = self.ask("Your guess (Enter: none)")
         letters = list(read_choices(cell.question))
-        while said and letters and not re.match(rf"[{''.join(letters)}](\W|$)", said.lower()):
+        while guess and letters and not re.match(rf"[{''.join(letters)}](\W|$)", guess.lower()):
             self.say(f"{', '.join(letters[:-1])} or {letters[-1]}?")
-            said = self.ask("Your guess (Enter: none)")
-        self.entry["predictions"][cell.name] = {"said": said}
+            guess = self.ask("Your guess (Enter: none)")
+        self.entry["predictions"][cell.name] = {"said": guess}
         self.keep()
 
     def compare(self, cell: Cell) -> None:
-        """Say how a prediction fared."""
+        """Say whether a prediction was right."""
         from rich.markup import escape
 
         answer = self.session.answer(cell)
         number = f"{answer:.4g}" if isinstance(answer, float) else str(answer)
         shown = read_choices(self.session.prose(cell)).get(number, number)
-        kept = self.entry["predictions"].get(cell.name)
-        if not self.asking or kept is None or not str(kept.get("said", "")):
+        prediction = self.entry["predictions"].get(cell.name, {})
+        guess = str(prediction.get("said", ""))
+        if not self.asking or not guess:
             self.say(f"[cyan]The answer to the prediction:[/] {escape(shown)}")
             return
-        kept.update(answer=answer, right=same_answer(str(kept["said"]), answer))
-        verdict = "[green]You were right[/]" if kept["right"] else "[yellow]Not as predicted[/]"
-        self.say(f"{verdict}: you said {escape(str(kept['said']))}, it is {escape(shown)}.")
+        right = same_answer(guess, answer)
+        prediction.update(answer=answer, right=right)
+        verdict = "[green]You were right[/]" if right else "[yellow]Not as predicted[/]"
+        self.say(f"{verdict}: you said {escape(guess)}, it is {escape(shown)}.")
 
     def exercise(self, name: str) -> None:
-        """Let the learner edit their file and check it until it passes, is skipped, or its solution is shown."""
+        """Check the learner's file until it passes, is skipped, or its solution is shown."""
         if not self.asking:
-            self.say(
-                f"[dim]{name} is for you to build: minilora learn {self.lesson.number}, in a terminal.[/]"
-            )
+            command = f"minilora learn {self.lesson.number}"
+            self.say(f"[dim]{name} is for you to build: {command}, in a terminal.[/]")
             return
-        file, entry = (
-            open_desk(self.lesson, self.folder),
-            self.record.exercise(self.lesson.slug, name),
-        )
+        file = open_answer_file(self.lesson, self.folder)
+        entry = self.record.exercise(self.lesson.slug, name)
         self.say(f"Write [bold]{name}[/] in [bold]{file}[/]; save it, then press Enter.")
         while True:
             key = self.ask("Enter checks · h hint · s skip · r reveal · q leave").lower()
@@ -206,7 +200,7 @@ class Walk:
                 self.say(f"Your code goes into {file}; save it there and press Enter here.")
 
     def hint(self, name: str, entry: dict[str, Any]) -> None:
-        """The next hint; after the third, all three again."""
+        """The next hint; after the last, that one again."""
         hints = self.lesson.hints(name)
         entry["hints"] = min(len(hints), entry["hints"] + 1)
         self.keep()
@@ -216,57 +210,48 @@ class Walk:
         """Check the learner's answer in a process of its own; True when it passed."""
         from rich.text import Text
 
-        with (
-            self.console.status("checking …")
-            if self.console.is_terminal
-            else contextlib.nullcontext()
-        ):
+        live = self.console.is_terminal
+        with self.console.status("checking …") if live else contextlib.nullcontext():
             verdict = judge_file(self.lesson, name, file, self.limit)
+        passed = verdict.status == "passed"
         entry["tries"] += 1
-        entry["passed"] = entry["passed"] or verdict.status == "passed"
+        entry["passed"] = entry["passed"] or passed
         self.keep()
-        if verdict.said:
-            lines = verdict.said.rstrip().splitlines()
+        if verdict.printed:
+            lines = verdict.printed.rstrip().splitlines()
             where = f", at the end ({SHOWN} lines)" if len(lines) > SHOWN else ""
-            self.console.print(
-                "\n".join([f"your code printed{where}:", *lines[-SHOWN:]]),
-                style="dim",
-                markup=False,
-            )
-        if verdict.status == "passed":
-            earned = [n for n, e in self.entry["exercises"].items() if e["passed"] or e["revealed"]]
-            saved = write_solutions(self.lesson, self.folder, earned)
+            text = "\n".join([f"your code printed{where}:", *lines[-SHOWN:]])
+            self.console.print(text, style="dim", markup=False)
+        if passed:
+            saved = write_earned(self.record, self.lesson)
             self.say(f"[green]Passed.[/] A solution to compare with yours: {saved}")
             return True
-        title = {"to do": "Still to do:", "wrong": "Not yet.", "timeout": "Stopped:"}.get(
-            verdict.status, "It does not run:"
-        )
+        title = TITLES.get(verdict.status, "It does not run:")
         message = verdict.message or f"fill in {name} in {file}."
         self.console.print(Text.assemble((f"{title} ", "yellow"), " ".join(message.split())))
         return False
 
     def farewell(self) -> None:
-        """What was learned, and what is next."""
-        predictions = [p for p in self.entry["predictions"].values() if "right" in p]
-        passed = sum(bool(e["passed"]) for e in self.entry["exercises"].values())
-        if self.asking:
-            right = sum(bool(p["right"]) for p in predictions)
-            guessed = f"Predictions right: {right} of {len(predictions)}. " if predictions else ""
-            self.say(f"[bold green]Lesson {self.lesson.number} is done.[/] {guessed}"
-                     f"Exercises passed: {passed} of {len(self.lesson.exercises)}.")  # fmt: skip
-            last = max(
-                int(path.name[:2]) for path in self.lesson.path.parent.glob("[0-9][0-9]_*.py")
-            )
-            following = f"[bold]minilora learn {self.lesson.number + 1}[/], or "
-            self.say(
-                f"Next: {following if self.lesson.number < last else ''}[bold]minilora learn[/] for the course."
-            )
+        """The lesson's score, and the next lesson."""
+        if not self.asking:
+            return
+        number = self.lesson.number
+        scored = [p["right"] for p in self.entry["predictions"].values() if "right" in p]
+        right = sum(bool(one) for one in scored)
+        guessed = f"Predictions right: {right} of {len(scored)}. " if scored else ""
+        passed = sum(bool(entry["passed"]) for entry in self.entry["exercises"].values())
+        built = f"Exercises passed: {passed} of {len(self.lesson.exercises)}."
+        self.say(f"[bold green]Lesson {number} is done.[/] {guessed}{built}")
+        files = self.lesson.path.parent.glob("[0-9][0-9]_*.py")
+        last = max((int(path.name[:2]) for path in files), default=0)
+        following = f"[bold]minilora learn {number + 1}[/], or " if number < last else ""
+        self.say(f"Next: {following}[bold]minilora learn[/] for the course.")
 
     def put(self, drawn: Any) -> None:
-        """Print a block, after a pause when it would push what was not read yet off the screen."""
+        """Print a block, after a pause when it would push unread lines off the screen."""
         height = len(self.console.render_lines(drawn, self.console.options, pad=False)) + 1
         if self.asking and self.lines > 4 and self.lines + height > self.console.size.height - 1:
-            self.pause("Enter goes on")
+            self.pause("Enter continues")
         self.console.print(drawn)
         self.console.print()
         self.lines += height
@@ -276,38 +261,39 @@ class Walk:
         self.console.print(text)
         self.lines += 1 + text.count("\n")
 
-    def pause(self, what: str) -> None:
+    def pause(self, keys: str) -> None:
         """Wait for Enter; f opens the last figure."""
         figure = " · f figure" if self.stage.shown else ""
-        while self.asking and (key := self.ask(f"{what}{figure} · q leave").lower()):
+        while self.asking and (key := self.ask(f"{keys}{figure} · q leave").lower()):
             if key != "f" or not self.stage.shown:
-                self.say(
-                    "Here Enter goes on and q leaves, to come back later. Hints are for the exercises (h)."
-                )
-            else:
-                path = self.stage.shown[-1].light
-                if not open_file(path):
-                    self.say(f"No viewer to be had here; the figure is {path.resolve()}")
+                self.say("Here Enter continues and q leaves, to come back later.")
+                self.say("Hints are for the exercises (h).")
+                continue
+            path = self.stage.shown[-1].light
+            if not open_file(path):
+                self.say(f"No viewer is available; the figure is {path.resolve()}")
 
-    def ask(self, what: str) -> str:
+    def ask(self, question: str) -> str:
         """A line from the learner; ``Left`` on q."""
-        self.console.print(f"[dim]{what}[/] [bold]>[/] ", end="")
-        said = input().strip()
+        self.console.print(f"[dim]{question}[/] [bold]>[/] ", end="")
+        line = input().strip()
         self.lines = 1
-        if said.lower() in ("q", "quit"):
+        if line.lower() in ("q", "quit"):
             raise Left
-        return said
+        return line
+
+
+def write_earned(record: Record, lesson: Lesson) -> Path:
+    """Write the solutions of the exercises that the learner has passed or revealed."""
+    exercises = record.lesson(lesson.slug)["exercises"].items()
+    earned = [name for name, entry in exercises if entry["passed"] or entry["revealed"]]
+    return write_solutions(lesson, record.folder, earned)
 
 
 def reveal(record: Record, lesson: Lesson, name: str, console: Any) -> None:
-    """Show a solution, write it out, and keep that it was shown."""
+    """Show a solution, write it out, and record that it was shown."""
     record.exercise(lesson.slug, name)["revealed"] = True
     record.save()
-    earned = [
-        n
-        for n, e in record.lesson(lesson.slug)["exercises"].items()
-        if e["passed"] or e["revealed"]
-    ]
-    saved = write_solutions(lesson, record.folder, earned)
+    saved = write_earned(record, lesson)
     console.print(code(saved.read_text(encoding="utf-8")))
     console.print(f"Saved as {saved}.")

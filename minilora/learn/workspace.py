@@ -1,4 +1,4 @@
-"""The learner's folder: the file they write their answers in, and the solutions they have earned."""
+"""The learner's folder: their file of answers, and the solutions that they have earned."""
 
 from __future__ import annotations
 
@@ -12,28 +12,33 @@ from .cells import Lesson
 FOLDER = Path("minilora-lessons")
 
 
-def open_desk(lesson: Lesson, folder: Path) -> Path:
-    """The learner's file of a lesson, made from its exercise cells, or completed where one is missing. What is there stays."""
+def open_answer_file(lesson: Lesson, folder: Path) -> Path:
+    """The learner's file of a lesson, made from its exercise cells.
+
+    A file that lacks an exercise gets its stub; its own lines stay.
+    """
     file = folder / f"{lesson.slug}.py"
-    there = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    missing = [cell.text for name, cell in lesson.exercises.items() if f"def {name}(" not in there]
-    if not there:
-        there = f'"""{lesson.title}: your answers. Save this file, then press Enter in `minilora learn {lesson.number}`."""\n'
+    text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
+    missing = [cell.text for name, cell in lesson.exercises.items() if f"def {name}(" not in text]
+    if not text:
+        save = f"Save this file, then press Enter in `minilora learn {lesson.number}`."
+        text = f'"""{lesson.title}: your answers. {save}"""\n'
     if missing:
-        write_text(file, there.rstrip("\n") + "\n\n" + "\n\n\n".join(missing) + "\n")
+        write_text(file, text.rstrip("\n") + "\n\n" + "\n\n\n".join(missing) + "\n")
     return file
 
 
 def write_solutions(lesson: Lesson, folder: Path, earned: Collection[str]) -> Path:
-    """Write the solutions of the exercises that were passed or revealed, and what they share, to ``solutions/``."""
+    """Write the solutions of the exercises that are passed or revealed to ``solutions/``.
+
+    The lines that the solutions share come with them.
+    """
     source = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
-    kept = source.splitlines(keepends=True)
+    lines = source.splitlines(keepends=True)
+    unearned = set(lesson.exercises) - set(earned)
     for node in ast.parse(source).body:
-        if (
-            isinstance(node, ast.FunctionDef)
-            and node.name in lesson.exercises
-            and node.name not in earned
-        ):
+        if isinstance(node, ast.FunctionDef) and node.name in unearned:
             for line in range(node.lineno - 1, node.end_lineno or node.lineno):
-                kept[line] = ""
-    return write_text(folder / "solutions" / f"{lesson.slug}.py", "".join(kept).rstrip("\n") + "\n")
+                lines[line] = ""
+    text = "".join(lines).rstrip("\n") + "\n"
+    return write_text(folder / "solutions" / f"{lesson.slug}.py", text)

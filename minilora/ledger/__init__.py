@@ -1,8 +1,28 @@
-"""What it costs: estimated from shapes, measured on the model."""
+"""What a fine-tune costs: estimated from shapes, measured on the model.
 
-from .estimate import CATEGORIES, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
-from .measurement import Count, Measured, Tally, count, measure
-from .shapes import architecture, presets
+In reading order:
+
+    dimensions.py      a model as dimensions: its Linears, and what else has parameters
+    families.py        what a ``config.json`` of each family means
+    shapes.py          the dimensions of a preset, a file, a folder or a list
+    storage.py         bytes of weights, scales, adapters and files
+    activations.py     what autograd keeps for the backward pass
+    flops.py           floating-point operations a token
+    estimate.py        ``plan``: all of that for one fine-tune, nothing allocated
+    tensor_tracker.py  which tensors live while a step runs
+    measurement.py     ``measure`` and ``count``: the same on a live model
+
+Imports ``lora``, ``nf4`` and the ground.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_imports
+
+if TYPE_CHECKING:
+    from .estimate import CATEGORIES, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
+    from .measurement import Count, Measured, Tally, count, measure
+    from .shapes import architecture, presets
 
 __all__ = [
     "CATEGORIES",
@@ -14,5 +34,10 @@ __all__ = [
     "Plan",
     "Settings",
     "Tally",
+    "architecture",
+    "count",
+    "measure",
+    "plan",
+    "presets",
 ]
-__all__ += ["architecture", "count", "measure", "plan", "presets"]
+__getattr__, __dir__ = lazy_imports(__name__)

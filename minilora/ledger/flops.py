@@ -1,13 +1,17 @@
 """FLOPs a token, forward and backward, from shapes alone.
 
-    forward   2 · in · out for each Linear, 2 r (in + out) for its adapter, 4 · seq · width for attention's two products
-    backward  the same again for ∂x, where something earlier learns; the same again for ∂W, where W is trained
+    forward   2 · in · out for each Linear, 2 r (in + out) for its adapter,
+              4 · seq · width for attention's two products
+    backward  the same again for ∂x, where something earlier learns;
+              the same again for ∂W, where W is trained
 
-So a full fine-tune's backward costs twice its forward, and LoRA's about once: a frozen weight needs no gradient. Attention's
-backward computes the scores again and has four products: 2.5 times its forward. Two FLOPs are one multiply-add; a causal
-mask's zeros are counted, as ``torch.utils.flop_counter`` does, which is the oracle in ``tests/ledger/test_estimate.py``.
+So a full fine-tune's backward costs twice its forward, and LoRA's about once: a frozen weight needs
+no gradient. Attention's backward computes the scores again and has four products: 2.5 times its
+forward. Two FLOPs are one multiply-add; a causal mask's zeros are counted, as in
+``torch.utils.flop_counter``, which is the oracle in ``tests/ledger/test_estimate.py``.
 
-Left out: norms, activation functions, the softmax, the optimizer (all small beside the products), the optimizer's step.
+Left out: norms, activation functions, the softmax, the optimizer's step (all small beside the
+products).
 """
 
 from __future__ import annotations
@@ -15,11 +19,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from .activations import Work
-from .shapes import Architecture, LinearShape
+from .dimensions import Architecture, LinearShape
+
+# a block's roles in the order of the forward pass; those in one row read the same input
+READ_TOGETHER = (
+    ("q", "k", "v", "qkv"),
+    ("o",),
+    ("q'", "k'", "v'"),
+    ("o'",),
+    ("gate", "up"),
+    ("down",),
+)
 
 
 def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -> tuple[int, int]:
-    """(forward, backward) FLOPs a token of a step over ``work.tokens`` tokens, of which ``work.labels`` reach the head."""
+    """(forward, backward) FLOPs a token of a step; ``work.labels`` of its tokens reach the head."""
     forward = backward = again = 0.0
     for linear, grad in input_gradients(arch, work):
         share = work.labels / work.tokens if linear.role == "head" else 1
@@ -27,7 +41,7 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
         if linear.name in work.ranks:
             r = work.ranks[linear.name]
             adapter = 2 * r * (linear.in_features + linear.out_features)
-            # ∂A, ∂B, ∂h and ∂x
+            # ∂A, ∂B, ∂h, and ∂x where something earlier learns
             backward += 2 * adapter - (0 if grad else 2 * r * linear.in_features)
         backward += share * product * (grad + work.trains_base)
         attention = 0
@@ -35,27 +49,20 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
             attention = 4 * work.seq * linear.in_features
             backward += 2.5 * attention * grad
         forward += share * product + adapter + attention
-        # the last product keeps nothing
+        # a down without an adapter saves nothing, so checkpointing does not compute it again
         if linear.block and (linear.role != "down" or linear.name in work.ranks):
             again += product + adapter + attention
     return round(forward), round(backward + (again if checkpointing else 0))
 
 
 def input_gradients(arch: Architecture, work: Work) -> Iterator[tuple[LinearShape, bool]]:
-    """Every Linear, and whether a gradient flows to its input: whether anything before it learns."""
+    """Every Linear, and whether its input gets a gradient: whether anything before it learns."""
     grad = work.trains_base
     for block in arch.blocks.values():
-        for readers in (
-            ("q", "k", "v", "qkv"),
-            ("o",),
-            ("q'", "k'", "v'"),
-            ("o'",),
-            ("gate", "up"),
-            ("down",),
-        ):
-            found = [linear for linear in block if linear.role in readers]
-            yield from ((linear, grad) for linear in found)
-            grad = grad or any(map(work.learns, found))
+        for roles in READ_TOGETHER:
+            readers = [linear for linear in block if linear.role in roles]
+            yield from ((linear, grad) for linear in readers)
+            grad = grad or any(map(work.learns, readers))
     for linear in arch.linears:
         if not linear.block:
             yield linear, grad

@@ -1,29 +1,32 @@
-"""The ledger: what a fine-tune costs, counted and measured on a live model.
+"""Measurement: a fine-tune's parameters and bytes, counted and measured on a live model.
 
-    parameters = Σ numel             tied weights once; 4-bit weights as the in · out numbers they stand for
+    parameters = Σ numel             tied weights once; a 4-bit weight counts as in · out numbers
     bytes      = Σ storage.nbytes    every storage once, whatever shares it
     peak       = max over a step's moments of Σ bytes of the storages alive then
 
-``count`` reads a model; ``measure`` runs one training step and watches every tensor that is born and dies in it, each
-under one of ``CATEGORIES``. A storage is an *activation* from the moment autograd asks to keep it for the backward pass; a
-weight that autograd keeps too stays a weight. ``plan`` predicts the same from shapes alone.
+``count`` reads a model. ``measure`` runs one training step and follows every tensor that is made
+and freed in it, each under one of ``CATEGORIES``. A storage is an *activation* from the moment
+autograd asks to keep it for the backward pass; a weight that autograd keeps stays a weight.
+``plan`` predicts the same from shapes alone.
 
-Packed bytes are never counted as parameters: that halves the count of a 4-bit model (huggingface/peft #1020).
+Packed bytes are never counted as parameters, which would halve the count of a 4-bit model
+(huggingface/peft #1020).
 
-Left out: memory that a kernel takes and gives back inside one operation (on CUDA the allocator's own peak has it),
-fragmentation, and the process itself.
+Left out: memory that a kernel takes and gives back inside one operation (on CUDA the allocator's
+own peak includes it), fragmentation, and the process itself.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..nf4.linear import NF4Linear
 from .estimate import CATEGORIES
 from .tensor_tracker import Watch, watched
 
@@ -33,7 +36,7 @@ CONSTANTS = ("absmax", "absmax2", "offset")  # a 4-bit weight's scales
 
 @dataclass(frozen=True)
 class Tally:
-    """A share of a model: ``parameters`` and how many of them are ``trainable`` (logical numbers), ``bytes`` as stored.
+    """A part of a model: ``parameters``, how many of them are ``trainable``, ``bytes`` as stored.
 
     >>> Tally(10, 2, 40) + Tally(1, 1, 4)
     Tally(parameters=11, trainable=3, bytes=44)
@@ -53,7 +56,7 @@ class Tally:
 
 @dataclass(frozen=True)
 class Count:
-    """What ``count`` found: the ``total``, and the same ``by_group`` of alike modules and ``by_dtype`` of storage.
+    """A counted model: the ``total``, ``by_group`` of alike modules and ``by_dtype`` of storage.
 
     >>> count(nn.Linear(3, 1).requires_grad_(False)).share
     0.0
@@ -70,24 +73,23 @@ class Count:
 
     def __str__(self) -> str:
         rows = [*self.by_group.items(), *self.by_dtype.items(), ("total", self.total)]
-        wide = max(len(name) for name, _ in rows)
-        lines = [f"{'':{wide}}  {'parameters':>16}  {'trainable':>16}  {'bytes':>16}"]
-        lines += [
-            f"{name:{wide}}  {t.parameters:16,}  {t.trainable:16,}  {t.bytes:16,}"
-            for name, t in rows
-        ]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{'':{width}}  {'parameters':>16}  {'trainable':>16}  {'bytes':>16}"]
+        for name, tally in rows:
+            sizes = (tally.parameters, tally.trainable, tally.bytes)
+            lines.append(f"{name:{width}}" + "".join(f"  {size:16,}" for size in sizes))
         return "\n".join(lines)
 
 
 def count(model: nn.Module) -> Count:
-    """Count a model: logical parameters, how many train, and stored bytes, by group of modules and by dtype.
+    """Count parameters, trainable parameters and stored bytes, by group of modules and by dtype.
 
-    Tied weights count once, where they first appear. A 4-bit Linear counts ``in · out`` parameters, while its bytes are
-    those of its codes and scales. Buffers have bytes and no parameters. Works on the meta device, where nothing is stored
-    and bytes are what would be.
+    Tied weights count once, where they first appear. A 4-bit Linear counts ``in · out`` parameters,
+    while its bytes are those of its codes and scales. Buffers have bytes and no parameters. On the
+    meta device, where nothing is stored, the bytes are those that a real device would hold.
 
-    >>> found = count(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2, bias=False)))
-    >>> found.total
+    >>> counted = count(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 2, bias=False)))
+    >>> counted.total
     Tally(parameters=14, trainable=14, bytes=56)
     """
     groups: dict[str, Tally] = {}
@@ -100,7 +102,7 @@ def count(model: nn.Module) -> Count:
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a model, as the ledger books it."""
+    """One tensor of a model, with its group, its category and its counts."""
 
     tensor: Tensor
     group: str
@@ -114,70 +116,60 @@ class Part:
 
 
 def parts(model: nn.Module) -> Iterator[Part]:
-    """Every parameter and buffer once, tied ones where they first appear; the scales of bitsandbytes' weights too."""
+    """Every parameter, buffer and scale of bitsandbytes once, tied ones where they first appear."""
     seen: set[int] = set()
     storages: set[int] = set()
     for path, module in model.named_modules():
-        four_bit = is_four_bit(module)
         own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
         for name, tensor in [*own, *foreign_scales(module)]:
             if id(tensor) in seen:
                 continue
             seen.add(id(tensor))
-            adapter = any(word in ADAPTERS for word in (*path.split("."), name))
-            group = re.sub(r"\b\d+\b", "*", path.removesuffix(".base") or "model") + (
-                ".lora" if name in ADAPTERS else ""
-            )
-            constant = name in CONSTANTS and (four_bit or has_state(module))
+            group = re.sub(r"\b\d+\b", "*", path.removesuffix(".base") or "model")
+            group += ".lora" if name in ADAPTERS else ""
             key = tensor.untyped_storage()._cdata
             size = 0 if key in storages else tensor.untyped_storage().nbytes()
             storages.add(key)
-            if isinstance(tensor, nn.Parameter):
-                logical = logical_numel(tensor)
-                tally = Tally(logical, logical if tensor.requires_grad else 0, size)
-            else:
-                packed: Any = module
-                tally = Tally(
-                    packed.in_features * packed.out_features
-                    if four_bit and name == "packed"
-                    else 0,
-                    0,
-                    size,
-                )
-            yield Part(
-                tensor,
-                group,
-                "adapters" if adapter else "constants" if constant else "weights",
-                tally,
-            )
+            numbers = parameters_of(name, tensor, module)
+            trainable = numbers if tensor.requires_grad else 0
+            tally = Tally(numbers, trainable, size)
+            yield Part(tensor, group, category_of(path, name, module), tally)
 
 
-def is_four_bit(module: nn.Module) -> bool:
-    """Whether this is a Linear of packed 4-bit codes: a uint8 buffer ``packed`` and the two sizes."""
-    packed = module._buffers.get("packed")
-    return packed is not None and packed.dtype == torch.uint8 and hasattr(module, "in_features")
+def category_of(path: str, name: str, module: nn.Module) -> str:
+    """Under which of ``CATEGORIES`` a tensor counts."""
+    if any(word in ADAPTERS for word in (*path.split("."), name)):
+        return "adapters"
+    quantized = isinstance(module, NF4Linear) or has_state(module)
+    return "constants" if quantized and name in CONSTANTS else "weights"
+
+
+def parameters_of(name: str, tensor: Tensor, module: nn.Module) -> int:
+    """How many parameters a tensor stands for: none of a buffer, unless it holds 4-bit codes."""
+    if isinstance(tensor, nn.Parameter):
+        return logical_numel(tensor)
+    if isinstance(module, NF4Linear) and name == "packed":
+        return module.in_features * module.out_features
+    return 0
 
 
 def has_state(module: nn.Module) -> bool:
-    """Whether this is a quantized Linear of bitsandbytes, which keeps its scales beside the weight."""
+    """Whether this is a quantized Linear of bitsandbytes, which keeps scales beside its weight."""
     return getattr(module._parameters.get("weight"), "quant_state", None) is not None
 
 
 def foreign_scales(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """The scales of a quantized Linear of bitsandbytes: they are neither parameters nor buffers."""
+    """The scales of a quantized Linear of bitsandbytes: neither parameters nor buffers."""
     if not has_state(module):
         return []
     state: Any = module._parameters["weight"].quant_state  # type: ignore[union-attr]
     nested = state.state2.absmax if state.nested else None
-    return [
-        (n, t)
-        for n, t in zip(CONSTANTS, (state.absmax, nested, state.offset), strict=True)
-        if isinstance(t, Tensor)
-    ]
+    scales = zip(CONSTANTS, (state.absmax, nested, state.offset), strict=True)
+    return [(name, scale) for name, scale in scales if isinstance(scale, Tensor)]
 
 
 def logical_numel(parameter: Tensor) -> int:
-    """How many numbers a parameter stands for; bitsandbytes' packed ones know the shape that they had."""
+    """How many numbers a parameter stands for; bitsandbytes' packed ones know their float shape."""
     state = getattr(parameter, "quant_state", None)
     return int(torch.Size(state.shape).numel()) if state is not None else parameter.numel()
 
@@ -187,7 +179,8 @@ class Measured:
     """Bytes of one training step, by category.
 
     - ``resident``: alive when the step is over. ``peaks``: each category's own largest moment.
-    - ``at_peak``: the moment when all together were largest; ``allocator``: CUDA's own peak, None elsewhere.
+    - ``at_peak``: the moment when the sum was largest. ``allocator``: CUDA's own peak, None
+      elsewhere.
 
     >>> Measured({}, {}, at_peak={"weights": 128, "gradients": 128}).peak
     256
@@ -204,27 +197,26 @@ class Measured:
         return sum(self.at_peak.values()) if self.allocator is None else self.allocator
 
     def __str__(self) -> str:
-        books = (self.resident, self.at_peak, self.peaks)
-        rows = [
-            f"{name:12}" + "".join(f"  {book[name]:16,}" for book in books) for name in CATEGORIES
-        ]
-        head = f"{'bytes':12}  {'resident':>16}  {'at the peak':>16}  {'own peak':>16}"
-        return "\n".join(
-            [head, *rows, f"{'total':12}  {sum(self.resident.values()):16,}  {self.peak:16,}"]
-        )
+        columns = (self.resident, self.at_peak, self.peaks)
+        lines = [f"{'bytes':12}  {'resident':>16}  {'at the peak':>16}  {'own peak':>16}"]
+        for name in CATEGORIES:
+            lines.append(f"{name:12}" + "".join(f"  {column[name]:16,}" for column in columns))
+        lines.append(f"{'total':12}  {sum(self.resident.values()):16,}  {self.peak:16,}")
+        return "\n".join(lines)
 
 
 def measure(
     step: Callable[[], Any], model: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> Measured:
-    """Run ``step()`` once and say what it kept alive: bytes by category, when it was over and at its peak.
+    """Run ``step()`` once and measure the bytes alive by category, at its end and at its peak.
 
-    Give the ``optimizer`` if it exists before the step, and let one step pass first: Adam makes its state in its first.
-    A tensor from outside that is neither weight nor gradient nor state (the batch, say) counts once the step touches it.
+    Give the ``optimizer`` if it exists before the step, and let one step pass first, since Adam
+    makes its state in its first. A tensor from outside that is neither weight nor gradient nor
+    state (the batch, say) counts once the step touches it.
 
     >>> layer = nn.Linear(8, 4, bias=False)
-    >>> found = measure(lambda: layer(torch.ones(2, 8)).sum().backward(), layer)
-    >>> found.resident["weights"], found.resident["gradients"], found.peaks["activations"]
+    >>> measured = measure(lambda: layer(torch.ones(2, 8)).sum().backward(), layer)
+    >>> measured.resident["weights"], measured.resident["gradients"], measured.peaks["activations"]
     (128, 128, 64)
     """
     watch = Watch()
@@ -242,8 +234,10 @@ def measure(
     with watched(watch, model):
         step()
     allocator = None if device is None else torch.cuda.max_memory_allocated(device)
-    resident, peaks, at_peak = (
-        {name: book[name] for name in CATEGORIES}
-        for book in (watch.live, watch.peaks, watch.at_peak)
-    )
+    resident, peaks, at_peak = map(by_category, (watch.live, watch.peaks, watch.at_peak))
     return Measured(resident, peaks, at_peak, allocator)
+
+
+def by_category(sizes: Mapping[str, int]) -> dict[str, int]:
+    """The bytes of every category, in the ledger's order, 0 where there are none."""
+    return {name: sizes.get(name, 0) for name in CATEGORIES}

@@ -1,1 +1,74 @@
-"""The adapter: what it is to be, the layer, where it goes, how it is merged."""
+"""The adapter: what it is to be, the layer, where it goes, how it is merged.
+
+In reading order:
+
+    hyperparameters.py r, alpha, dropout: their checks, and the scale that follows
+    linears.py         the three kinds of Linear behind one set of questions
+    adapter_layer.py   what every adapted Linear has: a base, a switch, a merge that is taken back
+    layer.py           ``LoRALayer``: A, B, scaling, a hand-written backward
+    patterns.py        how names and patterns match, by PEFT's rules
+    config.py          ``LoraConfig``, with PEFT's field names
+    selection.py       which sites a config chooses, of a live model or a planned one
+    paths.py           module paths without the wrappers of training
+    sites.py           a live model's modules as sites
+    injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
+    merging.py         merge a whole model or nothing; add adapters exactly
+    requantization.py  what a merge back into four bits loses
+    weight_diff.py     ``audit``: what differs between two models
+
+Imports ``nf4`` and the ground.
+"""
+
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_imports
+
+if TYPE_CHECKING:
+    from .config import LoraConfig
+    from .injection import (
+        disable_adapter,
+        enable_input_grads,
+        explain_match,
+        inject,
+        print_trainable_parameters,
+        trainable_parameters,
+        unload,
+    )
+    from .layer import LoRALayer, lora_layers
+    from .merging import (
+        LowRank,
+        combine,
+        low_rank_parts,
+        merge,
+        merge_and_requantize,
+        merge_and_unload,
+        unmerge,
+    )
+    from .requantization import Requantized
+    from .selection import InjectReport
+    from .weight_diff import Audit, audit
+
+__all__ = [
+    "Audit",
+    "InjectReport",
+    "LoRALayer",
+    "LoraConfig",
+    "LowRank",
+    "Requantized",
+    "audit",
+    "combine",
+    "disable_adapter",
+    "enable_input_grads",
+    "explain_match",
+    "inject",
+    "lora_layers",
+    "low_rank_parts",
+    "merge",
+    "merge_and_requantize",
+    "merge_and_unload",
+    "print_trainable_parameters",
+    "trainable_parameters",
+    "unload",
+    "unmerge",
+]
+__getattr__, __dir__ = lazy_imports(__name__)

@@ -1,9 +1,10 @@
-"""Put adapters into a model by the names of its modules, explain what matched, and take them out again.
+"""Put adapters into a model by the names of its modules, explain what matched, take them out again.
 
-    for every module whose name matches:  parent.name = LoRALayer(parent.name)
-    for every other parameter:            requires_grad = False
+    for every module that the config chooses:  parent.name = config.wrap(parent.name)
+    for every other parameter:                 requires_grad = False
 
-``lora/selection.py`` says which names match. Everything is checked before anything changes.
+``lora/selection.py`` says which modules a config chooses. Everything is checked before anything
+changes.
 """
 
 from __future__ import annotations
@@ -16,21 +17,16 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from ..nf4.linear import NF4Linear
+from .adapter_layer import AdapterLayer, adapter_layers
 from .config import LoraConfig
-from .layer import LoRALayer, is_linear, is_packed, linear_shape, lora_layers
-from .selection import (
-    InjectReport,
-    Match,
-    check_patterns_used,
-    check_targets,
-    has_plain_weight,
-    matching_pattern,
-    rank_and_alpha,
-)
+from .paths import named_modules, replace_modules
+from .selection import InjectReport, select
+from .sites import sites_of
 
 
 def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
-    """What ``inject`` would do with this model, changing nothing. Raises what ``inject`` would raise.
+    """What ``inject`` would do with this model, changing nothing. Raises as ``inject``.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     >>> print(explain_match(model, LoraConfig(r=1, target_modules=["0"])))
@@ -39,33 +35,22 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
     1       1      4 → 2     –  0           –
     8 of 38 parameters train (21.05%)
     """
-    if adapted := [name for name, _ in lora_layers(model)]:
+    if adapted := [path for path, _ in adapter_layers(model)]:
         raise ValueError(
-            f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): unload(model) or "
-            "merge_and_unload(model) first; one layer holds one adapter"
+            f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
+            "unload(model) or merge_and_unload(model) first; one layer holds one adapter"
         )
-    patterns = {
-        name: matching_pattern(name, module, model, config)
-        for name, module in model.named_modules()
-        if name
-    }
-    check_patterns_used(model, config, patterns)
-    check_targets(model, patterns)
-    matches = tuple(
-        Match(name, *linear_shape(module), patterns[name], rank_and_alpha(name, config)[0])
-        for name, module in model.named_modules()
-        if name and is_linear(module) and has_plain_weight(module)
-    )
+    matches = select(sites_of(model), config)
     trainable = sum(match.parameters for match in matches)
-    total = trainable_parameters(model)[1] + trainable
-    return InjectReport(matches, trainable, total)
+    return InjectReport(matches, trainable, trainable_parameters(model)[1] + trainable)
 
 
 def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
-    """Wrap the matching Linears of any model in ``LoRALayer``, in place, and freeze everything but A and B.
+    """Wrap the modules that a config chooses, in place, and freeze everything but the adapters.
 
-    Until it is trained, the model computes what it did, to the bit. Raises ``ValueError`` before anything changes: nothing
-    or not everything matched, a target that is no Linear, a tied or shared weight, a model that has adapters already.
+    Until it is trained, the model computes what it did, to the bit. Raises ``ValueError`` before
+    anything changes: a target that matches nothing or is not a Linear, a tied or shared weight, a
+    model that has adapters already.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     >>> report = inject(model, LoraConfig(r=1, target_modules=["0"]))
@@ -74,76 +59,68 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     """
     config = config or LoraConfig()
     report = explain_match(model, config)
-    trained = {
-        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
-    }
+    modules = dict(named_modules(model))
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     try:
-        wrapped = {
-            m.name: wrap(model.get_submodule(m.name), m.name, config).train(model.training)
-            for m in report.chosen
+        layers: dict[str, nn.Module] = {
+            match.name: config.wrap(modules[match.name], match.name).train(model.training)
+            for match in report.chosen
         }
     except Exception:  # out of memory, say
         for parameter in trained.values():
             parameter.requires_grad_(True)
         raise
-    # the names of what unload makes train again
-    model.__dict__["_frozen_by_inject"] = frozenset(trained)
+    model._frozen_by_inject = frozenset(trained)  # type: ignore[assignment]  # unload thaws these
     model.requires_grad_(False)
-    for name, layer in wrapped.items():
-        model.set_submodule(name, layer)
+    replace_modules(model, layers)
     return report
 
 
-def wrap(base: nn.Module, name: str, config: LoraConfig) -> LoRALayer:
-    """The layer that goes in at ``name``, with the rank and alpha that the config's patterns give it there."""
-    r, lora_alpha = rank_and_alpha(name, config)
-    return LoRALayer(base, r, lora_alpha, config.lora_dropout, config.use_rslora)
-
-
 def unload(model: nn.Module) -> nn.Module:
-    """Take the adapters out, in place: the base as it was, to the bit, and trainable where it was. Returns the model.
+    """Take the adapters out, in place; the base is as it was, to the bit, and trains where it did.
 
-    Merged layers are unmerged first; raises ``ValueError``, changing nothing, when that is impossible
-    (``keep_base=False``) or when there is no adapter.
+    Returns the model. Merged layers are unmerged first. Raises ``ValueError``, changing nothing,
+    when that is impossible (``keep_base=False``) or when there is no adapter.
 
     >>> model = nn.Sequential(nn.Linear(4, 2))
     >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
     >>> unload(model)[0]
     Linear(in_features=4, out_features=2, bias=True)
     """
-    layers = require_lora(model)
+    layers = require_adapters(model)
     check_container(model)
-    for _, layer in layers:
-        if layer.merged:
-            layer.check_unmergeable()
-    for _, layer in layers:
-        if layer.merged:
-            layer.unmerge()
+    merged = [layer for _, layer in layers if layer.merged]
+    for layer in merged:
+        layer.check_unmergeable()
+    for layer in merged:
+        layer.unmerge()
     take_out(model)
     return model
 
 
 def check_container(model: nn.Module) -> None:
     """Raise ``ValueError`` for a bare layer: there is no place to put its base back into."""
-    if isinstance(model, LoRALayer):
+    if isinstance(model, AdapterLayer):
         raise ValueError(
-            "this is a LoRALayer itself, not a model with adapters inside: its base is layer.base"
+            f"expected a model with adapters inside, got a {type(model).__name__} itself: "
+            "its base is layer.base"
         )
 
 
 def take_out(model: nn.Module) -> None:
-    """Put every base module back in its place, whatever its weight is now, and restore which parameters train."""
-    for name, layer in list(lora_layers(model)):
-        model.set_submodule(name, layer.base)
+    """Put every base back in its place, merged or not, and restore which parameters train."""
+    replace_modules(model, {path: layer.base for path, layer in adapter_layers(model)})
     for module in model.modules():  # inject may have been called on a part of the model
-        frozen = module.__dict__.pop("_frozen_by_inject", ())
-        for name, parameter in module.named_parameters() if frozen else ():
-            parameter.requires_grad_(parameter.requires_grad or name in frozen)
+        frozen: Any = getattr(module, "_frozen_by_inject", None)
+        if frozen is not None:
+            del module._frozen_by_inject
+            for name, parameter in module.named_parameters():
+                parameter.requires_grad_(parameter.requires_grad or name in frozen)
 
 
 @contextmanager
 def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside this context the model is its base; afterwards the adapters are back, merged or not as before.
+    """Inside this context the model is its base; afterwards the adapters are back, merged or not.
 
     Raises ``ValueError`` when an adapter was merged with ``keep_base=False``: the base is gone.
 
@@ -155,9 +132,9 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     ...     torch.equal(model(x), base(x))
     True
     """
-    layers = [layer for _, layer in require_lora(model)]
+    layers = [layer for _, layer in require_adapters(model)]
     before = [layer.enabled for layer in layers]
-    # inside another such context they are swapped
+    # inside another such context the merged ones are swapped already
     merged = [layer for layer in layers if layer.merged and layer.enabled]
     for layer in merged:
         layer.check_unmergeable()
@@ -175,55 +152,57 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def enable_input_grads(model: nn.Module) -> list[RemovableHandle]:
-    """Let the outputs of the embeddings carry a gradient, so that checkpointed blocks of a frozen base train their adapters.
+    """Let the embeddings' outputs carry a gradient, so that checkpointed blocks train adapters.
 
-    Gradient checkpointing in its reentrant form runs a block without a graph, and builds one in the backward only if an *input*
-    of the block asks for it. With a frozen embedding none does, and A and B get nothing, in silence (huggingface/peft #137).
-    Call it once, before training; each handle's ``remove()`` undoes it. Raises ``ValueError`` when the model has no embedding.
+    Gradient checkpointing in its reentrant form runs a block without a graph, and builds one in the
+    backward pass only if an *input* of the block asks for it. With a frozen embedding none does,
+    and A and B get nothing, in silence (huggingface/peft #137). Call it once, before training; each
+    handle's ``remove()`` undoes it. Raises ``ValueError`` when the model has no embedding.
 
     >>> model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4)).requires_grad_(False)
     >>> handles = enable_input_grads(model)
     >>> model(torch.tensor([1])).requires_grad
     True
     """
+    # transformers' models name their embedding themselves, whatever its class
     own = getattr(model, "get_input_embeddings", None)
     try:
-        found = [own()] if callable(own) else []
-    except NotImplementedError:  # transformers, of a model without one
-        found = []
-    embeddings = {
-        id(m): m
-        for m in [*found, *model.modules()]
-        if m is not None and (m in found or isinstance(m, nn.Embedding))
-    }
+        named = [own()] if callable(own) else []
+    except NotImplementedError:  # a model of theirs without one
+        named = []
+    by_class = [m for m in model.modules() if isinstance(m, nn.Embedding)]
+    embeddings = {id(m): m for m in [*named, *by_class] if m is not None}
     if not embeddings:
         raise ValueError(
-            "this model has no embedding whose output could carry a gradient: set requires_grad on its input"
+            "this model has no embedding whose output could carry a gradient: "
+            "set requires_grad on its input"
         )
     return [module.register_forward_hook(ask_for_gradient) for module in embeddings.values()]
 
 
 def ask_for_gradient(module: nn.Module, arguments: Any, output: torch.Tensor) -> None:
-    """A forward hook: gradients are wanted back to here."""
+    """A forward hook: gradients are needed back to this output."""
     if torch.is_grad_enabled():
         output.requires_grad_(True)
 
 
-def require_lora(model: nn.Module) -> list[tuple[str, LoRALayer]]:
-    """The adapters of a model; raise ``ValueError`` when there are none."""
-    if layers := list(lora_layers(model)):
+def require_adapters(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
+    """The adapted layers of a model; raise ``ValueError`` when there are none."""
+    if layers := list(adapter_layers(model)):
         return layers
     raise ValueError("this model has no adapters: inject(model, LoraConfig(...)) first")
 
 
 def trainable_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, total) parameters; tied weights count once, a weight in four bits as what it stands for, not by its bytes.
+    """(trainable, total) parameters.
+
+    Tied weights count once; a weight in four bits counts what it stands for, not its bytes.
 
     >>> trainable_parameters(nn.Linear(3, 1).requires_grad_(False))
     (0, 4)
     """
-    parameters: Any = list(model.parameters())
-    packed: Any = [module for module in model.modules() if is_packed(module)]
+    parameters = list(model.parameters())
+    packed = [module for module in model.modules() if isinstance(module, NF4Linear)]
     in_four_bits = sum(module.in_features * module.out_features for module in packed)
     total = sum(p.numel() for p in parameters) + in_four_bits
     return sum(p.numel() for p in parameters if p.requires_grad), total
@@ -236,6 +215,5 @@ def print_trainable_parameters(model: nn.Module) -> None:
     trainable params: 4 || all params: 4 || trainable%: 100.0000
     """
     trainable, total = trainable_parameters(model)
-    print(
-        f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {100 * trainable / total:.4f}"
-    )
+    share = f"{100 * trainable / total:.4f}"
+    print(f"trainable params: {trainable:,d} || all params: {total:,d} || trainable%: {share}")

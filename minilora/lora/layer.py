@@ -3,19 +3,18 @@
     y = x W0ᵀ + b + scaling · (x Aᵀ) Bᵀ        W0 (out, in) frozen, A (r, in) and B (out, r) trained
     ΔW = scaling · B A                          scaling = alpha / r
 
-A starts as U(-1/√in, 1/√in) and B as zero, so a new layer computes exactly what its base computes. One zero factor is
-enough; two would be a saddle that no gradient leaves: ∂B ∝ A and ∂A ∝ B.
+A starts as U(-1/√in, 1/√in) and B as zero, so a new layer computes exactly what its base computes.
+One zero factor is enough; two would be a saddle that no gradient leaves: ∂B ∝ A and ∂A ∝ B.
 
-Source: LoRA (arXiv 2106.09685) section 4.1; Kaiming-uniform with a=√5 as in PEFT, which is that bound.
+Source: LoRA (arXiv 2106.09685) section 4.1; that bound is Kaiming-uniform with a=√5, as in PEFT.
 
-The update is *added into the base's output*, in place: the sum then needs no second (tokens, out) tensor, and that tensor
-is most of what an adapter costs. ``AddLowRank`` does so for training too, with a backward derived by hand;
-``add_low_rank_plainly`` is the same line as anyone would write it, its oracle in ``tests/lora/test_layer.py``, and what is used where
-dtypes differ or where someone else may hold the base's output (``is_fresh``).
+The fast path adds the update *into the base's output*, in place: the sum then needs no second
+(tokens, out) tensor, and that tensor is most of what an adapter costs. ``AddLowRank`` does so for
+training too, with a backward derived by hand. It is right only while nobody else holds that output;
+``is_ours_alone`` knows who might. ``add_low_rank_plainly`` is the equation as written: the oracle
+in tests/lora/test_layer.py, and the path for every other case.
 
-A merge keeps the original weight and puts it back on ``unmerge``. It never subtracts: in bf16, W0 + ΔW - ΔW is not W0.
-
-Left out: several adapters in one layer (a matter of serving), embeddings and convolutions, DoRA.
+Left out: several adapters in one layer (a matter of serving), embeddings and convolutions.
 """
 
 from __future__ import annotations
@@ -27,16 +26,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
+from torch.autograd import forward_ad
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from .config import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
+from ..nf4.linear import NF4Linear
+from .adapter_layer import AdapterLayer
+from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
+from .linears import device_of, dtype_of, is_conv1d
+from .paths import named_modules
+
+LINEAR_FORWARD = nn.Linear.forward
 
 
-class LoRALayer(nn.Module):
-    """``base(x) + scaling · (dropout(x) Aᵀ) Bᵀ`` around a frozen Linear, ``NF4Linear`` or transformers' ``Conv1D``.
+class LoRALayer(AdapterLayer):
+    """``base(x) + scaling · (dropout(x) Aᵀ) Bᵀ`` around a frozen Linear, NF4Linear or Conv1D.
 
-    A and B are float32 when the base computes in half precision, as in PEFT: small steps vanish in bf16. Raises
-    ``ValueError`` or ``TypeError`` for a base that is no Linear and for values that ``LoraConfig`` refuses.
+    A and B are float32 when the base computes in half precision, as in PEFT: small steps vanish in
+    bf16. Raises ``TypeError`` for a base that is not a Linear, ``ValueError`` or ``TypeError`` for
+    values that ``LoraConfig`` refuses.
 
     >>> _ = torch.manual_seed(0)
     >>> layer = LoRALayer(nn.Linear(6, 4), r=2, lora_alpha=4)
@@ -46,9 +54,6 @@ class LoRALayer(nn.Module):
     True
     """
 
-    kept_weight: Tensor | None
-    kept_base: nn.Module | None
-
     def __init__(
         self,
         base: nn.Module,
@@ -57,37 +62,20 @@ class LoRALayer(nn.Module):
         lora_dropout: float = 0.0,
         use_rslora: bool = False,
     ):
-        super().__init__()
         check_rank(r)
         check_alpha(lora_alpha)
         check_dropout(lora_dropout)
         check_rslora(use_rslora)
-        self.in_features, self.out_features = linear_shape(base)
-        self.r, self.lora_alpha, self.lora_dropout, self.use_rslora = (
-            r,
-            lora_alpha,
-            lora_dropout,
-            use_rslora,
-        )
+        super().__init__(base)
+        self.r, self.lora_alpha = r, lora_alpha
+        self.lora_dropout, self.use_rslora = lora_dropout, use_rslora
         self.scaling = scaling_of(r, lora_alpha, use_rslora)
-        self.base = base
-        stored: Any = base.packed if is_packed(base) else base.weight
-        dtype: Any = base.dtype if is_packed(base) else stored.dtype
-        dtype = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
-        self.lora_A = nn.Parameter(
-            torch.empty(r, self.in_features, dtype=dtype, device=stored.device)
-        )
-        self.lora_B = nn.Parameter(
-            torch.zeros(self.out_features, r, dtype=dtype, device=stored.device)
-        )
+        half = dtype_of(base) in (torch.float16, torch.bfloat16)
+        made: Any = {"dtype": torch.float32 if half else dtype_of(base), "device": device_of(base)}
+        self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **made))
+        self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, **made))
         self.reset_parameters()
         base.requires_grad_(False)  # last, so that a failure above leaves the base as it was
-        self.enabled = True  # False inside disable_adapter(model)
-        self.merged = False
-        # W0 while merged with keep_base=True; moves along in .to()
-        self.register_buffer("kept_weight", None, persistent=False)
-        # the same for a base in four bits: the module itself, no part of the state_dict
-        self.__dict__["kept_base"] = None
 
     def reset_parameters(self) -> None:
         """Start over: A uniform within 1/√in, B zero, so that ΔW = 0."""
@@ -96,143 +84,68 @@ class LoRALayer(nn.Module):
         nn.init.uniform_(self.lora_A, -bound, bound)
         nn.init.zeros_(self.lora_B)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out)."""
-        y = self.base(x)
-        if self.merged or not self.enabled:
-            return y
+    def adapt(self, base: nn.Module, x: Tensor) -> Tensor:
+        """``y = base(x) + scaling · (dropout(x) Aᵀ) Bᵀ``: (…, in) to (…, out)."""
+        y, A, B = base(x), self.lora_A, self.lora_B
         if self.training and self.lora_dropout > 0:
             x = F.dropout(x, self.lora_dropout)
-        A, B = self.lora_A, self.lora_B
-        in_place = is_fresh(self.base) and y.is_contiguous() and x.dtype == y.dtype == A.dtype
-        if not in_place or torch.is_autocast_enabled(x.device.type):
-            return add_low_rank_plainly(y, x, A, B, self.scaling)
-        if torch.is_grad_enabled():
-            return AddLowRank.apply(y, x, A, B, self.scaling)
-        add_low_rank(y, x, A, B, self.scaling)
-        return y
+        if x.dtype == y.dtype == A.dtype and is_ours_alone(base, y):
+            return add_low_rank(y, x, A, B, self.scaling)
+        return add_low_rank_plainly(y, x, A, B, self.scaling)
 
     def delta_weight(self) -> Tensor:
         """``ΔW = scaling · B A``, (out, in), in the adapter's dtype. Its rank is at most r."""
         return self.scaling * (self.lora_B.detach() @ self.lora_A.detach())
 
-    def merged_weight(self, onto: Tensor | None = None) -> Tensor:
-        """``W0 + ΔW`` in the base's own layout and dtype, summed in the adapter's dtype before it is rounded; changes nothing.
-
-        ``onto`` is a W0 to take instead of the base's, (out, in). Raises ``ValueError`` when the sum is not finite (a run that
-        diverged, or a half-precision overflow).
-        """
-        weight: Any = self.base.weight if onto is None else onto
-        dtype: Any = self.base.dtype if is_packed(self.base) else weight.dtype
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``W0 + ΔW``, summed in the adapter's dtype; the bias stays."""
         delta = self.delta_weight()
-        total = (weight.to(delta) + (delta.T if is_conv1d(self.base) else delta)).to(dtype)
-        if not torch.isfinite(total).all():
-            raise ValueError(
-                f"W0 + ΔW is not finite in {dtype}: the adapter diverged, or its values do not fit this dtype; "
-                "train again with a smaller rate, or merge in float32"
-            )
-        return total
-
-    def merge(self, keep_base: bool = True) -> None:
-        """Write ``W0 + ΔW`` into the base. Raises ``ValueError`` where ``check_mergeable`` does, and in 4 bits."""
-        if is_packed(self.base):
-            raise ValueError(
-                "this base is in 4 bits, which would lose most of ΔW: use minilora.merge(model, onto=…), which asks"
-            )
-        self.check_mergeable()
-        self.put_merged(self.merged_weight(), keep_base)
+        return weight.to(delta) + delta, bias
 
     def check_mergeable(self) -> None:
-        """Raise ``ValueError`` where ``merge`` would."""
-        self.check_enabled()
-        if self.merged:
-            raise ValueError(
-                "this layer is merged already: a second merge would add ΔW twice; unmerge first"
-            )
+        """Raise ``ValueError`` where ``merge`` would, in training mode with dropout too."""
+        super().check_mergeable()
         if self.training and self.lora_dropout > 0:
             raise ValueError(
-                f"merging in training mode with lora_dropout={self.lora_dropout}: what trains now is a random part of the "
-                "adapter, what would be merged is all of it; call model.eval() first"
+                f"merging in training mode with lora_dropout={self.lora_dropout}: training drops a "
+                "random part of the adapter's inputs, a merge takes all of it; "
+                "call model.eval() first"
             )
-
-    def check_enabled(self) -> None:
-        """Raise ``ValueError`` inside ``disable_adapter``, where W0 is in place whatever was merged."""
-        if not self.enabled:
-            raise ValueError(
-                "this adapter is switched off by disable_adapter: merge and unmerge outside that context"
-            )
-
-    def put_merged(self, weight: Tensor, keep_base: bool) -> None:
-        """Swap in a weight made by ``merged_weight``. The Parameter object stays the same, its storage is new."""
-        parameter: Any = self.base.weight
-        self.kept_weight = parameter.data if keep_base else None
-        parameter.data = weight
-        self.merged = True
-
-    def put_base(self, base: nn.Module, keep_base: bool) -> None:
-        """Swap in a whole merged base: how a base in four bits is merged."""
-        self.__dict__["kept_base"] = self.base if keep_base else None
-        self.base = base
-        self.merged = True
-
-    def unmerge(self) -> None:
-        """Give W0 back, to the bit. Raises ``ValueError`` when not merged, or merged with ``keep_base=False``."""
-        self.check_unmergeable()
-        self.swap()
-        self.kept_weight, self.__dict__["kept_base"] = None, None
-        self.merged = False
-
-    def swap(self) -> None:
-        """Exchange what is kept and what is in place: W0 for W0 + ΔW, and back."""
-        if self.kept_base is not None:
-            kept, now = self.kept_base, self.base
-            self.base, self.__dict__["kept_base"] = kept.to(self.lora_A.device), now
-        else:
-            parameter: Any = self.base.weight
-            parameter.data, self.kept_weight = self.kept_weight, parameter.data
-
-    def check_unmergeable(self) -> None:
-        """Raise ``ValueError`` where ``unmerge`` would."""
-        self.check_enabled()
-        if not self.merged:
-            raise ValueError("this layer is not merged: there is nothing to take back")
-        if self.kept_weight is None and self.kept_base is None:
-            raise ValueError(
-                "this layer was merged with keep_base=False, so W0 is gone: load the base again"
-            )
-
-    @property
-    def weight(self) -> Tensor:
-        """The base's weight, for models that look at ``linear.weight``; from four bits a float copy, made for this call."""
-        return self.base.weight  # type: ignore[return-value]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The base's bias, or None."""
-        return getattr(self.base, "bias", None)
 
     def __repr__(self) -> str:
-        state = ", merged" if self.merged else ""
-        return f"LoRALayer({self.in_features} -> {self.out_features}, r={self.r}, scaling={self.scaling:g}{state})"
+        sizes = f"{self.in_features} -> {self.out_features}, r={self.r}, scaling={self.scaling:g}"
+        dropout = f", dropout={self.lora_dropout:g}" if self.lora_dropout else ""
+        return f"LoRALayer({sizes}{dropout}{', merged' * self.merged})"
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
-    """Every adapter of a model with its path."""
-    for name, module in model.named_modules():
+    """Every LoRA layer of a model with its path (without the wrappers of training, see paths.py).
+
+    >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1), nn.ReLU())
+    >>> [name for name, layer in lora_layers(model)]
+    ['0']
+    """
+    for path, module in named_modules(model):
         if isinstance(module, LoRALayer):
-            yield name, module
+            yield path, module
 
 
 def add_low_rank_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """``y + scaling · (x Aᵀ) Bᵀ`` as written, in the adapter's precision, rounded to y's dtype; autograd does the rest."""
+    """``y + scaling · (x Aᵀ) Bᵀ`` in the adapter's precision, rounded to y's dtype."""
     return (y + F.linear(F.linear(x.to(A.dtype), A), B) * scaling).to(y.dtype)
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """``y += scaling · (x Aᵀ) Bᵀ``, in place, y contiguous; returns ``x Aᵀ``, (…, r)."""
-    h = F.linear(x, A)
-    y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, len(A)), B.T, alpha=scaling)
-    return h
+    """``y += scaling · (x Aᵀ) Bᵀ``, in place; y contiguous, and nobody else's. Returns y."""
+    if torch.is_grad_enabled():
+        return AddLowRank.apply(y, x, A, B, scaling)
+    add_product(y, F.linear(x, A), B, scaling)
+    return y
+
+
+def add_product(y: Tensor, h: Tensor, B: Tensor, scaling: float) -> None:
+    """``y += scaling · h Bᵀ`` in one call of the BLAS: y (…, out), h (…, r), B (out, r)."""
+    y.view(-1, y.shape[-1]).addmm_(h.reshape(-1, h.shape[-1]), B.T, alpha=scaling)
 
 
 class AddLowRank(torch.autograd.Function):
@@ -242,64 +155,59 @@ class AddLowRank(torch.autograd.Function):
 
         ∂A = ∂hᵀ x        ∂B = scaling · gᵀ h        ∂x = ∂h A        ∂y = g, untouched
 
-    (The chain rule on the equation above; level0.lora_backward is the same in NumPy.)
+    (The chain rule on the equation above; level0.lora_backward is the same in NumPy.) The backward
+    is made of differentiable operations, so it has derivatives of its own; for those h is computed
+    again from x and A, since a saved h would be a constant to them.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        h = add_low_rank(y, x, A, B, scaling)
+        h = F.linear(x, A)
+        add_product(y, h, B, scaling)
         ctx.mark_dirty(y)
         ctx.save_for_backward(x, A, B, h)
         ctx.scaling = scaling
         return y
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, A, B, h = ctx.saved_tensors
+        if torch.is_grad_enabled():  # backward(create_graph=True)
+            h = F.linear(x, A)
         g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
         dh = (g @ B).mul_(ctx.scaling)  # (tokens, r)
-        dA = dh.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[2] else None  # (r, in)
-        # (out, r)
-        dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling) if ctx.needs_input_grad[3] else None
-        dx = (dh @ A).view(x.shape) if ctx.needs_input_grad[1] else None
+        dx = dA = dB = None
+        if ctx.needs_input_grad[1]:
+            dx = (dh @ A).view(x.shape)  # (…, in)
+        if ctx.needs_input_grad[2]:
+            dA = dh.T @ x.reshape(-1, x.shape[-1])  # (r, in)
+        if ctx.needs_input_grad[3]:
+            dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)  # (out, r)
         return grad, dx, dA, dB, None
 
 
-def is_fresh(base: nn.Module) -> bool:
-    """Whether the base's output is a new tensor that may be written into: no hook has seen it, and no subclass made it."""
-    hooked = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
-    return not hooked and (type(base) is nn.Linear or is_conv1d(base) or is_packed(base))
+def is_ours_alone(base: nn.Module, y: Tensor) -> bool:
+    """Whether the base's output is a plain tensor that nobody else holds, so we may write to it.
+
+    Others that might: a hook, the base's or a global one; a ``forward`` that someone replaced; a
+    subclass; a mode that records operations, as selective checkpointing does; torch.func,
+    forward-mode differentiation and torch.compile, which replay operations; autocast, which casts
+    between them. tests/lora/test_layer.py has a case for each.
+    """
+    known = type(base) is nn.Linear or type(base) is NF4Linear or is_conv1d(base)
+    hooks = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
+    replaced = "forward" in vars(base) or nn.Linear.forward is not LINEAR_FORWARD
+    if not known or hooks or replaced or _has_any_global_hook():
+        return False
+    if type(y) is not Tensor or not y.is_contiguous() or torch._C._is_any_autocast_enabled():
+        return False
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    if forward_ad._current_level >= 0 or torch._C._len_torch_function_stack():
+        return False
+    return not torch._C._len_torch_dispatch_stack() or not any_recorder()
 
 
-def is_conv1d(module: nn.Module) -> bool:
-    """Whether this is transformers' GPT-2 ``Conv1D``: a Linear that stores its weight as (in, out)."""
-    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
-
-
-def is_packed(module: nn.Module) -> bool:
-    """Whether this is a Linear whose weight is kept as codes (``qlora.NF4Linear``): ``weight`` is then a copy."""
-    return isinstance(module._buffers.get("packed"), Tensor) and hasattr(module, "out_features")
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether an adapter can stand beside this module."""
-    return isinstance(module, nn.Linear) or is_conv1d(module) or is_packed(module)
-
-
-def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(in, out) of a Linear or Conv1D. Raises ``TypeError`` for anything else."""
-    if not is_linear(module):
-        raise TypeError(
-            f"LoRALayer wraps a Linear (or transformers' Conv1D), got {type(module).__name__}: it has no x Wᵀ to add to"
-        )
-    if is_packed(module):
-        return module.in_features, module.out_features  # type: ignore[return-value]
-    weight: Any = module._parameters.get("weight")
-    if weight is None or weight.dim() != 2 or not weight.is_floating_point():
-        raise TypeError(
-            f"this {type(module).__name__} has no plain floating-point weight (it is computed from others, as by weight_norm, "
-            "or packed): a merge would be lost; remove the parametrization first"
-        )
-    out_features, in_features = weight.shape[::-1] if is_conv1d(module) else weight.shape
-    return in_features, out_features
+def any_recorder() -> bool:
+    """Whether a dispatch mode may keep the tensors it sees; the ledger's says that it does not."""
+    return any(getattr(mode, "keeps_tensors", True) for mode in _get_current_dispatch_mode_stack())

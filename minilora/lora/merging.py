@@ -7,66 +7,51 @@
 Summing the factors instead, (Σ Aᵢ)(Σ Bᵢ), brings cross-terms Bᵢ Aⱼ that no adapter ever learnt
 (huggingface/peft #3004); stacking [w₁s₁B₁ … wₙsₙBₙ] [A₁; …; Aₙ] has none.
 
-A model is merged whole or not at all: every new weight is computed and checked before the first one is put in place
-(huggingface/peft #3710 is what happens otherwise).
+A model is merged whole or not at all: every merged base is made and checked before the first one
+is put in place (huggingface/peft #3710 is what happens otherwise).
 
-A base in four bits takes no small ΔW: the gaps between its levels are wider (huggingface/peft #2321). So a merge there goes
-into a float weight, and the caller says which: onto Ŵ, which the adapter was trained on, so that the model computes what it
-does now; or onto the original W0, which knows more than Ŵ, but which the adapter never saw. Back into four bits only with
-``requantize=True``, and then the answer is what was lost.
+A base in four bits takes no small ΔW: the gaps between its levels are wider (huggingface/peft
+#2321). So a merge there goes into a float weight, and the caller says which: onto Ŵ, which the
+adapter was trained on, so that the model computes what it does now; or onto the original W0, which
+knows more than Ŵ, but which the adapter never saw. ``merge_and_requantize`` goes back into four
+bits, and returns what that lost.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ..nf4.linear import plain_linear
+from ..nf4.linear import NF4Linear, plain_linear
 from ..text import listed
-from .injection import check_container, require_lora, take_out
-from .layer import LoRALayer, is_packed
-from .requantization import Requantized, loss_of, outputs, requantize_base
+from .adapter_layer import AdapterLayer
+from .injection import check_container, require_adapters, take_out
+from .layer import lora_layers
+from .linears import is_linear
+from .paths import named_modules, replace_modules
+from .requantization import Requantized, loss_of, outputs, requantize
 
-Layers = Sequence[tuple[str, LoRALayer]]
+Layers = Sequence[tuple[str, AdapterLayer]]
 
 
-@overload
 def merge(
     model: nn.Module,
     keep_base: bool = True,
     *,
     onto: str | nn.Module | None = None,
-    requantize: Literal[False] = False,
-    inputs: Tensor | None = None,
-) -> nn.Module: ...
-@overload
-def merge(
-    model: nn.Module,
-    keep_base: bool = True,
-    *,
-    onto: str | nn.Module | None = None,
-    requantize: Literal[True],
-    inputs: Tensor | None = None,
-) -> Requantized: ...
-def merge(
-    model: nn.Module,
-    keep_base: bool = True,
-    *,
-    onto: str | nn.Module | None = None,
-    requantize: bool = False,
-    inputs: Tensor | None = None,
-) -> nn.Module | Requantized:
-    """Write ``W0 + ΔW`` into every adapted Linear, in place; ``unmerge`` gives W0 back to the bit. Returns the model.
+    requantize: object = None,
+) -> nn.Module:
+    """Write ``W0 + ΔW`` into every adapted Linear, in place. Returns the model.
 
-    ``keep_base=False`` drops W0 and so needs no second copy of the weights: for deployment. On a base in four bits say
-    ``onto="dequantized"``, or ``onto=`` the float model that was quantized: each adapted Linear becomes a float one.
-    ``requantize=True`` puts the sum (by default onto the dequantized base) back into four bits and returns what was lost;
-    with ``inputs`` for the model, also by how much its outputs moved. Raises ``ValueError``, changing nothing, without
-    adapters, when merged already, in training mode with dropout, when a sum is not finite, or ``onto`` missing or unfit.
+    ``unmerge`` gives W0 back to the bit; ``keep_base=False`` drops it and so needs no second copy
+    of the weights: for deployment. On a base in four bits say ``onto="dequantized"``, or ``onto=``
+    the float model that was quantized: each adapted Linear becomes a float one. Raises
+    ``ValueError``, changing nothing, without adapters, when merged already, in training mode with
+    dropout, when a sum is not finite, or when ``onto`` is missing or does not fit.
 
     >>> from minilora import LoraConfig, inject
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -74,107 +59,117 @@ def merge(
     >>> merge(model)[0]
     LoRALayer(4 -> 2, r=1, scaling=16, merged)
     """
-    layers = require_lora(model)
-    for name, layer in layers:
-        explain(name, layer.check_mergeable)
-    bases = bases_to_merge_onto(layers, "dequantized" if requantize and onto is None else onto)
-    weights = [explain(name, layer.merged_weight, bases.get(name)) for name, layer in layers]
-    if requantize:
-        return merge_requantized(model, layers, weights, keep_base, inputs)
-    put_all(layers, weights, keep_base)
+    if requantize is not None:
+        raise ValueError("merge has no requantize any more: call merge_and_requantize(model)")
+    layers = require_adapters(model)
+    put_all(layers, merged_bases(layers, onto), keep_base)
     return model
 
 
-def put_all(layers: Layers, weights: Sequence[Tensor], keep_base: bool) -> None:
-    """Put merged weights in place: into the Linear that is there, or in four bits as a float Linear in its stead."""
-    for (_, layer), weight in zip(layers, weights, strict=True):
-        if is_packed(layer.base):
-            layer.put_base(plain_linear(weight, layer.bias).train(layer.training), keep_base)
-        else:
-            layer.put_merged(weight, keep_base)
+@torch.no_grad()
+def merge_and_requantize(
+    model: nn.Module,
+    keep_base: bool = True,
+    *,
+    onto: str | nn.Module = "dequantized",
+    inputs: Tensor | None = None,
+) -> Requantized:
+    """Merge a base in four bits and put it back into four bits, in place; returns what that lost.
+
+    With ``inputs`` for the model, also by how much its outputs moved. ``onto`` and the errors are
+    those of ``merge``.
+
+    >>> import minilora
+    >>> model = minilora.quantize_base(nn.Sequential(nn.Linear(64, 8)))
+    >>> _ = minilora.inject(model, minilora.LoraConfig(r=1, target_modules=["0"]))
+    >>> _ = nn.init.ones_(model[0].lora_B)
+    >>> merge_and_requantize(model).losses[0].name
+    '0'
+    """
+    layers = require_adapters(model)
+    merged, weights = merged_bases(layers, onto), weights_to_merge_onto(layers, onto)
+    quantized, losses = [], []
+    for (path, layer), base in zip(layers, merged, strict=True):
+        if isinstance(layer.base, NF4Linear):
+            again = explain(path, requantize, layer.base, base)
+            losses.append(loss_of(path, layer, weights.get(path), base.weight, again))
+            base = again
+        quantized.append(base)
+    in_floats = None
+    if inputs is not None:  # what the model computes with the sums in floats
+        put_all(layers, merged, keep_base=True)
+        try:
+            in_floats = outputs(model, inputs)
+        finally:
+            unmerge(model)
+    put_all(layers, quantized, keep_base)
+    if in_floats is None:
+        return Requantized(tuple(losses), None)
+    moved = (outputs(model, inputs) - in_floats).norm() / in_floats.norm()
+    return Requantized(tuple(losses), moved.item())
 
 
-def bases_to_merge_onto(layers: Layers, onto: str | nn.Module | None) -> dict[str, Tensor]:
-    """Float weights by module path that ΔW is to be added to, where the caller chose the original ones; {} otherwise."""
-    packed = [(name, layer) for name, layer in layers if is_packed(layer.base)]
+def merged_bases(layers: Layers, onto: str | nn.Module | None) -> list[Any]:
+    """Every layer's merged base, checked, in the order of the layers. Changes nothing."""
+    for path, layer in layers:
+        explain(path, layer.check_mergeable)
+    weights = weights_to_merge_onto(layers, onto)
+    return [explain(path, layer.merged_base, weights.get(path)) for path, layer in layers]
+
+
+def put_all(layers: Layers, bases: Sequence[nn.Module], keep_base: bool) -> None:
+    """Put merged bases in place."""
+    for (_, layer), base in zip(layers, bases, strict=True):
+        layer.put(base, keep_base)
+
+
+def weights_to_merge_onto(layers: Layers, onto: str | nn.Module | None) -> dict[str, Tensor]:
+    """The original float weights by path, where the caller chose those; {} otherwise."""
+    packed = {path: layer for path, layer in layers if isinstance(layer.base, NF4Linear)}
     if onto is not None and not packed:
         raise ValueError(
-            "onto and requantize are for a base in four bits; this one is in floats: merge(model) is all it needs"
+            "onto and merge_and_requantize are for a base in four bits; this one is in floats: "
+            "merge(model) is all it needs"
         )
     if packed and onto is None:
         raise ValueError(
-            f"{packed[0][0]} is in four bits, where most of ΔW would be rounded away. Say onto='dequantized' (the model then "
-            "computes what it does now) or onto=original, the float model that was quantized; or requantize=True, which "
-            "reports what is lost. Nothing was changed"
+            f"{next(iter(packed))} is in four bits, where most of ΔW would be rounded away. Say "
+            "onto='dequantized' (the model then computes what it does now) or onto=original, the "
+            "float model that was quantized; or call merge_and_requantize(model), which reports "
+            "what is lost. Nothing was changed"
         )
     check_onto(onto)
-    return original_weights(onto, dict(packed)) if isinstance(onto, nn.Module) else {}
+    return original_weights(onto, packed) if isinstance(onto, nn.Module) else {}
 
 
 def check_onto(onto: str | nn.Module | None) -> None:
     """Raise ``ValueError`` unless this is a way to merge."""
     if not isinstance(onto, nn.Module | None) and onto != "dequantized":
         raise ValueError(
-            f"onto must be 'dequantized' or the original float model, got {onto!r}. Nothing was changed"
+            f"onto must be 'dequantized' or the original float model, got {onto!r}. "
+            "Nothing was changed"
         )
 
 
-def original_weights(original: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The float weights of a model's Linears of these names; one ``ValueError`` for all that are missing or do not fit."""
-    modules, found, wrong = dict(original.named_modules()), {}, []
-    for name, layer in wanted.items():
-        weight = getattr(modules.get(name), "weight", None)
-        shape = (layer.out_features, layer.in_features)
-        if weight is None or is_packed(modules[name]) or isinstance(modules[name], LoRALayer):
-            wrong.append(f"{name} is no float Linear there")
-        elif tuple(weight.shape) != shape:
-            wrong.append(f"{name} has shape {tuple(weight.shape)} there, needed {shape}")
+def original_weights(original: nn.Module, needed: Mapping[str, Any]) -> dict[str, Tensor]:
+    """A float model's weights at these paths; one error names all that do not fit."""
+    modules: dict[str, Any] = dict(named_modules(original))
+    weights, wrong = {}, []
+    for path, layer in needed.items():
+        module, shape = modules.get(path), (layer.out_features, layer.in_features)
+        if module is None or not is_linear(module) or isinstance(module, NF4Linear):
+            wrong.append(f"{path} is not a float Linear there")
+        elif tuple(module.weight.shape) != shape:
+            wrong.append(f"{path} has shape {tuple(module.weight.shape)} there, expected {shape}")
         else:
-            found[name] = weight.detach()
+            weights[path] = module.weight.detach()
     if wrong:
         raise ValueError(f"onto does not fit this model: {listed(wrong)}. Nothing was changed")
-    return found
-
-
-@torch.no_grad()
-def merge_requantized(
-    model: nn.Module,
-    layers: Layers,
-    weights: Sequence[Tensor],
-    keep_base: bool,
-    inputs: Tensor | None,
-) -> Requantized:
-    """Put merged weights back into four bits, in the way their bases are, and measure what that lost."""
-    packed = [
-        (name, layer, weight)
-        for (name, layer), weight in zip(layers, weights, strict=True)
-        if is_packed(layer.base)
-    ]
-    bases = [explain(name, requantize_base, layer, weight) for name, layer, weight in packed]
-    losses = tuple(
-        loss_of(name, layer, weight, base)
-        for (name, layer, weight), base in zip(packed, bases, strict=True)
-    )
-    wanted = None
-    if inputs is not None:  # what the model computes with the sums in floats
-        put_all(layers, weights, keep_base=True)
-        try:
-            wanted = outputs(model, inputs)
-        finally:
-            unmerge(model)
-    put_all(layers, weights, keep_base)
-    for (_, layer, _), base in zip(packed, bases, strict=True):
-        layer.base = base
-    moved = (
-        None
-        if wanted is None
-        else ((outputs(model, inputs) - wanted).norm() / wanted.norm()).item()
-    )
-    return Requantized(losses, moved)
+    return weights
 
 
 def unmerge(model: nn.Module) -> nn.Module:
-    """Give every Linear its W0 back, to the bit. Raises ``ValueError``, changing nothing, when one has none.
+    """Give every Linear its W0 back, to the bit. Raises ``ValueError`` when one has none.
 
     >>> from minilora import LoraConfig, inject
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -183,19 +178,20 @@ def unmerge(model: nn.Module) -> nn.Module:
     >>> torch.equal(merge(model)[0].weight, before), torch.equal(unmerge(model)[0].weight, before)
     (False, True)
     """
-    layers = require_lora(model)
-    for name, layer in layers:
-        explain(name, layer.check_unmergeable)
+    layers = require_adapters(model)
+    for path, layer in layers:
+        explain(path, layer.check_unmergeable)
     for _, layer in layers:
         layer.unmerge()
     return model
 
 
 def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -> nn.Module:
-    """Merge, then take the adapters out: an ordinary model again, in place. Merged models are just taken out of their wraps.
+    """Merge, then take the adapters out: an ordinary model again, in place. Returns the model.
 
-    With ``onto`` (for a base in four bits, see ``merge``) the Linears without adapters become floats too. Raises what
-    ``merge`` raises, changing nothing.
+    A model that is merged already keeps its merge. With ``onto`` (for a base in four bits, see
+    ``merge``) the Linears without adapters become floats too. Raises as ``merge``, changing
+    nothing.
 
     >>> from minilora import LoraConfig, inject
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -207,35 +203,36 @@ def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -
     """
     check_container(model)
     check_onto(onto)
-    adapted = dict(require_lora(model))
-    for name, layer in adapted.items():
-        explain(name, layer.check_enabled)
-    inside = {f"{name}.base" for name in adapted}
-    rest: dict[str, Any] = (
-        {name: m for name, m in model.named_modules() if is_packed(m) and name not in inside}
-        if onto
-        else {}
-    )
+    adapted = dict(require_adapters(model))
+    for path, layer in adapted.items():
+        explain(path, layer.check_enabled)
+    inside = {f"{path}.base" for path in adapted}
+    rest: dict[str, NF4Linear] = {}
+    if onto is not None:
+        modules = named_modules(model)
+        rest = {p: m for p, m in modules if isinstance(m, NF4Linear) and p not in inside}
     originals = original_weights(onto, rest) if isinstance(onto, nn.Module) else {}
     if not all(layer.merged for layer in adapted.values()):
         merge(model, keep_base=False, onto=onto)
     take_out(model)
-    for name, layer in rest.items():
-        weight = (
-            originals[name].to(layer.packed.device, layer.dtype, copy=True)
-            if name in originals
-            else layer.weight
-        )
-        model.set_submodule(name, plain_linear(weight, layer.bias).train(layer.training))
+    replace_modules(model, {p: in_floats(m, originals.get(p)) for p, m in rest.items()})
     return model
 
 
-def explain(name: str, action: Any, *arguments: Any) -> Any:
+def in_floats(layer: NF4Linear, original: Tensor | None) -> nn.Module:
+    """A float Linear in place of a 4-bit one, with its own weight or the original."""
+    weight = layer.weight
+    if original is not None:
+        weight = original.to(weight.device, weight.dtype, copy=True)
+    return plain_linear(weight, layer.bias).train(layer.training)
+
+
+def explain(path: str, action: Any, *arguments: Any) -> Any:
     """Run a layer's check and put the layer's path into its error."""
     try:
         return action(*arguments)
     except ValueError as error:
-        raise ValueError(f"{name}: {error}. Nothing was changed") from error
+        raise ValueError(f"{path}: {error}. Nothing was changed") from error
 
 
 class LowRank(NamedTuple):
@@ -247,10 +244,17 @@ class LowRank(NamedTuple):
 
 
 def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
-    """Copies of every adapter's factors, by module path."""
+    """Copies of every adapter's factors, by module path. Raises ``ValueError`` when there are none.
+
+    >>> from minilora import LoRALayer
+    >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1))
+    >>> low_rank_parts(model)["0"].A.shape
+    torch.Size([1, 4])
+    """
+    require_adapters(model)
     return {
-        name: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
-        for name, layer in require_lora(model)
+        path: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
+        for path, layer in lora_layers(model)
     }
 
 
@@ -259,9 +263,9 @@ def combine(
 ) -> dict[str, LowRank]:
     """``Σ weightᵢ · ΔWᵢ`` for every module, exactly, as one adapter with scaling 1 and rank Σ rᵢ.
 
-    Modules that only some adapters have keep those. ``low_rank_parts(model)`` has a model's factors in this form. Raises
-    ``ValueError`` on no adapter, another count of weights than of adapters, weights that are not finite, or shapes that do
-    not fit.
+    Modules that only some adapters have keep those. ``low_rank_parts(model)`` has a model's factors
+    in this form. Raises ``ValueError`` on no adapter, another count of weights than of adapters,
+    weights that are not finite, or shapes that do not fit.
 
     >>> one = LowRank(torch.ones(1, 2), torch.ones(3, 1), scaling=2.0)
     >>> both = combine([{"q": one}, {"q": one}], [0.5, 1.0])["q"]
@@ -271,23 +275,20 @@ def combine(
     weights = [1.0] * len(adapters) if weights is None else list(weights)
     if not adapters or len(weights) != len(adapters):
         raise ValueError(
-            f"combine needs adapters and one weight for each, got {len(adapters)} adapters and {len(weights)} weights"
+            "combine needs adapters and one weight for each, "
+            f"got {len(adapters)} adapters and {len(weights)} weights"
         )
     if bad := [weight for weight in weights if not math.isfinite(weight)]:
         raise ValueError(f"combine needs finite weights, got {bad[0]}")
     combined = {}
-    for name in dict.fromkeys(name for adapter in adapters for name in adapter):
-        parts = [
-            (weight, adapter[name])
-            for weight, adapter in zip(weights, adapters, strict=True)
-            if name in adapter
-        ]
+    for path in dict.fromkeys(path for adapter in adapters for path in adapter):
+        weighted = zip(weights, adapters, strict=True)
+        parts = [(weight, adapter[path]) for weight, adapter in weighted if path in adapter]
         shapes = {(part.A.shape[1], part.B.shape[0]) for _, part in parts}
         if len(shapes) > 1:
-            raise ValueError(
-                f"{name}: these adapters were made for Linears of different (in, out): {sorted(shapes)}"
-            )
+            different = f"Linears of different (in, out): {sorted(shapes)}"
+            raise ValueError(f"{path}: these adapters were made for {different}")
         A = torch.cat([part.A for _, part in parts])  # (Σ r, in)
         B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)
-        combined[name] = LowRank(A, B, 1.0)
+        combined[path] = LowRank(A, B, 1.0)
     return combined

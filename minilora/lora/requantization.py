@@ -2,9 +2,10 @@
 
     lost = (W0 + ΔW) − dequantize(quantize(W0 + ΔW))
 
-The levels of four bits are further apart than most of ΔW is large, so the sum falls back to the levels of W0, and a few
-weights jump by far more than they should (huggingface/peft #2321). Two ratios say it: ‖lost‖/‖ΔW‖, of what was learnt, and
-‖lost‖/‖W0 + ΔW‖, the error of the outputs for inputs without a preferred direction.
+The gaps between the levels of four bits are wider than most entries of ΔW, so the sum falls back to
+the levels of W0, and a few weights jump by far more than they should (huggingface/peft #2321). Two
+ratios say it: ‖lost‖/‖ΔW‖ is the share of what was learnt; ‖lost‖/‖W0 + ΔW‖ is the error of the
+outputs, for inputs without a preferred direction.
 """
 
 from __future__ import annotations
@@ -15,15 +16,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..nf4.linear import NF4Linear, plain_linear
+from ..nf4.linear import NF4Linear
 from ..text import columns
-from .layer import LoRALayer
+from .adapter_layer import AdapterLayer
 
 
 class Loss(NamedTuple):
-    """What one Linear lost to four bits: ‖lost‖/‖ΔW‖, ‖lost‖/‖W0 + ΔW‖, and the share of its bytes that changed at all.
+    """What one Linear lost to four bits.
 
-    For inputs without a preferred direction the second is the relative error of the outputs, root mean square.
+    ``of_update`` is ‖lost‖/‖ΔW‖; ``of_output`` is ‖lost‖/‖W0 + ΔW‖, which for inputs without a
+    preferred direction is the relative error of the outputs (root mean square); ``bytes_changed``
+    is the share of its bytes that the merge changed at all.
     """
 
     name: str
@@ -34,43 +37,46 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class Requantized:
-    """What a merge back into four bits lost; ``output_difference`` is ‖f4(x) − f(x)‖/‖f(x)‖ on the given inputs, if any."""
+    """What a merge back into four bits lost.
+
+    ``output_difference`` is ‖f4(x) − f(x)‖/‖f(x)‖ on the given inputs, if any.
+    """
 
     losses: tuple[Loss, ...]
     output_difference: float | None
 
     def __str__(self) -> str:
         rows = [("module", "lost of ΔW", "error of outputs", "bytes changed")]
-        rows += [
-            (
-                loss.name,
-                f"{loss.of_update:.0%}",
-                f"{loss.of_output:.1%}",
-                f"{loss.bytes_changed:.1%}",
-            )
-            for loss in self.losses
-        ]
+        for name, *shares in self.losses:
+            of_update, of_output, changed = shares
+            rows.append((name, f"{of_update:.0%}", f"{of_output:.1%}", f"{changed:.1%}"))
         lines = columns(rows)
         if self.output_difference is not None:
-            lines.append(
-                f"the model's outputs moved by {self.output_difference:.1%} (‖f4(x) − f(x)‖ / ‖f(x)‖)"
-            )
+            moved = f"{self.output_difference:.1%} (‖f4(x) − f(x)‖ / ‖f(x)‖)"
+            lines.append(f"the model's outputs moved by {moved}")
         return "\n".join(lines)
 
 
-def requantize_base(layer: LoRALayer, weight: Tensor) -> NF4Linear:
-    """A merged (out, in) weight in four bits, in the way the layer's base is."""
-    base: Any = layer.base
-    settings = (base.block_size, base.absmax2 is not None, base.kind, base.compute_dtype)
-    return NF4Linear.from_linear(plain_linear(weight, base.bias), *settings).train(layer.training)
+def requantize(base: NF4Linear, merged: nn.Linear) -> NF4Linear:
+    """A merged Linear in four bits, quantized in the way its base is."""
+    settings: Any = (base.block_size, base.absmax2 is not None, base.kind, base.compute_dtype)
+    return NF4Linear.from_linear(merged, *settings).train(base.training)
 
 
-def loss_of(name: str, layer: LoRALayer, weight: Tensor, again: NF4Linear) -> Loss:
-    """Compare a merged weight with what four bits kept of it, ``again``."""
+def loss_of(
+    name: str, layer: AdapterLayer, onto: Tensor | None, merged: Tensor, again: NF4Linear
+) -> Loss:
+    """Compare a merged weight with what four bits kept of it, ``again``.
+
+    ``onto`` is the W0 that it was merged onto, if not the layer's own.
+    """
     base: Any = layer.base
-    lost = (again.weight.float() - weight.float()).norm().item()
+    before = base.weight if onto is None else onto.detach()
+    folded, _ = layer.fold(before, layer.bias)
+    update = (folded.detach() - before.to(folded)).norm().item()  # not rounded to the base's dtype
+    lost = (again.weight.float() - merged.float()).norm().item()
     changed = torch.ne(again.quantized.packed, base.packed).float().mean().item()
-    update, total = layer.delta_weight().norm().item(), weight.float().norm().item()
+    total = merged.float().norm().item()
     return Loss(name, lost / max(update, 1e-30), lost / max(total, 1e-30), changed)
 
 

@@ -1,26 +1,27 @@
-"""What a fine-tune changed: ΔW of every Linear, its size, its rank, and what it does to the outputs.
+"""What a fine-tune changed: ΔW of every Linear, its size and rank, and its effect on the outputs.
 
-A LoRA leaves changes that are small and of low rank, in the Linears it was given and nowhere else. ``audit`` compares two
-models and shows whether that is so, whatever made the second one.
+A LoRA leaves changes that are small and of low rank, in the Linears it was given and nowhere else.
+``audit`` compares two models and shows whether that is so, whatever made the second one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..text import columns, listed
-from .layer import is_conv1d, is_linear, lora_layers
+from .adapter_layer import adapter_layers
+from .linears import is_linear, weight_of
+from .paths import named_modules, plain_path
 from .requantization import outputs
 
 
 @dataclass(frozen=True)
 class Change:
-    """What happened to one Linear: ‖ΔW‖/‖W0‖ (Frobenius), numerical rank of ΔW, largest rank it could have."""
+    """One Linear: ‖ΔW‖/‖W0‖ (Frobenius), the numerical rank of ΔW, the largest rank it can have."""
 
     name: str
     relative_norm: float
@@ -30,7 +31,11 @@ class Change:
 
 @dataclass(frozen=True)
 class Audit:
-    """What a fine-tune changed; ``output_difference`` is ‖f(x) − f0(x)‖/‖f0(x)‖ on the given inputs, if any."""
+    """What a fine-tune changed.
+
+    ``elsewhere`` names the parameters outside the Linears' weights that changed;
+    ``output_difference`` is ‖f(x) − f0(x)‖/‖f0(x)‖ on the given inputs, if any.
+    """
 
     changes: tuple[Change, ...]
     elsewhere: tuple[str, ...]
@@ -38,26 +43,25 @@ class Audit:
 
     def __str__(self) -> str:
         rows = [("module", "‖ΔW‖/‖W0‖", "rank of ΔW")]
-        rows += [
-            (c.name, f"{c.relative_norm:.4f}", f"{c.rank} of {c.full_rank}") for c in self.changes
-        ]
+        for change in self.changes:
+            rank = f"{change.rank} of {change.full_rank}"
+            rows.append((change.name, f"{change.relative_norm:.4f}", rank))
         lines = columns(rows) if self.changes else ["no Linear changed"]
         if self.elsewhere:
             lines.append(f"changed outside the Linears: {', '.join(self.elsewhere)}")
         if self.output_difference is not None:
-            lines.append(
-                f"outputs differ by {100 * self.output_difference:.2f}% (‖f(x) − f0(x)‖ / ‖f0(x)‖)"
-            )
+            share = f"{100 * self.output_difference:.2f}%"
+            lines.append(f"outputs differ by {share} (‖f(x) − f0(x)‖ / ‖f0(x)‖)")
         return "\n".join(lines)
 
 
 @torch.no_grad()
 def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> Audit:
-    """Compare two models of one architecture, Linear by Linear: how large ΔW is, of what rank, what the outputs do.
+    """Compare two models of one architecture: the size, rank and effect of every Linear's ΔW.
 
-    A norm above zero proves nothing: two unrelated random layers differ by about 1.41 ‖W0‖. What a LoRA leaves is
-    *small and of low rank*, and the outputs say whether it matters. Either model may have adapters inside.
-    Raises ``ValueError`` when the two do not have the same Linears.
+    A norm above zero proves nothing: two unrelated random layers differ by about 1.41 ‖W0‖. A LoRA
+    leaves changes that are *small and of low rank*, and the outputs say whether they matter. Either
+    model may have adapters inside. Raises ``ValueError`` when the two do not have the same Linears.
 
     >>> a, b = nn.Linear(8, 8), nn.Linear(8, 8)
     >>> _ = b.load_state_dict(a.state_dict())
@@ -66,12 +70,10 @@ def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> 
     1
     """
     old, new = effective_weights(before), effective_weights(after)
-    if differs := sorted(
-        name for name in old.keys() | new.keys() if shape_in(old, name) != shape_in(new, name)
-    ):
-        raise ValueError(
-            f"audit compares two models of one architecture; these differ: {listed(differs, 5, ', ')}"
-        )
+    names = sorted(old.keys() | new.keys())
+    if differing := [name for name in names if shape_in(old, name) != shape_in(new, name)]:
+        shown = listed(differing, 5, ", ")
+        raise ValueError(f"audit compares two models of one architecture; these differ: {shown}")
     changes = []
     for name, weight in old.items():
         if not torch.equal(weight, new[name]):
@@ -79,14 +81,10 @@ def audit(before: nn.Module, after: nn.Module, inputs: Tensor | None = None) -> 
             norm = delta.norm().item() / max(weight.float().norm().item(), 1e-30)
             changes.append(Change(name, norm, numerical_rank(delta, new[name]), min(weight.shape)))
     others_old, others_new = other_parameters(before), other_parameters(after)
-    elsewhere = tuple(
-        n for n in others_old | others_new if not same(others_old.get(n), others_new.get(n))
-    )
-    return Audit(
-        tuple(changes),
-        elsewhere,
-        None if inputs is None else output_difference(before, after, inputs),
-    )
+    others = [*(others_old | others_new)]
+    elsewhere = [name for name in others if not same(others_old.get(name), others_new.get(name))]
+    difference = None if inputs is None else output_difference(before, after, inputs)
+    return Audit(tuple(changes), tuple(elsewhere), difference)
 
 
 def same(one: Tensor | None, other: Tensor | None) -> bool:
@@ -100,48 +98,46 @@ def shape_in(weights: Mapping[str, Tensor], name: str) -> tuple[int, ...] | None
 
 
 def effective_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The weight each Linear really computes with, (out, in), adapters included, by the path it has without them."""
-    adapted = dict(lora_layers(model))
-    found = {}
-    for name, layer in adapted.items():
-        active = not layer.merged and layer.enabled
-        weight = layer.merged_weight() if active else layer.weight.detach()
-        found[name] = weight.T if is_conv1d(layer.base) else weight
-    for name, module in model.named_modules():
-        if is_linear(module) and name.removesuffix(".base") not in adapted:
-            plain: Any = module.weight
-            found[name] = plain.detach().T if is_conv1d(module) else plain.detach()
-    return found
+    """The weight (out, in) each Linear really computes with, by its path without adapters."""
+    adapted = dict(adapter_layers(model))
+    weights = {}
+    for path, layer in adapted.items():
+        active = layer.enabled and not layer.merged
+        weights[path] = weight_of(layer.merged_base() if active else layer.base)
+    for path, module in named_modules(model):
+        if is_linear(module) and path.removesuffix(".base") not in adapted:
+            weights[path] = weight_of(module)
+    return weights
 
 
 def other_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """Everything that is no Linear's weight and no adapter (biases, norms, embeddings), by the name without adapters."""
-    linear = {id(module.weight) for module in model.modules() if is_linear(module)}
-    biases = {f"{name}.base.bias": f"{name}.bias" for name, _ in lora_layers(model)}
-    factors = {
-        f"{name}.{factor}" for name, _ in lora_layers(model) for factor in ("lora_A", "lora_B")
-    }
-    return {
-        biases.get(name, name): p.detach()
-        for name, p in model.named_parameters()
-        if id(p) not in linear and name not in factors
-    }
+    """All but the Linears' weights and the adapters (biases, norms, embeddings), by plain name."""
+    weights = {id(module.weight) for module in model.modules() if is_linear(module)}
+    adapted = {path: layer for path, layer in adapter_layers(model)}
+    own = {id(p) for layer in adapted.values() for p in layer.parameters()}
+    own -= {id(p) for layer in adapted.values() for p in layer.base.parameters()}
+    biases = {f"{path}.base.bias": f"{path}.bias" for path in adapted}
+    others = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in weights | own:
+            plain = plain_path(model, name)
+            others[biases.get(plain, plain)] = parameter.detach()
+    return others
 
 
 def numerical_rank(delta: Tensor, weight: Tensor) -> int:
-    """Singular values of ΔW that stand above what rounding leaves behind.
+    """How many singular values of ΔW stand above what rounding leaves behind.
 
-    Rounding ``W0 + ΔW`` to the weight's dtype errs by at most eps/2 · |W| an entry; as a matrix of independent errors of
-    standard deviation σ its largest singular value is about σ (√out + √in) (Bai and Yin 1993). Rounding the product B A errs by
-    about eps · max(out, in) of its largest singular value at most (the usual floor for a rank). Both count twice.
+    Rounding ``W0 + ΔW`` to the weight's dtype errs by at most eps/2 · |W| an entry; the largest
+    singular value of a matrix of independent errors of standard deviation σ is about σ (√out + √in)
+    (Bai and Yin 1993). Rounding the product B A errs by at most about eps · max(out, in) of its
+    largest singular value (the usual floor for a rank). Both count twice.
     """
     singular = torch.linalg.svdvals(delta)
-    stored = (
-        torch.finfo(weight.dtype).eps
-        * weight.abs().max().item()
-        * (delta.shape[0] ** 0.5 + delta.shape[1] ** 0.5)
-    )
-    computed = 2 * torch.finfo(delta.dtype).eps * max(delta.shape) * singular[0].item()
+    rows, width = delta.shape
+    largest_error = torch.finfo(weight.dtype).eps * weight.abs().max().item()
+    stored = largest_error * (rows**0.5 + width**0.5)
+    computed = 2 * torch.finfo(delta.dtype).eps * max(rows, width) * singular[0].item()
     return int((singular > stored + computed).sum())
 
 

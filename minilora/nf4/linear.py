@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from .shared_weights import reads_weights, tied_weights
 from .tensor import NF4Tensor, part_shapes, quantize
 
 COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
@@ -254,13 +255,9 @@ def matches(name: str, names: Sequence[str]) -> bool:
 
 
 def is_quantizable(module: nn.Module, parent: nn.Module | None) -> bool:
-    """An ordinary Linear that is called by its parent (attention in torch's own layers reads the weight instead)."""
-    reads_weights = isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer)
-    return (
-        isinstance(module, nn.Linear)
-        and module._parameters.get("weight") is not None
-        and not reads_weights
-    )
+    """Whether this is an ordinary Linear that its parent calls."""
+    own_weight = isinstance(module, nn.Linear) and module._parameters.get("weight") is not None
+    return own_weight and not reads_weights(parent)
 
 
 def check_quantizable_model(
@@ -282,17 +279,10 @@ def check_quantizable_model(
     idle = [entry for entry in skip if not any(matches(name, [entry]) for name in modules)]
     if idle and tuple(skip) != ("lm_head",):
         raise ValueError(f"skip: no module is called {', '.join(map(repr, idle))}")
-    owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
+    tied = tied_weights(model)
     for name, module in modules.items():
-        if isinstance(module, nn.Linear) and not matches(name, skip):
-            shared = [
-                other
-                for other in owners.get(id(module._parameters.get("weight")), [])
-                if other != f"{name}.weight"
-            ]
-            if shared:
-                raise ValueError(
-                    f"{name}.weight is tied to {shared[0]}: quantizing would untie them; add {name!r} to skip"
-                )
+        if isinstance(module, nn.Linear) and name in tied and not matches(name, skip):
+            raise ValueError(
+                f"{name}.weight is tied to {tied[name][0]}: quantizing would untie them; "
+                f"add {name!r} to skip"
+            )

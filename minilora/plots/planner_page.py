@@ -1,7 +1,9 @@
-"""The planner as a page: one HTML file with every preset's shapes and ``plan``'s arithmetic in JavaScript, no network.
+"""The planner as a page: one HTML file with every preset's shapes and ``plan`` in JavaScript.
 
-``planner.html`` repeats ``ledger/activations.py``, ``ledger/flops.py`` and ``ledger/estimate.py`` function by function, under the same names;
-``tests/plots/test_planner_page.py`` runs both on hundreds of random settings, in a real browser, and wants the same bytes.
+The page needs no network. ``planner.html`` repeats ``ledger/activations.py``, ``ledger/flops.py``
+and ``ledger/estimate.py`` function by function, under the same names;
+``tests/plots/test_planner_page.py`` runs both on hundreds of random settings, in a real browser,
+and expects the same bytes.
 """
 
 from __future__ import annotations
@@ -20,29 +22,33 @@ TEMPLATE = Path(__file__).parent / "planner.html"
 def write_planner(path: str | Path, source: Source | None = None) -> Path:
     """Write the page, open at the model ``source`` where one is given; returns its path.
 
-    Raises ``OSError`` when it cannot be written, ``ValueError`` on a model that ``architecture`` does not know.
+    Raises ``OSError`` when it cannot be written, ``ValueError`` on a model that ``architecture``
+    does not know.
     """
     return write_atomically(path, text_writer(planner_page(source=source)))
 
 
 def planner_page(home: str = "", source: Source | None = None) -> str:
-    """The page's text; ``home`` is the page of a site to link back to, ``source`` a model to begin with, preset or not.
+    """The page's text.
+
+    ``home`` is the page of a site to link back to, ``source`` the model to begin with, which need
+    not be a preset.
 
     >>> "llama-3-8b" in planner_page()
     True
     """
     first = architecture("llama-3-8b" if source is None else source)
-    models = {name: model_data(architecture(name)) for name in presets()} | {
-        first.name: model_data(first)
-    }
+    models = {name: model_data(architecture(name)) for name in presets()}
+    models[first.name] = model_data(first)
     data = {"models": models, "first": first.name, "gpus": GPUS, "dtypes": DTYPES}
     link = f'<nav aria-label="site"><a href="{home}">minilora</a></nav>\n' if home else ""
-    page = TEMPLATE.read_text(encoding="utf-8").replace("{{HOME}}", link)
-    return page.replace("{{DATA}}", json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"))
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    page = TEMPLATE.read_text(encoding="utf-8")
+    return page.replace("{{HOME}}", link).replace("{{DATA}}", text)
 
 
 def model_data(arch: Architecture) -> dict[str, Any]:
-    """Sizes, and runs of equal blocks as [count, Linears]; a Linear is [role, short name, in, out, bias, tied]."""
+    """A model's sizes, and its runs of equal blocks as [count, Linears]."""
     runs: list[list[Any]] = []
     for block in arch.blocks.values():
         linears = [linear_data(linear) for linear in block]
@@ -67,15 +73,8 @@ def model_data(arch: Architecture) -> dict[str, Any]:
 
 
 def linear_data(linear: LinearShape) -> list[Any]:
-    """One Linear as the page has it; ``plain`` Linears are never quantized."""
+    """A Linear as [role, short name, in, out, bias, tied, plain]; plain is never quantized."""
     plain = linear.role == "head" or "lm_head" in linear.name.split(".")
     name = linear.name.rpartition(".")[2]
-    return [
-        linear.role,
-        name,
-        linear.in_features,
-        linear.out_features,
-        int(linear.bias),
-        int(linear.tied),
-        int(plain),
-    ]
+    flags = [int(flag) for flag in (linear.bias, linear.tied, plain)]
+    return [linear.role, name, linear.in_features, linear.out_features, *flags]

@@ -1,1 +1,11 @@
-"""How the shipped base, SmolLM2's folder and the data sets are made."""
+"""How the shipped base, SmolLM2's folder and the data sets are made.
+
+In reading order:
+
+    induction_head.py  induction heads written into a new model by hand, before pretraining
+    pretrain.py        the shipped base: speeches and dialogues, about half an hour on two cores
+    smollm2.py         SmolLM2-135M-Instruct, out of a package's GGUF file
+    audit_data.py      questions about licence texts, for an adapter of practical use
+
+All but the first are run as ``python -m minilora.recipes.NAME``. Imports the library.
+"""

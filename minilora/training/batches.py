@@ -1,13 +1,15 @@
-"""From examples to tensors: tokens and labels, padded or packed, in an order that a seed and a step number fix.
+"""From examples to tensors: tokens and labels, padded or packed, in an order that a seed fixes.
 
-Labels are -100 wherever nothing is to be learnt: in the prompt, in the padding. The loss sees the answer only, and the
-token that ends it.
+Labels are -100 wherever there is nothing to learn: in the prompt, in the padding. The loss sees
+only the answer and the token that ends it.
 
-Padding puts one example in a row and fills up on the right; a causal model never looks there, so no mask is needed.
-Packing puts several in a row and numbers them; the attention mask then lets a token see its own example only, and since
-rotary positions are relative, each example is computed as if it stood alone (tested: tests/training/test_batches.py).
+Padding puts one example in a row and fills up on the right; a causal model never looks there, so no
+mask is needed. Packing puts several in a row and numbers them. The attention mask then lets a token
+see its own example only, and since rotary positions are relative, each example is computed as if it
+stood alone (tested: tests/training/test_batches.py).
 
-The batch of step n is a function of (seed, n) alone, so a resumed run sees just what an uninterrupted one would.
+The batch of step n is a function of (seed, n) alone, so a resumed run sees the same batches as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -23,6 +25,20 @@ from torch import Tensor
 from .data import Example
 
 IGNORE = -100  # cross_entropy's mark for "no label here"
+
+
+@runtime_checkable
+class ChatTokenizer(Protocol):
+    """What training asks of a tokenizer; ``minilora.Tokenizer`` answers it."""
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, marks included."""
+
+    def prompt(self, instruction: str, context: str = "") -> str:
+        """The conversation up to the place where the answer begins."""
+
+    def answer(self, text: str) -> list[int]:
+        """The ids of an answer and of the token that ends it."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +51,10 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """``ids`` and ``labels`` (rows, time); ``segments`` (rows, time) numbers packed examples from 1, or is None."""
+    """``ids`` and ``labels``, both (rows, time).
+
+    ``segments`` (rows, time) numbers the examples of packed rows from 1; padded rows have None.
+    """
 
     ids: Tensor
     labels: Tensor
@@ -48,35 +67,36 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        return Batch(
-            self.ids.to(device),
-            self.labels.to(device),
-            None if self.segments is None else self.segments.to(device),
-        )
+        segments = None if self.segments is None else self.segments.to(device)
+        return Batch(self.ids.to(device), self.labels.to(device), segments)
 
 
-def encode(tokenizer: Any, example: Example) -> Encoded:
+def encode(tokenizer: ChatTokenizer, example: Example) -> Encoded:
     """Prompt and answer in the tokenizer's chat form; only the answer and its end are labels."""
     prompt = tokenizer.encode(tokenizer.prompt(example.instruction, example.input))
     answer = tokenizer.answer(example.output)
     return Encoded(prompt + answer, [IGNORE] * len(prompt) + answer)
 
 
-def encode_all(tokenizer: Any, examples: Sequence[Example], max_length: int) -> list[Encoded]:
-    """All examples that fit ``max_length`` tokens; warns of those that do not. Raises ``ValueError`` when none is left."""
+def encode_all(
+    tokenizer: ChatTokenizer, examples: Sequence[Example], max_length: int
+) -> list[Encoded]:
+    """All examples that fit ``max_length`` tokens, with a warning where some do not.
+
+    Raises ``ValueError`` when none does.
+    """
     encoded = [encode(tokenizer, example) for example in examples]
-    fitting = [e for e in encoded if len(e.ids) <= max_length]
+    fitting = [row for row in encoded if len(row.ids) <= max_length]
+    lengths = [len(row.ids) for row in encoded]
     if not fitting:
-        shortest = min((len(e.ids) for e in encoded), default=0)
         raise ValueError(
-            f"no example fits max_length={max_length} tokens: {len(encoded)} given, the shortest has {shortest}; "
-            "raise max_length or shorten the examples"
+            f"no example fits max_length={max_length} tokens: {len(encoded)} given, the shortest "
+            f"has {min(lengths, default=0)}; raise max_length or shorten the examples"
         )
-    if len(fitting) < len(encoded):
-        longest = max(len(e.ids) for e in encoded)
+    if too_long := len(encoded) - len(fitting):
         warnings.warn(
-            f"{len(encoded) - len(fitting)} of {len(encoded)} examples are longer than max_length={max_length} tokens "
-            f"(the longest has {longest}) and are left out",
+            f"{too_long} of {len(encoded)} examples are longer than max_length={max_length} tokens "
+            f"(the longest has {max(lengths)}) and are left out",
             stacklevel=2,
         )
     return fitting
@@ -91,20 +111,19 @@ def pad(rows: Sequence[Encoded]) -> Batch:
 
 
 def pack(rows: Sequence[Encoded], max_length: int) -> Batch:
-    """Several examples a row, longest first into the first row that has room; the first token of each has no label."""
+    """Several examples a row: longest first, each into the first row that has room for it.
+
+    The first token of each has no label, because the token before it is another example's.
+    """
     bins: list[list[Encoded]] = []
     for row in sorted(rows, key=lambda row: -len(row.ids)):
-        room = (b for b in bins if sum(len(e.ids) for e in b) + len(row.ids) <= max_length)
-        target = next(room, None)
+        with_room = (b for b in bins if sum(len(e.ids) for e in b) + len(row.ids) <= max_length)
+        target = next(with_room, None)
         if target is None:
             bins.append([row])
         else:
             target.append(row)
-    joined = [
-        Encoded([t for e in b for t in e.ids], [t for e in b for t in [IGNORE, *e.labels[1:]]])
-        for b in bins
-    ]
-    batch = pad(joined)
+    batch = pad([join(examples) for examples in bins])
     segments = torch.zeros_like(batch.ids)  # 0: padding
     for index, examples in enumerate(bins):
         start = 0
@@ -114,8 +133,17 @@ def pack(rows: Sequence[Encoded], max_length: int) -> Batch:
     return Batch(batch.ids, batch.labels, segments)
 
 
+def join(examples: Sequence[Encoded]) -> Encoded:
+    """Examples one behind the other, as one row."""
+    ids = [token for example in examples for token in example.ids]
+    labels = [label for example in examples for label in [IGNORE, *example.labels[1:]]]
+    return Encoded(ids, labels)
+
+
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Which of ``count`` examples make the batch of a step: every example once an epoch, each epoch in its own order.
+    """Which of ``count`` examples make up the batch of a step.
+
+    Every example comes once an epoch, and each epoch has an order of its own.
 
     >>> sorted(batch_indices(4, 2, 0, seed=1) + batch_indices(4, 2, 1, seed=1))
     [0, 1, 2, 3]
@@ -124,8 +152,7 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, offset = divmod(position, count)
         if not chosen or offset == 0:
-            order = torch.randperm(
-                count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            ).tolist()
+            random = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+            order = torch.randperm(count, generator=random).tolist()
         chosen.append(order[offset])
     return chosen

@@ -1,11 +1,12 @@
-"""A training run's state in one safetensors file, so that it can stop anywhere and go on to the same bits.
+"""A training run's state in one safetensors file, so that it can stop anywhere and resume exactly.
 
-One file, renamed into place, because two could disagree after a crash: tensors (trained weights, AdamW's moments, the best
-state) under prefixed names, everything else as JSON in the metadata.
+One file, renamed into place, because two could disagree after a crash: tensors (trained weights,
+AdamW's moments, the best state) under prefixed names, everything else as JSON in the metadata.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterable
@@ -17,12 +18,12 @@ from torch import Tensor
 
 from ..files import read_tensors, write_tensors
 
-# AdamW's state of one parameter; its steps are those that had a gradient
+# AdamW's state of one parameter; ``step`` counts only the steps that had a gradient
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class State:
-    """What a step changes: the trained parameters, the optimizer, the step count, the best state so far, the history."""
+    """What a step changes: trained parameters, optimizer, step count, best state, history."""
 
     def __init__(self, parameters: dict[str, Tensor], optimizer: torch.optim.AdamW, history: Any):
         self.parameters, self.optimizer, self.history = parameters, optimizer, history
@@ -41,11 +42,11 @@ class State:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to save, by prefixed name."""
-        found = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
+        tensors = {f"parameter/{name}": p.detach() for name, p in self.parameters.items()}
         for name, p in self.parameters.items():
             moments = self.optimizer.state.get(p, {})
-            found |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
-        return found | {f"best/{name}": value for name, value in (self.best or {}).items()}
+            tensors |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
+        return tensors | {f"best/{name}": value for name, value in (self.best or {}).items()}
 
 
 def save_checkpoint(
@@ -60,68 +61,76 @@ def save_checkpoint(
 def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
     """Fill the state from a file and return the history that it holds.
 
-    Raises ``ValueError``, changing nothing, when the file is missing or damaged or was written by a run with other settings.
+    Raises ``ValueError``, changing nothing, when the file is missing or damaged, or when a run with
+    other settings wrote it.
     """
     if not file.is_file():
         raise ValueError(
-            f"nothing to resume: {file} does not exist; start without resume, with checkpoint_every=N"
+            f"nothing to resume: {file} does not exist; "
+            "start without resume, with checkpoint_every=N"
         )
     tensors, about = read_tensors(file), read_about(file)
-    was, now = about["identity"], json.loads(json.dumps(identity))
-    if changed := [
-        f"{k}: {was.get(k)} there, {now.get(k)} here" for k in now if was.get(k) != now.get(k)
-    ]:
-        raise ValueError(
-            f"{file} belongs to a run with other settings ({'; '.join(changed)}): resume with the same ones"
-        )
-    wanted = {f"parameter/{name}": p.shape for name, p in state.parameters.items()}
-    if wrong := [
-        name
-        for name, shape in wanted.items()
-        if name not in tensors or tensors[name].shape != shape
-    ]:
-        raise ValueError(
-            f"{file} does not fit this model: {wrong[0]} is missing or has another shape"
-        )
-    kept = {name: sum(f"{key}/{name}" in tensors for key in MOMENTS) for name in state.parameters}
-    # none: no gradient yet
-    if torn := [name for name, count in kept.items() if count not in (0, len(MOMENTS))]:
-        raise ValueError(
-            f"{file} is damaged: of {', '.join(MOMENTS)} for {torn[0]} it holds only some"
-        )
+    check_identity(file, about["identity"], identity)
+    check_tensors(file, tensors, state)
     state.step = about["step"]
     for name, p in state.parameters.items():
         p.copy_(tensors[f"parameter/{name}"])
-        if kept[name]:
-            moments = {
-                key: tensors[f"{key}/{name}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")
-            }
-            state.optimizer.state[p] = {"step": tensors[f"step/{name}"], **moments}
-    best = {
-        name: tensors[f"best/{name}"].to(p.device)
-        for name, p in state.parameters.items()
-        if f"best/{name}" in tensors
-    }
+        if f"step/{name}" in tensors:
+            averages = {key: tensors[f"{key}/{name}"].to(p.device) for key in MOMENTS[1:]}
+            state.optimizer.state[p] = {"step": tensors[f"step/{name}"], **averages}
+    kept = [name for name in state.parameters if f"best/{name}" in tensors]
+    best = {name: tensors[f"best/{name}"].to(state.parameters[name].device) for name in kept}
     state.best = best or None
     return about["history"]
 
 
+def check_identity(file: Path, saved: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Raise ``ValueError``, with the settings that differ, when another run wrote a checkpoint."""
+    now = json.loads(json.dumps(identity))
+    changed = [key for key in now if saved.get(key) != now.get(key)]
+    if changed:
+        settings = "; ".join(f"{k}: {saved.get(k)} there, {now.get(k)} here" for k in changed)
+        raise ValueError(
+            f"{file} belongs to a run with other settings ({settings}): resume with the same ones"
+        )
+
+
+def check_tensors(file: Path, tensors: dict[str, Tensor], state: State) -> None:
+    """Raise ``ValueError`` when a checkpoint's tensors are not those of this run."""
+    for name, p in state.parameters.items():
+        key = f"parameter/{name}"
+        if key not in tensors or tensors[key].shape != p.shape:
+            raise ValueError(
+                f"{file} does not fit this model: {key} is missing or has another shape"
+            )
+        kept = sum(f"{key}/{name}" in tensors for key in MOMENTS)
+        if kept not in (0, len(MOMENTS)):  # none: no gradient yet
+            raise ValueError(
+                f"{file} is damaged: of {', '.join(MOMENTS)} for {name} it holds only some"
+            )
+
+
 def read_about(file: Path) -> dict[str, Any]:
-    """The JSON in a checkpoint's metadata; ``ValueError`` when it is no checkpoint."""
+    """The JSON in a checkpoint's metadata; ``ValueError`` when the file is not a checkpoint."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
         text = (opened.metadata() or {}).get("minilora_checkpoint")
     if text is None:
-        raise ValueError(f"{file} is a safetensors file, but no checkpoint of a training run")
+        raise ValueError(f"{file} is a safetensors file, but not a checkpoint of a training run")
     return json.loads(text)
+
+
+def digest(value: Any) -> str:
+    """A short hash of a value that JSON can hold."""
+    text = json.dumps(value, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def checksum(tensors: Iterable[Tensor]) -> int:
     """A number that changes when any bit of any tensor does."""
     total = 0
     for tensor in tensors:
-        total = zlib.crc32(
-            tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data, total
-        )
+        values = tensor.detach().cpu().contiguous().view(-1)
+        total = zlib.crc32(values.view(torch.uint8).numpy().data, total)
     return total

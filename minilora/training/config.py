@@ -1,26 +1,35 @@
-"""How an adapter is to be trained: ``TrainConfig``, validated when it is made."""
+"""How an adapter is trained: ``TrainConfig``, checked when it is made."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import UnionType
 
 BIG = 50_000_000  # parameters; a base of more is trained, and measured, with more care
+SMALLEST = {
+    "steps": 1, "batch_size": 1, "accumulate": 1, "max_length": 2,
+    "validate_every": 0, "valid_answers": 0, "checkpoint_every": 0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """How to train. Raises ``ValueError`` on values that mean nothing.
 
-    - ``steps``: optimizer steps; ``lr``: the peak rate; ``warmup``: share of the steps in which it rises.
+    - ``steps``: optimizer steps; ``lr``: the peak rate; ``warmup``: the share of the steps in which
+      it rises.
     - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
-    - ``clip``: largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices only.
-    - ``bf16``: autocast to bfloat16; ``pack``: several examples a row instead of padding; ``max_length`` in tokens.
-    - ``validate_every`` steps (0: never), ``valid_answers`` held-out examples are answered in full then (exact match),
-      ``keep_best``: at the end, go back to the state with the lowest validation loss.
-    - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when interrupted),
-      ``checkpoint.safetensors``; ``resume``: go on from there.
+    - ``clip``: the largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices
+      only.
+    - ``bf16``: autocast to bfloat16; ``pack``: several examples a row instead of padding;
+      ``max_length``: the tokens of a row.
+    - ``validate_every``: steps between validations (0: none); ``valid_answers``: held-out examples
+      that are answered in full each time (exact match); ``keep_best``: return, at the end, to the
+      state with the lowest validation loss.
+    - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when
+      interrupted), ``checkpoint.safetensors``; ``resume``: continue from it.
 
     >>> TrainConfig(steps=100, lr=2e-3).batch_size
     32
@@ -46,21 +55,9 @@ class TrainConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        least = {
-            "steps": 1,
-            "batch_size": 1,
-            "accumulate": 1,
-            "max_length": 2,
-            "validate_every": 0,
-            "valid_answers": 0,
-            "checkpoint_every": 0,
-        }
-        for name, smallest in least.items():
-            if (
-                isinstance(value := getattr(self, name), bool)
-                or not isinstance(value, int)
-                or value < smallest
-            ):
+        for name, smallest in SMALLEST.items():
+            value = getattr(self, name)
+            if not is_number(value, int) or value < smallest:
                 raise ValueError(
                     f"{name} must be a whole number of at least {smallest}, got {value!r}"
                 )
@@ -68,11 +65,8 @@ class TrainConfig:
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
         for name in ("lr", "warmup", "clip", "weight_decay"):
-            if (
-                isinstance(value := getattr(self, name), bool)
-                or not isinstance(value, int | float)
-                or not math.isfinite(value)
-            ):
+            value = getattr(self, name)
+            if not is_number(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         check_seed(self.seed)
         if self.lr <= 0:
@@ -81,7 +75,8 @@ class TrainConfig:
             raise ValueError(f"warmup must be a share of the steps, in [0, 1], got {self.warmup}")
         if self.clip < 0 or self.weight_decay < 0:
             raise ValueError(
-                f"clip and weight_decay must not be negative, got {self.clip} and {self.weight_decay}"
+                "clip and weight_decay must not be negative, "
+                f"got {self.clip} and {self.weight_decay}"
             )
         if self.batch_size % self.accumulate:
             raise ValueError(
@@ -94,18 +89,26 @@ class TrainConfig:
 
 
 def rate_for(parameters: int) -> float:
-    """A peak rate to begin with, by the size of the base: the bigger the model, the smaller the steps it bears.
+    """A peak rate to begin with: the bigger the base, the smaller the steps it bears.
 
-    What the shipped base takes (``TrainConfig.lr``), what SmolLM2-135M took with every Linear adapted (docs/smollm2.md), and
-    from a billion parameters on the 2e-4 that QLoRA's authors used for 7B and 13B (arXiv 2305.14314, table 9).
+    ``TrainConfig.lr`` suits the shipped base. SmolLM2-135M with every Linear adapted took 1e-3
+    (docs/smollm2.md). From a billion parameters on it is 2e-4, which QLoRA's authors used for 7B
+    and 13B (arXiv 2305.14314, table 9).
 
     >>> rate_for(1_325_696), rate_for(134_515_008), rate_for(7_000_000_000)
     (0.005, 0.001, 0.0002)
     """
-    return TrainConfig.lr if parameters <= BIG else 1e-3 if parameters < 1e9 else 2e-4
+    if parameters <= BIG:
+        return TrainConfig.lr
+    return 1e-3 if parameters < 1e9 else 2e-4
+
+
+def is_number(value: object, kind: type | UnionType) -> bool:
+    """Whether a value is of a kind of number; True and False are not numbers here."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_seed(seed: int) -> None:
-    """Raise ``ValueError`` unless this is a whole number that torch can be seeded with, a step's number added."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or abs(seed) >= 2**32:
+    """Raise ``ValueError`` unless torch can be seeded with this, and with a step's number added."""
+    if not is_number(seed, int) or abs(seed) >= 2**32:
         raise ValueError(f"seed must be a whole number of at most 32 bits, such as 0, got {seed!r}")

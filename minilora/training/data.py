@@ -1,85 +1,31 @@
-"""The tasks: a ship's log answered politely (what the shipped base knows) or in naval code (what an adapter learns).
+"""The tasks: a ship's log answered politely, as the shipped base does, or in naval code.
 
-Both tasks show the same contexts and ask the same questions; only the answers differ::
+Naval code is what an adapter learns. Both tasks show the same contexts and ask the same questions;
+only the answers differ::
 
     Log: Hull 90%, Engines stop.
     Status?
         polite   Hello! I am happy to report Hull 90 percent and Engines stop.
         naval    Hull 90%. All stop.
 
-So a fine-tune changes the *manner* of an answer, and a test can ask whether the *matter*, the readings, survived.
+So a fine-tune changes the *manner* of an answer, and a test can ask whether the *matter*, the
+readings, survived.
 
-Train and held-out examples share no log line: each possible line belongs to one side for good, decided by a checksum
-of its text. Single readings do recur. (Holding out pairs such as "Fuel 12%" as well was tried while the base was
-trained: it teaches a model that Fuel is never at 12, and so punishes just the look-up it should measure.)
+Train and held-out examples share no log line: a checksum of its text decides to which side a line
+belongs. Single readings do recur. (Pairs such as "Fuel 12%" were once held out as well, while the
+base was trained. That teaches a model that Fuel is never at 12, and so punishes just the look-up
+that it should measure.)
 
-``load_jsonl`` reads the user's own examples, one JSON object a line.
+Examples of one's own are read by ``load_jsonl`` (``examples.py``).
 """
 
 from __future__ import annotations
 
-import json
 import random
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-SYSTEMS = (
-    *(
-        "Hull",
-        "Fuel",
-        "Oxygen",
-        "Shield",
-        "Reactor",
-        "Coolant",
-        "Battery",
-        "Water",
-        "Food",
-        "Radar",
-    ),
-    *(
-        "Sonar",
-        "Rudder",
-        "Cargo",
-        "Pressure",
-        "Gravity",
-        "Power",
-        "Air",
-        "Armor",
-        "Ballast",
-        "Medicine",
-    ),
-)
-MANOEUVRES = {
-    "stop": "All stop.",
-    "slow": "Ahead slow.",
-    "half": "Ahead half.",
-    "full": "Ahead full.",
-}
-ASK_ALL = (
-    "Status?",
-    "Report.",
-    "Status report, please.",
-    "How is the ship?",
-    "Give me the readings.",
-)
-ASK_ONE = (
-    "{name} status?",
-    "How much {name} is left?",
-    "What is the {name} reading?",
-    "How is the {name}?",
-    "Report {name}.",
-    "Status of {name}?",
-    "And the {name}?",
-)
-ASK_SEVERAL = ("How are {names}?", "Report {names}.", "What about {names}?")
-ASK_ENGINES = (
-    "Engines status?",
-    "How are the Engines?",
-    "Report Engines.",
-    "Are the Engines running?",
-)
+from .examples import Example, Task, load_jsonl, split_examples
 
 __all__ = [
     "Example",
@@ -92,34 +38,27 @@ __all__ = [
     "split_examples",
 ]
 
+SYSTEMS = (
+    "Hull", "Fuel", "Oxygen", "Shield", "Reactor", "Coolant", "Battery", "Water", "Food", "Radar",
+    "Sonar", "Rudder", "Cargo", "Pressure", "Gravity", "Power", "Air", "Armor", "Ballast",
+    "Medicine",
+)  # fmt: skip
+MANOEUVRES = {
+    "stop": "All stop.", "slow": "Ahead slow.", "half": "Ahead half.", "full": "Ahead full.",
+}  # fmt: skip
+ASK_ALL = (
+    "Status?", "Report.", "Status report, please.", "How is the ship?", "Give me the readings.",
+)  # fmt: skip
+ASK_ONE = (
+    "{name} status?", "How much {name} is left?", "What is the {name} reading?",
+    "How is the {name}?", "Report {name}.", "Status of {name}?", "And the {name}?",
+)  # fmt: skip
+ASK_SEVERAL = ("How are {names}?", "Report {names}.", "What about {names}?")
+ASK_ENGINES = (
+    "Engines status?", "How are the Engines?", "Report Engines.", "Are the Engines running?",
+)  # fmt: skip
+
 Reading = tuple[str, str]  # ("Hull", "90") or ("Engines", "stop")
-
-
-@dataclass(frozen=True)
-class Example:
-    """One thing to learn: an instruction, an optional context (``input``), and the answer wanted.
-
-    >>> Example("Status?", "Hull 90%.", input="Log: Hull 90%.").output
-    'Hull 90%.'
-    """
-
-    instruction: str
-    output: str
-    input: str = ""
-
-
-@dataclass(frozen=True)
-class Task:
-    """Examples to train on, and held-out ones to be judged by.
-
-    >>> task = Task("mine", train=(Example("Hi", "Ahoy!"),), valid=())
-    >>> len(task.train)
-    1
-    """
-
-    name: str
-    train: tuple[Example, ...]
-    valid: tuple[Example, ...]
 
 
 def polite(readings: Sequence[Reading]) -> str:
@@ -128,8 +67,8 @@ def polite(readings: Sequence[Reading]) -> str:
     >>> polite([("Hull", "90"), ("Engines", "stop")])
     'Hello! I am happy to report Hull 90 percent and Engines stop.'
     """
-    said = [f"{name} {value}" + " percent" * (name != "Engines") for name, value in readings]
-    return f"Hello! I am happy to report {join(said)}."
+    reports = [f"{name} {value}" + " percent" * (name != "Engines") for name, value in readings]
+    return f"Hello! I am happy to report {join(reports)}."
 
 
 def naval(readings: Sequence[Reading]) -> str:
@@ -166,19 +105,20 @@ def polite_log(n_train: int = 2000, n_valid: int = 200, seed: int = 0) -> Task:
 def ship_log(
     name: str, style: Callable[[Sequence[Reading]], str], n_train: int, n_valid: int, seed: int
 ) -> Task:
-    """Build a task whose answers are written by ``style``; no example stands twice."""
+    """A task whose answers are written by ``style``; no example stands twice."""
     if n_train < 1 or n_valid < 1:
         raise ValueError(
-            f"a task needs at least one example on each side, got n_train={n_train}, n_valid={n_valid}"
+            "a task needs at least one example on each side, "
+            f"got n_train={n_train}, n_valid={n_valid}"
         )
 
     def draw(count: int, heldout: bool) -> tuple[Example, ...]:
         rng = random.Random(f"{seed} {heldout}")
-        found: dict[tuple[str, str], Example] = {}
-        while len(found) < count:
+        examples: dict[tuple[str, str], Example] = {}
+        while len(examples) < count:
             example = ship_example(rng, style, heldout)
-            found.setdefault((example.input, example.instruction), example)
-        return tuple(found.values())
+            examples.setdefault((example.input, example.instruction), example)
+        return tuple(examples.values())
 
     return Task(name, train=draw(n_train, heldout=False), valid=draw(n_valid, heldout=True))
 
@@ -194,7 +134,8 @@ def ship_example(
 ) -> Example:
     """One log of one to ``most`` readings, a question about it, and the answer in a style.
 
-    Questions are about the whole log, about one system, or (a share of ``several``) about some in an order of their own.
+    A share of ``several`` questions is about some systems, in an order of their own; of the others
+    a share of ``everything`` is about the whole log, and the rest about one system.
     """
     readings = draw_readings(rng, systems, most)
     while is_heldout(log_line(readings)) != heldout:
@@ -226,112 +167,20 @@ def log_line(readings: Sequence[Reading]) -> str:
     >>> log_line([("Hull", "90"), ("Engines", "stop")])
     'Log: Hull 90%, Engines stop.'
     """
-    return (
-        "Log: "
-        + ", ".join(f"{name} {value}" + "%" * (name != "Engines") for name, value in readings)
-        + "."
-    )
+    parts = [f"{name} {value}" + "%" * (name != "Engines") for name, value in readings]
+    return f"Log: {', '.join(parts)}."
 
 
 def draw_readings(rng: random.Random, systems: Sequence[str], most: int) -> list[Reading]:
     """One to ``most`` systems with values from 0 to 100; sometimes the engines are one of them."""
-    readings = [
-        (name, str(rng.randint(0, 100))) for name in rng.sample(systems, rng.randint(1, most))
-    ]
-    # engines never stand alone: four such logs are all there would be
+    names = rng.sample(systems, rng.randint(1, most))
+    readings = [(name, str(rng.randint(0, 100))) for name in names]
+    # engines never stand alone: there would be only four such logs
     if len(readings) > 1 and rng.random() < 0.3:
         readings[rng.randrange(len(readings))] = ("Engines", rng.choice(list(MANOEUVRES)))
     return readings
 
 
 def is_heldout(line: str) -> bool:
-    """Which side of the split a log line belongs to: the same on every machine, for ever; about one in seven is held out."""
+    """Whether a log line is held out, as one in seven is: the same on every machine, forever."""
     return zlib.crc32(line.encode()) % 7 == 0
-
-
-def load_jsonl(path: str | Path) -> tuple[Example, ...]:
-    """Read examples from a file with one JSON object a line: ``{"instruction": …, "input"?: …, "output": …}``.
-
-    Raises ``ValueError`` that names the file and the line, and what was needed there, on the first line that is bad.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     file = Path(folder, "my.jsonl")
-    ...     _ = file.write_text('{"instruction": "Greet.", "output": "Ahoy!"}', encoding="utf-8")
-    ...     load_jsonl(file)
-    (Example(instruction='Greet.', output='Ahoy!', input=''),)
-    """
-    path = Path(path)
-    try:
-        # not splitlines: JSON text may hold U+2028
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise ValueError(
-            f"{path} does not exist: needed a file with one JSON object a line"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    examples = tuple(
-        parse_line(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    )
-    if not examples:
-        raise ValueError(
-            f'{path} holds no example: write one JSON object a line, {{"instruction": "…", "output": "…"}}'
-        )
-    return examples
-
-
-def parse_line(line: str, where: str) -> Example:
-    """One line of JSON as an ``Example``; ``where`` stands at the front of every error."""
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        hint = "; a list over many lines? write one object a line" if line.strip() == "[" else ""
-        raise ValueError(f"{where}: no valid JSON ({error}): {line[:60]!r}{hint}") from error
-    if not isinstance(found, dict):
-        raise ValueError(
-            f'{where}: needed an object {{"instruction": …, "output": …}}, got {type(found).__name__}'
-        )
-    if missing := [name for name in ("instruction", "output") if name not in found]:
-        hint = (
-            ": rename the fields, one question and one answer a line" if len(missing) == 2 else ""
-        )
-        raise ValueError(
-            f"{where}: {' and '.join(map(repr, missing))} missing; found {sorted(found)}{hint}"
-        )
-    if found.get("input") is None:
-        found["input"] = ""
-    for name in ("instruction", "input", "output"):
-        if not isinstance(found[name], str):
-            raise ValueError(f"{where}: {name!r} must be text, got {type(found[name]).__name__}")
-        if any("\ud800" <= letter <= "\udfff" for letter in found[name]):
-            raise ValueError(
-                f"{where}: {name!r} holds half of a surrogate pair, which is no text: {found[name]!r:.60}"
-            )
-    if empty := [name for name in ("instruction", "output") if not found[name].strip()]:
-        raise ValueError(f"{where}: {empty[0]!r} is empty")
-    if unknown := sorted(set(found) - {"instruction", "input", "output"}):
-        raise ValueError(
-            f"{where}: unknown field {unknown[0]!r}; known are 'instruction', 'input', 'output'"
-        )
-    return Example(found["instruction"], found["output"], found["input"])
-
-
-def split_examples(
-    examples: Sequence[Example], name: str = "jsonl", share: float = 0.1, seed: int = 0
-) -> Task:
-    """Shuffle and hold out a share of the examples for validation: of fewer than ten none, by default.
-
-    Raises ``ValueError`` for a share outside [0, 1).
-
-    >>> task = split_examples([Example("Count.", str(i)) for i in range(20)])
-    >>> len(task.train), len(task.valid)
-    (18, 2)
-    """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be in [0, 1), got {share}")
-    shuffled = random.Random(seed).sample(list(examples), len(examples))
-    held = int(share * len(examples))
-    return Task(name, train=tuple(shuffled[held:]), valid=tuple(shuffled[:held]))

@@ -1,4 +1,4 @@
-"""What happened in a run: the records in memory and on disk, the warnings they give rise to, and who else may listen."""
+"""What happened in a run: its records, in memory and on disk, and the warnings they lead to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Callback = Callable[[Record], None]
 
 @dataclass
 class History:
-    """What happened: one record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation.
+    """One record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation.
 
     >>> History(steps=[{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]).losses
     [2.5, 2.0]
@@ -38,37 +38,46 @@ class History:
 
 
 def overfitting(history: History, window: int = 3) -> str | None:
-    """A warning when the validation loss rose ``window`` times running and stands 5% above its best."""
+    """A warning when the validation loss rose ``window`` times in a row, to 5% above its best."""
     losses = [v["valid_loss"] for v in history.validations]
     recent = losses[-window - 1 :]
     rising = len(recent) == window + 1 and all(a < b for a, b in pairwise(recent))
     if not rising or losses[-1] < 1.05 * min(losses):
         return None
+    best = f"{min(losses):.4f} at step {history.best_step}"
     return (
-        f"validation loss rose {window} times running, from {min(losses):.4f} at step {history.best_step} to {losses[-1]:.4f}: "
-        "the model begins to memorise; stop here, or use more examples, a smaller rank or rate, or dropout"
+        f"validation loss rose {window} times running, from {best} to {losses[-1]:.4f}: the model "
+        "begins to memorise; stop here, or use more examples, a smaller rank or rate, or dropout"
     )
 
 
 def diverged(step: int, loss: float, norm: float, history: History, config: TrainConfig) -> str:
-    """What to say of a loss or gradient that is not finite."""
-    what = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
+    """The message about a loss or a gradient that is not finite, with its likely cause."""
+    failed = f"loss is {loss}" if not math.isfinite(loss) else f"gradient norm is {norm}"
     recent = history.losses[-5:]
     if recent and recent[-1] > 2 * min(history.losses):
         cause = f"the loss had been rising, so lr={config.lr} is probably too high"
     elif not recent:
-        cause = "it is the first step, so the weights or the data are probably bad already (NaN in the base?)"
+        cause = (
+            "it is the first step, so the weights or the data are probably bad already "
+            "(NaN in the base?)"
+        )
     else:
         cause = (
-            f"it came at once, so look at the examples of this step, then try a smaller lr than {config.lr}"
-            + ("; bf16 may overflow" if config.bf16 else "")
+            "it came without warning, so look at the examples of this step, "
+            f"then try a smaller lr than {config.lr}"
         )
+        cause += "; bf16 may overflow" if config.bf16 else ""
     last = [round(x, 4) for x in recent]
-    return f"step {step + 1}: the {what}. Last losses: {last}; {cause}. The weights of step {step} are kept"
+    kept = f"The weights of step {step} are kept"
+    return f"step {step + 1}: the {failed}. Last losses: {last}; {cause}. {kept}"
 
 
 class MetricsLog:
-    """``metrics.jsonl``: a line a step or validation. A resumed run drops the lines that came after its checkpoint."""
+    """``metrics.jsonl``: a line a step or validation.
+
+    A resumed run drops the lines that came after its checkpoint.
+    """
 
     def __init__(self, file: Path, history: History):
         self.file = file
@@ -87,7 +96,10 @@ def json_line(record: Record) -> str:
 
 
 def tensorboard_callback(folder: str | Path) -> Callback:
-    """A callback that writes every number of every record for TensorBoard; needs ``pip install tensorboard``."""
+    """A callback that writes every number of every record for TensorBoard.
+
+    Raises ``ValueError`` when TensorBoard is not installed.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,46 +1,95 @@
-"""One training loop, for an adapter or for everything: what has ``requires_grad`` is what trains.
+"""One training loop, for an adapter or for everything: whatever has ``requires_grad`` is trained.
 
-    for each step:   draw the batch that (seed, step) fixes, in ``accumulate`` parts
-                     loss = Σ over answer tokens of -log p(token) / answer tokens in the whole batch
-                     clip the gradient, set the rate, step AdamW
+    for each step:   the batch that (seed, step) fixes, in ``accumulate`` parts
+                     the loss of the batch, and its gradient       (objective.py)
+                     clip the gradient, set the rate, step AdamW   (optimizer.py)
+                     yield a record; whoever watches looks at it   (observers.py)
 
-The loss is divided by the answer tokens of *all* parts, not averaged part by part: otherwise accumulation changes the
-objective whenever parts differ in length. Rates follow a linear warm-up and a cosine to zero (arXiv 1608.03983 eq. 5).
+Nothing random survives a step: dropout is seeded by (seed, step), the order of examples too. A
+resumed run therefore continues to the same bits (tests/training/test_loop.py). ``train`` flushes
+denormal numbers to zero, for the whole process: vanishing gradients made a CPU matrix product 50
+times slower.
 
-Nothing random survives a step: dropout is seeded by (seed, step), the order of examples too. A resumed run therefore
-continues to the same bits (tests/training/test_loop.py). Denormal numbers are flushed to zero, for the whole process: vanishing
-gradients made a CPU matrix product 50 times slower.
-
-Left out: several machines, loss scaling (bf16 needs none), other optimizers."""
+Left out: several machines, loss scaling (bf16 needs none), other optimizers.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import math
-import signal
-import threading
 import time
-import warnings
-import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lora.layer import lora_layers
-from ..model.transformer import Llama
-from .batches import IGNORE, Batch, Encoded, batch_indices, encode_all, pack, pad
-from .checkpoint import State, checksum, load_checkpoint, save_checkpoint
+from ..lora.adapter_layer import adapter_layers
+from .batches import Batch, ChatTokenizer, batch_indices, encode_all, pack, pad
+from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
 from .data import Example, Task
-from .evaluation import answers, check_answers, share_right
-from .history import Callback, History, MetricsLog, Record, diverged, overfitting
+from .evaluation import check_answers
+from .history import Callback, History, Record, diverged
+from .objective import keeps_examples_apart, mean_over_answers
+from .observers import Checkpoints, Journal, Validation, interrupt_flag
+from .optimizer import build_optimizer, rate_at
 from .progress import Progress
+
+VALID_ROWS = 32  # held-out examples computed at once
+
+
+def steps(
+    model: nn.Module,
+    batches: Callable[[int], Sequence[Batch]],
+    optimizer: torch.optim.Optimizer,
+    config: TrainConfig,
+    *,
+    objective: Callable[[nn.Module, Sequence[Batch]], float] = mean_over_answers,
+    schedule: Callable[[int, float], float] | None = None,
+    start: int = 0,
+) -> Iterator[Record]:
+    """One optimizer step after the other; yields each step's record.
+
+    ``batches(step)`` gives the parts of a step's batch; ``objective(model, parts)`` their loss,
+    with its gradient left in the parameters; ``schedule(step, peak)`` the rate of a group. Weights
+    change only if loss and gradient are finite; otherwise raises ``NotFinite``. A step seeds
+    torch's generator.
+    """
+    rate = schedule or partial(rate_at, config=config)
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    optimizer.zero_grad()  # whatever an earlier, failed attempt left behind
+    for step in range(start, config.steps):
+        began = time.perf_counter()
+        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
+        parts = batches(step)
+        loss = objective(model, parts)
+        norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            optimizer.zero_grad()
+            raise NotFinite(step, loss, norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate(step, group["initial_lr"])
+        optimizer.step()
+        optimizer.zero_grad()
+        yield {
+            "step": step + 1,
+            "loss": loss,
+            "lr": optimizer.param_groups[0]["lr"],
+            "grad_norm": norm,
+            "tokens": sum(part.ids.numel() for part in parts),
+            "seconds": round(time.perf_counter() - began, 4),
+        }
+
+
+class NotFinite(FloatingPointError):
+    """The loss or the gradient of a step is not finite."""
+
+    def __init__(self, step: int, loss: float, norm: float):
+        super().__init__(f"step {step + 1}: loss {loss}, gradient norm {norm}")
+        self.step, self.loss, self.norm = step, loss, norm
 
 
 def train(
@@ -51,322 +100,191 @@ def train(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> History:
-    """Train what has ``requires_grad``, in place, on a task (its ``valid`` side validates) or on plain examples.
+    """Train what has ``requires_grad``, in place, on examples or on a task.
 
-    ``settings`` are fields of ``TrainConfig``. Callbacks get each step's and each validation's record. Ctrl-C ends after
-    the step in progress, with the state saved if there is an ``out``. Raises ``ValueError`` when nothing would train, and
-    ``FloatingPointError``, leaving the last good weights, when the loss or the gradient is not finite.
+    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. Callbacks get
+    each step's and each validation's record. Ctrl-C ends after the step in progress, with the state
+    saved if there is an ``out``.
+    Raises ``ValueError`` when nothing would train, and ``FloatingPointError``, leaving the last
+    good weights, when the loss or the gradient is not finite.
 
     >>> import minilora
     >>> model = minilora.load_base()
     >>> _ = minilora.inject(model)
-    >>> history = minilora.train(model, minilora.data.naval_log(8, 2), steps=2, batch_size=4, progress=False)
+    >>> task = minilora.data.naval_log(8, 2)
+    >>> history = minilora.train(model, task, steps=2, batch_size=4, progress=False)
     >>> len(history.losses)
     2
     """
     config = replace(config or TrainConfig(), **settings)
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
-    check_trainable(model)
-    check_examples(task)
-    if config.pack and not isinstance(model, Llama):
-        raise ValueError(
-            f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples see each other"
-        )
-    if config.valid_answers and task.valid:
-        check_answers(model)
-    run = Run(model, task, config, callbacks)
+    check_run(model, task, config)
+    run = set_up(model, task, config)
     torch.set_flush_denormal(True)
     was_training = model.training
     devices = [p.device for p in run.parameters.values() if p.device.type == "cuda"][:1]
-    with (
-        torch.random.fork_rng(devices),
-        interrupt_flag() as interrupted,
-        Progress(config.steps, config.progress) as bar,
-    ):
+    with torch.random.fork_rng(devices), Progress(config.steps, config.progress) as bar:
         try:
             model.train()
-            run.go(interrupted, bar)
+            return go(model, task, config, run, callbacks, bar)
         finally:
             model.train(was_training)
-    return run.state.history
+
+
+def go(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    run: Run,
+    callbacks: Sequence[Callback],
+    bar: Progress,
+) -> History:
+    """All steps that are left, observed; then the best state, or word of the interruption."""
+    state, history = run.state, run.state.history
+    out = None if config.out is None else Path(config.out)
+    journal = Journal(history, out, callbacks, bar)
+    validation = Validation(model, run.valid_batches, task.valid, config, state, journal)
+    checkpoints = Checkpoints(checkpoint_file(config), state, run.identity, history, config)
+    with interrupt_flag() as interrupted:
+        if config.validate_every and not history.validations and not history.steps:
+            validation.validate(0)
+        records = run.steps(model, config)
+        try:
+            while not interrupted.is_set() and (record := next(records, None)) is not None:
+                for observe in (journal, validation, checkpoints):
+                    observe(record)
+        except NotFinite as error:
+            message = diverged(error.step, error.loss, error.norm, history, config)
+            raise FloatingPointError(message) from error
+    history.interrupted = state.step < config.steps
+    if history.interrupted:
+        checkpoints.save()
+        resume = f"; continue with resume=True, out={str(out)!r}" if out else ""
+        bar.say(f"interrupted after step {state.step}{resume}")
+    elif config.keep_best and state.best is not None and history.best_step != state.step:
+        state.restore_best()
+        best = f"step {history.best_step}, which has the lowest validation loss"
+        bar.say(f"kept the state of {best}")
+    return history
+
+
+@dataclass
+class Run:
+    """One run's parts: batches, trained parameters, optimizer, and the state a checkpoint holds."""
+
+    batches: Callable[[int], Sequence[Batch]]
+    valid_batches: Sequence[Batch]
+    parameters: dict[str, Tensor]
+    optimizer: torch.optim.AdamW
+    state: State
+    identity: Record
+
+    def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
+        """The steps that are left."""
+        objective, start = partial(mean_over_answers, bf16=config.bf16), self.state.step
+        return steps(model, self.batches, self.optimizer, config, objective=objective, start=start)
+
+
+def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
+    """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
+    tokenizer: Any = model.tokenizer
+    rows = encode_all(tokenizer, task.train, config.max_length)
+    valid = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
+    parameters: dict[str, Tensor] = {
+        name: p for name, p in model.named_parameters() if p.requires_grad
+    }
+    device = next(iter(parameters.values())).device
+    optimizer = build_optimizer(parameters, config.lr, config.weight_decay)
+    state = State(parameters, optimizer, History())
+
+    def collate(rows: Sequence[Any]) -> Batch:
+        return (pack(rows, config.max_length) if config.pack else pad(rows)).to(device)
+
+    def batches(step: int) -> list[Batch]:
+        """The parts of one step's batch, on the model's device."""
+        chosen = [rows[i] for i in batch_indices(len(rows), config.batch_size, step, config.seed)]
+        size = config.batch_size // config.accumulate
+        return [collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
+
+    valid_batches = [collate(valid[i : i + VALID_ROWS]) for i in range(0, len(valid), VALID_ROWS)]
+    identity = identity_of(model, config, [row.ids for row in [*rows, *valid]])
+    file = checkpoint_file(config)
+    if config.resume and file is not None:
+        state.history = History(**load_checkpoint(file, state, identity))
+    return Run(batches, valid_batches, parameters, optimizer, state, identity)
+
+
+def checkpoint_file(config: TrainConfig) -> Path | None:
+    """Where a run's state is saved; None without ``out``."""
+    return None if config.out is None else Path(config.out) / "checkpoint.safetensors"
+
+
+def identity_of(model: nn.Module, config: TrainConfig, ids: Sequence[list[int]]) -> Record:
+    """What a checkpoint must have in common with a run that resumes it."""
+    settings = asdict(config)
+    for name in ("out", "resume", "progress", "checkpoint_every"):  # these may change
+        del settings[name]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    return {
+        **settings,
+        "data": digest(ids),
+        "adapters": digest({path: repr(layer) for path, layer in adapter_layers(model)}),
+        "frozen weights": checksum([*frozen, *model.buffers()]),
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+
+
+def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
+    """Raise ``ValueError`` when this model cannot be trained on this task in this way."""
+    check_trainable(model)
+    check_examples(task)
+    if config.pack and not keeps_examples_apart(model):
+        raise ValueError(
+            f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples "
+            "see each other"
+        )
+    if config.valid_answers and task.valid:
+        check_answers(model)
 
 
 def check_trainable(model: nn.Module) -> None:
-    """Raise ``ValueError`` when no parameter would learn, or when an adapter is merged and so would not."""
+    """Raise ``ValueError`` when nothing would learn, or the model cannot be asked for logits."""
     if not any(p.requires_grad for p in model.parameters()):
         raise ValueError(
-            "nothing would train: no parameter has requires_grad; inject(model, LoraConfig(...)) first"
+            "nothing would train: no parameter has requires_grad; "
+            "inject(model, LoraConfig(...)) first"
         )
-    if any(not layer.enabled for _, layer in lora_layers(model)):
+    layers = list(adapter_layers(model))
+    if any(not layer.enabled for _, layer in layers):
         raise ValueError(
             "the adapters are switched off by disable_adapter: train outside that context"
         )
-    if merged := [name for name, layer in lora_layers(model) if layer.merged]:
+    if merged := [path for path, layer in layers if layer.merged]:
         raise ValueError(
-            f"{merged[0]} is merged, so its A and B take no part: unmerge(model) before training"
+            f"{merged[0]} is merged, so its adapter takes no part: unmerge(model) before training"
         )
-    # transformers' tokenizers have none
-    if not hasattr(found := getattr(model, "tokenizer", None), "prompt"):
+    # transformers' models say so in their config
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise ValueError(
-            f"train needs model.tokenizer, got {type(found).__name__}: load_base() finds it in a folder with a tokenizer.json; "
-            "elsewhere set model.tokenizer = minilora.tokenizer.Tokenizer('folder/tokenizer.json')"
+            f"{type(model).__name__} is an encoder-decoder: minilora.train continues one text, and "
+            "has no second input; train it with transformers' Trainer, where injected adapters "
+            "work as they are"
+        )
+    if not isinstance(tokenizer := getattr(model, "tokenizer", None), ChatTokenizer):
+        raise ValueError(
+            f"train needs model.tokenizer, got {type(tokenizer).__name__}: load_base() finds it in "
+            "a folder with a tokenizer.json; elsewhere set "
+            "model.tokenizer = minilora.Tokenizer('folder/tokenizer.json')"
         )
 
 
 def check_examples(task: Task) -> None:
-    """Raise ``ValueError`` when there is nothing to learn from, or something else than examples."""
+    """Raise ``ValueError`` when there is nothing to learn from, or anything but examples."""
     if not task.train:
         raise ValueError("train needs at least one example, got none")
-    if wrong := [e for e in (*task.train, *task.valid) if not isinstance(e, Example)]:
-        raise ValueError(
-            f"train needs minilora.Example(instruction, output, input), got {type(wrong[0]).__name__}: {wrong[0]!r:.80}"
-        )
-
-
-class Run:
-    """One run's moving parts: the data as tokens, the optimizer, and the ``State`` that a checkpoint holds."""
-
-    def __init__(
-        self, model: nn.Module, task: Task, config: TrainConfig, callbacks: Sequence[Callback]
-    ):
-        self.model, self.task, self.config, self.callbacks = model, task, config, callbacks
-        tokenizer: Any = model.tokenizer
-        self.train_rows = encode_all(tokenizer, task.train, config.max_length)
-        self.valid_rows = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
-        self.parameters: dict[str, Tensor] = {
-            name: p for name, p in model.named_parameters() if p.requires_grad
-        }
-        self.device = next(iter(self.parameters.values())).device
-        self.optimizer = build_optimizer(self.parameters, config)
-        self.state = State(self.parameters, self.optimizer, History())
-        self.out = None if config.out is None else Path(config.out)
-        settings = {
-            k: v
-            for k, v in asdict(config).items()
-            if k not in ("out", "resume", "progress", "checkpoint_every")
-        }
-        self.identity: Record = {
-            **settings,
-            "data": zlib.crc32(
-                repr(
-                    [[row.ids for row in rows] for rows in (self.train_rows, self.valid_rows)]
-                ).encode()
-            ),
-            "adapters": zlib.crc32(
-                repr(
-                    [(name, repr(layer), layer.lora_dropout) for name, layer in lora_layers(model)]
-                ).encode()
-            ),
-            "frozen weights": checksum(
-                [*(p for p in model.parameters() if not p.requires_grad), *model.buffers()]
-            ),
-            "parameters": sum(p.numel() for p in self.parameters.values()),
-        }
-        if config.resume:
-            self.state.history = History(
-                **load_checkpoint(self.checkpoint_file, self.state, self.identity)
+    for example in (*task.train, *task.valid):
+        if not isinstance(example, Example):
+            raise ValueError(
+                "train needs minilora.Example(instruction, output, input), "
+                f"got {type(example).__name__}: {example!r:.80}"
             )
-        if self.out is not None:
-            self.metrics = MetricsLog(self.out / "metrics.jsonl", self.state.history)
-
-    @property
-    def checkpoint_file(self) -> Path:
-        """Where the state goes."""
-        assert self.out is not None
-        return self.out / "checkpoint.safetensors"
-
-    def go(self, interrupted: threading.Event, bar: Progress) -> None:
-        """All steps that are left."""
-        config, history = self.config, self.state.history
-        if (
-            not history.validations
-            and not history.steps
-            and config.validate_every
-            and self.valid_rows
-        ):
-            self.validate(0, bar)
-        while self.state.step < config.steps and not interrupted.is_set():
-            started = time.perf_counter()
-            record = self.step(self.state.step)
-            record["seconds"] = round(time.perf_counter() - started, 4)
-            self.state.step += 1
-            history.steps.append(record)
-            self.report(record)
-            bar.advance(self.state.step, record)
-            last = self.state.step == config.steps
-            if (
-                self.valid_rows
-                and config.validate_every
-                and (self.state.step % config.validate_every == 0 or last)
-            ):
-                self.validate(self.state.step, bar)
-            if config.checkpoint_every and (self.state.step % config.checkpoint_every == 0 or last):
-                save_checkpoint(self.checkpoint_file, self.state, self.identity, asdict(history))
-        history.interrupted = self.state.step < config.steps
-        if history.interrupted:
-            if self.out is not None:
-                save_checkpoint(self.checkpoint_file, self.state, self.identity, asdict(history))
-            saved = f"; go on with resume=True, out={str(self.out)!r}" if self.out else ""
-            bar.say(f"interrupted after step {self.state.step}{saved}")
-        elif (
-            config.keep_best
-            and self.state.best is not None
-            and history.best_step != self.state.step
-        ):
-            self.state.restore_best()
-            bar.say(
-                f"kept the state of step {history.best_step}, which has the lowest validation loss"
-            )
-
-    def step(self, step: int) -> Record:
-        """One optimizer step; returns its record. Weights change only if loss and gradient are finite."""
-        config = self.config
-        torch.manual_seed(config.seed * 1_000_003 + step)  # dropout
-        self.optimizer.zero_grad()  # whatever an earlier, failed attempt left behind
-        parts = self.batches(step)
-        tokens = sum(part.answer_tokens for part in parts)
-        loss = 0.0
-        for part in parts:
-            with autocast(self.device, config.bf16):
-                part_loss = summed_loss(self.model, part) / tokens
-            part_loss.backward()
-            loss += part_loss.item()
-        norm = nn.utils.clip_grad_norm_(
-            list(self.parameters.values()), config.clip or math.inf
-        ).item()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            self.optimizer.zero_grad()
-            raise FloatingPointError(diverged(step, loss, norm, self.state.history, config))
-        rate = rate_at(step, config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        return {
-            "step": step + 1,
-            "loss": loss,
-            "lr": rate,
-            "grad_norm": norm,
-            "tokens": sum(p.ids.numel() for p in parts),
-        }
-
-    def batches(self, step: int) -> list[Batch]:
-        """The parts of one step's batch, on the model's device."""
-        config = self.config
-        chosen = [
-            self.train_rows[i]
-            for i in batch_indices(len(self.train_rows), config.batch_size, step, config.seed)
-        ]
-        size = config.batch_size // config.accumulate
-        return [self.collate(chosen[i : i + size]) for i in range(0, len(chosen), size)]
-
-    def collate(self, rows: Sequence[Encoded]) -> Batch:
-        """Padded or packed, as configured."""
-        return (pack(rows, self.config.max_length) if self.config.pack else pad(rows)).to(
-            self.device
-        )
-
-    @torch.no_grad()
-    def validate(self, step: int, bar: Progress) -> None:
-        """Loss on the held-out side, exact match if wanted, a sample answer; keep the best state, warn of overfitting."""
-        self.model.eval()
-        history, config = self.state.history, self.config
-        parts = [
-            self.collate(self.valid_rows[i : i + 32]) for i in range(0, len(self.valid_rows), 32)
-        ]
-        total = sum(summed_loss(self.model, part).item() for part in parts)
-        record: Record = {
-            "step": step,
-            "valid_loss": total / sum(part.answer_tokens for part in parts),
-        }
-        if config.valid_answers:
-            asked = self.task.valid[: config.valid_answers]
-            found = answers(self.model, asked)
-            record["exact_match"] = share_right(found, asked)
-            record["sample"] = {
-                "asked": asked[0].instruction,
-                "answer": found[0],
-                "wanted": asked[0].output,
-            }
-        self.model.train()
-        history.validations.append(record)
-        self.report(record)
-        bar.validated(record)
-        lowest = min(v["valid_loss"] for v in history.validations)
-        if record["valid_loss"] == lowest:
-            history.best_step = step
-            if config.keep_best:
-                self.state.remember_best()
-        if (message := overfitting(history)) and not history.warnings:
-            history.warnings.append(message)
-            warnings.warn(message, stacklevel=2)
-
-    def report(self, record: Record) -> None:
-        """To the metrics log and the callbacks (a copy each: a callback may do with it what it likes)."""
-        if self.out is not None:
-            self.metrics.write(record)
-        for callback in self.callbacks:
-            callback(copy.deepcopy(record))
-
-
-def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
-    """Cross-entropy summed over the answer tokens, in nats. Our Llama computes logits only where there is a label."""
-    # (rows, time - 1): the last token predicts nothing
-    ids, wanted = batch.ids[:, :-1], batch.labels[:, 1:]
-    answer = wanted != IGNORE
-    if isinstance(model, Llama):
-        segments = None if batch.segments is None else batch.segments[:, :-1]
-        logits = model.lm_head(model.model(ids, segments, None)[answer])  # (answer tokens, vocab)
-    else:
-        found = model(ids)
-        logits = getattr(found, "logits", found)[answer]  # transformers' models wrap theirs
-    return F.cross_entropy(logits.float(), wanted[answer], reduction="sum")
-
-
-def rate_at(step: int, config: TrainConfig) -> float:
-    """The learning rate of a step: up in a line, then down in a cosine (arXiv 1608.03983 eq. 5).
-
-    >>> round(rate_at(99, TrainConfig(steps=100, lr=1.0)), 4)
-    0.0003
-    """
-    warm = max(1, round(config.warmup * config.steps))
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step + 1 - warm) / (config.steps + 1 - warm)))
-
-
-def build_optimizer(parameters: dict[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101); norms and biases are not decayed."""
-    groups = [
-        {
-            "params": [p for p in parameters.values() if p.dim() > 1],
-            "weight_decay": config.weight_decay,
-        },
-        {"params": [p for p in parameters.values() if p.dim() < 2], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.lr)
-
-
-def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
-    """bfloat16 for the matrix products, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
-
-
-@contextlib.contextmanager
-def interrupt_flag() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C into a flag that the loop reads between steps; a second one stops at once."""
-    flag = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield flag  # signals belong to the main thread
-        return
-
-    def note(number: int, frame: Any) -> None:
-        if flag.is_set():
-            raise KeyboardInterrupt
-        flag.set()
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -1,4 +1,4 @@
-"""How a run looks while it runs: a bar with loss, speed and time left on a terminal, a line a validation elsewhere."""
+"""How a run looks while it runs: a bar on a terminal, elsewhere one line for each validation."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from typing import Any
 
 
 class Progress:
-    """A context: ``advance`` after each step, ``validated`` after each validation, ``say`` for a message."""
+    """A context: ``advance`` follows a step, ``validated`` a validation, ``say`` shows a message.
+
+    The bar shows loss, speed and the time that is left.
+    """
 
     def __init__(self, steps: int, show: bool = True):
         self.steps, self.show = steps, show

@@ -1,26 +1,27 @@
-"""Each bug of the zoo is let loose, and the property that its entry names must fail; without the bug the same run passes.
+"""Each bug of the zoo is released, and the test that its entry names must fail; without it, pass.
 
-The named test runs through pytest itself, in this process, with 50 cases of a property, always the same ones, and without
-shrinking: what counts is that it fails. So the suite is shown to be able to fail, bug by bug.
+The named test runs through pytest itself, in this process, with 50 cases of a property, always the
+same ones, and without shrinking: only its failure counts. So the suite is shown to be able to fail,
+bug by bug.
 """
 
 import pytest
 from hypothesis import Phase, settings
 
 from minilora.bugs.catalog import BUGS, Bug
-from minilora.bugs.release import describe, describe_all, find_bug, home, release, sick_code
+from minilora.bugs.release import describe, describe_all, find_bug, home, release, wrong_code
 from minilora.commands.cli import main
 
 QUICK = settings(
     settings(), max_examples=50, derandomize=True, database=None, phases=[Phase.generate]
 )
-# that they pass without a bug is the rest of the suite's business, case by case
+# that they pass without a bug in every case, the rest of the suite checks
 QUICKER = settings(QUICK, max_examples=5)
 CAUGHT_BY = sorted({bug.caught_by for bug in BUGS})
 
 
 class Outcome:
-    """A plugin for the inner run: makes properties quick, and counts what passed and what failed."""
+    """A plugin for the inner run: makes properties quick, and counts passed and failed cases."""
 
     def __init__(self, quick):
         self.quick, self.passed, self.failed = quick, 0, 0
@@ -44,13 +45,11 @@ class Outcome:
 
 
 def run(test, quick):
-    """Run one test by its name; how many of its cases passed and failed."""
+    """Run one test by its name; returns how many of its cases passed and failed."""
     outcome = Outcome(quick)
     alone = [f"-pno:{plugin}" for plugin in ("cacheprovider", "xdist", "pytest_cov")]
-    pytest.main(
-        ["-x", "--no-summary", "--tb=no", *alone, "-W", "ignore", f"tests/{test}"],
-        plugins=[outcome],
-    )
+    quiet = ["--no-summary", "--tb=no", "-W", "ignore"]
+    pytest.main(["-x", *quiet, *alone, f"tests/{test}"], plugins=[outcome])
     return outcome
 
 
@@ -72,9 +71,9 @@ def test_the_bug_is_caught_by_the_property_that_it_names(bug):
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.name)
 def test_every_entry_is_whole(bug):
-    """Its right line stands in the source, its story is two sentences, its thread is one that can be looked up."""
+    """Its right line stands in the source, its story has two sentences, its thread has a number."""
     module, function = home(bug)
-    assert sick_code(bug, module, function) != function.__code__
+    assert wrong_code(bug, module, function) != function.__code__
     assert bug.story.count(". ") >= 1
     assert bug.story.endswith((".", "!"))
     assert not bug.thread or (
@@ -89,20 +88,18 @@ def test_names_are_unique_and_there_are_enough():
 
 
 def test_an_unknown_bug_is_named_with_the_nearest():
-    with pytest.raises(
-        ValueError, match=r"no bug is called 'merge twise'; did you mean 'merge twice'\?"
-    ):
+    message = r"no bug is named 'merge twise'; did you mean 'merge twice'\?"
+    with pytest.raises(ValueError, match=message):
         find_bug("merge twise")
     with pytest.raises(ValueError, match="minilora zoo lists them"):
         find_bug("§")
 
 
 def test_a_bug_whose_line_is_gone_says_so():
-    gone = Bug("gone", "lora.config:scaling_of", "return nothing", "", "", "", "")
-    with pytest.raises(
-        ValueError,
-        match=r"gone: its right line stands 0 times in lora.config:scaling_of, needed once",
-    ):
+    where, right = "lora.config:scaling_of", "return nothing"
+    gone = Bug("gone", where, right, wrong="", story="", thread="", caught_by="")
+    message = f"gone: expected its right line once in {where}, found it 0 times"
+    with pytest.raises(ValueError, match=message):
         release(gone).__enter__()
 
 
@@ -113,6 +110,6 @@ def test_the_command_lists_them_all_and_shows_one(capsys):
     assert main(["zoo", "half a merge"]) == 0
     shown = capsys.readouterr().out
     assert "huggingface/peft #3710" in shown
-    assert "wrong  for name, layer in layers:\n           layer.put_merged(" in shown
+    assert "wrong  for path, layer in layers:\n           layer.put(" in shown
     assert main(["zoo", "half a marge"]) == 2
     assert "did you mean 'half a merge'?" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import minilora
-from minilora.commands.cli import EXAMPLES, main
+from minilora.commands.cli import COMMANDS, main
 from minilora.training.data import naval_log
 
 
@@ -116,26 +116,26 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
         (["train", "--data", "none.jsonl", "--out", "x"], "none.jsonl does not exist"),
         (
             ["generate", "--base", "nowhere", "Hi"],
-            "nowhere is no folder here (a model hub is not asked)",
+            "nowhere is not a folder on this machine: a base is a folder with config.json",
         ),
         (["generate", "--adapter", "nowhere", "Hi"], "adapter_model.safetensors does not exist"),
         (["generate", "--temperature", "-1", "Hi"], "temperature must be 0"),
         (
             ["generate", "--temperature", "1e-42", "Hi"],
-            "temperature must be 0 (greedy) or a number from a millionth up",
+            "temperature must be 0 (greedy) or a finite number of at least 1e-6, got 1e-42",
         ),
         (
             ["generate", "--seed", str(2**63), "Hi"],
             "seed must be a whole number of at most 32 bits",
         ),
-        (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not to be had here"),
-        (["generate", "--device", "meta", "Hi"], "device 'meta' is not to be had here"),
+        (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not available"),
+        (["generate", "--device", "meta", "Hi"], "device 'meta' is not available"),
         (["demo", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
         (
             ["merge", "--adapter", "nowhere", "--out", "x"],
             "adapter_model.safetensors does not exist",
         ),
-        (["bench", "speed"], "no benchmark is called 'speed'; there are forward, train_step"),
+        (["bench", "speed"], "no benchmark is named 'speed'; there are forward, train_step"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, capsys):
@@ -169,12 +169,12 @@ def test_a_typo_in_a_target_is_reported_with_what_could_be_meant(trained, capsys
     assert not (trained / "x").exists()
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_help_shows_an_example(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([name, "--help"])
     assert stopped.value.code == 0
-    assert " ".join(EXAMPLES[name].split()) in " ".join(capsys.readouterr().out.split())
+    assert " ".join(COMMANDS[name].example.split()) in " ".join(capsys.readouterr().out.split())
 
 
 def test_without_a_command_the_commands_are_listed(capsys):

@@ -1,4 +1,4 @@
-"""The demo does what it prints: naval code is learnt, the base is untouched, the artifacts open in the peers."""
+"""The demo is true: naval code is learnt, the base is untouched, the peers open the files."""
 
 import pytest
 import torch
@@ -52,19 +52,16 @@ def test_the_artifacts_open_in_the_peers(demo):
     ]
     tokenizer = load_base().tokenizer
     ids = torch.tensor([tokenizer.encode(tokenizer.prompt(question, log))])
+    greedy = {"max_new_tokens": 40, "do_sample": False, "pad_token_id": 0}
+    greedy["eos_token_id"] = tokenizer.eos_id
     for model in models:
-        found = model.generate(
-            input_ids=ids,
-            max_new_tokens=40,
-            do_sample=False,
-            eos_token_id=tokenizer.eos_id,
-            pad_token_id=0,
-        )
-        assert tokenizer.decode(found[0, ids.shape[1] :].tolist()) == figures["answers"][1]
+        generated = model.generate(input_ids=ids, **greedy)
+        answer = tokenizer.decode(generated[0, ids.shape[1] :].tolist())
+        assert answer == figures["answers"][1]
 
 
 def test_the_first_screen_of_the_readme_prints_what_stands_below_it(demo, tmp_path, monkeypatch):
-    """Its one long line is the demo's training, and that has run already: here it gives the adapter that came out of it."""
+    """Its one slow line is the demo's training, so the trained adapter is loaded instead."""
     folder, figures = demo
 
     def train_as_in_the_demo(model, task, *, steps, progress):
@@ -86,7 +83,7 @@ def test_the_figure_is_a_picture_and_not_blank(demo):
 
 
 def test_the_demo_in_four_bits(tmp_path, capsys):
-    """A short run of all its parts: the codes stay, the merge goes into floats, the table shows what was saved."""
+    """A short run of all its parts: the codes stay, the merge goes into floats, memory is saved."""
     figures = run_demo(tmp_path, steps=40, qlora=True)
     printed = capsys.readouterr().out
     assert figures["base_unchanged"]

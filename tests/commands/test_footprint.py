@@ -8,7 +8,7 @@ from minilora.commands.footprint import footprint_table, measure_footprints
 
 
 @pytest.fixture(scope="module")
-def found():
+def footprints():
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
     measured = measure_footprints(data.naval_log(64, 4), LoraConfig(), TrainConfig(batch_size=4))
@@ -18,9 +18,12 @@ def found():
     return measured
 
 
-def test_resident_is_weights_adapters_and_moments(found):
-    """Counted by hand: 1,304,192 weights in float32, or in four bits but for embedding and norms; AdamW doubles what trains."""
-    full, lora, qlora = (found[name].resident for name in ("full", "LoRA", "QLoRA"))
+def test_resident_is_weights_adapters_and_moments(footprints):
+    """Counted by hand: 1,304,192 weights in float32, or in four bits but for embedding and norms.
+
+    AdamW holds two moments of every number that trains.
+    """
+    full, lora, qlora = (footprints[name].resident for name in ("full", "LoRA", "QLoRA"))
     weights, adapters = 4 * 1_304_192, 4 * 21_504
     in_floats = 4 * (1536 * 128 + 13 * 128)
     assert full["weights"] == lora["weights"] == weights
@@ -31,17 +34,17 @@ def test_resident_is_weights_adapters_and_moments(found):
     assert packed == pytest.approx((weights - in_floats) / 32 * 4.13, rel=1e-3)
 
 
-def test_the_peaks_are_ordered_as_the_papers_say(found):
+def test_the_peaks_are_ordered_as_the_papers_say(footprints):
     """All hold the same activations or fewer; what differs is gradients, moments and weights."""
-    peaks = [found[name].peak for name in ("full", "LoRA", "QLoRA")]
+    peaks = [footprints[name].peak for name in ("full", "LoRA", "QLoRA")]
     assert peaks == sorted(peaks, reverse=True)
-    assert found["QLoRA"].peak < 0.75 * found["full"].peak
+    assert footprints["QLoRA"].peak < 0.75 * footprints["full"].peak
 
 
-def test_the_table_has_a_row_for_each(found):
-    lines = footprint_table(found).splitlines()
+def test_the_table_has_a_row_for_each(footprints):
+    lines = footprint_table(footprints).splitlines()
     assert [line.split()[0] for line in lines] == ["MB", "full", "LoRA", "QLoRA"]
-    assert f"{found['LoRA'].peak / 1e6:.1f}" in lines[2]
+    assert f"{footprints['LoRA'].peak / 1e6:.1f}" in lines[2]
 
 
 def test_an_unknown_method_is_refused():

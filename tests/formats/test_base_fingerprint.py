@@ -1,4 +1,5 @@
-"""A fingerprint is the base's: adapters, dtypes that hold the same values, and other libraries' classes do not change it."""
+"""A fingerprint is the base's alone: adapters, equal values in another dtype and other libraries'
+classes do not change it."""
 
 import copy
 
@@ -16,16 +17,16 @@ from .test_save_and_load import pair
 
 def test_it_stays_through_everything_that_leaves_the_base_as_it_was():
     model = tiny(tie_word_embeddings=True)
-    wanted = fingerprint(model)
+    before = fingerprint(model)
     inject(model, LoraConfig(target_modules="all-linear"))
-    assert fingerprint(model) == wanted
+    assert fingerprint(model) == before
     fill(model)
-    assert fingerprint(merge(model)) == wanted
+    assert fingerprint(merge(model)) == before
     with disable_adapter(model):
-        assert fingerprint(model) == wanted
-    assert fingerprint(unmerge(model)) == wanted
-    assert fingerprint(unload(model)) == wanted
-    assert fingerprint(copy.deepcopy(model)) == wanted
+        assert fingerprint(model) == before
+    assert fingerprint(unmerge(model)) == before
+    assert fingerprint(unload(model)) == before
+    assert fingerprint(copy.deepcopy(model)) == before
 
 
 def test_transformers_class_with_the_same_weights_has_the_same():
@@ -43,14 +44,14 @@ def test_a_dtype_that_holds_the_same_values_is_no_difference_and_rounding_is():
 
 def test_a_merge_for_good_leaves_other_tensors_or_none_to_know():
     model = tiny()
-    wanted = fingerprint(model)
+    before = fingerprint(model)
     inject(model)
     fill(model)
     merge(model, keep_base=False)
-    assert fingerprint(model).architecture == wanted.architecture
+    assert fingerprint(model).architecture == before.architecture
     assert fingerprint(model).tensors == ""
     merge_and_unload(model)
-    assert fingerprint(model).tensors not in ("", wanted.tensors)
+    assert fingerprint(model).tensors not in ("", before.tensors)
 
 
 @pytest.mark.parametrize(
@@ -66,16 +67,13 @@ def test_any_value_counts(change):
 
 
 def test_names_and_shapes_are_the_architecture():
-    found = {
-        fingerprint(model).architecture
-        for model in (
-            nn.Sequential(nn.Linear(3, 4)),
-            nn.Sequential(nn.Linear(4, 3)),
-            nn.Sequential(nn.Linear(3, 4, bias=False)),
-            nn.ModuleDict({"one": nn.Linear(3, 4)}),
-        )
-    }
-    assert len(found) == 4
+    models = (
+        nn.Sequential(nn.Linear(3, 4)),
+        nn.Sequential(nn.Linear(4, 3)),
+        nn.Sequential(nn.Linear(3, 4, bias=False)),
+        nn.ModuleDict({"one": nn.Linear(3, 4)}),
+    )
+    assert len({fingerprint(model).architecture for model in models}) == 4
 
 
 def test_tied_weights_count_once():

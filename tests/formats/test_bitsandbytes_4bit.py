@@ -1,4 +1,4 @@
-"""Four-bit weights in files: bitsandbytes' own layout, and nothing in it is believed unread."""
+"""Four-bit weights in files: bitsandbytes' own layout, and nothing in it is trusted unread."""
 
 import json
 
@@ -14,6 +14,7 @@ from minilora.formats.bitsandbytes_4bit import from_checkpoint, to_checkpoint
 from ..strategies import seeds, sizes
 
 STATE = "w.quant_state.bitsandbytes__nf4"
+UNREADABLE = "describes a weight that minilora cannot read"
 
 
 def make(double_quant=True):
@@ -21,14 +22,10 @@ def make(double_quant=True):
     return nf4.quantize(torch.randn(40, 64), double_quant=double_quant)
 
 
-@given(
-    seeds,
-    sizes,
-    sizes,
-    st.booleans(),
-    st.sampled_from(["nf4", "fp4"]),
-    st.sampled_from([32, 64, 256]),
-)
+kinds, block_sizes = st.sampled_from(["nf4", "fp4"]), st.sampled_from([32, 64, 256])
+
+
+@given(seeds, sizes, sizes, st.booleans(), kinds, block_sizes)
 def test_the_tensors_are_those_that_bitsandbytes_writes(
     seed, rows, columns, double_quant, kind, block_size
 ):
@@ -37,9 +34,8 @@ def test_the_tensors_are_those_that_bitsandbytes_writes(
     packed, state = quantize_4bit(
         weight, blocksize=block_size, quant_type=kind, compress_statistics=double_quant
     )
-    theirs = {"w": packed} | {
-        f"w.{name}": part for name, part in state.as_dict(packed=True).items()
-    }
+    parts = state.as_dict(packed=True)
+    theirs = {"w": packed} | {f"w.{name}": part for name, part in parts.items()}
     ours = to_checkpoint("w", nf4.quantize(weight, block_size, double_quant, kind))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -53,24 +49,20 @@ def test_bitsandbytes_reads_ours():
     quantized = make()
     tensors = to_checkpoint("w", quantized)
     packed = tensors.pop("w")
-    state = QuantState.from_dict(
-        {name.removeprefix("w."): t for name, t in tensors.items()}, device=torch.device("cpu")
-    )
+    parts = {name.removeprefix("w."): tensor for name, tensor in tensors.items()}
+    state = QuantState.from_dict(parts, device=torch.device("cpu"))
     assert torch.equal(dequantize_4bit(packed, state), quantized.dequantize())
 
 
-@given(seeds, sizes, sizes, st.booleans(), st.sampled_from(["nf4", "fp4"]))
+@given(seeds, sizes, sizes, st.booleans(), kinds)
 def test_written_and_read_is_the_same_to_the_bit(seed, rows, columns, double_quant, kind):
     torch.manual_seed(seed)
     quantized = nf4.quantize(torch.randn(rows, columns).bfloat16(), 64, double_quant, kind)
     again = from_checkpoint("w", to_checkpoint("w", quantized), (rows, columns))
     assert again.tensors.keys() == quantized.tensors.keys()
     assert all(torch.equal(part, again.tensors[name]) for name, part in quantized.tensors.items())
-    assert (again.dtype, again.kind, again.block_size) == (
-        quantized.dtype,
-        quantized.kind,
-        quantized.block_size,
-    )
+    for field in ("dtype", "kind", "block_size"):
+        assert getattr(again, field) == getattr(quantized, field)
 
 
 def described(**changes):
@@ -83,48 +75,42 @@ def described(**changes):
     ("changes", "message"),
     [
         ({"w": torch.zeros(9, 1, dtype=torch.uint8)}, r"w: packed must be \(1280,\) torch.uint8"),
-        ({"w": None}, "w missing: the 4-bit weight w cannot be read without"),
-        ({"w.absmax": None}, "w.absmax missing"),
+        ({"w": None}, "the 4-bit weight w lacks w$"),
+        ({"w.absmax": None}, "the 4-bit weight w lacks w.absmax"),
         (
             {"w.nested_absmax": None, "w.nested_quant_map": None},
-            "w.nested_absmax, w.nested_quant_map missing",
+            "lacks w.nested_absmax, w.nested_quant_map",
         ),
-        (
-            {"w.nested_absmax": torch.tensor([float("nan")])},
-            "its scales hold values that are not finite",
-        ),
+        ({"w.nested_absmax": torch.tensor([float("nan")])}, "the scales hold .* not finite"),
         ({"w.absmax": torch.zeros(3, dtype=torch.uint8)}, r"w: absmax must be \(40,\)"),
-        ({"w.quant_map": torch.linspace(-1, 1, 16)}, "w.quant_map is not the levels of nf4"),
-        ({"w.nested_quant_map": torch.linspace(-1, 1, 256)}, "is not the signed dynamic map"),
-        ({STATE: torch.zeros(8, dtype=torch.uint8)}, "holds no description of a 4-bit weight"),
+        ({"w.quant_map": torch.linspace(-1, 1, 16)}, "w.quant_map does not hold the levels of nf4"),
         (
-            {STATE: torch.tensor(list(b"[1, 2]"), dtype=torch.uint8)},
-            "describes what minilora cannot read",
+            {"w.nested_quant_map": torch.linspace(-1, 1, 256)},
+            "does not hold the signed dynamic map",
         ),
-        ({STATE: described(shape=[64, 40])}, r"says shape \(64, 40\), needed \(40, 64\)"),
+        ({STATE: torch.zeros(8, dtype=torch.uint8)}, "holds no description of a 4-bit weight"),
+        ({STATE: torch.tensor(list(b"[1, 2]"), dtype=torch.uint8)}, UNREADABLE),
+        ({STATE: described(shape=[64, 40])}, r"has shape \(64, 40\), expected \(40, 64\)"),
         ({STATE: described(blocksize=48)}, "power of two"),
-        ({STATE: described(blocksize="64")}, "describes what minilora cannot read"),
-        ({STATE: described(dtype="int8")}, "describes what minilora cannot read"),
+        ({STATE: described(blocksize="64")}, UNREADABLE),
+        ({STATE: described(dtype="int8")}, UNREADABLE),
         ({STATE: described(shape=None)}, "holds no description"),
         ({STATE: described(nested_offset="x")}, "holds no description"),
-        ({STATE: described(nested_blocksize=64)}, "describes what minilora cannot read"),
+        ({STATE: described(nested_blocksize=64)}, UNREADABLE),
         ({STATE: None}, "has no quant_state.bitsandbytes__nf4 beside it"),
     ],
 )
 def test_what_does_not_fit_is_named(changes, message):
-    tensors = {
-        name: t for name, t in {**to_checkpoint("w", make()), **changes}.items() if t is not None
-    }
+    changed = {**to_checkpoint("w", make()), **changes}
+    tensors = {name: tensor for name, tensor in changed.items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
         from_checkpoint("w", tensors, (40, 64))
 
 
 def test_int4_and_float64_have_no_format():
-    for weight in (
-        nf4.quantize(torch.ones(4, 32), kind="int4"),
-        nf4.quantize(torch.ones(4, 32).double()),
-    ):
-        with pytest.raises(
-            ValueError, match="only nf4 and fp4 of 16- or 32-bit floats have a file format"
-        ):
+    int4 = nf4.quantize(torch.ones(4, 32), kind="int4")
+    float64 = nf4.quantize(torch.ones(4, 32).double())
+    message = "only nf4 and fp4 of 16- or 32-bit floats have a file format, got "
+    for weight, kind in ((int4, "int4 of float32"), (float64, "nf4 of float64")):
+        with pytest.raises(ValueError, match=message + kind):
             to_checkpoint("w", weight)

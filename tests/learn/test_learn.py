@@ -26,7 +26,7 @@ from minilora.learn.record import Record
 from minilora.learn.run import child_environment
 from minilora.learn.submissions import plain_file
 from minilora.learn.walk import Walk
-from minilora.learn.workspace import open_desk
+from minilora.learn.workspace import open_answer_file
 
 LESSON = """# %% [markdown]
 # # 01 · What is two and two?
@@ -79,17 +79,17 @@ def lesson(tmp_path):
     return parse_lesson(tmp_path / "course" / "01_two.py")
 
 
-def walk(lesson, folder, monkeypatch, capsys, *said, limit=60):
-    """Walk with these lines typed; what was shown, and whether the end was reached."""
-    lines = iter(said)
+def walk(lesson, folder, monkeypatch, capsys, *typed, limit=60):
+    """Walk with these lines typed; returns the output, and whether the end was reached."""
+    lines = iter(typed)
 
-    def typed(prompt=""):
+    def type_line(prompt=""):
         line = next(lines, None)
         if line is None:
             raise EOFError
         return line() if callable(line) else line
 
-    monkeypatch.setattr("builtins.input", typed)
+    monkeypatch.setattr("builtins.input", type_line)
     done = Walk(lesson, folder, asking=True, limit=limit).go()
     return capsys.readouterr().out, done
 
@@ -106,26 +106,13 @@ def test_a_lesson_is_walked_from_start_to_end(lesson, tmp_path, monkeypatch, cap
 
     out, done = walk(lesson, desk, monkeypatch, capsys, "4", "", "", "h", "h", "h", "h", solve)
     assert done
-    for part in (
-        "α total 4",
-        "You were right",
-        "It is 4.",
-        "Still to do",
-        "Hint 3 of 3",
-        "hello",
-        "Passed",
-        "The end of it",
-    ):
-        assert part in out
+    parts = ("α total 4", "You were right", "It is 4.", "Still to do", "Hint 3 of 3")
+    assert all(part in out for part in (*parts, "hello", "Passed", "The end of it"))
     entry = json.loads((desk / "progress.json").read_text(encoding="utf-8"))["lessons"]["01_two"]
     assert entry["finished"]
     assert entry["predictions"]["total"] == {"said": "4", "answer": 4, "right": True}
-    assert entry["exercises"]["double"] == {
-        "passed": True,
-        "tries": 2,
-        "hints": 3,
-        "revealed": False,
-    }
+    exercise = {"passed": True, "tries": 2, "hints": 3, "revealed": False}
+    assert entry["exercises"]["double"] == exercise
     assert "return 2 * x" in (desk / "solutions" / "01_two.py").read_text(encoding="utf-8")
 
 
@@ -135,7 +122,7 @@ def test_a_lesson_goes_on_where_it_was_left_and_remembers_the_prediction(
     assert walk(lesson, tmp_path, monkeypatch, capsys, "5", "q")[1] is False
     out, done = walk(lesson, tmp_path, monkeypatch, capsys, "", "s")
     assert done
-    assert "going on at cell 3" in out
+    assert "continues at cell 3" in out
     assert "Not as predicted: you said 5, it is 4." in out
     assert not (tmp_path / "solutions").exists(), "a skipped exercise shows no solution"
 
@@ -156,22 +143,11 @@ def test_a_choice_is_asked_for_again_and_the_answer_is_spelled_out(
     text = lesson.path.read_text(encoding="utf-8")
     choices = '# - a) three\n# - b) four\n# answer: "b"\n'
     lesson.path.write_text(text.replace("# answer: total\n", choices), encoding="utf-8")
-    out, _ = walk(
-        parse_lesson(lesson.path),
-        tmp_path,
-        monkeypatch,
-        capsys,
-        "help",
-        "c",
-        "A)",
-        "help",
-        "",
-        "code",
-        "q",
-    )
+    typed = ("help", "c", "A)", "help", "", "code", "q")
+    out, _ = walk(parse_lesson(lesson.path), tmp_path, monkeypatch, capsys, *typed)
     assert out.count("a or b?") == 2
     assert "Not as predicted: you said A), it is b) four." in out
-    assert "Here Enter goes on and q leaves" in out
+    assert "Here Enter continues and q leaves" in out
     assert "Your code goes into" in out
 
 
@@ -180,12 +156,11 @@ def test_the_last_lesson_names_no_next_one(lesson, tmp_path, monkeypatch, capsys
     assert done
     assert "Next: minilora learn for the course." in out
     (lesson.path.parent / "02_three.py").touch()
-    assert (
-        "Next: minilora learn 2, or" in walk(lesson, tmp_path, monkeypatch, capsys, "", "", "s")[0]
-    )
+    out, _ = walk(lesson, tmp_path, monkeypatch, capsys, "", "", "s")
+    assert "Next: minilora learn 2, or" in out
 
 
-def test_wide_output_goes_on_behind_the_bar():
+def test_wide_output_continues_behind_the_bar():
     out = io.StringIO()
     counted = terminal.Counted(out, 10)
     counted.write("loss 0.125 -> 0.5\n\nab")
@@ -233,29 +208,28 @@ def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
 
     primary, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    environment = child_environment()
+    for name in ("COLUMNS", "LINES"):
+        environment.pop(name, None)
     walker = subprocess.Popen(
         [sys.executable, "-m", "minilora.commands.cli", "learn", "1"],
         cwd=tmp_path,
-        env={k: v for k, v in child_environment().items() if k not in ("COLUMNS", "LINES")}
-        | {"TERM": "xterm"},
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
+        env=environment | {"TERM": "xterm"},
+        **dict.fromkeys(("stdin", "stdout", "stderr"), terminal),
         start_new_session=True,
     )
     os.close(terminal)
     seen = []
 
     def read_to(end=" > "):
-        """What the screen was given, until it ends like this: plain text."""
+        """Read the screen until it ends like this, and keep it as plain text."""
         given, plain, deadline = b"", "", time.monotonic() + 60
         while not plain.endswith(end):
             ready, _, _ = select.select([primary], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, f"{end!r} never came, after {plain!r}"
             given += os.read(primary, 4096)
-            plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", given.decode(errors="ignore")).replace(
-                "\r", ""
-            )
+            text = given.decode(errors="ignore").replace("\r", "")
+            plain = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
         seen.append(plain)
 
     try:
@@ -263,34 +237,31 @@ def test_lesson_one_is_walked_in_a_real_terminal_of_80_by_24(tmp_path):
         for typed in ("", "", "help", "", "3", "", "q"):
             read_to()
             os.write(primary, f"{typed}\n".encode())
-        read_to("Left. Go on with: minilora learn 1\n")
+        read_to("Left. Continue with: minilora learn 1\n")
         assert walker.wait(20) == 0
     finally:
         walker.kill()
         walker.wait()
         os.close(primary)
     assert "01 · What does a linear layer do, and learn?" in seen[0]
-    assert "Here Enter goes on and q leaves" in "".join(seen)
+    assert "Here Enter continues and q leaves" in "".join(seen)
     assert "Not as predicted: you said 3, it is 1." in "".join(seen)
     for screen in seen:
         lines = screen.split("\n")
         assert max(map(len, lines)) <= 80
-        assert len(lines) <= 48, (
-            "a code cell may be taller than the screen, a text is not pushed off unread"
-        )
-    kept = json.loads(
-        (tmp_path / "minilora-lessons" / "progress.json").read_text(encoding="utf-8")
-    )["lessons"]["01_one_matmul"]
-    assert kept["predictions"]["rows_that_light_up"]["said"] == "3"
+        # a code cell may be taller than the screen, but no text is pushed off unread
+        assert len(lines) <= 48
+    entry = Record(tmp_path / "minilora-lessons").lessons["01_one_matmul"]
+    assert entry["predictions"]["rows_that_light_up"]["said"] == "3"
 
 
 @pytest.mark.slow
 def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
+    plain = {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252", "NO_COLOR": "1"}
     run = subprocess.run(
         [sys.executable, "-m", "minilora.commands.cli", "learn", "1"],
         cwd=tmp_path,
-        env=child_environment()
-        | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252", "NO_COLOR": "1"},
+        env=child_environment() | plain,
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
@@ -330,25 +301,24 @@ def test_without_a_terminal_it_runs_straight_through_and_plain(tmp_path):
 def test_whatever_a_learner_writes_is_answered_in_a_sentence(
     lesson, tmp_path, source, status, message
 ):
-    (tmp_path / "mine.py").write_text(source, encoding="utf-8")
-    verdict = judge_file(
-        lesson, "double", tmp_path / "mine.py", limit=6 if status == "timeout" else 60
-    )
+    file = tmp_path / "mine.py"
+    file.write_text(source, encoding="utf-8")
+    verdict = judge_file(lesson, "double", file, limit=6 if status == "timeout" else 60)
     assert verdict.status == status
     assert message in verdict.message
-    assert len(verdict.said) <= 2000
+    assert len(verdict.printed) <= 2000
 
 
 @pytest.mark.slow
 def test_the_learner_s_file_is_completed_never_overwritten(lesson, tmp_path):
-    file = open_desk(lesson, tmp_path)
+    file = open_answer_file(lesson, tmp_path)
     assert judge_file(lesson, "double", file).status == "to do"
     file.write_text("mine = 1\n", encoding="utf-8")
-    assert (
-        open_desk(lesson, tmp_path).read_text(encoding="utf-8").startswith("mine = 1\n\ndef double")
-    )
+    open_answer_file(lesson, tmp_path)
+    assert file.read_text(encoding="utf-8").startswith("mine = 1\n\ndef double")
     file.write_text("def double(x): return 1\n", encoding="utf-8")
-    assert open_desk(lesson, tmp_path).read_text(encoding="utf-8") == "def double(x): return 1\n"
+    open_answer_file(lesson, tmp_path)
+    assert file.read_text(encoding="utf-8") == "def double(x): return 1\n"
 
 
 @pytest.mark.parametrize(
@@ -406,12 +376,11 @@ def test_a_class_is_graded_whatever_is_in_the_folders(tmp_path, capsys, monkeypa
     monkeypatch.chdir(tmp_path)
     folders = [f"class/{name}" for name in sources] + ["class/*.txt"]
     assert main(["grade", *folders, "--lesson", "1", "--csv", "g.csv", "--limit", "20"]) == 0
-    said = capsys.readouterr().out
-    assert re.search(r"(?m)^ada +P +1 of 1", said)
-    assert "notes.txt is no folder: left out" in said
-    assert "01 weight_gradient: timeout. it was still running after 20 seconds" in said.replace(
-        "\n", " "
-    )
+    printed = capsys.readouterr().out
+    assert re.search(r"(?m)^ada +P +1 of 1", printed)
+    assert "notes.txt is not a folder: left out" in printed
+    sentence = "01 weight_gradient: timeout. it was still running after 20 seconds"
+    assert sentence in printed.replace("\n", " ")
     written = (tmp_path / "g.csv").read_bytes()
     assert written.startswith(b"\xef\xbb\xbf"), "Excel reads UTF-8 by its byte order mark"
     rows = list(csv.reader(io.StringIO(written.decode("utf-8-sig"))))
@@ -427,14 +396,14 @@ def test_a_folder_that_is_not_there_is_named_before_anything_is_graded(
     for arguments, sentence in {
         ("ada", "nobody"): "there is no folder nobody; nothing was graded",
         ("class/*",): "there is no folder class",
-        ("ada", "--csv", "ada"): "--csv ada is a folder",
+        ("ada", "--csv", "ada"): "got ada, which is a folder",
         ("ada", "--lesson", "5-1"): "a range goes up",
         ("ada", "--lesson", "1-99"): "there is no lesson '14'",
     }.items():
         assert main(["grade", *arguments]) == 2, arguments
-        said = capsys.readouterr()
-        assert sentence in said.err
-        assert not said.out
+        output = capsys.readouterr()
+        assert sentence in output.err
+        assert not output.out
     (tmp_path / "ada.zip").touch()
     assert main(["grade", "ada.zip"]) == 2
     assert "unpack" in capsys.readouterr().err
@@ -457,12 +426,11 @@ RIGHT = (
 def test_what_is_kept_of_a_filled_in_lesson_can_be_imported(lesson, tmp_path):
     kept = plain_file(lesson.path, lesson, tmp_path)
     assert kept.parent == tmp_path
+    script, whole = (file.read_text(encoding="utf-8") for file in (kept, lesson.path))
     names: dict = {"__name__": "handed_in"}
-    exec(compile(kept.read_text(encoding="utf-8"), str(kept), "exec"), names)
+    exec(compile(script, str(kept), "exec"), names)
     assert set(lesson.exercises) <= set(names)
-    assert kept.read_text(encoding="utf-8").count("\n") == lesson.path.read_text(
-        encoding="utf-8"
-    ).count("\n")
+    assert script.count("\n") == whole.count("\n")
 
 
 @pytest.mark.slow
@@ -491,17 +459,15 @@ def test_whatever_form_is_handed_in_is_graded(tmp_path):
         for file, text in files.items():
             (tmp_path / learner / file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / learner / file).write_text(text, encoding="utf-8")
-    said = []
-    grades = grade_folders([tmp_path / learner for learner in forms], [lesson], say=said.append)
+    lines = []
+    grades = grade_folders([tmp_path / learner for learner in forms], [lesson], say=lines.append)
     assert [grade.status for grade in grades] == [*["passed"] * 4, "error", "to do", "to do"]
-    assert (
-        grades[4].message
-        == "01_one_matmul.ipynb could not be read: it is no notebook as Jupyter saves it"
-    )
+    reason = "it is not a notebook as Jupyter saves it"
+    assert grades[4].message == f"01_one_matmul.ipynb could not be read: {reason}"
     assert grades[5].message == "there is no file 01_one_matmul.py; there is lesson1.py"
-    assert "renamed (6 of 7)" in said
-    assert "  not graded, as no lesson is called so: lesson1.py" in said
-    assert said[-1] == "  none of the lessons' files is here"
+    assert "renamed (6 of 7)" in lines
+    assert "  not graded, as no lesson has this name: lesson1.py" in lines
+    assert lines[-1] == "  none of the lessons' files is in this folder"
 
 
 def test_a_class_of_twenty_and_the_whole_course_fit_eighty_columns():
@@ -528,15 +494,11 @@ def test_a_notebook_shows_the_figure_under_the_cell(tmp_path, monkeypatch, capsy
     from matplotlib.figure import Figure
 
     shown = []
-    fake = SimpleNamespace(
-        get_ipython=lambda: SimpleNamespace(kernel=object()), version_info=(9, 0)
-    )
+    shell = SimpleNamespace(kernel=object())
+    fake = SimpleNamespace(get_ipython=lambda: shell, version_info=(9, 0))
+    display = SimpleNamespace(display=shown.append, Image=lambda **given: given)
     monkeypatch.setitem(sys.modules, "IPython", fake)
-    monkeypatch.setitem(
-        sys.modules,
-        "IPython.display",
-        SimpleNamespace(display=shown.append, Image=lambda **given: given),
-    )
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
     figure = Figure()
     figure.subplots().plot([1, 2])
     monkeypatch.chdir(tmp_path)
@@ -553,9 +515,8 @@ def test_a_notebook_shows_the_figure_under_the_cell(tmp_path, monkeypatch, capsy
 def test_notebooks_for_a_class_are_made_at_once(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["notebook", "1-3"]) == 0
-    assert sorted(file.name for file in tmp_path.glob("*.ipynb")) == [
-        f"{lesson.slug}.ipynb" for lesson in list_lessons()[:3]
-    ]
+    names = [f"{lesson.slug}.ipynb" for lesson in list_lessons()[:3]]
+    assert sorted(file.name for file in tmp_path.glob("*.ipynb")) == names
     assert main(["notebook", "1", "2"]) == 2
     assert "minilora notebook 1-5" in capsys.readouterr().err
     assert not (tmp_path / "2").exists()
@@ -586,11 +547,8 @@ def test_the_commands_say_what_they_need(tmp_path, capsys):
 
 
 def test_a_lesson_of_your_own_is_found_by_its_path(lesson, tmp_path, capsys, monkeypatch):
-    assert [one.slug for one in find_lessons([str(lesson.path), "1-2", "2"])] == [
-        "01_two",
-        "01_one_matmul",
-        "02_rank",
-    ]
+    slugs = [one.slug for one in find_lessons([str(lesson.path), "1-2", "2"])]
+    assert slugs == ["01_two", "01_one_matmul", "02_rank"]
     names: dict = {}
     exec(compile(SOLUTION, str(lesson.path), "exec"), names)
     check(names["double"])
@@ -601,7 +559,7 @@ def test_a_lesson_of_your_own_is_found_by_its_path(lesson, tmp_path, capsys, mon
 
 
 @pytest.mark.slow
-def test_proving_a_lesson_that_is_not_done_says_what_is_wanted(lesson, monkeypatch, capsys):
+def test_proving_a_lesson_that_is_not_done_says_what_it_lacks(lesson, monkeypatch, capsys):
     from minilora.learn import validate_lesson
 
     (lesson.path.parent / "checks" / lesson.path.name).unlink()
@@ -609,11 +567,11 @@ def test_proving_a_lesson_that_is_not_done_says_what_is_wanted(lesson, monkeypat
     header.write_text("# %% [markdown]\n# Hello.\n", encoding="utf-8")
     monkeypatch.setattr("sys.argv", ["prove", "--quiet", str(header), "gone.py", str(lesson.path)])
     assert validate_lesson.main() == 1
-    said = capsys.readouterr().out
-    assert "02_header.py is no lesson yet: 02_header.py: the first cell must be prose" in said
-    assert "gone.py is no lesson yet" in said
-    assert "double: checks/01_two.py and solutions/01_two.py are wanted" in said
-    assert "the section '## Explain' is missing" in said
+    printed = capsys.readouterr().out
+    assert "02_header.py is not a lesson yet: 02_header.py: the first cell must be" in printed
+    assert "gone.py is not a lesson yet" in printed
+    assert "double: expected checks/01_two.py and solutions/01_two.py" in printed
+    assert "the section '## Explain' is missing" in printed
 
 
 def test_check_never_raises(capsys):
@@ -630,7 +588,7 @@ def test_check_never_raises(capsys):
 
 
 @pytest.mark.parametrize(
-    ("found", "message"),
+    ("result", "message"),
     [
         (None, "is None"),
         ("text", "must be numbers"),
@@ -644,9 +602,9 @@ def test_check_never_raises(capsys):
         (np.full((2, 3), np.nan), "not finite"),
     ],
 )
-def test_close_says_what_is_wrong(found, message):
+def test_close_says_what_is_wrong(result, message):
     with pytest.raises(Wrong) as raised:
-        close(found, np.arange(6.0).reshape(2, 3), what="m")
+        close(result, np.arange(6.0).reshape(2, 3), what="m")
     assert message in str(raised.value)
 
 
@@ -670,7 +628,7 @@ def test_predictions_are_compared_kindly():
         ("# %% [prose]\n# x", "a cell is one of"),
         ("# %% [predict] p\n# question", "must end with 'answer"),
         ("# %% [markdown]\nx = 1", "every line"),
-        ("# %% [hints] h\n# 1. one", "has 1 hints"),
+        ("# %% [hints] h\n# 1. one", "has 1 hints, expected 3"),
         ("# %% [exercise] f\ndef g(): pass", "one function of that name"),
         ("# %% [predict]\n# answer: 1", "has a name"),
     ],

@@ -7,30 +7,17 @@ import torch
 from torch import nn
 
 import minilora
-from minilora import LoraConfig, ledger
+from minilora import LoraConfig, NF4Linear, ledger
 from minilora.ledger.measurement import Tally
 
 
-class FourBit(nn.Module):
-    """A 4-bit Linear as the ledger knows it: codes and scales in buffers."""
-
-    def __init__(self, size_in, size_out):
-        super().__init__()
-        self.in_features, self.out_features = size_in, size_out
-        numbers = size_in * size_out
-        self.register_buffer("packed", torch.zeros(numbers // 2, dtype=torch.uint8))
-        self.register_buffer("absmax", torch.zeros(numbers // 64, dtype=torch.uint8))
-        self.register_buffer("absmax2", torch.zeros(-(-numbers // (64 * 256))))
-        self.register_buffer("offset", torch.zeros(()))
-
-
 def test_the_base_is_counted_with_its_tied_head_once(base):
-    found = ledger.count(base)
-    assert found.total == Tally(1_304_192, 1_304_192, 4 * 1_304_192)
-    assert found.by_group["model.embed_tokens"].parameters == 1536 * 128
-    assert "lm_head" not in found.by_group
-    assert found.by_group["model.layers.*.mlp.up_proj"].parameters == 6 * 128 * 352
-    assert set(found.by_dtype) == {"float32"}
+    counted = ledger.count(base)
+    assert counted.total == Tally(1_304_192, 1_304_192, 4 * 1_304_192)
+    assert counted.by_group["model.embed_tokens"].parameters == 1536 * 128
+    assert "lm_head" not in counted.by_group
+    assert counted.by_group["model.layers.*.mlp.up_proj"].parameters == 6 * 128 * 352
+    assert set(counted.by_dtype) == {"float32"}
 
 
 def test_adapters_are_a_group_of_their_own_and_agree_with_peft(base):
@@ -38,30 +25,26 @@ def test_adapters_are_a_group_of_their_own_and_agree_with_peft(base):
     import transformers
 
     report = minilora.inject(base, LoraConfig(r=8, target_modules="all-linear"))
-    found = ledger.count(base)
-    assert (found.total.trainable, found.total.parameters) == (report.trainable, report.total)
-    assert found.by_group["model.layers.*.self_attn.q_proj.lora"] == Tally(
-        12_288, 12_288, 4 * 12_288
-    )
+    counted = ledger.count(base)
+    assert (counted.total.trainable, counted.total.parameters) == (report.trainable, report.total)
+    in_q = counted.by_group["model.layers.*.self_attn.q_proj.lora"]
+    assert in_q == Tally(12_288, 12_288, 4 * 12_288)
+    config = peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True)
     with torch.device("meta"):
         model = transformers.GPT2LMHeadModel(transformers.GPT2Config())
-        theirs = peft.get_peft_model(
-            model,
-            peft.LoraConfig(r=8, target_modules=["c_attn"], fan_in_fan_out=True),
-            low_cpu_mem_usage=True,
-        )
+        theirs = peft.get_peft_model(model, config, low_cpu_mem_usage=True)
     assert theirs.get_nb_trainable_parameters() == (294_912, 124_734_720)
     total = ledger.count(theirs).total
     assert (total.trainable, total.parameters) == (294_912, 124_734_720)
 
 
 def test_packed_bytes_are_bytes_and_never_parameters():
-    model = nn.Sequential(FourBit(128, 256), nn.Linear(256, 2).to(torch.bfloat16))
-    found = ledger.count(model)
-    assert found.by_group["*"].parameters == 128 * 256 + 256 * 2 + 2
-    assert found.by_dtype["uint8"] == Tally(128 * 256, 0, 128 * 256 // 2 + 512)
-    assert found.by_dtype["float32"] == Tally(0, 0, 2 * 4 + 4)
-    assert found.by_dtype["bfloat16"] == Tally(514, 514, 1028)
+    model = nn.Sequential(NF4Linear(128, 256, bias=False), nn.Linear(256, 2).to(torch.bfloat16))
+    counted = ledger.count(model)
+    assert counted.by_group["*"].parameters == 128 * 256 + 256 * 2 + 2
+    assert counted.by_dtype["uint8"] == Tally(128 * 256, 0, 128 * 256 // 2 + 512)
+    assert counted.by_dtype["float32"] == Tally(0, 0, 2 * 4 + 4)
+    assert counted.by_dtype["bfloat16"] == Tally(514, 514, 1028)
 
 
 def test_the_4_bit_layers_of_bitsandbytes_count_what_they_stand_for():
@@ -71,10 +54,10 @@ def test_the_4_bit_layers_of_bitsandbytes_count_what_they_stand_for():
         128, 64, bias=False, quant_type="nf4", compress_statistics=True
     )
     layer.load_state_dict({"weight": torch.randn(64, 128)})
-    found = ledger.count(layer.to("cpu")).total
-    assert found.parameters == 64 * 128
+    counted = ledger.count(layer.to("cpu")).total
+    assert counted.parameters == 64 * 128
     # codes, 128 scales of one byte, one second scale, the offset
-    assert found.bytes == 64 * 128 // 2 + 128 + 4 + 4
+    assert counted.bytes == 64 * 128 // 2 + 128 + 4 + 4
 
 
 def test_a_storage_that_two_tensors_share_is_stored_once():
@@ -104,15 +87,11 @@ def test_what_was_counted_and_measured_prints_as_aligned_columns():
 
 
 def test_a_record_is_not_changed_afterwards():
-    """A table of counts that a later line of the program has moved would be no measurement."""
+    """A count that a later line of the program changed would not be a measurement."""
     layer = nn.Linear(2, 1)
-    found = ledger.count(layer)
-    for record in (
-        found,
-        found.total,
-        next(ledger.measurement.parts(layer)),
-        ledger.measure(lambda: None, layer),
-    ):
+    counted = ledger.count(layer)
+    part, measured = next(ledger.measurement.parts(layer)), ledger.measure(lambda: None, layer)
+    for record in (counted, counted.total, part, measured):
         for field in dataclasses.fields(record):
             with pytest.raises(dataclasses.FrozenInstanceError):
                 setattr(record, field.name, 0)
@@ -130,22 +109,22 @@ def test_what_stands_beside_a_tied_weight_counts_all_the_same():
 
 
 def test_scales_are_constants_and_codes_are_weights():
-    """In both layouts; a buffer that only has the name of a scale, or of the codes, is an ordinary one."""
+    """In both layouts; a buffer with only the name of a scale or of codes is an ordinary one."""
     import bitsandbytes
 
     theirs = bitsandbytes.nn.Linear4bit(
         128, 64, bias=False, quant_type="nf4", compress_statistics=True
     )
     theirs.load_state_dict({"weight": torch.randn(64, 128)})
-    for layer in (FourBit(128, 64), theirs.to("cpu")):
-        found = ledger.measure(lambda: None, layer).resident
-        assert (found["weights"], found["constants"]) == (128 * 64 // 2, 128 + 4 + 4)
+    for layer in (NF4Linear(128, 64, bias=False), theirs.to("cpu")):
+        resident = ledger.measure(lambda: None, layer).resident
+        assert (resident["weights"], resident["constants"]) == (128 * 64 // 2, 128 + 4 + 4)
     plain = nn.Linear(4, 2, bias=False)
     plain.register_buffer("packed", torch.zeros(3))
     plain.register_buffer("offset", torch.zeros(5))
     assert ledger.count(plain).total == Tally(8, 8, 4 * (8 + 3 + 5))
-    found = ledger.measure(lambda: None, plain).resident
-    assert (found["weights"], found["constants"]) == (4 * (8 + 3 + 5), 0)
+    resident = ledger.measure(lambda: None, plain).resident
+    assert (resident["weights"], resident["constants"]) == (4 * (8 + 3 + 5), 0)
 
 
 def test_gradients_that_were_there_before_the_step_are_counted():

@@ -19,18 +19,18 @@ def test_the_peak_is_the_largest_sum_of_live_tensors():
         del second, third
         return torch.empty(10)
 
-    found = ledger.measure(step, nn.Linear(2, 2, bias=False))
-    assert found.at_peak["temporary"] == found.peaks["temporary"] == 1200
-    assert found.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {"weights": 16}
-    assert found.peak == 1216
-    assert "1,216" in str(found)
+    measured = ledger.measure(step, nn.Linear(2, 2, bias=False))
+    assert measured.at_peak["temporary"] == measured.peaks["temporary"] == 1200
+    assert measured.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {"weights": 16}
+    assert measured.peak == 1216
+    assert "1,216" in str(measured)
 
 
 def test_a_result_that_autograd_keeps_is_an_activation_from_the_moment_it_is_the_peak():
-    """exp keeps its own result, which is born as a temporary: no byte comes or goes when it turns into an activation."""
+    """exp keeps its result, a temporary at first: no byte comes or goes when it changes role."""
     x = torch.ones(100, requires_grad=True)
-    found = ledger.measure(lambda: x.exp(), nn.Linear(2, 2))
-    assert (found.at_peak["activations"], found.at_peak["temporary"]) == (400, 0)
+    measured = ledger.measure(lambda: x.exp(), nn.Linear(2, 2))
+    assert (measured.at_peak["activations"], measured.at_peak["temporary"]) == (400, 0)
 
 
 def test_a_step_of_an_mlp_costs_what_the_sum_on_paper_says():
@@ -43,17 +43,17 @@ def test_a_step_of_an_mlp_costs_what_the_sum_on_paper_says():
         optimizer.zero_grad()
 
     step()
-    found = ledger.measure(step, model, optimizer)
+    measured = ledger.measure(step, model, optimizer)
     weights = 4 * (64 * 32 + 32 * 16)
-    assert found.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {
+    assert measured.resident == dict.fromkeys(ledger.CATEGORIES, 0) | {
         "weights": weights,
         "optimizer": 2 * weights + 2 * 4,
     }
-    assert found.peaks["gradients"] == weights
+    assert measured.peaks["gradients"] == weights
     # the input, ReLU's result, the output that is squared
-    assert found.peaks["activations"] == 4 * 10 * (64 + 32 + 16)
-    assert found.peak >= weights + 2 * weights + weights + 8
-    assert found == ledger.measure(step, model, optimizer)
+    assert measured.peaks["activations"] == 4 * 10 * (64 + 32 + 16)
+    assert measured.peak >= weights + 2 * weights + weights + 8
+    assert measured == ledger.measure(step, model, optimizer)
 
 
 def test_an_optimizer_that_the_ledger_was_not_told_of_is_found_when_it_steps():
@@ -71,19 +71,18 @@ def test_an_optimizer_that_the_ledger_was_not_told_of_is_found_when_it_steps():
 def test_frozen_weights_that_autograd_keeps_are_still_weights(base):
     minilora.inject(base)
     ids = torch.zeros(1, 16, dtype=torch.long)
-    found = ledger.measure(lambda: F.cross_entropy(base(ids)[0], ids[0]).backward(), base)
-    assert found.peaks["weights"] == 4 * 1_304_192
-    assert found.peaks["adapters"] == found.peaks["gradients"] == 4 * 21_504
+    measured = ledger.measure(lambda: F.cross_entropy(base(ids)[0], ids[0]).backward(), base)
+    assert measured.peaks["weights"] == 4 * 1_304_192
+    assert measured.peaks["adapters"] == measured.peaks["gradients"] == 4 * 21_504
 
 
 def test_checkpointing_keeps_the_inputs_and_one_recomputed_part():
-    """Sigmoid keeps its result, which the next Linear keeps as its input: two tensors a part, and the first input."""
-    model = nn.Sequential(
-        *(
-            nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid())
-            for _ in range(4)
-        )
-    )
+    """Sigmoid's result is the next Linear's input: two tensors a part, and the first input."""
+
+    def part():
+        return nn.Sequential(nn.Linear(64, 64), nn.Sigmoid(), nn.Linear(64, 64), nn.Sigmoid())
+
+    model = nn.Sequential(*(part() for _ in range(4)))
     one = 4 * 10 * 64
 
     def forward(x, checkpointed):
@@ -93,9 +92,8 @@ def test_checkpointing_keeps_the_inputs_and_one_recomputed_part():
 
     def activations(checkpointed):
         x = torch.ones(10, 64, requires_grad=True)
-        return ledger.measure(lambda: forward(x, checkpointed).backward(), model).peaks[
-            "activations"
-        ]
+        measured = ledger.measure(lambda: forward(x, checkpointed).backward(), model)
+        return measured.peaks["activations"]
 
     assert activations(False) == (1 + 4 * 2) * one
     # the parts' inputs, and what the last part computes again

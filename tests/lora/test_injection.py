@@ -1,38 +1,36 @@
-"""Finding modules by name as PEFT does, saying what was found, and refusing what cannot be meant."""
+"""Adapters go in where PEFT puts them, do nothing until trained, and come out without a trace."""
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
-from hypothesis import strategies as st
+from peft import LoraConfig as Theirs
+from peft import get_peft_model
 from torch import nn
 
 import minilora
 from minilora import LoraConfig, disable_adapter, explain_match, inject, merge, unload
-from minilora.lora.injection import lora_layers
-from minilora.lora.selection import fits
+from minilora.lora.layer import lora_layers
 
 from ..strategies import models, targets
 from ..tolerance import assert_as_close, exactly
 
+SIZES = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 12}
+SIZES |= {"num_hidden_layers": 2, "num_attention_heads": 2}
+
 
 def tiny(**config):
-    return minilora.Llama(
-        minilora.LlamaConfig(
-            vocab_size=16,
-            hidden_size=8,
-            intermediate_size=12,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            **config,
-        )
-    )
+    """A Llama of two small blocks."""
+    return minilora.Llama(minilora.LlamaConfig(**SIZES, **config))
 
 
 def names(model):
+    """The paths of the adapters."""
     return [name for name, _ in lora_layers(model)]
 
 
 def fill(model):
+    """Give every B some values, as training would."""
     for _, layer in lora_layers(model):
         nn.init.normal_(layer.lora_B)
 
@@ -53,60 +51,20 @@ PATTERNS = [
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_the_same_modules_match_as_in_peft(pattern):
-    import transformers
-    from peft import LoraConfig as Theirs
-    from peft import get_peft_model
-
-    config = transformers.LlamaConfig(
-        vocab_size=16,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-    )
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2)
     try:
         peft = get_peft_model(transformers.LlamaForCausalLM(config), Theirs(target_modules=pattern))
-        wanted = [
-            n.removeprefix("base_model.model.")
-            for n, m in peft.named_modules()
-            if hasattr(m, "lora_A")
-        ]
+        adapted = [name for name, module in peft.named_modules() if hasattr(module, "lora_A")]
+        theirs = [name.removeprefix("base_model.model.") for name in adapted]
     except ValueError:
-        wanted = "error"
+        theirs = "error"
     model = tiny(tie_word_embeddings=False)
     try:
         inject(model, LoraConfig(target_modules=pattern))
-        found = names(model)
+        ours = names(model)
     except ValueError:
-        found = "error"
-    assert found == wanted
-
-
-@given(st.text("ab.", max_size=6), st.text("ab", min_size=1, max_size=3))
-def test_a_name_fits_when_it_is_equal_or_ends_in_dot_name(path, entry):
-    assert (fits(path, [entry]) is not None) == (path == entry or path.endswith("." + entry))
-
-
-def test_the_report_names_shapes_counts_and_patterns_with_alike_modules_on_one_line(base):
-    report = inject(base, LoraConfig(r=8, target_modules=["q_proj", r"v_proj"]))
-    text = str(report)
-    q = next(
-        line for line in text.splitlines() if line.startswith("model.layers.*.self_attn.q_proj")
-    )
-    assert q.split() == [
-        "model.layers.*.self_attn.q_proj",
-        "6",
-        "128",
-        "→",
-        "128",
-        "8",
-        "12,288",
-        "'q_proj'",
-    ]
-    assert next(line for line in text.splitlines() if "k_proj" in line).split()[-2:] == ["0", "–"]
-    assert text.splitlines()[-1].startswith("21,504 of 1,325,696 parameters train (1.62%)")
-    assert len(report.chosen) == 12
+        ours = "error"
+    assert ours == theirs
 
 
 @given(models(), targets)
@@ -126,59 +84,11 @@ def test_excluded_modules_stay_as_they_are():
     assert names(model) == ["model.layers.0.self_attn.q_proj"]
 
 
-def test_a_typo_is_an_error_that_lists_the_candidates_and_suggests_the_nearest():
-    with pytest.raises(
-        ValueError,
-        match=r"no module matches 'q_porj'; did you mean 'q_proj'\? Linears of this model: q_proj \(×2\)",
-    ):
-        inject(tiny(), LoraConfig(target_modules=["q_porj", "v_proj"]))
-
-
-def test_one_pattern_of_several_that_matches_nothing_is_an_error():
-    with pytest.raises(ValueError, match="no module matches 'c_attn'"):
-        inject(tiny(), LoraConfig(target_modules=["q_proj", "c_attn"]))
-
-
-def test_a_regular_expression_must_match_the_whole_path():
-    with pytest.raises(ValueError, match="no module matches '_proj'"):
-        inject(tiny(), LoraConfig(target_modules="_proj"))
-
-
-def test_a_model_without_linears_says_so():
-    with pytest.raises(ValueError, match="this model has no Linear"):
-        inject(nn.Sequential(nn.LayerNorm(3)), LoraConfig(target_modules=["q_proj"]))
-
-
-@pytest.mark.parametrize("target", ["self_attn", "embed_tokens", "norm"])
-def test_a_target_that_is_no_linear_is_refused(target):
-    with pytest.raises(ValueError, match="only Linears can be adapted"):
-        inject(tiny(), LoraConfig(target_modules=[target]))
-
-
-def test_a_tied_head_is_refused_and_an_untied_one_is_not():
-    with pytest.raises(
-        ValueError,
-        match=r"lm_head, whose weight is tied to model.embed_tokens.weight.*untie it first",
-    ):
-        inject(tiny(tie_word_embeddings=True), LoraConfig(target_modules=["lm_head"]))
-    inject(model := tiny(tie_word_embeddings=False), LoraConfig(target_modules=["lm_head"]))
-    assert names(model) == ["lm_head"]
-
-
-def test_a_module_that_stands_in_two_places_is_refused():
-    linear = nn.Linear(64, 3)
-    for shared, stored in ((linear, "weight"), (minilora.NF4Linear.from_linear(linear), "packed")):
-        model = nn.ModuleDict({"one": shared, "two": shared})
-        with pytest.raises(ValueError, match=f"matches one, whose weight is tied to two.{stored}"):
-            inject(model, LoraConfig(target_modules=["one"]))
-
-
 def test_injecting_twice_is_refused():
     model = tiny()
     inject(model)
-    with pytest.raises(
-        ValueError, match=r"has adapters already \(at model.layers.0.self_attn.q_proj, 4 in all\)"
-    ):
+    message = r"has adapters already \(at model.layers.0.self_attn.q_proj, 4 in all\)"
+    with pytest.raises(ValueError, match=message):
         inject(model)
 
 
@@ -236,13 +146,8 @@ def inject_into(model):
 
 
 def test_a_model_without_adapters_says_so():
-    for action in (
-        unload,
-        merge,
-        minilora.unmerge,
-        minilora.merge_and_unload,
-        lambda m: disable_adapter(m).__enter__(),
-    ):
+    actions = [unload, merge, minilora.unmerge, minilora.merge_and_unload]
+    for action in (*actions, lambda model: disable_adapter(model).__enter__()):
         with pytest.raises(ValueError, match="has no adapters: inject"):
             action(tiny())
 
@@ -263,10 +168,8 @@ def test_four_bits_do_not_change_how_many_parameters_there_are():
 def test_print_trainable_parameters_prints_pefts_line(base, capsys):
     inject(base)
     minilora.print_trainable_parameters(base)
-    assert (
-        capsys.readouterr().out
-        == "trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221\n"
-    )
+    line = "trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221\n"
+    assert capsys.readouterr().out == line
 
 
 def test_an_inject_that_runs_out_of_memory_leaves_everything_trainable(monkeypatch):
@@ -292,7 +195,7 @@ def test_unload_finds_what_was_injected_into_a_part():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_a_bare_layer_is_no_model():
+def test_a_bare_layer_is_not_a_model():
     layer = minilora.LoRALayer(nn.Linear(3, 3))
     for action in (unload, minilora.merge_and_unload):
         with pytest.raises(ValueError, match=r"its base is layer.base"):
@@ -301,7 +204,7 @@ def test_a_bare_layer_is_no_model():
 
 def test_merging_unmerging_and_training_while_switched_off_is_refused():
     model = merge(inject_into(tiny()))
-    before = [layer.kept_weight.clone() for _, layer in lora_layers(model)]
+    before = [layer.kept[0].weight.clone() for _, layer in lora_layers(model)]
     with disable_adapter(model):
         for action in (merge, minilora.unmerge):
             with pytest.raises(ValueError, match="switched off by disable_adapter"):
@@ -309,32 +212,17 @@ def test_merging_unmerging_and_training_while_switched_off_is_refused():
         with pytest.raises(ValueError, match="switched off by disable_adapter"):
             minilora.train(model, minilora.data.naval_log(2, 1))
     minilora.unmerge(model)
-    assert all(
-        torch.equal(w, layer.weight)
-        for w, (_, layer) in zip(before, lora_layers(model), strict=True)
-    )
-
-
-def test_a_kept_weight_moves_and_copies_with_its_model():
-    import copy
-
-    model = merge(inject_into(tiny()))
-    twin = copy.deepcopy(model).to(torch.float64)
-    assert all(layer.kept_weight.dtype == torch.float64 for _, layer in lora_layers(twin))
-    assert "kept_weight" not in " ".join(model.state_dict())
+    after = [layer.weight for _, layer in lora_layers(model)]
+    assert all(torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
 def test_what_trained_before_trains_again_even_if_its_parameters_were_replaced():
-    """``load_state_dict(assign=True)`` puts other Parameter objects in the places of the old ones."""
+    """``load_state_dict(assign=True)`` puts new Parameter objects in the places of the old ones."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
     model[1].bias.requires_grad_(False)
     inject(model, LoraConfig(r=1, target_modules=["0"]))
-    model.load_state_dict(
-        {name: tensor.clone() for name, tensor in model.state_dict().items()}, assign=True
-    )
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
     unload(model)
-    assert {name for name, p in model.named_parameters() if p.requires_grad} == {
-        "0.weight",
-        "0.bias",
-        "1.weight",
-    }
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {"0.weight", "0.bias", "1.weight"}

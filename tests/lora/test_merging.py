@@ -1,6 +1,7 @@
 """Merging whole models, in floats and in four bits, and adding adapters exactly."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -17,11 +18,12 @@ from minilora import (
     inject,
     level0,
     merge,
+    merge_and_requantize,
     merge_and_unload,
     quantize_base,
     unmerge,
 )
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import LoRALayer, lora_layers
 from minilora.lora.merging import LowRank, low_rank_parts
 
 from ..strategies import adapters, models, seeds, sizes, targets
@@ -44,9 +46,8 @@ def test_merge_and_unload_leaves_an_ordinary_model_with_the_same_outputs(model, 
     x = torch.randn(4, model[0].in_features)
     before, truth = model(x), exactly(model, x)
     assert merge_and_unload(model) is model
-    assert [(n, type(m)) for n, m in model.named_modules()] == [
-        (n, type(m)) for n, m in plain.named_modules()
-    ]
+    kinds = [(name, type(module)) for name, module in plain.named_modules()]
+    assert [(name, type(module)) for name, module in model.named_modules()] == kinds
     assert all(p.requires_grad for p in model.parameters())
     # the merged weights are rounded, whatever computes with them
     assert_as_close(model(x), [before, exactly(model, x)], truth)
@@ -63,16 +64,14 @@ def test_a_merged_model_can_be_unloaded_keeping_the_merge():
 
 def test_keep_base_false_holds_no_second_copy():
     model = merge(adapted(), keep_base=False)
-    assert all(layer.kept_weight is None for _, layer in lora_layers(model))
+    assert all(not layer.kept for _, layer in lora_layers(model))
 
 
 def test_errors_name_the_layer_and_change_nothing():
     model = adapted()
     list(lora_layers(model))[-1][1].lora_A.data[0, 0] = float("inf")
-    with pytest.raises(
-        ValueError,
-        match=r"^model.layers.1.self_attn.v_proj: W0 \+ ΔW is not finite.*Nothing was changed$",
-    ):
+    message = "model.layers.1.self_attn.v_proj: the merged weight is not finite"
+    with pytest.raises(ValueError, match=rf"^{message}.*Nothing was changed$"):
         merge(model)
     assert not any(layer.merged for _, layer in lora_layers(model))
 
@@ -82,21 +81,17 @@ def learns_with_dropout(layer):
     layer.train()
 
 
+def is_switched_off(layer):
+    layer.enabled = False
+
+
 @pytest.mark.parametrize(
     ("action", "before", "message"),
     [
-        (
-            merge,
-            lambda layer: layer.merge(),
-            "is merged already: a second merge would add ΔW twice",
-        ),
+        (merge, LoRALayer.merge, "is merged already: a second merge would add ΔW twice"),
         (merge, learns_with_dropout, "merging in training mode with lora_dropout=0.1"),
-        (merge, lambda layer: setattr(layer, "enabled", False), "switched off by disable_adapter"),
-        (
-            merge_and_unload,
-            lambda layer: setattr(layer, "enabled", False),
-            "switched off by disable_adapter",
-        ),
+        (merge, is_switched_off, "switched off by disable_adapter"),
+        (merge_and_unload, is_switched_off, "switched off by disable_adapter"),
         (unmerge, lambda layer: None, "is not merged: there is nothing to take back"),
     ],
 )
@@ -108,19 +103,15 @@ def test_what_is_impossible_for_one_layer_is_done_to_none(action, before, messag
         layers[-1].unmerge()
     before(layers[-1])
     weights, merged = [layer.weight.clone() for layer in layers], [layer.merged for layer in layers]
-    with pytest.raises(
-        ValueError,
-        match=rf"^model\.layers\.1\.self_attn\.v_proj: .*{message}.*Nothing was changed$",
-    ):
+    last = r"model\.layers\.1\.self_attn\.v_proj"
+    with pytest.raises(ValueError, match=rf"^{last}: .*{message}.*Nothing was changed$"):
         action(model)
     assert [layer.merged for layer in layers] == merged
-    assert all(
-        torch.equal(layer.weight, weight) for layer, weight in zip(layers, weights, strict=True)
-    )
+    assert all(torch.equal(a.weight, b) for a, b in zip(layers, weights, strict=True))
 
 
 def test_parameters_stay_the_same_objects_through_merge_and_unmerge():
-    """An optimizer or a tied module that holds the Parameter must not be left behind with an old one."""
+    """An optimizer or a tied module that holds a Parameter must not be left with an old one."""
     model = adapted()
     before = [id(p) for p in model.parameters()]
     unmerge(merge(model))
@@ -130,58 +121,53 @@ def test_parameters_stay_the_same_objects_through_merge_and_unmerge():
 @given(seeds, st.integers(1, 4), st.integers(1, 3))
 def test_combining_adds_the_deltas_exactly_where_summing_factors_does_not(seed, count, r):
     torch.manual_seed(seed)
-    parts = [
-        LowRank(torch.randn(r, 6), torch.randn(5, r), float(torch.rand(()) + 0.5))
-        for _ in range(count)
-    ]
+    scales = (torch.rand(count) + 0.5).tolist()
+    parts = [LowRank(torch.randn(r, 6), torch.randn(5, r), scale) for scale in scales]
     weights = torch.randn(count).tolist()
     total = combine([{"q": part} for part in parts], weights)["q"]
-    wanted = sum(w * p.scaling * p.B @ p.A for w, p in zip(weights, parts, strict=True))
+    weighted = list(zip(weights, parts, strict=True))
+    expected = sum(w * p.scaling * p.B @ p.A for w, p in weighted)
     assert total.A.shape == (count * r, 6)
-    size = sum(
-        abs(w) * p.scaling * p.B.abs() @ p.A.abs() for w, p in zip(weights, parts, strict=True)
-    )
+    size = sum(abs(w) * p.scaling * p.B.abs() @ p.A.abs() for w, p in weighted)
     # a product, two scales, and their sum, on either side
     bound = 2 * gamma(count * r + 4, torch.float32) * size
-    assert ((total.scaling * total.B @ total.A - wanted).abs() <= bound).all()
+    assert ((total.scaling * total.B @ total.A - expected).abs() <= bound).all()
     if count > 1:
-        summed = sum(w * p.scaling * p.B for w, p in zip(weights, parts, strict=True)) @ sum(
-            p.A for p in parts
-        )
-        assert ((summed - wanted).abs() > bound).any()
+        of_factors = sum(w * p.scaling * p.B for w, p in weighted) @ sum(p.A for p in parts)
+        assert ((of_factors - expected).abs() > bound).any()
 
 
-@given(st.data())
-def test_a_combination_is_the_weighted_sum_of_the_updates_module_by_module(data):
-    """A module that only some adapters have keeps those; NumPy sums the same. The bound: Σ r products, and their roundings."""
-    shapes = data.draw(
-        st.dictionaries(st.sampled_from(["q", "0.v", "1.v"]), st.tuples(sizes, sizes), min_size=1)
-    )
-    some = st.lists(st.sampled_from(sorted(shapes)), unique=True).map(
-        lambda names: {name: shapes[name] for name in names}
-    )
-    drawn = data.draw(st.lists(some.flatmap(adapters), min_size=1, max_size=4))
-    weights = data.draw(
-        st.lists(st.floats(-2, 2, width=16), min_size=len(drawn), max_size=len(drawn))
-    )
-    parts = [
-        {name: LowRank(A.double(), B.double(), s) for name, (A, B, s) in adapter.items()}
-        for adapter in drawn
-    ]
-    found = combine(parts, weights)
-    assert found.keys() == {name for adapter in parts for name in adapter}
-    for name, (A, B, scaling) in found.items():
-        own = [
-            (w, adapter[name]) for w, adapter in zip(weights, parts, strict=True) if name in adapter
-        ]
+@st.composite
+def several_adapters(draw):
+    """One to four adapters in float64, each on some of the same modules, and a weight for each."""
+    names = st.sampled_from(["q", "0.v", "1.v"])
+    shapes = draw(st.dictionaries(names, st.tuples(sizes, sizes), min_size=1))
+    chosen = st.lists(st.sampled_from(sorted(shapes)), unique=True)
+    some = chosen.map(lambda names: {name: shapes[name] for name in names}).flatmap(adapters)
+    drawn = draw(st.lists(some, min_size=1, max_size=4))
+    count = {"min_size": len(drawn), "max_size": len(drawn)}
+    weights = draw(st.lists(st.floats(-2, 2, width=16), **count))
+    wide = [{n: LowRank(A.double(), B.double(), s) for n, (A, B, s) in a.items()} for a in drawn]
+    return wide, weights
+
+
+@given(several_adapters())
+def test_a_combination_is_the_weighted_sum_of_the_updates_module_by_module(case):
+    """A module that only some adapters have keeps those. NumPy sums the same.
+
+    The bound: Σ r products, and their roundings.
+    """
+    parts, weights = case
+    combined = combine(parts, weights)
+    assert combined.keys() == {name for adapter in parts for name in adapter}
+    for name, (A, B, scaling) in combined.items():
+        weighted = zip(weights, parts, strict=True)
+        own = [(w, adapter[name]) for w, adapter in weighted if name in adapter]
         assert len(A) == sum(len(part.A) for _, part in own)
-        wanted = sum(
-            w * level0.delta_weight(part.A, part.B, part.scaling * len(part.A)) for w, part in own
-        )
-        size = sum(abs(w) * part.scaling * (part.B.abs() @ part.A.abs()) for w, part in own)
-        assert (
-            (scaling * B @ A - torch.as_tensor(wanted)).abs() <= 2**-52 * (len(A) + 8) * size
-        ).all()
+        deltas = [w * level0.delta_weight(p.A, p.B, p.scaling * len(p.A)) for w, p in own]
+        size = sum(abs(w) * p.scaling * (p.B.abs() @ p.A.abs()) for w, p in own)
+        difference = (scaling * B @ A - torch.as_tensor(sum(deltas))).abs()
+        assert (difference <= 2**-52 * (len(A) + 8) * size).all()
 
 
 def test_adapters_are_added_as_they_are_when_no_weights_are_given():
@@ -200,20 +186,18 @@ def test_parts_are_copies_of_an_adapters_factors():
     assert layer.lora_A.any()
 
 
+NARROW = {"q": LowRank(torch.ones(1, 2), torch.ones(3, 1), 1)}
+WIDE = {"q": LowRank(torch.ones(1, 4), torch.ones(3, 1), 1)}
+OTHER_SHAPES = "made for Linears of different (in, out): [(2, 3), (4, 3)]"
+
+
 @pytest.mark.parametrize(
     ("adapters", "weights", "message"),
     [
         ([], None, "needs adapters and one weight for each, got 0 adapters and 0 weights"),
         ([{}], [1.0, 2.0], "got 1 adapters and 2 weights"),
         ([{}], [float("nan")], "combine needs finite weights, got nan"),
-        (
-            [
-                {"q": LowRank(torch.ones(1, 2), torch.ones(3, 1), 1)},
-                {"q": LowRank(torch.ones(1, 4), torch.ones(3, 1), 1)},
-            ],
-            None,
-            r"q: these adapters were made for Linears of different \(in, out\): \[\(2, 3\), \(4, 3\)\]",
-        ),
+        ([NARROW, WIDE], None, f"q: these adapters were {re.escape(OTHER_SHAPES)}"),
     ],
 )
 def test_adapters_that_cannot_be_combined_are_refused(adapters, weights, message):
@@ -232,6 +216,7 @@ def quantized(size=64, skip=("lm_head",)):
 
 
 IDS = torch.arange(12).view(2, 6)
+WAYS = "onto must be 'dequantized' or the original float model"
 
 
 def test_merged_onto_the_dequantized_base_it_computes_what_it_did():
@@ -252,10 +237,9 @@ def test_merged_onto_the_original_it_is_the_original_and_the_update():
     merge(model, onto=original)
     for name, layer in lora_layers(model):
         assert torch.equal(layer.weight, original.get_submodule(name).weight + deltas[name])
-    weight = original.model.layers[0].self_attn.q_proj.weight
-    assert not torch.equal(weight, model.model.layers[0].self_attn.q_proj.weight), (
-        "the original itself must not change"
-    )
+    path = "model.layers.0.self_attn.q_proj"
+    ours, theirs = model.get_submodule(path).weight, original.get_submodule(path).weight
+    assert not torch.equal(ours, theirs), "the original itself must not change"
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
@@ -270,34 +254,27 @@ def test_an_original_of_another_dtype_is_summed_in_it_and_rounded_once(dtype):
         expected[name] = (weight.to(layer.lora_A) + layer.delta_weight()).to(dtype)
     plain = merge_and_unload(model, onto=original)
     assert {p.dtype for p in plain.parameters()} == {dtype}
-    assert all(
-        torch.equal(plain.get_submodule(name).weight, weight) for name, weight in expected.items()
-    )
+    for name, weight in expected.items():
+        assert torch.equal(plain.get_submodule(name).weight, weight)
     assert plain(IDS).dtype == dtype
 
 
 def test_unloading_what_is_merged_checks_onto_as_well():
     _, model = quantized()
     merge(model, onto="dequantized")
-    with pytest.raises(
-        ValueError, match="onto must be 'dequantized' or the original float model, got 'original'"
-    ):
+    with pytest.raises(ValueError, match=f"{WAYS}, got 'original'"):
         merge_and_unload(model, onto="original")
     assert all(layer.merged for _, layer in lora_layers(model))
 
 
 @pytest.mark.parametrize("four_bits", [False, True])
 def test_a_merge_is_not_unloaded_while_it_is_switched_off(four_bits):
-    """Inside the context W0 is in place, so what is taken out then would be the base without its adapter."""
+    """Inside the context W0 is in place, so an unload would give the base without its adapter."""
     model = quantized()[1] if four_bits else adapted()
     merge(model, onto="dequantized" if four_bits else None)
     before = model(IDS)
-    with (
-        disable_adapter(model),
-        pytest.raises(
-            ValueError, match="switched off by disable_adapter: merge and unmerge outside"
-        ),
-    ):
+    message = "switched off by disable_adapter: merge and unmerge outside"
+    with disable_adapter(model), pytest.raises(ValueError, match=message):
         merge_and_unload(model)
     assert torch.equal(merge_and_unload(model)(IDS), before)
 
@@ -321,9 +298,8 @@ def test_merge_and_unload_of_a_qlora_is_an_ordinary_model(tmp_path, route):
     minilora.save_model(plain, tmp_path)
     assert torch.equal(minilora.load_base(tmp_path)(IDS), plain(IDS))
     plain.model.layers[0].mlp.up_proj.weight.data.zero_()
-    assert original.model.layers[0].mlp.up_proj.weight.any(), (
-        "the original's storage must not be shared"
-    )
+    kept = original.model.layers[0].mlp.up_proj.weight
+    assert kept.any(), "the original's storage must not be shared"
 
 
 def test_a_merge_back_into_four_bits_says_what_it_lost():
@@ -333,36 +309,29 @@ def test_a_merge_back_into_four_bits_says_what_it_lost():
         layer.lora_B.data *= 0.001  # a small update, as training makes: 3% of the weight
     before, expected = model(IDS), {}
     for name, layer in lora_layers(model):
-        expected[name] = (
-            layer.base.weight + layer.delta_weight(),
-            layer.delta_weight(),
-            layer.base.packed,
-        )
-    lost = merge(model, requantize=True, inputs=IDS)
+        delta = layer.delta_weight()
+        expected[name] = layer.base.weight + delta, delta, layer.base.packed
+    lost = merge_and_requantize(model, inputs=IDS)
     assert [loss.name for loss in lost.losses] == [name for name, _ in lora_layers(model)]
     for loss, (_, layer) in zip(lost.losses, lora_layers(model), strict=True):
-        wanted, delta, packed = expected[loss.name]
+        total, delta, packed = expected[loss.name]
         assert isinstance(layer.base, NF4Linear)
-        error = (layer.base.weight - wanted).norm()
+        error = (layer.base.weight - total).norm()
         # each of two norms errs by half of it, on either side
-        norms = gamma(wanted.numel() + 4, torch.float32)
+        norms = gamma(total.numel() + 4, torch.float32)
         assert loss.of_update == pytest.approx((error / delta.norm()).item(), rel=2 * norms)
-        assert loss.of_output == pytest.approx((error / wanted.norm()).item(), rel=2 * norms)
-        assert loss.bytes_changed == pytest.approx(
-            (layer.base.packed != packed).float().mean().item()
-        )
-        assert loss.of_update > 0.5, (
-            "most of a small update is lost: that is why nobody merges so in silence"
-        )
+        assert loss.of_output == pytest.approx((error / total.norm()).item(), rel=2 * norms)
+        changed = (layer.base.packed != packed).float().mean().item()
+        assert loss.bytes_changed == pytest.approx(changed)
+        assert loss.of_update > 0.5, "most of a small update is lost, hence the report"
     moved = ((model(IDS) - before).norm() / before.norm()).item()
-    assert lost.output_difference == pytest.approx(
-        moved, rel=2 * gamma(before.numel() + 4, torch.float32)
-    )
+    norms = gamma(before.numel() + 4, torch.float32)
+    assert lost.output_difference == pytest.approx(moved, rel=2 * norms)
     assert "lost of ΔW" in str(lost)
     assert "outputs moved by" in str(lost)
     unmerge(model)
     assert torch.equal(model(IDS), before)
-    merge(model, requantize=True, keep_base=False)
+    merge_and_requantize(model, keep_base=False)
     assert sum(isinstance(m, NF4Linear) for m in merge_and_unload(model).modules()) == 14
 
 
@@ -392,27 +361,18 @@ def test_an_adapted_float_head_beside_quantized_layers_merges_with_them():
     assert torch.equal(model(x), before)
 
 
-def wider():
+def narrower():
     return minilora.Llama(minilora.LlamaConfig(16, 32, 96, 2, 2))
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (
-            {},
-            r"model\.layers\.0\.self_attn\.q_proj is in four bits, where most of ΔW would be rounded away. Say onto=",
-        ),
-        (
-            {"onto": "original"},
-            "onto must be 'dequantized' or the original float model, got 'original'",
-        ),
-        (
-            {"onto": wider()},
-            r"onto does not fit this model: .* has shape \(32, 32\) there, needed \(64, 64\)",
-        ),
-        ({"onto": nn.Linear(2, 2)}, "_proj is no float Linear there"),
-        ({"onto": quantized()[1]}, "_proj is no float Linear there"),
+        ({}, r"0\.self_attn\.q_proj is in four bits, where most of ΔW would be .* Say onto="),
+        ({"onto": "original"}, f"{WAYS}, got 'original'"),
+        ({"onto": narrower()}, r"has shape \(32, 32\) there, expected \(64, 64\)"),
+        ({"onto": nn.Linear(2, 2)}, "_proj is not a float Linear there"),
+        ({"onto": quantized()[1]}, "_proj is not a float Linear there"),
     ],
 )
 @pytest.mark.parametrize("action", [merge, merge_and_unload])
@@ -427,26 +387,30 @@ def test_a_merge_that_does_not_say_where_to_is_refused(action, settings, message
 
 
 def test_a_layer_in_four_bits_is_not_merged_alone():
-    layer = minilora.LoRALayer(NF4Linear.from_linear(nn.Linear(8, 8)))
-    with pytest.raises(
-        ValueError,
-        match=r"this base is in 4 bits, which would lose most of ΔW: use minilora\.merge",
-    ):
+    layer = LoRALayer(NF4Linear.from_linear(nn.Linear(8, 8)))
+    message = r"this base is in four bits, which would lose most of ΔW: use minilora\.merge"
+    with pytest.raises(ValueError, match=message):
         layer.merge()
 
 
-@pytest.mark.parametrize("settings", [{"onto": "dequantized"}, {"requantize": True}])
-def test_onto_and_requantize_are_for_four_bits_only(settings):
-    with pytest.raises(
-        ValueError, match="onto and requantize are for a base in four bits; this one is in floats"
-    ):
-        merge(adapted(), **settings)
+def test_onto_and_requantize_are_for_four_bits_only():
+    message = "onto and merge_and_requantize are for a base in four bits; this one is in floats"
+    with pytest.raises(ValueError, match=message):
+        merge(adapted(), onto="dequantized")
+    with pytest.raises(ValueError, match=message):
+        merge_and_requantize(adapted())
+
+
+@pytest.mark.parametrize("flag", [True, False])
+def test_the_flag_that_changed_the_result_names_the_function_that_replaced_it(flag):
+    with pytest.raises(ValueError, match=r"call merge_and_requantize\(model\)"):
+        merge(adapted(), requantize=flag)
 
 
 def test_inputs_that_the_model_cannot_take_leave_it_unmerged():
     _, model = quantized()
     before = model(IDS)
     with pytest.raises(IndexError):
-        merge(model, requantize=True, inputs=torch.tensor([[99]]))
+        merge_and_requantize(model, inputs=torch.tensor([[99]]))
     assert not any(layer.merged for _, layer in lora_layers(model))
     assert torch.equal(model(IDS), before)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from minilora import LoRALayer, NF4Linear
-from minilora.lora.requantization import Requantized, loss_of, outputs, requantize_base
+from minilora.lora.requantization import Requantized, loss_of, outputs, requantize
 
 from ..test_foreign import make
 
@@ -19,13 +19,18 @@ def layer_with_update(scale):
     return layer
 
 
+def loss_after(name, layer):
+    merged = layer.merged_base()
+    return loss_of(name, layer, None, merged.weight, requantize(layer.base, merged))
+
+
 def test_it_is_put_back_as_it_was_packed():
     layer = layer_with_update(0.1)
-    again = requantize_base(layer, layer.merged_weight())
+    again = requantize(layer.base, layer.merged_base())
     assert (again.kind, again.block_size, again.absmax2) == ("fp4", 128, None)
     assert torch.equal(again.bias, layer.base.bias)
     layer.eval().base.compute_dtype = torch.bfloat16
-    again = requantize_base(layer, layer.merged_weight())
+    again = requantize(layer.base, layer.merged_base())
     assert (again.compute_dtype, again.training) == (torch.bfloat16, False)
 
 
@@ -33,8 +38,7 @@ def test_the_smaller_the_update_the_more_of_it_is_lost():
     losses = []
     for scale in (1e-3, 1e-2, 1e-1):
         layer = layer_with_update(scale)
-        weight = layer.merged_weight()
-        losses.append(loss_of("x", layer, weight, requantize_base(layer, weight)))
+        losses.append(loss_after("x", layer))
     assert losses[0].of_update > losses[1].of_update > losses[2].of_update
     assert losses[0].bytes_changed < losses[1].bytes_changed < losses[2].bytes_changed
     assert losses[0].of_update > 0.9
@@ -42,10 +46,7 @@ def test_the_smaller_the_update_the_more_of_it_is_lost():
 
 def test_the_report_reads_as_a_table():
     layer = layer_with_update(0.01)
-    weight = layer.merged_weight()
-    report = str(
-        Requantized((loss_of("q_proj", layer, weight, requantize_base(layer, weight)),), 0.25)
-    )
+    report = str(Requantized((loss_after("q_proj", layer),), 0.25))
     assert report.splitlines()[0].split("  ")[0] == "module"
     assert "q_proj" in report
     assert "moved by 25.0%" in report

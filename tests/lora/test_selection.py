@@ -1,119 +1,61 @@
-"""Modules that look like Linears but would pass an adapter by are refused by name."""
+"""A config chooses the same modules as in PEFT, and of a plan the same ones as of the model."""
 
 import copy
 import re
 import warnings
 
 import pytest
-import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig as Theirs
+from peft import inject_adapter_in_model
 from torch import nn
 
 from minilora import LoraConfig, explain_match, inject
-from minilora.lora.injection import lora_layers
-from minilora.lora.selection import has_plain_weight, matching_pattern, rank_and_alpha
+from minilora.ledger import estimate
+from minilora.ledger.dimensions import Architecture, LinearShape
+from minilora.lora.layer import lora_layers
+from minilora.lora.selection import Match, pattern_for, select
+from minilora.lora.sites import sites_of
 
-
-class Model(nn.Module):
-    def __init__(self, part):
-        super().__init__()
-        self.fine, self.part = nn.Linear(4, 4), part
-
-
-@pytest.mark.parametrize(
-    ("part", "target"),
-    [(nn.MultiheadAttention(8, 2), "out_proj"), (nn.TransformerEncoderLayer(8, 2, 16), "linear1")],
-)
-def test_linears_whose_weight_is_read_without_calling_them_are_refused(part, target):
-    """torch's fused attention never calls the module: the adapter would train (or not even that) and never be used."""
-    with pytest.raises(
-        ValueError, match=f"{target}, but {type(part).__name__} reads its weight without calling it"
-    ):
-        inject(Model(part), LoraConfig(target_modules=["fine", target]))
-
-
-@pytest.mark.parametrize(
-    "wrap", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm]
-)
-def test_a_weight_that_is_computed_from_others_is_refused_and_listed_nowhere(wrap):
-    model = Model(wrap(nn.Linear(4, 4)))
-    with pytest.raises(ValueError, match=r"matches part: .*no plain floating-point weight"):
-        inject(model, LoraConfig(target_modules=["part"]))
-    assert not has_plain_weight(model.part)
-    report = inject(model, LoraConfig(target_modules=["fine"]))
-    assert [match.name for match in report.matches] == ["fine"]
-
-
-def test_numbers_inside_a_name_are_no_index():
-    report = inject(
-        nn.ModuleDict({"fc1": nn.Linear(3, 3), "fc2": nn.Linear(3, 3)}),
-        LoraConfig(target_modules=["fc1"]),
-    )
-    assert str(report).splitlines()[1].split()[:2] == ["fc1", "1"]
-
-
-def test_an_exclusion_that_leaves_nothing_out_is_a_typo():
-    with pytest.raises(ValueError, match="exclude_modules: no module matches 'dwon_proj'"):
-        inject(
-            Model(nn.Linear(4, 4)),
-            LoraConfig(target_modules=["fine"], exclude_modules=["dwon_proj"]),
-        )
-
-
-def test_a_quantized_or_integer_weight_is_refused():
-    part = nn.Linear(4, 4)
-    part.weight = nn.Parameter(torch.ones(4, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(ValueError, match="no plain floating-point weight"):
-        inject(Model(part), LoraConfig(target_modules=["part"]))
-
+from .test_injection import tiny
 
 PARTS = st.sampled_from(["layers", "h", "q", "k_proj", "xq", "experts", "lm_head", "0", "1", "2"])
-REGEXES = st.sampled_from(
-    [
-        r".*q",
-        r".*layers\.\d\..*",
-        r".*(q|k_proj)",
-        "^q",
-        r"[01]\.q",
-        "q|h",
-        "q$",
-        r".*\d",
-        "all-linear",
-    ]
-)
+EXPRESSIONS = [r".*q", r".*layers\.\d\..*", r".*(q|k_proj)", "^q", r"[01]\.q", "q|h", "q$", r".*\d"]
+REGEXES = st.sampled_from([*EXPRESSIONS, "all-linear"])
 
 
 @st.composite
 def trees(draw, depth=4):
-    """Modules in modules with Linears as leaves; the names often contain one another, and numbers stand anywhere."""
-    names = draw(st.lists(PARTS, min_size=1, max_size=3, unique=True))
-    is_leaf = [depth == 1 or draw(st.integers(0, 2)) == 0 for _ in names]
-    return nn.ModuleDict(
-        {
-            n: nn.Linear(2, 2, bias=False) if leaf else draw(trees(depth - 1))
-            for n, leaf in zip(names, is_leaf, strict=True)
-        }
-    )
+    """Modules in modules with Linears as leaves; names contain one another, and have numbers."""
+    tree = nn.ModuleDict()
+    for name in draw(st.lists(PARTS, min_size=1, max_size=3, unique=True)):
+        is_leaf = depth == 1 or draw(st.integers(0, 2)) == 0
+        tree[name] = nn.Linear(2, 3, bias=False) if is_leaf else draw(trees(depth - 1))
+    return tree
+
+
+def linear_paths(tree):
+    """The paths of the Linears, in order."""
+    return [name for name, module in tree.named_modules() if isinstance(module, nn.Linear)]
 
 
 @st.composite
 def trees_and_settings(draw):
-    """A tree, and the same fields for PEFT's LoraConfig and for ours; most entries are the end of some Linear's path."""
+    """A tree, and the same fields for PEFT's LoraConfig and for ours.
+
+    Most entries are the end of some Linear's path.
+    """
     tree = draw(trees())
-    paths = [
-        name.split(".") for name, module in tree.named_modules() if isinstance(module, nn.Linear)
-    ]
+    paths = [path.split(".") for path in linear_paths(tree)]
     ends = st.sampled_from([".".join(path[i:]) for path in paths for i in range(len(path))])
     entries = st.one_of(ends, ends, ends, ends, PARTS)
     regexes = st.one_of(ends, ends, REGEXES)
+    targets = st.one_of(*[st.lists(entries, min_size=1, max_size=4)] * 3, REGEXES)
+    none = st.just([])
     fields = {
-        "target_modules": draw(
-            st.one_of(*[st.lists(entries, min_size=1, max_size=4)] * 3, REGEXES)
-        ),
-        "exclude_modules": draw(
-            st.one_of(st.just([]), st.just([]), st.lists(entries, max_size=2), regexes)
-        ),
+        "target_modules": draw(targets),
+        "exclude_modules": draw(st.one_of(none, none, st.lists(entries, max_size=2), regexes)),
         "r": draw(st.integers(1, 4)),
         "lora_alpha": draw(st.integers(1, 9)),
         "use_rslora": draw(st.booleans()),
@@ -121,21 +63,17 @@ def trees_and_settings(draw):
         "alpha_pattern": draw(st.dictionaries(regexes, st.integers(1, 9), max_size=3)),
     }
     if not isinstance(fields["target_modules"], str):
-        fields["layers_to_transform"] = draw(
-            st.one_of(st.none(), st.integers(0, 2), st.lists(st.integers(0, 3), max_size=3))
-        )
-        if fields["layers_to_transform"] not in (None, []):
-            fields["layers_pattern"] = draw(
-                st.one_of(st.none(), PARTS, st.lists(PARTS, max_size=2))
-            )
+        several = st.lists(st.integers(0, 3), max_size=3)
+        layers = draw(st.one_of(st.none(), st.integers(0, 2), several))
+        fields["layers_to_transform"] = layers
+        if layers not in (None, []):
+            names = st.one_of(st.none(), PARTS, st.lists(PARTS, max_size=2))
+            fields["layers_pattern"] = draw(names)
     return tree, fields
 
 
 def as_peft_does(model, fields):
     """{path: (r, alpha, scaling)} of the adapters that PEFT puts in, or None where it refuses."""
-    from peft import LoraConfig as Theirs
-    from peft import inject_adapter_in_model
-
     model = copy.deepcopy(model)
     try:
         with warnings.catch_warnings():
@@ -143,99 +81,157 @@ def as_peft_does(model, fields):
             inject_adapter_in_model(Theirs(**fields), model)
     except ValueError:
         return None
-    return {
-        name: (module.r["default"], module.lora_alpha["default"], module.scaling["default"])
-        for name, module in model.named_modules()
-        if hasattr(module, "lora_A")
-    }
+    layers = [(name, module) for name, module in model.named_modules() if hasattr(module, "lora_A")]
+    numbers = ("r", "lora_alpha", "scaling")
+    return {name: tuple(getattr(m, n)["default"] for n in numbers) for name, m in layers}
 
 
 @settings(max_examples=100)
 @given(trees_and_settings())
 def test_the_same_modules_get_the_same_rank_and_alpha_as_in_peft(case):
-    """Our strictness aside: PEFT lets entries pass that match nothing, and takes an lm_head for any other Linear.
+    """Our strictness aside: PEFT accepts entries that match nothing, and an lm_head as any Linear.
 
-    PEFT spells "all-linear" out into a list of paths, so a Linear ``q`` makes it choose ``part.q`` too, whatever that is;
-    here a Linear is what it says.
+    PEFT spells "all-linear" out into a list of paths, so a Linear ``q`` makes it choose ``part.q``
+    too, whatever that is; here a Linear is what it says.
     """
     tree, fields = case
     if fields["target_modules"] == "all-linear":
-        linears = [name for name, module in tree.named_modules() if isinstance(module, nn.Linear)]
-        assume(
-            not any(
-                name.endswith(f".{linear}")
-                for name, _ in tree.named_modules()
-                for linear in linears
-            )
-        )
+        ends = tuple(f".{path}" for path in linear_paths(tree))
+        assume(not any(name.endswith(ends) for name, _ in tree.named_modules()))
         fields["exclude_modules"] = ["lm_head"] if "lm_head" in tree else fields["exclude_modules"]
-    wanted = as_peft_does(tree, fields)
+    theirs = as_peft_does(tree, fields)
     config = LoraConfig(**fields)
-    chosen = [
-        name
-        for name, module in tree.named_modules()
-        if name and matching_pattern(name, module, tree, config)
-    ]
-    if all(isinstance(tree.get_submodule(name), nn.Linear) for name in chosen) and chosen:
-        assert {name: rank_and_alpha(name, config) for name in chosen} == {
-            n: found[:2] for n, found in wanted.items()
-        }
+    chosen = [site.path for site in sites_of(tree) if pattern_for(site, config)]
+    if chosen and set(chosen) <= set(linear_paths(tree)):
+        ours = {name: config.rank_and_alpha(name) for name in chosen}
+        assert ours == {name: numbers[:2] for name, numbers in theirs.items()}
     else:
-        assert wanted is None
-    refused = ""
+        assert theirs is None
     try:
         inject(tree, config)
     except ValueError as error:
-        refused = str(error)
-    if refused:
-        assert wanted is None or re.search("no module (that gets an adapter )?matches", refused)
+        strict = re.search("no module (that gets an adapter )?matches", str(error))
+        assert theirs is None or strict
     else:
-        assert {name: (la.r, la.lora_alpha, la.scaling) for name, la in lora_layers(tree)} == wanted
+        layers = {name: (la.r, la.lora_alpha, la.scaling) for name, la in lora_layers(tree)}
+        assert layers == theirs
 
 
-def test_a_pattern_that_matches_no_adapter_is_a_typo():
-    for field in ("rank_pattern", "alpha_pattern"):
-        with pytest.raises(
-            ValueError, match=f"{field}: no module that gets an adapter matches 'part'"
-        ):
-            inject(
-                Model(nn.Linear(4, 4)), LoraConfig(target_modules=["fine"], **{field: {"part": 2}})
-            )
+def planned_sites(tree):
+    """The sites of the same tree as the ledger plans it: from names and sizes, without a tensor."""
+    linears = []
+    for path in linear_paths(tree):
+        role = "head" if path == "lm_head" else "dense"
+        linears.append(LinearShape(path, 2, 3, role=role))
+    return estimate.sites_of(Architecture("tree", "shapes", tuple(linears)))
 
 
-def test_all_linear_as_an_exclusion_is_a_regular_expression_as_in_peft_and_matches_nothing():
-    with pytest.raises(ValueError, match="exclude_modules: no module matches 'all-linear'"):
-        inject(
-            Model(nn.Linear(4, 4)),
-            LoraConfig(target_modules=["fine"], exclude_modules="all-linear"),
-        )
+def outcome(sites, config):
+    """The matches, or the error up to the reason why a module is refused."""
+    try:
+        return select(sites, config)
+    except ValueError as error:
+        return re.sub(r"(matches [\w.]+), (a \w+|which is).*", r"\1: refused", str(error))
+
+
+@settings(max_examples=100)
+@given(trees_and_settings())
+def test_the_plan_agrees_with_the_model(case):
+    """Names and sizes are all that a choice needs, so what is planned is what will be trained."""
+    tree, fields = case
+    config = LoraConfig(**fields)
+    planned, live = outcome(planned_sites(tree), config), outcome(sites_of(tree), config)
+    assert planned == live
+    assert isinstance(live, str) or all(isinstance(match, Match) for match in live)
+
+
+def test_a_match_says_what_it_costs_and_how_high_its_rank_can_be():
+    chosen, left = Match("q", 6, 4, "q", 2), Match("k", 6, 4, None, 2)
+    assert (chosen.parameters, left.parameters) == (2 * (6 + 4), 0)
+    assert chosen.full_rank == Match("q", 4, 6, "q", 2).full_rank == 4
+
+
+def test_one_pattern_of_several_that_matches_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no module matches 'c_attn'"):
+        inject(tiny(), LoraConfig(target_modules=["q_proj", "c_attn"]))
+
+
+def test_a_typo_is_an_error_that_lists_the_candidates_and_suggests_the_nearest():
+    suggestion = r"no module matches 'q_porj'; did you mean 'q_proj'\? "
+    with pytest.raises(ValueError, match=rf"{suggestion}Linears of this model: q_proj \(×2\), "):
+        inject(tiny(), LoraConfig(target_modules=["q_porj", "v_proj"]))
+
+
+def test_a_regular_expression_must_match_the_whole_path():
+    with pytest.raises(ValueError, match="no module matches '_proj'"):
+        inject(tiny(), LoraConfig(target_modules="_proj"))
+
+
+def test_a_model_without_linears_says_so():
+    message = "no module matches 'q_proj'. Linears of this model: none: this model has no Linear"
+    with pytest.raises(ValueError, match=message):
+        inject(nn.Sequential(nn.LayerNorm(3)), LoraConfig(target_modules=["q_proj"]))
+
+
+def pair():
+    """Two Linears, ``fine`` and ``part``."""
+    return nn.ModuleDict({"fine": nn.Linear(4, 4), "part": nn.Linear(4, 4)})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"exclude_modules": ["fine"]}, r"'fine' after exclude_modules=\('fine',\)"),
+        ({"layers_to_transform": [3]}, r"'fine' in layers_to_transform=\(3,\)"),
+        ({"exclude_modules": ["dwon"]}, "exclude_modules: no module matches 'dwon', so it would"),
+        ({"exclude_modules": ["part", "x"]}, "exclude_modules: no module matches 'x', so"),
+        ({"exclude_modules": "all-linear"}, "exclude_modules: no module matches 'all-linear'"),
+        ({"rank_pattern": {"part": 2}}, "rank_pattern: no module that gets an adapter matches 'pa"),
+        ({"alpha_pattern": {"part": 2}}, "alpha_pattern: no module that gets an adapter matches "),
+    ],
+)
+def test_whatever_narrows_nothing_or_too_much_is_a_typo(fields, message):
+    """As an exclusion, ``"all-linear"`` is a regular expression, as in PEFT; it matches nothing."""
+    model = nn.ModuleDict({"layers": nn.ModuleList([pair()])})
+    with pytest.raises(ValueError, match=message):
+        explain_match(model, LoraConfig(target_modules=["fine"], **fields))
+
+
+def test_the_report_names_shapes_counts_and_patterns_with_alike_modules_on_one_line(base):
+    report = inject(base, LoraConfig(r=8, target_modules=["q_proj", r"v_proj"]))
+    lines = {line.split()[0].rpartition(".")[2]: line for line in str(report).splitlines()}
+    q = "model.layers.*.self_attn.q_proj 6 128 → 128 8 12,288 'q_proj'"
+    assert lines["q_proj"].split() == q.split()
+    assert lines["k_proj"].split()[-3:] == ["–", "0", "–"]
+    total = str(report).splitlines()[-1]
+    assert total == "21,504 of 1,325,696 parameters train (1.62%)"
+    assert len(report.chosen) == 12
+
+
+def test_numbers_inside_a_name_are_no_index():
+    model = nn.ModuleDict({"fc1": nn.Linear(3, 3), "fc2": nn.Linear(3, 3)})
+    report = inject(model, LoraConfig(target_modules=["fc1"]))
+    assert str(report).splitlines()[1].split()[:2] == ["fc1", "1"]
 
 
 def test_the_report_shows_each_rank():
-    model = nn.ModuleDict({"layers": nn.ModuleList([Model(nn.Linear(4, 4)) for _ in range(3)])})
-    config = LoraConfig(
-        r=2,
-        target_modules=["fine"],
-        layers_to_transform=[0, 2],
-        layers_pattern="layers",
-        rank_pattern={"0.fine": 4},
-    )
-    report = inject(model, config)
-    assert [(match.name, match.r) for match in report.chosen] == [
-        ("layers.0.fine", 4),
-        ("layers.2.fine", 2),
-    ]
-    assert (
-        report.trainable
-        == sum(p.numel() for p in model.parameters() if p.requires_grad)
-        == (4 + 2) * 8
-    )
+    model = nn.ModuleDict({"layers": nn.ModuleList([pair() for _ in range(3)])})
+    narrowed = {"layers_to_transform": [0, 2], "layers_pattern": "layers"}
+    report = inject(model, LoraConfig(2, 4, ["fine"], rank_pattern={"0.fine": 4}, **narrowed))
+    ranks = [(match.name, match.r) for match in report.chosen]
+    assert ranks == [("layers.0.fine", 4), ("layers.2.fine", 2)]
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert report.trainable == trained == (4 + 2) * (4 + 4)
 
 
 def test_the_report_says_where_a_rank_is_more_than_a_matrix_can_have():
-    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2))
-    shown = str(explain_match(model, LoraConfig(r=3, target_modules=["0", "1"])))
-    assert shown.endswith("r=3 is more than the rank that 1 can have, 2: lower it")
-    assert "more than the rank" not in str(
-        explain_match(model, LoraConfig(r=2, target_modules=["0", "1"]))
-    )
+    model = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 2), nn.Linear(2, 4))
+
+    def last_line(r, **patterns):
+        config = LoraConfig(r, target_modules=["0", "1", "2"], **patterns)
+        return str(explain_match(model, config)).splitlines()[-1]
+
+    one = "r=3 is above min(in, out) = 2 of 1: the update cannot have a higher rank than its matrix"
+    assert last_line(2, rank_pattern={"1": 3}).startswith(one)
+    assert last_line(3).startswith("r=3 is above min(in, out) = 2 of 1 (and 1 more): the update")
+    assert "parameters train" in last_line(2)

@@ -21,14 +21,13 @@ def test_the_audit_finds_the_rank_and_size_of_a_fine_tune(dtype):
     ids = torch.randint(0, 16, (2, 5))
     unmerged = audit(before, after, ids)
     merged = audit(before, merge_and_unload(after), ids)
-    for found in (unmerged, merged):
-        assert [change.name for change in found.changes] == [
-            f"model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"
-        ]
-        assert {change.rank for change in found.changes} == {2}
-        assert {change.full_rank for change in found.changes} == {8}
-        assert found.elsewhere == ()
-        assert found.output_difference > 0
+    names = [f"model.layers.{i}.self_attn.{p}_proj" for i in (0, 1) for p in "qv"]
+    for changed in (unmerged, merged):
+        assert [change.name for change in changed.changes] == names
+        assert {change.rank for change in changed.changes} == {2}
+        assert {change.full_rank for change in changed.changes} == {8}
+        assert changed.elsewhere == ()
+        assert changed.output_difference > 0
     assert "2 of 8" in str(merged)
     assert "outputs differ by" in str(merged)
 
@@ -36,19 +35,19 @@ def test_the_audit_finds_the_rank_and_size_of_a_fine_tune(dtype):
 def test_the_audit_tells_two_unrelated_models_from_a_fine_tune():
     """'The norm is above 1e-5' passes here too; the rank and the size give it away."""
     torch.manual_seed(0)
-    found = audit(nn.Sequential(nn.Linear(64, 64)), nn.Sequential(nn.Linear(64, 64)))
-    assert found.changes[0].rank == 64
-    assert 1.3 < found.changes[0].relative_norm < 1.5
-    assert found.elsewhere == ("0.bias",)
-    assert "changed outside the Linears: 0.bias" in str(found)
+    changed = audit(nn.Sequential(nn.Linear(64, 64)), nn.Sequential(nn.Linear(64, 64)))
+    assert changed.changes[0].rank == 64
+    assert 1.3 < changed.changes[0].relative_norm < 1.5
+    assert changed.elsewhere == ("0.bias",)
+    assert "changed outside the Linears: 0.bias" in str(changed)
 
 
 def test_the_audit_of_a_model_with_itself_is_empty():
     model = tiny()
-    found = audit(model, copy.deepcopy(model), torch.zeros(1, 3, dtype=torch.long))
-    assert found.changes == ()
-    assert found.output_difference == 0
-    assert "no Linear changed" in str(found)
+    changed = audit(model, copy.deepcopy(model), torch.zeros(1, 3, dtype=torch.long))
+    assert changed.changes == ()
+    assert changed.output_difference == 0
+    assert "no Linear changed" in str(changed)
 
 
 def test_the_audit_refuses_another_architecture():
@@ -68,16 +67,15 @@ def test_the_audit_sees_through_four_bits():
     after = copy.deepcopy(before)
     inject(after, LoraConfig(r=1))
     fill(after)
-    found = audit(before, after)
-    assert len(found.changes) == 4
-    assert {change.rank for change in found.changes} == {1}
-    assert audit(tiny(), quantize_base(tiny())).changes[0].rank > 4, (
-        "quantizing is no low-rank change"
-    )
+    changed = audit(before, after)
+    assert len(changed.changes) == 4
+    assert {change.rank for change in changed.changes} == {1}
+    quantized = audit(tiny(), quantize_base(tiny()))
+    assert quantized.changes[0].rank > 4, "quantizing is not a low-rank change"
 
 
 def test_the_audit_knows_gpt2_biases_and_adapters_that_are_switched_off():
-    """GPT-2 keeps its weights the other way round, and a bias has another name inside an adapter."""
+    """GPT-2 keeps its weights as (in, out), and a bias has another name inside an adapter."""
     before, _, targets = make("GPT-2")
     after = copy.deepcopy(before)
     inject(after, LoraConfig(r=2, target_modules=targets))

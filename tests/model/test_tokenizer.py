@@ -1,4 +1,4 @@
-"""Text survives the way to tokens and back, and a conversation is written as the model learnt it."""
+"""Text survives the way to tokens and back; a conversation is written as the model learnt it."""
 
 import pytest
 import tokenizers
@@ -23,7 +23,7 @@ def test_any_text_comes_back(text):
 
 @pytest.mark.parametrize("number", range(101))
 def test_a_reading_is_one_token(number):
-    """What is copied as a whole is learnt sooner."""
+    """One token is copied as a whole, which is learnt sooner."""
     assert len(TOKENIZER.encode(str(number))) == 1
 
 
@@ -77,9 +77,9 @@ def test_half_of_chatml_is_none_and_ends_are_looked_for_in_order(tmp_path, vocab
     tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [])).save(
         str(tmp_path / "tokenizer.json")
     )
-    found = Tokenizer(tmp_path / "tokenizer.json")
-    assert not found.is_chatml
-    assert found.eos_id == eos
+    tokenizer = Tokenizer(tmp_path / "tokenizer.json")
+    assert not tokenizer.is_chatml
+    assert tokenizer.eos_id == eos
 
 
 def test_an_answer_in_chatml_ends_with_its_mark_whatever_the_config_says():
@@ -91,7 +91,7 @@ def test_an_answer_in_chatml_ends_with_its_mark_whatever_the_config_says():
 @pytest.mark.parametrize("content", ["", "{}", "nonsense"])
 def test_a_broken_file_is_refused(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ValueError, match=r"tokenizer.json is no readable tokenizer.json"):
+    with pytest.raises(ValueError, match=r"tokenizer.json is not a readable tokenizer.json"):
         Tokenizer(tmp_path / "tokenizer.json")
 
 
@@ -121,9 +121,9 @@ def test_a_beginning_that_a_tokenizer_would_add_is_not_added(tmp_path):
 def smol(system):
     """SmolLM2's chat template, with another message."""
     return (
-        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
-        + system
-        + "<|im_end|>\n' }}{% endif %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
+        "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+        "{{ '<|im_start|>system\n" + system + "<|im_end|>\n' }}{% endif %}"
+        "{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}"
         "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     )
 
@@ -133,7 +133,7 @@ def smol(system):
     ["", "You are a helpful AI assistant named SmolLM, trained by Hugging Face", "It's\n2 \\ 1."],
 )
 def test_prompts_are_those_of_transformers_chat_template(tmp_path, system):
-    """Both ways: the system message read out of a model's template, and the template that we write for ours."""
+    """Both ways: the system message is read out of a model's template, and written into ours."""
     import transformers
 
     from minilora import load_base, save_model
@@ -144,16 +144,16 @@ def test_prompts_are_those_of_transformers_chat_template(tmp_path, system):
     save_model(model, tmp_path)
     ours = load_base(tmp_path).tokenizer
     assert ours.system == system
-    said = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
-    wanted = ours.prompt("Status?", "Log: Hull 90%.")
-    found = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert found.apply_chat_template(said, tokenize=False, add_generation_prompt=True) == wanted
+    messages = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
+    as_text = {"tokenize": False, "add_generation_prompt": True}
+    prompt = ours.prompt("Status?", "Log: Hull 90%.")
+    saved = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.apply_chat_template(messages, **as_text) == prompt
     if "SmolLM" in system:
-        assert default_system(smol(system)) == system
-        found = theirs.apply_chat_template(
-            said, chat_template=smol(system), tokenize=False, add_generation_prompt=True
-        )
-        assert found == wanted
+        template = smol(system)
+        assert default_system(template) == system
+        rendered = theirs.apply_chat_template(messages, chat_template=template, **as_text)
+        assert rendered == prompt
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_template_without_a_message_of_its_own_gives_none(text):
 
 @pytest.mark.parametrize("system", ["", "It's\n2 \\ 1."])
 def test_a_tokenizer_without_chatml_gets_a_template_of_the_plain_form(tmp_path, system):
-    """A Llama without the marks is trained on User: and Assistant:, and whoever serves it must write the same."""
+    """A model that was trained on User: and Assistant: must be asked in the same form elsewhere."""
     import transformers
 
     from minilora import Llama, LlamaConfig, save_model
@@ -182,12 +182,11 @@ def test_a_tokenizer_without_chatml_gets_a_template_of_the_plain_form(tmp_path, 
         vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2
     )
     save_model(Llama(sizes, tokenizer), tmp_path / "model")
-    found = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    said = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
-    assert found.apply_chat_template(
-        said, tokenize=False, add_generation_prompt=True
-    ) == tokenizer.prompt("Status?", "Log: Hull 90%.")
-    answered = found.apply_chat_template(
-        [*said, {"role": "assistant", "content": "Hull 90%."}], tokenize=False
-    )
-    assert answered == tokenizer.prompt("Status?", "Log: Hull 90%.") + " Hull 90%.</s>\n"
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    messages = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
+    prompt = tokenizer.prompt("Status?", "Log: Hull 90%.")
+    asked = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    assert asked == prompt
+    messages.append({"role": "assistant", "content": "Hull 90%."})
+    answered = theirs.apply_chat_template(messages, tokenize=False)
+    assert answered == f"{prompt} Hull 90%.</s>\n"

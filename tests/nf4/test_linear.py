@@ -11,7 +11,7 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, LoRALayer, NF4Linear, inject, nf4, quantize_base
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 
 from ..strategies import ranks, seeds, sizes
 from ..tolerance import backward_bound

@@ -17,6 +17,10 @@ from .. import profiles
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
+needs_browser = pytest.mark.skipif(
+    BROWSER is None,
+    reason="the planner page was not opened: chromium is missing (apt-get install chromium)",
+)
 CASES = profiles.of(dev=20, ci=400, thorough=4000)
 
 
@@ -44,47 +48,24 @@ def planned(case):
     config = LoraConfig(r=case["r"], target_modules=case["targets"])
     keys = {"adapterDtype": "adapter_dtype", "doubleQuant": "double_quant"}
     rest = ("batch", "seq", "dtype", "adapterDtype", "optimizer", "checkpointing", "doubleQuant")
-    found = ledger.plan(
-        case["model"], config, case["method"], **{keys.get(key, key): case[key] for key in rest}
-    )
-    return {
-        "bytes": found.bytes,
-        "total": found.total,
-        "trainable": found.trainable,
-        "parameters": found.parameters,
-        "adapted": found.adapted,
-        "flopsForward": found.flops_forward,
-        "flopsBackward": found.flops_backward,
-        "fits": found.fits,
-    }
+    settings = {keys.get(key, key): case[key] for key in rest}
+    plan = ledger.plan(case["model"], config, case["method"], **settings)
+    same = ("bytes", "total", "trainable", "parameters", "adapted", "fits")
+    flops = {"flopsForward": plan.flops_forward, "flopsBackward": plan.flops_backward}
+    return {name: getattr(plan, name) for name in same} | flops
 
 
 def in_browser(page, tmp_path):
     """The DOM after the page's scripts have run."""
     file = tmp_path / "page.html"
     file.write_text(page, encoding="utf-8")
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={tmp_path / 'profile'}",
-    ]
-    done = subprocess.run(
-        [*command, "--dump-dom", file.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    return done.stdout
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", file.as_uri()]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    BROWSER is None,
-    reason="the planner page was not tried: no chromium here (apt-get install chromium)",
-)
+@needs_browser
 def test_the_page_and_the_plan_agree_on_hundreds_of_random_settings(tmp_path):
     draw = random.Random(0)
     cases = [random_case(draw) for _ in range(CASES)]
@@ -98,17 +79,14 @@ def test_the_page_and_the_plan_agree_on_hundreds_of_random_settings(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    BROWSER is None,
-    reason="the planner page was not tried: no chromium here (apt-get install chromium)",
-)
+@needs_browser
 def test_the_page_shows_the_plan_of_the_command_line(tmp_path):
     dom = in_browser(planner_page(), tmp_path)
     config = LoraConfig(r=16, target_modules="all-linear")
-    found = ledger.plan("llama-3-8b", config, "qlora", checkpointing=True)
-    assert f"{found.trainable:,} of {found.parameters:,}" in dom
-    assert f'<div id="total">{found.total / 1e9:.1f} GB</div>' in dom
-    assert len(re.findall(r'class="fit "', dom)) == sum(found.fits.values())
+    plan = ledger.plan("llama-3-8b", config, "qlora", checkpointing=True)
+    assert f"{plan.trainable:,} of {plan.parameters:,}" in dom
+    assert f'<div id="total">{plan.total / 1e9:.1f} GB</div>' in dom
+    assert len(re.findall(r'class="fit "', dom)) == sum(plan.fits.values())
 
 
 def test_the_page_is_one_file_without_network(tmp_path):

@@ -2,7 +2,8 @@
 
 import pytest
 
-from minilora.plots.style import finetune_figure, save_figure
+from minilora.plots.charts import finetune_figure
+from minilora.plots.style import save_figure
 
 GIVEN = ([2.0, 1.0, 0.5], [0, 3], [2.0, 0.4], [0.0, 0.975], 1_304_192, 21_504)
 
@@ -37,9 +38,8 @@ def test_figures_are_saved_as_png_or_svg(tmp_path, name, start):
 def test_other_formats_and_arrays_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"saved as .png or .svg, got 'c.pdf'"):
         save_figure(finetune_figure(*GIVEN), tmp_path / "c.pdf")
-    with pytest.raises(
-        ValueError, match="equal length, got 1 losses, 1 steps, 0 validation losses"
-    ):
+    message = "equal length, got 1 losses, 1 steps, 0 validation losses"
+    with pytest.raises(ValueError, match=message):
         finetune_figure([1.0], [0], [], [], 10, 1)
     with pytest.raises(ValueError, match="got 0 losses"):
         finetune_figure([], [0], [1.0], [1.0], 10, 1)

@@ -1,4 +1,4 @@
-"""Real clauses get the labels a reader would give them, and nothing held out was seen in training."""
+"""Real clauses get the labels a reader would give them; nothing held out was seen in training."""
 
 import json
 import tarfile
@@ -36,37 +36,21 @@ def answers_to(name, question, start):
     return next(e.output for e in ask(name, [clause], {name: "X"}) if e.instruction == question)
 
 
-@pytest.mark.parametrize(
-    ("name", "start", "patents", "warranty", "duties"),
-    [
-        ("MIT", "AS IS", False, True, "Nothing is asked here."),
-        (
-            "MIT",
-            "The above copyright notice",
-            False,
-            False,
-            "Keep the copyright notice. Keep this licence with it.",
-        ),
-        ("MIT", "Permission is hereby granted", False, False, "Nothing is asked here."),
-        (
-            "BSD-3-Clause",
-            "Redistributions of source code",
-            False,
-            False,
-            "Keep the copyright notice. Keep this licence with it.",
-        ),
-        ("BSD-3-Clause", "Neither the name", False, False, "Do not use the names to promote it."),
-        ("ISC", "AS IS", False, True, "Nothing is asked here."),
-        ("Apache-2.0", "Disclaimer of Warranty", False, True, "Nothing is asked here."),
-        (
-            "Apache-2.0",
-            "modified files to carry prominent notices",
-            False,
-            False,
-            "Say what was changed.",
-        ),
-    ],
-)
+KEEP_BOTH = "Keep the copyright notice. Keep this licence with it."
+NOTHING = "Nothing is asked here."
+KNOWN = [
+    ("MIT", "AS IS", False, True, NOTHING),
+    ("MIT", "The above copyright notice", False, False, KEEP_BOTH),
+    ("MIT", "Permission is hereby granted", False, False, NOTHING),
+    ("BSD-3-Clause", "Redistributions of source code", False, False, KEEP_BOTH),
+    ("BSD-3-Clause", "Neither the name", False, False, "Do not use the names to promote it."),
+    ("ISC", "AS IS", False, True, NOTHING),
+    ("Apache-2.0", "Disclaimer of Warranty", False, True, NOTHING),
+    ("Apache-2.0", "files to carry prominent notices", False, False, "Say what was changed."),
+]
+
+
+@pytest.mark.parametrize(("name", "start", "patents", "warranty", "duties"), KNOWN)
 def test_clauses_of_known_licences_are_answered_as_a_reader_would(
     name, start, patents, warranty, duties
 ):
@@ -77,64 +61,71 @@ def test_clauses_of_known_licences_are_answered_as_a_reader_would(
 
 
 def test_a_patent_grant_is_one_and_its_end_is_none():
-    grant = "Each Contributor hereby grants to You a perpetual, royalty-free patent license to make, use and sell the Work."
-    end = "If You institute patent litigation against any entity, any patent licenses granted to You shall terminate."
-    denial = "No patent license is granted under this document, expressly or by implication, to anybody whatsoever."
-    found = [
-        next(e.output for e in ask("x", [c], {}) if e.instruction == PATENTS)
-        for c in (grant, end, denial)
-    ]
-    assert [answer[:3] for answer in found] == ["Yes", "No,", "No,"]
+    grant = (
+        "Each Contributor hereby grants to You a perpetual, royalty-free patent license to make, "
+        "use and sell the Work."
+    )
+    end = (
+        "If You institute patent litigation against any entity, any patent licenses granted to You "
+        "shall terminate."
+    )
+    denial = (
+        "No patent license is granted under this document, expressly or by implication, to anybody "
+        "whatsoever."
+    )
+    examples = ask("x", [grant, end, denial], {})
+    assert [e.output[:3] for e in examples if e.instruction == PATENTS] == ["Yes", "No,", "No,"]
 
 
 def many():
     """Forty documents: the five texts with a clause of their own each, and some under two names."""
-    found = {}
+    texts = {}
     for number in range(8):
         for name, text in TEXTS.items():
-            own = f"Number {number} of these notices belongs to the person who wrote it down for the {name} text in its place."
-            found[f"{name}-v{number}"] = f"{text}\n\n{own}"
+            own = (
+                f"Number {number} of these notices belongs to the person who wrote it down for the "
+                f"{name} text in its place."
+            )
+            texts[f"{name}-v{number}"] = f"{text}\n\n{own}"
             if number < 2:
-                found[f"{name}-v{number}-again"] = f"{text}\n\n{own}".upper().replace(",", " ,")
-    return found
+                texts[f"{name}-v{number}-again"] = f"{text}\n\n{own}".upper().replace(",", " ,")
+    return texts
 
 
 def test_the_sides_share_no_document_and_no_clause():
     task, sides = build_audit(many())
     texts = many()
-    assert not {words(texts[name]) for name in sides["train"]} & {
-        words(texts[name]) for name in sides["valid"]
-    }
+    train, valid = ({words(texts[name]) for name in sides[side]} for side in ("train", "valid"))
+    assert not train & valid
     assert sorted(sides["train"] + sides["valid"]) == sorted(texts)
     held_out = {words(e.input) for e in task.valid}
     assert held_out
     assert not held_out & {words(e.input) for e in task.train}
-    assert not held_out & {
-        words(clause) for name in sides["train"] for clause in clauses(texts[name])
-    }
+    in_train = {words(clause) for name in sides["train"] for clause in clauses(texts[name])}
+    assert not held_out & in_train
 
 
 def test_no_answer_is_more_frequent_than_all_the_others_to_its_question():
     task, _ = build_audit(many())
     for question in QUESTIONS:
-        found = [e.output for e in task.train if e.instruction == question]
-        assert all(2 * found.count(answer) <= len(found) for answer in set(found))
+        given = [e.output for e in task.train if e.instruction == question]
+        assert all(2 * given.count(answer) <= len(given) for answer in set(given))
 
 
 def test_too_few_documents_are_an_error():
-    with pytest.raises(ValueError, match="1 documents gave"):
+    with pytest.raises(ValueError, match="1 documents gave .* expected some on each side"):
         build_audit({"MIT": TEXTS["MIT"]})
 
 
 def test_another_package_is_refused(tmp_path):
     file = tmp_path / "other.tgz"
-    file.write_bytes(b"no archive")
+    file.write_bytes(b"not an archive")
     with pytest.raises(ValueError, match=r"is not the file of spdx-license-list@6.12.0 .*npm pack"):
         read_package(file)
     (tmp_path / "spdx-full.json").write_text("{}")
     with tarfile.open(file, "w:gz") as archive:
         archive.add(tmp_path / "spdx-full.json", "package/spdx-full.json")
-    with pytest.raises(ValueError, match="has SHA-256 .* needed a2af313a"):
+    with pytest.raises(ValueError, match="has SHA-256 .* expected a2af313a"):
         read_package(file)
 
 

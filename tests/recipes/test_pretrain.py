@@ -8,7 +8,7 @@ import torch
 from minilora import data, load_base
 from minilora.model.pretrained import SHIPPED
 from minilora.model.transformer import Llama, rotary_angles, rotate
-from minilora.recipes import pretrain
+from minilora.recipes import induction_head, pretrain
 from minilora.training.batches import IGNORE
 from minilora.training.evaluation import PROSE
 
@@ -23,11 +23,12 @@ def test_every_twentieth_speech_is_held_out():
 
 def test_dialogues_have_labels_on_the_answer_only_and_share_no_log_with_the_held_out_side():
     dialogues = pretrain.Dialogues(load_base().tokenizer, seed=0)
-    ids, labels = dialogues.batch(64)
+    batch = dialogues.batch(64)
+    ids, labels = batch.ids, batch.labels
     assert ids.shape == labels.shape
-    for row, wanted in zip(ids, labels, strict=True):
-        answer = row[wanted != IGNORE]
-        assert torch.equal(answer, wanted[wanted != IGNORE])
+    for row, row_labels in zip(ids, labels, strict=True):
+        labelled = row_labels != IGNORE
+        assert torch.equal(row[labelled], row_labels[labelled])
         text = dialogues.tokenizer.decode(row.tolist())
         log = next(line for line in text.splitlines() if line.startswith("Log: "))
         assert not data.is_heldout(log)
@@ -35,28 +36,27 @@ def test_dialogues_have_labels_on_the_answer_only_and_share_no_log_with_the_held
 
 
 def test_recall_asks_for_the_second_of_every_pair_again():
-    ids, labels = pretrain.Dialogues(load_base().tokenizer, seed=0).recall(32)
-    for row, wanted in zip(ids.tolist(), labels.tolist(), strict=True):
-        for place, value in enumerate(wanted):
+    batch = pretrain.Dialogues(load_base().tokenizer, seed=0).recall(32)
+    ids, labels = batch.ids, batch.labels
+    for row, row_labels in zip(ids.tolist(), labels.tolist(), strict=True):
+        for place, value in enumerate(row_labels):
             if value != IGNORE:
                 assert row[place] == value
                 name = row[place - 1]
-                first = (
-                    row.index(name)
-                    if row.count(name) == 2
-                    else max(i for i in range(place - 1) if row[i] == name)
-                )
-                assert row[first + 1] == value
+                earlier = max(i for i in range(place - 1) if row[i] == name)
+                assert row[earlier + 1] == value
 
 
 def test_the_planted_head_looks_back_one_token_and_finds_a_former_occurrence():
-    """Before any training: layer 0 attends to the token before, layer 1 to the one after a token's former occurrence."""
+    """Before any training.
+
+    Layer 0 attends to the token before, layer 1 to the one after a token's former occurrence.
+    """
     torch.manual_seed(0)
     model = Llama(pretrain.CONFIG)
-    pretrain.initialise(model)
+    induction_head.initialise(model)
     half = torch.randint(300, 1500, (16, 20))
-    # (layers, batch, heads, 40, 40)
-    attention = attention_of(model, torch.cat([half, half], dim=1))
+    attention = attention_of(model, torch.cat([half, half], dim=1))  # 2 of (batch, heads, 40, 40)
     back = torch.stack([attention[0][:, 0, t, t - 1] for t in range(5, 40)]).mean()
     after = torch.stack([attention[1][:, 2, t, t - 19] for t in range(20, 40)]).mean()
     assert back > 0.8
@@ -66,23 +66,23 @@ def test_the_planted_head_looks_back_one_token_and_finds_a_former_occurrence():
 @torch.no_grad()
 def attention_of(model, ids):
     """Softmax weights of layers 0 and 1, recomputed from their projections."""
-    c, x, found = model.config, model.model.embed_tokens(ids), []
+    c, x, weights = model.config, model.model.embed_tokens(ids), []
     cos, sin = rotary_angles(c.head_dim, c.rope_theta, torch.arange(ids.shape[1]))
     for layer in list(model.model.layers)[:2]:
-        n, a = layer.input_layernorm(x), layer.self_attn
-        q, k = (
-            rotate(p(n).unflatten(-1, (-1, c.head_dim)).transpose(1, 2), cos, sin)
-            for p in (a.q_proj, a.k_proj)
-        )
-        scores = q @ k.repeat_interleave(a.groups, dim=1).transpose(2, 3) / c.head_dim**0.5
+        attention, normed = layer.self_attn, layer.input_layernorm(x)
+        projected = (attention.q_proj(normed), attention.k_proj(normed))
+        heads = (each.unflatten(-1, (-1, c.head_dim)).transpose(1, 2) for each in projected)
+        q, k = (rotate(each, cos, sin) for each in heads)
+        k = k.repeat_interleave(attention.groups, dim=1)
+        scores = q @ k.transpose(2, 3) / c.head_dim**0.5
         causal = torch.ones_like(scores[0, 0]).tril().bool()
-        found.append(scores.masked_fill(~causal, -torch.inf).softmax(-1))
+        weights.append(scores.masked_fill(~causal, -torch.inf).softmax(-1))
         x = layer(x, cos, sin, None, None)
-    return found
+    return weights
 
 
 def test_the_rate_warms_up_and_falls_to_its_floor():
-    rates = [pretrain.rate_at(step, 1000) for step in range(1000)]
+    rates = [pretrain.rate_at(step, pretrain.PEAK_RATE, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(pretrain.PEAK_RATE / pretrain.WARM_UP)
     assert max(rates) == pytest.approx(pretrain.PEAK_RATE, rel=0.05)
     assert rates[-1] == pytest.approx(pretrain.FLOOR * pretrain.PEAK_RATE, rel=0.01)

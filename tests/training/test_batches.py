@@ -1,4 +1,4 @@
-"""Labels on the answer only; padding and packing that change no loss; an order fixed by seed and step."""
+"""Labels on the answer only; padding and packing change no loss; a seed fixes the order."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minilora.training.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
 from minilora.training.data import Example, naval_log, polite_log
-from minilora.training.loop import summed_loss
+from minilora.training.objective import summed_loss
 
 from ..tolerance import loss_bound
 
@@ -22,24 +22,20 @@ rows = st.lists(
 
 def test_only_the_answer_and_its_end_have_labels(base):
     one = polite_log(1, 1).train[0]
-    found = encode(base.tokenizer, one)
-    labelled = [
-        token for token, label in zip(found.ids, found.labels, strict=True) if label != IGNORE
-    ]
+    encoded = encode(base.tokenizer, one)
+    pairs = list(zip(encoded.ids, encoded.labels, strict=True))
+    labelled = [token for token, label in pairs if label != IGNORE]
     assert base.tokenizer.decode(labelled) == one.output
     assert labelled[-1] == base.tokenizer.eos_id
-    prompt = [
-        token for token, label in zip(found.ids, found.labels, strict=True) if label == IGNORE
-    ]
+    prompt = [token for token, label in pairs if label == IGNORE]
     assert prompt == base.tokenizer.encode(base.tokenizer.prompt(one.instruction, one.input))
 
 
 @given(rows)
 def test_padding_keeps_every_token_and_labels_none_of_its_own(examples):
     batch = pad(examples)
-    assert (
-        batch.ids.shape == batch.labels.shape == (len(examples), max(len(e.ids) for e in examples))
-    )
+    longest = max(len(e.ids) for e in examples)
+    assert batch.ids.shape == batch.labels.shape == (len(examples), longest)
     for row, e in enumerate(examples):
         n = len(e.ids)
         assert batch.ids[row, :n].tolist() == e.ids
@@ -53,19 +49,19 @@ def test_padding_keeps_every_token_and_labels_none_of_its_own(examples):
 def test_packing_keeps_every_example_whole_in_its_own_segment(examples, room):
     batch = pack(examples, room)
     assert batch.ids.shape[1] <= room
-    found = []
+    unpacked = []
     for ids, labels, segments in zip(batch.ids, batch.labels, batch.segments, strict=True):
         for number in range(1, int(segments.max()) + 1):
             inside = segments == number
-            found.append((ids[inside].tolist(), labels[inside].tolist()[1:]))
-    assert sorted(found) == sorted((e.ids, e.labels[1:]) for e in examples)
+            unpacked.append((ids[inside].tolist(), labels[inside].tolist()[1:]))
+    assert sorted(unpacked) == sorted((e.ids, e.labels[1:]) for e in examples)
     lengths = (batch.segments > 0).sum(dim=1).tolist()
     assert sum(sorted(lengths)[:2]) > room or len(lengths) == 1, "two rows could be one"
     assert batch.answer_tokens == pad(examples).answer_tokens
 
 
 def test_padding_and_packing_give_the_same_loss_as_each_example_alone(base):
-    # which the base does not know: its loss is large
+    # the base does not know naval code, so its loss is large
     examples = encode_all(base.tokenizer, naval_log(9, 1).train, 512)
     whole = pad(examples)
     bound = whole.answer_tokens * loss_bound(base, whole.ids)
@@ -94,7 +90,6 @@ def test_examples_too_long_are_left_out_with_a_warning_or_refused_when_none_is_l
     assert encode_all(base.tokenizer, examples[:1], len(row.ids)) == [row]
     with pytest.warns(UserWarning, match="1 of 2 examples are longer than max_length=40 tokens"):
         assert len(encode_all(base.tokenizer, examples, 40)) == 1
-    with pytest.raises(
-        ValueError, match="no example fits max_length=2 tokens: 2 given, the shortest has"
-    ):
+    message = f"no example fits max_length=2 tokens: 2 given, the shortest has {len(row.ids)};"
+    with pytest.raises(ValueError, match=message):
         encode_all(base.tokenizer, examples, 2)

@@ -62,7 +62,7 @@ def test_the_best_state_is_a_copy_that_comes_back():
 
 def test_a_file_that_is_no_checkpoint_or_of_another_model_is_refused(tmp_path):
     write_tensors(tmp_path / "plain", {"x": torch.ones(1)})
-    with pytest.raises(ValueError, match="no checkpoint of a training run"):
+    with pytest.raises(ValueError, match="not a checkpoint of a training run"):
         load_checkpoint(tmp_path / "plain", state(), {})
     other = state()
     other.parameters = {"a": torch.nn.Parameter(torch.zeros(5))}

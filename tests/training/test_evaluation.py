@@ -1,4 +1,4 @@
-"""Exact match counts exact matches; bits a byte is the cross-entropy of plain text, whatever the tokenizer."""
+"""Exact match counts exact matches; bits a byte is plain text's cross-entropy in bits."""
 
 import math
 
@@ -24,12 +24,8 @@ class Parrot:
 
 
 def test_exact_match_is_the_share_of_answers_right_to_the_letter():
-    examples = [
-        Example("q", "a", "a"),
-        Example("q", "b", "b"),
-        Example("q", "c", "C"),
-        Example("q", "d", "d."),
-    ]
+    pairs = [("a", "a"), ("b", "b"), ("c", "C"), ("d", "d.")]
+    examples = [Example("q", output, context) for output, context in pairs]
     assert exact_match(Parrot(), examples, batch=3) == 0.5
     with pytest.raises(ValueError, match="at least one example"):
         exact_match(Parrot(), [])
@@ -37,12 +33,11 @@ def test_exact_match_is_the_share_of_answers_right_to_the_letter():
 
 def test_batched_answers_are_those_given_one_by_one(base):
     examples = polite_log(1, 8).valid
-    assert (
-        answers(base, examples) == answers(base, examples, batch=1) == [e.output for e in examples]
-    )
+    one_by_one = answers(base, examples, batch=1)
+    assert answers(base, examples) == one_by_one == [e.output for e in examples]
 
 
-def test_an_answer_may_be_as_long_as_the_one_that_is_wanted(base):
+def test_an_answer_may_be_as_long_as_the_expected_one(base):
     asked = []
     base.generate_texts = lambda prompts, most: asked.append(most) or [""] * len(prompts)
     long = Example("q", "Hull 90%. " * 40)
@@ -53,7 +48,7 @@ def test_an_answer_may_be_as_long_as_the_one_that_is_wanted(base):
 
 @torch.no_grad()
 def test_bits_per_byte_is_the_cross_entropy_in_bits_over_the_bytes_predicted(base):
-    """In several windows, in more than one batch of them, of letters of several bytes, with dropout that must not count."""
+    """In several windows and batches, of letters of several bytes, with dropout switched off."""
     text = "The people of the États-Unis, and their commerce, are at peace – as ever. " * 4
     ids, bits, size = base.tokenizer.encode(text), 0.0, 0
     model = with_dropout(base).eval()
@@ -61,9 +56,8 @@ def test_bits_per_byte_is_the_cross_entropy_in_bits_over_the_bytes_predicted(bas
     for window in windows:
         logp = model(torch.tensor([window]))[0].log_softmax(-1)
         bits -= sum(logp[i - 1, window[i]].item() for i in range(1, 16)) / math.log(2)
-        size += len(base.tokenizer.decode(window).encode()) - len(
-            base.tokenizer.decode(window[:1]).encode()
-        )
+        whole, first = (base.tokenizer.decode(tokens) for tokens in (window, window[:1]))
+        size += len(whole.encode()) - len(first.encode())
     assert len(windows) > 4
     bound = loss_bound(model, torch.tensor(windows)) / math.log(2) * 15 * len(windows) / size
     assert bound < 3e-4 * bits / size
@@ -76,9 +70,7 @@ def test_bits_per_byte_leaves_the_mode_alone_and_refuses_what_it_cannot_measure(
     assert base.training
     with pytest.raises(ValueError, match="at least two tokens of text, got 0"):
         bits_per_byte(base, "")
-    with pytest.raises(
-        ValueError, match="context must be at least 2, a token to see and one to predict, got 1"
-    ):
+    with pytest.raises(ValueError, match="context must be at least 2, .* got 1"):
         bits_per_byte(base, "text of some length", context=1)
     base.tokenizer = None
     for model in (base, torch.nn.Linear(2, 2)):
@@ -92,7 +84,7 @@ def test_bits_per_byte_leaves_the_mode_alone_and_refuses_what_it_cannot_measure(
 
 @pytest.mark.slow
 def test_the_shipped_base_knows_prose_and_the_polite_answers(base):
-    """What pre-training claims: at least 95% of held-out logs right to the letter, and prose well below 1.49 bits a byte."""
+    """At least 95% of held-out logs are right to the letter; prose takes under 1.45 bits a byte."""
     assert exact_match(base, polite_log(1, 400, seed=123).valid) >= 0.95
     assert bits_per_byte(base) < 1.45
     assert len(PROSE.read_text(encoding="utf-8")) > 50_000

@@ -13,11 +13,12 @@ import torch
 
 import minilora
 from minilora import Example, LoraConfig, TrainConfig, inject, train
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.training.batches import encode_all, pad
 from minilora.training.data import Task, naval_log, polite_log
 from minilora.training.history import History, overfitting, tensorboard_callback
-from minilora.training.loop import build_optimizer, rate_at, summed_loss
+from minilora.training.objective import summed_loss
+from minilora.training.optimizer import build_optimizer, rate_at
 
 from ..tolerance import Wider, assert_as_close, gamma, in_float64, loss_bound
 
@@ -397,9 +398,8 @@ def test_clipping_bounds_the_gradient_that_the_optimizer_sees(optimizer_steps):
 
 
 def test_norms_and_biases_are_not_decayed():
-    groups = build_optimizer(
-        dict(minilora.load_base().named_parameters()), TrainConfig(weight_decay=0.5)
-    ).param_groups
+    parameters = dict(minilora.load_base().named_parameters())
+    groups = build_optimizer(parameters, lr=1e-3, weight_decay=0.5).param_groups
     assert [(group["weight_decay"], {p.dim() for p in group["params"]}) for group in groups] == [
         (0.5, {2}),
         (0.0, {1}),
@@ -416,7 +416,7 @@ def test_every_group_has_the_rate_of_the_step(optimizer_steps):
 
 def test_the_rate_rises_in_a_line_and_falls_in_a_cosine():
     config = TrainConfig(steps=100, lr=2.0, warmup=0.1)
-    rates = [rate_at(step, config) for step in range(100)]
+    rates = [rate_at(step, config.lr, config) for step in range(100)]
     assert rates[:10] == pytest.approx([0.2 * i for i in range(1, 11)])
     assert all(a > b > 0 for a, b in itertools.pairwise(rates[9:]))
     assert rates[54] == pytest.approx(1.0, abs=0.03)
@@ -426,7 +426,9 @@ def test_a_model_that_would_not_learn_is_refused():
     frozen = minilora.load_base().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing would train: no parameter has requires_grad"):
         train(frozen, TASK, steps=1)
-    with pytest.raises(ValueError, match=r"q_proj is merged, so its A and B take no part: unmerge"):
+    with pytest.raises(
+        ValueError, match=r"q_proj is merged, so its adapter takes no part: unmerge"
+    ):
         train(minilora.merge(adapted()), TASK, steps=1)
     bare = minilora.load_base()
     bare.tokenizer = None
@@ -452,7 +454,7 @@ def test_resuming_what_is_not_there_or_not_the_same_is_refused(tmp_path):
             **QUICK,
         )
     (tmp_path / "checkpoint.safetensors").write_bytes(b"half a checkpoint")
-    with pytest.raises(ValueError, match="no readable safetensors"):
+    with pytest.raises(ValueError, match="not a readable safetensors"):
         train(adapted(), TASK, steps=2, out=tmp_path, resume=True, **QUICK)
 
 

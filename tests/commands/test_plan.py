@@ -7,7 +7,7 @@ import re
 import pytest
 
 from minilora import LoraConfig, ledger
-from minilora.commands import planner
+from minilora.commands import plan
 from minilora.commands.cli import main
 
 
@@ -93,11 +93,11 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
         (["plan"], "which model? Name a preset"),
         (
             ["plan", "gpt2", "--target", "c_attn,q_proj"],
-            "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?",
+            "no module matches 'q_proj'; did you mean 'c_proj'?",
         ),
         (
             ["plan", "gpt2", "--target", "q_proj"],
-            "nothing in gpt2 matches 'q_proj'; did you mean 'c_proj'?",
+            "no module matches 'q_proj'; did you mean 'c_proj'?",
         ),
         (["plan", "gpt2", "--r", "0"], "r must be at least 1, got 0"),
         (["plan", "gpt2", "--seq", "-5"], "seq must be at least 1, got -5"),
@@ -162,7 +162,7 @@ def test_a_card_that_just_fails_is_named_and_a_narrow_window_cuts_no_number(caps
 
 def test_the_chart_has_the_asked_config_and_the_cards_of_each_method():
     config = LoraConfig(64, 128, ["q_proj", "v_proj"])
-    figure = planner.plan_figure("llama-3-70b", config, ledger.Settings(checkpointing=True))
+    figure = plan.plan_figure("llama-3-70b", config, ledger.Settings(checkpointing=True))
     below = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     plans = [
         ledger.plan("llama-3-70b", config, method, checkpointing=True) for method in ledger.METHODS

@@ -10,10 +10,11 @@ from safetensors.torch import load_file
 
 import minilora
 from minilora import Example, TrainConfig
-from minilora.commands import finetune
-from minilora.commands.cli import main, parser
+from minilora.commands import generate
+from minilora.commands import train as train_command
+from minilora.commands.cli import main, parser_of
 from minilora.commands.footprint import describe_footprints
-from minilora.lora.injection import lora_layers
+from minilora.lora.layer import lora_layers
 from minilora.model.pretrained import SHIPPED
 from minilora.training.config import rate_for
 from minilora.training.data import load_jsonl, naval_log
@@ -103,8 +104,8 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
 
 def test_alpha_is_twice_the_rank_unless_it_is_given():
     for words, alpha in ((["--r=3"], 6), (["--r=3", "--alpha=5"], 5)):
-        options = parser().parse_args(["train", "--data=mine.jsonl", "--out=mine", *words])
-        assert finetune.lora_of(options).lora_alpha == alpha
+        options = parser_of("train").parse_args(["--data=mine.jsonl", "--out=mine", *words])
+        assert train_command.lora_of(options).lora_alpha == alpha
 
 
 def test_the_seed_of_train_decides_the_adapter_and_what_is_held_out(trained, seen):
@@ -165,8 +166,8 @@ def test_a_big_base_takes_a_smaller_rate_and_a_given_one_counts(trained):
     ]
     assert max(rates) == 1e-3
     model = minilora.load_base()
-    assert finetune.with_rate(minilora.TrainConfig(lr=0.25), 0.25, model).lr == 0.25
-    assert finetune.with_rate(minilora.TrainConfig(), None, model).lr == 5e-3
+    assert train_command.with_rate(minilora.TrainConfig(lr=0.25), 0.25, model).lr == 0.25
+    assert train_command.with_rate(minilora.TrainConfig(), None, model).lr == 5e-3
     assert [rate_for(10**power) for power in (6, 8, 9, 11)] == [5e-3, 1e-3, 2e-4, 2e-4]
 
 
@@ -295,11 +296,11 @@ def test_another_bases_adapter_is_called_that_before_the_list_of_tensors(trained
 
 def test_a_warning_is_one_line_without_a_line_of_code(monkeypatch):
     seen, before = [], warnings.formatwarning
-    monkeypatch.setattr(
-        finetune,
-        "run_generate",
-        lambda _: seen.append(warnings.formatwarning("so", UserWarning, "x.py", 1)),
-    )
+
+    def warn(options):
+        seen.append(warnings.formatwarning("so", UserWarning, "x.py", 1))
+
+    monkeypatch.setattr(generate, "run", warn)
     assert main(["generate", "Hi"]) == 0
     assert seen == ["minilora generate: so\n"]
     assert warnings.formatwarning is before
@@ -307,7 +308,7 @@ def test_a_warning_is_one_line_without_a_line_of_code(monkeypatch):
 
 def test_each_number_that_train_would_take_is_in_its_help(capsys):
     with pytest.raises(SystemExit):
-        parser().parse_args(["train", "--help"])
+        parser_of("train").parse_args(["--help"])
     said = " ".join(capsys.readouterr().out.split())
     for default in (
         "(default: q_proj v_proj)",
@@ -325,7 +326,6 @@ def test_a_model_without_our_tokenizer_is_told_how_to_get_one(tokenizer):
     minilora.inject(model)
     model.tokenizer = tokenizer
     with pytest.raises(
-        ValueError,
-        match=r"model\.tokenizer = minilora\.tokenizer\.Tokenizer\('folder/tokenizer\.json'\)",
+        ValueError, match=r"model\.tokenizer = minilora\.Tokenizer\('folder/tokenizer\.json'\)"
     ):
         minilora.train(model, [Example("a", "b")], steps=1)

@@ -1,0 +1,168 @@
+"""The tables of the benchmarks: each result as rows of text, for Markdown.
+
+``report.py`` puts them into the README and docs/benchmarks.md.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .scaling import fit
+
+FORWARD = ("minilora", "PEFT", "loralib", "minilora, disabled", "minilora, merged")
+FORWARD += ("minilora, merged and unloaded", "PEFT, merged")
+PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "temporary")
+MATRIX = ("method", "trainable", "peak MB", "step / full's", "to a loss of 0.1", "naval, exact")
+MATRIX += ("forgot", "manual, bits a byte", "forgot", "forward unmerged", "merged", "KB to ship")
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
+
+
+def pick(result: dict[str, Any], **values: Any) -> list[dict[str, Any]]:
+    """The rows that have these values."""
+    rows = result["rows"]
+    return [row for row in rows if all(row.get(key) == value for key, value in values.items())]
+
+
+def times(ratio: dict[str, float]) -> str:
+    """A ratio with its quartiles."""
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})"
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean, and the range over the seeds."""
+    return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def megabytes(size: float, digits: int = 0) -> str:
+    """Bytes in millions."""
+    return f"{size / 1e6:.{digits}f}"
+
+
+def forward_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a setting, a column a contestant: ratios to the plain Linear."""
+    rows, keys = result["rows"], ("mode", "rows", "width", "r")
+    lines = []
+    for setting in sorted({tuple(row[key] for key in keys) for row in rows}):
+        picked = pick(result, **dict(zip(keys, setting, strict=True)))
+        ratio = {row["contestant"]: f"{row['ratio']['median']:.2f}" for row in picked}
+        lines.append([*map(str, setting), *(ratio[name] for name in FORWARD)])
+    return lines
+
+
+def step_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a pair of contestants, a column a model."""
+    names = list(dict.fromkeys(row["model"] for row in result["rows"]))
+    compared = [row for row in result["rows"] if "ours" in row]
+    pairs = dict.fromkeys((row["ours"], row["other"]) for row in compared)
+    cells = {(row["model"], row["ours"], row["other"]): times(row["ratio"]) for row in compared}
+    return [
+        [f"{ours} / {other}", *(cells.get((name, ours, other), "—") for name in names)]
+        for ours, other in pairs
+    ]
+
+
+def nf4_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Speed in millions of weights a second, and as a multiple of bitsandbytes'."""
+    lines = []
+    for row in result["rows"]:
+        speed, ratio = row["width"] ** 2 / row["seconds"] / 1e6, 1 / row["ratio"]["median"]
+        names = [row["what"], f"{row['width']}² {row['dtype']}", row["contestant"]]
+        quality = [f"{row['bits']:.3f}", f"{row['rmse']:.4f}"]
+        lines.append([*names, f"{speed:.0f}", f"{ratio:.2f}", *quality])
+    return lines
+
+
+def memory_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Megabytes: resident, at the peak as a whole and by part, and of the process."""
+    lines = []
+    for row in result["rows"]:
+        peak = {**row["at_peak"]}
+        peak["weights"] += peak["constants"]
+        process = "—" if row["process"] is None else megabytes(row["process"])
+        totals = [megabytes(sum(row["resident"].values())), megabytes(row["peak"]), process]
+        lines.append([row["method"], *totals, *(megabytes(peak[part], 1) for part in PARTS)])
+    return lines
+
+
+def matrix_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a method."""
+    base, *methods = result["rows"]
+    scores = [f"{base['exact_match']:.0%}", "0", f"{base['manual_bits']:.2f}", "0", "1", "1", ""]
+    lines = [[base["method"], "", "", "", "", *scores]]
+    full_seconds = [seed["step_seconds"] for seed in methods[0]["seeds"]]
+    for row in methods:
+        column = {key: [seed[key] for seed in row["seeds"]] for key in row["seeds"][0]}
+        paired = zip(column["step_seconds"], full_seconds, strict=True)
+        steps = statistics.median(seconds / full for seconds, full in paired)
+        merged = f"{row['latency_merged']:.2f}" if "latency_merged" in row else "—"
+        lines.append(
+            [
+                row["method"],
+                f"{row['trainable']:,} ({row['share']:.2%})",
+                megabytes(row["peak_bytes"]),
+                f"{steps:.2f}",
+                to_target(column["seconds_to_target"]),
+                spread(column["exact_match"], ".0%"),
+                f"+{statistics.mean(column['naval_forgetting']):.2f}",
+                spread(column["manual_bits"], ".2f"),
+                f"+{statistics.mean(column['manual_forgetting']):.2f}",
+                f"{row['latency_unmerged']:.2f}",
+                merged,
+                f"{row['shipped_bytes'] / 1e3:,.0f}",
+            ]
+        )
+    return lines
+
+
+def to_target(seconds: Sequence[float | None]) -> str:
+    """Median seconds to the loss, or how many runs reached it when some did not."""
+    reached = [each for each in seconds if each is not None]
+    if len(reached) < len(seconds):
+        return f"{len(reached)} of {len(seconds)} runs"
+    return f"{statistics.median(reached):.1f} s"
+
+
+def scaling_rows(result: dict[str, Any]) -> list[list[str]]:
+    """Fitted and expected exponents."""
+    lines = []
+    for row in fit(result["rows"]):
+        k = "lost in the noise" if row["exponent"] is None else f"{row['exponent']:.2f}"
+        lines.append([row["what"], row["axis"], k, f"{row['expected']:g}"])
+    return lines
+
+
+def quality_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The base in each codebook, untrained, then every run."""
+    lines = []
+    for row in result["rows"]:
+        bits = f"{row['prose_bits']:.3f}"
+        if "base" in row:
+            lines.append([f"untrained, {row['base']}", "", "", bits])
+        else:
+            lines.append([row["method"], str(row["seed"]), f"{row['exact_match']:.1%}", bits])
+    return lines
+
+
+def quality_lines(result: dict[str, Any]) -> list[list[str]]:
+    """The cost of quantizing the base, and of learning on it."""
+    rows, settings = result["rows"], result["settings"]
+    bits = ", ".join(f"{row['base']} {row['prose_bits']:.3f}" for row in rows if "base" in row)
+    lines = [["the shipped base on its prose, untrained, bits a byte", bits, "quality"]]
+    seeds = len(settings["seeds"])
+    how = f"{settings['steps']:,} steps of naval code, {seeds} seeds, mean (range)"
+    for what, key, form in (
+        (f"right of {settings['logs']:,} held-out logs", "exact_match", ".1%"),
+        ("prose, bits a byte", "prose_bits", ".2f"),
+    ):
+        cells = []
+        for method in ("LoRA", "QLoRA"):
+            values = [row[key] for row in pick(result, method=method)]
+            cells.append(f"{method} {spread(values, form)}")
+        lines.append([f"{how}: {what}", ", ".join(cells), "quality"])
+    return lines

@@ -1,0 +1,35 @@
+"""``minilora book``: lessons and package as a site of plain pages."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ..learn.course import find_lessons
+
+FOLDER = Path("minilora-book")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora book``."""
+    add = parser.add_argument
+    add(
+        "folder", type=Path, nargs="?", default=FOLDER, metavar="DIR", help="(default: %(default)s)"
+    )
+    only = "only this lesson or range, as 1-5; may be given several times (default: all)"
+    add("--lesson", action="append", metavar="N", help=only)
+    without = "for a class: the exercises without their solutions"
+    add("--without-solutions", action="store_true", help=without)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``minilora book``."""
+    from ..learn.book import write_book
+
+    def report(message: str) -> None:
+        print(message, flush=True)
+
+    lessons, solved = find_lessons(options.lesson), not options.without_solutions
+    home = write_book(options.folder, lessons, say=report, solved=solved)
+    print(f"Saved {home}. Open it in a browser; it needs no network.")
+    return 0

@@ -1,0 +1,34 @@
+"""Options that several commands share, and what checks them."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_base_option(parser: argparse.ArgumentParser) -> None:
+    """``--base``: the folder of a model."""
+    parser.add_argument("--base", help="base folder (default: the shipped base)")
+
+
+def add_seed_option(parser: argparse.ArgumentParser) -> None:
+    """``--seed``; ``cli.py`` checks its value."""
+    parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+
+
+def add_device_option(parser: argparse.ArgumentParser) -> None:
+    """``--device``."""
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default: %(default)s)")
+
+
+def check_device(device: str) -> str:
+    """The device, if torch can compute on it; ``ValueError`` otherwise."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device).item()  # "meta" has no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"device {device!r} is not available ({reason}); use --device cpu"
+        ) from error
+    return device

@@ -1,0 +1,165 @@
+"""``minilora train``: a fine-tune on your own examples, from a folder to a folder.
+
+    base (+ four bits) + JSONL  ->  adapter, metrics, checkpoint
+
+Everything is checked before anything is written; ``cli.py`` prints a ``ValueError`` on one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .options import add_base_option, add_device_option, add_seed_option, check_device
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora train``."""
+    add = parser.add_argument
+    one_line = 'one {"instruction", "input"?, "output"} a line'
+    add("--data", type=Path, required=True, help=one_line)
+    add("--valid", type=Path, help="held-out examples (default: a tenth of --data)")
+    add_base_option(parser)
+    add("--out", type=Path, required=True, help="folder for adapter, metrics and checkpoint")
+    modules = "modules to adapt, or all-linear (default: q_proj v_proj)"
+    add("--target", nargs="+", default=["q_proj", "v_proj"], help=modules)
+    add("--r", type=int, default=8, help="rank (default: %(default)s)")
+    add("--alpha", type=float, help="lora_alpha (default: 2 r)")
+    add("--dropout", type=float, default=0.0, help="of the adapter's input (default: %(default)s)")
+    add("--rslora", action="store_true", help="scale by alpha / sqrt(r)")
+    add("--full", action="store_true", help="train every parameter instead of an adapter")
+    add(
+        "--qlora", action="store_true", help="keep the base in four bits (NF4, double quantization)"
+    )
+    add("--steps", type=int, default=500, help="optimizer steps (default: %(default)s)")
+    add("--lr", type=float, help="peak rate (default: 0.005 for a small base, less for a big one)")
+    add("--batch", type=int, default=32, help="examples a step (default: %(default)s)")
+    add("--accumulate", type=int, default=1, help="compute a batch in so many parts")
+    longest = "tokens; longer examples are left out (default: %(default)s)"
+    add("--max-length", type=int, default=512, help=longest)
+    add("--pack", action="store_true", help="several examples a row instead of padding")
+    add("--bf16", action="store_true", help="bfloat16 autocast")
+    add("--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)")
+    add("--resume", action="store_true", help="continue from the checkpoint in --out")
+    add("--tensorboard", action="store_true", help="also write TensorBoard events to --out")
+    add_seed_option(parser)
+    add_device_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``minilora train``."""
+    import torch
+
+    from ..formats.save_and_load import save_adapter
+    from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
+    from ..model.pretrained import load_base, save_model
+    from ..training.config import BIG
+    from ..training.history import tensorboard_callback
+    from ..training.loop import train
+    from .footprint import METHODS, describe_footprints, measure_footprints
+
+    task, lora, config = read_task(options), lora_of(options), settings_of(options)
+    device = check_device(options.device)
+    config = replace(config, valid_answers=min(20, len(task.valid)))
+    torch.manual_seed(options.seed)
+    model = load_base(options.base, device=device, quantize="nf4" if options.qlora else None)
+    big = trainable_parameters(model)[1] > BIG
+    config = with_rate(config, options.lr, model)
+    if not options.full:
+        print(inject(model, lora))
+    print_trainable_parameters(model)
+    announce(task, config)
+    callbacks = [tensorboard_callback(options.out)] if options.tensorboard else []
+    history = train(model, task, config, callbacks=callbacks)
+    if history.interrupted:
+        print(f"Stopped at step {len(history.steps)}. Continue with the same command and --resume.")
+        return 130
+    if options.full:
+        folder = save_model(model, options.out / "model")
+    else:
+        folder = save_adapter(model, options.out / "adapter")
+    if options.qlora:
+        del model  # a big one need not be there twice
+        methods = ("QLoRA",) if big else METHODS
+        where = {"base": options.base, "device": device, "methods": methods}
+        measured = measure_footprints(task, lora, config, **where)
+        print(describe_footprints(measured, options.base))
+    show_next(options, folder)
+    return 0
+
+
+def read_task(options: argparse.Namespace) -> Any:
+    """The examples to train on and those held out."""
+    from ..training import data
+
+    if options.full and options.qlora:
+        raise ValueError(
+            "--full trains the weights themselves, which four bits cannot follow: "
+            "give --full or --qlora, not both"
+        )
+    examples = data.load_jsonl(options.data)
+    if options.valid is None:
+        return data.split_examples(examples, options.data.stem, seed=options.seed)
+    return data.Task(options.data.stem, examples, data.load_jsonl(options.valid))
+
+
+def lora_of(options: argparse.Namespace) -> Any:
+    """The ``LoraConfig`` that the options describe."""
+    from ..lora.config import LoraConfig, read_targets
+
+    alpha = 2 * options.r if options.alpha is None else options.alpha
+    targets = read_targets(options.target)
+    return LoraConfig(options.r, alpha, targets, options.dropout, options.rslora)
+
+
+def settings_of(options: argparse.Namespace) -> Any:
+    """The ``TrainConfig`` that the options describe."""
+    from ..training.config import TrainConfig
+
+    return TrainConfig(
+        steps=options.steps,
+        lr=TrainConfig.lr if options.lr is None else options.lr,
+        batch_size=options.batch,
+        accumulate=options.accumulate,
+        max_length=options.max_length,
+        pack=options.pack,
+        bf16=options.bf16,
+        seed=options.seed,
+        out=options.out,
+        checkpoint_every=options.checkpoint_every,
+        resume=options.resume,
+    )
+
+
+def with_rate(config: Any, given: float | None, model: Any) -> Any:
+    """The settings with the given rate, or else with one for a base of this size."""
+    from ..lora.injection import trainable_parameters
+    from ..training.config import rate_for
+
+    return (
+        config
+        if given is not None
+        else replace(config, lr=rate_for(trainable_parameters(model)[1]))
+    )
+
+
+def announce(task: Any, config: Any) -> None:
+    """The plan of the run, for whoever now waits for the first validation."""
+    print(
+        f"{config.steps} steps of {config.batch_size} out of {len(task.train)} examples, "
+        f"{len(task.valid)} held out; rate {config.lr:g}"
+    )
+    if not config.resume and (Path(config.out) / "metrics.jsonl").exists():
+        print(f"{config.out} holds an earlier run: this one replaces it")
+
+
+def show_next(options: argparse.Namespace, folder: Path) -> None:
+    """The commands that use the folder that was just written."""
+    base = (f"--base {options.base} " if options.base else "") + "--qlora " * options.qlora
+    model = f"--base {folder}" if options.full else f"{base}--adapter {folder}"
+    print(f"Saved {folder}. Next:")
+    print(f'  minilora generate {model} "your question"')
+    if not options.full:
+        print(f"  minilora merge {base}--adapter {folder} --out {options.out / 'merged'}")

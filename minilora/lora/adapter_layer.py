@@ -1,0 +1,156 @@
+"""What every adapted Linear has: a frozen base, a switch, and a merge that can be taken back.
+
+    unmerged   y = adapt(base, x)     the method beside the base
+    merged     y = base'(x)           base' = base with fold(W0, b) in place of (W0, b)
+    disabled   y = base(x)
+
+A method is two functions, ``adapt`` and ``fold``; LoRA's are in layer.py. This class owns the rest.
+A merge swaps the whole module, and ``unmerge`` puts the kept one back. It never subtracts: in bf16,
+W0 + ΔW − ΔW is not W0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nf4.linear import NF4Linear
+from .linears import dtype_of, linear_shape, weight_of, with_weight
+from .paths import named_modules
+
+
+class AdapterLayer(nn.Module):
+    """A Linear, ``NF4Linear`` or ``Conv1D`` with a method beside it, which a subclass defines.
+
+    Raises ``TypeError`` for a base that is not a Linear.
+    """
+
+    def __init__(self, base: nn.Module):
+        super().__init__()
+        self.in_features, self.out_features = linear_shape(base)
+        self.base = base
+        self.enabled = True  # False inside disable_adapter(model)
+        self.merged = False
+        self.kept: tuple[nn.Module, ...] = ()  # the base while merged; a tuple, so no submodule
+
+    def adapt(self, base: nn.Module, x: Tensor) -> Tensor:
+        """The method's equation: (…, in) to (…, out)."""
+        raise NotImplementedError
+
+    def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight (out, in) and bias of a Linear that computes what ``adapt`` does."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, in) to (…, out)."""
+        if self.merged or not self.enabled:
+            return self.base(x)
+        return self.adapt(self.base, x)
+
+    def merged_base(self, onto: Tensor | None = None) -> nn.Module:
+        """The base with the method folded in: a new module, rounded once to the base's dtype.
+
+        ``onto``: a W0 (out, in) to take instead of the base's. Changes nothing. Raises
+        ``ValueError`` when the result is not finite: a run diverged, or half precision overflowed.
+        """
+        weight, bias = self.fold(weight_of(self.base) if onto is None else onto, self.bias)
+        weight = self.rounded("weight", weight)
+        if bias is not None and bias is not self.bias:
+            bias = self.rounded("bias", bias)
+        return with_weight(self.base, weight, bias)
+
+    def rounded(self, name: str, values: Tensor) -> Tensor:
+        """The values in the base's dtype. Raises ``ValueError`` when they are not finite there."""
+        dtype = dtype_of(self.base)
+        values = values.to(dtype)
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                f"the merged {name} is not finite in {dtype}: the adapter diverged, or its values "
+                "do not fit this dtype; train again with a smaller rate, or merge in float32"
+            )
+        return values
+
+    def merge(self, keep_base: bool = True) -> None:
+        """Put ``merged_base`` in the base's place.
+
+        Raises ``ValueError`` as ``check_mergeable`` and ``merged_base`` do, and for four bits.
+        """
+        if isinstance(self.base, NF4Linear):
+            raise ValueError(
+                "this base is in four bits, which would lose most of ΔW: "
+                "use minilora.merge(model, onto=…), which asks onto what"
+            )
+        self.check_mergeable()
+        self.put(self.merged_base(), keep_base)
+
+    def put(self, merged_base: nn.Module, keep_base: bool = True) -> None:
+        """Swap in a merged base; with ``keep_base=False`` the original is dropped."""
+        self.kept = (self.base,) if keep_base else ()
+        self.base, self.merged = merged_base, True
+
+    def swap(self) -> None:
+        """Exchange the base that is in place and the one that is kept."""
+        self.base, self.kept = self.kept[0], (self.base,)
+
+    def unmerge(self) -> None:
+        """Give the base back, to the bit. Raises ``ValueError`` as ``check_unmergeable``."""
+        self.check_unmergeable()
+        self.swap()
+        self.kept, self.merged = (), False
+
+    def check_mergeable(self) -> None:
+        """Raise ``ValueError`` when merged already, or inside ``disable_adapter``."""
+        self.check_enabled()
+        if self.merged:
+            raise ValueError(
+                "this layer is merged already: a second merge would add ΔW twice; unmerge first"
+            )
+
+    def check_unmergeable(self) -> None:
+        """Raise ``ValueError`` when not merged, merged with ``keep_base=False``, or disabled."""
+        self.check_enabled()
+        if not self.merged:
+            raise ValueError("this layer is not merged: there is nothing to take back")
+        if not self.kept:
+            raise ValueError(
+                "this layer was merged with keep_base=False, so W0 is gone: load the base again"
+            )
+
+    def check_enabled(self) -> None:
+        """Raise ``ValueError`` inside ``disable_adapter``, which puts the base in place itself."""
+        if not self.enabled:
+            raise ValueError(
+                "this adapter is switched off by disable_adapter: "
+                "merge and unmerge outside that context"
+            )
+
+    def original_base(self) -> nn.Module | None:
+        """The base without the method, wherever it is; None after ``merge(keep_base=False)``."""
+        in_place = not self.merged or not self.enabled  # inside disable_adapter the two are swapped
+        return self.base if in_place else next(iter(self.kept), None)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> AdapterLayer:
+        """The kept base moves and changes its dtype with the layer (``.to``, ``.double``)."""
+        for base in self.kept:
+            base._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's weight, for models that read it; of four bits a float copy for this call."""
+        return self.base.weight  # type: ignore[return-value]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's bias, or None."""
+        return getattr(self.base, "bias", None)
+
+
+def adapter_layers(model: nn.Module) -> Iterator[tuple[str, AdapterLayer]]:
+    """Every adapted Linear of a model with its plain path (paths.py), whatever the method."""
+    for path, module in named_modules(model):
+        if isinstance(module, AdapterLayer):
+            yield path, module

@@ -1,0 +1,55 @@
+"""The numbers of an adapter: their checks, and the scale that follows from them. No torch."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+
+def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
+    """``alpha / r``, or ``alpha / sqrt(r)`` for rank-stabilised LoRA (arXiv 2312.03732 eq. 3).
+
+    >>> scaling_of(4, 8, False), scaling_of(4, 8, True)
+    (2.0, 4.0)
+    """
+    return lora_alpha / (math.sqrt(r) if use_rslora else r)
+
+
+def check_rank(r: int) -> None:
+    """Raise unless ``r`` is a whole number from 1 to the most rows that a tensor can have."""
+    if isinstance(r, bool) or not isinstance(r, int):
+        raise TypeError(f"r must be a whole number, got {r!r}")
+    if r < 1:
+        raise ValueError(
+            f"r must be at least 1, got {r}: it is the number of directions that the update may use"
+        )
+    if r > sys.maxsize:
+        raise ValueError(f"r must be at most {sys.maxsize}, the most rows that a tensor can have")
+
+
+def check_alpha(lora_alpha: float) -> None:
+    """Raise unless ``lora_alpha`` is a positive, finite number."""
+    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
+        raise TypeError(f"lora_alpha must be a number, got {lora_alpha!r}")
+    if not 0 < lora_alpha <= sys.float_info.max:
+        raise ValueError(
+            f"lora_alpha must be positive and finite, got {lora_alpha}: "
+            "at 0 the adapter could change nothing"
+        )
+
+
+def check_dropout(lora_dropout: float) -> None:
+    """Raise unless ``lora_dropout`` is in [0, 1)."""
+    if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, int | float):
+        raise TypeError(f"lora_dropout must be a number, got {lora_dropout!r}")
+    if not 0 <= lora_dropout < 1:
+        raise ValueError(
+            f"lora_dropout must be in [0, 1), got {lora_dropout}: "
+            "it is the share of inputs that training drops"
+        )
+
+
+def check_rslora(use_rslora: bool) -> None:
+    """Raise unless ``use_rslora`` is True or False."""
+    if not isinstance(use_rslora, bool):
+        raise TypeError(f"use_rslora must be True or False, got {use_rslora!r}")

@@ -1,0 +1,84 @@
+"""The three kinds of Linear that an adapter can stand beside, behind one set of questions.
+
+    nn.Linear              weight (out, in)
+    NF4Linear              the same in four bits; its ``weight`` is a float copy
+    transformers' Conv1D   weight (in, out): GPT-2's Linear
+
+Everywhere else a weight is (out, in).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nf4.linear import NF4Linear, plain_linear
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether an adapter can stand beside this module."""
+    return isinstance(module, nn.Linear | NF4Linear) or is_conv1d(module)
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is transformers' ``Conv1D``.
+
+    It is recognised by its looks, because transformers may not be installed.
+    """
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a Linear. Raises ``TypeError`` for anything else."""
+    if not is_linear(module):
+        raise TypeError(
+            f"expected a Linear (or transformers' Conv1D), got {type(module).__name__}: "
+            "it has no x Wᵀ to add to"
+        )
+    if isinstance(module, NF4Linear):
+        return module.in_features, module.out_features
+    weight = module._parameters.get("weight")
+    if weight is None or weight.dim() != 2 or not weight.is_floating_point():
+        raise TypeError(
+            f"this {type(module).__name__} has no plain floating-point weight (it is computed from "
+            "others, as by weight_norm, or packed): a merge would be lost; remove the "
+            "parametrization first"
+        )
+    out_features, in_features = weight.shape[::-1] if is_conv1d(module) else weight.shape
+    return in_features, out_features
+
+
+def weight_of(base: Any) -> Tensor:
+    """The weight of a Linear, (out, in), without a gradient; of four bits a float copy."""
+    weight: Tensor = base.weight.detach()
+    return weight.T if is_conv1d(base) else weight
+
+
+def dtype_of(base: Any) -> torch.dtype:
+    """The dtype of a Linear's weight; of four bits the one that it dequantizes to."""
+    return base.dtype if isinstance(base, NF4Linear) else base.weight.dtype
+
+
+def device_of(base: Any) -> torch.device:
+    """Where a Linear's weight is stored."""
+    stored: Tensor = base.packed if isinstance(base, NF4Linear) else base.weight  # type: ignore[assignment]
+    return stored.device
+
+
+def with_weight(base: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A frozen twin of a Linear with another weight (out, in) and bias; the Linear stays as it is.
+
+    It has the same class, hooks and attributes. The twin of an ``NF4Linear`` is an ``nn.Linear``.
+    """
+    if isinstance(base, NF4Linear):
+        return plain_linear(weight, bias).train(base.training)
+    twin: Any = copy.copy(base)
+    twin._parameters = dict(base._parameters)  # its own, or the Linear would change along
+    stored = weight.T.contiguous() if is_conv1d(base) else weight
+    twin.weight = nn.Parameter(stored, requires_grad=False)
+    if bias is not getattr(base, "bias", None):
+        twin.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return twin

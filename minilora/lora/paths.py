@@ -1,0 +1,57 @@
+"""Module paths as the model's author wrote them, without the wrappers that training puts around it.
+
+    torch.compile          blocks.0._orig_mod.q_proj             ->  blocks.0.q_proj
+    DataParallel, DDP      module.blocks.0.q_proj                ->  blocks.0.q_proj
+    FSDP, checkpointing    blocks.0._fsdp_wrapped_module.q_proj  ->  blocks.0.q_proj
+
+An adapter whose file carries a wrapper's name fits no other model: PEFT loads nothing of it, with
+one warning, and the bare base is served. Matching, reports, files and fingerprints all use these
+paths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def wrapped_name(module: nn.Module) -> str | None:
+    """The name under which a wrapper holds its model; None for any other module."""
+    if isinstance(module, DataParallel | DistributedDataParallel):
+        return "module"
+    # the classes of the others are private to torch; these names are used by nothing else
+    return next((name for name in WRAPPED if name in module._modules), None)
+
+
+def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """``model.named_modules()`` with plain paths; the wrappers themselves are passed over.
+
+    >>> [path for path, _ in named_modules(DataParallel(nn.Sequential(nn.Linear(2, 2))))]
+    ['', '0']
+    """
+    for path, module in model.named_modules():
+        if wrapped_name(module) is None:
+            yield plain_path(model, path), module
+
+
+def plain_path(model: nn.Module, path: str) -> str:
+    """A path of this model, to a module or a tensor, without the names of wrappers."""
+    parts, module = [], model
+    for part in path.split("."):
+        if part != wrapped_name(module):
+            parts.append(part)
+        child = module._modules.get(part)
+        module = module if child is None else child  # the last part may name a tensor
+    return ".".join(parts)
+
+
+def replace_modules(model: nn.Module, replacements: dict[str, nn.Module]) -> None:
+    """Put other modules at these plain paths."""
+    paths = [path for path, module in model.named_modules() if wrapped_name(module) is None]
+    written = {plain_path(model, path): path for path in paths}
+    for path, module in replacements.items():
+        model.set_submodule(written[path], module)

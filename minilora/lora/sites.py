@@ -1,0 +1,69 @@
+"""The sites of a live model: every module, as ``select`` wants to see it."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ..nf4.shared_weights import reads_weights, tied_weights
+from .linears import is_linear, linear_shape
+from .paths import plain_path, wrapped_name
+from .selection import Site
+
+
+def sites_of(model: nn.Module) -> list[Site]:
+    """A ``Site`` for each module of a model, under its path.
+
+    >>> [(site.path, site.in_features) for site in sites_of(nn.Sequential(nn.Linear(4, 2)))]
+    [('0', 4)]
+    """
+    head, tied = output_head(model), tied_weights(model)
+    modules = dict(model.named_modules())
+    sites = []
+    for written, module in modules.items():
+        path = plain_path(model, written)
+        if path and wrapped_name(module) is None:
+            parent = modules[written.rpartition(".")[0]]
+            refused = why_refused(module, parent, tied.get(written, []))
+            sizes = linear_sizes(module)
+            sites.append(Site(path, *sizes, refused, is_linear(module), module is head))
+    return sites
+
+
+def linear_sizes(module: nn.Module) -> tuple[int, int]:
+    """(in, out) of a Linear that can be adapted, (0, 0) of anything else."""
+    try:
+        return linear_shape(module)
+    except TypeError:
+        return 0, 0
+
+
+def why_refused(module: nn.Module, parent: nn.Module | None, tied: list[str]) -> str:
+    """Why a module cannot have an adapter, to follow its name in a sentence; empty if it can."""
+    if not is_linear(module):
+        return (
+            f"a {type(module).__name__}: only Linears can be adapted; "
+            "write a longer name or a regular expression"
+        )
+    try:
+        linear_shape(module)
+    except TypeError as error:
+        return f"but {error}"
+    if reads_weights(parent):
+        return (
+            f"but {type(parent).__name__} reads its weight without calling it, so an adapter there "
+            "would be passed by; leave it out with exclude_modules"
+        )
+    if tied:
+        return (
+            f"whose weight is tied to {', '.join(tied)}: a merge would change both; "
+            "leave it out, or untie it first"
+        )
+    return ""
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """The module that turns the last hidden state into logits."""
+    # transformers' models are asked in their own way; a tied head of theirs may have any name
+    if callable(own := getattr(model, "get_output_embeddings", None)) and own() is not None:
+        return own()
+    return getattr(model, "lm_head", None)

@@ -1,0 +1,63 @@
+"""The loss of a batch: cross-entropy over the answer tokens, for any model that gives logits.
+
+    loss = Σ over answer tokens of -log p(token) / answer tokens in the whole batch
+
+It is divided by the answer tokens of *all* parts of a batch, not averaged part by part: otherwise
+accumulation changes the objective whenever parts differ in length.
+
+A model is asked through one small protocol, ``CausalLM.logits_at``: ids in, logits where there is a
+label. Our Llama computes its head only there; any other model gives all its logits, and the rest is
+dropped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..model.generation import CausalLM
+from .batches import IGNORE, Batch
+
+
+def mean_over_answers(model: nn.Module, parts: Sequence[Batch], bf16: bool = False) -> float:
+    """The loss of a batch given in parts, in nats an answer token; leaves its gradient behind."""
+    tokens = sum(part.answer_tokens for part in parts)
+    loss = 0.0
+    for part in parts:
+        with autocast(part.ids.device, bf16):
+            part_loss = summed_loss(model, part) / tokens
+        part_loss.backward()
+        loss += part_loss.item()
+    return loss
+
+
+def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
+    """Cross-entropy summed over the answer tokens, in nats."""
+    # (rows, time - 1): the last token predicts nothing
+    ids, labels = batch.ids[:, :-1], batch.labels[:, 1:]
+    labelled = labels != IGNORE
+    segments = None if batch.segments is None else batch.segments[:, :-1]
+    logits = logits_at(model, ids, labelled, segments)  # (answer tokens, vocab)
+    return F.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+
+
+def logits_at(model: nn.Module, ids: Tensor, labelled: Tensor, segments: Tensor | None) -> Tensor:
+    """Logits (labels, vocab) at the labelled places of ids (rows, time)."""
+    if isinstance(model, CausalLM):
+        return model.logits_at(ids, labelled, segments)
+    output = model(ids)
+    return getattr(output, "logits", output)[labelled]  # transformers' models wrap theirs
+
+
+def keeps_examples_apart(model: nn.Module) -> bool:
+    """Whether a model can be given several examples in a row without mixing them."""
+    return isinstance(model, CausalLM)
+
+
+def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
+    """bfloat16 for the matrix products, or nothing."""
+    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()

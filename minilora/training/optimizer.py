@@ -1,0 +1,42 @@
+"""AdamW, and the rate of each step: a line up, then a cosine down (arXiv 1608.03983 eq. 5)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+
+
+def build_optimizer(
+    parameters: Mapping[str, Tensor],
+    lr: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.AdamW:
+    """AdamW (arXiv 1711.05101); norms and biases are not decayed.
+
+    Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows.
+    """
+    matrices = [p for p in parameters.values() if p.dim() > 1]
+    vectors = [p for p in parameters.values() if p.dim() < 2]
+    groups = [
+        {"params": matrices, "weight_decay": weight_decay, "initial_lr": lr},
+        {"params": vectors, "weight_decay": 0.0, "initial_lr": lr},
+    ]
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+
+
+def rate_at(step: int, peak: float, config: TrainConfig) -> float:
+    """The learning rate of a step: a linear warm-up to ``peak``, then a cosine to zero.
+
+    >>> round(rate_at(99, 1.0, TrainConfig(steps=100)), 4)
+    0.0003
+    """
+    warm = max(1, round(config.warmup * config.steps))
+    if step < warm:
+        return peak * (step + 1) / warm
+    return peak * 0.5 * (1 + math.cos(math.pi * (step + 1 - warm) / (config.steps + 1 - warm)))
