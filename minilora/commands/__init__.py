@@ -11,6 +11,7 @@ In reading order:
     learn.py, book.py                learn
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
+    hub.py, hub_tables.py            keep it
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
 """

@@ -24,117 +24,87 @@ EPILOG = """examples:
   minilora hub pull naval@champion            prints the folder, checked to the bit
   minilora hub prune --unused-for 30d         never what an alias names"""
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+SPEC = "naval, naval@1.2, naval@1.2.0 or naval@champion"
+PURPOSES = {
+    "push": "store an adapter's folder as a new version, for good",
+    "pull": "print a version's folder, checked",
+    "list": "all versions, or those of a name",
+    "show": "where a version comes from: data, base, parent, scores",
+    "compare": "settings, data, scores and the two ΔW side by side",
+    "alias": "let a name such as champion mean a version",
+    "route": "which adapter is a question for, and why",
+    "compress": "a smaller copy as a version of its own",
+    "verify": "read everything; status 1 if a bit is wrong",
+    "gc": "remove what no version has",
+    "prune": "delete versions that nobody used and no alias names",
+    "page": "the hub as one static page",
+    "export": "write a version to one file",
+    "import": "take in an exported version",
+}
 
 
-def add_hub_options(parser: argparse.ArgumentParser) -> None:
+def add_options(parser: argparse.ArgumentParser) -> None:
     """Options and sub-commands of ``minilora hub``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    parser.add_argument(
-        "--hub", type=Path, default=Path("hub"), help="folder (default: %(default)s)"
-    )
-    parser.add_argument("--tenant", default="default", help="whose adapters (default: %(default)s)")
-    commands = parser.add_subparsers(dest="action", metavar="push | pull | list | …", required=True)
-
-    def add(action: str, run: Callable, purpose: str, /, **arguments: dict[str, Any]) -> None:
-        made = commands.add_parser(action, help=purpose, description=purpose)
-        made.set_defaults(run_action=run)
-        for argument, settings in arguments.items():
-            positional = settings.pop("positional", False)
-            flag = argument if positional else f"--{argument.replace('_', '-')}"
-            made.add_argument(flag, **settings)
-
-    spec = {"positional": True, "help": "naval, naval@1.2, naval@1.2.0 or naval@champion"}
-    add(
-        "push",
-        push,
-        "store an adapter's folder as a new version, for good",
-        name={"positional": True},
-        folder={"positional": True, "type": Path},
-        version={"help": "such as 1.2.0 (default: the suggested one)"},
-        data={
-            "type": Path,
-            "help": "the JSONL it was trained on: its hash is kept, and it teaches the router",
-        },
-        task={"default": ""},
-        description={"default": ""},
-        tag={"action": "append", "default": [], "help": "any number of times"},
-        metric={"action": "append", "default": [], "metavar": "NAME=NUMBER", "help": "a score"},
-        seed={"type": int},
-        parent={"help": "the version it was made from (default: the newest)"},
-    )
-    add(
-        "pull",
-        pull,
-        "print a version's folder, checked",
-        spec={**spec, "help": f"{spec['help']}, or https://…"},
-    )
-    add(
-        "list",
-        list_versions,
-        "all versions, or those of a name",
-        name={"positional": True, "nargs": "?"},
-        task={"default": ""},
-        tag={"default": ""},
-        base={"default": "", "help": "either half of the base's fingerprint"},
-        metric={"default": "", "metavar": "NAME[=LEAST]"},
-    )
-    add("show", show, "where a version comes from: data, base, parent, scores", spec=dict(spec))
-    add(
-        "compare",
-        compare,
-        "settings, data, scores and the two ΔW side by side",
-        a={"positional": True},
-        b={"positional": True},
-    )
-    add(
-        "alias",
-        alias,
-        "let a name such as champion mean a version",
-        spec=dict(spec),
-        alias={"positional": True},
-        expect={
-            "metavar": "VERSION",
-            "help": "only if it means this now; 'none': only if it is new",
-        },
-    )
-    add("route", route, "which adapter is a question for, and why", question={"positional": True})
-    add(
-        "compress",
-        compress,
-        "a smaller copy as a version of its own",
-        spec=dict(spec),
-        kind={"choices": ["fp16", "nf4"], "default": "nf4", "help": "(default: %(default)s)"},
-    )
-    add("verify", verify, "read everything; status 1 if a bit is wrong")
-    add("gc", gc, "remove what no version has")
-    add(
-        "prune",
-        prune,
-        "delete versions that nobody used and no alias names",
-        unused_for={"required": True, "metavar": "30d", "help": "a number and s, m, h, d or w"},
-    )
-    add("page", page, "the hub as one static page", out={"type": Path, "default": Path("hub.html")})
-    add(
-        "export",
-        export,
-        "write a version to one file",
-        spec=dict(spec),
-        file={"positional": True, "type": Path},
-    )
-    add(
-        "import",
-        import_file,
-        "take in an exported version",
-        file={"positional": True, "type": Path},
-    )
+    add = parser.add_argument
+    add("--hub", type=Path, default=Path("hub"), help="folder (default: %(default)s)")
+    add("--tenant", default="default", help="whose adapters (default: %(default)s)")
+    actions = parser.add_subparsers(dest="action", metavar="push | pull | list | …", required=True)
+    made = {
+        name: actions.add_parser(name, help=purpose, description=purpose)
+        for name, purpose in PURPOSES.items()
+    }
+    add_push_options(made["push"])
+    add_list_options(made["list"])
+    made["pull"].add_argument("spec", help=f"{SPEC}, or https://…")
+    for name in ("show", "alias", "compress", "export"):
+        made[name].add_argument("spec", help=SPEC)
+    made["compare"].add_argument("a", help=SPEC)
+    made["compare"].add_argument("b", help="another")
+    made["alias"].add_argument("alias")
+    expect = "only if the alias means this now; 'none': only if it is new"
+    made["alias"].add_argument("--expect", metavar="VERSION", help=expect)
+    made["route"].add_argument("question")
+    made["compress"].add_argument("--kind", choices=["fp16", "nf4"], default="nf4")
+    unused = "a number and s, m, h, d or w"
+    made["prune"].add_argument("--unused-for", required=True, metavar="30d", help=unused)
+    made["page"].add_argument("--out", type=Path, default=Path("hub.html"))
+    for name in ("export", "import"):
+        made[name].add_argument("file", type=Path)
 
 
-def run_hub(options: argparse.Namespace) -> int:
+def add_push_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora hub push``."""
+    add = parser.add_argument
+    add("name")
+    add("folder", type=Path)
+    add("--version", help="such as 1.2.0 (default: the suggested one)")
+    taught = "the JSONL it was trained on: its hash is kept, and it teaches the router"
+    add("--data", type=Path, help=taught)
+    add("--task", default="")
+    add("--description", default="")
+    add("--tag", action="append", default=[], help="any number of times")
+    add("--metric", action="append", default=[], metavar="NAME=NUMBER", help="a score")
+    add("--seed", type=int)
+    add("--parent", help="the version it was made from (default: the newest)")
+
+
+def add_list_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora hub list``."""
+    add = parser.add_argument
+    add("name", nargs="?")
+    add("--task", default="")
+    add("--tag", default="")
+    add("--base", default="", help="either half of the base's fingerprint")
+    add("--metric", default="", metavar="NAME[=LEAST]")
+
+
+def run(options: argparse.Namespace) -> int:
     """``minilora hub``."""
     from ..hub import Hub
 
-    return options.run_action(Hub(options.hub, options.tenant), options) or 0
+    return ACTIONS[options.action](Hub(options.hub, options.tenant), options) or 0
 
 
 def push(hub: Any, options: argparse.Namespace) -> None:
@@ -296,3 +266,21 @@ def where(options: argparse.Namespace) -> str:
     """The options that the next command needs to find this hub again."""
     hub = f"--hub {options.hub} " if options.hub != Path("hub") else ""
     return hub + (f"--tenant {options.tenant} " if options.tenant != "default" else "")
+
+
+ACTIONS: dict[str, Callable[[Any, argparse.Namespace], int | None]] = {
+    "push": push,
+    "pull": pull,
+    "list": list_versions,
+    "show": show,
+    "compare": compare,
+    "alias": alias,
+    "route": route,
+    "compress": compress,
+    "verify": verify,
+    "gc": gc,
+    "prune": prune,
+    "page": page,
+    "export": export,
+    "import": import_file,
+}

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..files import json_text
 from ..formats.base_fingerprint import Fingerprint
+from ..formats.mismatches import adapted_names, misshapen
 from ..formats.peft_files import (
     CONFIG,
     META_BASE,
@@ -37,9 +38,8 @@ from ..formats.peft_files import (
     metadata_object,
     read_adapter_files,
 )
-from ..formats.save_and_load import adapted_names, misshapen
-from ..lora.config import LoraConfig, scaling_of
-from ..lora.selection import rank_and_alpha
+from ..lora.config import LoraConfig
+from ..lora.hyperparameters import scaling_of
 from ..text import listed
 
 __all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "read_adapter"]
@@ -63,7 +63,7 @@ class Adapter:
 
     def factors(self, module: str) -> tuple[Tensor, Tensor, float]:
         """A (r, in), B (out, r) and the scaling of one module."""
-        r, lora_alpha = rank_and_alpha(module, self.config)
+        r, lora_alpha = self.config.rank_and_alpha(module)
         A, B = (
             self.tensors[f"{PREFIX}{module}.{factor}.weight"] for factor in ("lora_A", "lora_B")
         )
@@ -122,7 +122,7 @@ def misfits(module: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> l
     in_features = 1 if A is None or A.dim() == 0 else A.shape[-1]
     out_features = 1 if B is None or B.dim() == 0 else len(B)
     linear = nn.Linear(in_features, out_features, device="meta")
-    return misshapen(module, linear, rank_and_alpha(module, config)[0], tensors)
+    return misshapen(module, linear, config.rank_and_alpha(module)[0], tensors)
 
 
 def tensor_file(

@@ -4,8 +4,7 @@ its examples.
     "Fuel?"  ->  " fu" "fue" "uel" "el " " fue" "fuel" "uel " " fuel" "fuel "  ->  CRC-32 modulo 2¹⁶
 
 Hashing needs no list of words (Weinberger et al. 2009, arXiv 0902.2206). Two n-grams that share a
-place add up; among 65,536 places that costs the router under one point of accuracy
-(``benchmarks/router.py``).
+place add up; a text of a hundred letters has three hundred of the 65,536 places.
 """
 
 from __future__ import annotations

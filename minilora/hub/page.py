@@ -16,10 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..files import write_text
-from .catalog import Catalog
-from .registry import Version
+if TYPE_CHECKING:  # ``minilora hub --help`` reads this file, and needs no torch
+    from .catalog import Catalog
+    from .registry import Version
 
 STEP, LANE, EDGE = 108, 52, 34  # pixels between versions, between lanes, around
 STYLE = """
@@ -57,6 +58,8 @@ svg circle.named { fill: var(--c1) } svg circle.copy { fill: var(--paper); strok
 
 def write_page(hub: Catalog, path: str | Path) -> Path:
     """Write the page. Raises ``OSError`` when it cannot be written."""
+    from ..files import write_text
+
     return write_text(path, hub_page(hub.list(), hub.folder.name))
 
 

@@ -13,11 +13,16 @@ sparse X do.
 
 The threshold is calibrated, not chosen: a fifth of the examples is held out of a first fit, and the
 smallest margin above which at least 95% of those are routed right is kept. That holds for questions
-like the examples. A question of no topic at all is not among them; ``benchmarks/router.py``
-measures how many of those slip through.
+like the examples. A question of no topic at all is not among them, and slips through far too often.
+From ``benchmarks/router.py``, 100 topics and 20 that no adapter has, means of three seeds:
 
-Left out: what the examples do not show (two adapters for one topic), the base's own reading of the
-question, costs.
+                        right    routed at 95% right    routed of the 20 topics
+    WordNet's glosses   81%      65%                    21%
+    licence notices     77%      53%                    25%
+
+Left out: what the examples do not show (two adapters for one topic), what an adapter costs. The
+base's own mean hidden state as a second feature was tried on WordNet: alone it is right for 33% of
+the questions, and beside the n-grams it made 82% to 78% or less, so it is not here.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 
-from minilora.commands.hub import add_hub_options, run_hub
+from minilora.commands import hub as command_hub
 from minilora.hub import Hub, data_hash
 from minilora.training.data import load_jsonl
 
@@ -19,12 +19,12 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
     parser = argparse.ArgumentParser(prog="minilora hub")
-    add_hub_options(parser)
+    command_hub.add_options(parser)
 
     def command(*words):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            status = run_hub(parser.parse_args(list(words)))
+            status = command_hub.run(parser.parse_args(list(words)))
         return status, capsys.readouterr().out
 
     command.parser = parser

@@ -65,3 +65,15 @@ def test_it_runs_and_keeps_what_it_found(small, wheel, tmp_path, monkeypatch, ca
     assert rows[0]["microseconds"] > 0
     assert (tmp_path / "cpu" / "router.png").exists()
     assert "µs a question" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_compression_runs(tmp_path, monkeypatch, capsys):
+    from benchmarks import compression
+
+    words = ["compression", "--seeds", "0", "--steps", "1", "--logs", "2", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", [*words, "--out", str(tmp_path)])
+    compression.main()
+    rows = json.loads((tmp_path / "cpu" / "compression.json").read_text())["rows"]
+    assert [row["kind"] for row in rows] == ["float32", "fp16", "nf4"]
+    assert capsys.readouterr().out.count("exact") == 3
