@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from .model import Llama, LlamaConfig, Tokenizer, load_base, save_model, tokenizer
     from .nf4 import NF4Linear, dequantize_base, quantize_base
     from .training import (
+        Conversation,
+        Document,
         Example,
         History,
         Task,
@@ -49,11 +51,14 @@ if TYPE_CHECKING:
         bits_per_byte,
         data,
         exact_match,
+        read_examples,
         train,
     )
 
 __version__ = "0.1.0"
 __all__ = [
+    "Conversation",
+    "Document",
     "Example",
     "Fingerprint",
     "History",
@@ -89,6 +94,7 @@ __all__ = [
     "nf4",
     "print_trainable_parameters",
     "quantize_base",
+    "read_examples",
     "save_adapter",
     "save_model",
     "tokenizer",

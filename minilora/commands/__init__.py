@@ -11,6 +11,9 @@ In reading order:
     learn.py, book.py                learn
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
+    chat.py                          talk to it
+    first_example.py                 the first example as the model will see it, for ``train``
+    hub.py, hub_tables.py            keep it
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
 """

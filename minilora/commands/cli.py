@@ -65,6 +65,11 @@ COMMANDS = {
         "fold an adapter into its base: one plain model folder",
         "minilora merge --adapter mine/adapter --out mine/merged",
     ),
+    "hub": Command(
+        "Keep",
+        "adapters by name and version, with where they come from",
+        "minilora hub push naval mine/adapter --data my.jsonl",
+    ),
     "plan": Command(
         "Plan",
         "what a fine-tune will cost: parameters, bytes, FLOPs",

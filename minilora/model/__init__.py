@@ -2,15 +2,22 @@
 
 In reading order:
 
-    config.py       the sizes and switches of a Llama, and of its kin
-    rotary.py       positions as angles, stretched for long texts
-    transformer.py  embedding, blocks, head: a whole Llama on a few screens
-    generation.py   one token after the other; the protocol that training asks for logits
-    tokenizer.py    text to ids and back, and the form of a conversation
-    config_json.py  what a ``config.json`` of the family means
-    weights.py      the tensors of a folder, in one file or in shards
-    pretrained.py   open and write model folders, in floats or four bits
-    base/           the shipped base
+    config.py           the sizes and switches of a Llama, and of its kin
+    rotary.py           positions as angles, stretched for long texts
+    transformer.py      embedding, blocks, head: a whole Llama on a few screens
+    generation.py       one token after the other; the protocol that training asks for logits
+    sandbox.py          Jinja for strangers, with limits on time and size
+    chat.py             a folder's chat template, rendered as transformers renders it
+    own_forms.py        our own two forms of a conversation, for folders without a template
+    marks.py            tokens that structure a conversation, and text that only looks like one
+    turns.py            which tokens of a conversation are learnt
+    tokenizer_folder.py chat templates, special tokens and ends beside a ``tokenizer.json``
+    tokenizer.py        text to ids and back, conversations too
+    tokenizer_files.py  a base's tokenizer, read and written
+    config_json.py      what a ``config.json`` of the family means
+    weights.py          the tensors of a folder, in one file or in shards
+    pretrained.py       open and write model folders, in floats or four bits
+    base/               the shipped base
 
 Imports ``formats``, ``nf4`` and the ground.
 """

@@ -2,12 +2,16 @@
 
 In reading order:
 
-    examples.py    examples, read from a file and split into two sides
+    examples.py    what a model learns from: examples, conversations, documents; two sides
+    data_files.py  rows of a data file, whatever its container
+    data_forms.py  the forms in which people write examples down
+    readers.py     ``read_examples``, with an account of what was read
     data.py        the tasks: a ship's log answered politely, or in naval code
     batches.py     examples as rows of tokens, padded or packed; which tokens have a loss
     config.py      ``TrainConfig``: steps, rate, batch
     objective.py   the loss of a batch, and its gradient
     optimizer.py   AdamW, and the rate of each step
+    limits.py      what a model can take: dtypes, ids, positions
     loop.py        ``steps``, one after the other, and ``train``
     observers.py   the journal, validation and checkpoints, which watch the steps
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits
@@ -25,10 +29,23 @@ from ..lazy import lazy_imports
 if TYPE_CHECKING:
     from .config import TrainConfig
     from .data import Example, Task
+    from .examples import Conversation, Document
+    from .readers import read_examples
     from .evaluation import bits_per_byte, exact_match
     from .history import History
     from .loop import train
 
-__all__ = ["Example", "History", "Task", "TrainConfig", "bits_per_byte", "exact_match", "train"]
+__all__ = [
+    "Conversation",
+    "Document",
+    "Example",
+    "History",
+    "Task",
+    "TrainConfig",
+    "bits_per_byte",
+    "exact_match",
+    "read_examples",
+    "train",
+]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

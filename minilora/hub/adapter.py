@@ -1,0 +1,172 @@
+"""An adapter's folder read strictly, and its identity: what it computes, not how its file happens
+to lie on the disk.
+
+    content id = sha256 over the config, then (name, dtype, shape, bytes) of each tensor by name
+
+A file's hash would not do: safetensors writes the keys of the metadata in random order (safetensors
+#584), so equal adapters have unequal files; and PEFT writes a list of targets in the order of a
+Python set. Here the config is read as a ``LoraConfig`` first, so that an omitted field and its
+default are the same, and lists that mean sets are sorted.
+
+For the store the two files are written again in one canonical form, with sorted keys, so that equal
+adapters are equal bytes and lie there once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..files import json_text
+from ..formats.base_fingerprint import Fingerprint
+from ..formats.mismatches import adapted_names, misshapen
+from ..formats.peft_files import (
+    CONFIG,
+    META_BASE,
+    META_CONFIG,
+    PREFIX,
+    TENSORS,
+    lora_config,
+    metadata_object,
+    read_adapter_files,
+)
+from ..lora.config import LoraConfig
+from ..lora.hyperparameters import scaling_of
+from ..text import listed
+
+__all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "read_adapter"]
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """The config as PEFT's JSON says it and as ours, tensors by PEFT's keys, and the base (None:
+    the files do not say).
+    """
+
+    json: dict[str, Any]
+    config: LoraConfig
+    tensors: dict[str, Tensor]
+    base: Fingerprint | None
+
+    @property
+    def modules(self) -> list[str]:
+        """Paths of the Linears that have an A and a B here, sorted."""
+        return sorted(adapted_names(self.tensors)[0])
+
+    def factors(self, module: str) -> tuple[Tensor, Tensor, float]:
+        """A (r, in), B (out, r) and the scaling of one module."""
+        r, lora_alpha = self.config.rank_and_alpha(module)
+        A, B = (
+            self.tensors[f"{PREFIX}{module}.{factor}.weight"] for factor in ("lora_A", "lora_B")
+        )
+        return A, B, scaling_of(r, lora_alpha, self.config.use_rslora)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The config in canonical form: all of ``LoraConfig``'s fields, sets sorted."""
+        fields = {"peft_type": "LORA", **asdict(self.config)}
+        return {name: canonical(value) for name, value in sorted(fields.items())}
+
+    @property
+    def content_id(self) -> str:
+        """The identity of the module's head, 64 hexadecimal digits."""
+        total = hashlib.sha256(json.dumps(self.settings, sort_keys=True).encode())
+        for name, tensor in sorted(self.tensors.items()):
+            total.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            total.update(tensor_bytes(tensor))
+        return total.hexdigest()
+
+    def files(self) -> dict[str, bytes]:
+        """Both files in canonical form, by name."""
+        return {
+            CONFIG: json_text(self.json).encode(),
+            TENSORS: tensor_file(self.json, self.tensors, self.base),
+        }
+
+
+def read_adapter(folder: Path, base: Fingerprint | None = None) -> Adapter:
+    """Read PEFT's two files; ``base`` is for files that do not say what they were trained on, as
+    PEFT's.
+
+    Raises one ``ValueError`` that names everything that is wrong: a missing or damaged file,
+    unknown tensors, shapes that do not fit the config, values that are not finite, features that
+    minilora does not have.
+    """
+    files = read_adapter_files(Path(folder))
+    config, wrong = lora_config(files.config)
+    modules, strange = adapted_names(files.tensors)
+    wrong += strange
+    if config is not None:
+        wrong += [each for module in modules for each in misfits(module, config, files.tensors)]
+    if wrong or config is None:
+        raise ValueError(f"{folder} holds no adapter that can be trusted: {listed(wrong, 8)}")
+    named = metadata_object(files.metadata, META_BASE) or {}
+    if base is None and isinstance(named.get("architecture"), str):
+        base = Fingerprint(named["architecture"], str(named.get("tensors", "")))
+    return Adapter(files.config, config, files.tensors, base)
+
+
+def misfits(module: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What is wrong with one module's A and B; the base's Linear, which is not here, takes their
+    shape.
+    """
+    A, B = (tensors.get(f"{PREFIX}{module}.{factor}.weight") for factor in ("lora_A", "lora_B"))
+    in_features = 1 if A is None or A.dim() == 0 else A.shape[-1]
+    out_features = 1 if B is None or B.dim() == 0 else len(B)
+    linear = nn.Linear(in_features, out_features, device="meta")
+    return misshapen(module, linear, config.rank_and_alpha(module)[0], tensors)
+
+
+def tensor_file(
+    config: dict[str, Any], tensors: Mapping[str, Tensor], base: Fingerprint | None
+) -> bytes:
+    """``adapter_model.safetensors`` in canonical form, with the metadata of ``save_adapter``."""
+    metadata = {"format": "pt", META_CONFIG: json.dumps(config, sort_keys=True)}
+    if base is not None:
+        metadata[META_BASE] = json.dumps(asdict(base))
+    return packed(tensors, metadata)
+
+
+def canonical(value: Any) -> Any:
+    """Lists that mean sets sorted, whole numbers as floats, so that 16 and 16.0 are the same.
+
+    >>> canonical(("v_proj", "q_proj")), canonical(16), canonical(True)
+    (['q_proj', 'v_proj'], 16.0, True)
+    """
+    if isinstance(value, Mapping):
+        return {key: canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return sorted(map(canonical, value))
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with its header's keys sorted: 8 bytes of length, the header as JSON, the
+    data.
+
+    >>> import torch
+    >>> from safetensors.torch import load
+    >>> one = packed({"w": torch.ones(2)}, {"b": "1", "a": "2"})
+    >>> one == packed({"w": torch.ones(2)}, {"a": "2", "b": "1"}), load(one)["w"].tolist()
+    (True, [1.0, 1.0])
+    """
+    content = save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata)
+    )
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8, as the format asks
+    return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The values as they are stored, in row order."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data

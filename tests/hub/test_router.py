@@ -1,0 +1,152 @@
+"""The router: the ridge's one solution, a threshold that was calibrated, refits, reasons."""
+
+import random
+import warnings
+
+import pytest
+import torch
+
+from minilora.hub import Hub, Router
+from minilora.hub.ngrams import PLACES, count_texts, load_counts, ngrams, place, save_counts
+from minilora.hub.router import RIDGE, calibrated, fit_ridge, load_router, save_router, weighted
+from minilora.training.data import SYSTEMS
+
+from .adapters import flip_bit, make_adapter
+
+TOPICS = {
+    "naval": [f"What is the {system} reading, captain?" for system in SYSTEMS],
+    "legal": [f"Does clause {number} of this licence grant patents?" for number in range(20)],
+    "kitchen": [f"How long do I bake {number} loaves of bread?" for number in range(20)],
+}
+
+
+@pytest.fixture(scope="module")
+def router():
+    return Router.fit({name: count_texts(texts) for name, texts in TOPICS.items()})
+
+
+def test_the_weights_are_the_ridge_regressions(monkeypatch):
+    """Against the dense normal equations: W = Xᵀ (X Xᵀ + λ)⁻¹ (Y - mean)."""
+    monkeypatch.setattr("minilora.hub.router.ITERATIONS", 60)
+    examples = {name: count_texts(texts) for name, texts in TOPICS.items()}
+    router = fit_ridge(examples)
+    X = torch.cat([dense(weighted(examples[name], router.idf)) for name in router.names])
+    Y = torch.eye(3).repeat_interleave(20, 0).double()
+    alpha = torch.linalg.solve(X @ X.T + RIDGE * torch.eye(60).double(), Y - Y.mean(0))
+    assert (router.W.double() - X.T @ alpha).abs().max() < 1e-5
+
+
+def dense(sparse):
+    """A sparse matrix as (rows, places) float64."""
+    places, values, starts = sparse
+    rows = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
+    return torch.zeros(len(starts) - 1, PLACES).double().index_put((rows, places), values.double())
+
+
+def test_it_routes_abstains_and_says_why(router):
+    for question, name in (
+        ("What is the reading of the radar?", "naval"),
+        ("Does this licence grant patents?", "legal"),
+        ("How long does bread bake?", "kitchen"),
+    ):
+        route = router.route(question)
+        assert (route.name, route.ranking[0][0]) == (name, name)
+    assert router.route("Tell me a joke about cats.").name is None
+    reasons = [ngram.strip() for ngram, _ in router.explain("Is a patent granted by the licence?")]
+    assert any(ngram in "patent licence" for ngram in reasons)
+    assert router.route("").name is None
+
+
+def test_reasons_add_up_to_the_score(router):
+    """The n-grams' shares, over all of them, are the score less the mean of all scores."""
+    question = "Is a patent granted by the licence?"
+    total = sum(share for _, share in router.explain(question, "legal", most=10**6))
+    scores = router.scores(count_texts([question]))[0] - router.b
+    assert total == pytest.approx(
+        float(scores[router.names.index("legal")] - scores.mean()), abs=1e-5
+    )
+
+
+def test_a_threshold_keeps_its_promise():
+    generator = torch.Generator().manual_seed(0)
+    margins = torch.rand(500, generator=generator)
+    right = torch.rand(500, generator=generator) < margins.sqrt()
+    threshold = calibrated(margins, right, 0.9)
+    assert right[margins >= threshold].double().mean() >= 0.9
+    lower = margins[margins < threshold]
+    assert all(right[margins >= value].double().mean() < 0.9 for value in lower)
+    assert calibrated(torch.tensor([0.5]), torch.tensor([False]), 0.9) == float("inf")
+
+
+def test_examples_keep_no_text_and_come_back(tmp_path):
+    content = save_counts(TOPICS["legal"])
+    assert b"clause" not in content
+    loaded, counted = load_counts(content), count_texts(TOPICS["legal"])
+    assert torch.equal(loaded.places, counted.places)
+    assert torch.equal(loaded.starts, counted.starts)
+    assert content == save_counts(TOPICS["legal"])
+
+
+@pytest.mark.parametrize("name", ["places", "counts", "starts"])
+def test_damaged_examples_are_refused(name):
+    from safetensors.torch import load, save
+
+    parts = load(save_counts(["Status?"]))
+    parts[name] = parts[name].int() - 70_000 if name == "places" else parts[name].int() * 0 - 1
+    with pytest.raises(ValueError, match="the router's examples are damaged"):
+        load_counts(save(parts))
+    with pytest.raises(ValueError, match="the router's examples are damaged"):
+        load_counts(b"x")
+
+
+def test_a_router_travels_as_a_file(router):
+    again = load_router(save_router(router))
+    assert (again.names, again.threshold) == (router.names, router.threshold)
+    assert torch.equal(again.W, router.W)
+
+
+def test_the_hub_refits_when_adapters_come_and_go(tmp_path):
+    hub = Hub(tmp_path / "hub")
+    with pytest.raises(FileNotFoundError):
+        hub.router()
+    hub.push("plain", make_adapter(tmp_path / "mine", 9))
+    with pytest.raises(
+        ValueError, match="a router chooses between two adapters or more, and 0 here"
+    ):
+        hub.router()
+    for seed, name in enumerate(("naval", "legal")):
+        hub.push(name, make_adapter(tmp_path / "mine", seed), examples=TOPICS[name])
+    first = hub.router()
+    assert first.names == ("legal", "naval")
+    (file,) = (hub.folder / "router" / "default").iterdir()
+    before = file.stat().st_mtime_ns
+    assert torch.equal(hub.router().W, first.W)
+    assert file.stat().st_mtime_ns == before, "read, not fitted again"
+    flip_bit(file)
+    assert torch.equal(hub.router().W, first.W), "a damaged file is made again"
+    hub.push("kitchen", make_adapter(tmp_path / "mine", 3), examples=TOPICS["kitchen"])
+    assert hub.router().names == ("kitchen", "legal", "naval")
+    assert len(list((hub.folder / "router" / "default").iterdir())) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        hub.push("kitchen", make_adapter(tmp_path / "mine", 4))  # this version has no examples
+        assert hub.router().names == ("kitchen", "legal", "naval")
+        hub.push("kitchen", make_adapter(tmp_path / "mine", 5), examples=TOPICS["naval"])
+    assert hub.router().route("How long does bread bake?").name is None
+    hub.compress("legal")
+    hub.prune(-1)
+    with pytest.raises(ValueError, match="and 0 here came with examples"):
+        hub.router()
+
+
+def test_ngrams_are_of_letters_and_of_every_script():
+    assert set(ngrams("Ab!")) == {" ab", "ab ", " ab "}
+    assert ngrams("ΔΩ-Σ") == ngrams("δω σ")
+    assert ngrams("") == ngrams("?!") == {}
+    assert all(0 <= place(ngram) < PLACES for ngram in ngrams("\ud800 é 漢字漢字"))
+
+
+def test_the_order_of_the_examples_does_not_matter(router):
+    shuffled = {name: random.Random(1).sample(texts, len(texts)) for name, texts in TOPICS.items()}
+    other = Router.fit({name: count_texts(texts) for name, texts in reversed(shuffled.items())})
+    assert (other.W - router.W).abs().max() < 1e-4
