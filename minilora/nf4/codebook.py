@@ -11,16 +11,35 @@ bitsandbytes' encoding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from itertools import pairwise
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from .. import level0
 
 CELLS = 512  # cells in [0, 1]: fine enough that none holds two boundaries, in any of the codebooks
+Build = TypeVar("Build", bound=Callable[..., Any])
+
+
+def constant(build: Build) -> Build:
+    """Keep each table that a function builds, and build it outside the transforms of torch.func.
+
+    A table made inside one would be wrapped for it, and useless afterwards.
+    """
+
+    @cache
+    @wraps(build)
+    def kept(*arguments: Any) -> Any:
+        with temporarily_clear_interpreter_stack():
+            return build(*arguments)
+
+    return kept  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)
@@ -63,7 +82,7 @@ def codebook(kind: str) -> Codebook:
     raise ValueError(f"unknown codebook {kind!r}: expected 'nf4', 'fp4' or 'int4'")
 
 
-@cache
+@constant
 def cell_tables(kind: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each cell the number of boundaries below it (uint8), and the next one (or infinity)."""
     edges = torch.arange(-CELLS, CELLS + 1, device=device) / CELLS
@@ -72,7 +91,7 @@ def cell_tables(kind: str, device: torch.device) -> tuple[Tensor, Tensor]:
     return first.to(torch.uint8), boundaries[first]
 
 
-@cache
+@constant
 def table_of_levels(kind: str, device: torch.device) -> Tensor:
     """(16,) float32: level by code."""
     book, table = codebook(kind), torch.zeros(16)
@@ -80,7 +99,7 @@ def table_of_levels(kind: str, device: torch.device) -> Tensor:
     return table.to(device)
 
 
-@cache
+@constant
 def table_of_pairs(kind: str, device: torch.device) -> Tensor:
     """(256,): the two float32 levels of a byte, as one complex64, so that a look-up moves both."""
     levels, byte = table_of_levels(kind, torch.device("cpu")), torch.arange(256)

@@ -9,15 +9,15 @@ coarse at its ends, as scales minus their mean are distributed (QLoRA, arXiv 230
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
+
+from .codebook import constant
 
 SCALE_BLOCK = 256  # so many scales share one float32
 
 
-@cache
+@constant
 def dynamic_map(device: torch.device) -> Tensor:
     """The 256 values of an 8-bit scale: seven decades, each divided twice as finely as the last.
 
@@ -31,7 +31,7 @@ def dynamic_map(device: torch.device) -> Tensor:
     return torch.tensor(sorted(values)).to(device)
 
 
-@cache
+@constant
 def dynamic_lookup(device: torch.device) -> Tensor:
     """The nearest value's code for 65,536 even steps from -1 to 1: bitsandbytes' table."""
     steps = torch.linspace(-1, 1, 65536, dtype=torch.float64)

@@ -29,11 +29,11 @@ from ..lazy import lazy_imports
 if TYPE_CHECKING:
     from .config import TrainConfig
     from .data import Example, Task
-    from .examples import Conversation, Document
-    from .readers import read_examples
     from .evaluation import bits_per_byte, exact_match
+    from .examples import Conversation, Document
     from .history import History
     from .loop import train
+    from .readers import read_examples
 
 __all__ = [
     "Conversation",

@@ -1,4 +1,4 @@
-"""What a model can take: dtypes that AdamW can train, ids it embeds, positions it was built for.
+"""What a run can be: a model that would learn, examples, dtypes, ids and positions that it can take.
 
 Everything here is asked before the first step. Past it torch answers with an IndexError, a card with
 a device-side assert, and half precision with NaN.
@@ -12,7 +12,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .batches import Encoded
+from ..lora.adapter_layer import adapter_layers
+from ..lora.paths import unwrapped
+from .batches import ChatTokenizer, Encoded
+from .config import TrainConfig
+from .evaluation import check_answers
+from .examples import Learnt, Task
+from .objective import keeps_examples_apart
 
 
 class HalfPrecision(ValueError, FloatingPointError):
@@ -73,3 +79,62 @@ def check_sizes(model: nn.Module, rows: Sequence[Encoded]) -> None:
         "out",
         stacklevel=2,
     )
+
+
+def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
+    """Raise ``ValueError`` when this model cannot be trained on this task in this way."""
+    check_trainable(model)
+    check_examples(task)
+    if config.pack and not keeps_examples_apart(model):
+        raise ValueError(
+            f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples "
+            "see each other"
+        )
+    if config.valid_answers and task.valid:
+        check_answers(model)
+
+
+def check_trainable(model: nn.Module) -> None:
+    """Raise ``ValueError`` when nothing would learn, or the model cannot be asked for logits."""
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not trained:
+        raise ValueError(
+            "nothing would train: no parameter has requires_grad; "
+            "inject(model, LoraConfig(...)) first"
+        )
+    check_precision(trained)
+    layers = list(adapter_layers(model))
+    if any(not layer.enabled for _, layer in layers):
+        raise ValueError(
+            "the adapters are switched off by disable_adapter: train outside that context"
+        )
+    if merged := [path for path, layer in layers if layer.merged]:
+        raise ValueError(
+            f"{merged[0]} is merged, so its adapter takes no part: unmerge(model) before training"
+        )
+    # transformers' models say so in their config
+    asked = unwrapped(model)
+    if getattr(getattr(asked, "config", None), "is_encoder_decoder", False):
+        raise ValueError(
+            f"{type(asked).__name__} is an encoder-decoder: minilora.train continues one text, and "
+            "has no second input; train it with transformers' Trainer, where injected adapters "
+            "work as they are"
+        )
+    if not isinstance(tokenizer := getattr(asked, "tokenizer", None), ChatTokenizer):
+        raise ValueError(
+            f"train needs model.tokenizer, got {type(tokenizer).__name__}: load_base() finds it in "
+            "a folder with a tokenizer.json; elsewhere set "
+            "model.tokenizer = minilora.Tokenizer('folder/tokenizer.json')"
+        )
+
+
+def check_examples(task: Task) -> None:
+    """Raise ``ValueError`` when there is nothing to learn from, or anything but examples."""
+    if not task.train:
+        raise ValueError("train needs at least one example, got none")
+    for example in (*task.train, *task.valid):
+        if not isinstance(example, Learnt):
+            raise ValueError(
+                "train needs minilora.Example(instruction, output, input) or a Conversation, "
+                f"got {type(example).__name__}: {example!r:.80}; read_examples reads rows and files"
+            )

@@ -29,14 +29,13 @@ from torch import Tensor, nn
 
 from ..lora.adapter_layer import adapter_layers
 from ..lora.paths import plain_path, unwrapped
-from .batches import Batch, ChatTokenizer, Encoded, batch_indices, encode_all, pack, pad
+from .batches import Batch, Encoded, batch_indices, encode_all, pack, pad
 from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
-from .evaluation import check_answers
 from .examples import Learnt, Task
 from .history import Callback, History, Record, diverged, overflowed
-from .limits import all_finite, check_precision, check_sizes
-from .objective import keeps_examples_apart, mean_over_answers
+from .limits import all_finite, check_run, check_sizes
+from .objective import mean_over_answers
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
 from .optimizer import build_optimizer, rate_at
 from .progress import Progress
@@ -252,62 +251,3 @@ def identity_of(
         "frozen weights": checksum([*frozen, *model.buffers()]),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-
-
-def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
-    """Raise ``ValueError`` when this model cannot be trained on this task in this way."""
-    check_trainable(model)
-    check_examples(task)
-    if config.pack and not keeps_examples_apart(model):
-        raise ValueError(
-            f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples "
-            "see each other"
-        )
-    if config.valid_answers and task.valid:
-        check_answers(model)
-
-
-def check_trainable(model: nn.Module) -> None:
-    """Raise ``ValueError`` when nothing would learn, or the model cannot be asked for logits."""
-    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError(
-            "nothing would train: no parameter has requires_grad; "
-            "inject(model, LoraConfig(...)) first"
-        )
-    check_precision(trained)
-    layers = list(adapter_layers(model))
-    if any(not layer.enabled for _, layer in layers):
-        raise ValueError(
-            "the adapters are switched off by disable_adapter: train outside that context"
-        )
-    if merged := [path for path, layer in layers if layer.merged]:
-        raise ValueError(
-            f"{merged[0]} is merged, so its adapter takes no part: unmerge(model) before training"
-        )
-    # transformers' models say so in their config
-    asked = unwrapped(model)
-    if getattr(getattr(asked, "config", None), "is_encoder_decoder", False):
-        raise ValueError(
-            f"{type(asked).__name__} is an encoder-decoder: minilora.train continues one text, and "
-            "has no second input; train it with transformers' Trainer, where injected adapters "
-            "work as they are"
-        )
-    if not isinstance(tokenizer := getattr(asked, "tokenizer", None), ChatTokenizer):
-        raise ValueError(
-            f"train needs model.tokenizer, got {type(tokenizer).__name__}: load_base() finds it in "
-            "a folder with a tokenizer.json; elsewhere set "
-            "model.tokenizer = minilora.Tokenizer('folder/tokenizer.json')"
-        )
-
-
-def check_examples(task: Task) -> None:
-    """Raise ``ValueError`` when there is nothing to learn from, or anything but examples."""
-    if not task.train:
-        raise ValueError("train needs at least one example, got none")
-    for example in (*task.train, *task.valid):
-        if not isinstance(example, Learnt):
-            raise ValueError(
-                "train needs minilora.Example(instruction, output, input) or a Conversation, "
-                f"got {type(example).__name__}: {example!r:.80}; read_examples reads rows and files"
-            )
