@@ -312,6 +312,33 @@ def test_a_method_must_say_its_equation_and_its_weight():
     assert not layer.merged
 
 
+class Unbiased(AdapterLayer):
+    """``y = base(x) - b``: a method may take the bias away."""
+
+    def adapt(self, base, x):
+        return base(x) - self.bias
+
+    def fold(self, weight, bias):
+        return weight, None
+
+
+def test_a_method_may_take_the_bias_away_and_unmerge_brings_it_back():
+    layer, x = Unbiased(nn.Linear(3, 2)), torch.randn(4, 3)
+    unmerged, bias = layer(x), layer.bias
+    layer.merge()
+    assert layer.bias is None
+    torch.testing.assert_close(layer(x), unmerged)
+    layer.unmerge()
+    assert layer.bias is bias
+
+
+def test_a_bias_that_the_method_leaves_alone_stays_the_same_object():
+    """Also one that is not finite: it is not the method's."""
+    layer = LoRALayer(nn.Linear(3, 2))
+    layer.base.bias.data[0] = float("inf")
+    assert layer.merged_base().bias is layer.base.bias
+
+
 def test_a_merge_that_fails_in_the_last_layer_merges_none():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     inject(model, ToyConfig(target_modules=["0", "1"]))

@@ -1,6 +1,7 @@
 """A config chooses the same modules as in PEFT, and of a plan the same ones as of the model."""
 
 import copy
+import dataclasses
 import re
 import warnings
 
@@ -15,7 +16,7 @@ from minilora import LoraConfig, explain_match, inject
 from minilora.ledger import architecture, estimate
 from minilora.ledger.dimensions import Architecture, LinearShape
 from minilora.lora.layer import lora_layers
-from minilora.lora.selection import Match, pattern_for, select
+from minilora.lora.selection import Match, Site, not_a_linear, pattern_for, select
 from minilora.lora.sites import sites_of
 
 from .test_injection import SIZES, tiny
@@ -165,6 +166,25 @@ def test_a_match_says_what_it_costs_and_how_high_its_rank_can_be():
     assert chosen.full_rank == Match("q", 4, 6, "q", 2).full_rank == 4
 
 
+def test_a_site_can_be_adapted_unless_it_says_why_not():
+    site = Site("q", 4, 2)
+    assert (site.refused, site.is_linear, site.is_head) == ("", True, False)
+    [match] = select([site], LoraConfig(r=3, target_modules="all-linear"))
+    assert match == Match("q", 4, 2, "all-linear", 3)
+
+
+def test_what_was_chosen_cannot_change_afterwards():
+    report = explain_match(pair(), LoraConfig(target_modules=["fine"]))
+    for value, field in ((Site("q"), "path"), (report, "matches"), (report.matches[0], "r")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(value, field, None)
+
+
+@pytest.mark.parametrize(("kind", "article"), [("Embedding", "an"), ("ReLU", "a")])
+def test_a_module_of_another_kind_is_named_with_its_article(kind, article):
+    assert not_a_linear(kind).startswith(f"{article} {kind}: only Linears can be adapted; write")
+
+
 def test_one_pattern_of_several_that_matches_nothing_is_an_error():
     with pytest.raises(ValueError, match="no module matches 'c_attn'"):
         inject(tiny(), LoraConfig(target_modules=["q_proj", "c_attn"]))
@@ -220,6 +240,13 @@ def test_the_report_names_shapes_counts_and_patterns_with_alike_modules_on_one_l
     total = str(report).splitlines()[-1]
     assert total == "21,504 of 1,325,696 parameters train (1.62%)"
     assert len(report.chosen) == 12
+
+
+@pytest.mark.parametrize(("count", "name"), [(1, "layers.0"), (2, "layers.*"), (3, "layers.*")])
+def test_modules_share_a_line_from_two_on(count, name):
+    model = nn.ModuleDict({"layers": nn.ModuleList([nn.Linear(2, 2) for _ in range(count)])})
+    report = explain_match(model, LoraConfig(target_modules="all-linear"))
+    assert str(report).splitlines()[1].split()[:2] == [name, str(count)]
 
 
 def test_numbers_inside_a_name_are_no_index():

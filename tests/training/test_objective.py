@@ -74,6 +74,7 @@ class Tokens(nn.Module):
 
     def forward(self, ids):
         self.seen.append(ids)
+        self.in_bf16 = torch.is_autocast_enabled("cpu")
         logits = self.table[ids]
         return type("Output", (), {"logits": logits}) if self.wrapped else logits
 
@@ -108,6 +109,13 @@ def test_the_gradient_is_left_behind_and_added_to_what_is_there():
     mean_over_answers(twice, [BATCH])
     mean_over_answers(twice, [BATCH])
     torch.testing.assert_close(twice.table.grad, 2 * once.table.grad)
+
+
+def test_bf16_is_used_only_where_it_is_asked_for():
+    model = Tokens()
+    for asked, settings in ((False, {}), (True, {"bf16": True}), (False, {"bf16": False})):
+        mean_over_answers(model, [BATCH], **settings)
+        assert model.in_bf16 == asked
 
 
 def test_parts_of_different_length_count_by_their_answer_tokens():
