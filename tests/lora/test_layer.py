@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, vmap
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import (
     CheckpointPolicy,
@@ -20,8 +21,8 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from minilora import level0
-from minilora.lora.layer import AddLowRank, LoRALayer, add_low_rank_plainly
+from minilora import NF4Linear, level0
+from minilora.lora.layer import AddLowRank, LoRALayer, add_low_rank_plainly, is_ours_alone
 
 from ..strategies import cases
 from ..tolerance import assert_as_close, backward_bound, exactly, forward_bound, gamma
@@ -289,6 +290,43 @@ def test_a_mode_that_keeps_every_result_finds_them_unchanged():
     assert all(torch.equal(result, copied) for result, copied in seen.results)
 
 
+class Kept(TorchFunctionMode):
+    """Keeps the result of every function, and a copy of it."""
+
+    def __init__(self):
+        super().__init__()
+        self.results = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is nn.functional.linear:
+            self.results.append((result, result.detach().clone()))
+        return result
+
+
+def test_a_mode_of_functions_that_keeps_every_product_finds_it_unchanged():
+    layer, x = trained_layer(), torch.randn(3, 5)
+    with Kept() as seen:
+        layer(x)
+    assert seen.results
+    assert all(torch.equal(result, copied) for result, copied in seen.results)
+
+
+class Marked(torch.Tensor):
+    """A tensor of a class of its own, which may keep what it likes."""
+
+
+def test_only_a_plain_contiguous_output_of_a_known_linear_is_written_to():
+    y = torch.randn(3, 7)
+    for base in (nn.Linear(5, 7), trained_layer().base, NF4Linear.from_linear(nn.Linear(5, 7))):
+        assert is_ours_alone(base, y)
+        assert not is_ours_alone(base, torch.randn(7, 3).T)
+        assert not is_ours_alone(base, y.as_subclass(Marked))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert not is_ours_alone(base, y)
+    assert not is_ours_alone(Squashed(5, 7), y)
+
+
 def test_a_global_hook_keeps_what_it_saw():
     layer, x, records = trained_layer(), torch.randn(3, 5), []
     handle = nn.modules.module.register_module_forward_hook(
@@ -320,7 +358,8 @@ def test_a_replaced_forward_may_keep_its_output(where, monkeypatch):
         layer.base.forward = replaced.__get__(layer.base)
     else:
         monkeypatch.setattr(owner, name, replaced)
-    assert torch.equal(layer(x), layer(x))
+    first = layer(x).clone()
+    assert torch.equal(layer(x), first), "an update in place would have been added twice"
 
 
 def test_a_trace_computes_for_other_inputs_what_the_layer_does():

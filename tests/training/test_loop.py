@@ -110,7 +110,7 @@ def test_a_record_says_what_the_step_did():
     gradient = torch.cat([p.grad.flatten() for p in again.parameters()])
     assert record["grad_norm"] == pytest.approx(gradient.norm().item())
     assert record["tokens"] == 2 * 3 * 4
-    assert record["seconds"] >= 0
+    assert 0 <= record["seconds"] < 60
 
 
 def test_an_objective_of_ones_own_gets_the_model_and_the_parts_of_each_step():

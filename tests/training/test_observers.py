@@ -209,6 +209,27 @@ def test_ctrl_c_in_the_first_validation_does_not_make_a_second_one(tmp_path):
     assert [validation["step"] for validation in history.validations] == [0, 1]
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_interrupted_run_says_how_it_is_continued_if_it_can_be(tmp_path, capsys, saved):
+    settings = {**QUICK, "progress": True, "out": tmp_path if saved else None}
+    train(
+        adapted(),
+        TASK,
+        steps=3,
+        callbacks=[lambda _: signal.raise_signal(signal.SIGINT)],
+        **settings,
+    )
+    last = capsys.readouterr().err.splitlines()[-1]
+    how = f"; continue with resume=True, out={str(tmp_path)!r}" if saved else ""
+    assert last == f"interrupted after step 1{how}"
+
+
+def test_a_run_that_returns_to_its_best_state_says_so(capsys):
+    settings = {**QUICK, "progress": True, "validate_every": 1, "steps": 1, "lr": 1.0}
+    train(adapted(), polite_log(8, 8), **settings)
+    assert "kept the state of step 0, which has the lowest validation" in capsys.readouterr().err
+
+
 def test_a_second_ctrl_c_stops_at_once():
     def twice(record):
         signal.raise_signal(signal.SIGINT)
