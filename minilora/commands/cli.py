@@ -49,7 +49,7 @@ COMMANDS = {
     ),
     "train": Command(
         "Use",
-        "fine-tune a base on your own JSONL",
+        "fine-tune a base on your own examples",
         "minilora train --data my.jsonl --out mine --steps 500",
     ),
     "generate": Command(
