@@ -41,7 +41,7 @@ TESTS = {
     "lora/config": ["lora/config"],
     "lora/linears": ["lora/linears", "lora/adapter_layer"],
     "lora/adapter_layer": ["lora/adapter_layer", "lora/injection", "lora/merging"],
-    "lora/layer": ["lora/layer", "lora/injection", "lora/merging", "invariants"],
+    "lora/layer": ["lora/layer", "lora/config", "lora/injection", "lora/merging", "invariants"],
     "lora/selection": ["lora/selection"],
     "lora/sites": ["lora/sites", "lora/selection"],
     "lora/paths": ["lora/paths"],
@@ -57,6 +57,7 @@ TESTS = {
     "training/objective": ["training/objective"],
     "training/optimizer": ["training/optimizer"],
     "training/loop": ["training/loop", "training/observers", "training/objective"],
+    "training/limits": ["training/limits", "training/loop"],
     "training/observers": ["training/observers", "training/loop"],
     "training/checkpoint": ["training/checkpoint", "training/loop"],
 }

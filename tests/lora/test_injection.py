@@ -236,17 +236,3 @@ def test_a_layer_that_was_put_in_two_places_is_taken_out_of_both(action):
     action(model)
     assert type(model["one"]) is nn.Linear
     assert model["two"] is model["one"]
-
-
-@pytest.mark.parametrize(
-    ("given", "hint"),
-    [
-        ("q_proj", r'a bare string is a regular expression for the whole path; write \["q_proj"\]'),
-        ("q_proj,v_proj", r'for the whole path; write \["q_proj", "v_proj"\]'),
-        ("q_proj|v_proj", r'for the whole path; write r"\.\*\(q_proj\|v_proj\)\.\*"'),
-    ],
-)
-def test_a_bare_string_is_told_to_be_a_pattern_for_the_whole_path(base, given, hint):
-    with pytest.raises(ValueError, match=hint) as error:
-        inject(base, LoraConfig(target_modules=given))
-    assert "did you mean" not in str(error.value)

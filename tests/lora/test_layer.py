@@ -275,6 +275,13 @@ def test_the_update_is_added_into_the_bases_output_which_is_no_second_tensor(tra
     assert not seen.names["add"]
 
 
+def test_the_hand_written_backward_is_the_one_that_runs():
+    layer, x = LoRALayer(nn.Linear(5, 7), r=2), torch.randn(3, 5)
+    assert type(layer(x).grad_fn).__name__ == "AddLowRankBackward"
+    with torch.no_grad():
+        assert layer(x).grad_fn is None
+
+
 def trained_layer(seed=0, **settings):
     torch.manual_seed(seed)
     layer = LoRALayer(nn.Linear(5, 7), r=2, **settings)

@@ -201,6 +201,34 @@ def test_a_regular_expression_must_match_the_whole_path():
         inject(tiny(), LoraConfig(target_modules="_proj"))
 
 
+@pytest.mark.parametrize(
+    ("given", "hint"),
+    [
+        ("q_proj", r'a bare string is a regular expression for the whole path; write \["q_proj"\]'),
+        ("q_proj,v_proj", r'for the whole path; write \["q_proj", "v_proj"\]'),
+        ("q_proj, v_proj,", r'for the whole path; write \["q_proj", "v_proj"\]'),
+        ("q_proj|v_proj", r'for the whole path; write r"\.\*\(q_proj\|v_proj\)\.\*"'),
+    ],
+)
+def test_a_bare_string_is_told_to_be_a_pattern_for_the_whole_path(given, hint):
+    with pytest.raises(ValueError, match=hint) as error:
+        inject(tiny(), LoraConfig(target_modules=given))
+    assert "did you mean" not in str(error.value)
+
+
+def test_a_bare_string_with_an_unknown_name_in_it_is_a_typo():
+    with pytest.raises(ValueError, match=r"no module matches 'q_proj,c_attn'") as error:
+        inject(tiny(), LoraConfig(target_modules="q_proj,c_attn"))
+    assert "a bare string" not in str(error.value)
+
+
+def test_a_pattern_that_matches_only_what_is_excluded_is_not_called_a_name():
+    fields = {"target_modules": r".*q_proj", "exclude_modules": ["q_proj"]}
+    with pytest.raises(ValueError, match=r"no module matches '\.\*q_proj' after excl") as error:
+        inject(tiny(), LoraConfig(**fields))
+    assert "a bare string" not in str(error.value)
+
+
 def test_a_model_without_linears_says_so():
     message = "no module matches 'q_proj'. Linears of this model: none: this model has no Linear"
     with pytest.raises(ValueError, match=message):
