@@ -55,8 +55,8 @@ def steps(
 
     ``batches(step)`` gives the parts of a step's batch; ``objective(model, parts)`` their loss,
     with its gradient left in the parameters; ``schedule(step, peak)`` the rate of a group. Weights
-    change only if loss and gradient are finite; otherwise raises ``NotFinite``. A step seeds
-    torch's generator.
+    change only if loss and gradient are finite. Raises ``NotFinite`` when they are not, or when
+    the step leaves weights that are not. A step seeds torch's generator.
     """
     rate = schedule or partial(rate_at, config=config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -108,9 +108,9 @@ def train(
 
     A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. Callbacks get
     each step's and each validation's record. Ctrl-C ends after the step in progress, with the state
-    saved if there is an ``out``.
-    Raises ``ValueError`` when nothing would train, and ``FloatingPointError``, leaving the last
-    good weights, when the loss or the gradient is not finite.
+    saved if there is an ``out``. Raises ``ValueError`` when nothing would train, and
+    ``FloatingPointError``, leaving the last good weights, when the loss or the gradient is not
+    finite.
 
     >>> import minilora
     >>> model = minilora.load_base()
