@@ -1,9 +1,10 @@
-"""minilora: LoRA and QLoRA from scratch, small enough to read and checked against PEFT and bitsandbytes.
+"""minilora: LoRA and QLoRA from scratch, small enough to read, checked against the peers.
 
 >>> import minilora
 >>> from minilora import LoraConfig
 >>> model = minilora.load_base()
->>> report = minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+>>> config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"])
+>>> report = minilora.inject(model, config)
 >>> minilora.print_trainable_parameters(model)
 trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 

@@ -1,6 +1,7 @@
-"""How many cases a property tries: ``dev`` while one works, ``ci`` by default, ``thorough`` over night.
+"""How many cases a property tries: ``dev`` at work, ``ci`` by default, ``thorough`` over night.
 
-HYPOTHESIS_PROFILE chooses. ``of(dev, ci, thorough)`` is for tests that need another number than the profile's own.
+HYPOTHESIS_PROFILE chooses. ``of(dev, ci, thorough)`` is for tests that need another number
+than the profile's own.
 """
 
 import os

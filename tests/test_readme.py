@@ -1,4 +1,4 @@
-"""What the README shows is what happens: its Python runs and prints what stands below it, its commands run."""
+"""What the README shows happens: its Python prints what stands below it, its commands run."""
 
 import contextlib
 import io

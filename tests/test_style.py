@@ -23,7 +23,7 @@ def test_the_tool_finds_nothing(tool):
 
 
 def test_no_file_holds_a_path_of_one_machine():
-    """Built from parts, or this file would find itself. A source archive has no list of what is in the repository."""
+    """Built from parts, or this file would find itself. A source archive has no list of files."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a checkout")
     places = ["/" + place + "/" for place in ("root", "home", "work", "tmp")]

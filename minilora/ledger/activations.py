@@ -112,7 +112,7 @@ def block_bytes(
 
 
 def expert_bytes(experts: LinearShape, work: Work, grad: bool) -> int:
-    """Of the experts that a token passes: SwiGLU's three tensors, and the products if they train."""
+    """Of a token's experts: SwiGLU's three tensors, and the products if they train."""
     one = work.tokens * experts.out_features // 3 * work.size
     return 3 * one * grad + one * work.trains_base
 

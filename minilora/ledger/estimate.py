@@ -259,7 +259,7 @@ def sites_of(arch: Architecture) -> list[Site]:
 
 
 def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
-    """The Linears that the config chooses, by the same ``select`` as ``inject``; warns of idle rank."""
+    """The Linears that the config chooses, by ``inject``'s own ``select``; warns of idle rank."""
     matches = select(sites_of(arch), config)
     chosen = [match for match in matches if match.pattern is not None]
     for line in too_high(chosen):

@@ -44,7 +44,7 @@ class ChatTemplate:
     def __init__(self, text: str):
         if len(text) > TEMPLATE_SIZE:
             raise ValueError(
-                f"the chat template has {len(text):,} characters, at most {TEMPLATE_SIZE:,} are read"
+                f"chat template of {len(text):,} characters: at most {TEMPLATE_SIZE:,} are read"
             )
         self.text = text
         self.compiled  # noqa: B018  an unreadable template is refused at once
@@ -103,7 +103,8 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     for number, message in enumerate(messages, 1):
         if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
             raise ValueError(
-                f'message {number}: expected {{"role": "user", "content": "…"}}, got {message!r:.80}'
+                f'message {number}: expected {{"role": "user", "content": "…"}}, '
+                f"got {message!r:.80}"
             )
         copy = {name: plain(value) for name, value in message.items() if value is not None}
         reasoning = [copy[name] for name in REASONING if name in copy]

@@ -3,9 +3,9 @@
 A template that says so itself, with ``{% generation %}``, is believed, as transformers does.
 Elsewhere an answer is the difference between two texts:
 
-    messages[:i], generation prompt    <|im_start|>user\\nStatus?<|im_end|>\\n<|im_start|>assistant\\n
-    messages[:i+1]                     …the same…Hull 90%.<|im_end|>\\n
-                                                 \\_________________/  learnt
+    messages[:i], the prompt   <|im_start|>user\\nStatus?<|im_end|>\\n<|im_start|>assistant\\n
+    messages[:i+1]             …the same…Hull 90%.<|im_end|>\\n
+                                         \\_________________/  learnt
 
 Some templates write an earlier turn differently once another follows (Qwen3 takes its reasoning
 out). Then the difference is not what stands in the whole text, and only the last answer is learnt.

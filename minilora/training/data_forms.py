@@ -58,7 +58,8 @@ def read_row(value: Any) -> Read:
     """One row as an example; raise ``ValueError`` that says why it is none.
 
     >>> read_row({"prompt": "Hi", "completion": "Ahoy!", "id": 3})
-    Read(example=Example(instruction='Hi', output='Ahoy!', input=''), form='prompt, completion', unused=('id',))
+    Read(example=Example(instruction='Hi', output='Ahoy!', input=''),
+         form='prompt, completion', unused=('id',))
     """
     if isinstance(value, Learnt):
         return Read(value, type(value).__name__)

@@ -80,7 +80,7 @@ def overflowed(step: int, checkpoint: Path | None, config: TrainConfig) -> str:
     else:
         earlier = "load the base again; checkpoint_every=N keeps earlier weights on disk"
     return (
-        f"step {step + 1}: a trained weight is no longer finite after the step, though its loss and "
+        f"step {step + 1}: a trained weight is not finite after the step, though its loss and "
         f"gradient were. lr={config.lr} is probably too high for this dtype. The weights of step "
         f"{step} are gone: {earlier}"
     )

@@ -1,7 +1,7 @@
-"""What a run can be: a model that would learn, examples, dtypes, ids and positions that it can take.
+"""What a run can be: a model that learns; examples, dtypes, ids, positions that it can take.
 
-Everything here is asked before the first step. Past it torch answers with an IndexError, a card with
-a device-side assert, and half precision with NaN.
+Everything here is asked before the first step. Past it torch answers with an IndexError, a card
+with a device-side assert, and half precision with NaN.
 """
 
 from __future__ import annotations

@@ -56,10 +56,10 @@ def read_examples(
 ) -> DataSet:
     """Read examples from a file, a folder, several of them, or a list of dicts.
 
-    Files: JSON lines, a JSON array, CSV, TSV, parquet (with pyarrow), each of them gzipped too. Rows:
-    Alpaca, OpenAI ``messages``, ShareGPT ``conversations``, prompt and completion, ``text``.
+    Files: JSON lines, a JSON array, CSV, TSV, parquet (with pyarrow), each of them gzipped too.
+    Rows: Alpaca, OpenAI ``messages``, ShareGPT ``conversations``, prompt and completion, ``text``.
     ``skip_bad`` leaves out rows that cannot be learnt from; ``name`` is what a list's rows are
-    called in messages. Raises ``ValueError`` that names the bad rows, or the file that cannot be read.
+    called in messages. Raises ``ValueError`` that names the bad rows, or the unreadable file.
 
     >>> data = read_examples([{"instruction": "Greet.", "output": "Ahoy!", "id": 7}])
     >>> data[0], dict(data.unused)
@@ -111,8 +111,8 @@ def rows_of_source(source: str | Path | Iterable[Any], name: str) -> Iterator[Ro
 class Summary:
     """A data set in figures, counted as the model will see it; ``print(summary)`` shows them.
 
-    ``answer_tokens`` are those that have a loss. ``too_long`` examples do not fit ``max_length`` and
-    are left out whole, because an answer that is cut teaches to stop in the middle.
+    ``answer_tokens`` are those that have a loss. ``too_long`` examples do not fit ``max_length``
+    and are left out whole, because an answer that is cut teaches to stop in the middle.
     """
 
     data: DataSet
@@ -136,9 +136,10 @@ class Summary:
         texts = sum(isinstance(example, Document) for example in data)
         kinds = [f"turns of the assistant: {self.turns:,}"] * bool(self.turns)
         kinds += [f"texts: {texts:,}"] * bool(texts)
+        learnt = len(data) - self.too_long
         lines = [
-            f"{data.source}: {self.rows:,} rows ({forms}), {len(data) - self.too_long:,} to learn from",
-            f"  {', '.join(kinds)}; tokens: {self.tokens:,}, learnt of them: {self.answer_tokens:,}",
+            f"{data.source}: {self.rows:,} rows ({forms}), {learnt:,} to learn from",
+            f"  {', '.join(kinds)}; tokens: {self.tokens:,}, learnt: {self.answer_tokens:,}",
             f"  longest: {self.longest:,} tokens ({self.longest_place})",
         ]
         if self.too_long:

@@ -1,4 +1,4 @@
-"""train, generate and merge as an engineer meets them: their own base, four bits, and the mistakes that are likely."""
+"""train, generate and merge as an engineer meets them: own base, four bits, likely mistakes."""
 
 import json
 import sys
@@ -90,8 +90,8 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
     )
     [(model, task, config)] = seen
     assert config == TrainConfig(
-        steps=7, lr=0.25, batch_size=6, accumulate=3, max_length=99, pack=True, bf16=True, seed=5, out=out,
-        checkpoint_every=2, resume=True, valid_answers=3, validate_every=9, valid_batch=4,
+        steps=7, lr=0.25, batch_size=6, accumulate=3, max_length=99, pack=True, bf16=True, seed=5,
+        out=out, checkpoint_every=2, resume=True, valid_answers=3, validate_every=9, valid_batch=4,
     )  # fmt: skip
     assert (task.train, task.valid) == (load_jsonl(data), load_jsonl(valid))
     for name, layer in lora_layers(model):
@@ -175,7 +175,7 @@ def test_a_big_base_takes_a_smaller_rate_and_a_given_one_counts(trained):
 
 @pytest.mark.slow
 def test_only_the_method_that_ran_is_measured_on_a_big_base(trained, capsys, monkeypatch):
-    """The other two would put the base into memory in floats, which is what QLoRA was chosen to avoid."""
+    """The other two would put the base into memory in floats, which QLoRA is there to avoid."""
     monkeypatch.setattr("minilora.training.config.BIG", 10**6)
     common = [
         "--data",

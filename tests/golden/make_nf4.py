@@ -1,8 +1,9 @@
-"""Write nf4.safetensors: what bitsandbytes makes of a few tensors, for readers and machines without it.
+"""Write nf4.safetensors: what bitsandbytes makes of a few tensors, for machines without it.
 
     python tests/golden/make_nf4.py          (bitsandbytes 0.50.2, CPU)
 
-For each case: ``<case>.weight``, and under nf4, fp4 and the block size, what came out: packed bytes, scales, values.
+For each case: ``<case>.weight``, and under nf4, fp4 and the block size, what came out: packed
+bytes, scales, values.
 """
 
 from pathlib import Path

@@ -265,7 +265,7 @@ def counted():
 
 
 class Counter(FlopCounterMode):
-    """Counts without watching modules, and keeps no tensor: layers then compute as they always do."""
+    """Counts without watching modules, and keeps no tensor: layers compute as they always do."""
 
     def __enter__(self):
         self.mode = flop_counter._FlopCounterMode(self)

@@ -67,7 +67,7 @@ def test_the_published_counts():
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen 2", "qwen 3, biases, some blocks dense"])
 def test_the_forward_flops_are_those_of_the_active_experts(name):
-    """The router, and the gate of a shared expert, are left out of the plan: they are added here."""
+    """The plan leaves out the router and a shared expert's gate: they are added here."""
     config, tokens = CONFIGS[name], 32
     built = transformers.AutoConfig.for_model(**config, attn_implementation="eager")
     built._experts_implementation = "eager"

@@ -1,4 +1,4 @@
-"""What a model cannot take is refused, or warned of, before the first step: dtypes, ids, positions."""
+"""What a model cannot take is refused or warned of before the first step: dtypes, positions."""
 
 import warnings
 
