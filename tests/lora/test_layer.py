@@ -471,3 +471,9 @@ def test_merging_in_training_mode_with_dropout_is_refused():
         layer.merge()
     layer.eval().merge()
     assert layer.merged
+
+
+def test_a_bare_layer_has_the_configs_own_defaults():
+    layer, config = LoRALayer(nn.Linear(3, 2)), LoraConfig()
+    assert (layer.r, layer.lora_alpha) == (config.r, config.lora_alpha)
+    assert (layer.lora_dropout, layer.use_rslora) == (config.lora_dropout, config.use_rslora)
