@@ -21,7 +21,7 @@ from torch.utils.checkpoint import (
     create_selective_checkpoint_contexts,
 )
 
-from minilora import NF4Linear, level0
+from minilora import LoraConfig, NF4Linear, level0
 from minilora.lora.layer import AddLowRank, LoRALayer, add_low_rank_plainly, is_ours_alone
 
 from ..strategies import cases
