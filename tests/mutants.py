@@ -38,7 +38,7 @@ TESTS = {
     "nf4/linear": ["nf4/linear", "lora/merging", "invariants"],
     "lora/hyperparameters": ["lora/hyperparameters"],
     "lora/patterns": ["lora/patterns"],
-    "lora/config": ["lora/config"],
+    "lora/config": ["lora/config", "training/setting_names"],
     "lora/linears": ["lora/linears", "lora/adapter_layer"],
     "lora/adapter_layer": ["lora/adapter_layer", "lora/injection", "lora/merging"],
     "lora/layer": ["lora/layer", "lora/config", "lora/injection", "lora/merging", "invariants"],

@@ -167,10 +167,18 @@ def test_a_match_says_what_it_costs_and_how_high_its_rank_can_be():
 
 
 def test_a_site_can_be_adapted_unless_it_says_why_not():
+    assert (Site("norm").in_features, Site("norm").out_features) == (0, 0)
     site = Site("q", 4, 2)
     assert (site.refused, site.is_linear, site.is_head) == ("", True, False)
     [match] = select([site], LoraConfig(r=3, target_modules="all-linear"))
     assert match == Match("q", 4, 2, "all-linear", 3)
+
+
+def test_a_linear_without_sizes_is_listed_nowhere():
+    """Its weight is computed from others, so it cannot have an adapter."""
+    computed = Site("computed", refused="but it has no weight of its own")
+    matches = select([computed, Site("q", 4, 2)], LoraConfig(target_modules=["q"]))
+    assert [match.name for match in matches] == ["q"]
 
 
 def test_what_was_chosen_cannot_change_afterwards():
