@@ -56,7 +56,7 @@ TESTS = {
     "training/batches": ["training/batches"],
     "training/objective": ["training/objective"],
     "training/optimizer": ["training/optimizer"],
-    "training/loop": ["training/loop", "training/observers", "training/objective"],
+    "training/loop": [f"training/{name}" for name in ("loop", "observers", "objective", "limits")],
     "training/limits": ["training/limits", "training/loop"],
     "training/observers": ["training/observers", "training/loop"],
     "training/checkpoint": ["training/checkpoint", "training/loop"],

@@ -230,6 +230,22 @@ def test_a_run_that_returns_to_its_best_state_says_so(capsys):
     assert "kept the state of step 0, which has the lowest validation" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("task", "settings", "best"),
+    [
+        (naval_log(8, 8), {"validate_every": 0}, None),
+        (naval_log(8, 8), {"validate_every": 1, "lr": 1e-3}, 1),
+        (polite_log(8, 8), {"validate_every": 1, "lr": 1.0, "keep_best": False}, 0),
+    ],
+    ids=["nothing is validated", "the last state is the best", "the best is not asked for"],
+)
+def test_a_run_that_ends_in_its_last_state_says_nothing_of_a_best_one(capsys, task, settings, best):
+    """The base learns the naval answers, and can only forget the polite ones."""
+    history = train(adapted(), task, steps=1, **{**QUICK, "progress": True} | settings)
+    assert history.best_step == best
+    assert "kept the state" not in capsys.readouterr().err
+
+
 def test_a_second_ctrl_c_stops_at_once():
     def twice(record):
         signal.raise_signal(signal.SIGINT)
