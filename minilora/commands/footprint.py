@@ -45,8 +45,8 @@ def measure_footprints(
     if unknown := [method for method in methods if method not in METHODS]:
         raise ValueError(f"unknown method {unknown[0]!r}: expected some of {METHODS}")
     task = replace(task, valid=())
-    once = {"out": None, "resume": False, "checkpoint_every": 0}
-    config = replace(config, steps=2, epochs=None, **once)  # the second step is measured
+    config = replace(config, out=None, resume=False, checkpoint_every=0)
+    config = replace(config, steps=2, epochs=None)  # the second step is measured
     footprints = {}
     for method in methods:
         with torch.random.fork_rng():
