@@ -1,5 +1,8 @@
 """Re-quantizing loses a small update (the model-wide test is in lora/test_merging.py)."""
 
+import dataclasses
+
+import pytest
 import torch
 from torch import nn
 
@@ -42,6 +45,26 @@ def test_the_smaller_the_update_the_more_of_it_is_lost():
     assert losses[0].of_update > losses[1].of_update > losses[2].of_update
     assert losses[0].bytes_changed < losses[1].bytes_changed < losses[2].bytes_changed
     assert losses[0].of_update > 0.9
+
+
+def test_the_shares_are_of_the_update_and_of_the_whole_however_small_they_are():
+    """Both norms are below 1 here, where a floor that is too high would hide them."""
+    torch.manual_seed(0)
+    small = nn.Linear(64, 64)
+    small.weight.data *= 0.01
+    layer = LoRALayer(NF4Linear.from_linear(small), r=2)
+    nn.init.normal_(layer.lora_B, std=1e-4)
+    merged = layer.merged_base().weight
+    loss = loss_after("x", layer)
+    lost = (requantize(layer.base, layer.merged_base()).weight - merged).norm()
+    assert loss.of_update == pytest.approx((lost / layer.delta_weight().norm()).item(), rel=1e-3)
+    assert loss.of_output == pytest.approx((lost / merged.norm()).item(), rel=1e-3)
+    assert merged.norm() < 1
+
+
+def test_the_report_cannot_change():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Requantized((), None).losses = None
 
 
 def test_the_report_reads_as_a_table():
