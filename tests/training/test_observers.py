@@ -5,6 +5,7 @@ import signal
 import threading
 import warnings
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from minilora import Example, TrainConfig, train
 from minilora.training.batches import encode_all, pad
 from minilora.training.checkpoint import State
 from minilora.training.data import Task, naval_log, polite_log
+from minilora.training.examples import Conversation
 from minilora.training.history import History
 from minilora.training.objective import summed_loss
 from minilora.training.observers import Checkpoints, Journal, Validation, interrupt_flag
@@ -105,6 +107,64 @@ def test_without_a_folder_nothing_is_saved():
     state = State(parameters, torch.optim.AdamW(parameters.values()), History())
     config = TrainConfig(steps=1)
     Checkpoints(None, state, {}, state.history, config).save()
+
+
+class Losses(torch.nn.Module):
+    """A model whose validation losses are given; keeps the modes in which it was asked."""
+
+    def __init__(self, losses):
+        super().__init__()
+        self.losses, self.asked = list(losses), []
+
+    def summed_loss(self, model, batch):
+        self.asked.append((self.training, torch.is_grad_enabled()))
+        return torch.tensor(self.losses.pop(0) * batch.answer_tokens)
+
+
+def validated(monkeypatch, losses, examples=(), **settings):
+    """A validation that was made as many times as there are losses, and its model."""
+    model, batch = Losses(losses), SimpleNamespace(answer_tokens=4)
+    monkeypatch.setattr("minilora.training.observers.summed_loss", model.summed_loss)
+    state = SimpleNamespace(remember_best=lambda: None)
+    config = TrainConfig(**settings)
+    validation = Validation(model.train(), [batch], examples, config, state, journal())
+    for step in range(len(losses)):
+        validation.validate(step)
+    return validation, model
+
+
+def test_overfitting_is_warned_of_once(monkeypatch):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        validation, _ = validated(monkeypatch, [1.0, 1.1, 1.2, 1.3, 1.4])
+    messages = [str(warning.message) for warning in caught]
+    assert validation.journal.history.warnings == messages
+    assert len(messages) == 1
+    assert "rose 3 times running" in messages[0]
+
+
+def test_a_model_is_validated_in_eval_mode_without_gradients_and_trains_on(monkeypatch):
+    validation, model = validated(monkeypatch, [1.0, 0.5, 0.75])
+    assert model.asked == [(False, False)] * 3
+    assert model.training
+    assert validation.journal.history.best_step == 1
+
+
+LONG = (("system", "Be short."), ("user", "Hi."), ("assistant", "Yes?"), ("user", "Status?"))
+
+
+@pytest.mark.parametrize("first", ["example", "conversation"])
+def test_the_sample_is_the_last_question_of_the_first_held_out_example(monkeypatch, first):
+    talk = Conversation((*LONG, ("assistant", "Hull 90%.")))
+    one = Example("Report.", "Hull 90%.", "Log: Hull 90%.")
+    examples = [one, talk] if first == "example" else [talk, one]
+    given = ["Hull 90%.", "Hull 9%."]
+    monkeypatch.setattr("minilora.training.observers.answers", lambda *_: given)
+    validation, _ = validated(monkeypatch, [1.0], examples, valid_answers=2)
+    [record] = validation.journal.history.validations
+    asked = "Report." if first == "example" else "Status?"
+    assert record["sample"] == {"asked": asked, "answer": "Hull 90%.", "wanted": "Hull 90%."}
+    assert record["exact_match"] == 0.5
 
 
 def test_without_held_out_examples_nothing_is_validated():
