@@ -183,15 +183,12 @@ def test_without_a_command_the_commands_are_listed(capsys):
 
 
 def test_an_interrupted_training_says_how_to_go_on(trained, capsys, monkeypatch):
-    import minilora
+    from minilora.training import loop
+    from minilora.training.history import History
 
-    def stopped(*args, **settings):
-        return minilora.train.__globals__["History"](interrupted=True)
-
-    monkeypatch.setitem(sys.modules["minilora.training.loop"].__dict__, "train", stopped)
-    assert (
-        main(["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "y")]) == 130
-    )
+    monkeypatch.setattr(loop, "train", lambda *args, **settings: History(interrupted=True))
+    data, out = str(trained / "mine.jsonl"), str(trained / "y")
+    assert main(["train", "--data", data, "--out", out]) == 130
     assert "--resume" in capsys.readouterr().out
 
 
