@@ -8,7 +8,7 @@ Summing the factors instead, (Σ Aᵢ)(Σ Bᵢ), brings cross-terms Bᵢ Aⱼ th
 (huggingface/peft #3004); stacking [w₁s₁B₁ … wₙsₙBₙ] [A₁; …; Aₙ] has none.
 
 A model is merged whole or not at all: every merged base is made and checked before the first one
-is put in place (huggingface/peft #3710 is what happens otherwise).
+is put in place (huggingface/peft #3710 collects merges that write first and check later).
 
 A base in four bits takes no small ΔW: the gaps between its levels are wider (huggingface/peft
 #2321). So a merge there goes into a float weight, and the caller says which: onto Ŵ, which the
