@@ -47,14 +47,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options and sub-commands of ``minilora hub``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = EPILOG
-    add = parser.add_argument
-    add("--hub", type=Path, default=Path("hub"), help="folder (default: %(default)s)")
-    add("--tenant", default="default", help="whose adapters (default: %(default)s)")
+    add_place_options(parser, Path("hub"), "default")
     actions = parser.add_subparsers(dest="action", metavar="push | pull | list | …", required=True)
     made = {
         name: actions.add_parser(name, help=purpose, description=purpose)
         for name, purpose in PURPOSES.items()
     }
+    for action in made.values():  # either side of the sub-command; here no default hides that one
+        add_place_options(action, argparse.SUPPRESS, argparse.SUPPRESS)
     add_push_options(made["push"])
     add_list_options(made["list"])
     made["pull"].add_argument("spec", help=f"{SPEC}, or https://…")
@@ -72,6 +72,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     made["page"].add_argument("--out", type=Path, default=Path("hub.html"))
     for name in ("export", "import"):
         made[name].add_argument("file", type=Path)
+
+
+def add_place_options(parser: argparse.ArgumentParser, hub: Path | str, tenant: str) -> None:
+    """Which hub, and whose part of it."""
+    parser.add_argument("--hub", type=Path, default=hub, help="folder (default: hub)")
+    parser.add_argument("--tenant", default=tenant, help="whose adapters (default: default)")
 
 
 def add_push_options(parser: argparse.ArgumentParser) -> None:

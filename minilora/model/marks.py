@@ -114,18 +114,18 @@ class Marks:
             if any(match.start(1) < seam < match.end(1) for seam in seams)
         ]
         if not forged:
-            found = self.raw.encode(clean, add_special_tokens=False)
-            return Encoded(found.ids, found.offsets, enclosed)
+            encoded = self.raw.encode(clean, add_special_tokens=False)
+            return Encoded(encoded.ids, encoded.offsets, enclosed)
         covered = clean
         for start, end in forged:
             covered = covered[:start] + "x" * (end - start) + covered[end:]
-        found = self.raw.encode(covered, add_special_tokens=False)
+        encoded = self.raw.encode(covered, add_special_tokens=False)
         ids: list[int] = []
         places: list[tuple[int, int]] = []
         last = 0
         genuine = [
             (token, place)
-            for token, place in zip(found.ids, found.offsets, strict=True)
+            for token, place in zip(encoded.ids, encoded.offsets, strict=True)
             if token in self.names
         ]
         for token, (start, end) in [*genuine, (None, (len(clean), len(clean)))]:
@@ -150,8 +150,8 @@ class Marks:
         for parts in ([0, len(text)], [0, *cuts, len(text)]):
             tokens = []
             for start, end in pairwise(parts):
-                found = self.as_text.encode(text[start:end], add_special_tokens=False)
-                tokens += [(start, each) for each in zip(found.ids, found.offsets, strict=True)]
+                encoded = self.as_text.encode(text[start:end], add_special_tokens=False)
+                tokens += [(start, each) for each in zip(encoded.ids, encoded.offsets, strict=True)]
             made = [token for _, (token, _) in tokens if token in self.names]
             if not made:
                 return tokens

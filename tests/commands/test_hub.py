@@ -110,6 +110,17 @@ def test_the_next_command_finds_the_same_hub(run, tmp_path):
     assert "minilora hub --hub other --tenant me show naval@1.0.0" in output
 
 
+def test_the_hub_may_be_named_on_either_side_of_the_sub_command(run, tmp_path):
+    make_adapter(tmp_path / "a")
+    run("push", "naval", "a", "--hub", "other", "--tenant", "me")
+    assert not (tmp_path / "hub").exists()
+    for words in (
+        ("--hub", "other", "--tenant", "me", "list"),
+        ("list", "--hub", "other", "--tenant", "me"),
+    ):
+        assert "naval" in run(*words)[1]
+
+
 def test_help_shows_examples_and_every_sub_command(run):
     shown = run.parser.format_help()
     assert "minilora hub push naval" in shown

@@ -96,7 +96,7 @@ def test_a_text_as_long_as_the_positions_trains():
     model = gpt2(vocab_size=len(TOKENIZER), n_positions=tokens - 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(model, LONG, **QUICK)
+        assert len(train(model, LONG, **QUICK).losses) == QUICK["steps"]
 
 
 def test_a_rotary_model_is_warned_of_a_text_beyond_its_positions():

@@ -102,11 +102,13 @@ def test_checkpoints_come_every_so_many_steps_and_after_the_last(tmp_path, every
     assert seen == saved
 
 
-def test_without_a_folder_nothing_is_saved():
+def test_without_a_folder_nothing_is_saved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     parameters = {"a": torch.nn.Parameter(torch.ones(2))}
     state = State(parameters, torch.optim.AdamW(parameters.values()), History())
     config = TrainConfig(steps=1)
     Checkpoints(None, state, {}, state.history, config).save()
+    assert not list(tmp_path.iterdir())
 
 
 class Losses(torch.nn.Module):
