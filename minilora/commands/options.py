@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def add_base_option(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     add_seed_option(parser)
 
 
-def sampling_of(options: argparse.Namespace) -> dict[str, float | int | None]:
+def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
     """The sampling options as ``generate_text`` takes them."""
     return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
