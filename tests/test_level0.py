@@ -67,7 +67,7 @@ def test_the_backward_agrees_with_finite_differences(shape):
 
 @given(shapes, st.integers(1, 4))
 def test_each_row_of_a_mixed_batch_is_that_row_alone(shape, rows):
-    x, W, A, B, bias, _, alpha = problem(*shape)
+    x, W, A, B, bias, _, _ = problem(*shape)
     rng = np.random.default_rng(shape[-1])
     batch = rng.normal(size=(rows, *x.shape))
     factors = rng.normal(size=(rows, *A.shape)), rng.normal(size=(rows, *B.shape))
