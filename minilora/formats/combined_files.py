@@ -93,12 +93,13 @@ def parts_of(files: AdapterFiles) -> dict[str, LowRank]:
     config, wrong = lora_config(files.config)
     names, wrong_keys = adapted_names(files.tensors)
     wrong += wrong_keys
-    parts = {}
-    for name in names if config is not None else ():
+    parts: dict[str, LowRank] = {}
+    for name in names:
         A, B = (files.tensors.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB")
-        problems = problems_of(name, A, B, config)
-        wrong += problems
-        if not problems:
+        if A is None or B is None:
+            wrong.append(f"{name} has only one of its two factors")
+        elif config is not None:
+            wrong += problems_of(name, A, B, config)
             r, lora_alpha = config.rank_and_alpha(name)
             parts[name] = LowRank(A, B, float(scaling_of(r, lora_alpha, config.use_rslora)))
     if wrong:
@@ -106,10 +107,8 @@ def parts_of(files: AdapterFiles) -> dict[str, LowRank]:
     return parts
 
 
-def problems_of(name: str, A: Tensor | None, B: Tensor | None, config: LoraConfig) -> list[str]:
+def problems_of(name: str, A: Tensor, B: Tensor, config: LoraConfig) -> list[str]:
     """What is wrong with one module's two factors, as far as they themselves say."""
-    if A is None or B is None:
-        return [f"{name} has only one of its two factors"]
     r, _ = config.rank_and_alpha(name)
     if A.dim() != 2 or B.dim() != 2 or len(A) != r or B.shape[1] != r:
         shapes = f"A {tuple(A.shape)} and B {tuple(B.shape)}"
