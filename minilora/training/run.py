@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from .config import TrainConfig
 from .examples import Task
 from .history import History, Record
 from .limits import check_sizes
+from .loss_scaling import LossScaler
 from .objective import keeps_examples_apart, mean_over_answers
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, rate_at
 from .order import Layout, choose_layout, in_parts
 from .steps import steps
 
@@ -39,19 +40,28 @@ class Run:
     state: State
     identity: Record
     config: TrainConfig
+    notes: list[str]  # what to know before the first step
 
     def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
         """The steps that are left."""
-        objective, start = partial(mean_over_answers, bf16=config.bf16), self.state.step
-        return steps(model, self.batches, self.optimizer, config, objective=objective, start=start)
+        scaler = self.state.scaler
+        return steps(
+            model,
+            self.batches,
+            self.optimizer,
+            config,
+            objective=partial(mean_over_answers, bf16=config.bf16, scaler=scaler),
+            scaler=scaler,
+            start=self.state.step,
+        )
 
 
 def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode_all(tokenizer, task.train, config.max_length)
-    valid = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
-    valid = sample_of(valid, config)
+    held_out = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
+    valid = sample_of(held_out, config)
     check_sizes(model, [*rows, *valid])
     config = config.for_examples(len(rows))
     parameters: dict[str, Tensor] = {
@@ -59,7 +69,8 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
     }
     device = next(iter(parameters.values())).device
     optimizer = build_optimizer(parameters, config.lr, config.weight_decay)
-    state = State(parameters, optimizer, History())
+    scaler = LossScaler() if config.fp16 else None
+    state = State(parameters, optimizer, History(), config.steps, scaler)
     layout = choose_layout(rows, config, keeps_examples_apart(model))
     lengths = tuple(len(row.ids) for row in rows)
 
@@ -68,12 +79,45 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
         chosen = [rows[i] for i in layout.indices(lengths, config, step)]
         return [layout.collate(part).to(device) for part in in_parts(chosen, config)]
 
-    valid_batches = [batch.to(device) for batch in held_out(valid, config, layout)]
+    valid_batches = [batch.to(device) for batch in valid_parts(valid, config, layout)]
     identity = identity_of(model, config, rows, valid) | {"layout": asdict(layout)}
     file = checkpoint_file(config)
     if config.resume and file is not None:
         state.history = History(**load_checkpoint(file, state, identity))
-    return Run(batches, valid_batches, parameters, optimizer, state, identity, config)
+    notes = [*what_trains(model, parameters, config), *layout.notes(), *longer(state, config)]
+    if len(valid) < len(held_out):
+        notes.append(
+            f"a validation takes {len(valid)} of {len(held_out)} held-out examples, drawn by the "
+            "seed (valid_examples=0: all)"
+        )
+    state.planned = config.steps
+    return Run(batches, valid_batches, parameters, optimizer, state, identity, config, notes)
+
+
+def what_trains(
+    model: nn.Module, parameters: dict[str, Tensor], config: TrainConfig
+) -> Iterator[str]:
+    """A note where no adapter was injected, so that the model itself changes."""
+    trained = sum(p.numel() for p in parameters.values())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    if trained > frozen and not any(adapter_layers(model)):
+        yield (
+            f"no adapter: {'all' if not frozen else 'most'} parameters of the model itself train "
+            f"({trained:,}), at a peak rate of {config.lr:g}; inject(model, LoraConfig(...)) first "
+            "trains an adapter instead"
+        )
+
+
+def longer(state: State, config: TrainConfig) -> Iterator[str]:
+    """A note where a run is resumed with other steps: what the cosine does then."""
+    if state.planned is not None and state.planned != config.steps:
+        last = rate_at(state.step - 1, config.lr, replace(config, steps=state.planned))
+        next_one = rate_at(state.step, config.lr, config)
+        yield (
+            f"resumed with steps={config.steps} instead of {state.planned}: warm-up and cosine are "
+            f"those of {config.steps} steps, so the rate goes from {last:.3g} in step {state.step} "
+            f"to {next_one:.3g} in the next"
+        )
 
 
 def sample_of(valid: Sequence[Encoded], config: TrainConfig) -> list[Encoded]:
@@ -84,7 +128,7 @@ def sample_of(valid: Sequence[Encoded], config: TrainConfig) -> list[Encoded]:
     return [valid[i] for i in sorted(drawn)]
 
 
-def held_out(valid: Sequence[Encoded], config: TrainConfig, layout: Layout) -> Iterator[Batch]:
+def valid_parts(valid: Sequence[Encoded], config: TrainConfig, layout: Layout) -> Iterator[Batch]:
     """The held-out examples in batches of the size that is trained."""
     rows = sorted(valid, key=lambda row: len(row.ids)) if layout.grouped else valid
     at_once = config.valid_batch or config.part_size
@@ -93,7 +137,10 @@ def held_out(valid: Sequence[Encoded], config: TrainConfig, layout: Layout) -> I
 
 
 # settings that a resumed run may have otherwise; epochs have become steps
-MAY_CHANGE = ("out", "resume", "progress", "checkpoint_every", "epochs", "valid_batch")
+MAY_CHANGE = (
+    *("steps", "epochs", "out", "resume", "progress", "checkpoint_every", "valid_batch"),
+    *("checkpointing", "measure_memory"),
+)
 
 
 def checkpoint_file(config: TrainConfig) -> Path | None:
