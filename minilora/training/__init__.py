@@ -12,6 +12,9 @@ In reading order:
     objective.py   the loss of a batch, and its gradient
     optimizer.py   AdamW, and the rate of each step
     limits.py      what a model can take: dtypes, ids, positions
+    mixture.py     batches of several sources, and their one loss
+    teacher.py     the model before the fine-tune: what it writes, and its logits
+    replay.py      ``SelfReplay``, ``Examples``, ``Prose``: old rows beside the new
     loop.py        ``steps``, one after the other, and ``train``
     observers.py   the journal, validation and checkpoints, which watch the steps
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits
@@ -34,12 +37,16 @@ if TYPE_CHECKING:
     from .history import History
     from .loop import train
     from .readers import read_examples
+    from .replay import Examples, Prose, SelfReplay
 
 __all__ = [
     "Conversation",
     "Document",
     "Example",
+    "Examples",
     "History",
+    "Prose",
+    "SelfReplay",
     "Task",
     "TrainConfig",
     "bits_per_byte",

@@ -165,13 +165,22 @@ def join(examples: Sequence[Encoded]) -> Encoded:
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int]:
     """Which of ``count`` examples make up the batch of a step.
 
-    Every example comes once an epoch, and each epoch has an order of its own.
-
     >>> sorted(batch_indices(4, 2, 0, seed=1) + batch_indices(4, 2, 1, seed=1))
     [0, 1, 2, 3]
     """
+    return indices_between(count, step * batch_size, (step + 1) * batch_size, seed)
+
+
+def indices_between(count: int, start: int, stop: int, seed: int) -> list[int]:
+    """The examples from one position to another in an endless row of all ``count`` of them.
+
+    Every example comes once an epoch, and each epoch has an order of its own.
+
+    >>> sorted(indices_between(3, 0, 3, seed=0)), len(indices_between(3, 5, 5, seed=0))
+    ([0, 1, 2], 0)
+    """
     chosen: list[int] = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    for position in range(start, stop):
         epoch, offset = divmod(position, count)
         if not chosen or offset == 0:
             random = torch.Generator().manual_seed(seed * 1_000_003 + epoch)

@@ -35,10 +35,12 @@ from .config import TrainConfig
 from .examples import Learnt, Task
 from .history import Callback, History, Record, diverged, overflowed
 from .limits import all_finite, check_run, check_sizes
+from .mixture import MixedLoss
 from .objective import mean_over_answers
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
 from .optimizer import build_optimizer, rate_at
 from .progress import Progress
+from .replay import Mixture, Replay, as_list, describe
 
 
 def steps(
@@ -101,16 +103,18 @@ def train(
     data: Task | Sequence[Learnt],
     config: TrainConfig | None = None,
     *,
+    replay: Replay | Sequence[Replay] | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> History:
     """Train what has ``requires_grad``, in place, on examples or on a task.
 
-    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. Callbacks get
-    each step's and each validation's record. Ctrl-C ends after the step in progress, with the state
-    saved if there is an ``out``. Raises ``ValueError`` when nothing would train, and
-    ``FloatingPointError``, leaving the last good weights, when the loss or the gradient is not
-    finite.
+    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. ``replay`` puts
+    other rows beside the task's, so that less is forgotten: ``SelfReplay``, ``Examples``, ``Prose``
+    or a list of them. Callbacks get each step's and each validation's record. Ctrl-C ends after the
+    step in progress, with the state saved if there is an ``out``. Raises ``ValueError`` when
+    nothing would train, and ``FloatingPointError``, leaving the last good weights, when the loss or
+    the gradient is not finite.
 
     >>> import minilora
     >>> model = minilora.load_base()
@@ -123,7 +127,7 @@ def train(
     config = replace(config or TrainConfig(), **settings)
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
     check_run(model, task, config)
-    run = set_up(model, task, config)
+    run = set_up(model, task, config, replay)
     config = run.config
     torch.set_flush_denormal(True)
     was_training = model.training
@@ -150,6 +154,8 @@ def go(
     journal = Journal(history, out, callbacks, bar)
     validation = Validation(model, run.valid_batches, task.valid, config, state, journal)
     checkpoints = Checkpoints(checkpoint_file(config), state, run.identity, history, config)
+    for account in history.replay:
+        bar.say(describe(account))
     with interrupt_flag() as interrupted:
         if config.validate_every and not history.validations and not history.steps:
             validation.validate(0)
@@ -188,14 +194,23 @@ class Run:
     state: State
     identity: Record
     config: TrainConfig
+    objective: Callable[[nn.Module, Sequence[Batch]], float]
 
     def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
         """The steps that are left."""
-        objective, start = partial(mean_over_answers, bf16=config.bf16), self.state.step
-        return steps(model, self.batches, self.optimizer, config, objective=objective, start=start)
+        objective, start = self.objective, self.state.step
+        records = steps(
+            model, self.batches, self.optimizer, config, objective=objective, start=start
+        )
+        return objective.noted(records) if isinstance(objective, MixedLoss) else records
 
 
-def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
+def set_up(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    replay: Replay | Sequence[Replay] | None = None,
+) -> Run:
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode_all(tokenizer, task.train, config.max_length)
@@ -220,11 +235,21 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
 
     at_once = config.valid_batch or config.part_size
     valid_batches = [collate(valid[i : i + at_once]) for i in range(0, len(valid), at_once)]
-    identity = identity_of(model, config, rows, valid)
+    identity = identity_of(model, config, rows, valid) | {"replay": None, "teacher": None}
+    step_batches: Callable[[int], Sequence[Batch]] = batches
+    objective: Any = partial(mean_over_answers, bf16=config.bf16)
+    if replays := as_list(replay):
+        mixture = Mixture(replays, model, task, config)
+        check_sizes(model, mixture.rows)
+        state.history.replay = mixture.accounts(rows)
+        identity |= mixture.identity()
+        step_batches, objective = mixture.batches(batches), MixedLoss(config.bf16)
     file = checkpoint_file(config)
     if config.resume and file is not None:
         state.history = History(**load_checkpoint(file, state, identity))
-    return Run(batches, valid_batches, parameters, optimizer, state, identity, config)
+    return Run(
+        step_batches, valid_batches, parameters, optimizer, state, identity, config, objective
+    )
 
 
 # settings that a resumed run may have otherwise; epochs have become steps
