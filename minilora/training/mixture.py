@@ -42,8 +42,8 @@ class Part(Batch):
     ``teacher`` (label tokens, vocab): the logits to stay near; None where labels are learnt.
     """
 
-    source: str
-    weight: float
+    source: str = TASK
+    weight: float = 1.0
     teacher: Tensor | None = None
 
 
@@ -54,7 +54,7 @@ class MixedLoss:
     >>> batch = pad([Encoded([1, 2], [1, 2])])
     >>> model = nn.Sequential(nn.Embedding(3, 3))
     >>> objective = MixedLoss()
-    >>> total = objective(model, [Part(batch.ids, batch.labels, None, "old", 0.25)])
+    >>> total = objective(model, [Part(batch.ids, batch.labels, None, 0, "old", 0.25)])
     >>> round(total / objective.losses["old"], 6)
     0.25
     """

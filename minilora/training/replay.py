@@ -27,12 +27,13 @@ import torch
 from torch import nn
 
 from ..lora.paths import unwrapped
-from .batches import Batch, Encoded, encode_all, indices_between, pad
+from .batches import Batch, Encoded, encode_all, pad
 from .checkpoint import checksum, digest
 from .config import TrainConfig, check_count, is_number
 from .examples import Document, Example, Learnt, Task, asked_and_expected
 from .history import Record
 from .mixture import TASK, Part, rows_until, shares
+from .order import indices_between
 from .teacher import Teacher, sample_answers, sample_windows
 
 Prompt = str | tuple[str, str] | Learnt
@@ -181,7 +182,7 @@ class Source:
         logits = None
         if self.teacher is not None:
             logits = self.teacher.logits(batch, [self.states[i] for i in chosen if self.states])
-        return Part(batch.ids, batch.labels, None, self.name, weight, logits)
+        return Part(batch.ids, batch.labels, None, batch.padding, self.name, weight, logits)
 
 
 class Mixture:
@@ -216,7 +217,7 @@ class Mixture:
             [rows_until(at, n, share, sum(shares)) for at in (step, step + 1)] for share in shares
         ]
         total = n + sum(stop - start for start, stop in spans)
-        parts = [Part(b.ids, b.labels, b.segments, TASK, n / total) for b in task_parts]
+        parts = [Part(b.ids, b.labels, b.segments, b.padding, TASK, n / total) for b in task_parts]
         device, size = parts[0].ids.device, self.config.part_size
         for source, (start, stop) in zip(self.sources, spans, strict=True):
             chosen = indices_between(len(source.rows), start, stop, source.seed)

@@ -28,7 +28,7 @@ WINDOWS = pad([Encoded([21, 22, 23, 24], [21, 22, 23, 24])])
 
 def part(batch, source, weight, teacher=None):
     """A part of a step."""
-    return Part(batch.ids, batch.labels, batch.segments, source, weight, teacher)
+    return Part(batch.ids, batch.labels, batch.segments, batch.padding, source, weight, teacher)
 
 
 def log_probabilities(model, batch):

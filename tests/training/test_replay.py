@@ -12,9 +12,9 @@ from minilora.training.batches import IGNORE
 from minilora.training.config import TrainConfig
 from minilora.training.data import polite_log
 from minilora.training.examples import Conversation, Example, Task
-from minilora.training.loop import set_up
 from minilora.training.mixture import summed_part
 from minilora.training.replay import Mixture, as_list, describe
+from minilora.training.run import set_up
 
 from .runs import QUICK, TASK, adapted, equal, filled, trained_bits
 
