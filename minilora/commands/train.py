@@ -104,8 +104,8 @@ def run(options: argparse.Namespace) -> int:
     else:
         folder = save_adapter(model, options.out / "adapter")
     if options.push:
-        where = options.push, options.hub, folder
-        print(f"Pushed {push_trained(*where, task, config, scores_of(history))}.")
+        pushed = push_trained(options.push, options.hub, folder, task, config, scores_of(history))
+        print(f"Pushed {pushed}.")
     if options.qlora:
         del model  # a big one need not be there twice
         methods = ("QLoRA",) if big else METHODS
