@@ -12,6 +12,7 @@ In reading order:
     selection.py       which sites a config chooses, of a live model or a planned one
     paths.py           module paths without the wrappers of training
     sites.py           a live model's modules as sites
+    twin.py            a second tree of modules around the same weights
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing
     combining.py       several adapters as one: exactly, or by PEFT's rules
