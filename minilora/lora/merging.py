@@ -30,7 +30,6 @@ from ..nf4.linear import NF4Linear, plain_linear
 from ..text import listed
 from .adapter_layer import AdapterLayer
 from .injection import check_container, require_adapters, take_out
-from .layer import lora_layers
 from .linears import is_linear
 from .paths import named_modules, replace_modules
 from .requantization import Requantized, loss_of, outputs, requantize
@@ -250,17 +249,17 @@ class LowRank(NamedTuple):
 
 
 def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
-    """Copies of every adapter's factors, by module path. Raises ``ValueError`` when there are none.
+    """Copies of every adapter's factors, by module path; ``ValueError`` when there are none.
 
     >>> from minilora import LoRALayer
     >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1))
     >>> low_rank_parts(model)["0"].A.shape
     torch.Size([1, 4])
     """
-    require_adapters(model)
+    plain = {path: explain(path, layer.as_lora) for path, layer in require_adapters(model)}
     return {
         path: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
-        for path, layer in lora_layers(model)
+        for path, layer in plain.items()
     }
 
 
