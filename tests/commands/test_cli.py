@@ -63,7 +63,7 @@ def test_train_writes_adapter_and_metrics_and_says_what_is_next(trained, capsys)
         "adapter_model.safetensors",
     ]
     card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
-    assert "\n- examples: 12\n- sha256: " in card
+    assert "\n- examples: 60\n- sha256: " in card
     assert re.search(r"\n## Training\n\n- steps: 4\n- lr: 0\.005\n", card)
     assert re.search(r"\n- held-out valid_loss: \d\.\d+\n- held-out exact_match: ", card)
     assert str(trained) not in card
