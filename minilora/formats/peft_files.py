@@ -29,7 +29,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -103,6 +103,7 @@ def write_adapter_files(
         same = (folder / CONFIG).read_bytes() == text.encode()
     except OSError:  # none yet, or an unreadable one: if the write fails too, it says why
         same = False
+    files: dict[str, Callable[[Path], None]]
     files = {TENSORS: partial(write_bytes, content), CONFIG: text_writer(text)}
     stale = []
     if is_ours(folder):  # out of the way first: after a kill there is no card of another adapter
