@@ -8,6 +8,8 @@ In reading order:
     layer.py           ``LoRALayer``: A, B, scaling, a hand-written backward
     rows.py            many adapters beside one Linear, a group of rows each
     patterns.py        how names and patterns match, by PEFT's rules
+    matches.py         a module that a config may name, and what became of it
+    adapter_config.py  what ``inject`` asks of any method's config
     config.py          ``LoraConfig``, with PEFT's field names
     selection.py       which sites a config chooses, of a live model or a planned one
     paths.py           module paths without the wrappers of training
