@@ -76,6 +76,7 @@ def run(options: argparse.Namespace) -> int:
     from ..training.history import tensorboard_callback
     from ..training.loop import train
     from ..training.readers import summarize
+    from .adapter_card import card_sections
     from .footprint import METHODS, describe_footprints, measure_footprints
 
     check_push(options.push, options.full)
@@ -102,7 +103,8 @@ def run(options: argparse.Namespace) -> int:
     if options.full:
         folder = save_model(model, options.out / "model")
     else:
-        folder = save_adapter(model, options.out / "adapter")
+        card = card_sections(read, config, history, "nf4" if options.qlora else None)
+        folder = save_adapter(model, options.out / "adapter", card=card)
     if options.push:
         pushed = push_trained(options.push, options.hub, folder, task, config, scores_of(history))
         print(f"Pushed {pushed}.")
