@@ -29,14 +29,21 @@ from ..lora.layer import LoRALayer, lora_layers
 from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules
 from ..lora.patterns import fits_pattern
-from ..text import listed
 from .base_fingerprint import fingerprint
-from .mismatches import adapted_names, disagreements, misfits, other_base
-from .peft_files import META_BASE, PREFIX, lora_config, read_adapter_files, write_adapter_files
+from .mismatches import check_fit
+from .model_card import Sections
+from .peft_files import META_BASE, PREFIX, read_adapter_files, write_adapter_files
+from .plain_lora import Factors, plain_lora
 
 
-def save_adapter(model: nn.Module, folder: str | Path) -> Path:
-    """Write a model's adapters as PEFT's two files; of the base, only its fingerprint goes along.
+def save_adapter(
+    model: nn.Module, folder: str | Path, *, plain: bool = False, card: Sections | None = None
+) -> Path:
+    """Write a model's adapters as PEFT's files; of the base, only its fingerprint goes along.
+
+    ``plain`` writes one rank and one alpha for all modules, for readers without patterns, as vLLM
+    and llama.cpp (plain_lora.py). ``card`` is what the model card says beside the settings, by
+    heading: ``{"Scores": {"exact match": 0.97}}``. Two equal adapters are written in equal bytes.
 
     Killed at any moment, it leaves the old adapter or the new one (formats/peft_files.py). Raises
     ``ValueError`` without adapters, when they differ in dropout or in the kind of scaling, or when
@@ -47,23 +54,28 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     sorted(file.name for file in save_adapter(model, folder).iterdir())
-    ['adapter_config.json', 'adapter_model.safetensors']
+    ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
     layers = layers_to_save(model)
-    kinds = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
+    kinds = {(layer.lora_dropout, layer.use_rslora and not plain) for _, layer in layers}
     if len(kinds) > 1:
         raise ValueError(
             f"cannot save adapters that differ in (dropout, rslora) as one: {sorted(kinds)}"
         )
-    tensors = adapter_tensors(layers)
+    ranks = {name: layer.r for name, layer in layers}
+    alphas = {name: layer.lora_alpha for name, layer in layers}
+    factors = {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in layers}
+    if plain:
+        rank, alpha, factors = plain_lora(layers)
+        ranks, alphas = dict.fromkeys(ranks, rank), dict.fromkeys(alphas, alpha)
+    tensors = peft_tensors(factors)
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
         raise ValueError(f"{name} holds values that are not finite: the training diverged")
     lora_dropout, use_rslora = kinds.pop()
     names = [name for name, _ in layers]
-    r, rank_pattern = common_and_others({name: layer.r for name, layer in layers})
-    alphas = {name: layer.lora_alpha for name, layer in layers}
+    r, rank_pattern = common_and_others(ranks)
     lora_alpha, alpha_pattern = common_and_others(alphas)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -81,7 +93,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
     }
-    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)))
+    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)), card)
     return Path(folder)
 
 
@@ -104,27 +116,13 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     ...     load_adapter(base, save_adapter(trained, folder))[0]
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
-    files = read_adapter_files(Path(folder))
-    config, wrong = lora_config(files.config)
-    layers = dict(lora_layers(model))
-    names, wrong_keys = adapted_names(files.tensors)
-    wrong += wrong_keys
-    if config is not None:
-        wrong += disagreements(model, names, files, config, layers)
-        wrong += misfits(model, names, files.tensors, config, layers)
-    other = other_base(model, files)
-    if other and (strict or (wrong and META_BASE in files.metadata)):
-        wrong.insert(0, other)  # it explains the rest
-    if wrong or config is None:
-        reasons = listed(wrong, 8)
-        raise ValueError(
-            f"the adapter in {folder} does not fit this model: {reasons}. Nothing was changed"
-        )
-    if other and META_BASE in files.metadata:
-        warning = f"the adapter in {folder} {other}: compare its answers before you rely on them"
-        warnings.warn(warning, stacklevel=2)
+    fitting = check_fit(model, read_adapter_files(Path(folder)), strict)
+    files, layers = fitting.files, dict(lora_layers(model))
+    if fitting.other_base and META_BASE in files.metadata:
+        differs = f"the adapter in {folder} {fitting.other_base}"
+        warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=2)
     if not layers:
-        inject(model, exactly(names, config))
+        inject(model, exactly(fitting.names, fitting.config))
         layers = dict(lora_layers(model))
     with torch.no_grad():
         for name, layer in layers.items():
@@ -137,7 +135,7 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
     """Every adapter of a model; raise ``ValueError`` without any, or when one is not LoRA's."""
     layers = []
     for path, layer in require_adapters(model):
-        if not isinstance(layer, LoRALayer):
+        if type(layer) is not LoRALayer:
             raise ValueError(
                 f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
             )
@@ -159,12 +157,12 @@ def task_type(model: nn.Module) -> str | None:
     return "SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM"
 
 
-def adapter_tensors(layers: list[tuple[str, LoRALayer]]) -> dict[str, Tensor]:
-    """A and B of every layer under PEFT's keys."""
+def peft_tensors(factors: Factors) -> dict[str, Tensor]:
+    """A and B of every module under PEFT's keys."""
     tensors = {}
-    for name, layer in layers:
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
+    for name, (A, B) in factors.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
     return tensors
 
 

@@ -28,6 +28,7 @@ from .limits import check_run
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
 from .progress import Progress
 from .recomputation import recomputing
+from .replay import Replay
 from .rounding import Standstill
 from .run import Run, checkpoint_file, set_up
 from .steps import NotFinite
@@ -38,16 +39,18 @@ def train(
     data: Task | Sequence[Learnt],
     config: TrainConfig | None = None,
     *,
+    replay: Replay | Sequence[Replay] | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> History:
     """Train what has ``requires_grad``, in place, on examples or on a task.
 
-    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. Callbacks get
-    each step's and each validation's record. Ctrl-C ends after the step in progress, with the state
-    saved if there is an ``out``. Raises ``ValueError`` when nothing would train, and
-    ``FloatingPointError``, leaving the last good weights, when the loss or the gradient is not
-    finite.
+    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. ``replay`` puts
+    other rows beside the task's, so that less is forgotten: ``SelfReplay``, ``Examples``, ``Prose``
+    or a list of them. Callbacks get each step's and each validation's record. Ctrl-C ends after the
+    step in progress, with the state saved if there is an ``out``. Raises ``ValueError`` when
+    nothing would train, and ``FloatingPointError``, leaving the last good weights, when the loss or
+    the gradient is not finite.
 
     >>> import minilora
     >>> model = minilora.load_base()
@@ -60,7 +63,7 @@ def train(
     config = replace(config or TrainConfig(), **settings)
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
     check_run(model, task, config)
-    run = set_up(model, task, config)
+    run = set_up(model, task, config, replay)
     torch.set_flush_denormal(True)
     was_training = model.training
     devices = [p.device for p in run.parameters.values() if p.device.type == "cuda"][:1]

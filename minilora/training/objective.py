@@ -33,7 +33,7 @@ def mean_over_answers(
     With a ``scaler`` it is computed in float16, and the gradient is that of scale · loss.
     """
     tokens = sum(part.answer_tokens for part in parts)
-    dtype = torch.bfloat16 if bf16 else torch.float16 if scaler is not None else None
+    dtype = half(bf16, scaler)
     scale = 1.0 if scaler is None else scaler.scale
     loss = 0.0
     for part in parts:
@@ -46,12 +46,17 @@ def mean_over_answers(
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy summed over the answer tokens, in nats."""
+    logits, labels = labelled_logits(model, batch)
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits (label tokens, vocab) where a batch has labels, and those labels."""
     # (rows, time - 1): the last token predicts nothing
     ids, labels = batch.ids[:, :-1], batch.labels[:, 1:]
     labelled = labels != IGNORE
     segments = None if batch.segments is None else batch.segments[:, :-1]
-    logits = logits_at(model, ids, labelled, segments)  # (answer tokens, vocab)
-    return F.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+    return logits_at(model, ids, labelled, segments), labels[labelled]
 
 
 def logits_at(model: nn.Module, ids: Tensor, labelled: Tensor, segments: Tensor | None) -> Tensor:
@@ -67,6 +72,11 @@ def logits_at(model: nn.Module, ids: Tensor, labelled: Tensor, segments: Tensor 
 def keeps_examples_apart(model: nn.Module) -> bool:
     """Whether a model can be given several examples in a row without mixing them."""
     return isinstance(unwrapped(model), CausalLM)
+
+
+def half(bf16: bool, scaler: LossScaler | None) -> torch.dtype | None:
+    """bfloat16, or float16 where the loss is scaled; None where neither is asked for."""
+    return torch.bfloat16 if bf16 else torch.float16 if scaler is not None else None
 
 
 def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:

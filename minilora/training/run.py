@@ -23,9 +23,11 @@ from .examples import Task
 from .history import History, Record
 from .limits import check_sizes
 from .loss_scaling import LossScaler
+from .mixture import MixedLoss
 from .objective import keeps_examples_apart, mean_over_answers
 from .optimizer import build_optimizer, rate_at
 from .order import Layout, choose_layout, in_parts
+from .replay import Mixture, Replay, as_list, describe
 from .steps import steps
 
 
@@ -40,24 +42,31 @@ class Run:
     state: State
     identity: Record
     config: TrainConfig
+    objective: Callable[[nn.Module, Sequence[Batch]], float]
     notes: list[str]  # what to know before the first step
 
     def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
         """The steps that are left."""
-        scaler = self.state.scaler
-        return steps(
+        records = steps(
             model,
             self.batches,
             self.optimizer,
             config,
-            objective=partial(mean_over_answers, bf16=config.bf16, scaler=scaler),
-            scaler=scaler,
+            objective=self.objective,
+            scaler=self.state.scaler,
             start=self.state.step,
         )
+        return self.objective.noted(records) if isinstance(self.objective, MixedLoss) else records
 
 
-def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
+def set_up(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    replay: Replay | Sequence[Replay] | None = None,
+) -> Run:
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
+    replays = as_list(replay)
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode_all(tokenizer, task.train, config.max_length)
     held_out = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
@@ -81,6 +90,14 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
 
     valid_batches = [batch.to(device) for batch in valid_parts(valid, config, layout)]
     identity = identity_of(model, config, rows, valid) | {"layout": asdict(layout)}
+    step_batches: Callable[[int], Sequence[Batch]] = batches
+    objective: Any = partial(mean_over_answers, bf16=config.bf16, scaler=scaler)
+    if replays:  # before the checkpoint is read: the teacher is the model as it is now
+        mixture = Mixture(replays, model, task, config)
+        check_sizes(model, mixture.rows)
+        state.history.replay = mixture.accounts(rows)
+        identity |= mixture.identity()
+        step_batches, objective = mixture.batches(batches), MixedLoss(config.bf16, scaler)
     file = checkpoint_file(config)
     if config.resume and file is not None:
         state.history = History(**load_checkpoint(file, state, identity))
@@ -90,8 +107,10 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
             f"a validation takes {len(valid)} of {len(held_out)} held-out examples, drawn by the "
             "seed (valid_examples=0: all)"
         )
+    notes += map(describe, state.history.replay)
     state.planned = config.steps
-    return Run(batches, valid_batches, parameters, optimizer, state, identity, config, notes)
+    made = parameters, optimizer, state, identity, config, objective, notes
+    return Run(step_batches, valid_batches, *made)
 
 
 def what_trains(
@@ -162,4 +181,6 @@ def identity_of(
         "adapters": digest({path: repr(layer) for path, layer in adapter_layers(model)}),
         "frozen weights": checksum([*frozen, *model.buffers()]),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "replay": None,
+        "teacher": None,
     }

@@ -1,6 +1,7 @@
 """The commands as a user types them: a full circle, and bad input is one line and status 2."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,9 +58,15 @@ def test_train_merge_and_generate_complete_the_circle(trained, capsys):
 def test_train_writes_adapter_and_metrics_and_says_what_is_next(trained, capsys):
     out = trained / "out"
     assert sorted(f.name for f in (out / "adapter").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "\n- examples: 60\n- sha256: " in card
+    assert re.search(r"\n## Training\n\n- steps: 4\n- lr: 0\.005\n", card)
+    assert re.search(r"\n- held-out valid_loss: \d\.\d+\n- held-out exact_match: ", card)
+    assert str(trained) not in card
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == [1, 2, 3, 4]
 
@@ -121,7 +128,7 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
             ["generate", "--base", "nowhere", "Hi"],
             "nowhere is not a folder on this machine: a base is a folder with config.json",
         ),
-        (["generate", "--adapter", "nowhere", "Hi"], "adapter_model.safetensors does not exist"),
+        (["generate", "--adapter", "nowhere", "Hi"], "nowhere is not a folder"),
         (["generate", "--temperature", "-1", "Hi"], "temperature must be 0"),
         (
             ["generate", "--temperature", "1e-42", "Hi"],
@@ -134,10 +141,7 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
         (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not available"),
         (["generate", "--device", "meta", "Hi"], "device 'meta' is not available"),
         (["demo", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
-        (
-            ["merge", "--adapter", "nowhere", "--out", "x"],
-            "adapter_model.safetensors does not exist",
-        ),
+        (["merge", "--adapter", "nowhere", "--out", "x"], "nowhere is not a folder"),
         (
             ["merge", "--adapter", "nowhere", "--out", "x", "--shard", "2TB"],
             "shard must be a size such as '2GB', or a number of bytes, got '2TB'",
