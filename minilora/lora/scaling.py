@@ -3,9 +3,9 @@
     y = x W0ᵀ + t · s (x Aᵀ) Bᵀ        ΔW becomes t · ΔW
 
 At t = 0 the model is its base, at t = 1 the fine-tune, and between them lie the models on the line
-from W0 to W0 + ΔW. WiSE-FT (arXiv 2109.01903, section 3, equation 1) found points on such a line
-that keep most of the new task and lose less of what the base knew. ``docs/claims.md`` has what the
-dial does here, beside replay.
+from W0 to W0 + ΔW. WiSE-FT (arXiv 2109.01903, abstract) averages the weights of a zero-shot and
+a fine-tuned model so, to keep the accuracy under distribution shift. What it costs and keeps here,
+beside replay: benchmarks/forgetting.py.
 
 B is multiplied, so a saved adapter carries the strength and needs no other reader. The way back,
 1 / t, is exact to rounding; t = 0 has none.
