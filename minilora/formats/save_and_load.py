@@ -135,7 +135,7 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
     """Every adapter of a model; raise ``ValueError`` without any, or when one is not LoRA's."""
     layers = []
     for path, layer in require_adapters(model):
-        if not isinstance(layer, LoRALayer):
+        if type(layer) is not LoRALayer:
             raise ValueError(
                 f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
             )
