@@ -3,9 +3,9 @@
     EWC           L + λ/2 Σᵢ Fᵢ ΔWᵢ²          F: the diagonal of the Fisher information at W0
     null space    A ← A (I - U Uᵀ)            U: the directions in which a layer's old inputs lie
 
-Elastic weight consolidation (arXiv 1612.00796; the loss as others quote it). ½ Σ F Δ² is the second-order
-approximation of KL(old ‖ new) with all terms between two weights left out, so λ = 1 is comparable
-with one share of self-replay. Both take the model's own samples for old text, as self-replay does.
+Elastic weight consolidation (arXiv 1612.00796; the loss as others quote it). ½ Σ F Δ² is the
+second-order approximation of KL(old ‖ new) with all terms between two weights left out. Both take
+the model's own samples for old text, as self-replay does.
 """
 
 from __future__ import annotations
