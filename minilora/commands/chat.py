@@ -36,8 +36,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """``minilora chat``."""
     from ..formats.save_and_load import load_adapter
-    from ..model.generation import check_sampling
     from ..model.pretrained import load_base
+    from ..model.sampling import check_sampling
 
     check_sampling(options.max_new_tokens, options.temperature, options.top_k)
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)

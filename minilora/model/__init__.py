@@ -4,7 +4,9 @@ In reading order:
 
     config.py           the sizes and switches of a Llama, and of its kin
     rotary.py           positions as angles, stretched for long texts
+    cache.py            keys and values of past tokens, one slot a row, written in place
     transformer.py      embedding, blocks, head: a whole Llama on a few screens
+    sampling.py         how a token is chosen from its logits
     generation.py       one token after the other; the protocol that training asks for logits
     sandbox.py          Jinja for strangers, with limits on time and size
     chat.py             a folder's chat template, rendered as transformers renders it

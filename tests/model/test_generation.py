@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minilora import Tokenizer
-from minilora.model.generation import CausalLM, sample
+from minilora.model.generation import CausalLM
+from minilora.model.sampling import nucleus, sample
 
 from .chat_folders import FAMILIES, byte_level, sentencepiece, write_folder
 from .test_transformer import SIZES, hugging_face, tiny, with_dropout
@@ -52,6 +53,25 @@ def test_tokens_are_drawn_from_the_softmax_over_the_likeliest(temperature, top_k
     assert not frequencies[expected == 0].any()
 
 
+@pytest.mark.parametrize(("top_p", "kept"), [(0.05, 1), (0.5, 1), (0.51, 2), (0.81, 3), (1.0, 4)])
+def test_a_nucleus_is_the_smallest_set_that_reaches_p(top_p, kept):
+    p = torch.tensor([[0.15, 0.5, 0.05, 0.3]])
+    rank = torch.tensor([[2, 0, 3, 1]])
+    assert torch.equal(nucleus(p, top_p), p.where(rank < kept, 0))
+
+
+def test_drawing_from_a_nucleus_leaves_what_is_outside():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    random = torch.Generator().manual_seed(0)
+    drawn = sample(logits.repeat(20_000, 1), 1.0, None, random, top_p=0.8)
+    frequencies = drawn.bincount(minlength=4) / 20_000
+    assert ((frequencies - torch.tensor([0.625, 0.375, 0, 0])).abs() < 0.018).all()
+    assert not frequencies[2:].any()
+    model, ids = tiny(), torch.randint(0, 97, (1, 4))
+    greedy = model.generate(ids, 10)
+    assert torch.equal(model.generate(ids, 10, temperature=9.0, top_p=1e-6), greedy)
+
+
 def test_a_row_that_ended_is_filled_with_the_end_token_and_all_ended_stops_early():
     model, ids = tiny(), torch.randint(0, 97, (2, 4))
     first = model.generate(ids, 1)[:, -1]
@@ -74,6 +94,8 @@ def test_dropout_is_off_while_a_text_is_generated_and_the_mode_is_as_before():
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"temperature": -1}, "temperature must be 0 .* at least 1e-6, got -1"),
         ({"top_k": 0}, "top_k"),
+        ({"top_p": 0.0}, "top_p must be above 0 and at most 1, or None, got 0.0"),
+        ({"top_p": 1.5}, "top_p"),
         ({"temperature": float("nan")}, "temperature"),
     ],
 )
@@ -131,12 +153,12 @@ class Scripted(CausalLM):
     def __init__(self, tokenizer, ids):
         super().__init__()
         self.tokenizer, self.ids = tokenizer, ids
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.weight, self.said = torch.nn.Parameter(torch.zeros(1)), 0
 
     def forward(self, ids, mask=None, cache=None):
         logits = torch.zeros(*ids.shape, self.tokenizer.raw.get_vocab_size())
-        logits[:, -1, self.ids[cache.layers.setdefault("said", 0)]] = 1
-        cache.layers["said"] += 1
+        logits[:, -1, self.ids[self.said]] = 1
+        self.said += 1
         return logits
 
 
