@@ -6,7 +6,7 @@ In reading order:
     rotary.py           positions as angles, stretched for long texts
     cache.py            keys and values of past tokens, one slot a row, written in place
     transformer.py      embedding, blocks, head: a whole Llama on a few screens
-    sampling.py         how a token is chosen from its logits
+    sampling.py         the likeliest token, or one drawn with a temperature, top_k and top_p
     generation.py       one token after the other; the protocol that training asks for logits
     sandbox.py          Jinja for strangers, with limits on time and size
     chat.py             a folder's chat template, rendered as transformers renders it

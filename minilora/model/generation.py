@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .cache import KVCache
 from .chat import Message
 from .own_forms import question
-from .sampling import Sampling, sample
+from .sampling import Sampling, ends_of, sample
 from .tokenizer_folder import Companions
 
 
@@ -70,13 +70,15 @@ class CausalLM(nn.Module):
         """Continue (batch, time) token ids; returns (batch, time + new).
 
         ``temperature=0`` takes the likeliest token; otherwise a token is drawn from
-        softmax(logits / temperature) over the ``top_k`` likeliest, or over the likeliest that have
-        ``top_p`` of the probability, the same for the same ``seed``. A row ends at ``eos_id``, or
-        at any of several, and is filled up with the first. Dropout is off during the call. Raises
-        ``ValueError`` on settings that mean nothing, and on rows that are padded on the right.
+        softmax(logits / temperature) over the ``top_k`` likeliest, of these over the fewest whose
+        probability reaches ``top_p``; the same for the same ``seed``.
+        A row ends at ``eos_id``, or at any of several, and is filled up with the first. Dropout is
+        off during the call. Raises ``ValueError`` on settings that mean nothing, and on rows that
+        are padded on the right.
         """
-        ends = ends_of(eos_id)
-        settings = Sampling(max_new_tokens, temperature, top_k, seed, ends, use_cache, top_p)
+        settings = Sampling(
+            max_new_tokens, temperature, top_k, seed, ends_of(eos_id), use_cache, top_p
+        )
         new = list(self.tokens(input_ids, attention_mask, settings))
         return torch.cat([input_ids, torch.stack(new, dim=1)], dim=1)
 
@@ -163,7 +165,7 @@ class CausalLM(nn.Module):
         asked = (instruction, context) if isinstance(instruction, str) else instruction
         [prompt], ids, mask = self.left_padded([asked])
         ends = tuple(self.tokenizer.eos_ids)
-        settings = Sampling(max_new_tokens, temperature, top_k, seed, ends, top_p=top_p)
+        settings = Sampling(max_new_tokens, temperature, top_k, seed, ends, True, top_p)
         return self.pieces(prompt, self.tokens(ids, mask, settings))
 
     def pieces(self, prompt: list[int], tokens: Iterator[Tensor]) -> Iterator[str]:
@@ -198,13 +200,6 @@ class CausalLM(nn.Module):
         talks = [question(*asked) if is_pair(asked) else asked for asked in prompts]
         rows = [tok.apply_chat_template(talk, add_generation_prompt=True) for talk in talks]
         return rows, *pad_left(rows, tok.eos_id, next(self.parameters()).device)
-
-
-def ends_of(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The tokens that end a row; none without one."""
-    if eos_id is None:
-        return ()
-    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
 
 
 def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:

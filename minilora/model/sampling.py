@@ -1,16 +1,18 @@
-"""How the next token is chosen: the likeliest one, or one drawn with a temperature.
+"""Which token comes next: the likeliest, or one drawn with a temperature.
 
-    p(token) = softmax(logits / temperature)
+    p(token) = softmax(logits / temperature)      over the top_k likeliest tokens, of these over
+                                                  the fewest that together reach top_p
 
-The lower the temperature, the more often the likeliest token is drawn; 0 always takes it. ``top_k``
-draws from the k likeliest only. ``top_p`` draws from the nucleus, the smallest set of the likeliest
-whose probabilities sum to p (arXiv 1904.09751, section 3.1); with both, from the k likeliest's.
+The lower the temperature, the more often the likeliest token is drawn; 0 always takes it. ``top_p``
+is nucleus sampling (arXiv 1904.09751 section 3.1): where the model is sure, few tokens are drawn
+from, where it is not, many.
 
-Left out: penalties for repetition, min-p, beam search.
+Left out: penalties for repetition, beam search.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +23,23 @@ from torch import Tensor
 class Sampling:
     """How tokens are chosen, and when to stop. Raises ``ValueError`` where it means nothing."""
 
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_k: int | None = None
-    seed: int = 0
-    ends: tuple[int, ...] = ()  # tokens that end a row
-    use_cache: bool = True
+    max_new_tokens: int
+    temperature: float
+    top_k: int | None
+    seed: int
+    ends: tuple[int, ...]
+    use_cache: bool
     top_p: float | None = None
 
     def __post_init__(self) -> None:
         check_sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
+
+
+def ends_of(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
+    """The tokens that end a row; none without one."""
+    if eos_id is None:
+        return ()
+    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
 
 
 def check_sampling(
@@ -63,16 +72,14 @@ def sample(
     if top_k is not None and top_k < logits.shape[-1]:
         floor = logits.topk(top_k, dim=-1).values[:, -1:]  # (batch, 1)
         logits = logits.masked_fill(logits < floor, -torch.inf)
-    p = logits.softmax(dim=-1)
     if top_p is not None and top_p < 1:
-        p = nucleus(p, top_p)
-    return torch.multinomial(p, 1, generator=random)[:, 0]
+        logits = nucleus(logits, top_p)
+    return torch.multinomial(logits.softmax(dim=-1), 1, generator=random)[:, 0]
 
 
-def nucleus(p: Tensor, top_p: float) -> Tensor:
-    """(batch, vocab) probabilities, 0 outside the smallest set of the likeliest that reach p."""
-    likeliest, order = p.sort(dim=-1, descending=True, stable=True)
-    above = likeliest.cumsum(dim=-1) - likeliest  # what the likelier ones have together
-    return p.masked_fill(
-        torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, above >= top_p), 0
-    )
+def nucleus(logits: Tensor, top_p: float) -> Tensor:
+    """(batch, vocab) logits, −∞ outside the fewest likeliest tokens that together reach top_p."""
+    ordered, places = logits.sort(dim=-1, descending=True)
+    p = ordered.softmax(dim=-1)
+    outside = p.cumsum(dim=-1) - p >= top_p  # likelier tokens reach it already; the first stays
+    return logits.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
