@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .hub_names import add_hub_option, check_push, push_trained
 from .options import add_base_option, add_device_option, add_seed_option, check_device
 
 
@@ -59,6 +60,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--tensorboard", action="store_true", help="also write TensorBoard events to --out")
+    add(
+        "--push", metavar="NAME", help="store the adapter in the hub under this name, with its data"
+    )
+    add_hub_option(parser)
     add_seed_option(parser)
     add_device_option(parser)
 
@@ -78,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     from .adapter_card import card_sections
     from .footprint import METHODS, describe_footprints, measure_footprints
 
+    check_push(options.push, options.full)
     (task, read), lora, config = read_task(options), lora_of(options), settings_of(options)
     replay = replay_of(options)
     device = check_device(options.device)
@@ -104,6 +110,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         card = card_sections(read, config, history, "nf4" if options.qlora else None)
         folder = save_adapter(model, options.out / "adapter", card=card)
+    if options.push:
+        pushed = push_trained(options.push, options.hub, folder, task, config, scores_of(history))
+        print(f"Pushed {pushed}.")
     if options.qlora:
         del model  # a big one need not be there twice
         methods = ("QLoRA",) if big else METHODS
@@ -112,6 +121,16 @@ def run(options: argparse.Namespace) -> int:
         print(describe_footprints(measured, options.base))
     show_next(options, folder)
     return 0
+
+
+def scores_of(history: Any) -> dict[str, float]:
+    """The numbers of the validation whose state was kept."""
+    kept = [each for each in history.validations if each["step"] == history.best_step]
+    return {
+        name: float(value)
+        for name, value in (kept or history.validations or [{}])[-1].items()
+        if name in ("valid_loss", "exact_match")
+    }
 
 
 def read_task(options: argparse.Namespace) -> tuple[Any, Any]:
