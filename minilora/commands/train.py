@@ -77,9 +77,9 @@ def run(options: argparse.Namespace) -> int:
     from ..model.pretrained import load_base, save_model
     from ..training.config import BIG
     from ..training.examples import Document
-    from ..training.history import tensorboard_callback
     from ..training.loop import train
     from ..training.readers import summarize
+    from ..training.trackers import tensorboard_callback
     from .adapter_card import card_sections
     from .footprint import METHODS, describe_footprints, measure_footprints
 
