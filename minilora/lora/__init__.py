@@ -18,6 +18,7 @@ In reading order:
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing
     combining.py       several adapters as one: exactly, or by PEFT's rules
+    swapping.py        another adapter in place of the one inside
     requantization.py  what a merge back into four bits loses
     weight_diff.py     ``audit``: what differs between two models
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from .merging import merge, merge_and_requantize, merge_and_unload, unmerge
     from .requantization import Requantized
     from .selection import InjectReport
+    from .swapping import swap_adapter
     from .weight_diff import Audit, audit
 
 __all__ = [
@@ -65,6 +67,7 @@ __all__ = [
     "merge_and_requantize",
     "merge_and_unload",
     "print_trainable_parameters",
+    "swap_adapter",
     "trainable_parameters",
     "unload",
     "unmerge",
