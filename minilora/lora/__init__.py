@@ -6,6 +6,7 @@ In reading order:
     linears.py         the three kinds of Linear behind one set of questions
     adapter_layer.py   what every adapted Linear has: a base, a switch, a merge that is taken back
     layer.py           ``LoRALayer``: A, B, scaling, a hand-written backward
+    rows.py            many adapters beside one Linear, a group of rows each
     patterns.py        how names and patterns match, by PEFT's rules
     config.py          ``LoraConfig``, with PEFT's field names
     selection.py       which sites a config chooses, of a live model or a planned one
