@@ -4,31 +4,80 @@ The config says which modules have an adapter, the tensors hold them, and both m
 other and with the model. A pattern from a file that might take forever to match is not tried; then
 the tensors alone say which modules are meant.
 
-Each function returns its findings instead of raising, so that ``load_adapter`` can name them all in
-one error.
+``check_fit`` names them all in one error; the other functions return their findings instead of
+raising.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import scaling_of
-from ..lora.layer import LoRALayer
+from ..lora.layer import LoRALayer, lora_layers
 from ..lora.linears import linear_shape
 from ..lora.paths import named_modules
 from ..lora.selection import Site, pattern_for
 from ..lora.sites import sites_of
 from ..text import listed
-from .base_fingerprint import fingerprint
-from .peft_files import META_BASE, PREFIX, AdapterFiles, metadata_object, names_its_targets
+from .base_fingerprint import Fingerprint, fingerprint
+from .peft_files import (
+    META_BASE,
+    PREFIX,
+    AdapterFiles,
+    lora_config,
+    metadata_object,
+    names_its_targets,
+)
 
 ENDS = (".lora_A.weight", ".lora_B.weight")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+class Fitting(NamedTuple):
+    """An adapter that fits a model: its files, its config, the paths that it adapts.
+
+    ``other_base`` says how its base differs from the model; empty if it does not.
+    """
+
+    files: AdapterFiles
+    config: LoraConfig
+    names: list[str]
+    other_base: str
+
+
+def check_fit(
+    model: nn.Module,
+    files: AdapterFiles,
+    strict: bool = False,
+    base: Callable[[], Fingerprint] | None = None,
+) -> Fitting:
+    """Raise one ``ValueError`` that names everything about a folder's content that does not fit.
+
+    ``base``: the model's fingerprint, where the caller has it already.
+    """
+    config, wrong = lora_config(files.config)
+    layers = dict(lora_layers(model))
+    names, wrong_keys = adapted_names(files.tensors)
+    wrong += wrong_keys
+    if config is not None:
+        wrong += disagreements(model, names, files, config, layers)
+        wrong += misfits(model, names, files.tensors, config, layers)
+    other = other_base(base or partial(fingerprint, model), files)
+    if other and (strict or (wrong and META_BASE in files.metadata)):
+        wrong.insert(0, other)  # it explains the rest
+    if wrong or config is None:
+        reasons = listed(wrong, 8)
+        raise ValueError(
+            f"the adapter in {files.folder} does not fit this model: {reasons}. Nothing was changed"
+        )
+    return Fitting(files, config, names, other)
 
 
 def adapted_names(tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
@@ -117,12 +166,12 @@ def misshapen(name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor
     return wrong
 
 
-def other_base(model: nn.Module, files: AdapterFiles) -> str:
+def other_base(base: Callable[[], Fingerprint], files: AdapterFiles) -> str:
     """How this base differs from the one that the adapter was saved with; empty if it does not."""
     saved = metadata_object(files.metadata, META_BASE)
     if saved is None:
         return "does not say which base it was made for"
-    ours = asdict(fingerprint(model))
+    ours = asdict(base())
     if saved.get("architecture") != ours["architecture"]:
         return "was made for a base of another architecture (other parameters, or other shapes)"
     if ours["tensors"] and saved.get("tensors") and saved.get("tensors") != ours["tensors"]:

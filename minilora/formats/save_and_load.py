@@ -29,10 +29,9 @@ from ..lora.layer import LoRALayer, lora_layers
 from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules
 from ..lora.patterns import fits_pattern
-from ..text import listed
 from .base_fingerprint import fingerprint
-from .mismatches import adapted_names, disagreements, misfits, other_base
-from .peft_files import META_BASE, PREFIX, lora_config, read_adapter_files, write_adapter_files
+from .mismatches import check_fit
+from .peft_files import META_BASE, PREFIX, read_adapter_files, write_adapter_files
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
@@ -104,27 +103,13 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     ...     load_adapter(base, save_adapter(trained, folder))[0]
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
-    files = read_adapter_files(Path(folder))
-    config, wrong = lora_config(files.config)
-    layers = dict(lora_layers(model))
-    names, wrong_keys = adapted_names(files.tensors)
-    wrong += wrong_keys
-    if config is not None:
-        wrong += disagreements(model, names, files, config, layers)
-        wrong += misfits(model, names, files.tensors, config, layers)
-    other = other_base(model, files)
-    if other and (strict or (wrong and META_BASE in files.metadata)):
-        wrong.insert(0, other)  # it explains the rest
-    if wrong or config is None:
-        reasons = listed(wrong, 8)
-        raise ValueError(
-            f"the adapter in {folder} does not fit this model: {reasons}. Nothing was changed"
-        )
-    if other and META_BASE in files.metadata:
-        warning = f"the adapter in {folder} {other}: compare its answers before you rely on them"
-        warnings.warn(warning, stacklevel=2)
+    fitting = check_fit(model, read_adapter_files(Path(folder)), strict)
+    files, layers = fitting.files, dict(lora_layers(model))
+    if fitting.other_base and META_BASE in files.metadata:
+        differs = f"the adapter in {folder} {fitting.other_base}"
+        warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=2)
     if not layers:
-        inject(model, exactly(names, config))
+        inject(model, exactly(fitting.names, fitting.config))
         layers = dict(lora_layers(model))
     with torch.no_grad():
         for name, layer in layers.items():
