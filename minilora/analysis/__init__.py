@@ -11,7 +11,7 @@ An update is a tensor (out, in); updates are a dict from a Linear's path to one.
 cutting everything to rank 4 and adding two adapters are three other dicts, and one context,
 ``with_updates``, measures each.
 
-Imports the library. The charts are in ``plots/analysis_charts.py``.
+Imports the library and ``plots``.
 """
 
 from typing import TYPE_CHECKING
