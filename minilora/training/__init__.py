@@ -13,6 +13,9 @@ In reading order:
     objective.py   the loss of a batch, and its gradient
     optimizer.py   AdamW, and the rate of each step
     limits.py      what a model can take: dtypes, ids, positions
+    mixture.py     batches of several sources, and their one loss
+    teacher.py     the model before the fine-tune: what it writes, and its logits
+    replay.py      ``SelfReplay``, ``Examples``, ``Prose``: old rows beside the new
     steps.py       the steps, one after the other
     run.py         one run's parts: batches, what trains, the optimizer
     loop.py        ``train``: a run from start to end
@@ -37,12 +40,16 @@ if TYPE_CHECKING:
     from .history import History
     from .loop import train
     from .readers import read_examples
+    from .replay import Examples, Prose, SelfReplay
 
 __all__ = [
     "Conversation",
     "Document",
     "Example",
+    "Examples",
     "History",
+    "Prose",
+    "SelfReplay",
     "Task",
     "TrainConfig",
     "bits_per_byte",

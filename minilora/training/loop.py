@@ -26,6 +26,7 @@ from .history import Callback, History, diverged, overflowed
 from .limits import check_run
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
 from .progress import Progress
+from .replay import Replay, describe
 from .run import Run, checkpoint_file, set_up
 from .steps import NotFinite
 
@@ -35,16 +36,18 @@ def train(
     data: Task | Sequence[Learnt],
     config: TrainConfig | None = None,
     *,
+    replay: Replay | Sequence[Replay] | None = None,
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> History:
     """Train what has ``requires_grad``, in place, on examples or on a task.
 
-    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. Callbacks get
-    each step's and each validation's record. Ctrl-C ends after the step in progress, with the state
-    saved if there is an ``out``. Raises ``ValueError`` when nothing would train, and
-    ``FloatingPointError``, leaving the last good weights, when the loss or the gradient is not
-    finite.
+    A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. ``replay`` puts
+    other rows beside the task's, so that less is forgotten: ``SelfReplay``, ``Examples``, ``Prose``
+    or a list of them. Callbacks get each step's and each validation's record. Ctrl-C ends after the
+    step in progress, with the state saved if there is an ``out``. Raises ``ValueError`` when
+    nothing would train, and ``FloatingPointError``, leaving the last good weights, when the loss or
+    the gradient is not finite.
 
     >>> import minilora
     >>> model = minilora.load_base()
@@ -57,7 +60,7 @@ def train(
     config = replace(config or TrainConfig(), **settings)
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
     check_run(model, task, config)
-    run = set_up(model, task, config)
+    run = set_up(model, task, config, replay)
     config = run.config
     torch.set_flush_denormal(True)
     was_training = model.training
@@ -84,6 +87,8 @@ def go(
     journal = Journal(history, out, callbacks, bar)
     validation = Validation(model, run.valid_batches, task.valid, config, state, journal)
     checkpoints = Checkpoints(checkpoint_file(config), state, run.identity, history, config)
+    for account in history.replay:
+        bar.say(describe(account))
     with interrupt_flag() as interrupted:
         if config.validate_every and not history.validations and not history.steps:
             validation.validate(0)

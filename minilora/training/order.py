@@ -93,8 +93,25 @@ def batch_indices(
     >>> sorted(batch_indices(4, 2, 0, seed=1) + batch_indices(4, 2, 1, seed=1))
     [0, 1, 2, 3]
     """
+    start, stop = step * batch_size, (step + 1) * batch_size
+    return indices_between(count, start, stop, seed, lengths, batch_size)
+
+
+def indices_between(
+    count: int,
+    start: int,
+    stop: int,
+    seed: int,
+    lengths: tuple[int, ...] | None = None,
+    batch_size: int = 1,
+) -> list[int]:
+    """The examples from one position to another of an endless row, epoch after epoch.
+
+    >>> sorted(indices_between(3, 0, 3, seed=0)), indices_between(3, 5, 5, seed=0)
+    ([0, 1, 2], [])
+    """
     chosen: list[int] = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
+    for position in range(start, stop):
         epoch, offset = divmod(position, count)
         if not chosen or offset == 0:
             order = (

@@ -22,9 +22,11 @@ from .config import TrainConfig
 from .examples import Task
 from .history import History, Record
 from .limits import check_sizes
+from .mixture import MixedLoss
 from .objective import keeps_examples_apart, mean_over_answers
 from .optimizer import build_optimizer
 from .order import Layout, choose_layout, in_parts
+from .replay import Mixture, Replay, as_list
 from .steps import steps
 
 
@@ -39,15 +41,25 @@ class Run:
     state: State
     identity: Record
     config: TrainConfig
+    objective: Callable[[nn.Module, Sequence[Batch]], float]
 
     def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
         """The steps that are left."""
-        objective, start = partial(mean_over_answers, bf16=config.bf16), self.state.step
-        return steps(model, self.batches, self.optimizer, config, objective=objective, start=start)
+        objective, start = self.objective, self.state.step
+        records = steps(
+            model, self.batches, self.optimizer, config, objective=objective, start=start
+        )
+        return objective.noted(records) if isinstance(objective, MixedLoss) else records
 
 
-def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
+def set_up(
+    model: nn.Module,
+    task: Task,
+    config: TrainConfig,
+    replay: Replay | Sequence[Replay] | None = None,
+) -> Run:
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
+    replays = as_list(replay)
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode_all(tokenizer, task.train, config.max_length)
     valid = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
@@ -70,10 +82,19 @@ def set_up(model: nn.Module, task: Task, config: TrainConfig) -> Run:
 
     valid_batches = [batch.to(device) for batch in held_out(valid, config, layout)]
     identity = identity_of(model, config, rows, valid) | {"layout": asdict(layout)}
+    step_batches: Callable[[int], Sequence[Batch]] = batches
+    objective: Any = partial(mean_over_answers, bf16=config.bf16)
+    if replays:  # before the checkpoint is read: the teacher is the model as it is now
+        mixture = Mixture(replays, model, task, config)
+        check_sizes(model, mixture.rows)
+        state.history.replay = mixture.accounts(rows)
+        identity |= mixture.identity()
+        step_batches, objective = mixture.batches(batches), MixedLoss(config.bf16)
     file = checkpoint_file(config)
     if config.resume and file is not None:
         state.history = History(**load_checkpoint(file, state, identity))
-    return Run(batches, valid_batches, parameters, optimizer, state, identity, config)
+    made = parameters, optimizer, state, identity, config, objective
+    return Run(step_batches, valid_batches, *made)
 
 
 def sample_of(valid: Sequence[Encoded], config: TrainConfig) -> list[Encoded]:
@@ -115,4 +136,6 @@ def identity_of(
         "adapters": digest({path: repr(layer) for path, layer in adapter_layers(model)}),
         "frozen weights": checksum([*frozen, *model.buffers()]),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "replay": None,
+        "teacher": None,
     }
