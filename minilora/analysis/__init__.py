@@ -6,6 +6,7 @@ In reading order:
     spectra.py          singular values, effective rank, cuts, intruder directions, cosines
     representations.py  CKA, what each block writes, additivity, anisotropy
     knobs.py            train a model through d random knobs: the intrinsic dimension
+    report.py           all of it for one adapter, as ``minilora analyze`` prints it
 
 An update is a tensor (out, in); updates are a dict from a Linear's path to one. So undoing layer 0,
 cutting everything to rank 4 and adding two adapters are three other dicts, and one context,
@@ -20,6 +21,7 @@ from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
     from .knobs import fix_knobs, install_knobs
+    from .report import analyze
     from .representations import (
         additivity,
         anisotropy,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 __all__ = [
     "adapter_updates",
     "additivity",
+    "analyze",
     "anisotropy",
     "block_changes",
     "by_kind",

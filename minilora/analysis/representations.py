@@ -124,11 +124,18 @@ def block_changes(
     """
     with recorded(before) as (arguments, outputs):
         before(ids)
-    chosen = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask.bool()
+    return contributions_changed(after, arguments, outputs, mask)
+
+
+def contributions_changed(
+    after: nn.Module, arguments: list[Any], outputs: list[Tensor], mask: Tensor | None = None
+) -> list[float]:
+    """The same from what ``recorded`` kept of the model before."""
     changes = []
     for block, call, old in zip(blocks_of(after), arguments, outputs, strict=True):
         args, named = call
-        new, x = stream(block(*args, **named)), stream_in(call)
+        new, x = stream(block(*args, **named)), stream_in(call)  # (rows, time, d)
+        chosen = slice(None) if mask is None else mask.bool()
         changes.append(((new - old)[chosen].norm() / (old - x)[chosen].norm()).item())
     return changes
 

@@ -23,24 +23,38 @@ def singular_values(matrix: Tensor) -> Tensor:
     return torch.linalg.svdvals(matrix.double())
 
 
+def singular_values_of_product(B: Tensor, A: Tensor) -> Tensor:
+    """The singular values of ``B A``, at most r of them, without making the product.
+
+    With ``B = Q₁ R₁`` and ``Aᵀ = Q₂ R₂``, ``B A = Q₁ (R₁ R₂ᵀ) Q₂ᵀ``: an SVD of r × r.
+
+    >>> singular_values_of_product(2 * torch.ones(3, 1), torch.ones(1, 4)).round(decimals=4).item()
+    6.9282
+    """
+    R1, R2 = (torch.linalg.qr(each.detach().double())[1] for each in (B, A.T))
+    return torch.linalg.svdvals(R1 @ R2.T)
+
+
 def effective_rank(singular: Tensor) -> float:
-    """exp of the entropy of σ / Σσ: n for n equal values, 1 for a single one (Roy, Vetterli 2007).
+    """exp of the entropy of σ / Σσ: n for n equal values, 1 for a single one, 0 for none.
 
     >>> round(effective_rank(torch.tensor([2.0, 2.0, 0.0])), 6)
     2.0
     """
+    if not singular.any():
+        return 0.0
     shares = singular[singular > 0] / singular.sum()
     return torch.exp(-(shares * shares.log()).sum()).item()
 
 
 def energy(singular: Tensor, k: int) -> float:
-    """The share of ‖ΔW‖² in the ``k`` largest singular values, 0 to 1.
+    """The share of ‖ΔW‖² in the ``k`` largest singular values, 0 to 1; 0 of no update.
 
     >>> round(energy(torch.tensor([2.0, 1.0]), 1), 6)
     0.8
     """
     squares = singular.square()
-    return (squares[:k].sum() / squares.sum()).item()
+    return (squares[:k].sum() / squares.sum()).item() if squares.any() else 0.0
 
 
 def random_update(like: Tensor, seed: int = 0) -> Tensor:
