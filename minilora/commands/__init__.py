@@ -13,6 +13,7 @@ In reading order:
     train.py, generate.py, merge.py  use it
     chat.py                          talk to it
     combine.py, analyze.py           add several adapters; what one changed
+    adapter_card.py                  what ``train`` writes into the adapter's model card
     first_example.py                 the first example as the model will see it, for ``train``
     hub.py, hub_tables.py            keep it
     footprint.py                     the memory of three methods, for ``demo`` and ``train``

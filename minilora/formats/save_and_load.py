@@ -31,11 +31,19 @@ from ..lora.paths import named_modules
 from ..lora.patterns import fits_pattern
 from .base_fingerprint import fingerprint
 from .mismatches import check_fit
+from .model_card import Sections
 from .peft_files import META_BASE, PREFIX, read_adapter_files, write_adapter_files
+from .plain_lora import Factors, plain_lora
 
 
-def save_adapter(model: nn.Module, folder: str | Path) -> Path:
-    """Write a model's adapters as PEFT's two files; of the base, only its fingerprint goes along.
+def save_adapter(
+    model: nn.Module, folder: str | Path, *, plain: bool = False, card: Sections | None = None
+) -> Path:
+    """Write a model's adapters as PEFT's files; of the base, only its fingerprint goes along.
+
+    ``plain`` writes one rank and one alpha for all modules, for readers without patterns, as vLLM
+    and llama.cpp (plain_lora.py). ``card`` is what the model card says beside the settings, by
+    heading: ``{"Scores": {"exact match": 0.97}}``. Two equal adapters are written in equal bytes.
 
     Killed at any moment, it leaves the old adapter or the new one (formats/peft_files.py). Raises
     ``ValueError`` without adapters, when they differ in dropout or in the kind of scaling, or when
@@ -46,23 +54,28 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     sorted(file.name for file in save_adapter(model, folder).iterdir())
-    ['adapter_config.json', 'adapter_model.safetensors']
+    ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
     layers = layers_to_save(model)
-    kinds = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
+    kinds = {(layer.lora_dropout, layer.use_rslora and not plain) for _, layer in layers}
     if len(kinds) > 1:
         raise ValueError(
             f"cannot save adapters that differ in (dropout, rslora) as one: {sorted(kinds)}"
         )
-    tensors = adapter_tensors(layers)
+    ranks = {name: layer.r for name, layer in layers}
+    alphas = {name: layer.lora_alpha for name, layer in layers}
+    factors = {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in layers}
+    if plain:
+        rank, alpha, factors = plain_lora(layers)
+        ranks, alphas = dict.fromkeys(ranks, rank), dict.fromkeys(alphas, alpha)
+    tensors = peft_tensors(factors)
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
         raise ValueError(f"{name} holds values that are not finite: the training diverged")
     lora_dropout, use_rslora = kinds.pop()
     names = [name for name, _ in layers]
-    r, rank_pattern = common_and_others({name: layer.r for name, layer in layers})
-    alphas = {name: layer.lora_alpha for name, layer in layers}
+    r, rank_pattern = common_and_others(ranks)
     lora_alpha, alpha_pattern = common_and_others(alphas)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -80,7 +93,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
     }
-    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)))
+    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)), card)
     return Path(folder)
 
 
@@ -122,7 +135,7 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
     """Every adapter of a model; raise ``ValueError`` without any, or when one is not LoRA's."""
     layers = []
     for path, layer in require_adapters(model):
-        if not isinstance(layer, LoRALayer):
+        if type(layer) is not LoRALayer:
             raise ValueError(
                 f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
             )
@@ -144,12 +157,12 @@ def task_type(model: nn.Module) -> str | None:
     return "SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM"
 
 
-def adapter_tensors(layers: list[tuple[str, LoRALayer]]) -> dict[str, Tensor]:
-    """A and B of every layer under PEFT's keys."""
+def peft_tensors(factors: Factors) -> dict[str, Tensor]:
+    """A and B of every module under PEFT's keys."""
     tensors = {}
-    for name, layer in layers:
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
+    for name, (A, B) in factors.items():
+        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
+        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
     return tensors
 
 

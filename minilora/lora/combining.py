@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from ..text import did_you_mean
 from .injection import require_adapters
-from .layer import lora_layers
+from .merging import explain
 
 RULES = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
 HOWS = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES[1:]))
@@ -59,17 +59,19 @@ class Mixing:
 
 
 def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
-    """Copies of every adapter's factors, by module path. Raises ``ValueError`` when there are none.
+    """Copies of every adapter's factors, by module path.
+
+    Raises ``ValueError`` when there are none, or when an update is not a product (DoRA's, say).
 
     >>> from minilora import LoRALayer
     >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1))
     >>> low_rank_parts(model)["0"].A.shape
     torch.Size([1, 4])
     """
-    require_adapters(model)
+    plain = {path: explain(path, layer.as_lora) for path, layer in require_adapters(model)}
     return {
         path: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
-        for path, layer in lora_layers(model)
+        for path, layer in plain.items()
     }
 
 

@@ -9,7 +9,7 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,14 +18,17 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..nf4.linear import NF4Linear
+from .adapter_config import AdapterConfig
 from .adapter_layer import AdapterLayer, adapter_layers
 from .config import LoraConfig
 from .paths import named_modules, plain_path, replace_modules, unwrapped
-from .selection import InjectReport, select
+from .selection import InjectReport, Match, select
 from .sites import sites_of
 
+WrapAll = Callable[[Mapping[str, nn.Module], Sequence[Match]], Mapping[str, nn.Module]]
 
-def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
+
+def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
     """What ``inject`` would do with this model, changing nothing. Raises as ``inject``.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -40,14 +43,17 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
             "unload(model) or merge_and_unload(model) first; one layer holds one adapter"
         )
-    matches = select(sites_of(model), config)
+    matches = select(sites_of(model, config.takes_norms), config)
     trainable = sum(match.parameters for match in matches)
     return InjectReport(matches, trainable, trainable_parameters(model)[1] + trainable)
 
 
-def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
+def inject(
+    model: nn.Module, config: AdapterConfig | None = None, wrap_all: WrapAll | None = None
+) -> InjectReport:
     """Wrap the modules that a config chooses, in place, and freeze everything but the adapters.
 
+    ``wrap_all`` makes the layers (default: the config's own; methods/injection.py has another).
     Until it is trained, the model computes what it did, to the bit. Raises ``ValueError`` before
     anything changes: a target that matches nothing or is not a Linear, a tied or shared weight, a
     model that has adapters already.
@@ -62,10 +68,9 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     modules = dict(named_modules(model))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
-        layers: dict[str, nn.Module] = {
-            match.name: config.wrap(modules[match.name], match.name).train(model.training)
-            for match in report.chosen
-        }
+        layers = (wrap_all or config.wrap_all)(modules, report.chosen)
+        for layer in layers.values():
+            layer.train(model.training)
     except Exception:  # out of memory, say
         for name in trained:
             model.get_parameter(name).requires_grad_(True)

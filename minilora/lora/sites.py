@@ -5,13 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from ..nf4.shared_weights import reads_weights, tied_weights
-from .linears import is_linear, linear_shape
+from .linears import is_linear, is_norm, linear_shape
 from .paths import plain_path, wrapped_name
 from .selection import Site, not_a_linear, tied_to
 
 
-def sites_of(model: nn.Module) -> list[Site]:
-    """A ``Site`` for each module of a model, under its path.
+def sites_of(model: nn.Module, norms: bool = False) -> list[Site]:
+    """A ``Site`` for each module of a model, under its path; ``norms``: for a method of norms.
 
     >>> [(site.path, site.in_features) for site in sites_of(nn.Sequential(nn.Linear(4, 2)))]
     [('0', 4)]
@@ -22,11 +22,23 @@ def sites_of(model: nn.Module) -> list[Site]:
     for written, module in modules.items():
         path = plain_path(model, written)
         if path and wrapped_name(module) is None:
+            if norms:
+                sites.append(norm_site(path, module))
+                continue
             parent = modules[written.rpartition(".")[0]]
             refused = why_refused(module, parent, tied.get(written, []))
             sizes = linear_sizes(module)
             sites.append(Site(path, *sizes, refused, is_linear(module), module is head))
     return sites
+
+
+def norm_site(path: str, module: nn.Module) -> Site:
+    """A module as a site of a method that takes norms."""
+    if not is_norm(module):
+        refused = not_a_linear(type(module).__name__, taken="norms")
+        return Site(path, refused=refused, is_linear=False)
+    size = len(module.weight)  # type: ignore[arg-type]
+    return Site(path, size, size, bias=getattr(module, "bias", None) is not None)
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:
