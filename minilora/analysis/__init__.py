@@ -40,7 +40,14 @@ if TYPE_CHECKING:
         singular_values,
         without_top,
     )
-    from .updates import adapter_updates, by_kind, by_layer, updates, with_updates, without_parts
+    from .updates import (
+        adapter_updates,
+        by_kind,
+        by_layer,
+        weight_updates,
+        with_updates,
+        without_parts,
+    )
 
 __all__ = [
     "adapter_updates",
@@ -62,7 +69,7 @@ __all__ = [
     "intruders",
     "random_update",
     "singular_values",
-    "updates",
+    "weight_updates",
     "with_updates",
     "without_parts",
     "without_top",

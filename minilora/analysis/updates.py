@@ -33,7 +33,7 @@ NUMBER = re.compile(r"\.(\d+)\.")
 
 
 @torch.no_grad()
-def updates(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
+def weight_updates(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
     """``ΔW = W1 − W0`` (out, in) of every Linear whose weight differs, in float32, by path.
 
     Raises ``ValueError`` when the two models do not have the same Linears.
@@ -42,7 +42,7 @@ def updates(before: nn.Module, after: nn.Module) -> dict[str, Tensor]:
     >>> one = nn.Sequential(nn.Linear(2, 2))
     >>> other = copy.deepcopy(one)
     >>> _ = other[0].weight.data.add_(1.0)
-    >>> updates(one, other)["0"].round().tolist()
+    >>> weight_updates(one, other)["0"].round().tolist()
     [[1.0, 1.0], [1.0, 1.0]]
     """
     old, new = effective_weights(before), effective_weights(after)

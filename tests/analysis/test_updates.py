@@ -12,7 +12,7 @@ from minilora.analysis.updates import (
     adapter_updates,
     by_kind,
     by_layer,
-    updates,
+    weight_updates,
     with_updates,
     without_parts,
 )
@@ -35,12 +35,12 @@ def test_the_updates_of_an_adapter_are_those_of_its_merge(tuned):
     base, model = tuned
     own = adapter_updates(model)
     merged = merge_and_unload(copy.deepcopy(model))
-    differences = updates(base, merged)
+    differences = weight_updates(base, merged)
     assert own.keys() == differences.keys()
     for path, update in own.items():
         torch.testing.assert_close(differences[path], update, rtol=1e-4, atol=1e-5)
-    assert updates(base, model).keys() == own.keys()
-    assert updates(base, base) == {}
+    assert weight_updates(base, model).keys() == own.keys()
+    assert weight_updates(base, base) == {}
 
 
 def test_a_base_with_an_adapters_updates_computes_what_the_adapter_does(tuned):
@@ -124,4 +124,4 @@ def test_four_bits_are_told_to_dequantize():
 
 def test_models_of_other_shapes_are_refused():
     with pytest.raises(ValueError, match="these differ: 0"):
-        updates(nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 4)))
+        weight_updates(nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 4)))
