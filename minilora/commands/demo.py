@@ -11,6 +11,7 @@ import copy
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ from ..nf4.linear import NF4Linear
 from ..plots.charts import finetune_figure
 from ..plots.style import save_figure
 from ..training import data
-from ..training.config import BIG, TrainConfig
+from ..training.config import BIG, TrainConfig, settings_for
 from ..training.evaluation import PROSE, answers, bits_per_byte, exact_match
 from ..training.history import History
 from ..training.loop import train
@@ -74,10 +75,8 @@ def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
     """A big model can read a log before it is taught: fewer steps do, and each costs more."""
     prose = PROSE.read_text(encoding="utf-8")
     if trainable_parameters(model)[1] > BIG:
-        steps = 150 if steps is None else steps
-        settings = TrainConfig(
-            steps=steps, lr=2e-3, batch_size=8, seed=seed, validate_every=75, valid_answers=10
-        )
+        sizes = {**settings_for(BIG + 1), "lr": 2e-3} | ({} if steps is None else {"steps": steps})
+        settings = TrainConfig(**sizes, seed=seed, validate_every=75, valid_answers=10)
         return Pace(data.naval_log(n_valid=50, seed=seed), prose[:12_000], settings)
     steps = 500 if steps is None else steps
     settings = TrainConfig(steps=steps, seed=seed, validate_every=100, valid_answers=50)
@@ -252,7 +251,7 @@ def show_four_bit_losses(model: Any) -> None:
 def show_next(out: Path) -> None:
     """Commands and a file to go on with."""
     ask = '--context "Log: Hull 3%, Engines full." "Status?"'
-    print(f"  minilora generate --base {out / 'merged'} {ask}")
+    print(f"  minilora generate --base {quote(str(out / 'merged'))} {ask}")
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
     print("  open minilora/lora/layer.py: the layer that just learnt this, in one screen")
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
+from typing import Any
 
 from ..text import names_other_libraries_use
 
@@ -149,6 +150,19 @@ def rate_for(parameters: int) -> float:
     if parameters <= BIG:
         return TrainConfig.lr
     return 1e-3 if parameters < 1e9 else 2e-4
+
+
+def settings_for(parameters: int) -> dict[str, Any]:
+    """Settings to begin with, by the size of the base: fewer and smaller steps for a big one.
+
+    A big base reads an example before it is taught, and each of its steps costs more.
+
+    >>> settings_for(134_515_008)
+    {'lr': 0.001, 'steps': 150, 'batch_size': 8}
+    """
+    small = parameters <= BIG
+    steps, batch_size = (TrainConfig.steps, TrainConfig.batch_size) if small else (150, 8)
+    return {"lr": rate_for(parameters), "steps": steps, "batch_size": batch_size}
 
 
 def is_number(value: object, kind: type | UnionType) -> bool:

@@ -33,6 +33,7 @@ class History:
     validations: list[Record] = field(default_factory=list)
     best_step: int | None = None
     interrupted: bool = False
+    unsaved: bool = False  # interrupted, and the state could not be written
     warnings: list[str] = field(default_factory=list)
     memory: Record | None = None  # with measure_memory: the fields of ledger.Measured
     replay: list[Record] = field(default_factory=list)

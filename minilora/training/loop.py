@@ -111,6 +111,7 @@ def go(
     history.interrupted = state.step < config.steps
     if history.interrupted:
         saved = checkpoints.save()
+        history.unsaved = out is not None and not saved
         resume = f"; continue with resume=True, out={str(out)!r}" if saved else ""
         bar.say(f"interrupted after step {state.step}{resume}")
     elif config.keep_best and state.best is not None and history.best_step != state.step:
