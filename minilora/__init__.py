@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         Example,
         Examples,
         History,
+        Job,
         Prose,
         SelfReplay,
         Task,
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
         exact_match,
         read_examples,
         train,
+        train_many,
     )
 
 __version__ = "0.1.0"
@@ -74,6 +76,7 @@ __all__ = [
     "History",
     "IA3Config",
     "InjectReport",
+    "Job",
     "LNTuningConfig",
     "Llama",
     "LlamaConfig",
@@ -116,6 +119,7 @@ __all__ = [
     "swap_adapter",
     "tokenizer",
     "train",
+    "train_many",
     "trainable_parameters",
     "unload",
     "unmerge",
