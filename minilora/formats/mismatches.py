@@ -10,38 +10,53 @@ one error.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 
 import torch
 from torch import Tensor, nn
 
+from ..lora.adapter_layer import adapter_layers
 from ..lora.config import LoraConfig
+from ..lora.embedding import LoRAEmbedding
 from ..lora.hyperparameters import scaling_of
 from ..lora.layer import LoRALayer
-from ..lora.linears import linear_shape
+from ..lora.linears import embedding_shape, linear_shape
 from ..lora.paths import named_modules
 from ..lora.selection import Site, pattern_for
 from ..lora.sites import sites_of
 from ..text import listed
 from .base_fingerprint import fingerprint
-from .peft_files import META_BASE, PREFIX, AdapterFiles, metadata_object, names_its_targets
+from .peft_files import FLOATS, META_BASE, PREFIX, AdapterFiles, metadata_object, names_its_targets
 
-ENDS = (".lora_A.weight", ".lora_B.weight")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+Layer = LoRALayer | LoRAEmbedding
+LINEAR = ("lora_A.weight", "lora_B.weight")
+EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
+FACTORS = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB])")
 
 
-def adapted_names(tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Paths of the Linears that the file has tensors for, and what is wrong with its keys."""
-    strange = [key for key in tensors if not (key.startswith(PREFIX) and key.endswith(ENDS))]
-    wrong = []
-    if strange:
-        expected = f"{PREFIX}<module>.lora_A.weight and .lora_B.weight"
-        wrong.append(f"unknown tensors {listed(strange, 5, ', ')}, expected {expected}")
+def adapted_paths(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Paths of the Linears and Embeddings that the file has an A or a B for.
+
+    >>> adapted_paths({"base_model.model.q.lora_A.weight": torch.ones(1, 2)})
+    ['q']
+    """
+    keys = [key.removeprefix(PREFIX) for key in tensors if key.startswith(PREFIX)]
+    matches = [match for key in keys if (match := FACTORS.fullmatch(key))]
+    return list(dict.fromkeys(match[1] for match in matches))
+
+
+def strange_keys(tensors: Mapping[str, Tensor], known: Collection[str]) -> list[str]:
+    """What is wrong with a file's keys, apart from those that are accounted for."""
     if not tensors:
-        wrong.append("the file holds no tensors")
-    keys = [key for key in tensors if key not in strange]
-    return list(dict.fromkeys(key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in keys)), wrong
+        return ["the file holds no tensors"]
+    paths = adapted_paths(tensors)
+    ours = {f"{PREFIX}{p}.{end}" for p in paths for end in (*LINEAR, *EMBEDDING)}
+    if strange := [key for key in tensors if key not in ours and key not in known]:
+        expected = f"{PREFIX}<module>.lora_A.weight and .lora_B.weight"
+        return [f"unknown tensors {listed(strange, 5, ', ')}, expected {expected}"]
+    return []
 
 
 def disagreements(
@@ -49,14 +64,16 @@ def disagreements(
     names: list[str],
     files: AdapterFiles,
     config: LoraConfig,
-    layers: Mapping[str, LoRALayer],
+    layers: Mapping[str, Layer],
+    whole: Collection[str],
 ) -> list[str]:
     """Where the config names other modules of this model than the file has tensors for."""
     if not names_its_targets(files.config, config):
         return []
-    inside = tuple(f"{name}." for name in layers)
+    inside = tuple(f"{name}." for name in {**dict(adapter_layers(model)), **dict.fromkeys(whole)})
     sites = {site.path: site for site in sites_of(model) if not site.path.startswith(inside)}
-    sites |= {n: Site(n, layer.in_features, layer.out_features) for n, layer in layers.items()}
+    sites |= {n: site_of(n, layer) for n, layer in layers.items()}
+    sites = {path: site for path, site in sites.items() if path not in whole}
     targets = {name for name, site in sites.items() if pattern_for(site, config) is not None}
     wrong = [
         f"{name} is a target of its config, but has no tensors in the file"
@@ -70,12 +87,18 @@ def disagreements(
     ]
 
 
+def site_of(path: str, layer: Layer) -> Site:
+    """The site of a module that has an adapter already."""
+    linear = isinstance(layer, LoRALayer)
+    return Site(path, layer.in_features, layer.out_features, is_linear=linear)
+
+
 def misfits(
     model: nn.Module,
     names: list[str],
     tensors: Mapping[str, Tensor],
     config: LoraConfig,
-    layers: Mapping[str, LoRALayer],
+    layers: Mapping[str, Layer],
 ) -> list[str]:
     """Everything about the tensors that does not fit the model, or the adapters that it has."""
     modules = dict(named_modules(model)) | {name: layer.base for name, layer in layers.items()}
@@ -98,13 +121,15 @@ def misfits(
 
 def misshapen(name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor]) -> list[str]:
     """What is wrong with one module's two tensors."""
+    table = isinstance(module, nn.Embedding)
     try:
-        in_features, out_features = linear_shape(module)
+        in_features, out_features = embedding_shape(module) if table else linear_shape(module)
     except TypeError:
         return [f"{name} is a {type(module).__name__} in this model, not a Linear"]
     wrong = []
-    for factor, shape in (("lora_A", (r, in_features)), ("lora_B", (out_features, r))):
-        tensor = tensors.get(f"{PREFIX}{name}.{factor}.weight")
+    shapes = (r, in_features), (out_features, r)
+    for key, shape in zip(EMBEDDING if table else LINEAR, shapes, strict=True):
+        tensor, factor = tensors.get(f"{PREFIX}{name}.{key}"), key.removesuffix(".weight")
         if tensor is None:
             wrong.append(f"{name}.{factor} is missing")
         elif tuple(tensor.shape) != shape:

@@ -5,8 +5,7 @@ PEFT is lenient where a user would rather know: with wrong keys it loads nothing
 the base is served as if it were the fine-tune (huggingface/peft #2699). Here one error names
 everything that does not fit (formats/mismatches.py), and the model stays as it was.
 
-Left out so far: DoRA, trained biases, ``modules_to_save``. A file that needs one of them is refused
-by name.
+Left out so far: DoRA. A file that needs it is refused by name.
 """
 
 from __future__ import annotations
@@ -23,15 +22,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lora.adapter_layer import adapter_layers
 from ..lora.config import LoraConfig
 from ..lora.injection import check_container, inject, require_adapters
-from ..lora.layer import LoRALayer, lora_layers
+from ..lora.layer import LoRALayer
 from ..lora.linears import is_conv1d
-from ..lora.paths import named_modules
+from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
+from ..lora.token_rows import TiedHead, TokenRows
 from ..text import listed
 from .base_fingerprint import fingerprint
-from .mismatches import adapted_names, disagreements, misfits, other_base
+from .beside import Beside, adapter_config, beside, fields_beside, load_beside, tensors_beside
+from .mismatches import (
+    EMBEDDING,
+    LINEAR,
+    Layer,
+    adapted_paths,
+    disagreements,
+    misfits,
+    other_base,
+    strange_keys,
+)
 from .peft_files import META_BASE, PREFIX, lora_config, read_adapter_files, write_adapter_files
 
 
@@ -56,7 +67,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         raise ValueError(
             f"cannot save adapters that differ in (dropout, rslora) as one: {sorted(kinds)}"
         )
-    tensors = adapter_tensors(layers)
+    tensors = adapter_tensors(layers) | tensors_beside(model)
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
         raise ValueError(f"{name} holds values that are not finite: the training diverged")
@@ -75,11 +86,11 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         "lora_dropout": lora_dropout,
         "use_rslora": use_rslora,
         "use_dora": False,
-        "bias": "none",
         "fan_in_fan_out": any(is_conv1d(layer.base) for _, layer in layers),
         "target_modules": short_names(model, names),
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
+        **fields_beside(model),
     }
     write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)))
     return Path(folder)
@@ -106,11 +117,12 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     """
     files = read_adapter_files(Path(folder))
     config, wrong = lora_config(files.config)
-    layers = dict(lora_layers(model))
-    names, wrong_keys = adapted_names(files.tensors)
-    wrong += wrong_keys
+    layers = low_rank_layers(model)
+    names = adapted_paths(files.tensors)
+    found = Beside() if config is None else beside(model, config, files.tensors, names)
+    wrong += [*strange_keys(files.tensors, found.keys), *found.wrong]
     if config is not None:
-        wrong += disagreements(model, names, files, config, layers)
+        wrong += disagreements(model, names, files, config, layers, found.modules)
         wrong += misfits(model, names, files.tensors, config, layers)
     other = other_base(model, files)
     if other and (strict or (wrong and META_BASE in files.metadata)):
@@ -124,20 +136,40 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
         warning = f"the adapter in {folder} {other}: compare its answers before you rely on them"
         warnings.warn(warning, stacklevel=2)
     if not layers:
-        inject(model, exactly(names, config))
-        layers = dict(lora_layers(model))
+        inject(model, exactly(names, config, found))
+        layers = low_rank_layers(model)
     with torch.no_grad():
         for name, layer in layers.items():
-            layer.lora_A.copy_(files.tensors[f"{PREFIX}{name}.lora_A.weight"])
-            layer.lora_B.copy_(files.tensors[f"{PREFIX}{name}.lora_B.weight"])
+            for key, factor in zip(keys_of(layer), factors_of(layer), strict=True):
+                factor.copy_(files.tensors[f"{PREFIX}{name}.{key}"])
+    load_beside(model, found, files.tensors)
     return model
 
 
-def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
+def low_rank_layers(model: nn.Module) -> dict[str, Layer]:
+    """Every layer with an A and a B, by its path."""
+    return {path: la for path, la in adapter_layers(model) if isinstance(la, Layer)}
+
+
+def keys_of(layer: Layer) -> tuple[str, str]:
+    """The names of A and B in PEFT's files."""
+    return LINEAR if isinstance(layer, LoRALayer) else EMBEDDING
+
+
+def factors_of(layer: Layer) -> tuple[nn.Parameter, nn.Parameter]:
+    """A and B."""
+    if isinstance(layer, LoRALayer):
+        return layer.lora_A, layer.lora_B
+    return layer.lora_embedding_A, layer.lora_embedding_B
+
+
+def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
     """Every adapter of a model; raise ``ValueError`` without any, or when one is not LoRA's."""
     layers = []
     for path, layer in require_adapters(model):
-        if not isinstance(layer, LoRALayer):
+        if isinstance(layer, TokenRows | TiedHead):
+            continue  # beside.py has them
+        if not isinstance(layer, Layer):
             raise ValueError(
                 f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
             )
@@ -147,24 +179,27 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
 
 def base_name(model: nn.Module) -> str | None:
     """The folder or name that ``load_base`` or transformers opened; None where neither did."""
-    name = getattr(model, "name_or_path", None)  # transformers' attribute, and ours
+    name = getattr(unwrapped(model), "name_or_path", None)  # transformers' attribute, and ours
     return name if isinstance(name, str) and name else None
 
 
 def task_type(model: nn.Module) -> str | None:
     """PEFT's word for what the model does; with one, PEFT asks for ``generate``."""
+    config, model = adapter_config(model), unwrapped(model)
+    if config is not None and config.task_type is not None:
+        return config.task_type
     if not hasattr(model, "generate"):  # ours, or a foreign library's
         return None
     two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return "SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM"
 
 
-def adapter_tensors(layers: list[tuple[str, LoRALayer]]) -> dict[str, Tensor]:
+def adapter_tensors(layers: list[tuple[str, Layer]]) -> dict[str, Tensor]:
     """A and B of every layer under PEFT's keys."""
     tensors = {}
     for name, layer in layers:
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = layer.lora_A.detach()
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = layer.lora_B.detach()
+        for key, factor in zip(keys_of(layer), factors_of(layer), strict=True):
+            tensors[f"{PREFIX}{name}.{key}"] = factor.detach()
     return tensors
 
 
@@ -203,8 +238,9 @@ def common_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return common, pattern
 
 
-def exactly(names: list[str], config: LoraConfig) -> LoraConfig:
+def exactly(names: list[str], config: LoraConfig, found: Beside) -> LoraConfig:
     """The config that adapts just these modules, with the rank and alpha that ``config`` gives."""
+    named = isinstance(config.trainable_token_indices, Mapping)
 
     def used(pattern: Mapping[str, Any]) -> dict[str, Any]:
         fitting = {key for key in pattern for n in names if fits_pattern(n, key) or n == key}
@@ -218,4 +254,6 @@ def exactly(names: list[str], config: LoraConfig) -> LoraConfig:
         layers_pattern=None,
         rank_pattern=used(config.rank_pattern),
         alpha_pattern=used(config.alpha_pattern),
+        modules_to_save=found.modules,
+        trainable_token_indices=found.rows if named else config.trainable_token_indices,
     )

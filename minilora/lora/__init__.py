@@ -6,11 +6,15 @@ In reading order:
     linears.py         the three kinds of Linear behind one set of questions
     adapter_layer.py   what every adapted Linear has: a base, a switch, a merge that is taken back
     layer.py           ``LoRALayer``: A, B, scaling, a hand-written backward
+    embedding.py       ``LoRAEmbedding``: the same beside a table of vectors
+    token_rows.py      a few rows of such a table, trained
+    trained_copies.py  Parameters that train whole: a head, biases; the originals set aside
     patterns.py        how names and patterns match, by PEFT's rules
     config.py          ``LoraConfig``, with PEFT's field names
     selection.py       which sites a config chooses, of a live model or a planned one
     paths.py           module paths without the wrappers of training
     sites.py           a live model's modules as sites
+    extras.py          what a config trains beside the adapters
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing; add adapters exactly
     requantization.py  what a merge back into four bits loses

@@ -27,12 +27,15 @@ from .paths import named_modules
 class AdapterLayer(nn.Module):
     """A Linear, ``NF4Linear`` or ``Conv1D`` with a method beside it, which a subclass defines.
 
+    ``shape_of`` gives a base's (in, out); another one lets a subclass stand beside an Embedding.
     Raises ``TypeError`` for a base that is not a Linear.
     """
 
+    shape_of = staticmethod(linear_shape)
+
     def __init__(self, base: nn.Module):
         super().__init__()
-        self.in_features, self.out_features = linear_shape(base)
+        self.in_features, self.out_features = self.shape_of(base)
         self.base = base
         self.enabled = True  # False inside disable_adapter(model)
         self.merged = False
@@ -59,7 +62,7 @@ class AdapterLayer(nn.Module):
         ``ValueError`` when the result is not finite: a run diverged, or half precision overflowed.
         """
         try:
-            linear_shape(self.base)  # a parametrization may have come after the adapter
+            self.shape_of(self.base)  # a parametrization may have come after the adapter
         except TypeError as error:
             raise ValueError(str(error)) from error
         weight, bias = self.fold(weight_of(self.base) if onto is None else onto, self.bias)

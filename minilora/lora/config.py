@@ -10,9 +10,15 @@ from ..text import names_other_libraries_use
 from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
 from .patterns import check_layers, check_patterns, check_regex, check_values, first_fit
 
+BIASES = ("none", "all", "lora_only")
+TASK_TYPES = (
+    "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
+)  # fmt: skip
+
 if TYPE_CHECKING:
     from torch import nn
 
+    from .embedding import LoRAEmbedding
     from .layer import LoRALayer
 
 
@@ -37,6 +43,14 @@ class LoraConfig:
     - ``rank_pattern``, ``alpha_pattern``: another ``r`` or ``lora_alpha`` for some modules, as
       ``{"k_proj": 4}``. A key is a regular expression for a path or its end after a dot; the first
       key that fits counts.
+    - ``bias``: which of the base's biases train along: ``"none"``, ``"all"``, or those of the
+      adapted modules (``"lora_only"``).
+    - ``modules_to_save``: names of modules that train whole and are saved with the adapter, such as
+      a new head; ``task_type``: PEFT's word for what the model does. ``"SEQ_CLS"`` and
+      ``"TOKEN_CLS"`` train the module ``classifier`` or ``score`` whole, ``"QUESTION_ANS"``
+      ``qa_outputs``.
+    - ``trainable_token_indices``: tokens whose rows of the embedding train, as ``[3, 5]``, or as
+      ``{"embed_tokens": [3, 5]}`` for a table by name.
     - ``layers_to_transform``: only these layers, one number or several. The layer of a module is
       the first number in its path that has a name before it, or the number after
       ``layers_pattern`` (``"layers"``, ``"h"``; one or several). They narrow a *list* of targets
@@ -58,6 +72,10 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
+    bias: str = "none"
+    task_type: str | None = None
+    modules_to_save: Sequence[str] = ()
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         check_rank(self.r)
@@ -76,6 +94,24 @@ class LoraConfig:
                 'target_modules is empty: name at least one module, as ["q_proj", "v_proj"]'
             )
         self._check_layers_pattern()
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        """What trains beside the adapters (extras.py)."""
+        for name, choices in (("bias", BIASES), ("task_type", (*TASK_TYPES, None))):
+            if (value := getattr(self, name)) not in choices:
+                words = ", ".join(repr(choice) for choice in choices)
+                raise ValueError(f"{name} must be one of {words}, got {value!r}")
+        if isinstance(self.modules_to_save, str):
+            raise TypeError(
+                f"modules_to_save must be a list of names, as [{self.modules_to_save!r}]"
+            )
+        self._set("modules_to_save", check_patterns("modules_to_save", self.modules_to_save))
+        tokens = self.trainable_token_indices
+        if isinstance(tokens, Mapping):
+            self._set("trainable_token_indices", {name: tuple(t) for name, t in tokens.items()})
+        else:
+            self._set("trainable_token_indices", tuple(tokens or ()))
 
     def _check_layers_pattern(self) -> None:
         """The two fields about layers belong together, and to a list of targets."""
@@ -118,12 +154,15 @@ class LoraConfig:
         lora_alpha = first_fit(path, self.alpha_pattern, self.lora_alpha)
         return r, lora_alpha
 
-    def wrap(self, base: nn.Module, path: str) -> LoRALayer:
+    def wrap(self, base: nn.Module, path: str) -> LoRALayer | LoRAEmbedding:
         """The layer that goes in at ``path``, around the module that is there."""
-        from .layer import LoRALayer  # a config needs no torch until it builds a layer
+        from .embedding import LoRAEmbedding  # a config needs no torch until it builds a layer
+        from .layer import LoRALayer
+        from .linears import is_linear
 
         r, lora_alpha = self.rank_and_alpha(path)
-        return LoRALayer(base, r, lora_alpha, self.lora_dropout, self.use_rslora)
+        kind = LoRALayer if is_linear(base) else LoRAEmbedding
+        return kind(base, r, lora_alpha, self.lora_dropout, self.use_rslora)
 
 
 def read_targets(words: Sequence[str]) -> str | tuple[str, ...]:

@@ -20,9 +20,12 @@ from torch.utils.hooks import RemovableHandle
 from ..nf4.linear import NF4Linear
 from .adapter_layer import AdapterLayer, adapter_layers
 from .config import LoraConfig
+from .extras import Extras, modules_to_train, plan_extras
 from .paths import named_modules, plain_path, replace_modules, unwrapped
 from .selection import InjectReport, select
 from .sites import sites_of
+from .token_rows import TiedHead, TokenRows, width_of
+from .trained_copies import forget_copies, make_copies, put_copies, switch_copies
 
 
 def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
@@ -40,9 +43,22 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
             "unload(model) or merge_and_unload(model) first; one layer holds one adapter"
         )
-    matches = select(sites_of(model), config)
-    trainable = sum(match.parameters for match in matches)
-    return InjectReport(matches, trainable, trainable_parameters(model)[1] + trainable)
+    return plan(model, config)[0]
+
+
+def plan(model: nn.Module, config: LoraConfig) -> tuple[InjectReport, Extras]:
+    """The report, and what trains beside the adapters. Changes nothing."""
+    whole = tuple(f"{path}." for path in modules_to_train(model, config))
+    matches = select([s for s in sites_of(model) if not f"{s.path}.".startswith(whole)], config)
+    extras = plan_extras(model, config, [m.name for m in matches if m.pattern is not None])
+    modules = dict(named_modules(model))
+    rows = {p: len(tokens) * width_of(modules[p]) for p, tokens in extras.rows.items()}
+    beside = [(name, *about) for name, about in extras.parameters.items()]
+    beside += [(f"{path}.rows", n, "trainable_token_indices") for path, n in rows.items()]
+    added = sum(match.parameters for match in matches) + sum(rows.values())
+    trainable = added + sum(count for count, _ in extras.parameters.values())
+    total = trainable_parameters(model)[1] + added
+    return InjectReport(matches, trainable, total, tuple(beside)), extras
 
 
 def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
@@ -58,7 +74,8 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     (8, 38)
     """
     config = config or LoraConfig()
-    report = explain_match(model, config)
+    explain_match(model, config)  # raises for a model that has adapters already
+    report, extras = plan(model, config)
     modules = dict(named_modules(model))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
@@ -66,6 +83,9 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
             match.name: config.wrap(modules[match.name], match.name).train(model.training)
             for match in report.chosen
         }
+        tables = {path: TokenRows(modules[path], tokens) for path, tokens in extras.rows.items()}
+        heads = {p: TiedHead(modules[p], tables[table]) for p, table in extras.heads.items()}
+        copies = make_copies(model, extras.parameters)
     except Exception:  # out of memory, say
         for name in trained:
             model.get_parameter(name).requires_grad_(True)
@@ -74,7 +94,9 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     frozen = frozenset(plain_path(model, name) for name in trained)
     unwrapped(model)._frozen_by_inject = frozen  # type: ignore[assignment]
     model.requires_grad_(False)
-    replace_modules(model, layers)
+    replace_modules(model, layers | tables | heads)
+    put_copies(model, copies)
+    unwrapped(model)._adapter_config = config  # type: ignore[assignment]
     return report
 
 
@@ -96,6 +118,7 @@ def unload(model: nn.Module) -> nn.Module:
         layer.check_unmergeable()
     for layer in merged:
         layer.unmerge()
+    switch_copies(model, on=False)
     take_out(model)
     return model
 
@@ -114,10 +137,11 @@ def take_out(model: nn.Module) -> None:
     named = named_modules(model, remove_duplicate=False)  # a layer may stand in two places
     bases = {path: m.base for path, m in named if isinstance(m, AdapterLayer)}
     replace_modules(model, bases)
+    forget_copies(model)
     for _, module in named_modules(model):  # inject may have been called on a part of the model
         frozen: Any = getattr(module, "_frozen_by_inject", None)
         if frozen is not None:
-            del module._frozen_by_inject
+            del module._frozen_by_inject, module._adapter_config
             for name, parameter in module.named_parameters():
                 known = plain_path(module, name) in frozen
                 parameter.requires_grad_(parameter.requires_grad or known)
@@ -147,9 +171,13 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
         layer.swap()
     for layer in layers:
         layer.enabled = False
+    if any(before):
+        switch_copies(model, on=False)
     try:
         yield model
     finally:
+        if any(before):  # before the swaps, which look at the biases
+            switch_copies(model, on=True)
         for layer, enabled in zip(layers, before, strict=True):
             layer.enabled = enabled
         for layer in merged:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Site:
-    """A module that a config may name: its path, and its sizes if it is a Linear.
+    """A module that a config may name: its path, and its sizes if it is a Linear or Embedding.
 
     ``refused`` says why it cannot have an adapter (empty: it can). ``is_head`` marks the output
     head, which ``"all-linear"`` leaves alone.
@@ -44,7 +44,7 @@ def not_a_linear(kind: str) -> str:
     """Why a module of another kind is refused, to follow its name."""
     article = "an" if kind[0] in "AEIOU" else "a"
     return (
-        f"{article} {kind}: only Linears can be adapted; "
+        f"{article} {kind}: only Linears and Embeddings can be adapted; "
         "write a longer name or a regular expression"
     )
 
@@ -79,7 +79,7 @@ class Match:
 
 
 def select(sites: Sequence[Site], config: LoraConfig) -> tuple[Match, ...]:
-    """Every Linear among the sites, with the pattern that chooses it.
+    """Every Linear among the sites, and every chosen Embedding, with the pattern that chooses it.
 
     Raises one ``ValueError`` when a target, an exclusion or a key of a pattern matches nothing, or
     when a chosen site cannot have an adapter.
@@ -93,8 +93,8 @@ def select(sites: Sequence[Site], config: LoraConfig) -> tuple[Match, ...]:
         if site.refused and patterns[site.path] is not None:
             matched = f"target_modules: {patterns[site.path]!r} matches {site.path}"
             raise ValueError(f"{matched}, {site.refused}")
-    linears = [site for site in sites if site.is_linear and site.in_features]
-    return tuple(match_of(site, patterns[site.path], config) for site in linears)
+    shown = [s for s in sites if s.in_features and (s.is_linear or patterns[s.path] is not None)]
+    return tuple(match_of(site, patterns[site.path], config) for site in shown)
 
 
 def match_of(site: Site, pattern: str | None, config: LoraConfig) -> Match:
@@ -203,6 +203,7 @@ class InjectReport:
     matches: tuple[Match, ...]
     trainable: int
     total: int
+    beside: tuple[tuple[str, int, str], ...] = ()  # what else trains: name, parameters, option
 
     @property
     def chosen(self) -> tuple[Match, ...]:
@@ -223,6 +224,8 @@ class InjectReport:
             else:
                 cost = sum(match.parameters for match in matches)
                 rows.append((*row, str(r), f"{cost:,}", repr(pattern)))
+        for name, parameters, option in self.beside:
+            rows.append((name, "1", "–", "–", f"{parameters:,}", option))
         share = f"{100 * self.trainable / self.total:.2f}%"
         total = f"{self.trainable:,} of {self.total:,} parameters train ({share})"
         return "\n".join([*columns(rows), total, *too_high(self.chosen)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from ..nf4.shared_weights import reads_weights, tied_weights
-from .linears import is_linear, linear_shape
+from .linears import embedding_shape, is_linear, linear_shape
 from .paths import plain_path, wrapped_name
 from .selection import Site, not_a_linear, tied_to
 
@@ -30,19 +30,20 @@ def sites_of(model: nn.Module) -> list[Site]:
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:
-    """(in, out) of a Linear that can be adapted, (0, 0) of anything else."""
+    """(in, out) of a Linear or Embedding that can be adapted, (0, 0) of anything else."""
     try:
-        return linear_shape(module)
+        return embedding_shape(module) if isinstance(module, nn.Embedding) else linear_shape(module)
     except TypeError:
         return 0, 0
 
 
 def why_refused(module: nn.Module, parent: nn.Module | None, tied: list[str]) -> str:
     """Why a module cannot have an adapter, to follow its name in a sentence; empty if it can."""
-    if not is_linear(module):
+    embedding = isinstance(module, nn.Embedding)
+    if not is_linear(module) and not embedding:
         return not_a_linear(type(module).__name__)
     try:
-        linear_shape(module)
+        embedding_shape(module) if embedding else linear_shape(module)
     except TypeError as error:
         return f"but {error}"
     if reads_weights(parent):
