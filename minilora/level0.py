@@ -20,6 +20,15 @@ W0 and b are frozen: their gradients are not computed, which is where a LoRA ste
 
 Source: LoRA (arXiv 2106.09685) section 4.1.
 
+A mixed batch
+-------------
+    y[i] = x[i] W0ᵀ + b + s[i] · (x[i] A[i]ᵀ) B[i]ᵀ
+
+One base, and for each row of the batch the factors of an adapter of its own; a row without one has
+zeros. What stands in the other rows changes nothing.
+
+Sources: Punica (arXiv 2310.18547) section 4; S-LoRA (arXiv 2311.03285) section 4.
+
 NF4
 ---
     absmax = the block's largest |w|
@@ -48,6 +57,7 @@ __all__ = [
     "delta_weight",
     "lora_backward",
     "lora_forward",
+    "mixed_forward",
     "nf4_dequantize",
     "nf4_levels",
     "nf4_quantize",
@@ -119,6 +129,34 @@ def delta_weight(A: ArrayLike, B: ArrayLike, alpha: float) -> Array:
     """
     A, B = np.asarray(A, dtype=np.float64), np.asarray(B, dtype=np.float64)
     return (alpha / len(A)) * B @ A
+
+
+def mixed_forward(
+    x: ArrayLike,
+    W: ArrayLike,
+    A: ArrayLike,
+    B: ArrayLike,
+    scaling: ArrayLike,
+    bias: ArrayLike | None = None,
+) -> Array:
+    """A batch whose rows have adapters of their own, one row after the other.
+
+    x (rows, …, in), W (out, in), A (rows, r, in), B (rows, out, r), scaling (rows,); a row without
+    an adapter has zeros for A and B. Returns (rows, …, out). Raises ``ValueError`` when the counts
+    of rows differ, or as ``lora_forward``.
+
+    >>> x, A, B = [[1.0, 2.0], [1.0, 2.0]], [[[1, 1]], [[0, 0]]], [[[3]], [[0]]]
+    >>> mixed_forward(x, [[1, 0]], A, B, scaling=[2, 1])
+    array([[19.],
+           [ 1.]])
+    """
+    x, A, B, scaling = (np.asarray(array, dtype=np.float64) for array in (x, A, B, scaling))
+    counts = {array.shape[0] if array.ndim else None for array in (x, A, B, scaling)}
+    if len(counts) > 1 or None in counts:
+        shapes = f"x {x.shape}, A {A.shape}, B {B.shape}, scaling {scaling.shape}"
+        raise ValueError(f"expected as many A, B and scalings as rows of x, got {shapes}")
+    rows = zip(x, A, B, scaling, strict=True)
+    return np.stack([lora_forward(xi, W, Ai, Bi, s * len(Ai), bias) for xi, Ai, Bi, s in rows])
 
 
 class NF4(NamedTuple):

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from minilora import LoraConfig, level0
+from minilora.lora.combining import LowRank
 from minilora.lora.layer import LoRALayer
-from minilora.lora.merging import LowRank
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 KINDS = ("normal", "heavy", "uniform", "constant", "zero blocks", "outlier", "ties", "zero")

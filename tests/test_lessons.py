@@ -1,5 +1,6 @@
 """The course cannot rot: lessons run within their budgets, solutions pass, wrong answers do not."""
 
+import os
 import re
 import sys
 
@@ -16,7 +17,10 @@ each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.slug for le
 
 @pytest.mark.slow
 @each_lesson
-def test_a_lesson_runs_in_a_fresh_process_within_its_budget_and_draws(lesson, tmp_path):
+def test_a_lesson_runs_in_a_fresh_process_within_its_budget_and_draws(
+    lesson, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MINILORA_SHORT", os.environ.get("MINILORA_SHORT", "1"))
     run = run_apart(lesson, tmp_path, dark=True, limit=400)
     assert [*validate_lesson.check_run(lesson, run, tmp_path)] == []
 

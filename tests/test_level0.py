@@ -65,6 +65,32 @@ def test_the_backward_agrees_with_finite_differences(shape):
             assert abs(slope - getattr(gradients, name)[index]) <= 2 * U * terms * size / h
 
 
+@given(shapes, st.integers(1, 4))
+def test_each_row_of_a_mixed_batch_is_that_row_alone(shape, rows):
+    x, W, A, B, bias, _, _ = problem(*shape)
+    rng = np.random.default_rng(shape[-1])
+    batch = rng.normal(size=(rows, *x.shape))
+    factors = rng.normal(size=(rows, *A.shape)), rng.normal(size=(rows, *B.shape))
+    scaling = rng.uniform(0.5, 20, size=rows)
+    scaling[0] = 0.0  # a row without an adapter
+    mixed = level0.mixed_forward(batch, W, *factors, scaling, bias)
+    assert np.array_equal(mixed[0], batch[0] @ W.T + bias)
+    for i in range(1, rows):
+        merged = W + scaling[i] * factors[1][i] @ factors[0][i]
+        size = abs(batch[i]) @ (abs(W) + scaling[i] * abs(factors[1][i]) @ abs(factors[0][i])).T
+        bound = 2 * U * (W.shape[1] + len(A) + 10) * (size + abs(bias))
+        assert (abs(mixed[i] - batch[i] @ merged.T - bias) <= bound).all()
+
+
+def test_a_mixed_batch_needs_an_adapter_for_each_row():
+    x, A, B = np.ones((3, 4)), np.ones((2, 1, 4)), np.ones((2, 2, 1))
+    message = r"expected as many A, B and scalings as rows of x, got x \(3, 4\), A \(2, 1, 4\)"
+    with pytest.raises(ValueError, match=message):
+        level0.mixed_forward(x, np.ones((2, 4)), A, B, [1.0, 1.0])
+    with pytest.raises(ValueError, match="expected as many"):
+        level0.mixed_forward(x, np.ones((2, 4)), np.ones((3, 1, 4)), np.ones((3, 2, 1)), 1.0)
+
+
 def test_zero_b_gives_the_base_and_two_zeros_give_no_gradient():
     x, W, A, B, _, g, alpha = problem(5, 4, 2, (3,), 0)
     assert np.array_equal(level0.lora_forward(x, W, A, 0 * B, alpha), x @ W.T)

@@ -2,8 +2,10 @@
 
 In reading order:
 
-    catalog.py  each bug as one wrong line of this package, with its story
-    release.py  show a bug; let it loose for a moment
+    bug.py         what an entry says
+    merge_bugs.py  of merging and combining
+    catalog.py     each bug as one wrong line of this package, with its story
+    release.py     show a bug; let it loose for a moment
 
 Imports ``text``; a bug's module is imported when the bug is let loose.
 """
@@ -13,7 +15,8 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
-    from .catalog import BUGS, Bug
+    from .bug import Bug
+    from .catalog import BUGS
     from .release import describe, describe_all, find_bug
 
 __all__ = ["BUGS", "Bug", "describe", "describe_all", "find_bug"]

@@ -19,7 +19,8 @@ from types import CodeType
 from typing import Any
 
 from ..text import columns, did_you_mean
-from .catalog import BUGS, Bug
+from .bug import Bug
+from .catalog import BUGS
 
 PACKAGE = __name__.partition(".")[0]
 

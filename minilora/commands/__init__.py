@@ -12,6 +12,7 @@ In reading order:
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
     chat.py                          talk to it
+    combine.py                       add several adapters
     first_example.py                 the first example as the model will see it, for ``train``
     hub.py, hub_tables.py            keep it
     footprint.py                     the memory of three methods, for ``demo`` and ``train``

@@ -14,7 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .options import add_base_option, add_device_option, add_seed_option, check_device
+from .options import (
+    add_base_option,
+    add_device_option,
+    add_sampling_options,
+    check_device,
+    sampling_of,
+)
 
 HELP = "/adapter FOLDER takes another adapter, /reset forgets what was said, /quit ends"
 
@@ -27,19 +33,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--system", default="", help="a message that opens the conversation")
     add("--qlora", action="store_true", help="the base in four bits, as in train --qlora")
     add("--max-new-tokens", type=int, default=256, help="of one answer (default: %(default)s)")
-    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (the default)")
-    add("--top-k", type=int, help="sample from the k likeliest tokens (default: from all)")
-    add_seed_option(parser)
+    add_sampling_options(parser)
     add_device_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """``minilora chat``."""
     from ..formats.save_and_load import load_adapter
-    from ..model.generation import check_sampling
     from ..model.pretrained import load_base
+    from ..model.sampling import check_sampling
 
-    check_sampling(options.max_new_tokens, options.temperature, options.top_k)
+    check_sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
     model = load_base(options.base, device=device, quantize=quantize)
     if options.adapter is not None:
@@ -71,12 +75,7 @@ class Talk:
 
     def __init__(self, model: Any, options: argparse.Namespace):
         self.model = model
-        self.sampling = {
-            "max_new_tokens": options.max_new_tokens,
-            "temperature": options.temperature,
-            "top_k": options.top_k,
-            "seed": options.seed,
-        }
+        self.sampling = {"max_new_tokens": options.max_new_tokens, **sampling_of(options)}
         system = {"role": "system", "content": options.system}
         self.opening = [system] if options.system else []
         self.messages: list[dict[str, str]] = list(self.opening)

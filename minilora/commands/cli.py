@@ -65,6 +65,11 @@ COMMANDS = {
         "fold an adapter into its base: one plain model folder",
         "minilora merge --adapter mine/adapter --out mine/merged",
     ),
+    "combine": Command(
+        "Use",
+        "several adapters of one base as one: exactly, or by PEFT's rules",
+        "minilora combine legal/adapter brief/adapter --weights 1 0.5 --out both",
+    ),
     "hub": Command(
         "Keep",
         "adapters by name and version, with where they come from",

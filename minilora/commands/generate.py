@@ -5,7 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from .options import add_base_option, add_device_option, add_seed_option, check_device
+from .options import (
+    add_base_option,
+    add_device_option,
+    add_sampling_options,
+    check_device,
+    sampling_of,
+)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -17,9 +23,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--adapter", type=Path, help="folder with an adapter (default: none, the base answers)")
     add("--qlora", action="store_true", help="the base in four bits, as in train --qlora")
     add("--max-new-tokens", type=int, default=64, help="(default: %(default)s)")
-    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (the default)")
-    add("--top-k", type=int, help="sample from the k likeliest tokens (default: from all)")
-    add_seed_option(parser)
+    add_sampling_options(parser)
     add_device_option(parser)
 
 
@@ -32,7 +36,6 @@ def run(options: argparse.Namespace) -> int:
     model = load_base(options.base, device=device, quantize=quantize)
     if options.adapter is not None:
         load_adapter(model, options.adapter)
-    sampling = {"temperature": options.temperature, "top_k": options.top_k, "seed": options.seed}
     question = (options.instruction, options.context, options.max_new_tokens)
-    print(model.generate_text(*question, **sampling))
+    print(model.generate_text(*question, **sampling_of(options)))
     return 0

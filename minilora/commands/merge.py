@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from .options import add_base_option
 
@@ -25,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     onto = "for a base in four bits: dequantized (the default with --qlora), or the folder of "
     add("--onto", help=onto + "the float model that was quantized")
     add("--dtype", choices=DTYPES, default="float16", help="(default: %(default)s)")
+    add("--shard", help="weights in several files of at most this size, such as 2GB (default: one)")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -34,6 +36,7 @@ def run(options: argparse.Namespace) -> int:
     from ..formats.save_and_load import load_adapter
     from ..lora.merging import merge_and_unload
     from ..model.pretrained import load_base, save_model
+    from ..model.weights import size_in_bytes
 
     for option in ("base", "adapter", "onto"):
         folder = getattr(options, option)
@@ -42,11 +45,13 @@ def run(options: argparse.Namespace) -> int:
                 f"--out and --{option} are both {folder}, and a merge would write over it: "
                 "choose another --out"
             )
+    if options.shard is not None:
+        size_in_bytes(options.shard)  # a wrong one is refused before anything is computed
     base = load_base(options.base, quantize="nf4" if options.qlora else None)
     model = load_adapter(base, options.adapter)
     onto = options.onto or ("dequantized" if options.qlora else None)
     onto = onto if onto in (None, "dequantized") else load_base(onto)
     merged, dtype = merge_and_unload(model, onto=onto), getattr(torch, options.dtype)
-    folder = save_model(merged, options.out, dtype=dtype)
-    print(f'Saved {folder}. Next:\n  minilora generate --base {folder} "your question"')
+    folder = save_model(merged, options.out, dtype=dtype, shard=options.shard)
+    print(f'Saved {folder}. Next:\n  minilora generate --base {quote(str(folder))} "your question"')
     return 0

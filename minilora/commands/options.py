@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 
 def add_base_option(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +14,21 @@ def add_base_option(parser: argparse.ArgumentParser) -> None:
 def add_seed_option(parser: argparse.ArgumentParser) -> None:
     """``--seed``; ``cli.py`` checks its value."""
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
+
+
+def add_sampling_options(parser: argparse.ArgumentParser) -> None:
+    """``--temperature``, ``--top-k``, ``--top-p`` and ``--seed``."""
+    add = parser.add_argument
+    add("--temperature", type=float, default=0.0, help="0 takes the likeliest token (the default)")
+    add("--top-k", type=int, help="sample from the k likeliest tokens (default: from all)")
+    share = "sample from the fewest tokens that together have this probability, such as 0.9"
+    add("--top-p", type=float, help=share)
+    add_seed_option(parser)
+
+
+def sampling_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The sampling options as ``generate_text`` takes them."""
+    return {name: getattr(options, name) for name in ("temperature", "top_k", "top_p", "seed")}
 
 
 def add_device_option(parser: argparse.ArgumentParser) -> None:

@@ -53,10 +53,20 @@ def strange_keys(tensors: Mapping[str, Tensor], known: Collection[str]) -> list[
         return ["the file holds no tensors"]
     paths = adapted_paths(tensors)
     ours = {f"{PREFIX}{p}.{end}" for p in paths for end in (*LINEAR, *EMBEDDING)}
-    if strange := [key for key in tensors if key not in ours and key not in known]:
+    strange = [key for key in tensors if key not in ours and key not in known]
+    if strange:
         expected = f"{PREFIX}<module>.lora_A.weight and .lora_B.weight"
         return [f"unknown tensors {listed(strange, 5, ', ')}, expected {expected}"]
     return []
+
+
+def beyond_linears(config: LoraConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What a file trains besides Linears, for readers that know A and B of Linears only."""
+    fields = ("modules_to_save", "trainable_token_indices")
+    more = [name for name in fields if getattr(config, name)]
+    more += ["bias"] if config.bias != "none" else []
+    more += ["an embedding's A and B"] if any(key.endswith(EMBEDDING) for key in tensors) else []
+    return [f"it has {', '.join(more)}: only A and B of Linears are read here"] if more else []
 
 
 def disagreements(

@@ -5,6 +5,7 @@ In reading order:
     cells.py            a lesson as cells: prose, code, predictions, exercises, hints
     course.py           where the lessons lie, with their checks and solutions
     figures.py          ``show``: a figure, wherever the lesson runs
+    short.py            the short form, for tests
     run.py              a lesson from start to end, in a process of its own
     checking.py         what a checker is made of: random cases, a comparison, a sentence
     judge.py            a learner's answer, in its own process, with a limit
@@ -27,7 +28,8 @@ from ..lazy import lazy_imports
 if TYPE_CHECKING:
     from .checking import Wrong, cases, check, close
     from .figures import show
+    from .short import full_or_short, is_short
 
-__all__ = ["Wrong", "cases", "check", "close", "show"]
+__all__ = ["Wrong", "cases", "check", "close", "full_or_short", "is_short", "show"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -17,7 +17,7 @@ from .pages import cards, frame, render_code, render_docstring, row, turn
 CORE = (
     *("level0", "nf4.codebook", "nf4.tensor", "nf4.linear"),
     *("lora.config", "lora.layer", "lora.adapter_layer"),
-    *("lora.selection", "lora.injection", "lora.merging"),
+    *("lora.selection", "lora.injection", "lora.merging", "lora.combining"),
     *("formats.save_and_load", "model.transformer", "model.generation"),
     *("training.objective", "training.loop"),
 )

@@ -9,6 +9,7 @@ In reading order:
     embedding.py       ``LoRAEmbedding``: the same beside a table of vectors
     token_rows.py      a few rows of such a table, trained
     trained_copies.py  Parameters that train whole: a head, biases; the originals set aside
+    rows.py            many adapters beside one Linear, a group of rows each
     patterns.py        how names and patterns match, by PEFT's rules
     config.py          ``LoraConfig``, with PEFT's field names
     selection.py       which sites a config chooses, of a live model or a planned one
@@ -16,7 +17,8 @@ In reading order:
     sites.py           a live model's modules as sites
     extras.py          what a config trains beside the adapters
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
-    merging.py         merge a whole model or nothing; add adapters exactly
+    merging.py         merge a whole model or nothing
+    combining.py       several adapters as one: exactly, or by PEFT's rules
     requantization.py  what a merge back into four bits loses
     weight_diff.py     ``audit``: what differs between two models
 
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
+    from .combining import LowRank, combine, low_rank_parts
     from .config import LoraConfig
     from .injection import (
         disable_adapter,
@@ -39,15 +42,7 @@ if TYPE_CHECKING:
         unload,
     )
     from .layer import LoRALayer, lora_layers
-    from .merging import (
-        LowRank,
-        combine,
-        low_rank_parts,
-        merge,
-        merge_and_requantize,
-        merge_and_unload,
-        unmerge,
-    )
+    from .merging import merge, merge_and_requantize, merge_and_unload, unmerge
     from .requantization import Requantized
     from .selection import InjectReport
     from .weight_diff import Audit, audit

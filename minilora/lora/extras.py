@@ -90,9 +90,9 @@ def plan_extras(model: nn.Module, config: LoraConfig, adapted: Collection[str]) 
         every = [name for name in owners if name.rpartition(".")[2] == "bias"]
         biases = [n for n in every if config.bias == "all" or n.removesuffix(".bias") in adapted]
         if not biases:
+            who = "no adapted module has" if every else "this model has no"
             raise ValueError(
-                f"bias={config.bias!r}: {'this model' if not every else 'no adapted module'} has "
-                "biases, so nothing would train; leave bias at 'none'"
+                f"bias={config.bias!r}: {who} biases, so nothing would train; leave it at 'none'"
             )
         chosen = {name: "bias" for name in biases} | chosen
     check_ties(owners, chosen)

@@ -1,11 +1,9 @@
-"""Fold adapters into the weights, take them out again, add several into one.
+"""Fold adapters into the weights, and take them out again.
 
     merge     W = W0 + ΔW              one tensor, no extra work at inference
     unmerge   W = W0                   the kept original, to the bit
-    combine   ΔW = Σ wᵢ sᵢ Bᵢ Aᵢ       exact, as one adapter of rank Σ rᵢ: stack the factors
 
-Summing the factors instead, (Σ Aᵢ)(Σ Bᵢ), brings cross-terms Bᵢ Aⱼ that no adapter ever learnt
-(huggingface/peft #3004); stacking [w₁s₁B₁ … wₙsₙBₙ] [A₁; …; Aₙ] has none.
+(Several adapters as one: combining.py.)
 
 A model is merged whole or not at all: every merged base is made and checked before the first one
 is put in place (huggingface/peft #3710 collects merges that write first and check later).
@@ -19,9 +17,8 @@ bits, and returns what that lost.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +27,6 @@ from ..nf4.linear import NF4Linear, plain_linear
 from ..text import listed
 from .adapter_layer import AdapterLayer
 from .injection import check_container, require_adapters, take_out
-from .layer import lora_layers
 from .linears import is_linear
 from .paths import named_modules, replace_modules
 from .requantization import Requantized, loss_of, outputs, requantize
@@ -239,62 +235,3 @@ def explain(path: str, action: Any, *arguments: Any) -> Any:
         return action(*arguments)
     except ValueError as error:
         raise ValueError(f"{path}: {error}. Nothing was changed") from error
-
-
-class LowRank(NamedTuple):
-    """One module's update ``scaling · B A``: A (r, in), B (out, r)."""
-
-    A: Tensor
-    B: Tensor
-    scaling: float
-
-
-def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
-    """Copies of every adapter's factors, by module path. Raises ``ValueError`` when there are none.
-
-    >>> from minilora import LoRALayer
-    >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1))
-    >>> low_rank_parts(model)["0"].A.shape
-    torch.Size([1, 4])
-    """
-    require_adapters(model)
-    return {
-        path: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
-        for path, layer in lora_layers(model)
-    }
-
-
-def combine(
-    adapters: Sequence[Mapping[str, LowRank]], weights: Sequence[float] | None = None
-) -> dict[str, LowRank]:
-    """``Σ weightᵢ · ΔWᵢ`` for every module, exactly, as one adapter with scaling 1 and rank Σ rᵢ.
-
-    Modules that only some adapters have keep those. ``low_rank_parts(model)`` has a model's factors
-    in this form. Raises ``ValueError`` on no adapter, another count of weights than of adapters,
-    weights that are not finite, or shapes that do not fit.
-
-    >>> one = LowRank(torch.ones(1, 2), torch.ones(3, 1), scaling=2.0)
-    >>> both = combine([{"q": one}, {"q": one}], [0.5, 1.0])["q"]
-    >>> both.A.shape, (both.scaling * both.B @ both.A)[0, 0].item()
-    (torch.Size([2, 2]), 3.0)
-    """
-    weights = [1.0] * len(adapters) if weights is None else list(weights)
-    if not adapters or len(weights) != len(adapters):
-        raise ValueError(
-            "combine needs adapters and one weight for each, "
-            f"got {len(adapters)} adapters and {len(weights)} weights"
-        )
-    if bad := [weight for weight in weights if not math.isfinite(weight)]:
-        raise ValueError(f"combine needs finite weights, got {bad[0]}")
-    combined = {}
-    for path in dict.fromkeys(path for adapter in adapters for path in adapter):
-        weighted = zip(weights, adapters, strict=True)
-        parts = [(weight, adapter[path]) for weight, adapter in weighted if path in adapter]
-        shapes = {(part.A.shape[1], part.B.shape[0]) for _, part in parts}
-        if len(shapes) > 1:
-            different = f"Linears of different (in, out): {sorted(shapes)}"
-            raise ValueError(f"{path}: these adapters were made for {different}")
-        A = torch.cat([part.A for _, part in parts])  # (Σ r, in)
-        B = torch.cat([weight * part.scaling * part.B for weight, part in parts], dim=1)
-        combined[path] = LowRank(A, B, 1.0)
-    return combined

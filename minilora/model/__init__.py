@@ -5,6 +5,7 @@ In reading order:
     config.py           the sizes and switches of a Llama, and of its kin
     rotary.py           positions as angles, stretched for long texts
     transformer.py      embedding, blocks, head: a whole Llama on a few screens
+    sampling.py         the likeliest token, or one drawn with a temperature, top_k and top_p
     generation.py       one token after the other; the protocol that training asks for logits
     sandbox.py          Jinja for strangers, with limits on time and size
     chat.py             a folder's chat template, rendered as transformers renders it

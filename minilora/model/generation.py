@@ -1,24 +1,19 @@
 """Text from a language model, one token after the other: greedy, or drawn with a temperature.
 
-    p(token) = softmax(logits / temperature)      over the top_k likeliest tokens
-
-The lower the temperature, the more often the likeliest token is drawn; 0 always takes it. The model
-computes the logits after a row's last token, one token is added, and the next round begins. With a
-cache it is given the new token only, and finds the keys and values of all earlier ones there.
+The model computes the logits after a row's last token, one token is taken (sampling.py) and added,
+and the next round begins. With a cache it is given the new token only, and finds the keys and
+values of all earlier ones there.
 
 Rows of different lengths are padded on the left, so that every row ends where its answer begins.
 
 Nothing here knows the transformer. ``Llama`` inherits from ``CausalLM``, as any model can that is
 called as ``model(ids, attention_mask, cache)``.
-
-Left out: nucleus sampling (top-p), penalties for repetition, beam search.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +21,7 @@ from torch import Tensor, nn
 
 from .chat import Message
 from .own_forms import question
+from .sampling import Sampling, ends_of, sample
 from .tokenizer_folder import Companions
 
 
@@ -73,6 +69,7 @@ class CausalLM(nn.Module):
         attention_mask: Tensor | None = None,
         temperature: float = 0.0,
         top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
         eos_id: int | Sequence[int] | None = None,
         use_cache: bool = True,
@@ -80,12 +77,15 @@ class CausalLM(nn.Module):
         """Continue (batch, time) token ids; returns (batch, time + new).
 
         ``temperature=0`` takes the likeliest token; otherwise a token is drawn from
-        softmax(logits / temperature) over the ``top_k`` likeliest, the same for the same ``seed``.
+        softmax(logits / temperature) over the ``top_k`` likeliest, of these over the fewest whose
+        probability reaches ``top_p``; the same for the same ``seed``.
         A row ends at ``eos_id``, or at any of several, and is filled up with the first. Dropout is
         off during the call. Raises ``ValueError`` on settings that mean nothing, and on rows that
         are padded on the right.
         """
-        settings = Sampling(max_new_tokens, temperature, top_k, seed, ends_of(eos_id), use_cache)
+        settings = Sampling(
+            max_new_tokens, temperature, top_k, seed, ends_of(eos_id), use_cache, top_p
+        )
         new = list(self.tokens(input_ids, attention_mask, settings))
         return torch.cat([input_ids, torch.stack(new, dim=1)], dim=1)
 
@@ -109,7 +109,7 @@ class CausalLM(nn.Module):
                 with torch.no_grad():
                     logits = self(ids if cache is None else new, mask, cache)[:, -1]
                 # (batch, vocab)
-                token = sample(logits, settings.temperature, settings.top_k, random)
+                token = sample(logits, settings.temperature, settings.top_k, random, settings.top_p)
                 if settings.ends:
                     token = torch.where(ended, settings.ends[0], token)
                     ended |= torch.isin(token, ends)
@@ -132,9 +132,9 @@ class CausalLM(nn.Module):
     ) -> str:
         """The answer to an instruction, with an optional context, or to a list of messages.
 
-        ``sampling`` goes to ``generate``: ``temperature``, ``top_k``, ``seed``. Spaces at the
-        answer's end are left out. Raises ``ValueError`` without a tokenizer; warns when the text
-        becomes longer than the model's positions.
+        ``sampling`` goes to ``generate``: ``temperature``, ``top_k``, ``top_p``, ``seed``. Spaces
+        at the answer's end are left out. Raises ``ValueError`` without a tokenizer; warns when the
+        text becomes longer than the model's positions.
         """
         asked = (instruction, context) if isinstance(instruction, str) else instruction
         return self.generate_texts([asked], max_new_tokens, **sampling)[0]
@@ -162,6 +162,7 @@ class CausalLM(nn.Module):
         *,
         temperature: float = 0.0,
         top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
     ) -> Iterator[str]:
         """``generate_text`` in pieces, each as soon as it is known: together they are its result.
@@ -170,9 +171,8 @@ class CausalLM(nn.Module):
         """
         asked = (instruction, context) if isinstance(instruction, str) else instruction
         [prompt], ids, mask = self.left_padded([asked])
-        settings = Sampling(
-            max_new_tokens, temperature, top_k, seed, tuple(self.tokenizer.eos_ids), True
-        )
+        ends = tuple(self.tokenizer.eos_ids)
+        settings = Sampling(max_new_tokens, temperature, top_k, seed, ends, True, top_p)
         return self.pieces(prompt, self.tokens(ids, mask, settings))
 
     def pieces(self, prompt: list[int], tokens: Iterator[Tensor]) -> Iterator[str]:
@@ -209,28 +209,6 @@ class CausalLM(nn.Module):
         return rows, *pad_left(rows, tok.eos_id, next(self.parameters()).device)
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are chosen, and when to stop. Raises ``ValueError`` where it means nothing."""
-
-    max_new_tokens: int
-    temperature: float
-    top_k: int | None
-    seed: int
-    ends: tuple[int, ...]
-    use_cache: bool
-
-    def __post_init__(self) -> None:
-        check_sampling(self.max_new_tokens, self.temperature, self.top_k)
-
-
-def ends_of(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
-    """The tokens that end a row; none without one."""
-    if eos_id is None:
-        return ()
-    return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
-
-
 def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:
     """The ids before the first that ends a row."""
     return ids[: next((n for n, token in enumerate(ids) if token in ends), len(ids))]
@@ -258,28 +236,3 @@ def pad_left(rows: list[list[int]], fill: int, device: torch.device) -> tuple[Te
     ids = [[fill] * (longest - len(row)) + row for row in rows]
     mask = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
     return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
-
-
-def check_sampling(max_new_tokens: int, temperature: float, top_k: int | None) -> None:
-    """Raise ``ValueError`` on sampling settings that mean nothing."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature != 0 and not 1e-6 <= temperature < float("inf"):
-        raise ValueError(
-            f"temperature must be 0 (greedy) or a finite number of at least 1e-6, got {temperature}"
-        )
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, or None for all tokens, got {top_k}")
-
-
-def sample(
-    logits: Tensor, temperature: float, top_k: int | None, random: torch.Generator
-) -> Tensor:
-    """One token id for each row of (batch, vocab) logits."""
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        floor = logits.topk(top_k, dim=-1).values[:, -1:]  # (batch, 1)
-        logits = logits.masked_fill(logits < floor, -torch.inf)
-    return torch.multinomial(logits.softmax(dim=-1), 1, generator=random)[:, 0]

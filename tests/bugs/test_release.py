@@ -8,7 +8,8 @@ bug by bug.
 import pytest
 from hypothesis import Phase, settings
 
-from minilora.bugs.catalog import BUGS, Bug
+from minilora.bugs.bug import Bug
+from minilora.bugs.catalog import BUGS
 from minilora.bugs.release import describe, describe_all, find_bug, home, release, wrong_code
 from minilora.commands.cli import main
 

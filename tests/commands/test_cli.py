@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,9 +41,11 @@ def trained(tmp_path_factory):
 
 
 def test_train_merge_and_generate_complete_the_circle(trained, capsys):
-    adapter, merged = str(trained / "out" / "adapter"), str(trained / "merged")
-    assert main(["merge", "--adapter", adapter, "--out", merged, "--dtype", "float32"]) == 0
-    assert f"minilora generate --base {merged}" in capsys.readouterr().out
+    adapter, merged = str(trained / "out" / "adapter"), str(trained / "merged model")
+    small = ["--dtype", "float32", "--shard", "1MB"]
+    assert main(["merge", "--adapter", adapter, "--out", merged, *small]) == 0
+    assert f"minilora generate --base '{merged}'" in capsys.readouterr().out
+    assert len(list(Path(merged).glob("model-*.safetensors"))) > 4
     question = ["--context", "Log: Hull 90%, Fuel 12%.", "Status?"]
     assert main(["generate", "--adapter", adapter, *question]) == 0
     unmerged = capsys.readouterr().out
@@ -134,6 +137,10 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
         (
             ["merge", "--adapter", "nowhere", "--out", "x"],
             "adapter_model.safetensors does not exist",
+        ),
+        (
+            ["merge", "--adapter", "nowhere", "--out", "x", "--shard", "2TB"],
+            "shard must be a size such as '2GB', or a number of bytes, got '2TB'",
         ),
         (["bench", "speed"], "no benchmark is named 'speed'; there are forward, train_step"),
     ],

@@ -144,11 +144,14 @@ def test_every_option_of_generate_reaches_the_model(monkeypatch, capsys):
         "0.7",
         "--top-k",
         "3",
+        "--top-p",
+        "0.9",
         "--seed",
         "9",
     ]
     assert main(["generate", "Hi", *words]) == 0
-    assert calls == [(("Hi", "c", 5), {"temperature": 0.7, "top_k": 3, "seed": 9})]
+    sampling = {"temperature": 0.7, "top_k": 3, "top_p": 0.9, "seed": 9}
+    assert calls == [(("Hi", "c", 5), sampling)]
     assert capsys.readouterr().out == "Aye.\n"
 
 

@@ -1,22 +1,18 @@
 """Merging whole models, in floats and in four bits, and adding adapters exactly."""
 
 import copy
-import re
 
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 import minilora
 from minilora import (
     LoraConfig,
     NF4Linear,
-    combine,
     disable_adapter,
     inject,
-    level0,
     merge,
     merge_and_requantize,
     merge_and_unload,
@@ -24,10 +20,9 @@ from minilora import (
     unmerge,
 )
 from minilora.lora.layer import LoRALayer, lora_layers
-from minilora.lora.merging import LowRank, low_rank_parts
 from minilora.lora.requantization import outputs
 
-from ..strategies import adapters, models, seeds, sizes, targets
+from ..strategies import models, targets
 from ..tolerance import assert_as_close, exactly, gamma
 from .test_injection import fill, tiny
 
@@ -117,93 +112,6 @@ def test_parameters_stay_the_same_objects_through_merge_and_unmerge():
     before = [id(p) for p in model.parameters()]
     unmerge(merge(model))
     assert [id(p) for p in model.parameters()] == before
-
-
-@given(seeds, st.integers(1, 4), st.integers(1, 3))
-def test_combining_adds_the_deltas_exactly_where_summing_factors_does_not(seed, count, r):
-    torch.manual_seed(seed)
-    scales = (torch.rand(count) + 0.5).tolist()
-    parts = [LowRank(torch.randn(r, 6), torch.randn(5, r), scale) for scale in scales]
-    weights = torch.randn(count).tolist()
-    total = combine([{"q": part} for part in parts], weights)["q"]
-    weighted = list(zip(weights, parts, strict=True))
-    expected = sum(w * p.scaling * p.B @ p.A for w, p in weighted)
-    assert total.A.shape == (count * r, 6)
-    size = sum(abs(w) * p.scaling * p.B.abs() @ p.A.abs() for w, p in weighted)
-    # a product, two scales, and their sum, on either side
-    bound = 2 * gamma(count * r + 4, torch.float32) * size
-    assert ((total.scaling * total.B @ total.A - expected).abs() <= bound).all()
-    if count > 1:
-        of_factors = sum(w * p.scaling * p.B for w, p in weighted) @ sum(p.A for p in parts)
-        assert ((of_factors - expected).abs() > bound).any()
-
-
-@st.composite
-def several_adapters(draw):
-    """One to four adapters in float64, each on some of the same modules, and a weight for each."""
-    names = st.sampled_from(["q", "0.v", "1.v"])
-    shapes = draw(st.dictionaries(names, st.tuples(sizes, sizes), min_size=1))
-    chosen = st.lists(st.sampled_from(sorted(shapes)), unique=True)
-    some = chosen.map(lambda names: {name: shapes[name] for name in names}).flatmap(adapters)
-    drawn = draw(st.lists(some, min_size=1, max_size=4))
-    count = {"min_size": len(drawn), "max_size": len(drawn)}
-    weights = draw(st.lists(st.floats(-2, 2, width=16), **count))
-    wide = [{n: LowRank(A.double(), B.double(), s) for n, (A, B, s) in a.items()} for a in drawn]
-    return wide, weights
-
-
-@given(several_adapters())
-def test_a_combination_is_the_weighted_sum_of_the_updates_module_by_module(case):
-    """A module that only some adapters have keeps those. NumPy sums the same.
-
-    The bound: Σ r products, and their roundings.
-    """
-    parts, weights = case
-    combined = combine(parts, weights)
-    assert combined.keys() == {name for adapter in parts for name in adapter}
-    for name, (A, B, scaling) in combined.items():
-        weighted = zip(weights, parts, strict=True)
-        own = [(w, adapter[name]) for w, adapter in weighted if name in adapter]
-        assert len(A) == sum(len(part.A) for _, part in own)
-        deltas = [w * level0.delta_weight(p.A, p.B, p.scaling * len(p.A)) for w, p in own]
-        size = sum(abs(w) * p.scaling * (p.B.abs() @ p.A.abs()) for w, p in own)
-        difference = (scaling * B @ A - torch.as_tensor(sum(deltas))).abs()
-        assert (difference <= 2**-52 * (len(A) + 8) * size).all()
-
-
-def test_adapters_are_added_as_they_are_when_no_weights_are_given():
-    # whole numbers: nothing is rounded
-    part = LowRank(torch.arange(12.0).view(2, 6), torch.arange(10.0).view(5, 2), 0.5)
-    both = combine([{"q": part}, {"q": part}])["q"]
-    assert torch.equal(both.scaling * both.B @ both.A, 2 * part.scaling * part.B @ part.A)
-
-
-def test_parts_are_copies_of_an_adapters_factors():
-    model = adapted()
-    parts = low_rank_parts(model)
-    name, layer = next(lora_layers(model))
-    assert torch.equal(parts[name].scaling * (parts[name].B @ parts[name].A), layer.delta_weight())
-    parts[name].A.zero_()
-    assert layer.lora_A.any()
-
-
-NARROW = {"q": LowRank(torch.ones(1, 2), torch.ones(3, 1), 1)}
-WIDE = {"q": LowRank(torch.ones(1, 4), torch.ones(3, 1), 1)}
-OTHER_SHAPES = "made for Linears of different (in, out): [(2, 3), (4, 3)]"
-
-
-@pytest.mark.parametrize(
-    ("adapters", "weights", "message"),
-    [
-        ([], None, "needs adapters and one weight for each, got 0 adapters and 0 weights"),
-        ([{}], [1.0, 2.0], "got 1 adapters and 2 weights"),
-        ([{}], [float("nan")], "combine needs finite weights, got nan"),
-        ([NARROW, WIDE], None, f"q: these adapters were {re.escape(OTHER_SHAPES)}"),
-    ],
-)
-def test_adapters_that_cannot_be_combined_are_refused(adapters, weights, message):
-    with pytest.raises(ValueError, match=message):
-        combine(adapters, weights)
 
 
 def quantized(size=64, skip=("lm_head",)):

@@ -1,0 +1,42 @@
+"""One Linear, and beside it the low-rank updates of many adapters, a group of rows each.
+
+    y[g] += (x[g] A[g]ᵀ) B[g]        x (groups, tokens, in), A (groups, r, in), B (groups, r, out)
+
+The base's product is shared by all rows; the updates are two batched products, whatever the number
+of adapters. Scaling is folded into B, a group without an adapter has zeros, and a smaller rank is
+filled up with zeros. Two wings use it: ``serving`` gives each row of a batch an adapter (a group is
+a row), ``training/many.py`` trains several at once (a group is one adapter's part of the batch).
+
+Sources: Punica (arXiv 2310.18547) section 4 and S-LoRA (arXiv 2311.03285) section 4 gather the
+factors inside a GPU kernel of their own; on a CPU two ``bmm`` over factors that lie ready are as
+fast as the base allows. The other ways, and what they cost, are in lesson 21.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def add_rows(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """``y[g] + (x[g] A[g]ᵀ) B[g]``; without gradients in place, so y must be nobody else's.
+
+    x (groups · k, …, in) and y (groups · k, …, out) hold k rows a group, one group after the other.
+    All in one dtype, x and y contiguous. Returns y's shape.
+    """
+    groups = len(A)
+    tokens = x.reshape(groups, -1, x.shape[-1])  # (groups, tokens, in)
+    h = torch.bmm(tokens, A.transpose(1, 2))  # (groups, tokens, r)
+    sums = y.view(groups, -1, y.shape[-1])  # (groups, tokens, out)
+    if torch.is_grad_enabled():
+        return torch.baddbmm(sums, h, B).view(y.shape)
+    sums.baddbmm_(h, B)
+    return y
+
+
+def add_rows_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """The same as the equation reads, group by group, in A's precision, rounded to y's dtype."""
+    groups = zip(y.chunk(len(A)), x.chunk(len(A)), A, B, strict=True)
+    return torch.cat(
+        [(yg + (xg.to(Ag.dtype) @ Ag.T) @ Bg).to(y.dtype) for yg, xg, Ag, Bg in groups]
+    )
