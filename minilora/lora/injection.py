@@ -41,7 +41,8 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
     if adapted := [path for path, _ in adapter_layers(model)]:
         raise ValueError(
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
-            "unload(model) or merge_and_unload(model) first; one layer holds one adapter"
+            "unload(model) or merge_and_unload(model) first. One layer holds one adapter; several "
+            "named ones beside each other are minilora.serving.AdapterBank's matter"
         )
     return plan(model, config)[0]
 

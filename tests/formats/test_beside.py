@@ -310,3 +310,9 @@ def test_a_wrapped_model_is_saved_as_the_model_itself(tmp_path):
     read = [(tmp_path / n / "adapter_config.json").read_text() for n in ("alone", "wrapped")]
     assert read[0] == read[1]
     assert json.loads(read[0])["task_type"] == "CAUSAL_LM"
+
+
+def test_a_second_adapter_in_one_model_is_refused_and_the_bank_named():
+    _, ours = ours_of("head")
+    with pytest.raises(ValueError, match=r"One layer holds one adapter; several .*AdapterBank"):
+        inject(ours, LoraConfig(target_modules=["key"]))

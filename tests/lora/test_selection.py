@@ -198,7 +198,9 @@ def test_what_was_chosen_cannot_change_afterwards():
 
 @pytest.mark.parametrize(("kind", "article"), [("Embedding", "an"), ("ReLU", "a")])
 def test_a_module_of_another_kind_is_named_with_its_article(kind, article):
-    assert not_a_linear(kind).startswith(f"{article} {kind}: only Linears can be adapted; write")
+    assert not_a_linear(kind).startswith(
+        f"{article} {kind}: only Linears and Embeddings can be adapted; write"
+    )
 
 
 def test_one_pattern_of_several_that_matches_nothing_is_an_error():
