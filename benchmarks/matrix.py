@@ -31,7 +31,7 @@ from minilora import Example, LoraConfig, Task, data, ledger
 from minilora.training.config import TrainConfig
 from minilora.training.evaluation import PROSE
 from minilora.training.history import History
-from minilora.training.loop import set_up
+from minilora.training.run import set_up
 
 from .common import Row, measure, options, ratios, save
 

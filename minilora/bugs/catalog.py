@@ -174,9 +174,9 @@ TRAINING = (
               "Short answers then count more than long ones.",
         thread="ml-explore/mlx-lm #1413",
         caught_by="training/test_objective.py::test_accumulation_gives_the_gradient_of_the_whole_batch"),
-    Bug(name="a resume that skips data", where="training.loop:set_up",
-        right="config.batch_size, step, config.seed)",
-        wrong="config.batch_size, step, config.seed + config.resume)",
+    Bug(name="a resume that skips data", where="training.order:Layout.indices",
+        right="config.batch_size, step, config.seed, alike)",
+        wrong="config.batch_size, step, config.seed + config.resume, alike)",
         story="A resumed run shuffles the epoch anew and continues in the middle. "
               "Some examples are seen twice, some never.",
         thread="huggingface/transformers #40691",

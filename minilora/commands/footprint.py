@@ -24,7 +24,7 @@ from ..model.pretrained import load_base
 from ..text import columns
 from ..training.config import TrainConfig
 from ..training.data import Task
-from ..training.loop import set_up
+from ..training.run import set_up
 
 METHODS = ("full", "LoRA", "QLoRA")
 

@@ -45,9 +45,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--accumulate", type=int, default=1, help="compute a batch in so many parts")
     longest = "tokens; longer examples are left out (default: %(default)s)"
     add("--max-length", type=int, default=512, help=longest)
-    add("--pack", action="store_true", help="several examples a row instead of padding")
+    packing = "several examples a row instead of padding (default: where padding is half the work)"
+    add("--pack", action=argparse.BooleanOptionalAction, help=packing)
     add("--bf16", action="store_true", help="bfloat16 autocast")
     add("--validate-every", type=int, default=50, help="steps (default: %(default)s; 0: never)")
+    most = "held-out examples that a validation takes (default: %(default)s; 0: all)"
+    add("--valid-examples", type=int, default=256, help=most)
     add("--valid-batch", type=int, help="held-out examples computed at once (default: as trained)")
     add("--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
@@ -147,6 +150,7 @@ def settings_of(options: argparse.Namespace) -> Any:
         pack=options.pack,
         bf16=options.bf16,
         validate_every=options.validate_every,
+        valid_examples=options.valid_examples,
         valid_batch=options.valid_batch,
         seed=options.seed,
         out=options.out,

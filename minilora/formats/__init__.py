@@ -4,6 +4,7 @@ In reading order:
 
     peft_files.py         an adapter's two files, read strictly and written whole
     base_fingerprint.py   which base an adapter was made on
+    factors.py            A and B by their names in the files
     beside.py             what a file holds beside A and B: a head, biases, token rows
     mismatches.py         everything that does not fit, in one list
     save_and_load.py      ``save_adapter`` and ``load_adapter``

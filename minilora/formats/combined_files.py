@@ -22,7 +22,8 @@ from ..lora.combining import LowRank, combine
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import scaling_of
 from ..text import listed
-from .mismatches import adapted_paths, beyond_linears, strange_keys
+from .factors import adapted_paths
+from .mismatches import beyond_linears, strange_keys
 from .peft_files import (
     FLOATS,
     META_BASE,

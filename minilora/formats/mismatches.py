@@ -4,22 +4,22 @@ The config says which modules have an adapter, the tensors hold them, and both m
 other and with the model. A pattern from a file that might take forever to match is not tried; then
 the tensors alone say which modules are meant.
 
-Each function returns its findings instead of raising, so that ``load_adapter`` can name them all in
-one error.
+``check_fit`` names them all in one error; the other functions return their findings instead of
+raising.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..lora.adapter_layer import adapter_layers
 from ..lora.config import LoraConfig
-from ..lora.embedding import LoRAEmbedding
 from ..lora.hyperparameters import scaling_of
 from ..lora.layer import LoRALayer
 from ..lora.linears import embedding_shape, linear_shape
@@ -27,24 +27,60 @@ from ..lora.paths import named_modules
 from ..lora.selection import Site, pattern_for
 from ..lora.sites import sites_of
 from ..text import listed
-from .base_fingerprint import fingerprint
-from .peft_files import FLOATS, META_BASE, PREFIX, AdapterFiles, metadata_object, names_its_targets
+from .base_fingerprint import Fingerprint, fingerprint
+from .beside import Beside, beside
+from .factors import EMBEDDING, LINEAR, Layer, adapted_paths, low_rank_layers
+from .peft_files import (
+    FLOATS,
+    META_BASE,
+    PREFIX,
+    AdapterFiles,
+    lora_config,
+    metadata_object,
+    names_its_targets,
+)
 
-Layer = LoRALayer | LoRAEmbedding
-LINEAR = ("lora_A.weight", "lora_B.weight")
-EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
-FACTORS = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB])")
 
+class Fitting(NamedTuple):
+    """An adapter that fits a model: its files, its config, the paths that it adapts, what else it
+    trains.
 
-def adapted_paths(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Paths of the Linears and Embeddings that the file has an A or a B for.
-
-    >>> adapted_paths({"base_model.model.q.lora_A.weight": torch.ones(1, 2)})
-    ['q']
+    ``other_base`` says how its base differs from the model; empty if it does not.
     """
-    keys = [key.removeprefix(PREFIX) for key in tensors if key.startswith(PREFIX)]
-    matches = [match for key in keys if (match := FACTORS.fullmatch(key))]
-    return list(dict.fromkeys(match[1] for match in matches))
+
+    files: AdapterFiles
+    config: LoraConfig
+    names: list[str]
+    beside: Beside
+    other_base: str
+
+
+def check_fit(
+    model: nn.Module,
+    files: AdapterFiles,
+    strict: bool = False,
+    base: Callable[[], Fingerprint] | None = None,
+) -> Fitting:
+    """Raise one ``ValueError`` that names everything about a folder's content that does not fit.
+
+    ``base``: the model's fingerprint, where the caller has it already.
+    """
+    config, wrong = lora_config(files.config)
+    layers, names = low_rank_layers(model), adapted_paths(files.tensors)
+    found = Beside() if config is None else beside(model, config, files.tensors, names)
+    wrong += [*strange_keys(files.tensors, found.keys), *found.wrong]
+    if config is not None:
+        wrong += disagreements(model, names, files, config, layers, found.modules)
+        wrong += misfits(model, names, files.tensors, config, layers)
+    other = other_base(base or partial(fingerprint, model), files)
+    if other and (strict or (wrong and META_BASE in files.metadata)):
+        wrong.insert(0, other)  # it explains the rest
+    if wrong or config is None:
+        reasons = listed(wrong, 8)
+        raise ValueError(
+            f"the adapter in {files.folder} does not fit this model: {reasons}. Nothing was changed"
+        )
+    return Fitting(files, config, names, found, other)
 
 
 def strange_keys(tensors: Mapping[str, Tensor], known: Collection[str]) -> list[str]:
@@ -152,12 +188,12 @@ def misshapen(name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor
     return wrong
 
 
-def other_base(model: nn.Module, files: AdapterFiles) -> str:
+def other_base(base: Callable[[], Fingerprint], files: AdapterFiles) -> str:
     """How this base differs from the one that the adapter was saved with; empty if it does not."""
     saved = metadata_object(files.metadata, META_BASE)
     if saved is None:
         return "does not say which base it was made for"
-    ours = asdict(fingerprint(model))
+    ours = asdict(base())
     if saved.get("architecture") != ours["architecture"]:
         return "was made for a base of another architecture (other parameters, or other shapes)"
     if ours["tensors"] and saved.get("tensors") and saved.get("tensors") != ours["tensors"]:

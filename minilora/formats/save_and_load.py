@@ -22,28 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lora.adapter_layer import adapter_layers
 from ..lora.config import LoraConfig
 from ..lora.injection import check_container, inject, require_adapters
-from ..lora.layer import LoRALayer
 from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
 from ..lora.token_rows import TiedHead, TokenRows
-from ..text import listed
 from .base_fingerprint import fingerprint
-from .beside import Beside, adapter_config, beside, fields_beside, load_beside, tensors_beside
-from .mismatches import (
-    EMBEDDING,
-    LINEAR,
-    Layer,
-    adapted_paths,
-    disagreements,
-    misfits,
-    other_base,
-    strange_keys,
-)
-from .peft_files import META_BASE, PREFIX, lora_config, read_adapter_files, write_adapter_files
+from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
+from .factors import Layer, factors_of, low_rank_layers
+from .mismatches import check_fit
+from .peft_files import META_BASE, PREFIX, read_adapter_files, write_adapter_files
 
 
 def save_adapter(model: nn.Module, folder: str | Path) -> Path:
@@ -115,52 +104,20 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     ...     load_adapter(base, save_adapter(trained, folder))[0]
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
-    files = read_adapter_files(Path(folder))
-    config, wrong = lora_config(files.config)
-    layers = low_rank_layers(model)
-    names = adapted_paths(files.tensors)
-    found = Beside() if config is None else beside(model, config, files.tensors, names)
-    wrong += [*strange_keys(files.tensors, found.keys), *found.wrong]
-    if config is not None:
-        wrong += disagreements(model, names, files, config, layers, found.modules)
-        wrong += misfits(model, names, files.tensors, config, layers)
-    other = other_base(model, files)
-    if other and (strict or (wrong and META_BASE in files.metadata)):
-        wrong.insert(0, other)  # it explains the rest
-    if wrong or config is None:
-        reasons = listed(wrong, 8)
-        raise ValueError(
-            f"the adapter in {folder} does not fit this model: {reasons}. Nothing was changed"
-        )
-    if other and META_BASE in files.metadata:
-        warning = f"the adapter in {folder} {other}: compare its answers before you rely on them"
-        warnings.warn(warning, stacklevel=2)
+    fitting = check_fit(model, read_adapter_files(Path(folder)), strict)
+    files, layers = fitting.files, low_rank_layers(model)
+    if fitting.other_base and META_BASE in files.metadata:
+        differs = f"the adapter in {folder} {fitting.other_base}"
+        warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=2)
     if not layers:
-        inject(model, exactly(names, config, found))
+        inject(model, exactly(fitting.names, fitting.config, fitting.beside))
         layers = low_rank_layers(model)
     with torch.no_grad():
         for name, layer in layers.items():
-            for key, factor in zip(keys_of(layer), factors_of(layer), strict=True):
+            for key, factor in factors_of(layer).items():
                 factor.copy_(files.tensors[f"{PREFIX}{name}.{key}"])
-    load_beside(model, found, files.tensors)
+    load_beside(model, fitting.beside, files.tensors)
     return model
-
-
-def low_rank_layers(model: nn.Module) -> dict[str, Layer]:
-    """Every layer with an A and a B, by its path."""
-    return {path: la for path, la in adapter_layers(model) if isinstance(la, Layer)}
-
-
-def keys_of(layer: Layer) -> tuple[str, str]:
-    """The names of A and B in PEFT's files."""
-    return LINEAR if isinstance(layer, LoRALayer) else EMBEDDING
-
-
-def factors_of(layer: Layer) -> tuple[nn.Parameter, nn.Parameter]:
-    """A and B."""
-    if isinstance(layer, LoRALayer):
-        return layer.lora_A, layer.lora_B
-    return layer.lora_embedding_A, layer.lora_embedding_B
 
 
 def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
@@ -198,7 +155,7 @@ def adapter_tensors(layers: list[tuple[str, Layer]]) -> dict[str, Tensor]:
     """A and B of every layer under PEFT's keys."""
     tensors = {}
     for name, layer in layers:
-        for key, factor in zip(keys_of(layer), factors_of(layer), strict=True):
+        for key, factor in factors_of(layer).items():
             tensors[f"{PREFIX}{name}.{key}"] = factor.detach()
     return tensors
 

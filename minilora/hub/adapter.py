@@ -27,7 +27,8 @@ from torch import Tensor, nn
 
 from ..files import json_text
 from ..formats.base_fingerprint import Fingerprint
-from ..formats.mismatches import adapted_paths, beyond_linears, misshapen, strange_keys
+from ..formats.factors import adapted_paths
+from ..formats.mismatches import beyond_linears, misshapen, strange_keys
 from ..formats.peft_files import (
     CONFIG,
     META_BASE,

@@ -19,7 +19,7 @@ CORE = (
     *("lora.config", "lora.layer", "lora.adapter_layer"),
     *("lora.selection", "lora.injection", "lora.merging", "lora.combining"),
     *("formats.save_and_load", "model.transformer", "model.generation"),
-    *("training.objective", "training.loop"),
+    *("training.objective", "training.steps", "training.loop"),
 )
 Node = ast.FunctionDef | ast.ClassDef
 

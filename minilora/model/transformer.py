@@ -223,4 +223,8 @@ class Llama(CausalLM):
 
     def logits_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
         """As in ``CausalLM``; the head, the largest product, computes only the labelled places."""
-        return self.lm_head(self.model(ids, segments, None)[labelled])
+        return self.lm_head(self.states_at(ids, labelled, segments))
+
+    def states_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
+        """The last hidden states (labels, hidden) at the labelled places, which the head reads."""
+        return self.model(ids, segments, None)[labelled]

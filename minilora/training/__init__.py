@@ -9,10 +9,16 @@ In reading order:
     data.py        the tasks: a ship's log answered politely, or in naval code
     batches.py     examples as rows of tokens, padded or packed; which tokens have a loss
     config.py      ``TrainConfig``: steps, rate, batch
+    order.py       which examples a step gets; padded, packed or grouped by length
     objective.py   the loss of a batch, and its gradient
     optimizer.py   AdamW, and the rate of each step
     limits.py      what a model can take: dtypes, ids, positions
-    loop.py        ``steps``, one after the other, and ``train``
+    mixture.py     batches of several sources, and their one loss
+    teacher.py     the model before the fine-tune: what it writes, and its logits
+    replay.py      ``SelfReplay``, ``Examples``, ``Prose``: old rows beside the new
+    steps.py       the steps, one after the other
+    run.py         one run's parts: batches, what trains, the optimizer
+    loop.py        ``train``: a run from start to end
     observers.py   the journal, validation and checkpoints, which watch the steps
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits
     history.py     what happened, step by step
@@ -34,12 +40,16 @@ if TYPE_CHECKING:
     from .history import History
     from .loop import train
     from .readers import read_examples
+    from .replay import Examples, Prose, SelfReplay
 
 __all__ = [
     "Conversation",
     "Document",
     "Example",
+    "Examples",
     "History",
+    "Prose",
+    "SelfReplay",
     "Task",
     "TrainConfig",
     "bits_per_byte",

@@ -1,4 +1,4 @@
-"""From examples to tensors: tokens and labels, padded or packed, in an order that a seed fixes.
+"""From examples to tensors: tokens and labels, padded or packed.
 
 Labels are -100 wherever there is nothing to learn: in the prompt, in the padding. The loss sees
 only the answers and the token that ends each (model/turns.py).
@@ -8,8 +8,7 @@ mask is needed. Packing puts several in a row and numbers them. The attention ma
 see its own example only, and since rotary positions are relative, each example is computed as if it
 stood alone (tested: tests/training/test_batches.py).
 
-The batch of step n is a function of (seed, n) alone, so a resumed run sees the same batches as an
-uninterrupted one.
+Which examples a step gets, and which of the two it does with them, order.py decides.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Batch:
-    """``ids`` and ``labels``, both (rows, time).
+    """``ids`` and ``labels``, both (rows, time), of which ``padding`` places hold no token.
 
     ``segments`` (rows, time) numbers the examples of packed rows from 1; padded rows have None.
     """
@@ -54,6 +53,12 @@ class Batch:
     ids: Tensor
     labels: Tensor
     segments: Tensor | None
+    padding: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """How many places hold a token of an example."""
+        return self.ids.numel() - self.padding
 
     @property
     def answer_tokens(self) -> int:
@@ -63,7 +68,7 @@ class Batch:
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
         segments = None if self.segments is None else self.segments.to(device)
-        return Batch(self.ids.to(device), self.labels.to(device), segments)
+        return Batch(self.ids.to(device), self.labels.to(device), segments, self.padding)
 
 
 def encode(tokenizer: ChatTokenizer, example: Example | Conversation) -> Encoded:
@@ -129,17 +134,18 @@ def pad(rows: Sequence[Encoded]) -> Batch:
     longest = max(len(row.ids) for row in rows)
     ids = torch.tensor([row.ids + [0] * (longest - len(row.ids)) for row in rows])
     labels = torch.tensor([row.labels + [IGNORE] * (longest - len(row.labels)) for row in rows])
-    return Batch(ids, labels, None)
+    return Batch(ids, labels, None, ids.numel() - sum(len(row.ids) for row in rows))
 
 
-def pack(rows: Sequence[Encoded], max_length: int) -> Batch:
-    """Several examples a row: longest first, each into the first row that has room for it.
+def pack(rows: Sequence[Encoded], room: int) -> Batch:
+    """Several examples a row of ``room`` tokens: longest first, each into the first that has room.
 
-    The first token of each has no label, because the token before it is another example's.
+    A longer example has a row to itself. The first token of each has no label, because the token
+    before it is another example's.
     """
     bins: list[list[Encoded]] = []
     for row in sorted(rows, key=lambda row: -len(row.ids)):
-        with_room = (b for b in bins if sum(len(e.ids) for e in b) + len(row.ids) <= max_length)
+        with_room = (b for b in bins if sum(len(e.ids) for e in b) + len(row.ids) <= room)
         target = next(with_room, None)
         if target is None:
             bins.append([row])
@@ -152,7 +158,7 @@ def pack(rows: Sequence[Encoded], max_length: int) -> Batch:
         for number, example in enumerate(examples, 1):
             segments[index, start : start + len(example.ids)] = number
             start += len(example.ids)
-    return Batch(batch.ids, batch.labels, segments)
+    return Batch(batch.ids, batch.labels, segments, batch.padding)
 
 
 def join(examples: Sequence[Encoded]) -> Encoded:
@@ -160,21 +166,3 @@ def join(examples: Sequence[Encoded]) -> Encoded:
     ids = [token for example in examples for token in example.ids]
     labels = [label for example in examples for label in [IGNORE, *example.labels[1:]]]
     return Encoded(ids, labels)
-
-
-def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int]:
-    """Which of ``count`` examples make up the batch of a step.
-
-    Every example comes once an epoch, and each epoch has an order of its own.
-
-    >>> sorted(batch_indices(4, 2, 0, seed=1) + batch_indices(4, 2, 1, seed=1))
-    [0, 1, 2, 3]
-    """
-    chosen: list[int] = []
-    for position in range(step * batch_size, (step + 1) * batch_size):
-        epoch, offset = divmod(position, count)
-        if not chosen or offset == 0:
-            random = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-            order = torch.randperm(count, generator=random).tolist()
-        chosen.append(order[offset])
-    return chosen

@@ -12,7 +12,7 @@ from ..text import names_other_libraries_use
 BIG = 50_000_000  # parameters; a base of more is trained, and measured, with more care
 SMALLEST = {
     "steps": 1, "batch_size": 1, "accumulate": 1, "max_length": 2,
-    "validate_every": 0, "valid_answers": 0, "checkpoint_every": 0,
+    "validate_every": 0, "valid_examples": 0, "valid_answers": 0, "checkpoint_every": 0,
 }  # fmt: skip
 
 
@@ -33,10 +33,11 @@ class TrainConfig:
     - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
     - ``clip``: the largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices
       only.
-    - ``bf16``: autocast to bfloat16; ``pack``: several examples a row instead of padding;
-      ``max_length``: the tokens of a row.
-    - ``validate_every``: steps between validations (0: none); ``valid_batch``: held-out examples
-      computed at once (None: as many as a part of a batch); ``valid_answers``: those that are
+    - ``bf16``: autocast to bfloat16; ``max_length``: the tokens of a row; ``pack``: several
+      examples a row (True), one and padding (False), or what suits the examples (None: order.py).
+    - ``validate_every``: steps between validations (0: none); ``valid_examples``: how many held-out
+      examples a validation takes, drawn by the seed (0: all); ``valid_batch``: how many are
+      computed at once (None: as many as a part of a batch); ``valid_answers``: how many are
       answered in full each time (exact match); ``keep_best``: return, at the end, to the state with
       the lowest validation loss.
     - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when
@@ -55,10 +56,11 @@ class TrainConfig:
     clip: float = 1.0
     weight_decay: float = 0.0
     bf16: bool = False
-    pack: bool = False
+    pack: bool | None = None
     max_length: int = 512
     validate_every: int = 50
     valid_batch: int | None = None
+    valid_examples: int = 256
     valid_answers: int = 0
     keep_best: bool = True
     seed: int = 0
@@ -70,9 +72,11 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name, smallest in SMALLEST.items():
             check_count(name, getattr(self, name), smallest)
-        for name in ("bf16", "pack", "keep_best", "resume", "progress"):
+        for name in ("bf16", "keep_best", "resume", "progress"):
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
+        if not isinstance(self.pack, bool | None):
+            raise ValueError(f"pack must be True, False or None (decide), got {self.pack!r}")
         if self.valid_batch is not None:
             check_count("valid_batch", self.valid_batch, 1)
         rates = ("lr", "warmup", "clip", "weight_decay")

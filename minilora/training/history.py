@@ -21,6 +21,9 @@ Callback = Callable[[Record], None]
 class History:
     """One record a step (``step, loss, lr, grad_norm, tokens, seconds``), one a validation.
 
+    With replay a step's record has each source's loss too (``task_loss``, ``windows_loss``, …), and
+    ``replay`` says of each source which share of the rows and of the label tokens it has.
+
     >>> History(steps=[{"step": 1, "loss": 2.5}, {"step": 2, "loss": 2.0}]).losses
     [2.5, 2.0]
     """
@@ -30,6 +33,7 @@ class History:
     best_step: int | None = None
     interrupted: bool = False
     warnings: list[str] = field(default_factory=list)
+    replay: list[Record] = field(default_factory=list)
 
     @property
     def losses(self) -> list[float]:

@@ -38,12 +38,17 @@ def mean_over_answers(model: nn.Module, parts: Sequence[Batch], bf16: bool = Fal
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy summed over the answer tokens, in nats."""
+    logits, labels = labelled_logits(model, batch)
+    return F.cross_entropy(logits.float(), labels, reduction="sum")
+
+
+def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """The logits (label tokens, vocab) where a batch has labels, and those labels."""
     # (rows, time - 1): the last token predicts nothing
     ids, labels = batch.ids[:, :-1], batch.labels[:, 1:]
     labelled = labels != IGNORE
     segments = None if batch.segments is None else batch.segments[:, :-1]
-    logits = logits_at(model, ids, labelled, segments)  # (answer tokens, vocab)
-    return F.cross_entropy(logits.float(), labels[labelled], reduction="sum")
+    return logits_at(model, ids, labelled, segments), labels[labelled]
 
 
 def logits_at(model: nn.Module, ids: Tensor, labelled: Tensor, segments: Tensor | None) -> Tensor:

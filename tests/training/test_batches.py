@@ -5,7 +5,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minilora.training.batches import IGNORE, Encoded, batch_indices, encode, encode_all, pack, pad
+from minilora.training.batches import IGNORE, Encoded, encode, encode_all, pack, pad
 from minilora.training.data import Example, naval_log, polite_log
 from minilora.training.objective import summed_loss
 
@@ -72,16 +72,6 @@ def test_padding_and_packing_give_the_same_loss_as_each_example_alone(base):
         packed = pack(examples, 200)
         assert len(packed.ids) < len(examples)
         assert abs(summed_loss(base, packed).item() - alone) <= bound
-
-
-@given(st.integers(1, 40), st.integers(1, 17), st.integers(0, 99))
-def test_every_epoch_sees_every_example_once_in_an_order_of_its_own(count, size, seed):
-    drawn = [i for step in range(2 * count) for i in batch_indices(count, size, step, seed)]
-    for epoch in range(len(drawn) // count):
-        assert sorted(drawn[epoch * count : (epoch + 1) * count]) == list(range(count))
-    if count >= 12:
-        assert drawn[:count] != drawn[count : 2 * count]
-        assert drawn[:count] != batch_indices(count, count, 0, seed + 1)
 
 
 def test_examples_too_long_are_left_out_with_a_warning_or_refused_when_none_is_left(base):

@@ -26,6 +26,7 @@ def test_a_config_stays_as_it_was_checked():
         # one token predicts nothing
         ({"max_length": 1}, "max_length must be a whole number of at least 2, got 1"),
         ({"validate_every": -1}, "validate_every must be a whole number of at least 0"),
+        ({"valid_examples": -1}, "valid_examples must be a whole number of at least 0"),
         ({"valid_answers": -1}, "valid_answers must be a whole number of at least 0"),
         ({"checkpoint_every": -1}, "checkpoint_every must be a whole number of at least 0"),
         ({"lr": 0.0}, "lr must be positive"),
@@ -44,7 +45,7 @@ def test_a_config_stays_as_it_was_checked():
         ({"steps": True}, "steps must be a whole number of at least 1, got True"),
         ({"bf16": "false"}, "bf16 must be True or False, got 'false'"),
         ({"keep_best": 1}, "keep_best must be True or False, got 1"),
-        ({"pack": None}, "pack must be True or False, got None"),
+        ({"pack": "yes"}, r"pack must be True, False or None \(decide\), got 'yes'"),
         ({"resume": "no", "out": "x"}, "resume must be True or False, got 'no'"),
         ({"progress": 0}, "progress must be True or False, got 0"),
     ],
