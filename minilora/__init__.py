@@ -8,9 +8,10 @@
 >>> minilora.print_trainable_parameters(model)
 trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 
-The library, in reading order: ``level0`` (the truth in NumPy), ``nf4``, ``lora``, ``formats``,
-``ledger``, ``model``, ``training``. The course stands above it: ``plots``, ``bugs``, ``recipes``,
-``learn``. Each folder's ``__init__.py`` says what is inside; ``commands`` is the command line.
+The library, in reading order: ``level0`` (the truth in NumPy), ``nf4``, ``lora``, ``methods``,
+``formats``, ``ledger``, ``model``, ``training``. The course stands above it: ``plots``, ``bugs``,
+``recipes``, ``learn``. Each folder's ``__init__.py`` says what is inside; ``commands`` is the
+command line.
 """
 
 from typing import TYPE_CHECKING
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
         disable_adapter,
         enable_input_grads,
         explain_match,
-        inject,
         lora_layers,
         low_rank_parts,
         merge,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         unload,
         unmerge,
     )
+    from .methods import AdaLoraConfig, BitFitConfig, IA3Config, LNTuningConfig, VeraConfig, inject
     from .model import Llama, LlamaConfig, Tokenizer, load_base, save_model, tokenizer
     from .nf4 import NF4Linear, dequantize_base, quantize_base
     from .training import (
@@ -61,13 +62,17 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "AdaLoraConfig",
+    "BitFitConfig",
     "Conversation",
     "Document",
     "Example",
     "Examples",
     "Fingerprint",
     "History",
+    "IA3Config",
     "InjectReport",
+    "LNTuningConfig",
     "Llama",
     "LlamaConfig",
     "LoRALayer",
@@ -78,6 +83,7 @@ __all__ = [
     "Task",
     "Tokenizer",
     "TrainConfig",
+    "VeraConfig",
     "audit",
     "bits_per_byte",
     "combine",

@@ -12,6 +12,7 @@ In reading order:
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
     chat.py                          talk to it
+    adapter_card.py                  what ``train`` writes into the adapter's model card
     combine.py                       add several adapters
     first_example.py                 the first example as the model will see it, for ``train``
     hub.py, hub_tables.py            keep it

@@ -71,6 +71,7 @@ def run(options: argparse.Namespace) -> int:
     from ..training.history import tensorboard_callback
     from ..training.loop import train
     from ..training.readers import summarize
+    from .adapter_card import card_sections
     from .footprint import METHODS, describe_footprints, measure_footprints
 
     (task, read), lora, config = read_task(options), lora_of(options), settings_of(options)
@@ -96,7 +97,8 @@ def run(options: argparse.Namespace) -> int:
     if options.full:
         folder = save_model(model, options.out / "model")
     else:
-        folder = save_adapter(model, options.out / "adapter")
+        card = card_sections(read, config, history, "nf4" if options.qlora else None)
+        folder = save_adapter(model, options.out / "adapter", card=card)
     if options.qlora:
         del model  # a big one need not be there twice
         methods = ("QLoRA",) if big else METHODS

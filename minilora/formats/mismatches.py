@@ -117,7 +117,8 @@ def disagreements(
     if not names_its_targets(files.config, config):
         return []
     inside = tuple(f"{name}." for name in {**dict(adapter_layers(model)), **dict.fromkeys(whole)})
-    sites = {site.path: site for site in sites_of(model) if not site.path.startswith(inside)}
+    every = sites_of(model, embeddings=True)
+    sites = {site.path: site for site in every if not site.path.startswith(inside)}
     sites |= {n: site_of(n, layer) for n, layer in layers.items()}
     sites = {path: site for path, site in sites.items() if path not in whole}
     targets = {name for name, site in sites.items() if pattern_for(site, config) is not None}

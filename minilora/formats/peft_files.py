@@ -1,5 +1,6 @@
-"""PEFT's two files in one folder: written so that they always belong together, and read.
+"""PEFT's files in one folder: written so that they always belong together, and read.
 
+    README.md                    a model card, for people and hubs
     adapter_config.json          r, lora_alpha, target_modules, …
     adapter_model.safetensors    base_model.model.<path of the Linear>.lora_A.weight    (r, in)
                                  base_model.model.<path of the Linear>.lora_B.weight    (out, r)
@@ -30,12 +31,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save
 from torch import Tensor
 
 from ..files import (
@@ -43,11 +46,11 @@ from ..files import (
     json_text,
     read_json,
     read_tensors_and_metadata,
-    tensor_writer,
     text_writer,
     write_together,
 )
 from ..lora.config import LoraConfig
+from .model_card import CARD, Sections, is_ours, model_card
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 ASIDE = f"{CONFIG}.before"
@@ -84,18 +87,35 @@ class AdapterFiles:
 
 
 def write_adapter_files(
-    folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor], base: Mapping[str, str]
+    folder: Path,
+    config: dict[str, Any],
+    tensors: Mapping[str, Tensor],
+    base: Mapping[str, str],
+    sections: Sections | None = None,
 ) -> None:
-    """Write both files through the states above; ``base`` is a fingerprint for the metadata."""
+    """Write both files through the states above, and the model card (model_card.py) after them.
+
+    ``base`` is a fingerprint for the metadata. Equal adapters are equal bytes.
+    """
     text = json_text(config)
     metadata = {META_CONFIG: json.dumps(config), META_BASE: json.dumps(dict(base))}
+    content = packed(tensors, {"format": "pt", **metadata})
     try:
         same = (folder / CONFIG).read_bytes() == text.encode()
     except OSError:  # none yet, or an unreadable one: if the write fails too, it says why
         same = False
-    files = {TENSORS: tensor_writer(tensors, metadata), CONFIG: text_writer(text)}
-    write_together(folder, files, aside=None if same else (CONFIG, ASIDE))
+    files: dict[str, Callable[[Path], None]]
+    files = {TENSORS: partial(write_bytes, content), CONFIG: text_writer(text)}
+    stale = []
+    if is_ours(folder):  # out of the way first: after a kill there is no card of another adapter
+        files[CARD], stale = text_writer(model_card(config, base, sections)), [CARD]
+    write_together(folder, files, remove=stale, aside=None if same else (CONFIG, ASIDE))
     (folder / ASIDE).unlink(missing_ok=True)
+
+
+def write_bytes(content: bytes, path: Path) -> None:
+    """Write a file."""
+    path.write_bytes(content)
 
 
 def read_adapter_files(folder: Path) -> AdapterFiles:
@@ -108,6 +128,27 @@ def read_adapter_files(folder: Path) -> AdapterFiles:
         if config_version(folder)[1] == version:
             return AdapterFiles(folder, config_of(folder, content, metadata), tensors, metadata)
     raise ValueError(f"{folder} keeps changing: load the adapter when nothing writes to it")
+
+
+def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file with its header's keys sorted: 8 bytes of length, the header, the data.
+
+    The library writes the metadata's keys in random order (safetensors #584), so that two equal
+    saves would differ.
+
+    >>> import torch
+    >>> from safetensors.torch import load
+    >>> one = packed({"w": torch.ones(2)}, {"b": "1", "a": "2"})
+    >>> one == packed({"w": torch.ones(2)}, {"a": "2", "b": "1"}), load(one)["w"].tolist()
+    (True, [1.0, 1.0])
+    """
+    content = save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata)
+    )
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8, as the format asks
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:

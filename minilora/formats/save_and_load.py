@@ -23,20 +23,32 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.config import LoraConfig
+from ..lora.embedding import LoRAEmbedding
 from ..lora.injection import check_container, inject, require_adapters
+from ..lora.layer import LoRALayer
 from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
 from ..lora.token_rows import TiedHead, TokenRows
 from .base_fingerprint import fingerprint
 from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
-from .factors import Layer, factors_of, low_rank_layers
+from .factors import LINEAR, Layer, factors_of, low_rank_layers
 from .mismatches import check_fit
+from .model_card import Sections
 from .peft_files import META_BASE, PREFIX, read_adapter_files, write_adapter_files
+from .plain_lora import plain_lora
+
+NOTHING = Beside()
 
 
-def save_adapter(model: nn.Module, folder: str | Path) -> Path:
-    """Write a model's adapters as PEFT's two files; of the base, only its fingerprint goes along.
+def save_adapter(
+    model: nn.Module, folder: str | Path, *, plain: bool = False, card: Sections | None = None
+) -> Path:
+    """Write a model's adapters as PEFT's files; of the base, only its fingerprint goes along.
+
+    ``plain`` writes one rank and one alpha for all modules, for readers without patterns, as vLLM
+    and llama.cpp (plain_lora.py). ``card`` is what the model card says beside the settings, by
+    heading: ``{"Scores": {"exact match": 0.97}}``. Two equal adapters are written in equal bytes.
 
     Killed at any moment, it leaves the old adapter or the new one (formats/peft_files.py). Raises
     ``ValueError`` without adapters, when they differ in dropout or in the kind of scaling, or when
@@ -47,23 +59,27 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
     >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     sorted(file.name for file in save_adapter(model, folder).iterdir())
-    ['adapter_config.json', 'adapter_model.safetensors']
+    ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
     layers = layers_to_save(model)
-    kinds = {(layer.lora_dropout, layer.use_rslora) for _, layer in layers}
+    kinds = {(layer.lora_dropout, layer.use_rslora and not plain) for _, layer in layers}
     if len(kinds) > 1:
         raise ValueError(
             f"cannot save adapters that differ in (dropout, rslora) as one: {sorted(kinds)}"
         )
+    ranks = {name: layer.r for name, layer in layers}
+    alphas = {name: layer.lora_alpha for name, layer in layers}
     tensors = adapter_tensors(layers) | tensors_beside(model)
+    if plain:
+        rank, alpha, tensors = plain_tensors(layers, tensors)
+        ranks, alphas = dict.fromkeys(ranks, rank), dict.fromkeys(alphas, alpha)
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
         raise ValueError(f"{name} holds values that are not finite: the training diverged")
     lora_dropout, use_rslora = kinds.pop()
     names = [name for name, _ in layers]
-    r, rank_pattern = common_and_others({name: layer.r for name, layer in layers})
-    alphas = {name: layer.lora_alpha for name, layer in layers}
+    r, rank_pattern = common_and_others(ranks)
     lora_alpha, alpha_pattern = common_and_others(alphas)
     config: dict[str, Any] = {
         "peft_type": "LORA",
@@ -81,7 +97,7 @@ def save_adapter(model: nn.Module, folder: str | Path) -> Path:
         "alpha_pattern": alpha_pattern,
         **fields_beside(model),
     }
-    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)))
+    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)), card)
     return Path(folder)
 
 
@@ -126,7 +142,7 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
     for path, layer in require_adapters(model):
         if isinstance(layer, TokenRows | TiedHead):
             continue  # beside.py has them
-        if not isinstance(layer, Layer):
+        if not isinstance(layer, Layer) or type(layer) not in (LoRALayer, LoRAEmbedding):
             raise ValueError(
                 f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
             )
@@ -149,6 +165,23 @@ def task_type(model: nn.Module) -> str | None:
         return None
     two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return "SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM"
+
+
+def plain_tensors(
+    layers: list[tuple[str, Layer]], tensors: Mapping[str, Tensor]
+) -> tuple[int, float, dict[str, Tensor]]:
+    """R, alpha and the tensors for readers without patterns, which know A and B of Linears only."""
+    linears = [(path, layer) for path, layer in layers if isinstance(layer, LoRALayer)]
+    if len(tensors) != 2 * len(linears):
+        raise ValueError(
+            "plain=True writes A and B of Linears only, and this adapter holds more "
+            "(modules_to_save, biases, token rows or an embedding): save it without plain"
+        )
+    rank, alpha, factors = plain_lora(linears)
+    padded = {}
+    for path, pair in factors.items():
+        padded |= {f"{PREFIX}{path}.{end}": t for end, t in zip(LINEAR, pair, strict=True)}
+    return rank, alpha, padded
 
 
 def adapter_tensors(layers: list[tuple[str, Layer]]) -> dict[str, Tensor]:
@@ -195,7 +228,7 @@ def common_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return common, pattern
 
 
-def exactly(names: list[str], config: LoraConfig, found: Beside) -> LoraConfig:
+def exactly(names: list[str], config: LoraConfig, found: Beside = NOTHING) -> LoraConfig:
     """The config that adapts just these modules, with the rank and alpha that ``config`` gives."""
     named = isinstance(config.trainable_token_indices, Mapping)
 

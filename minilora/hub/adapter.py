@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from ..files import json_text
@@ -37,13 +36,14 @@ from ..formats.peft_files import (
     TENSORS,
     lora_config,
     metadata_object,
+    packed,
     read_adapter_files,
 )
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import scaling_of
 from ..text import listed
 
-__all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "read_adapter"]
+__all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "packed", "read_adapter"]
 
 
 LATER = ("bias", "task_type", "modules_to_save", "trainable_token_indices")
@@ -157,25 +157,6 @@ def canonical(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return sorted(map(canonical, value))
     return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
-
-
-def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """A safetensors file with its header's keys sorted: 8 bytes of length, the header as JSON, the
-    data.
-
-    >>> import torch
-    >>> from safetensors.torch import load
-    >>> one = packed({"w": torch.ones(2)}, {"b": "1", "a": "2"})
-    >>> one == packed({"w": torch.ones(2)}, {"a": "2", "b": "1"}), load(one)["w"].tolist()
-    (True, [1.0, 1.0])
-    """
-    content = save(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, dict(metadata)
-    )
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8, as the format asks
-    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def tensor_bytes(tensor: Tensor) -> memoryview:

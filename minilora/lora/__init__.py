@@ -11,10 +11,13 @@ In reading order:
     trained_copies.py  Parameters that train whole: a head, biases; the originals set aside
     rows.py            many adapters beside one Linear, a group of rows each
     patterns.py        how names and patterns match, by PEFT's rules
+    matches.py         a module that a config may name, and what became of it
+    adapter_config.py  what ``inject`` asks of any method's config
     config.py          ``LoraConfig``, with PEFT's field names
     selection.py       which sites a config chooses, of a live model or a planned one
     paths.py           module paths without the wrappers of training
     sites.py           a live model's modules as sites
+    twin.py            a second tree of modules around the same weights
     extras.py          what a config trains beside the adapters
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing

@@ -5,6 +5,8 @@
     disabled   y = base(x)
 
 A method is two functions, ``adapt`` and ``fold``; LoRA's are in layer.py. This class owns the rest.
+What training and files ask besides has an answer here that suits most methods: ``tensors``,
+``neutral``, ``training_state``, ``extra_loss``, ``update_and_allocate``.
 A merge makes a twin of the base with the folded weight, and exchanges the two; ``unmerge``
 exchanges them back. It never subtracts: in bf16, W0 + ΔW − ΔW is not W0. A float base keeps its
 place, its hooks and its Parameters, and only their values change; a base in four bits makes room
@@ -13,8 +15,8 @@ for its twin.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +33,8 @@ class AdapterLayer(nn.Module):
     Raises ``TypeError`` for a base that is not a Linear.
     """
 
-    shape_of = staticmethod(linear_shape)
+    # values that weight decay pulls parameters towards, by their names; 0 where none is given
+    neutral: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, base: nn.Module):
         super().__init__()
@@ -48,6 +51,36 @@ class AdapterLayer(nn.Module):
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) and bias of a Linear that computes what ``adapt`` does."""
         raise NotImplementedError
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The method's own tensors, by their names in PEFT's files."""
+        return dict(self._parameters.items())  # type: ignore[arg-type]
+
+    def as_lora(self) -> Any:
+        """The same update as a ``LoRALayer``; ``ValueError`` where it is not B A."""
+        raise ValueError(f"the update of a {type(self).__name__} is not a product B A")
+
+    def training_state(self) -> dict[str, Tensor]:
+        """What training changes besides parameters, so that a resumed run gets the same bits."""
+        return {}
+
+    @classmethod
+    def check_run(cls, layers: Sequence[Any], steps: int) -> None:
+        """Raise ``ValueError`` when these layers cannot be trained in a run of so many steps."""
+
+    @classmethod
+    def extra_loss(cls, layers: Sequence[Any]) -> Tensor | None:
+        """What this method adds to each step's loss, in nats; None for nothing."""
+        return None
+
+    @classmethod
+    def update_and_allocate(cls, layers: Sequence[Any], step: int) -> None:
+        """After the optimizer's step number ``step`` (from 1), with its gradients still there."""
+
+    @staticmethod
+    def shape_of(base: nn.Module) -> tuple[int, int]:
+        """(in, out) of a base that this method can stand beside; ``TypeError`` for another."""
+        return linear_shape(base)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, in) to (…, out)."""

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 from ..text import did_you_mean
 from .injection import require_adapters
-from .layer import LoRALayer, lora_layers
+from .merging import explain
 from .trained_copies import trained_copies
 
 RULES = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
@@ -62,23 +62,23 @@ class Mixing:
 def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
     """Copies of every adapter's factors, by module path.
 
-    Raises ``ValueError`` without adapters, and when anything but A and B of Linears trains.
+    Raises ``ValueError`` when there are none, when an update is not a product (DoRA's, say), and
+    when whole Parameters or token rows train too.
 
     >>> from minilora import LoRALayer
     >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1))
     >>> low_rank_parts(model)["0"].A.shape
     torch.Size([1, 4])
     """
-    layers = require_adapters(model)
-    others = [path for path, layer in layers if not isinstance(layer, LoRALayer)]
-    if others := [*others, *trained_copies(model)]:
+    plain = {path: explain(path, layer.as_lora) for path, layer in require_adapters(model)}
+    if whole := [*trained_copies(model)]:
         raise ValueError(
-            f"{others[0]} trains too, which is no product of low rank: "
+            f"{whole[0]} trains too, which is no product of low rank: "
             "low_rank_parts is for A and B of Linears alone"
         )
     return {
         path: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
-        for path, layer in lora_layers(model)
+        for path, layer in plain.items()
     }
 
 

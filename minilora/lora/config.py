@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ..text import names_other_libraries_use
-from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
-from .patterns import check_layers, check_patterns, check_regex, check_values, first_fit
+from .adapter_config import AdapterConfig
+from .hyperparameters import (
+    check_alpha,
+    check_dropout,
+    check_rank,
+    check_rslora,
+    check_variant,
+    scaling_of,
+)
+from .patterns import check_patterns, check_values, first_fit
 
 BIASES = ("none", "all", "lora_only")
 TASK_TYPES = (
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
     from .embedding import LoRAEmbedding
     from .layer import LoRALayer
+    from .matches import Site
 
 
 @names_other_libraries_use(
@@ -27,7 +36,7 @@ if TYPE_CHECKING:
     targets="target_modules", modules="target_modules",
 )  # fmt: skip
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(AdapterConfig):
     """Rank, scale, dropout and targets of a LoRA adapter (arXiv 2106.09685 section 4.1).
 
     - ``r``: rank of the update, at least 1. A module gets ``r * (in + out)`` trainable parameters.
@@ -55,6 +64,8 @@ class LoraConfig:
       the first number in its path that has a name before it, or the number after
       ``layers_pattern`` (``"layers"``, ``"h"``; one or several). They narrow a *list* of targets
       only, and not an entry of it that is a whole path: as in PEFT.
+    - ``use_dora``: magnitude and direction apart (methods/dora.py). ``init_lora_weights``: True for
+      LoRA's own start, ``"pissa"`` or ``"olora"`` for one from the weight (methods/pissa.py).
 
     Raises ``ValueError`` on values outside these, ``TypeError`` on values of another kind.
 
@@ -62,6 +73,9 @@ class LoraConfig:
     2.0
     """
 
+    peft_type: ClassVar[str] = "LORA"
+    takes_embeddings: ClassVar[bool] = True
+    pattern_fields: ClassVar[Sequence[str]] = ("rank_pattern", "alpha_pattern")
     r: int = 8
     lora_alpha: float = 16
     target_modules: str | Sequence[str] = ("q_proj", "v_proj")
@@ -72,6 +86,8 @@ class LoraConfig:
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     layers_to_transform: int | Sequence[int] | None = None
     layers_pattern: str | Sequence[str] | None = None
+    use_dora: bool = False
+    init_lora_weights: bool | str = True
     bias: str = "none"
     task_type: str | None = None
     modules_to_save: Sequence[str] = ()
@@ -82,18 +98,12 @@ class LoraConfig:
         check_alpha(self.lora_alpha)
         check_dropout(self.lora_dropout)
         check_rslora(self.use_rslora)
+        check_variant(self.use_dora, self.init_lora_weights)
         ranks = check_values("rank_pattern", self.rank_pattern, check_rank)
         alphas = check_values("alpha_pattern", self.alpha_pattern, check_alpha)
-        self._set("target_modules", check_patterns("target_modules", self.target_modules))
-        self._set("exclude_modules", check_patterns("exclude_modules", self.exclude_modules))
         self._set("rank_pattern", ranks)
         self._set("alpha_pattern", alphas)
-        self._set("layers_to_transform", check_layers(self.layers_to_transform))
-        if not self.target_modules:
-            raise ValueError(
-                'target_modules is empty: name at least one module, as ["q_proj", "v_proj"]'
-            )
-        self._check_layers_pattern()
+        self.check_targets()
         self._check_extras()
 
     def _check_extras(self) -> None:
@@ -113,31 +123,6 @@ class LoraConfig:
         else:
             self._set("trainable_token_indices", tuple(tokens or ()))
 
-    def _check_layers_pattern(self) -> None:
-        """The two fields about layers belong together, and to a list of targets."""
-        if pattern := self.layers_pattern:  # an empty one means none, as in PEFT
-            names = check_patterns(
-                "layers_pattern", [pattern] if isinstance(pattern, str) else pattern
-            )
-            for name in names:
-                check_regex("layers_pattern", name)
-            self._set("layers_pattern", names)
-            if self.layers_to_transform is None:
-                raise ValueError(
-                    f"layers_pattern={names!r} needs layers_to_transform: "
-                    "the numbers after that name"
-                )
-        targets = self.target_modules
-        if self.layers_to_transform is not None and isinstance(targets, str):
-            raise ValueError(
-                f"layers_to_transform narrows a list of target_modules, got {targets!r}: "
-                "give a list, or write the layers into the regular expression"
-            )
-
-    def _set(self, name: str, value: object) -> None:
-        """Put the checked form of a field in its place."""
-        object.__setattr__(self, name, value)
-
     @property
     def scaling(self) -> float:
         """The factor in front of B A."""
@@ -154,12 +139,29 @@ class LoraConfig:
         lora_alpha = first_fit(path, self.alpha_pattern, self.lora_alpha)
         return r, lora_alpha
 
+    def rank_of(self, path: str) -> int:
+        """``r`` of a module."""
+        return self.rank_and_alpha(path)[0]
+
+    def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
+        """A (r, in) and B (out, r), under other names beside an Embedding; DoRA's magnitudes."""
+        r, out_features = self.rank_of(site.path), site.out_features
+        names = ("lora_A.weight", "lora_B.weight")
+        A, B = names if site.is_linear else ("lora_embedding_A", "lora_embedding_B")
+        factors = {A: (r, site.in_features), B: (out_features, r)}
+        return factors | ({"lora_magnitude_vector": (out_features,)} if self.use_dora else {})
+
     def wrap(self, base: nn.Module, path: str) -> LoRALayer | LoRAEmbedding:
         """The layer that goes in at ``path``, around the module that is there."""
         from .embedding import LoRAEmbedding  # a config needs no torch until it builds a layer
         from .layer import LoRALayer
         from .linears import is_linear
 
+        if self.use_dora or self.init_lora_weights is not True:
+            raise ValueError(
+                f"use_dora={self.use_dora}, init_lora_weights={self.init_lora_weights!r}: "
+                "minilora.inject knows LoRA's variants, minilora.lora.inject only LoRA itself"
+            )
         r, lora_alpha = self.rank_and_alpha(path)
         kind = LoRALayer if is_linear(base) else LoRAEmbedding
         return kind(base, r, lora_alpha, self.lora_dropout, self.use_rslora)

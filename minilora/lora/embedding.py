@@ -41,8 +41,6 @@ class LoRAEmbedding(AdapterLayer):
     True
     """
 
-    shape_of = staticmethod(embedding_shape)
-
     def __init__(
         self,
         base: nn.Module,
@@ -64,6 +62,11 @@ class LoRAEmbedding(AdapterLayer):
         self.lora_embedding_A = nn.Parameter(torch.zeros(r, self.in_features, **made))
         self.lora_embedding_B = nn.Parameter(torch.randn(self.out_features, r, **made))
         base.requires_grad_(False)
+
+    @staticmethod
+    def shape_of(base: nn.Module) -> tuple[int, int]:
+        """(in, out) of a table."""
+        return embedding_shape(base)
 
     def adapt(self, base: Any, x: Tensor) -> Tensor:
         """Token ids (…) to vectors (…, d)."""

@@ -53,3 +53,21 @@ def check_rslora(use_rslora: bool) -> None:
     """Raise unless ``use_rslora`` is True or False."""
     if not isinstance(use_rslora, bool):
         raise TypeError(f"use_rslora must be True or False, got {use_rslora!r}")
+
+
+STARTS = ("pissa", "olora")
+
+
+def check_variant(use_dora: bool, init_lora_weights: bool | str) -> None:
+    """Raise unless these name a variant of LoRA that there is, one at most."""
+    if not isinstance(use_dora, bool):
+        raise TypeError(f"use_dora must be True or False, got {use_dora!r}")
+    if init_lora_weights is not True and init_lora_weights not in STARTS:
+        raise ValueError(
+            f"init_lora_weights must be True, 'pissa' or 'olora', got {init_lora_weights!r}"
+        )
+    if use_dora and init_lora_weights is not True:
+        raise ValueError(
+            f"use_dora with init_lora_weights={init_lora_weights!r}: each changes what the other "
+            "starts from; choose one"
+        )

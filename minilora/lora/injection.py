@@ -9,7 +9,7 @@ changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,17 +18,20 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..nf4.linear import NF4Linear
+from .adapter_config import AdapterConfig
 from .adapter_layer import AdapterLayer, adapter_layers
 from .config import LoraConfig
 from .extras import Extras, modules_to_train, plan_extras
 from .paths import named_modules, plain_path, replace_modules, unwrapped
-from .selection import InjectReport, select
+from .selection import InjectReport, Match, select
 from .sites import sites_of
 from .token_rows import TiedHead, TokenRows, width_of
 from .trained_copies import forget_copies, make_copies, put_copies, switch_copies
 
+WrapAll = Callable[[Mapping[str, nn.Module], Sequence[Match]], Mapping[str, nn.Module]]
 
-def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
+
+def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
     """What ``inject`` would do with this model, changing nothing. Raises as ``inject``.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -47,11 +50,15 @@ def explain_match(model: nn.Module, config: LoraConfig) -> InjectReport:
     return plan(model, config)[0]
 
 
-def plan(model: nn.Module, config: LoraConfig) -> tuple[InjectReport, Extras]:
+def plan(model: nn.Module, config: AdapterConfig) -> tuple[InjectReport, Extras]:
     """The report, and what trains beside the adapters. Changes nothing."""
-    whole = tuple(f"{path}." for path in modules_to_train(model, config))
-    matches = select([s for s in sites_of(model) if not f"{s.path}.".startswith(whole)], config)
-    extras = plan_extras(model, config, [m.name for m in matches if m.pattern is not None])
+    extras, whole = Extras(), tuple[str, ...]()
+    if isinstance(config, LoraConfig):
+        whole = tuple(f"{path}." for path in modules_to_train(model, config))
+    sites = sites_of(model, config.takes_norms, config.takes_embeddings)
+    matches = select([s for s in sites if not f"{s.path}.".startswith(whole)], config)
+    if isinstance(config, LoraConfig):
+        extras = plan_extras(model, config, [m.name for m in matches if m.pattern is not None])
     modules = dict(named_modules(model))
     rows = {p: len(tokens) * width_of(modules[p]) for p, tokens in extras.rows.items()}
     beside = [(name, *about) for name, about in extras.parameters.items()]
@@ -62,9 +69,12 @@ def plan(model: nn.Module, config: LoraConfig) -> tuple[InjectReport, Extras]:
     return InjectReport(matches, trainable, total, tuple(beside)), extras
 
 
-def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
+def inject(
+    model: nn.Module, config: AdapterConfig | None = None, wrap_all: WrapAll | None = None
+) -> InjectReport:
     """Wrap the modules that a config chooses, in place, and freeze everything but the adapters.
 
+    ``wrap_all`` makes the layers (default: the config's own; methods/injection.py has another).
     Until it is trained, the model computes what it did, to the bit. Raises ``ValueError`` before
     anything changes: a target that matches nothing or is not a Linear, a tied or shared weight, a
     model that has adapters already.
@@ -80,13 +90,13 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     modules = dict(named_modules(model))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
-        layers: dict[str, nn.Module] = {
-            match.name: config.wrap(modules[match.name], match.name).train(model.training)
-            for match in report.chosen
-        }
+        layers = dict((wrap_all or config.wrap_all)(modules, report.chosen))
         tables = {path: TokenRows(modules[path], tokens) for path, tokens in extras.rows.items()}
         heads = {p: TiedHead(modules[p], tables[table]) for p, table in extras.heads.items()}
         copies = make_copies(model, extras.parameters)
+        layers |= {**tables, **heads}
+        for layer in layers.values():
+            layer.train(model.training)
     except Exception:  # out of memory, say
         for name in trained:
             model.get_parameter(name).requires_grad_(True)
@@ -95,7 +105,7 @@ def inject(model: nn.Module, config: LoraConfig | None = None) -> InjectReport:
     frozen = frozenset(plain_path(model, name) for name in trained)
     unwrapped(model)._frozen_by_inject = frozen  # type: ignore[assignment]
     model.requires_grad_(False)
-    replace_modules(model, layers | tables | heads)
+    replace_modules(model, layers)
     put_copies(model, copies)
     unwrapped(model)._adapter_config = config  # type: ignore[assignment]
     return report

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from ..nf4.linear import NF4Linear
 from .adapter_layer import AdapterLayer
 from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
-from .linears import device_of, dtype_of, is_conv1d
+from .linears import is_conv1d, made_beside
 from .paths import named_modules
 
 MODULE = nn.Module.__module__
@@ -70,8 +70,7 @@ class LoRALayer(AdapterLayer):
         self.r, self.lora_alpha = r, lora_alpha
         self.lora_dropout, self.use_rslora = lora_dropout, use_rslora
         self.scaling = scaling_of(r, lora_alpha, use_rslora)
-        half = dtype_of(base) in (torch.float16, torch.bfloat16)
-        made: Any = {"dtype": torch.float32 if half else dtype_of(base), "device": device_of(base)}
+        made = made_beside(base)
         self.lora_A = nn.Parameter(torch.empty(r, self.in_features, **made))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, r, **made))
         self.reset_parameters()
@@ -92,6 +91,14 @@ class LoRALayer(AdapterLayer):
         if x.dtype == y.dtype == A.dtype and is_ours_alone(base, y):
             return add_low_rank(y, x, A, B, self.scaling)
         return add_low_rank_plainly(y, x, A, B, self.scaling)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """A and B, by PEFT's names."""
+        return {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
+
+    def as_lora(self) -> LoRALayer:
+        """This layer as plain LoRA, for files and sums; a variant answers for itself."""
+        return self
 
     def delta_weight(self) -> Tensor:
         """``ΔW = scaling · B A``, (out, in), in the adapter's dtype. Its rank is at most r."""

@@ -32,6 +32,13 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Whether this is a norm with a weight an element: LayerNorm, or any model's own RMSNorm."""
+    own = module._parameters
+    known = own.keys() <= {"weight", "bias"} and own.get("weight") is not None
+    return known and own["weight"].dim() == 1 and not module._modules  # type: ignore[union-attr]
+
+
 def linear_shape(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a Linear. Raises ``TypeError`` for anything else."""
     if not is_linear(module):
@@ -90,10 +97,20 @@ def device_of(base: Any) -> torch.device:
     return stored.device
 
 
-def with_weight(base: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
-    """A frozen twin of a Linear with another weight (out, in) and bias; the Linear stays as it is.
+def made_beside(base: Any) -> dict[str, Any]:
+    """dtype and device of what trains beside a Linear; float32 beside half precision.
 
-    It has the same class, hooks and attributes. The twin of an ``NF4Linear`` is an ``nn.Linear``.
+    Small steps vanish in bf16.
+    """
+    half = dtype_of(base) in (torch.float16, torch.bfloat16)
+    return {"dtype": torch.float32 if half else dtype_of(base), "device": device_of(base)}
+
+
+def with_weight(base: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """A frozen twin of a Linear (or norm) with another weight (out, in) and bias.
+
+    The Linear stays as it is. The twin has the same class, hooks and attributes; that of an
+    ``NF4Linear`` is an ``nn.Linear``.
     """
     if isinstance(base, NF4Linear):
         return plain_linear(weight, bias).train(base.training)
@@ -109,5 +126,6 @@ def with_weight(base: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
 def exchange(one: Any, other: Any) -> None:
     """Exchange the weights and biases of two bases in floats; each keeps its Parameter objects."""
     one.weight.data, other.weight.data = other.weight.data, one.weight.data
-    if not isinstance(one, nn.Embedding) and one.bias is not other.bias:
-        one.bias, other.bias = other.bias, one.bias
+    bias = getattr(one, "bias", None)  # a norm may not know the word
+    if bias is not getattr(other, "bias", None):
+        one.bias, other.bias = other.bias, bias

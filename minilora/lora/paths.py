@@ -11,7 +11,7 @@ paths.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -59,7 +59,7 @@ def plain_path(model: nn.Module, path: str) -> str:
     return ".".join(parts)
 
 
-def replace_modules(model: nn.Module, replacements: dict[str, nn.Module]) -> None:
+def replace_modules(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
     """Put other modules at these plain paths."""
     named = model.named_modules(remove_duplicate=False)
     paths = [path for path, module in named if wrapped_name(module) is None]

@@ -18,33 +18,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..text import columns, nearest
+from .matches import Match, Site
 from .patterns import fits, fits_pattern, in_layers, is_all_linear
 
 if TYPE_CHECKING:
-    from .config import LoraConfig
+    from .adapter_config import AdapterConfig
 
 
-@dataclass(frozen=True)
-class Site:
-    """A module that a config may name: its path, and its sizes if it is a Linear or Embedding.
-
-    ``refused`` says why it cannot have an adapter (empty: it can). ``is_head`` marks the output
-    head, which ``"all-linear"`` leaves alone.
-    """
-
-    path: str
-    in_features: int = 0
-    out_features: int = 0
-    refused: str = ""
-    is_linear: bool = True
-    is_head: bool = False
-
-
-def not_a_linear(kind: str) -> str:
+def not_a_linear(kind: str, taken: str = "Linears") -> str:
     """Why a module of another kind is refused, to follow its name."""
     article = "an" if kind[0] in "AEIOU" else "a"
     return (
-        f"{article} {kind}: only Linears and Embeddings can be adapted; "
+        f"{article} {kind}: only {taken} can be adapted; "
         "write a longer name or a regular expression"
     )
 
@@ -57,28 +42,7 @@ def tied_to(others: Sequence[str]) -> str:
     )
 
 
-@dataclass(frozen=True)
-class Match:
-    """One Linear of a model: its path and shape, and the pattern that chose it (None: none did)."""
-
-    name: str
-    in_features: int
-    out_features: int
-    pattern: str | None
-    r: int
-
-    @property
-    def parameters(self) -> int:
-        """Trainable parameters here: ``r (in + out)``, or 0 when not chosen."""
-        return self.r * (self.in_features + self.out_features) if self.pattern is not None else 0
-
-    @property
-    def full_rank(self) -> int:
-        """The largest rank that an update of this shape can have."""
-        return min(self.in_features, self.out_features)
-
-
-def select(sites: Sequence[Site], config: LoraConfig) -> tuple[Match, ...]:
+def select(sites: Sequence[Site], config: AdapterConfig) -> tuple[Match, ...]:
     """Every Linear among the sites, and every chosen Embedding, with the pattern that chooses it.
 
     Raises one ``ValueError`` when a target, an exclusion or a key of a pattern matches nothing, or
@@ -97,13 +61,14 @@ def select(sites: Sequence[Site], config: LoraConfig) -> tuple[Match, ...]:
     return tuple(match_of(site, patterns[site.path], config) for site in shown)
 
 
-def match_of(site: Site, pattern: str | None, config: LoraConfig) -> Match:
+def match_of(site: Site, pattern: str | None, config: AdapterConfig) -> Match:
     """A Linear with the pattern that chose it, and the rank that the config gives it."""
-    r, _ = config.rank_and_alpha(site.path)
-    return Match(site.path, site.in_features, site.out_features, pattern, r)
+    r, cost = config.rank_of(site.path), config.parameters_at(site)
+    other = None if cost == r * (site.in_features + site.out_features) else cost
+    return Match(site.path, site.in_features, site.out_features, pattern, r, other)
 
 
-def pattern_for(site: Site, config: LoraConfig) -> str | None:
+def pattern_for(site: Site, config: AdapterConfig) -> str | None:
     """The pattern of the config that chooses this module, or None."""
     path, targets = site.path, config.target_modules
     if fits(path, config.exclude_modules) is not None:
@@ -115,7 +80,7 @@ def pattern_for(site: Site, config: LoraConfig) -> str | None:
     return pattern if narrowed or path in targets else None
 
 
-def check_exclusions_used(paths: Collection[str], config: LoraConfig) -> None:
+def check_exclusions_used(paths: Collection[str], config: AdapterConfig) -> None:
     """Raise ``ValueError`` when an entry of ``exclude_modules`` is the name of no module."""
     excluded = config.exclude_modules
     entries = [excluded] if isinstance(excluded, str) else [[name] for name in excluded]
@@ -125,7 +90,7 @@ def check_exclusions_used(paths: Collection[str], config: LoraConfig) -> None:
         raise ValueError(f"exclude_modules: no module matches {shown}, so it would exclude nothing")
 
 
-def check_targets_used(sites: Sequence[Site], chosen: Sequence[str], config: LoraConfig) -> None:
+def check_targets_used(sites: Sequence[Site], chosen: Sequence[str], config: AdapterConfig) -> None:
     """Raise ``ValueError`` when nothing or not every entry matched; suggest what was meant."""
     targets = config.target_modules
     if isinstance(targets, str):
@@ -136,9 +101,9 @@ def check_targets_used(sites: Sequence[Site], chosen: Sequence[str], config: Lor
         raise ValueError(nothing_matches(sites, config, unused))
 
 
-def check_keys_used(chosen: Collection[str], config: LoraConfig) -> None:
+def check_keys_used(chosen: Collection[str], config: AdapterConfig) -> None:
     """Raise ``ValueError`` when a key of a pattern fits none of the chosen modules."""
-    for field in ("rank_pattern", "alpha_pattern"):
+    for field in config.pattern_fields:
         keys = getattr(config, field)
         idle = [k for k in keys if not any(fits_pattern(path, k) or path == k for path in chosen)]
         if idle:
@@ -146,7 +111,7 @@ def check_keys_used(chosen: Collection[str], config: LoraConfig) -> None:
             raise ValueError(f"{field}: no module that gets an adapter matches {shown}")
 
 
-def nothing_matches(sites: Sequence[Site], config: LoraConfig, unused: Sequence[str]) -> str:
+def nothing_matches(sites: Sequence[Site], config: AdapterConfig, unused: Sequence[str]) -> str:
     """The message about targets that match nothing, with the names that could have been meant."""
     names = Counter(last_name(site.path) for site in sites if site.is_linear)
     near = [name for entry in unused for name in nearest(last_name(entry), names)]
@@ -159,7 +124,8 @@ def nothing_matches(sites: Sequence[Site], config: LoraConfig, unused: Sequence[
     if config.layers_to_transform is not None:
         narrowed += f" in layers_to_transform={config.layers_to_transform!r}"
     available = ", ".join(f"{name} (×{count})" for name, count in names.items())
-    linears = f"Linears of this model: {available or 'none: this model has no Linear'}"
+    kind = "norm" if config.takes_norms else "Linear"
+    linears = f"{kind}s of this model: {available or f'none: this model has no {kind}'}"
     entries = ", ".join(map(repr, unused))
     return f"target_modules: no module matches {entries}{narrowed}{hint} {linears}"
 
@@ -223,7 +189,7 @@ class InjectReport:
                 rows.append((*row, "–", "0", "–"))
             else:
                 cost = sum(match.parameters for match in matches)
-                rows.append((*row, str(r), f"{cost:,}", repr(pattern)))
+                rows.append((*row, str(r or "–"), f"{cost:,}", repr(pattern)))
         for name, parameters, option in self.beside:
             rows.append((name, "1", "–", "–", f"{parameters:,}", option))
         share = f"{100 * self.trainable / self.total:.2f}%"
@@ -233,7 +199,9 @@ class InjectReport:
 
 def too_high(chosen: Sequence[Match]) -> list[str]:
     """A line when a rank is more than its matrix can have, which only makes A and B bigger."""
-    high = [match for match in chosen if match.r > match.full_rank]
+    # VeRA's r counts fixed random directions, and costs next to nothing
+    pays = [m for m in chosen if m.parameters >= m.r * (m.in_features + m.out_features)]
+    high = [match for match in pays if match.r > match.full_rank]
     if not high:
         return []
     first = min(high, key=lambda match: match.full_rank)

@@ -50,8 +50,6 @@ class TokenRows(AdapterLayer):
     tensor([ True, False])
     """
 
-    shape_of = staticmethod(row_shape)
-
     def __init__(self, base: nn.Module, tokens: Sequence[int]):
         super().__init__(base)
         self.tokens = list(tokens)
@@ -62,6 +60,11 @@ class TokenRows(AdapterLayer):
         self.register_buffer("slots", slots, persistent=False)  # (tokens,) of the table: row or -1
         self.rows = nn.Parameter(table[self.tokens].clone())  # (k, d)
         base.requires_grad_(False)
+
+    @staticmethod
+    def shape_of(base: nn.Module) -> tuple[int, int]:
+        """(in, out) of an Embedding or a head."""
+        return row_shape(base)
 
     @property
     def is_head(self) -> bool:

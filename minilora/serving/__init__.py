@@ -2,7 +2,10 @@
 
 In reading order:
 
-    layer.py  a Linear whose rows have adapters of their own, and the rows of a whole model
+    layer.py          a Linear whose rows have adapters of their own, and the rows of a model
+    adapter_cache.py  adapters in memory, by content, the least recently used ones dropped
+    adapter_store.py  adapters by name, read strictly
+    bank.py           ``AdapterBank``: a base, its adapters, and answers
 
 Imports ``hub`` and the library.
 """
@@ -12,8 +15,8 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
-    from .layer import AdapterRows
+    from .bank import AdapterBank
 
-__all__ = ["AdapterRows"]
+__all__ = ["AdapterBank"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -64,8 +64,7 @@ class RowLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear_shape(base)
         self.base = base
-        half = dtype_of(base) in (torch.float16, torch.bfloat16)
-        made: Any = {"dtype": torch.float32 if half else dtype_of(base), "device": device_of(base)}
+        made: Any = {"dtype": kept_dtype(base), "device": device_of(base)}
         A = torch.zeros(rows, max_rank, self.in_features, **made)
         B = torch.zeros(rows, max_rank, self.out_features, **made)
         self.register_buffer("A", A, persistent=False)
@@ -91,7 +90,7 @@ class RowLinear(nn.Module):
         for factors, weight in parts:
             start, end = end, end + len(factors.A)
             self.A[row, start:end] = factors.A
-            torch.mul(factors.B, weight, out=self.B[row, start:end])
+            self.B[row, start:end].copy_(factors.B).mul_(weight)
         self.A[row, end:] = (
             0  # a leftover A alone would do no harm, but it costs nothing to be sure
         )
@@ -194,6 +193,12 @@ class AdapterRows:
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         return sum(layer.A.nbytes + layer.B.nbytes for layer in self.layers.values())
+
+
+def kept_dtype(base: nn.Module) -> torch.dtype:
+    """The dtype of A and B beside a Linear: its own, but float32 beside half precision."""
+    half = dtype_of(base) in (torch.float16, torch.bfloat16)
+    return torch.float32 if half else dtype_of(base)
 
 
 def total_ranks(parts: Sequence[Weighted]) -> dict[str, int]:

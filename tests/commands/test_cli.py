@@ -1,6 +1,7 @@
 """The commands as a user types them: a full circle, and bad input is one line and status 2."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,9 +58,15 @@ def test_train_merge_and_generate_complete_the_circle(trained, capsys):
 def test_train_writes_adapter_and_metrics_and_says_what_is_next(trained, capsys):
     out = trained / "out"
     assert sorted(f.name for f in (out / "adapter").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
+    card = (out / "adapter" / "README.md").read_text(encoding="utf-8")
+    assert "\n- examples: 60\n- sha256: " in card
+    assert re.search(r"\n## Training\n\n- steps: 4\n- lr: 0\.005\n", card)
+    assert re.search(r"\n- held-out valid_loss: \d\.\d+\n- held-out exact_match: ", card)
+    assert str(trained) not in card
     steps = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [record["step"] for record in steps if "loss" in record] == [1, 2, 3, 4]
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from minilora import LoraConfig, inject, load_adapter, save_adapter
 from minilora.formats import peft_files
+from minilora.formats.model_card import CARD
 from minilora.formats.peft_files import (
     ASIDE,
     CONFIG,
@@ -134,7 +135,11 @@ def test_killed_before_any_file_operation_a_save_leaves_the_old_adapter_or_the_n
         assert in_peft in served or (none_seen and other_alpha != 3.0), "old, new, or no adapter"
         seen.add((torch.equal(answer, new(X)), none_seen))
         save_adapter(load_adapter(plain(), folder), folder)  # and so it is repaired
-        assert sorted(f.name for f in folder.iterdir() if f.name[0] != ".") == [CONFIG, TENSORS]
+        assert sorted(f.name for f in folder.iterdir() if f.name[0] != ".") == [
+            CARD,
+            CONFIG,
+            TENSORS,
+        ]
         if not os.WIFSIGNALED(status):
             break
     assert killed >= 4
@@ -224,7 +229,7 @@ def test_a_save_that_fails_half_way_puts_the_config_back(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(OSError, match=r"could not write .*No space left.*Nothing was changed"):
         save_adapter(adapted(lora_alpha=9, seed=3), tmp_path)
-    assert sorted(f.name for f in tmp_path.iterdir()) == [CONFIG, TENSORS]
+    assert sorted(f.name for f in tmp_path.iterdir()) == [CARD, CONFIG, TENSORS]
     assert torch.equal(load_adapter(plain(), tmp_path)(X), old(X))
 
 

@@ -95,7 +95,7 @@ def saved(tmp_path, **config):
 def test_the_folder_holds_the_adapter_and_nothing_else(tmp_path):
     ours, folder = saved(tmp_path)
     files = {file.name for file in folder.iterdir()}
-    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    assert files == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
     saved_numbers = sum(t.numel() for t in load_file(folder / "adapter_model.safetensors").values())
     layers = [layer for _, layer in lora_layers(ours)]
     assert saved_numbers == sum(la.lora_A.numel() + la.lora_B.numel() for la in layers)
