@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
+from .hub_names import adapter_folder, add_adapter_option
 from .options import (
     add_base_option,
     add_device_option,
@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("instruction", help="the question")
     add("--context", default="", help="what the question is about")
     add_base_option(parser)
-    add("--adapter", type=Path, help="folder with an adapter (default: none, the base answers)")
+    add_adapter_option(parser, none="the base answers")
     add("--qlora", action="store_true", help="the base in four bits, as in train --qlora")
     add("--max-new-tokens", type=int, default=64, help="(default: %(default)s)")
     add_sampling_options(parser)
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
     model = load_base(options.base, device=device, quantize=quantize)
     if options.adapter is not None:
-        load_adapter(model, options.adapter)
+        load_adapter(model, adapter_folder(options.adapter, options.hub))
     question = (options.instruction, options.context, options.max_new_tokens)
     print(model.generate_text(*question, **sampling_of(options)))
     return 0
