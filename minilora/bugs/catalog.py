@@ -189,15 +189,15 @@ TRAINING = (
         thread="huggingface/trl #784",
         caught_by="training/test_batches.py::test_packing_keeps_every_example_whole_in_its_own_segment"),
     Bug(name="padding attended", where="model.transformer:attention_mask_4d",
-        right="(causal & (segments[:, past:, None] == segments[:, None, :]))[:, None]",
+        right="(causal & (segments[:, :, None] == segments[:, None, :]))[:, None]",
         wrong="causal[None, None]",
         story="The padding on the left is read as text. "
               "An answer depends on how long its neighbours in the batch are.",
         thread="ml-explore/mlx-lm #1906",
         caught_by="model/test_transformer.py::test_left_padding_changes_no_answer"),
-    Bug(name="a cache off by one", where="model.transformer:Decoder.forward",
-        right="torch.arange(past, past + time, device=x.device)",
-        wrong="torch.arange(time, device=x.device) + max(past - 1, 0)",
+    Bug(name="a cache off by one", where="model.cache:KVCache.open",
+        right="torch.arange(past[0], past[0] + time, device=device)",
+        wrong="torch.arange(time, device=device) + max(past[0] - 1, 0)",
         story="A new token takes the position of the last one in the cache. "
               "Each is turned by one angle too little; the text stays fluent. In a like case the "
               "offset counted the prompt twice.",

@@ -1,6 +1,6 @@
 """``minilora chat``: talk to a base, with an adapter or without; it remembers what was said.
 
-    /adapter FOLDER   another adapter; /adapter alone takes it out
+    /adapter FOLDER   another adapter, or a name of the hub; /adapter alone takes it out
     /reset            forget the conversation
     /quit             end (so does the end of the input)
 
@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
+from .hub_names import adapter_folder, add_adapter_option
 from .options import (
     add_base_option,
     add_device_option,
@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora chat``."""
     add = parser.add_argument
     add_base_option(parser)
-    add("--adapter", type=Path, help="folder with an adapter (default: none, the base answers)")
+    add_adapter_option(parser, none="the base answers")
     add("--system", default="", help="a message that opens the conversation")
     add("--qlora", action="store_true", help="the base in four bits, as in train --qlora")
     add("--max-new-tokens", type=int, default=256, help="of one answer (default: %(default)s)")
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
     model = load_base(options.base, device=device, quantize=quantize)
     if options.adapter is not None:
-        load_adapter(model, options.adapter)
+        load_adapter(model, adapter_folder(options.adapter, options.hub))
     talk = Talk(model, options)
     if sys.stdin.isatty():
         print(HELP)
@@ -74,7 +74,7 @@ class Talk:
     """A conversation with a model, and how it answers."""
 
     def __init__(self, model: Any, options: argparse.Namespace):
-        self.model = model
+        self.model, self.hub = model, options.hub
         self.sampling = {"max_new_tokens": options.max_new_tokens, **sampling_of(options)}
         system = {"role": "system", "content": options.system}
         self.opening = [system] if options.system else []
@@ -118,7 +118,7 @@ class Talk:
         if not folder:
             return "the base answers"
         try:
-            load_adapter(self.model, folder)
+            load_adapter(self.model, adapter_folder(folder, self.hub))
         except (ValueError, OSError) as error:
             for path, layer in before.items():
                 self.model.set_submodule(path, layer)

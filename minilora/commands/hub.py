@@ -18,6 +18,8 @@ from .hub_tables import show_version, show_versions
 
 EPILOG = """examples:
   minilora hub push naval mine/adapter --data my.jsonl --metric exact_match=0.97
+  minilora train --data my.jsonl --out mine --push naval   the same, with its lineage
+  minilora generate --adapter naval@champion "…"           wherever a folder is asked for
   minilora hub list naval                     minilora hub show naval@champion
   minilora hub compare naval@1.0 naval@1.1    what changed, and by how much
   minilora hub alias naval@1.1.0 champion     promote; the same with 1.0.0 rolls back
@@ -86,7 +88,7 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     add("name")
     add("folder", type=Path)
     add("--version", help="such as 1.2.0 (default: the suggested one)")
-    taught = "the JSONL it was trained on: its hash is kept, and it teaches the router"
+    taught = "the file it was trained on: its hash is kept, and it teaches the router"
     add("--data", type=Path, help=taught)
     add("--task", default="")
     add("--description", default="")
@@ -116,9 +118,10 @@ def run(options: argparse.Namespace) -> int:
 def push(hub: Any, options: argparse.Namespace) -> None:
     """``minilora hub push``."""
     from ..hub import data_hash
-    from ..training.data import load_jsonl
+    from ..training.examples import question_text
+    from ..training.readers import read_examples
 
-    examples = load_jsonl(options.data) if options.data else ()
+    examples = read_examples(options.data).examples if options.data else ()
     metadata: dict[str, Any] = {
         "task": options.task,
         "description": options.description,
@@ -135,7 +138,7 @@ def push(hub: Any, options: argparse.Namespace) -> None:
         metadata={
             name: value for name, value in metadata.items() if value not in (None, "", [], {})
         },
-        examples=[f"{each.instruction} {each.input}" for each in examples],
+        examples=map(question_text, examples),
     )
     print(f"Pushed {version.spec}, {kilobytes(version.manifest.bytes)}. Next:")
     print(f"  minilora hub {where(options)}show {version.spec}")

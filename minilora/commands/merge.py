@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 from shlex import quote
 
+from .hub_names import adapter_folder, add_adapter_option
 from .options import add_base_option
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -20,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora merge``."""
     add = parser.add_argument
     add_base_option(parser)
-    add("--adapter", type=Path, required=True, help="folder with the adapter")
+    add_adapter_option(parser)
     add("--out", type=Path, required=True, help="folder for the merged model")
     add("--qlora", action="store_true", help="the base in four bits, as in train --qlora")
     onto = "for a base in four bits: dequantized (the default with --qlora), or the folder of "
@@ -48,7 +49,7 @@ def run(options: argparse.Namespace) -> int:
     if options.shard is not None:
         size_in_bytes(options.shard)  # a wrong one is refused before anything is computed
     base = load_base(options.base, quantize="nf4" if options.qlora else None)
-    model = load_adapter(base, options.adapter)
+    model = load_adapter(base, adapter_folder(options.adapter, options.hub))
     onto = options.onto or ("dequantized" if options.qlora else None)
     onto = onto if onto in (None, "dequantized") else load_base(onto)
     merged, dtype = merge_and_unload(model, onto=onto), getattr(torch, options.dtype)

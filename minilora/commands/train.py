@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .hub_names import add_hub_option, check_push, push_trained
 from .options import add_base_option, add_device_option, add_seed_option, check_device
 
 
@@ -52,9 +53,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     most = "held-out examples that a validation takes (default: %(default)s; 0: all)"
     add("--valid-examples", type=int, default=256, help=most)
     add("--valid-batch", type=int, help="held-out examples computed at once (default: as trained)")
+    share = "share of all rows that are old ones, so that less is forgotten, such as 0.25"
+    add("--replay", type=float, metavar="SHARE", help=share)
+    source = "self: what the base writes itself; or a data file or .txt of old examples or text"
+    add("--replay-from", default="self", metavar="SOURCE", help=f"{source} (default: self)")
     add("--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--tensorboard", action="store_true", help="also write TensorBoard events to --out")
+    add(
+        "--push", metavar="NAME", help="store the adapter in the hub under this name, with its data"
+    )
+    add_hub_option(parser)
     add_seed_option(parser)
     add_device_option(parser)
 
@@ -74,7 +83,9 @@ def run(options: argparse.Namespace) -> int:
     from .adapter_card import card_sections
     from .footprint import METHODS, describe_footprints, measure_footprints
 
+    check_push(options.push, options.full)
     (task, read), lora, config = read_task(options), lora_of(options), settings_of(options)
+    replay = replay_of(options)
     device = check_device(options.device)
     askable = sum(not isinstance(example, Document) for example in task.valid)
     config = replace(config, valid_answers=min(20, askable))
@@ -90,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     announce(task, config)
     show_form(model.tokenizer, task)
     callbacks = [tensorboard_callback(options.out)] if options.tensorboard else []
-    history = train(model, task, config, callbacks=callbacks)
+    history = train(model, task, config, replay=replay, callbacks=callbacks)
     if history.interrupted:
         print(f"Stopped at step {len(history.steps)}. Continue with the same command and --resume.")
         return 130
@@ -99,6 +110,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         card = card_sections(read, config, history, "nf4" if options.qlora else None)
         folder = save_adapter(model, options.out / "adapter", card=card)
+    if options.push:
+        pushed = push_trained(options.push, options.hub, folder, task, config, scores_of(history))
+        print(f"Pushed {pushed}.")
     if options.qlora:
         del model  # a big one need not be there twice
         methods = ("QLoRA",) if big else METHODS
@@ -107,6 +121,16 @@ def run(options: argparse.Namespace) -> int:
         print(describe_footprints(measured, options.base))
     show_next(options, folder)
     return 0
+
+
+def scores_of(history: Any) -> dict[str, float]:
+    """The numbers of the validation whose state was kept."""
+    kept = [each for each in history.validations if each["step"] == history.best_step]
+    return {
+        name: float(value)
+        for name, value in (kept or history.validations or [{}])[-1].items()
+        if name in ("valid_loss", "exact_match")
+    }
 
 
 def read_task(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -136,6 +160,31 @@ def lora_of(options: argparse.Namespace) -> Any:
     alpha = 2 * options.r if options.alpha is None else options.alpha
     targets = read_targets(options.target)
     return LoraConfig(options.r, alpha, targets, options.dropout, options.rslora)
+
+
+def replay_of(options: argparse.Namespace) -> Any:
+    """What is replayed beside the task, or None."""
+    from ..training.readers import read_examples
+    from ..training.replay import Examples, Prose, SelfReplay
+
+    share, source = options.replay, options.replay_from
+    if share is None:
+        if source != "self":
+            raise ValueError(f"--replay-from {source} needs a share of the rows: --replay 0.25")
+        return None
+    if source == "self":
+        return SelfReplay(share)
+    if Path(source).suffix == ".txt":
+        return Prose([read_text(Path(source))], share)
+    return Examples(read_examples(source, skip_bad=options.skip_bad).examples, share)
+
+
+def read_text(file: Path) -> str:
+    """A text file. Raises ``ValueError`` when it is missing or is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
 
 
 def settings_of(options: argparse.Namespace) -> Any:

@@ -288,7 +288,7 @@ def resolve(name_or_folder: str | Path, hub_folder: str | Path) -> Path:
         return Path(name_or_folder)
     if not (Path(hub_folder) / FILE).exists() and not transport.is_address(str(name_or_folder)):
         raise ValueError(
-            f"{name_or_folder} is not a folder, and there is no hub in {hub_folder} that could "
-            "have an adapter of that name"
+            f"{name_or_folder} is not a folder, and there is no hub in {hub_folder} to look the "
+            "name up in: check the path, or name the hub's folder with --hub"
         )
     return Hub(hub_folder).pull(str(name_or_folder))

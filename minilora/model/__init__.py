@@ -4,6 +4,7 @@ In reading order:
 
     config.py           the sizes and switches of a Llama, and of its kin
     rotary.py           positions as angles, stretched for long texts
+    cache.py            keys and values of past tokens, one slot a row, written in place
     transformer.py      embedding, blocks, head: a whole Llama on a few screens
     sampling.py         the likeliest token, or one drawn with a temperature, top_k and top_p
     generation.py       one token after the other; the protocol that training asks for logits

@@ -1,8 +1,8 @@
-"""Text from a language model, one token after the other: greedy, or drawn with a temperature.
+"""Text from a language model, one token after the other.
 
-The model computes the logits after a row's last token, one token is taken (sampling.py) and added,
-and the next round begins. With a cache it is given the new token only, and finds the keys and
-values of all earlier ones there.
+The model computes the logits after a row's last token, one token is chosen (sampling.py), and the
+next round begins. The prompt goes through the model in one pass. With a cache the model is then
+given the new token only, and finds the keys and values of all earlier ones there.
 
 Rows of different lengths are padded on the left, so that every row ends where its answer begins.
 
@@ -17,32 +17,14 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cache import KVCache
 from .chat import Message
 from .own_forms import question
 from .sampling import Sampling, ends_of, sample
 from .tokenizer_folder import Companions
-
-
-class KVCache:
-    """Keys and values of all past positions: a new token costs one row, not the whole prefix."""
-
-    def __init__(self) -> None:
-        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
-
-    @property
-    def length(self) -> int:
-        """Positions kept so far."""
-        return self.layers[0][0].shape[2] if self.layers else 0
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (batch, kv_heads, new, head_dim) keys and values; return those of all positions."""
-        if layer in self.layers:
-            past_k, past_v = self.layers[layer]
-            k, v = torch.cat([past_k, k], dim=2), torch.cat([past_v, v], dim=2)
-        self.layers[layer] = (k, v)
-        return k, v
 
 
 class CausalLM(nn.Module):
@@ -59,6 +41,17 @@ class CausalLM(nn.Module):
         training asks of a model.
         """
         return self(ids, segments)[labelled]
+
+    def next_logits(
+        self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, last: Tensor | None = None
+    ) -> Tensor:
+        """Logits (batch, vocab) after each row's last token, which stands at ``last`` (batch,).
+
+        Without ``last``, at the end. What generation asks of a model. ``mask`` (batch, time) is 0
+        for padding among these ids.
+        """
+        logits = self(ids, mask, cache)
+        return logits[:, -1] if last is None else logits[torch.arange(len(ids)), last]
 
     @torch.no_grad()
     def generate(
@@ -102,24 +95,24 @@ class CausalLM(nn.Module):
         self.eval()
         random = torch.Generator(device=ids.device).manual_seed(settings.seed)
         cache = KVCache() if settings.use_cache else None
-        new, ended = ids, torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+        ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         ends = torch.tensor(settings.ends, dtype=torch.long, device=ids.device)
+        choice = settings.temperature, settings.top_k, random, settings.top_p
         try:
             for _ in range(settings.max_new_tokens):
-                with torch.no_grad():
-                    logits = self(ids if cache is None else new, mask, cache)[:, -1]
-                # (batch, vocab)
-                token = sample(logits, settings.temperature, settings.top_k, random, settings.top_p)
-                if settings.ends:
-                    token = torch.where(ended, settings.ends[0], token)
-                    ended |= torch.isin(token, ends)
-                new = token[:, None]
-                ids = torch.cat([ids, new], dim=1)
-                if mask is not None:
-                    mask = torch.cat([mask, mask.new_ones(len(ids), 1)], dim=1)
+                with torch.inference_mode():
+                    token = sample(self.next_logits(ids, mask, cache), *choice)
+                    if settings.ends:
+                        token = torch.where(ended, settings.ends[0], token)
+                        ended |= torch.isin(token, ends)
                 yield token
-                if bool(ended.all()):
+                if settings.ends and bool(ended.all()):
                     break
+                if cache is not None:
+                    ids, mask = token[:, None], None
+                else:
+                    ids = torch.cat([ids, token[:, None]], dim=1)
+                    mask = mask if mask is None else F.pad(mask, (0, 1), value=1)
         finally:
             self.train(was_training)
 

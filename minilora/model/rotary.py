@@ -66,15 +66,21 @@ def frequencies(exponents: Tensor, theta: float, scaling: RopeScaling | None) ->
 def rotary_angles(
     head_dim: int, theta: float, positions: Tensor, scaling: RopeScaling | None = None
 ) -> tuple[Tensor, Tensor]:
-    """cos and sin of position · frequency, each (time, head_dim)."""
+    """cos and sin of position · frequency, each (batch, 1, time, head_dim), for ``rotate``.
+
+    ``positions`` is (batch, time), or (1, time) where all rows stand at the same places.
+    """
     exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
     turn = frequencies(exponents, theta, scaling)
-    angles = torch.outer(positions.float(), turn)  # (time, head_dim / 2)
-    angles = torch.cat([angles, angles], dim=-1)  # (time, head_dim)
-    return angles.cos(), angles.sin()
+    angles = positions[:, None, :, None].float() * turn  # (batch, 1, time, head_dim / 2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair ``(x[i], x[i + d/2])`` by its angle; x: (batch, heads, time, head_dim)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cos.to(x.dtype) + torch.cat([-second, first], dim=-1) * sin.to(x.dtype)
+    """Turn each pair ``(a, b) = (x[i], x[i + d/2])`` to ``(a cos - b sin, b cos + a sin)``.
+
+    x: (batch, heads, time, head_dim). Rolling by half brings b under a and a under b; the minus
+    stands in the first half of ``sin``.
+    """
+    return x * cos.to(x.dtype) + x.roll(x.shape[-1] // 2, -1) * sin.to(x.dtype)

@@ -30,8 +30,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .cache import KVCache
 from .config import LlamaConfig
-from .generation import CausalLM, KVCache
+from .generation import CausalLM
 from .rotary import rotary_angles, rotate
 
 
@@ -44,6 +45,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dtype is torch.float32:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # the same, to the bit
         x32 = x.float()
         x32 = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * x32.to(x.dtype)
@@ -80,19 +83,21 @@ class Attention(nn.Module):
         q, k, v = (each.transpose(1, 2) for each in (q, k, v))  # (batch, heads, time, head_dim)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        if self.groups > 1:
+            k, v = cache.write(self.layer, k, v)
+        if self.groups > 1 and time > 1:
             k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
-        y = attend(q, k, v, mask)
-        return self.o_proj(y.transpose(1, 2).reshape(batch, time, -1))
+        elif self.groups > 1:  # one token: a group's heads take the place of the time axis
+            q = q.view(batch, -1, self.groups, self.head_dim)  # (batch, kv_heads, groups, head_dim)
+        y = attend(q, k, v, mask, is_causal=mask is None and time > 1)
+        y = y.reshape(batch, 1, -1) if time == 1 else y.transpose(1, 2).reshape(batch, time, -1)
+        return self.o_proj(y)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-    """``softmax(q kᵀ / sqrt(head_dim)) v``; without a mask each query sees the keys up to its own.
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """``softmax(q kᵀ / sqrt(head_dim)) v``; ``is_causal``: each query sees the keys up to its own.
 
     On CPUs bf16 attention is slower than float32, its backward above all: there it leaves autocast.
     """
-    is_causal = mask is None and q.shape[2] > 1
     if q.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(
@@ -144,42 +149,64 @@ class Decoder(nn.Module):
         # True: keep only each block's input, compute the rest again in backward
         self.gradient_checkpointing = False
 
-    def forward(self, input_ids: Tensor, segments: Tensor | None, cache: KVCache | None) -> Tensor:
-        past, time = (cache.length if cache is not None else 0), input_ids.shape[1]
-        x = self.embed_tokens(input_ids)  # (batch, time, hidden)
-        positions = torch.arange(past, past + time, device=x.device)
-        config, device = self.config, x.device
-        cos, sin = rotary_angles(config.head_dim, config.rope_theta, positions, config.rope_scaling)
+    def forward(
+        self,
+        input_ids: Tensor | None,
+        segments: Tensor | None,
+        cache: KVCache | None,
+        inputs_embeds: Tensor | None = None,
+    ) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected token ids or embeddings, one of the two")
+        # (batch, time, hidden)
+        x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        (batch, time, _), device, config = x.shape, x.device, self.config
         windows = [config.window(i) for i in range(len(self.layers))]
-        masks = {w: attention_mask_4d(segments, past, time, device, w) for w in set(windows)}
+        if cache is None:
+            positions = positions_of(segments, time, device)
+            masks = {w: attention_mask_4d(segments, time, device, w) for w in set(windows)}
+        else:
+            positions = cache.open(batch, time, segments, device)
+            masks = {w: cache.mask(w, x.dtype) for w in set(windows)}
+        cos, sin = rotary_angles(config.head_dim, config.rope_theta, positions, config.rope_scaling)
         recompute = self.gradient_checkpointing and self.training and torch.is_grad_enabled()
         for layer, window in zip(self.layers, windows, strict=True):
             if recompute:
                 x = checkpoint(layer, x, cos, sin, masks[window], cache, use_reentrant=False)
             else:
                 x = layer(x, cos, sin, masks[window], cache)
+        if cache is not None:
+            cache.close()
         return self.norm(x)
 
 
-def attention_mask_4d(
-    segments: Tensor | None, past: int, time: int, device: torch.device, window: int | None = None
-) -> Tensor | None:
-    """Which key each query may see, (batch, 1, time, past + time) bool; None for plain causal.
+def positions_of(segments: Tensor | None, time: int, device: torch.device) -> Tensor:
+    """The place of each token in its row, (batch or 1, time); padding is not counted."""
+    if segments is None:
+        return torch.arange(time, device=device)[None]
+    return ((segments != 0).cumsum(dim=1) - 1).clamp(min=0)
 
-    ``segments`` (batch, past + time) holds 0 for padding and one number for all tokens that belong
+
+def attention_mask_4d(
+    segments: Tensor | None, time: int, device: torch.device, window: int | None = None
+) -> Tensor | None:
+    """Which token each token may see, (batch or 1, 1, time, time) bool; None for plain causal.
+
+    ``segments`` (batch, time) holds 0 for padding and one number for all tokens that belong
     together: it may be a 0/1 padding mask, or 1, 2, 3 … for examples packed into one row. A token
     sees its own segment, up to itself, and with a ``window`` the last so many tokens only. So even
-    a padded query sees something, itself: a softmax over nothing would be NaN.
+    a padded query sees something, itself: a softmax over nothing would be NaN. With a cache the
+    mask comes from there.
     """
-    window = window if window is not None and window < past + time else None
-    if segments is None and window is None and (past == 0 or time == 1):
+    window = window if window is not None and window < time else None
+    if segments is None and window is None:
         return None
-    causal = torch.ones(time, past + time, dtype=torch.bool, device=device).tril(past)
+    causal = torch.ones(time, time, dtype=torch.bool, device=device).tril()
     if window is not None:
-        causal = causal.triu(past + 1 - window)
+        causal = causal.triu(1 - window)
     if segments is None:
         return causal[None, None]
-    return (causal & (segments[:, past:, None] == segments[:, None, :]))[:, None]
+    return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
 
 
 class Llama(CausalLM):
@@ -210,16 +237,21 @@ class Llama(CausalLM):
             self.lm_head.weight = self.model.embed_tokens.weight
 
     def forward(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, cache: KVCache | None = None
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        cache: KVCache | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         """Logits (batch, time, vocab) of token ids (batch, time); with a cache, of the new ones.
 
-        ``attention_mask`` (batch, time) is 1 for a token and 0 for padding, on either side: rotary
-        positions are relative, so padding shifts nothing. Rows of several packed examples number
-        their tokens 1, 2, 3 … by example instead. With a cache the mask covers the past as well.
+        ``attention_mask`` (batch, time) is 1 for a token and 0 for padding, on either side: padding
+        counts for no position, so it shifts nothing. Rows of several packed examples number their
+        tokens 1, 2, 3 … by example instead. ``inputs_embeds`` (batch, time, hidden) takes the place
+        of the ids: soft tokens before a text's own embeddings, for one.
         """
         segments = attention_mask  # a padding mask is one segment; a packed row has several
-        return self.lm_head(self.model(input_ids, segments, cache))
+        return self.lm_head(self.model(input_ids, segments, cache, inputs_embeds))
 
     def logits_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
         """As in ``CausalLM``; the head, the largest product, computes only the labelled places."""
@@ -228,3 +260,10 @@ class Llama(CausalLM):
     def states_at(self, ids: Tensor, labelled: Tensor, segments: Tensor | None = None) -> Tensor:
         """The last hidden states (labels, hidden) at the labelled places, which the head reads."""
         return self.model(ids, segments, None)[labelled]
+
+    def next_logits(
+        self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, last: Tensor | None = None
+    ) -> Tensor:
+        """As in ``CausalLM``; the head computes one token a row."""
+        hidden = self.model(ids, mask, cache)  # (batch, time, hidden)
+        return self.lm_head(hidden[:, -1] if last is None else hidden[torch.arange(len(ids)), last])

@@ -116,6 +116,19 @@ def asked_and_expected(example: Learnt) -> tuple[list[dict[str, str]], str]:
     return messages[:last], messages[last]["content"]
 
 
+def question_text(example: Learnt) -> str:
+    """What an example asks, for a router: the words before its last answer; a document's text.
+
+    >>> question_text(Example("Status?", "Hull 90%.", "Log: 7"))
+    'Status?\\nLog: 7'
+    """
+    if isinstance(example, Document):
+        return example.text
+    if isinstance(example, Example):
+        return f"{example.instruction}\n{example.input}".strip()
+    return "\n".join(message["content"] for message in asked_and_expected(example)[0])
+
+
 def load_jsonl(path: str | Path) -> tuple[Example, ...]:
     """Read examples from a file with one JSON object a line.
 

@@ -7,6 +7,7 @@ import warnings
 import pytest
 
 from minilora.commands import hub as command_hub
+from minilora.commands.cli import main
 from minilora.hub import Hub, data_hash
 from minilora.training.data import load_jsonl
 
@@ -60,6 +61,34 @@ def test_a_new_user_pushes_compares_promotes_and_rolls_back(run, pushed):
     assert "champion 1.1.0 -> 1.0.0" in output
     with pytest.raises(ValueError, match="somebody moved it"):
         run("alias", "naval@1.1.0", "champion", "--expect", "1.1.0")
+
+
+def test_train_pushes_with_lineage_and_commands_take_names(run, tmp_path, capsys):
+    rows = [{"instruction": f"Hull {n}?", "output": f"Hull {n}%."} for n in range(12)]
+    data = tmp_path / "logs.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    hub = ["--hub", str(tmp_path / "hub")]
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "out"), "--seed", "7", *hub]
+    train += ["--steps", "2", "--batch", "2"]
+    assert main([*train, "--push", "na val"]) != 0
+    assert "expected an adapter's name" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*train, "--push", "naval", "--full"]) != 0
+    assert "--full makes none" in capsys.readouterr().err
+    assert main([*train, "--push", "naval"]) == 0
+    assert "Pushed naval@1.0.0." in capsys.readouterr().out
+    version = Hub(tmp_path / "hub").show("naval")
+    assert version.manifest.seed == 7
+    assert version.manifest.recipe["steps"] == 2
+    assert version.manifest.data_sha
+    assert set(version.manifest.metrics) == {"valid_loss", "exact_match"}
+    ask = ["generate", "Hull 3?", "--max-new-tokens", "3"]
+    assert main([*ask, *hub, "--adapter", "naval@1"]) == 0
+    named = capsys.readouterr().out
+    assert main([*ask, "--adapter", str(tmp_path / "out" / "adapter")]) == 0
+    assert capsys.readouterr().out == named
+    assert main([*ask, *hub, "--adapter", "navel"]) != 0
+    assert "did you mean 'naval'" in capsys.readouterr().err
 
 
 def test_verify_gives_a_status(run, pushed):

@@ -9,7 +9,7 @@ import transformers
 
 import minilora
 from minilora import load_base, save_model
-from minilora.model.generation import KVCache
+from minilora.model.cache import KVCache
 from minilora.model.transformer import attention_mask_4d
 
 from ..tolerance import assert_as_close, exactly
@@ -132,13 +132,20 @@ def test_checkpointing_gives_the_same_gradients_with_windows(tmp_path):
 
 def test_a_window_is_the_last_tokens_of_the_same_segment():
     segments = torch.tensor([[0, 1, 1, 1, 2, 2]])
-    mask = attention_mask_4d(segments, 2, 4, torch.device("cpu"), window=2)[0, 0]
-    seen = [[key for key in range(6) if mask[query, key]] for query in range(4)]
-    assert seen == [[1, 2], [2, 3], [4], [4, 5]]
-    assert attention_mask_4d(None, 3, 1, torch.device("cpu"), window=4) is None
-    assert attention_mask_4d(None, 4, 1, torch.device("cpu"), window=4)[0, 0].tolist() == [
-        [False, True, True, True, True]
-    ]
+    mask = attention_mask_4d(segments, 6, torch.device("cpu"), window=2)[0, 0]
+    seen = [[key for key in range(6) if mask[query, key]] for query in range(6)]
+    assert seen == [[0], [1], [1, 2], [2, 3], [4], [4, 5]]
+
+
+def test_a_window_of_a_cache_is_a_rows_last_tokens():
+    cache = KVCache()
+    for time, expected in ((3, [[0], [0, 1], [1, 2]]), (1, [[2, 3]]), (2, [[3, 4], [4, 5]])):
+        cache.open(1, time)
+        cache.write(0, torch.ones(1, 1, time, 2), torch.ones(1, 1, time, 2))
+        mask = cache.mask(2, torch.float32)[0, 0]
+        assert [(row == 0).nonzero()[:, 0].tolist() for row in mask] == expected
+        cache.close()
+        assert cache.mask(6, torch.float32) is None or time > 1
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from minilora import LoraConfig, inject
 from minilora.lora.layer import lora_layers
+from minilora.model.cache import KVCache
 from minilora.model.config_json import family_fields
-from minilora.model.generation import KVCache
 from minilora.model.transformer import Llama, LlamaConfig, RMSNorm, attention_mask_4d
 
 from ..tolerance import assert_as_close, exactly
@@ -72,7 +72,7 @@ def test_the_cache_gives_the_logits_of_the_whole_sequence(time, cut, seed):
     cache, cut = KVCache(), min(cut, time - 1)
     parts = [model(part, cache=cache) for part in (ids[:, :cut], ids[:, cut:]) if part.shape[1]]
     assert_as_close(torch.cat(parts, dim=1), model(ids), exactly(model, ids))
-    assert cache.length == time
+    assert cache.lengths == [time, time]
 
 
 def test_left_padding_changes_no_answer():
@@ -81,7 +81,9 @@ def test_left_padding_changes_no_answer():
     alone = model.generate(short, 12)[:, 5:]
     ids = torch.cat([torch.zeros(1, pad, dtype=torch.long), short], dim=1)
     mask = torch.tensor([[0] * pad + [1] * 5])
-    assert torch.equal(model.generate(ids, 12, attention_mask=mask)[:, 5 + pad :], alone)
+    for use_cache in (True, False):
+        padded = model.generate(ids, 12, attention_mask=mask, use_cache=use_cache)
+        assert torch.equal(padded[:, 5 + pad :], alone)
 
 
 def test_segments_of_a_packed_row_do_not_see_each_other():
@@ -97,9 +99,33 @@ def test_segments_of_a_packed_row_do_not_see_each_other():
 
 def test_no_mask_is_made_where_causal_says_it_all():
     device = torch.device("cpu")
-    assert attention_mask_4d(None, 0, 5, device) is None
-    assert attention_mask_4d(None, 7, 1, device) is None
-    assert attention_mask_4d(None, 2, 3, device).shape == (1, 1, 3, 5)
+    assert attention_mask_4d(None, 5, device) is None
+    assert attention_mask_4d(None, 5, device, window=5) is None
+    assert attention_mask_4d(None, 5, device, window=2).shape == (1, 1, 5, 5)
+
+
+def test_embeddings_take_the_place_of_ids():
+    model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (2, 9))
+    embedded = model.model.embed_tokens(ids)
+    assert torch.equal(model(inputs_embeds=embedded), model(ids))
+    for both in ({}, {"input_ids": ids, "inputs_embeds": embedded}):
+        with pytest.raises(ValueError, match="token ids or embeddings, one of the two"):
+            model(**both)
+
+
+def test_padding_between_soft_tokens_and_text_shifts_nothing():
+    """As in prompt tuning with padding on the left: positions count what is kept."""
+    model = tiny(**SIZES[1])
+    soft, ids = torch.randn(1, 3, 48), torch.randint(0, 97, (1, 5))
+    text, pads = model.model.embed_tokens(ids), torch.randn(1, 4, 48)
+    alone = torch.cat([soft, text], dim=1)
+    apart = torch.cat([soft, pads, text], dim=1)
+    mask = torch.tensor([[1] * 3 + [0] * 4 + [1] * 5])
+    expected, truth = model(inputs_embeds=alone), exactly(model, inputs_embeds=alone)
+    keep = mask[0].bool()
+    for cache in (None, KVCache()):
+        logits = model(attention_mask=mask, inputs_embeds=apart, cache=cache)
+        assert_as_close(logits[:, keep], expected, truth)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -67,7 +67,7 @@ def test_the_planted_head_looks_back_one_token_and_finds_a_former_occurrence():
 def attention_of(model, ids):
     """Softmax weights of layers 0 and 1, recomputed from their projections."""
     c, x, weights = model.config, model.model.embed_tokens(ids), []
-    cos, sin = rotary_angles(c.head_dim, c.rope_theta, torch.arange(ids.shape[1]))
+    cos, sin = rotary_angles(c.head_dim, c.rope_theta, torch.arange(ids.shape[1])[None])
     for layer in list(model.model.layers)[:2]:
         attention, normed = layer.self_attn, layer.input_layernorm(x)
         projected = (attention.q_proj(normed), attention.k_proj(normed))

@@ -1,0 +1,70 @@
+"""Adapters by name where a command takes a folder, and ``train --push``: the way into the hub."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+NAMED = "a folder, or a name of the hub such as naval@champion"
+
+
+def add_adapter_option(parser: argparse.ArgumentParser, none: str = "") -> None:
+    """``--adapter`` and ``--hub``; ``none`` says what happens without an adapter (else it is
+    required).
+    """
+    about = f"{NAMED} (default: {none})" if none else NAMED
+    parser.add_argument("--adapter", required=not none, metavar="FOLDER|NAME", help=about)
+    add_hub_option(parser)
+
+
+def add_hub_option(parser: argparse.ArgumentParser) -> None:
+    """``--hub``: where names are looked up."""
+    parser.add_argument("--hub", type=Path, default=Path("hub"), help="folder (default: hub)")
+
+
+def adapter_folder(name_or_folder: str, hub: Path) -> Path:
+    """The folder of an adapter, pulled from the hub if it is a name; a folder is taken as it is.
+
+    Raises ``ValueError`` when it is neither.
+    """
+    from ..hub import resolve
+
+    return resolve(name_or_folder, hub)
+
+
+def check_push(name: str | None, full: bool) -> None:
+    """Refuse a name that cannot be pushed, before hours of training."""
+    from ..hub.semver import check_name
+
+    if name is None:
+        return
+    if full:
+        raise ValueError("--push stores an adapter, and --full makes none: leave one of them out")
+    check_name(name)
+
+
+def push_trained(
+    name: str, hub: Path, folder: Path, task: Any, config: Any, metrics: dict[str, float]
+) -> str:
+    """Store a run's adapter with its lineage: data hash, scores, seed, settings; returns
+    ``naval@1.0.0``.
+    """
+    from ..hub import Hub, data_hash
+    from ..training.examples import question_text
+
+    recipe = {key: value for key, value in asdict(config).items() if is_setting(value)}
+    metadata = {"task": task.name, "data_sha": data_hash(task.train), "metrics": metrics}
+    version = Hub(hub).push(
+        name,
+        folder,
+        metadata={**metadata, "seed": config.seed, "recipe": recipe},
+        examples=map(question_text, task.train),
+    )
+    return version.spec
+
+
+def is_setting(value: Any) -> bool:
+    """Whether a field of a ``TrainConfig`` says how it was trained; a folder does not."""
+    return isinstance(value, bool | int | float | str)
