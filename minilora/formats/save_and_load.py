@@ -72,7 +72,7 @@ def save_adapter(
     alphas = {name: layer.lora_alpha for name, layer in layers}
     tensors = adapter_tensors(layers) | tensors_beside(model)
     if plain:
-        rank, alpha, tensors = plain_tensors(layers, tensors)
+        rank, alpha, tensors = plain_tensors(model)
         ranks, alphas = dict.fromkeys(ranks, rank), dict.fromkeys(alphas, alpha)
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
@@ -167,21 +167,25 @@ def task_type(model: nn.Module) -> str | None:
     return "SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM"
 
 
-def plain_tensors(
-    layers: list[tuple[str, Layer]], tensors: Mapping[str, Tensor]
-) -> tuple[int, float, dict[str, Tensor]]:
-    """R, alpha and the tensors for readers without patterns, which know A and B of Linears only."""
+def linears_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
+    """The layers, for readers that know A and B of Linears only; ``ValueError`` if there is more."""
+    layers = layers_to_save(model)
     linears = [(path, layer) for path, layer in layers if isinstance(layer, LoRALayer)]
-    if len(tensors) != 2 * len(linears):
+    if len(linears) < len(layers) or tensors_beside(model):
         raise ValueError(
-            "plain=True writes A and B of Linears only, and this adapter holds more "
-            "(modules_to_save, biases, token rows or an embedding): save it without plain"
+            "this adapter holds more than A and B of Linears (modules_to_save, biases, token rows "
+            "or an embedding), which readers without patterns do not know: save it without plain"
         )
-    rank, alpha, factors = plain_lora(linears)
-    padded = {}
+    return linears
+
+
+def plain_tensors(model: nn.Module) -> tuple[int, float, dict[str, Tensor]]:
+    """R, alpha and the tensors for readers without patterns."""
+    rank, alpha, factors = plain_lora(linears_to_save(model))
+    tensors: dict[str, Tensor] = {}
     for path, pair in factors.items():
-        padded |= {f"{PREFIX}{path}.{end}": t for end, t in zip(LINEAR, pair, strict=True)}
-    return rank, alpha, padded
+        tensors |= {f"{PREFIX}{path}.{end}": t for end, t in zip(LINEAR, pair, strict=True)}
+    return rank, alpha, tensors
 
 
 def adapter_tensors(layers: list[tuple[str, Layer]]) -> dict[str, Tensor]:
