@@ -168,7 +168,7 @@ def task_type(model: nn.Module) -> str | None:
 
 
 def linears_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
-    """The layers, for readers that know A and B of Linears only; ``ValueError`` if there is more."""
+    """The layers, for readers of A and B of Linears only; ``ValueError`` if there is more."""
     layers = layers_to_save(model)
     linears = [(path, layer) for path, layer in layers if isinstance(layer, LoRALayer)]
     if len(linears) < len(layers) or tensors_beside(model):
