@@ -43,7 +43,16 @@ if TYPE_CHECKING:
         unmerge,
     )
     from .methods import AdaLoraConfig, BitFitConfig, IA3Config, LNTuningConfig, VeraConfig, inject
-    from .model import Llama, LlamaConfig, Tokenizer, load_base, save_model, tokenizer
+    from .model import (
+        Llama,
+        LlamaConfig,
+        Tokenizer,
+        export_adapter_gguf,
+        export_gguf,
+        load_base,
+        save_model,
+        tokenizer,
+    )
     from .nf4 import NF4Linear, dequantize_base, quantize_base
     from .training import (
         Conversation,
@@ -51,6 +60,7 @@ if TYPE_CHECKING:
         Example,
         Examples,
         History,
+        Job,
         Prose,
         SelfReplay,
         Task,
@@ -60,6 +70,7 @@ if TYPE_CHECKING:
         exact_match,
         read_examples,
         train,
+        train_many,
     )
 
 __version__ = "0.1.0"
@@ -74,6 +85,7 @@ __all__ = [
     "History",
     "IA3Config",
     "InjectReport",
+    "Job",
     "LNTuningConfig",
     "Llama",
     "LlamaConfig",
@@ -95,6 +107,8 @@ __all__ = [
     "enable_input_grads",
     "exact_match",
     "explain_match",
+    "export_adapter_gguf",
+    "export_gguf",
     "fingerprint",
     "inject",
     "ledger",
@@ -116,6 +130,7 @@ __all__ = [
     "swap_adapter",
     "tokenizer",
     "train",
+    "train_many",
     "trainable_parameters",
     "unload",
     "unmerge",

@@ -7,12 +7,13 @@ In reading order:
 
     cli.py                           the table of commands, and ``main``
     options.py                       options that several commands share
-    demo.py, zoo.py                  try it
+    demo.py, demo_pace.py, zoo.py    try it
     learn.py, book.py                learn
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
     train_options.py                 the options of ``train``, and what they make
     keeping.py                       where trained weights go when the disk is full
+    export.py                        for llama.cpp and vLLM
     chat.py                          talk to it
     combine.py, analyze.py           add several adapters; what one changed
     adapter_card.py                  what ``train`` writes into the adapter's model card
