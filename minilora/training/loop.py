@@ -12,7 +12,7 @@ shown).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,7 @@ def go(
 def observed(
     model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
 ) -> Iterator[Record]:
-    """The steps that are left, each seen by the observers before it is given out.
-
-    Raises ``FloatingPointError``, leaving the last good weights.
-    """
+    """The first validation, at once; then the steps that are left, each seen by the observers."""
     state, history, config = run.state, run.state.history, run.config
     out = None if config.out is None else Path(config.out)
     journal = Journal(history, out, callbacks, bar)
@@ -109,6 +106,17 @@ def observed(
     records = run.steps(model, config)
     if config.measure_memory:
         records = measured(records, model, run)
+    return seen(records, run, observers)
+
+
+def seen(
+    records: Iterator[Record], run: Run, observers: Sequence[Callable[[Record], None]]
+) -> Iterator[Record]:
+    """The same records, each given out once the observers have seen it.
+
+    Raises ``FloatingPointError``, leaving the last good weights.
+    """
+    state, history, config = run.state, run.state.history, run.config
     try:
         for record in records:
             state.step = record["step"]
