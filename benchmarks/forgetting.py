@@ -124,7 +124,7 @@ def old_rows(share: float) -> Any:
 
 
 LONG: dict[str, Any] = {"steps": 800, "replay": own(0.25, 512)}
-KEYED: dict[str, Any] = {"steps": 400, "rate": 3e-3, "task": one_keyed}
+KEYED: dict[str, Any] = {"steps": 300, "rate": 3e-3, "task": one_keyed}
 GROUPS: dict[str, tuple[Method, ...]] = {
     "goal": (
         Method("LoRA all, self-replay 25%", **LONG),
