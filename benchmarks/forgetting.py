@@ -150,6 +150,7 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("80 steps", steps=80),
         Method("weight decay 1", settings={"weight_decay": 1.0}),
         Method("EWC, λ = 1", ewc=1.0),
+        Method("EWC, λ = 10", ewc=10.0),
         Method("EWC, λ = 100", ewc=100.0),
         Method("null-space start", null_space=True),
         Method("q, v: nothing", QV, 1e-2),
