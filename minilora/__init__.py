@@ -70,6 +70,7 @@ if TYPE_CHECKING:
         Example,
         Examples,
         History,
+        Job,
         Prose,
         SelfReplay,
         Task,
@@ -79,6 +80,7 @@ if TYPE_CHECKING:
         exact_match,
         read_examples,
         train,
+        train_many,
     )
 
 __version__ = "0.1.0"
@@ -94,6 +96,7 @@ __all__ = [
     "History",
     "IA3Config",
     "InjectReport",
+    "Job",
     "LNTuningConfig",
     "Llama",
     "LlamaConfig",
@@ -140,6 +143,7 @@ __all__ = [
     "swap_adapter",
     "tokenizer",
     "train",
+    "train_many",
     "trainable_parameters",
     "unload",
     "unmerge",
