@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -99,10 +100,21 @@ def leveldb_records(data):
             record = b""
 
 
+def records_of(file, message, patience=60):
+    """The records of a finished run; ``wandb.finish`` may return before its service has written."""
+    for _ in range(10 * patience):
+        records = [message.FromString(data) for data in leveldb_records(file.read_bytes())]
+        if any(record.HasField("exit") for record in records):
+            return records
+        time.sleep(0.1)
+    raise TimeoutError(f"{file} has no end after {patience} s")
+
+
+@pytest.mark.slow
 def test_wandb_itself_writes_them_down_offline(tmp_path, monkeypatch):
     """Its own file holds the run."""
     wandb = pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
+    from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     model = adapted()
@@ -112,10 +124,8 @@ def test_wandb_itself_writes_them_down_offline(tmp_path, monkeypatch):
     wandb.finish()
     [file] = tmp_path.glob("wandb/offline-run-*/*.wandb")
     rows = []
-    for data in leveldb_records(file.read_bytes()):
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        if record.WhichOneof("record_type") == "history":
+    for record in records_of(file, Record):
+        if record.HasField("history"):
             items = record.history.item
             named = {(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items}
             rows.append(named)
