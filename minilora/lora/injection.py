@@ -9,6 +9,7 @@ changes.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -41,7 +42,8 @@ def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
     if adapted := [path for path, _ in adapter_layers(model)]:
         raise ValueError(
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
-            "unload(model) or merge_and_unload(model) first; one layer holds one adapter"
+            "unload(model) or merge_and_unload(model) first; one layer holds one adapter, and "
+            "several by name are for minilora.serving.AdapterBank"
         )
     matches = select(sites_of(model, config.takes_norms), config)
     trainable = sum(match.parameters for match in matches)
@@ -80,7 +82,26 @@ def inject(
     unwrapped(model)._frozen_by_inject = frozen  # type: ignore[assignment]
     model.requires_grad_(False)
     replace_modules(model, layers)
+    if hasattr(model, "save_pretrained"):  # transformers'
+        hooks = model._state_dict_pre_hooks
+        if all(hook is not warn_of_names for hook in hooks.values()):
+            model.register_state_dict_pre_hook(warn_of_names)
     return report
+
+
+def warn_of_names(model: nn.Module, *_: Any) -> None:
+    """Warn before a foreign model with adapters inside gives its state dict, as to save it.
+
+    Its weights have another name there (``q_proj.base.weight``), so a folder that transformers'
+    ``save_pretrained`` writes from it reloads with fresh weights in their place.
+    """
+    if adapted := [path for path, _ in adapter_layers(model)]:
+        warnings.warn(
+            f"adapters are inside, so this state dict has {adapted[0]}.base.weight where a base "
+            f"has {adapted[0]}.weight: from_pretrained would start those afresh. For a folder that "
+            "reloads, minilora.save_adapter(model, folder), or merge_and_unload(model) first",
+            stacklevel=4,
+        )
 
 
 def unload(model: nn.Module) -> nn.Module:
