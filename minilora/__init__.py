@@ -61,6 +61,7 @@ if TYPE_CHECKING:
         Example,
         Examples,
         History,
+        Job,
         Prose,
         SelfReplay,
         Task,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         exact_match,
         read_examples,
         train,
+        train_many,
     )
 
 __version__ = "0.1.0"
@@ -84,6 +86,7 @@ __all__ = [
     "History",
     "IA3Config",
     "InjectReport",
+    "Job",
     "LNTuningConfig",
     "Llama",
     "LlamaConfig",
@@ -129,6 +132,7 @@ __all__ = [
     "swap_adapter",
     "tokenizer",
     "train",
+    "train_many",
     "trainable_parameters",
     "unload",
     "unmerge",
