@@ -9,7 +9,6 @@ changes.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,6 +24,7 @@ from .attached import AttachedConfig, adapters_of, attach, attached_modules, det
 from .config import LoraConfig
 from .extras import Extras, modules_to_train, plan_extras
 from .paths import named_modules, plain_path, replace_modules, unwrapped
+from .foreign_saves import warn_before_saving
 from .selection import InjectReport, Match, select
 from .sites import sites_of
 from .token_rows import TiedHead, TokenRows, width_of
@@ -122,26 +122,8 @@ def inject(
     replace_modules(model, layers)
     put_copies(model, copies)
     unwrapped(model)._adapter_config = config  # type: ignore[assignment]
-    if hasattr(model, "save_pretrained"):  # transformers'
-        hooks = model._state_dict_pre_hooks
-        if all(hook is not warn_of_names for hook in hooks.values()):
-            model.register_state_dict_pre_hook(warn_of_names)
+    warn_before_saving(model)
     return report
-
-
-def warn_of_names(model: nn.Module, *_: Any) -> None:
-    """Warn before a foreign model with adapters inside gives its state dict, as to save it.
-
-    Its weights have another name there (``q_proj.base.weight``), so a folder that transformers'
-    ``save_pretrained`` writes from it reloads with fresh weights in their place.
-    """
-    if adapted := [path for path, _ in adapter_layers(model)]:
-        warnings.warn(
-            f"adapters are inside, so this state dict has {adapted[0]}.base.weight where a base "
-            f"has {adapted[0]}.weight: from_pretrained would start those afresh. For a folder that "
-            "reloads, minilora.save_adapter(model, folder), or merge_and_unload(model) first",
-            stacklevel=4,
-        )
 
 
 def unload(model: nn.Module) -> nn.Module:
