@@ -16,8 +16,8 @@
 #     own rows    the same products, but the copy lies ready: a row gets it when it is admitted
 #
 # PEFT's mixed batches are the loop (its maintainer says in huggingface/peft #2283 that it does not
-# parallelize there). Gathering is the idea of Punica (arXiv 2310.18547, section 4), whose GPU
-# kernel reads the factors where they lie.
+# parallelize there). Gathering is the idea of Punica (arXiv 2310.18547), whose GPU kernel reads the
+# factors where they lie.
 
 # %%
 import time
@@ -348,4 +348,4 @@ check(slot_step)
 #
 # ## Open question
 #
-# Twenty users wait, one of them with a thousand requests. Who is next? Is a turn a request, or a token?
+# Twenty users wait, one of them with a thousand requests. Who is next? In turns of what?
