@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lora.attached import attached_modules
 from ..lora.config import LoraConfig
 from ..lora.embedding import LoRAEmbedding
 from ..lora.injection import check_container, inject, require_adapters
@@ -30,6 +31,7 @@ from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
 from ..lora.token_rows import TiedHead, TokenRows
+from .attached_files import KNOWN, load_attached, save_attached
 from .base_fingerprint import fingerprint
 from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
 from .factors import LINEAR, Layer, factors_of, low_rank_layers
@@ -62,6 +64,8 @@ def save_adapter(
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
+    if any(attached_modules(model)):
+        return save_attached(model, Path(folder), card)
     layers = layers_to_save(model)
     kinds = {(layer.lora_dropout, layer.use_rslora and not plain) for _, layer in layers}
     if len(kinds) > 1:
@@ -120,8 +124,10 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     ...     load_adapter(base, save_adapter(trained, folder))[0]
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
-    fitting = check_fit(model, read_adapter_files(Path(folder)), strict)
-    files, layers = fitting.files, low_rank_layers(model)
+    files, layers = read_adapter_files(Path(folder)), low_rank_layers(model)
+    if files.config.get("peft_type") in KNOWN:
+        return load_attached(model, files, strict)
+    fitting = check_fit(model, files, strict)
     if fitting.other_base and META_BASE in files.metadata:
         differs = f"the adapter in {folder} {fitting.other_base}"
         warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=2)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lora.adapter_layer import adapter_layers
+from ..lora.attached import adapters_of
 from ..lora.paths import plain_path, unwrapped
 from .batches import Batch, Encoded, encode_all
 from .checkpoint import State, checksum, digest, load_checkpoint
@@ -119,7 +119,7 @@ def what_trains(
     """A note where no adapter was injected, so that the model itself changes."""
     trained = sum(p.numel() for p in parameters.values())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    if trained > frozen and not any(adapter_layers(model)):
+    if trained > frozen and not adapters_of(model):
         yield (
             f"no adapter: {'all' if not frozen else 'most'} parameters of the model itself train "
             f"({trained:,}), at a peak rate of {config.lr:g}; inject(model, LoraConfig(...)) first "
@@ -178,7 +178,7 @@ def identity_of(
     return {
         **settings,
         "data": digest([[(row.ids, row.labels) for row in side] for side in (rows, valid)]),
-        "adapters": digest({path: repr(layer) for path, layer in adapter_layers(model)}),
+        "adapters": digest({path: repr(layer) for path, layer in adapters_of(model)}),
         "frozen weights": checksum([*frozen, *model.buffers()]),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "replay": None,
