@@ -23,8 +23,8 @@ from .adapter_layer import AdapterLayer, adapter_layers
 from .attached import AttachedConfig, adapters_of, attach, attached_modules, detach_all, report_of
 from .config import LoraConfig
 from .extras import Extras, modules_to_train, plan_extras
-from .paths import named_modules, plain_path, replace_modules, unwrapped
 from .foreign_saves import warn_before_saving
+from .paths import named_modules, plain_path, replace_modules, unwrapped
 from .selection import InjectReport, Match, select
 from .sites import sites_of
 from .token_rows import TiedHead, TokenRows, width_of
