@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
-from typing import Any
+from typing import Any, TypedDict
 
 from ..text import names_other_libraries_use
 
@@ -135,6 +135,35 @@ class TrainConfig:
         # 0.07 * 100 is above 7 by rounding alone
         steps = math.ceil(round(self.epochs * count / self.batch_size, 9))
         return replace(self, steps=max(1, steps), epochs=None)
+
+
+class TrainSettings(TypedDict, total=False):
+    """The fields of ``TrainConfig`` once more, so that editors complete ``train(…, steps=``."""
+
+    steps: int
+    epochs: float | None
+    lr: float
+    warmup: float
+    batch_size: int
+    accumulate: int
+    clip: float
+    weight_decay: float
+    bf16: bool
+    fp16: bool
+    checkpointing: bool
+    pack: bool | None
+    max_length: int
+    validate_every: int
+    valid_batch: int | None
+    valid_examples: int
+    valid_answers: int
+    keep_best: bool
+    seed: int
+    out: str | Path | None
+    checkpoint_every: int
+    resume: bool
+    progress: bool
+    measure_memory: bool
 
 
 def rate_for(parameters: int) -> float:

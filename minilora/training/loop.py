@@ -15,13 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..ledger.measurement import measure
-from .config import TrainConfig
+from .config import TrainConfig, TrainSettings
 from .examples import Learnt, Task
 from .history import Callback, History, Record, diverged, overflowed
 from .limits import check_run
@@ -33,6 +33,9 @@ from .rounding import Standstill
 from .run import Run, checkpoint_file, set_up
 from .steps import NotFinite
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 def train(
     model: nn.Module,
@@ -41,7 +44,7 @@ def train(
     *,
     replay: Replay | Sequence[Replay] | None = None,
     callbacks: Sequence[Callback] = (),
-    **settings: Any,
+    **settings: Unpack[TrainSettings],
 ) -> History:
     """Train what has ``requires_grad``, in place, on examples or on a task.
 
