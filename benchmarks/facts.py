@@ -156,7 +156,9 @@ def facts_rows(given: Any) -> list[Row]:
 def context_rows(model: Any, name: str, task: Any, ks: Sequence[int], settings: Row) -> list[Row]:
     """k examples in the prompt, then an adapter without any: quality, tokens, seconds a request."""
     setting = {"part": "in context", "model": name}
-    rows = [{**setting, "way": f"{k} examples", **request(model, task, k)} for k in ks]
+    rows = [
+        {**setting, "way": f"{k} example{'s' * (k != 1)}", **request(model, task, k)} for k in ks
+    ]
     for row in rows:
         print(f"{name}  {row['way']}  exact {row['exact']:.0%}  {row['seconds']:.2f} s", flush=True)
     began = time.process_time()
