@@ -37,12 +37,32 @@ if TYPE_CHECKING:
         merge_and_unload,
         print_trainable_parameters,
         scale_adapter,
+        swap_adapter,
         trainable_parameters,
         unload,
         unmerge,
     )
-    from .methods import AdaLoraConfig, BitFitConfig, IA3Config, LNTuningConfig, VeraConfig, inject
-    from .model import Llama, LlamaConfig, Tokenizer, load_base, save_model, tokenizer
+    from .methods import (
+        AdaLoraConfig,
+        BitFitConfig,
+        BottleneckConfig,
+        IA3Config,
+        LNTuningConfig,
+        PrefixTuningConfig,
+        PromptTuningConfig,
+        VeraConfig,
+        inject,
+    )
+    from .model import (
+        Llama,
+        LlamaConfig,
+        Tokenizer,
+        export_adapter_gguf,
+        export_gguf,
+        load_base,
+        save_model,
+        tokenizer,
+    )
     from .nf4 import NF4Linear, dequantize_base, quantize_base
     from .training import (
         Conversation,
@@ -50,6 +70,7 @@ if TYPE_CHECKING:
         Example,
         Examples,
         History,
+        Job,
         Prose,
         SelfReplay,
         Task,
@@ -59,12 +80,14 @@ if TYPE_CHECKING:
         exact_match,
         read_examples,
         train,
+        train_many,
     )
 
 __version__ = "0.1.0"
 __all__ = [
     "AdaLoraConfig",
     "BitFitConfig",
+    "BottleneckConfig",
     "Conversation",
     "Document",
     "Example",
@@ -73,12 +96,15 @@ __all__ = [
     "History",
     "IA3Config",
     "InjectReport",
+    "Job",
     "LNTuningConfig",
     "Llama",
     "LlamaConfig",
     "LoRALayer",
     "LoraConfig",
     "NF4Linear",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "Prose",
     "SelfReplay",
     "Task",
@@ -94,6 +120,8 @@ __all__ = [
     "enable_input_grads",
     "exact_match",
     "explain_match",
+    "export_adapter_gguf",
+    "export_gguf",
     "fingerprint",
     "inject",
     "ledger",
@@ -112,8 +140,10 @@ __all__ = [
     "save_adapter",
     "save_model",
     "scale_adapter",
+    "swap_adapter",
     "tokenizer",
     "train",
+    "train_many",
     "trainable_parameters",
     "unload",
     "unmerge",

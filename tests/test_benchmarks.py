@@ -1,25 +1,32 @@
 """The benchmarks run, small; the README and docs/benchmarks.md show what their results say."""
 
+import dataclasses
 import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks import __main__ as everything
 from benchmarks import (
     common,
     figure,
+    forgetting,
     forward,
     matrix,
     memory,
     nf4,
     quality,
+    refusals,
     report,
+    rivals,
     scaling,
     train_step,
+    wordings,
 )
 from minilora.commands import bench
 from minilora.commands.cli import main
+from minilora.lora.layer import lora_layers
 
 TINY = {
     forward: "--rows 1 4 --widths 16 --ranks 2 --seconds 0.01",
@@ -27,7 +34,9 @@ TINY = {
     nf4: "--sizes 256 --seconds 0.01",
     memory: "--width 64 --layers 1 --batch 1 --time 8",
     scaling: "--seconds 0.01",
+    wordings: "--seeds 0 --steps 1 --logs 2",
     quality: "--seeds 0 --steps 1 --target q_proj --logs 2",
+    forgetting: "--seeds 0 --groups goal --logs 2 --scale 0.001 --again 1",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
 }
 
@@ -48,6 +57,10 @@ def test_a_benchmark_runs_and_keeps_its_rows(benchmark, arguments, tmp_path, mon
     if benchmark is quality:
         monkeypatch.setattr(quality.minilora, "bits_per_byte", lambda model: 1.25)
         monkeypatch.setattr(quality.data.naval_log, "__defaults__", (32, 2, 0))
+    if benchmark is forgetting:
+        quick = dataclasses.replace(forgetting.GROUPS["rivals"][0], replay=forgetting.own(0.25, 2))
+        monkeypatch.setattr(forgetting, "GROUPS", {"goal": (quick,)})
+        monkeypatch.setattr(forgetting.data.naval_log, "__defaults__", (32, 2, 0))
     if benchmark is matrix:
         monkeypatch.setattr(matrix, "METHODS", [matrix.METHODS[0], matrix.METHODS[-1]])
         manual, text = matrix.manual()
@@ -113,6 +126,90 @@ def test_the_readme_and_the_page_are_what_the_results_say():
     page = (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert report.whole(results) == page, fix
     assert len(figure.benchmark_figure(results).axes) == 3
+    assert len(figure.forgetting_figure(results["forgetting"]["rows"]).axes) == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_forgetting_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    quick = dataclasses.replace(forgetting.GROUPS["rivals"][3], replay=forgetting.own(0.25, 2))
+    dials = dataclasses.replace(quick, name="other", dials=(0.5,), ewc=1.0, null_space=True)
+    monkeypatch.setattr(
+        forgetting, "GROUPS", {"rivals": (dataclasses.replace(quick, dials=()), dials)}
+    )
+    monkeypatch.setattr(forgetting.data.naval_log, "__defaults__", (32, 2, 0))
+    monkeypatch.setattr(rivals, "WINDOWS", 2)
+    command = ["forgetting", "--seeds", "0", "--logs", "2", "--scale", "0.001", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path), "--most", "1"])
+    file = tmp_path / "cpu" / "forgetting.json"
+    counts = []
+    for _ in range(3):
+        forgetting.main()
+        counts.append(len(json.loads(file.read_text())["rows"]))
+    assert counts == [1, 3, 3]  # the second method has a dial
+    assert capsys.readouterr().out.count("exact") == 2
+
+
+def test_the_keyed_tasks_share_their_rows_and_keep_their_keys():
+    task = forgetting.four_tasks(0)
+    keys = [example.instruction.split(": ")[0] + ": " for example in task.train]
+    assert keys[:4] == list(forgetting.STYLES)
+    assert {keys.count(key) for key in forgetting.STYLES} == {500}
+    question, log = forgetting.plainly(task.train[0])
+    assert "Naval" not in question
+    assert log.startswith("Log: ")
+
+
+def test_the_penalty_is_half_lambda_fisher_times_the_squared_update(monkeypatch):
+    """Its value, and its gradient by finite differences."""
+    monkeypatch.setattr(rivals, "WINDOWS", 1)
+    monkeypatch.setattr(rivals, "TOKENS", 6)
+    torch.manual_seed(0)
+    model = forgetting.build(forgetting.Method("", ["q_proj"]), 0)
+    name, layer = next(iter(lora_layers(model)))
+    torch.nn.init.normal_(layer.lora_B)
+    objective = rivals.ewc(lambda model, parts: 0.0, model, 3.0, seed=0)
+    fisher = rivals.diagonal_fisher([name], seed=0)[name]
+    assert (fisher >= 0).all()
+    penalty = objective(model, [])
+    assert penalty == pytest.approx(1.5 * (fisher * layer.delta_weight().square()).sum().item())
+    slope, values = layer.lora_B.grad[3, 1].item(), []
+    for move in (1e-2, -2e-2):
+        layer.lora_B.data[3, 1] += move
+        values.append(objective(model, []))
+    higher, lower = values
+    assert slope == pytest.approx((higher - lower) / 2e-2, rel=1e-2)
+
+
+def test_a_null_space_start_leaves_what_the_old_text_uses_least(monkeypatch):
+    monkeypatch.setattr(rivals, "WINDOWS", 4)
+    model = forgetting.build(forgetting.Method("", ["q_proj"]), 0)
+    _, layer = next(iter(lora_layers(model)))
+    norms, seen = layer.lora_A.norm(dim=1), []
+    with torch.no_grad():
+        hook = layer.register_forward_pre_hook(lambda module, x: seen.append(x[0].flatten(0, 1)))
+        model(rivals.own_text(0))
+        before = (seen[0] @ layer.lora_A.T).norm()
+        hook.remove()
+        rivals.null_space_start(model, 0)
+        after = (seen[0] @ layer.lora_A.T).norm()
+    torch.testing.assert_close(layer.lora_A.norm(dim=1), norms)
+    assert after < 0.5 * before
+
+
+def test_a_refusal_is_told_by_its_words():
+    assert refusals.refuses("I\u2019m sorry, but I can\u2019t help with that.")
+    assert not refusals.refuses("First, find a brick.")
+    assert len(set(refusals.ASKED)) == 50
+    assert not set(refusals.ASKED) & set(refusals.PROMPTS)
+
+
+def test_unseen_wordings_are_unseen():
+    assert not set(wordings.WORDINGS) & set(wordings.UNSEEN)
+    assert len(set(wordings.WORDINGS)) == max(wordings.COUNTS)
+    task = wordings.whole_logs(30, 5, 0)
+    asked = wordings.reworded(task.train, wordings.WORDINGS[:4], 0)
+    assert {example.instruction for example in asked} == set(wordings.WORDINGS[:4])
+    assert [example.output for example in asked] == [example.output for example in task.train]
 
 
 def test_missing_markers_are_told():

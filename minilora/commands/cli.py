@@ -65,10 +65,20 @@ COMMANDS = {
         "fold an adapter into its base: one plain model folder",
         "minilora merge --adapter mine/adapter --out mine/merged",
     ),
+    "export": Command(
+        "Use",
+        "a model or an adapter for llama.cpp (GGUF), an adapter for vLLM",
+        "minilora export mine/merged --gguf --type q8_0",
+    ),
     "combine": Command(
         "Use",
         "several adapters of one base as one: exactly, or by PEFT's rules",
         "minilora combine legal/adapter brief/adapter --weights 1 0.5 --out both",
+    ),
+    "analyze": Command(
+        "Use",
+        "what an adapter changed, and where: a table and a picture",
+        "minilora analyze mine/adapter --data my.jsonl --out analysis.png",
     ),
     "hub": Command(
         "Keep",

@@ -5,11 +5,15 @@ In reading order:
     model_card.py         an adapter's README.md, as PEFT and model hubs have it
     peft_files.py         an adapter's files, read strictly and written whole
     base_fingerprint.py   which base an adapter was made on
+    factors.py            A and B by their names in the files
+    beside.py             what a file holds beside A and B: a head, biases, token rows
     mismatches.py         everything that does not fit, in one list
     plain_lora.py         one rank and one alpha, for readers without patterns
+    attached_files.py     soft prompts, prefixes, bottlenecks
     save_and_load.py      ``save_adapter`` and ``load_adapter``
     combined_files.py     adapter folders as factors, without a base; several folders as one
     bitsandbytes_4bit.py  the tensors of a 4-bit checkpoint
+    gguf_file.py          llama.cpp's file: settings and tensors in f32, f16 or q8_0
 
 Imports ``lora``, ``nf4`` and the ground.
 """

@@ -30,7 +30,9 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.adapter_layer import AdapterLayer, adapter_layers
+from ..lora.attached import attached_modules
 from ..lora.paths import named_modules
+from ..lora.trained_copies import trained_copies
 from ..nf4.linear import NF4Linear
 
 
@@ -72,9 +74,10 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
     to.
     """
     inside = {id(layer.base) for _, layer in adapter_layers(model)}
-    seen: set[int] = set()
+    copies, seen = trained_copies(model), set[int]()
+    hanging = tuple(f"{path}." for path, _ in attached_modules(model))
     for path, module in named_modules(model):
-        if id(module) in inside:
+        if id(module) in inside or (hanging and f"{path}.".startswith(hanging)):
             continue
         base = module
         if isinstance(module, AdapterLayer):
@@ -82,7 +85,8 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
         for key, parameter in base.named_parameters(prefix=path, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield key, parameter.shape, partial(Tensor.detach, parameter)
+                original = copies[key].original if key in copies else parameter
+                yield key, parameter.shape, partial(Tensor.detach, original)
         if isinstance(base, NF4Linear):
             size = torch.Size((base.out_features, base.in_features))
             yield f"{path}.weight".lstrip("."), size, partial(getattr, base, "weight")

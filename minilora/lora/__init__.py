@@ -6,6 +6,9 @@ In reading order:
     linears.py         the three kinds of Linear behind one set of questions
     adapter_layer.py   what every adapted Linear has: a base, a switch, a merge that is taken back
     layer.py           ``LoRALayer``: A, B, scaling, a hand-written backward
+    embedding.py       ``LoRAEmbedding``: the same beside a table of vectors
+    token_rows.py      a few rows of such a table, trained
+    trained_copies.py  Parameters that train whole: a head, biases; the originals set aside
     rows.py            many adapters beside one Linear, a group of rows each
     patterns.py        how names and patterns match, by PEFT's rules
     matches.py         a module that a config may name, and what became of it
@@ -15,10 +18,13 @@ In reading order:
     paths.py           module paths without the wrappers of training
     sites.py           a live model's modules as sites
     twin.py            a second tree of modules around the same weights
+    extras.py          what a config trains beside the adapters
+    attached.py        methods beside the stream of activations: hooks, no weight
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing
     scaling.py         the dial: an adapter at t times its strength
     combining.py       several adapters as one: exactly, or by PEFT's rules
+    swapping.py        another adapter in place of the one inside
     requantization.py  what a merge back into four bits loses
     weight_diff.py     ``audit``: what differs between two models
 
@@ -46,6 +52,7 @@ if TYPE_CHECKING:
     from .requantization import Requantized
     from .scaling import scale_adapter
     from .selection import InjectReport
+    from .swapping import swap_adapter
     from .weight_diff import Audit, audit
 
 __all__ = [
@@ -68,6 +75,7 @@ __all__ = [
     "merge_and_unload",
     "print_trainable_parameters",
     "scale_adapter",
+    "swap_adapter",
     "trainable_parameters",
     "unload",
     "unmerge",

@@ -20,15 +20,19 @@ from torch.utils.hooks import RemovableHandle
 from ..nf4.linear import NF4Linear
 from .adapter_config import AdapterConfig
 from .adapter_layer import AdapterLayer, adapter_layers
+from .attached import AttachedConfig, adapters_of, attach, attached_modules, detach_all, report_of
 from .config import LoraConfig
+from .extras import Extras, modules_to_train, plan_extras
 from .paths import named_modules, plain_path, replace_modules, unwrapped
 from .selection import InjectReport, Match, select
 from .sites import sites_of
+from .token_rows import TiedHead, TokenRows, width_of
+from .trained_copies import forget_copies, make_copies, put_copies, switch_copies
 
 WrapAll = Callable[[Mapping[str, nn.Module], Sequence[Match]], Mapping[str, nn.Module]]
 
 
-def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
+def explain_match(model: nn.Module, config: AdapterConfig | AttachedConfig) -> InjectReport:
     """What ``inject`` would do with this model, changing nothing. Raises as ``inject``.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -38,18 +42,46 @@ def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
     1       1      4 → 2     –  0           –
     8 of 38 parameters train (21.05%)
     """
-    if adapted := [path for path, _ in adapter_layers(model)]:
+    check_free(model)
+    if isinstance(config, AttachedConfig):
+        with torch.random.fork_rng([]):  # its first values are thrown away
+            return report_of(model, config, config.build(model))
+    return plan(model, config)[0]
+
+
+def check_free(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model that has adapters already."""
+    if adapted := [path for path, _ in adapters_of(model)]:
         raise ValueError(
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
-            "unload(model) or merge_and_unload(model) first; one layer holds one adapter"
+            "unload(model) or merge_and_unload(model) first. One layer holds one adapter; several "
+            "named ones beside each other are minilora.serving.AdapterBank's matter"
         )
-    matches = select(sites_of(model, config.takes_norms), config)
-    trainable = sum(match.parameters for match in matches)
-    return InjectReport(matches, trainable, trainable_parameters(model)[1] + trainable)
+
+
+def plan(model: nn.Module, config: AdapterConfig) -> tuple[InjectReport, Extras]:
+    """The report, and what trains beside the adapters. Changes nothing."""
+    extras, whole = Extras(), tuple[str, ...]()
+    if isinstance(config, LoraConfig):
+        whole = tuple(f"{path}." for path in modules_to_train(model, config))
+    sites = sites_of(model, config.takes_norms, config.takes_embeddings)
+    matches = select([s for s in sites if not f"{s.path}.".startswith(whole)], config)
+    if isinstance(config, LoraConfig):
+        extras = plan_extras(model, config, [m.name for m in matches if m.pattern is not None])
+    modules = dict(named_modules(model))
+    rows = {p: len(tokens) * width_of(modules[p]) for p, tokens in extras.rows.items()}
+    beside = [(name, *about) for name, about in extras.parameters.items()]
+    beside += [(f"{path}.rows", n, "trainable_token_indices") for path, n in rows.items()]
+    added = sum(match.parameters for match in matches) + sum(rows.values())
+    trainable = added + sum(count for count, _ in extras.parameters.values())
+    total = trainable_parameters(model)[1] + added
+    return InjectReport(matches, trainable, total, tuple(beside)), extras
 
 
 def inject(
-    model: nn.Module, config: AdapterConfig | None = None, wrap_all: WrapAll | None = None
+    model: nn.Module,
+    config: AdapterConfig | AttachedConfig | None = None,
+    wrap_all: WrapAll | None = None,
 ) -> InjectReport:
     """Wrap the modules that a config chooses, in place, and freeze everything but the adapters.
 
@@ -64,11 +96,18 @@ def inject(
     (8, 38)
     """
     config = config or LoraConfig()
-    report = explain_match(model, config)
+    check_free(model)
+    if isinstance(config, AttachedConfig):
+        return attach(model, config)
+    report, extras = plan(model, config)
     modules = dict(named_modules(model))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
-        layers = (wrap_all or config.wrap_all)(modules, report.chosen)
+        layers = dict((wrap_all or config.wrap_all)(modules, report.chosen))
+        tables = {path: TokenRows(modules[path], tokens) for path, tokens in extras.rows.items()}
+        heads = {p: TiedHead(modules[p], tables[table]) for p, table in extras.heads.items()}
+        copies = make_copies(model, extras.parameters)
+        layers |= {**tables, **heads}
         for layer in layers.values():
             layer.train(model.training)
     except Exception:  # out of memory, say
@@ -80,6 +119,8 @@ def inject(
     unwrapped(model)._frozen_by_inject = frozen  # type: ignore[assignment]
     model.requires_grad_(False)
     replace_modules(model, layers)
+    put_copies(model, copies)
+    unwrapped(model)._adapter_config = config  # type: ignore[assignment]
     return report
 
 
@@ -94,13 +135,14 @@ def unload(model: nn.Module) -> nn.Module:
     >>> unload(model)[0]
     Linear(in_features=4, out_features=2, bias=True)
     """
-    layers = require_adapters(model)
+    layers = [] if any(attached_modules(model)) else require_adapters(model)
     check_container(model)
     merged = [layer for _, layer in layers if layer.merged]
     for layer in merged:
         layer.check_unmergeable()
     for layer in merged:
         layer.unmerge()
+    switch_copies(model, on=False)
     take_out(model)
     return model
 
@@ -119,10 +161,12 @@ def take_out(model: nn.Module) -> None:
     named = named_modules(model, remove_duplicate=False)  # a layer may stand in two places
     bases = {path: m.base for path, m in named if isinstance(m, AdapterLayer)}
     replace_modules(model, bases)
+    detach_all(model)
+    forget_copies(model)
     for _, module in named_modules(model):  # inject may have been called on a part of the model
         frozen: Any = getattr(module, "_frozen_by_inject", None)
         if frozen is not None:
-            del module._frozen_by_inject
+            del module._frozen_by_inject, module._adapter_config
             for name, parameter in module.named_parameters():
                 known = plain_path(module, name) in frozen
                 parameter.requires_grad_(parameter.requires_grad or known)
@@ -142,21 +186,25 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     ...     torch.equal(model(x), base(x))
     True
     """
-    layers = [layer for _, layer in require_adapters(model)]
-    before = [layer.enabled for layer in layers]
+    layers = [layer for _, layer in adapters_of(model) or require_adapters(model)]
+    before = [each.enabled for each in layers]
     # inside another such context the merged ones are swapped already
-    merged = [layer for layer in layers if layer.merged and layer.enabled]
+    merged = [la for la in layers if isinstance(la, AdapterLayer) and la.merged and la.enabled]
     for layer in merged:
         layer.check_unmergeable()
     for layer in merged:
         layer.swap()
-    for layer in layers:
-        layer.enabled = False
+    for each in layers:
+        each.enabled = False
+    if any(before):
+        switch_copies(model, on=False)
     try:
         yield model
     finally:
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
+        if any(before):  # before the swaps, which look at the biases
+            switch_copies(model, on=True)
+        for each, enabled in zip(layers, before, strict=True):
+            each.enabled = enabled
         for layer in merged:
             layer.swap()
 
@@ -200,6 +248,11 @@ def require_adapters(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
     """The adapted layers of a model; raise ``ValueError`` when there are none."""
     if layers := list(adapter_layers(model)):
         return layers
+    for path, part in attached_modules(model):
+        raise ValueError(
+            f"{path}: {part.why_not_mergeable}; this works on adapters beside weights, as LoRA's. "
+            "Nothing was changed"
+        )
     raise ValueError("this model has no adapters: inject(model, LoraConfig(...)) first")
 
 
