@@ -91,7 +91,8 @@ class LoRALayer(AdapterLayer):
     def adapt(self, base: nn.Module, x: Tensor) -> Tensor:
         """``y = base(x) + scaling · (dropout(x) Aᵀ) Bᵀ``: (…, in) to (…, out)."""
         y, factors = base(x), self._parameters  # faster than self.lora_A, which asks three dicts
-        A, B = factors["lora_A"], factors["lora_B"]
+        A: Tensor = factors["lora_A"]  # type: ignore[assignment]
+        B: Tensor = factors["lora_B"]  # type: ignore[assignment]
         if self.training and self.lora_dropout > 0:
             x = F.dropout(x, self.lora_dropout)
         if x.dtype == y.dtype == A.dtype:
