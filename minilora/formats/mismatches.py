@@ -196,7 +196,10 @@ def other_base(base: Callable[[], Fingerprint], files: AdapterFiles) -> str:
         return "does not say which base it was made for"
     ours = asdict(base())
     if saved.get("architecture") != ours["architecture"]:
-        return "was made for a base of another architecture (other parameters, or other shapes)"
+        named = files.config.get("base_model_name_or_path")
+        hint = f"; it names {named!r} as its base" if isinstance(named, str) else ""
+        other = "was made for a base of another architecture (other parameters, or other shapes)"
+        return other + hint
     if ours["tensors"] and saved.get("tensors") and saved.get("tensors") != ours["tensors"]:
         return (
             "was made for a base with other values "
