@@ -7,11 +7,12 @@ In reading order:
     base_fingerprint.py   which base an adapter was made on
     mismatches.py         everything that does not fit, in one list
     plain_lora.py         one rank and one alpha, for readers without patterns
+    method_files.py       the files of the other methods
     save_and_load.py      ``save_adapter`` and ``load_adapter``
     combined_files.py     adapter folders as factors, without a base; several folders as one
     bitsandbytes_4bit.py  the tensors of a 4-bit checkpoint
 
-Imports ``lora``, ``nf4`` and the ground.
+Imports ``methods``, ``lora``, ``nf4`` and the ground.
 """
 
 from typing import TYPE_CHECKING

@@ -16,6 +16,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -30,9 +31,10 @@ from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules
 from ..lora.patterns import fits_pattern
 from .base_fingerprint import fingerprint
+from .method_files import CONFIGS, load_method, method_contents
 from .mismatches import check_fit
 from .model_card import Sections
-from .peft_files import META_BASE, PREFIX, read_adapter_files, write_adapter_files
+from .peft_files import META_BASE, PREFIX, AdapterFiles, read_adapter_files, write_adapter_files
 from .plain_lora import Factors, plain_lora
 
 
@@ -57,6 +59,8 @@ def save_adapter(
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
+    if not any(isinstance(layer, LoRALayer) for _, layer in require_adapters(model)):
+        return save_method(model, Path(folder), plain, card)
     layers = layers_to_save(model)
     kinds = {(layer.lora_dropout, layer.use_rslora and not plain) for _, layer in layers}
     if len(kinds) > 1:
@@ -116,11 +120,13 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     ...     load_adapter(base, save_adapter(trained, folder))[0]
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
-    fitting = check_fit(model, read_adapter_files(Path(folder)), strict)
-    files, layers = fitting.files, dict(lora_layers(model))
-    if fitting.other_base and META_BASE in files.metadata:
-        differs = f"the adapter in {folder} {fitting.other_base}"
-        warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=2)
+    files = read_adapter_files(Path(folder))
+    if files.config.get("peft_type") in CONFIGS:
+        warn_of_other_base(files, load_method(model, files, strict))
+        return model
+    fitting = check_fit(model, files, strict)
+    layers = dict(lora_layers(model))
+    warn_of_other_base(files, fitting.other_base)
     if not layers:
         inject(model, exactly(fitting.names, fitting.config))
         layers = dict(lora_layers(model))
@@ -129,6 +135,32 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
             layer.lora_A.copy_(files.tensors[f"{PREFIX}{name}.lora_A.weight"])
             layer.lora_B.copy_(files.tensors[f"{PREFIX}{name}.lora_B.weight"])
     return model
+
+
+def warn_of_other_base(files: AdapterFiles, other_base: str) -> None:
+    """Warn when the files say that they were made on another base."""
+    if other_base and META_BASE in files.metadata:
+        differs = f"the adapter in {files.folder} {other_base}"
+        warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=3)
+
+
+def save_method(model: nn.Module, folder: Path, plain: bool, card: Sections | None) -> Path:
+    """``save_adapter`` for a method that is not LoRA (method_files.py)."""
+    layers = require_adapters(model)
+    if plain:
+        raise ValueError(f"plain=True writes plain LoRA: {layers[0][0]} has no A and B to write so")
+    said, tensors = method_contents(layers, partial(short_names, model))
+    if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        name = bad[0].removeprefix(PREFIX)
+        raise ValueError(f"{name} holds values that are not finite: the training diverged")
+    config = {
+        "task_type": task_type(model),
+        "base_model_name_or_path": base_name(model),
+        "inference_mode": True,
+        **said,
+    }
+    write_adapter_files(folder, config, tensors, asdict(fingerprint(model)), card)
+    return folder
 
 
 def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
