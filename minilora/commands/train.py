@@ -53,6 +53,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     most = "held-out examples that a validation takes (default: %(default)s; 0: all)"
     add("--valid-examples", type=int, default=256, help=most)
     add("--valid-batch", type=int, help="held-out examples computed at once (default: as trained)")
+    share = "share of all rows that are old ones, so that less is forgotten, such as 0.25"
+    add("--replay", type=float, metavar="SHARE", help=share)
+    source = "self: what the base writes itself; or a data file or .txt of old examples or text"
+    add("--replay-from", default="self", metavar="SOURCE", help=f"{source} (default: self)")
     add("--checkpoint-every", type=int, default=0, help="steps (default: only when interrupted)")
     add("--resume", action="store_true", help="continue from the checkpoint in --out")
     add("--tensorboard", action="store_true", help="also write TensorBoard events to --out")
@@ -81,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
 
     check_push(options.push, options.full)
     (task, read), lora, config = read_task(options), lora_of(options), settings_of(options)
+    replay = replay_of(options)
     device = check_device(options.device)
     askable = sum(not isinstance(example, Document) for example in task.valid)
     config = replace(config, valid_answers=min(20, askable))
@@ -96,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     announce(task, config)
     show_form(model.tokenizer, task)
     callbacks = [tensorboard_callback(options.out)] if options.tensorboard else []
-    history = train(model, task, config, callbacks=callbacks)
+    history = train(model, task, config, replay=replay, callbacks=callbacks)
     if history.interrupted:
         print(f"Stopped at step {len(history.steps)}. Continue with the same command and --resume.")
         return 130
@@ -155,6 +160,31 @@ def lora_of(options: argparse.Namespace) -> Any:
     alpha = 2 * options.r if options.alpha is None else options.alpha
     targets = read_targets(options.target)
     return LoraConfig(options.r, alpha, targets, options.dropout, options.rslora)
+
+
+def replay_of(options: argparse.Namespace) -> Any:
+    """What is replayed beside the task, or None."""
+    from ..training.readers import read_examples
+    from ..training.replay import Examples, Prose, SelfReplay
+
+    share, source = options.replay, options.replay_from
+    if share is None:
+        if source != "self":
+            raise ValueError(f"--replay-from {source} needs a share of the rows: --replay 0.25")
+        return None
+    if source == "self":
+        return SelfReplay(share)
+    if Path(source).suffix == ".txt":
+        return Prose([read_text(Path(source))], share)
+    return Examples(read_examples(source, skip_bad=options.skip_bad).examples, share)
+
+
+def read_text(file: Path) -> str:
+    """A text file. Raises ``ValueError`` when it is missing or is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
 
 
 def settings_of(options: argparse.Namespace) -> Any:

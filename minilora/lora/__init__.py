@@ -17,6 +17,7 @@ In reading order:
     twin.py            a second tree of modules around the same weights
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing
+    scaling.py         the dial: an adapter at t times its strength
     combining.py       several adapters as one: exactly, or by PEFT's rules
     requantization.py  what a merge back into four bits loses
     weight_diff.py     ``audit``: what differs between two models
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .layer import LoRALayer, lora_layers
     from .merging import merge, merge_and_requantize, merge_and_unload, unmerge
     from .requantization import Requantized
+    from .scaling import scale_adapter
     from .selection import InjectReport
     from .weight_diff import Audit, audit
 
@@ -65,6 +67,7 @@ __all__ = [
     "merge_and_requantize",
     "merge_and_unload",
     "print_trainable_parameters",
+    "scale_adapter",
     "trainable_parameters",
     "unload",
     "unmerge",

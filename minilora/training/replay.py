@@ -11,9 +11,11 @@ samples windows of text from itself, and in training it stays near its own forme
 (``teacher.py``). With prompts it answers those, and its answers are replayed: a model keeps what is
 replayed, and not more, so windows of prose keep prose and no manners.
 
-Sources. Text that the model writes itself in place of old data: Self-Synthesized Rehearsal (arXiv
-2403.01244), which mixes it in as text to learn. Staying near the former model's outputs: Learning
-without Forgetting (arXiv 1606.09282). Left out: choosing among the windows, a temperature.
+Sources. Sampling from the model itself and staying near it by KL(p ‖ q): arXiv 2505.13811, which
+penalizes the estimate -log q of its own samples, and draws them from the first token of all texts,
+where ours begin with any token; arXiv 2605.26097, which takes the KL too. Text that the model
+writes, refined and learnt as text: Self-Synthesized Rehearsal (arXiv 2403.01244). (Read: abstracts,
+and summaries of the methods.) Left out: choosing among the windows, a temperature.
 """
 
 from __future__ import annotations

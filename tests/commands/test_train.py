@@ -51,7 +51,8 @@ def seen(monkeypatch):
     """(model, task, config) of each call of the loop by ``minilora train``; nothing is trained."""
     calls = []
 
-    def train(model, task, config, callbacks):
+    def train(model, task, config, replay, callbacks):
+        assert replay is None
         calls.append((model, task, config))
         return History(interrupted=True)
 
