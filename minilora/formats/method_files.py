@@ -55,7 +55,7 @@ IDLE = {
 }
 # What must be the same in a model that has these adapters already.
 MEANING = {"VERA": ("r", "projection_prng_key"), "ADALORA": ("init_r", "lora_alpha")}
-NOTHING = (None, False, "none", {}, [], ())
+NOTHING: tuple[Any, ...] = (None, False, "none", {}, [], ())
 
 
 def method_contents(

@@ -32,7 +32,8 @@ class TrainConfig:
       follows from them); ``lr``: the peak rate; ``warmup``: the share of steps in which it rises.
     - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
     - ``clip``: the largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices
-      only.
+      only; ``loraplus_ratio``: LoRA's B learns so many times as fast as all else (arXiv
+      2402.12354).
     - ``bf16``: autocast to bfloat16; ``max_length``: the tokens of a row; ``pack``: several
       examples a row (True), one and padding (False), or what suits the examples (None: order.py).
     - ``validate_every``: steps between validations (0: none); ``valid_examples``: how many held-out
@@ -55,6 +56,7 @@ class TrainConfig:
     accumulate: int = 1
     clip: float = 1.0
     weight_decay: float = 0.0
+    loraplus_ratio: float = 1.0
     bf16: bool = False
     pack: bool | None = None
     max_length: int = 512
@@ -79,7 +81,7 @@ class TrainConfig:
             raise ValueError(f"pack must be True, False or None (decide), got {self.pack!r}")
         if self.valid_batch is not None:
             check_count("valid_batch", self.valid_batch, 1)
-        rates = ("lr", "warmup", "clip", "weight_decay")
+        rates = ("lr", "warmup", "clip", "weight_decay", "loraplus_ratio")
         for name in rates if self.epochs is None else (*rates, "epochs"):
             value = getattr(self, name)
             if not is_number(value, int | float) or not math.isfinite(value):
@@ -89,6 +91,8 @@ class TrainConfig:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
         if self.epochs is not None and self.steps != TrainConfig.steps:
             raise ValueError(f"give steps or epochs, got steps={self.steps}, epochs={self.epochs}")
+        if self.loraplus_ratio <= 0:
+            raise ValueError(f"loraplus_ratio must be positive, got {self.loraplus_ratio}")
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.warmup <= 1:
