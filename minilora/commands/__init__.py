@@ -12,8 +12,8 @@ In reading order:
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
     chat.py                          talk to it
+    combine.py, analyze.py           add several adapters; what one changed
     adapter_card.py                  what ``train`` writes into the adapter's model card
-    combine.py                       add several adapters
     first_example.py                 the first example as the model will see it, for ``train``
     hub.py, hub_tables.py            keep it
     hub_names.py                     names of the hub where a folder is asked for; ``train --push``

@@ -70,6 +70,11 @@ COMMANDS = {
         "several adapters of one base as one: exactly, or by PEFT's rules",
         "minilora combine legal/adapter brief/adapter --weights 1 0.5 --out both",
     ),
+    "analyze": Command(
+        "Use",
+        "what an adapter changed, and where: a table and a picture",
+        "minilora analyze mine/adapter --data my.jsonl --out analysis.png",
+    ),
     "hub": Command(
         "Keep",
         "adapters by name and version, with where they come from",

@@ -19,6 +19,7 @@ In reading order:
     merging.py         merge a whole model or nothing
     scaling.py         the dial: an adapter at t times its strength
     combining.py       several adapters as one: exactly, or by PEFT's rules
+    swapping.py        another adapter in place of the one inside
     requantization.py  what a merge back into four bits loses
     weight_diff.py     ``audit``: what differs between two models
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from .requantization import Requantized
     from .scaling import scale_adapter
     from .selection import InjectReport
+    from .swapping import swap_adapter
     from .weight_diff import Audit, audit
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "merge_and_unload",
     "print_trainable_parameters",
     "scale_adapter",
+    "swap_adapter",
     "trainable_parameters",
     "unload",
     "unmerge",

@@ -55,9 +55,12 @@ def check_run(model: nn.Module, steps: int) -> None:
 
 
 def with_extra_loss(
-    objective: Callable[[nn.Module, Any], float],
+    objective: Callable[[nn.Module, Any], float], scaler: Any = None
 ) -> Callable[[nn.Module, Any], float]:
-    """An objective that leaves the gradient of ``extra_loss`` too, and adds its value."""
+    """An objective that leaves the gradient of ``extra_loss`` too, and adds its value.
+
+    With a ``scaler`` the gradient is that of ``scaler.scale`` times the loss, as the objective's.
+    """
 
     def total(model: nn.Module, parts: Any) -> float:
         """The loss of a batch, and what the model's methods add to it."""
@@ -65,7 +68,7 @@ def with_extra_loss(
         extra = extra_loss(model)
         if extra is None:
             return loss
-        extra.backward()
+        (extra if scaler is None else scaler.scale * extra).backward()
         return loss + extra.item()
 
     return total

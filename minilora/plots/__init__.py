@@ -5,6 +5,7 @@ In reading order:
     style.py             colours, labels, one way to save
     charts.py            the charts: arrays in, ``Figure`` out
     parameter_charts.py  the charts of counts: parameters by rank, by model, by module
+    analysis_charts.py   the charts of what a fine-tune changed
     gallery.py           each chart with the figures it shows
     planner_page.py      the planner as one HTML file
 

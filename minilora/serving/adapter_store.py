@@ -36,11 +36,12 @@ from ..hub.adapter import Adapter
 from ..lora.adapter_layer import adapter_layers
 from ..lora.hyperparameters import check_rank
 from ..lora.injection import explain_match
+from ..lora.linears import made_beside
 from ..lora.paths import unwrapped
 from ..lora.twin import twin
 from ..text import did_you_mean, listed
 from .adapter_cache import AdapterCache, Resident
-from .layer import Factors, Weighted, kept_dtype
+from .layer import Factors, Weighted
 
 Choice = str | Sequence[tuple[str, float]] | None  # a row's adapter, several with weights, or none
 
@@ -173,7 +174,7 @@ class AdapterStore:
         """The factors as rows take them."""
         factors = {}
         for path, part in parts_of(files).items():
-            dtype = kept_dtype(self.base.get_submodule(path))
+            dtype = made_beside(self.base.get_submodule(path))["dtype"]
             B = (part.scaling * part.B.to(dtype)).T.contiguous()
             factors[path] = Factors(part.A.to(dtype).contiguous(), B)
         return Resident(factors, sum(pair.A.nbytes + pair.B.nbytes for pair in factors.values()))

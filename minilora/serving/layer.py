@@ -21,13 +21,13 @@ A module gets its buffers when the first adapter that needs it is admitted. They
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..lora.layer import is_ours_alone
-from ..lora.linears import device_of, dtype_of, linear_shape
+from ..lora.linears import linear_shape, made_beside
 from ..lora.rows import add_rows, add_rows_plainly
 
 
@@ -64,7 +64,7 @@ class RowLinear(nn.Module):
         super().__init__()
         self.in_features, self.out_features = linear_shape(base)
         self.base = base
-        made: Any = {"dtype": kept_dtype(base), "device": device_of(base)}
+        made = made_beside(base)
         A = torch.zeros(rows, max_rank, self.in_features, **made)
         B = torch.zeros(rows, max_rank, self.out_features, **made)
         self.register_buffer("A", A, persistent=False)
@@ -193,12 +193,6 @@ class AdapterRows:
     def nbytes(self) -> int:
         """Bytes of all buffers."""
         return sum(layer.A.nbytes + layer.B.nbytes for layer in self.layers.values())
-
-
-def kept_dtype(base: nn.Module) -> torch.dtype:
-    """The dtype of A and B beside a Linear: its own, but float32 beside half precision."""
-    half = dtype_of(base) in (torch.float16, torch.bfloat16)
-    return torch.float32 if half else dtype_of(base)
 
 
 def total_ranks(parts: Sequence[Weighted]) -> dict[str, int]:

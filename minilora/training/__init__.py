@@ -10,7 +10,9 @@ In reading order:
     batches.py     examples as rows of tokens, padded or packed; which tokens have a loss
     config.py      ``TrainConfig``: steps, rate, batch
     order.py       which examples a step gets; padded, packed or grouped by length
+    loss_scaling.py   float16's small gradients, and its overflows
     objective.py   the loss of a batch, and its gradient
+    recomputation.py  activation checkpointing: memory for time
     optimizer.py   AdamW, and the rate of each step
     limits.py      what a model can take: dtypes, ids, positions
     mixture.py     batches of several sources, and their one loss
@@ -20,6 +22,7 @@ In reading order:
     run.py         one run's parts: batches, what trains, the optimizer
     loop.py        ``train``: a run from start to end
     observers.py   the journal, validation and checkpoints, which watch the steps
+    rounding.py    bfloat16 weights that hardly move
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits
     history.py     what happened, step by step
     progress.py    the bar

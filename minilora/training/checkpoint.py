@@ -10,6 +10,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +18,31 @@ import torch
 from torch import Tensor
 
 from ..files import read_tensors, write_tensors
+from .loss_scaling import LossScaler
 
 # AdamW's state of one parameter; ``step`` counts only the steps that had a gradient
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 class State:
-    """What a step changes: trained parameters, optimizer, step count, best state, history."""
+    """What a step changes: trained parameters, optimizer, step count, best state, history.
+
+    ``planned`` steps were to be taken when it was saved; ``scaler`` is there in float16 only;
+    ``learnt`` is what a method keeps besides parameters.
+    """
 
     def __init__(
         self,
         parameters: dict[str, Tensor],
         optimizer: torch.optim.AdamW,
         history: Any,
+        planned: int | None = None,
+        scaler: LossScaler | None = None,
         learnt: dict[str, Tensor] | None = None,
     ):
         self.parameters, self.optimizer, self.history = parameters, optimizer, history
-        self.learnt = learnt or {}  # what a method keeps besides parameters
-        self.step = 0
+        self.step, self.planned, self.scaler = 0, planned, scaler
+        self.learnt = learnt or {}
         self.best: dict[str, Tensor] | None = None
 
     @property
@@ -66,7 +74,9 @@ def save_checkpoint(
     file: Path, state: State, identity: dict[str, Any], history: dict[str, Any]
 ) -> None:
     """Write the state, atomically."""
-    about = {"step": state.step, "identity": identity, "history": history}
+    scaler = None if state.scaler is None else asdict(state.scaler)
+    about = {"step": state.step, "planned": state.planned, "scaler": scaler}
+    about |= {"identity": identity, "history": history}
     write_tensors(file, state.tensors(), {"minilora_checkpoint": json.dumps(about)})
 
 
@@ -74,8 +84,9 @@ def save_checkpoint(
 def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[str, Any]:
     """Fill the state from a file and return the history that it holds.
 
-    Raises ``ValueError``, changing nothing, when the file is missing or damaged, or when a run with
-    other settings wrote it.
+    ``state.planned`` becomes that of the run that wrote it. Raises ``ValueError``, changing
+    nothing, when the file is missing or damaged, when a run with other settings wrote it, or when
+    it is past the last step.
     """
     if not file.is_file():
         raise ValueError(
@@ -85,7 +96,14 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
     tensors, about = read_tensors(file), read_about(file)
     check_identity(file, about["identity"], identity)
     check_tensors(file, tensors, state)
-    state.step = about["step"]
+    if state.planned is not None and about["step"] > state.planned:
+        raise ValueError(
+            f"{file} is of step {about['step']}, and steps={state.planned} ends before it: "
+            "resume with as many steps or more"
+        )
+    state.step, state.planned = about["step"], about.get("planned", state.planned)
+    if state.scaler is not None and about.get("scaler"):
+        state.scaler.scale, state.scaler.clean = about["scaler"]["scale"], about["scaler"]["clean"]
     for name, p in state.parameters.items():
         p.copy_(tensors[f"parameter/{name}"])
         if f"step/{name}" in tensors:

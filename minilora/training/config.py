@@ -15,6 +15,8 @@ SMALLEST = {
     "validate_every": 0, "valid_examples": 0, "valid_answers": 0, "checkpoint_every": 0,
 }  # fmt: skip
 
+SWITCHES = ("bf16", "fp16", "checkpointing", "keep_best", "resume", "progress", "measure_memory")
+
 
 @names_other_libraries_use(
     learning_rate="lr", num_train_epochs="epochs", num_epochs="epochs", max_steps="steps",
@@ -22,6 +24,7 @@ SMALLEST = {
     gradient_accumulation_steps="accumulate", warmup_ratio="warmup", max_grad_norm="clip",
     packing="pack", max_seq_length="max_length", max_seq_len="max_length",
     eval_steps="validate_every", save_steps="checkpoint_every", output_dir="out",
+    gradient_checkpointing="checkpointing", eval_batch_size="valid_batch",
     resume_from_checkpoint="resume", load_best_model_at_end="keep_best",
 )  # fmt: skip
 @dataclass(frozen=True)
@@ -34,15 +37,18 @@ class TrainConfig:
     - ``clip``: the largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices
       only; ``loraplus_ratio``: LoRA's B learns so many times as fast as all else (arXiv
       2402.12354).
-    - ``bf16``: autocast to bfloat16; ``max_length``: the tokens of a row; ``pack``: several
-      examples a row (True), one and padding (False), or what suits the examples (None: order.py).
+    - ``bf16``: autocast to bfloat16; ``fp16``: to float16 with loss scaling, for cards without
+      bfloat16; ``checkpointing``: compute activations again in backward instead of keeping them.
+    - ``max_length``: the tokens of a row; ``pack``: several examples a row (True), one and padding
+      (False), or what suits the examples (None: order.py).
     - ``validate_every``: steps between validations (0: none); ``valid_examples``: how many held-out
       examples a validation takes, drawn by the seed (0: all); ``valid_batch``: how many are
       computed at once (None: as many as a part of a batch); ``valid_answers``: how many are
       answered in full each time (exact match); ``keep_best``: return, at the end, to the state with
       the lowest validation loss.
     - ``out``: a folder for ``metrics.jsonl`` and, every ``checkpoint_every`` steps (0: only when
-      interrupted), ``checkpoint.safetensors``; ``resume``: continue from it.
+      interrupted), ``checkpoint.safetensors``; ``resume``: continue from it, to as many steps or
+      more. ``measure_memory``: the bytes of the second step go into ``History.memory``.
 
     >>> TrainConfig(steps=100, lr=2e-3).batch_size
     32
@@ -58,6 +64,8 @@ class TrainConfig:
     weight_decay: float = 0.0
     loraplus_ratio: float = 1.0
     bf16: bool = False
+    fp16: bool = False
+    checkpointing: bool = False
     pack: bool | None = None
     max_length: int = 512
     validate_every: int = 50
@@ -70,11 +78,12 @@ class TrainConfig:
     checkpoint_every: int = 0
     resume: bool = False
     progress: bool = True
+    measure_memory: bool = False
 
     def __post_init__(self) -> None:
         for name, smallest in SMALLEST.items():
             check_count(name, getattr(self, name), smallest)
-        for name in ("bf16", "keep_best", "resume", "progress"):
+        for name in SWITCHES:
             if not isinstance(value := getattr(self, name), bool):
                 raise ValueError(f"{name} must be True or False, got {value!r}")
         if not isinstance(self.pack, bool | None):
@@ -93,6 +102,8 @@ class TrainConfig:
             raise ValueError(f"give steps or epochs, got steps={self.steps}, epochs={self.epochs}")
         if self.loraplus_ratio <= 0:
             raise ValueError(f"loraplus_ratio must be positive, got {self.loraplus_ratio}")
+        if self.bf16 and self.fp16:
+            raise ValueError("give bf16 or fp16, got both: bf16 where the card has it")
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if not 0 <= self.warmup <= 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,6 +34,7 @@ class History:
     best_step: int | None = None
     interrupted: bool = False
     warnings: list[str] = field(default_factory=list)
+    memory: Record | None = None  # with measure_memory: the fields of ledger.Measured
     replay: list[Record] = field(default_factory=list)
 
     @property
@@ -93,18 +95,34 @@ def overflowed(step: int, checkpoint: Path | None, config: TrainConfig) -> str:
 class MetricsLog:
     """``metrics.jsonl``: a line a step or validation.
 
-    A resumed run drops the lines that came after its checkpoint.
+    A resumed run drops the lines that came after its checkpoint. A full disk does not end a run: it
+    is warned of once, and the file is written anew, with all lines, as soon as that works.
     """
 
     def __init__(self, file: Path, history: History):
-        self.file = file
+        self.file, self.history, self.is_behind, self.warned = file, history, False, False
+        self.write_all()
+
+    def write_all(self) -> None:
+        """Every record there is."""
+        history = self.history
         records = sorted([*history.steps, *history.validations], key=lambda record: record["step"])
-        write_text(file, "".join(json_line(record) for record in records))
+        write_text(self.file, "".join(json_line(record) for record in records))
 
     def write(self, record: Record) -> None:
-        """Append one record."""
-        with self.file.open("a", encoding="utf-8", newline="\n") as log:
-            log.write(json_line(record))
+        """Append one record, which is in the history already."""
+        try:
+            if self.is_behind:
+                self.write_all()
+            else:
+                with self.file.open("a", encoding="utf-8", newline="\n") as log:
+                    log.write(json_line(record))
+            self.is_behind = False
+        except OSError as error:
+            self.is_behind = True
+            if not self.warned:
+                warnings.warn(f"{self.file} lacks lines, training continues: {error}", stacklevel=2)
+            self.warned = True
 
 
 def json_line(record: Record) -> str:

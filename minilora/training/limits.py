@@ -19,6 +19,7 @@ from .config import TrainConfig
 from .evaluation import check_answers
 from .examples import Learnt, Task
 from .objective import keeps_examples_apart
+from .recomputation import check_recomputable
 
 
 class HalfPrecision(ValueError, FloatingPointError):
@@ -92,6 +93,13 @@ def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
         )
     if config.valid_answers and task.valid:
         check_answers(model)
+    if config.checkpointing:
+        check_recomputable(model)
+    if config.fp16 and all(p.device.type == "cpu" for p in model.parameters() if p.requires_grad):
+        raise ValueError(
+            "fp16=True is for cards without bfloat16; this model is on a CPU, where float16 is no "
+            "faster and overflows: leave it out, or take bf16=True"
+        )
 
 
 def check_trainable(model: nn.Module) -> None:

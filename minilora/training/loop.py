@@ -12,21 +12,24 @@ shown).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..ledger.measurement import measure
 from .config import TrainConfig
 from .examples import Learnt, Task
-from .history import Callback, History, diverged, overflowed
+from .history import Callback, History, Record, diverged, overflowed
 from .limits import check_run
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
 from .progress import Progress
-from .replay import Replay, describe
+from .recomputation import recomputing
+from .replay import Replay
+from .rounding import Standstill
 from .run import Run, checkpoint_file, set_up
 from .steps import NotFinite
 
@@ -61,42 +64,43 @@ def train(
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
     check_run(model, task, config)
     run = set_up(model, task, config, replay)
-    config = run.config
     torch.set_flush_denormal(True)
     was_training = model.training
     devices = [p.device for p in run.parameters.values() if p.device.type == "cuda"][:1]
-    with torch.random.fork_rng(devices), Progress(config.steps, config.progress) as bar:
+    with (
+        torch.random.fork_rng(devices),
+        recomputing(model, config.checkpointing),
+        Progress(run.config.steps, config.progress) as bar,
+    ):
         try:
             model.train()
-            return go(model, task, config, run, callbacks, bar)
+            return go(model, task, run, callbacks, bar)
         finally:
             model.train(was_training)
 
 
 def go(
-    model: nn.Module,
-    task: Task,
-    config: TrainConfig,
-    run: Run,
-    callbacks: Sequence[Callback],
-    bar: Progress,
+    model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
 ) -> History:
     """All steps that are left, observed; then the best state, or word of the interruption."""
-    state, history = run.state, run.state.history
+    state, history, config = run.state, run.state.history, run.config
     out = None if config.out is None else Path(config.out)
     journal = Journal(history, out, callbacks, bar)
     validation = Validation(model, run.valid_batches, task.valid, config, state, journal)
     checkpoints = Checkpoints(checkpoint_file(config), state, run.identity, history, config)
-    for account in history.replay:
-        bar.say(describe(account))
+    observers = (journal, validation, checkpoints, Standstill(state))
+    for note in run.notes:
+        bar.say(note)
     with interrupt_flag() as interrupted:
         if config.validate_every and not history.validations and not history.steps:
             validation.validate(0)
         records = run.steps(model, config)
+        if config.measure_memory:
+            records = measured(records, model, run)
         try:
             while not interrupted.is_set() and (record := next(records, None)) is not None:
                 state.step = record["step"]
-                for observe in (journal, validation, checkpoints):
+                for observe in observers:
                     observe(record)
         except NotFinite as error:
             if error.weights:
@@ -106,11 +110,24 @@ def go(
             raise FloatingPointError(message) from error
     history.interrupted = state.step < config.steps
     if history.interrupted:
-        checkpoints.save()
-        resume = f"; continue with resume=True, out={str(out)!r}" if out else ""
+        saved = checkpoints.save()
+        resume = f"; continue with resume=True, out={str(out)!r}" if saved else ""
         bar.say(f"interrupted after step {state.step}{resume}")
     elif config.keep_best and state.best is not None and history.best_step != state.step:
         state.restore_best()
         best = f"step {history.best_step}, which has the lowest validation loss"
         bar.say(f"kept the state of {best}")
     return history
+
+
+def measured(records: Iterator[Record], model: nn.Module, run: Run) -> Iterator[Record]:
+    """The same records; the memory of the second step, or of the only one, is measured."""
+    left = run.config.steps - run.state.step
+    if left > 1:
+        yield next(records)  # AdamW makes its moments
+    taken: list[Record] = []
+    if left:
+        memory = measure(lambda: taken.append(next(records)), model, run.optimizer)
+        run.state.history.memory = asdict(memory)
+    yield from taken
+    yield from records

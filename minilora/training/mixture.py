@@ -30,7 +30,8 @@ from torch import Tensor, nn
 
 from .batches import IGNORE, Batch, Encoded
 from .history import Record
-from .objective import autocast, labelled_logits, summed_loss
+from .loss_scaling import LossScaler
+from .objective import autocast, half, labelled_logits, summed_loss
 
 TASK = "task"
 
@@ -59,8 +60,8 @@ class MixedLoss:
     0.25
     """
 
-    def __init__(self, bf16: bool = False):
-        self.bf16 = bf16
+    def __init__(self, bf16: bool = False, scaler: LossScaler | None = None):
+        self.dtype, self.scaler = half(bf16, scaler), scaler
         self.losses: dict[str, float] = {}
 
     def noted(self, records: Iterator[Record]) -> Iterator[Record]:
@@ -74,11 +75,11 @@ class MixedLoss:
         for part in parts:
             tokens[part.source] += part.answer_tokens
         self.losses = dict.fromkeys(tokens, 0.0)
-        total = 0.0
+        scale, total = 1.0 if self.scaler is None else self.scaler.scale, 0.0
         for part in parts:
-            with autocast(part.ids.device, self.bf16):
+            with autocast(part.ids.device, self.dtype):
                 loss = summed_part(model, part) / tokens[part.source]
-            (part.weight * loss).backward()
+            (scale * part.weight * loss).backward()
             self.losses[part.source] += loss.item()
             total += part.weight * loss.item()
         return total

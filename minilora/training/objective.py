@@ -22,16 +22,24 @@ from torch import Tensor, nn
 from ..lora.paths import unwrapped
 from ..model.generation import CausalLM
 from .batches import IGNORE, Batch
+from .loss_scaling import LossScaler
 
 
-def mean_over_answers(model: nn.Module, parts: Sequence[Batch], bf16: bool = False) -> float:
-    """The loss of a batch given in parts, in nats an answer token; leaves its gradient behind."""
+def mean_over_answers(
+    model: nn.Module, parts: Sequence[Batch], bf16: bool = False, scaler: LossScaler | None = None
+) -> float:
+    """The loss of a batch given in parts, in nats an answer token; leaves its gradient behind.
+
+    With a ``scaler`` it is computed in float16, and the gradient is that of scale · loss.
+    """
     tokens = sum(part.answer_tokens for part in parts)
+    dtype = half(bf16, scaler)
+    scale = 1.0 if scaler is None else scaler.scale
     loss = 0.0
     for part in parts:
-        with autocast(part.ids.device, bf16):
+        with autocast(part.ids.device, dtype):
             part_loss = summed_loss(model, part) / tokens
-        part_loss.backward()
+        (scale * part_loss).backward()
         loss += part_loss.item()
     return loss
 
@@ -66,6 +74,11 @@ def keeps_examples_apart(model: nn.Module) -> bool:
     return isinstance(unwrapped(model), CausalLM)
 
 
-def autocast(device: torch.device, bf16: bool) -> contextlib.AbstractContextManager:
-    """bfloat16 for the matrix products, or nothing."""
-    return torch.autocast(device.type, dtype=torch.bfloat16) if bf16 else contextlib.nullcontext()
+def half(bf16: bool, scaler: LossScaler | None) -> torch.dtype | None:
+    """bfloat16, or float16 where the loss is scaled; None where neither is asked for."""
+    return torch.bfloat16 if bf16 else torch.float16 if scaler is not None else None
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> contextlib.AbstractContextManager:
+    """Half precision for the matrix products, or nothing."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)

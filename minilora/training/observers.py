@@ -125,10 +125,19 @@ class Checkpoints:
         if every and (step % every == 0 or step == self.config.steps):
             self.save()
 
-    def save(self) -> None:
-        """Write the state, if the run has a folder."""
-        if self.file is not None:
+    def save(self) -> bool:
+        """Write the state, if the run has a folder, and say whether it is there.
+
+        A full disk is warned of and does not end the run: the next save may succeed.
+        """
+        if self.file is None:
+            return False
+        try:
             save_checkpoint(self.file, self.state, self.identity, asdict(self.history))
+        except OSError as error:
+            warnings.warn(f"no checkpoint of step {self.state.step}: {error}", stacklevel=2)
+            return False
+        return True
 
 
 @contextlib.contextmanager

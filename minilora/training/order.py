@@ -52,6 +52,13 @@ class Layout:
             return pad(rows)
         return pack(rows, self.room or max(len(row.ids) for row in rows))
 
+    def notes(self) -> list[str]:
+        """What this does to the examples, where it was not asked for."""
+        if self.packed and not self.room:
+            return ["examples of uneven length: several share a row (pack=False pads them)"]
+        uneven = "examples of uneven length: a batch holds those that are alike"
+        return [f"{uneven} (pack=False mixes them)"] if self.grouped else []
+
     def indices(self, lengths: tuple[int, ...], config: TrainConfig, step: int) -> list[int]:
         """Which of the examples of these lengths make up the batch of a step."""
         alike = lengths if self.grouped else None

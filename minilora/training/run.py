@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from .config import TrainConfig
 from .examples import Task
 from .history import History, Record
 from .limits import check_sizes
+from .loss_scaling import LossScaler
 from .mixture import MixedLoss
 from .objective import keeps_examples_apart, mean_over_answers
-from .optimizer import build_optimizer
+from .optimizer import build_optimizer, rate_at
 from .order import Layout, choose_layout, in_parts
-from .replay import Mixture, Replay, as_list
+from .replay import Mixture, Replay, as_list, describe
 from .steps import steps
 
 
@@ -44,13 +45,20 @@ class Run:
     identity: Record
     config: TrainConfig
     objective: Callable[[nn.Module, Sequence[Batch]], float]
+    notes: list[str]  # what to know before the first step
 
     def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
         """The steps that are left."""
-        objective, start = self.objective, self.state.step
-        total = with_extra_loss(objective)
-        records = steps(model, self.batches, self.optimizer, config, objective=total, start=start)
-        return objective.noted(records) if isinstance(objective, MixedLoss) else records
+        records = steps(
+            model,
+            self.batches,
+            self.optimizer,
+            config,
+            objective=with_extra_loss(self.objective, self.state.scaler),
+            scaler=self.state.scaler,
+            start=self.state.step,
+        )
+        return self.objective.noted(records) if isinstance(self.objective, MixedLoss) else records
 
 
 def set_up(
@@ -63,8 +71,8 @@ def set_up(
     replays = as_list(replay)
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode_all(tokenizer, task.train, config.max_length)
-    valid = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
-    valid = sample_of(valid, config)
+    held_out = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
+    valid = sample_of(held_out, config)
     check_sizes(model, [*rows, *valid])
     config = config.for_examples(len(rows))
     parameters: dict[str, Tensor] = {
@@ -75,7 +83,8 @@ def set_up(
     rates: dict[str, Any] = {"weight_decay": config.weight_decay, "model": model}
     rates["loraplus_ratio"] = config.loraplus_ratio
     optimizer = build_optimizer(parameters, config.lr, **rates)
-    state = State(parameters, optimizer, History(), training_state(model))
+    scaler = LossScaler() if config.fp16 else None
+    state = State(parameters, optimizer, History(), config.steps, scaler, training_state(model))
     optimizer.register_step_post_hook(lambda *_: update_and_allocate(model, state.step + 1))
     layout = choose_layout(rows, config, keeps_examples_apart(model))
     lengths = tuple(len(row.ids) for row in rows)
@@ -85,21 +94,55 @@ def set_up(
         chosen = [rows[i] for i in layout.indices(lengths, config, step)]
         return [layout.collate(part).to(device) for part in in_parts(chosen, config)]
 
-    valid_batches = [batch.to(device) for batch in held_out(valid, config, layout)]
+    valid_batches = [batch.to(device) for batch in valid_parts(valid, config, layout)]
     identity = identity_of(model, config, rows, valid) | {"layout": asdict(layout)}
     step_batches: Callable[[int], Sequence[Batch]] = batches
-    objective: Any = partial(mean_over_answers, bf16=config.bf16)
+    objective: Any = partial(mean_over_answers, bf16=config.bf16, scaler=scaler)
     if replays:  # before the checkpoint is read: the teacher is the model as it is now
         mixture = Mixture(replays, model, task, config)
         check_sizes(model, mixture.rows)
         state.history.replay = mixture.accounts(rows)
         identity |= mixture.identity()
-        step_batches, objective = mixture.batches(batches), MixedLoss(config.bf16)
+        step_batches, objective = mixture.batches(batches), MixedLoss(config.bf16, scaler)
     file = checkpoint_file(config)
     if config.resume and file is not None:
         state.history = History(**load_checkpoint(file, state, identity))
-    made = parameters, optimizer, state, identity, config, objective
+    notes = [*what_trains(model, parameters, config), *layout.notes(), *longer(state, config)]
+    if len(valid) < len(held_out):
+        notes.append(
+            f"a validation takes {len(valid)} of {len(held_out)} held-out examples, drawn by the "
+            "seed (valid_examples=0: all)"
+        )
+    notes += map(describe, state.history.replay)
+    state.planned = config.steps
+    made = parameters, optimizer, state, identity, config, objective, notes
     return Run(step_batches, valid_batches, *made)
+
+
+def what_trains(
+    model: nn.Module, parameters: dict[str, Tensor], config: TrainConfig
+) -> Iterator[str]:
+    """A note where no adapter was injected, so that the model itself changes."""
+    trained = sum(p.numel() for p in parameters.values())
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    if trained > frozen and not any(adapter_layers(model)):
+        yield (
+            f"no adapter: {'all' if not frozen else 'most'} parameters of the model itself train "
+            f"({trained:,}), at a peak rate of {config.lr:g}; inject(model, LoraConfig(...)) first "
+            "trains an adapter instead"
+        )
+
+
+def longer(state: State, config: TrainConfig) -> Iterator[str]:
+    """A note where a run is resumed with other steps: what the cosine does then."""
+    if state.planned is not None and state.planned != config.steps:
+        last = rate_at(state.step - 1, config.lr, replace(config, steps=state.planned))
+        next_one = rate_at(state.step, config.lr, config)
+        yield (
+            f"resumed with steps={config.steps} instead of {state.planned}: warm-up and cosine are "
+            f"those of {config.steps} steps, so the rate goes from {last:.3g} in step {state.step} "
+            f"to {next_one:.3g} in the next"
+        )
 
 
 def sample_of(valid: Sequence[Encoded], config: TrainConfig) -> list[Encoded]:
@@ -110,7 +153,7 @@ def sample_of(valid: Sequence[Encoded], config: TrainConfig) -> list[Encoded]:
     return [valid[i] for i in sorted(drawn)]
 
 
-def held_out(valid: Sequence[Encoded], config: TrainConfig, layout: Layout) -> Iterator[Batch]:
+def valid_parts(valid: Sequence[Encoded], config: TrainConfig, layout: Layout) -> Iterator[Batch]:
     """The held-out examples in batches of the size that is trained."""
     rows = sorted(valid, key=lambda row: len(row.ids)) if layout.grouped else valid
     at_once = config.valid_batch or config.part_size
@@ -119,7 +162,10 @@ def held_out(valid: Sequence[Encoded], config: TrainConfig, layout: Layout) -> I
 
 
 # settings that a resumed run may have otherwise; epochs have become steps
-MAY_CHANGE = ("out", "resume", "progress", "checkpoint_every", "epochs", "valid_batch")
+MAY_CHANGE = (
+    *("steps", "epochs", "out", "resume", "progress", "checkpoint_every", "valid_batch"),
+    *("checkpointing", "measure_memory"),
+)
 
 
 def checkpoint_file(config: TrainConfig) -> Path | None:

@@ -25,6 +25,7 @@ from .batches import Batch
 from .config import TrainConfig
 from .history import Record
 from .limits import all_finite
+from .loss_scaling import LossScaler
 from .objective import mean_over_answers
 from .optimizer import rate_at
 
@@ -37,14 +38,17 @@ def steps(
     *,
     objective: Callable[[nn.Module, Sequence[Batch]], float] = mean_over_answers,
     schedule: Callable[[int, float], float] | None = None,
+    scaler: LossScaler | None = None,
     start: int = 0,
 ) -> Iterator[Record]:
     """One optimizer step after the other; yields each step's record.
 
     ``batches(step)`` gives the parts of a step's batch; ``objective(model, parts)`` their loss,
     with its gradient left in the parameters; ``schedule(step, peak)`` the rate of a group. Weights
-    change only if loss and gradient are finite. Raises ``NotFinite`` when they are not, or when
-    the step leaves weights that are not. A step seeds torch's generator.
+    change only if loss and gradient are finite. Raises ``NotFinite`` when they are not, or when the
+    step leaves weights that are not. With a ``scaler``, by whose scale the objective multiplies its
+    loss, a step whose gradient overflows is skipped: its norm is None. A step seeds torch's
+    generator.
     """
     rate = schedule or partial(rate_at, config=config)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -56,13 +60,17 @@ def steps(
         optimizer.zero_grad()  # what a failed attempt, or whoever watches, left behind
         parts = batches(step)
         loss = objective(model, parts)
+        if scaler is not None:
+            scaler.unscale(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, config.clip or math.inf).item()
-        if not math.isfinite(loss) or not math.isfinite(norm):
+        skipped = scaler is not None and scaler.must_skip(math.isfinite(norm))
+        if not math.isfinite(loss) or not (math.isfinite(norm) or skipped):
             optimizer.zero_grad()
             raise NotFinite(step, loss, norm)
         for group in optimizer.param_groups:
             group["lr"] = rate(step, group["initial_lr"])
-        optimizer.step()
+        if not skipped:
+            optimizer.step()
         optimizer.zero_grad()
         if not all_finite(parameters):
             raise NotFinite(step, loss, norm, weights=True)
@@ -70,7 +78,7 @@ def steps(
             "step": step + 1,
             "loss": loss,
             "lr": optimizer.param_groups[0]["lr"],
-            "grad_norm": norm,
+            "grad_norm": None if skipped else norm,
             "tokens": sum(part.tokens for part in parts),
             "seconds": round(time.perf_counter() - began, 4),
         }

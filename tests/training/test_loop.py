@@ -1,10 +1,12 @@
 """The loop: the same bits whatever interrupts it, and a stop before anything is spoilt."""
 
 import copy
+import errno
 import json
 import math
 import signal
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +14,13 @@ import transformers
 from torch.nn.parallel import DataParallel
 
 import minilora
-from minilora import LoraConfig, inject, train
+from minilora import LoraConfig, TrainConfig, inject, train
+from minilora.ledger.measurement import Measured, measure
 from minilora.lora.layer import lora_layers
 from minilora.training.data import Task
 from minilora.training.examples import Example
+from minilora.training.run import set_up
+from minilora.training.steps import steps
 
 from ..test_foreign import make
 from ..tolerance import gamma
@@ -216,8 +221,10 @@ def test_resuming_what_is_not_there_or_not_the_same_is_refused(tmp_path):
     with pytest.raises(ValueError, match=message):
         train(adapted(), TASK, **resumed)
     train(adapted(), TASK, steps=2, out=tmp_path, checkpoint_every=1, **QUICK)
-    with pytest.raises(ValueError, match=r"other settings \(steps: 2 there, 3 here\)"):
-        train(adapted(), TASK, steps=3, **resumed)
+    with pytest.raises(ValueError, match=r"other settings \(warmup: 0.05 there, 0.5 here\)"):
+        train(adapted(), TASK, steps=3, warmup=0.5, **resumed)
+    with pytest.raises(ValueError, match=r"is of step 2, and steps=1 ends before it"):
+        train(adapted(), TASK, steps=1, **resumed)
     less = Task("less", TASK.train[:-1], TASK.valid)
     moved = Task("moved", TASK.train[:-1], (TASK.train[-1], *TASK.valid))
     for task in (less, moved):
@@ -340,3 +347,93 @@ def test_held_out_examples_are_computed_in_batches_of_the_training_size(
     model.generate_texts = lambda asked, most: answered.append(len(asked)) or generate(asked, most)
     train(model, TASK, steps=1, validate_every=1, valid_answers=7, progress=False, **settings)
     assert max(sizes) == max(answered) == rows
+
+
+def test_a_run_that_is_resumed_with_more_steps_takes_their_cosine_and_says_so(tmp_path, capsys):
+    """The oracle is the bare loop: four steps of one schedule, then four of another."""
+    settings = {**QUICK, "progress": True, "lr": 1e-3}
+    resumed = adapted()
+    first = train(resumed, TASK, steps=4, out=tmp_path, checkpoint_every=4, **settings)
+    capsys.readouterr()
+    again = adapted(seed=5)
+    history = train(again, TASK, steps=8, out=tmp_path, resume=True, **settings)
+    said = capsys.readouterr().err
+    rates = [record["lr"] for record in history.steps]
+    assert f"from {rates[3]:.3g} in step 4 to {rates[4]:.3g} in the next" in said
+    assert "resumed with steps=8 instead of 4" in said
+
+    plain = adapted()
+    for steps_, start in ((4, 0), (8, 4)):
+        config = TrainConfig(steps=steps_, lr=1e-3, batch_size=4)
+        if not start:
+            run = set_up(plain, TASK, config)
+        plain.train()
+        list(steps(plain, run.batches, run.optimizer, config, start=start))
+    assert equal(trained_bits(again), trained_bits(plain))
+    assert history.losses[:4] == first.losses
+
+
+def test_training_without_an_adapter_says_that_everything_trains_and_at_which_rate(capsys):
+    model = minilora.load_base()
+    train(model, TASK, steps=1, lr=1e-3, **QUICK | {"progress": True})
+    said = capsys.readouterr().err
+    assert "no adapter: all parameters of the model itself train (1,304,192)" in said
+    assert "at a peak rate of 0.001" in said
+    train(adapted(), TASK, steps=1, **QUICK | {"progress": True})
+    assert "no adapter" not in capsys.readouterr().err
+
+
+def test_a_validation_of_some_of_the_examples_says_so(capsys):
+    settings = {**QUICK, "progress": True, "validate_every": 1, "valid_examples": 5}
+    train(adapted(), TASK, steps=1, **settings)
+    assert "a validation takes 5 of 12 held-out examples" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_memory_of_a_step_is_measured_within_the_run_and_changes_no_bit(count):
+    """The oracle measures the second step of a run that is taken apart, as the demo does."""
+    plain, watched = adapted(0.1), adapted(0.1)
+    train(plain, TASK, steps=count, **QUICK)
+    history = train(watched, TASK, steps=count, measure_memory=True, **QUICK)
+    assert len(history.losses) == count
+    assert equal(trained_bits(plain), trained_bits(watched))
+    config = TrainConfig(steps=3, **QUICK)
+    run = set_up(model := adapted(0.1).train(), TASK, config)
+    records = run.steps(model, config)
+    if count > 1:
+        next(records)
+    measured = measure(lambda: next(records), model, run.optimizer)
+    assert Measured(**history.memory).at_peak == measured.at_peak
+    assert train(adapted(), TASK, steps=1, **QUICK).memory is None
+
+
+def full_disk(*_, **__):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_line_of_its_log(
+    tmp_path, monkeypatch
+):
+    settings = {**QUICK, "steps": 6, "validate_every": 3}
+    whole = train(adapted(), TASK, out=tmp_path / "whole", **settings)
+
+    def fill(record):
+        if record["step"] == 1:
+            monkeypatch.setattr(Path, "open", full_disk)
+            monkeypatch.setattr("minilora.files.tempfile.mkstemp", full_disk)
+        if record["step"] == 4:
+            monkeypatch.undo()
+
+    with pytest.warns(UserWarning, match="full") as caught:
+        history = train(
+            adapted(), TASK, out=tmp_path / "full", checkpoint_every=2, callbacks=[fill], **settings
+        )
+    said = [str(warning.message) for warning in caught]
+    assert [text.split(":")[0] for text in said] == [
+        f"{tmp_path / 'full' / 'metrics.jsonl'} lacks lines, training continues",
+        "no checkpoint of step 2",
+    ]
+    assert "No space left on device" in said[1]
+    assert history.losses == whole.losses
+    assert logged(tmp_path / "full") == logged(tmp_path / "whole")
+    assert (tmp_path / "full" / "checkpoint.safetensors").is_file()

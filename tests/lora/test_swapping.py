@@ -1,0 +1,108 @@
+"""All adapters of a model replaced at once, or an error and no change."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import minilora
+from minilora.lora.combining import LowRank
+from minilora.lora.layer import lora_layers
+
+from ..strategies import adapters, configs, models, seeds
+
+SHAPES = {"0": (5, 4), "1": (4, 4), "2": (4, 3)}
+
+
+def chain(*targets, dropout=0.0):
+    model = nn.Sequential(*(nn.Linear(*shape) for shape in SHAPES.values()))
+    config = minilora.LoraConfig(r=2, target_modules=targets, lora_dropout=dropout)
+    minilora.inject(model, config)
+    return model
+
+
+@given(seeds, adapters(SHAPES), st.sets(st.sampled_from("012"), min_size=1), st.booleans())
+def test_the_model_computes_with_the_new_adapter_and_nothing_of_the_old(seed, parts, kept, grads):
+    torch.manual_seed(seed)
+    model = chain("0", "1")
+    for _, layer in lora_layers(model):
+        nn.init.normal_(layer.lora_B)
+    parts = {path: parts[path] for path in sorted(kept)}
+    plain = minilora.unload(copy.deepcopy(model)).double()
+    minilora.swap_adapter(model, parts)
+    assert minilora.low_rank_parts(model).keys() == parts.keys()
+    x = torch.randn(3, 5)
+    with torch.set_grad_enabled(grads):
+        y = model(x)
+    for path, part in parts.items():
+        plain[int(path)].weight.data += part.scaling * part.B.double() @ part.A.double()
+    torch.testing.assert_close(y.double(), plain(x.double()), rtol=1e-3, atol=1e-3)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"{path}.lora_{side}" for path in parts for side in "AB"}
+
+
+@given(models(), configs(), seeds)
+def test_there_and_back_is_the_same_to_the_bit(model, config, seed):
+    torch.manual_seed(seed)
+    minilora.inject(model.eval(), config)
+    for _, layer in lora_layers(model.eval()):
+        nn.init.normal_(layer.lora_B)
+    x = torch.randn(2, model[0].in_features)
+    before, parts = model(x), minilora.low_rank_parts(model)
+    other = {p: LowRank(part.A[:1], part.B[:, :1], 3.0) for p, part in parts.items()}
+    minilora.swap_adapter(model, other)
+    assert torch.equal(minilora.swap_adapter(model, parts)(x), before)
+
+
+def test_nothing_is_copied_and_the_adapter_can_be_saved(tmp_path):
+    model = minilora.load_base()
+    minilora.inject(model, minilora.LoraConfig(r=2))
+    parts = minilora.low_rank_parts(model)
+    both = minilora.combine([parts, parts], how="cat")
+    minilora.swap_adapter(model, both)
+    path, layer = next(iter(lora_layers(model)))
+    assert layer.lora_A.data_ptr() == both[path].A.data_ptr()
+    again = minilora.load_adapter(minilora.load_base(), minilora.save_adapter(model, tmp_path))
+    assert torch.equal(dict(lora_layers(again))[path].lora_A, both[path].A)
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"9": ((1, 5), (4, 1))}, "9 is not a Linear of this model"),
+        ({"0": ((1, 4), (4, 1))}, r"0 has \(in, out\) \(5, 4\), got A \(1, 4\) and B \(4, 1\)"),
+        ({"0": ((1, 5), (4, 2))}, r"0 has \(in, out\) \(5, 4\), got A \(1, 5\) and B \(4, 2\)"),
+        ({"0": ((1, 5), (4, 1)), "2": ((1, 1), (3, 1))}, r"2 has \(in, out\) \(4, 3\)"),
+        ({}, "expected an adapter, got no parts"),
+    ],
+)
+def test_what_does_not_fit_changes_nothing(parts, message):
+    model = chain("0", "1")
+    before = {name: p for name, p in model.named_parameters()}
+    parts = {n: LowRank(torch.ones(a), torch.ones(b), 1.0) for n, (a, b) in parts.items()}
+    with pytest.raises(ValueError, match=message):
+        minilora.swap_adapter(model, parts)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[name] is p for name, p in before.items())
+
+
+def test_merged_disabled_and_missing_adapters_are_refused():
+    model = chain("0", dropout=0.5).eval()
+    parts = {"0": LowRank(torch.ones(1, 5), torch.ones(4, 1), 1.0)}
+    with (
+        minilora.disable_adapter(model),
+        pytest.raises(ValueError, match="the adapter at 0 is off: swap outside"),
+    ):
+        minilora.swap_adapter(model, parts)
+    minilora.merge(model)
+    with pytest.raises(ValueError, match=r"the adapter at 0 is merged: unmerge\(model\) first"):
+        minilora.swap_adapter(model, parts)
+    minilora.unmerge(model)
+    minilora.swap_adapter(model, {"1": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
+    assert model[1].lora_dropout == 0.5
+    with pytest.raises(ValueError, match="this model has no adapters"):
+        minilora.swap_adapter(minilora.unload(model), parts)
