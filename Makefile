@@ -8,7 +8,7 @@ COVERAGE := --cov --cov-report=term:skip-covered
 PARITY := tests/lora tests/nf4 tests/formats tests/model tests/test_level0.py tests/test_foreign.py \
 	tests/test_invariants.py tests/test_life.py tests/training/test_batches.py tests/training/test_evaluation.py
 
-.PHONY: demo book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench clean
+.PHONY: demo book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench bench-quality clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
@@ -56,6 +56,10 @@ smollm2/config.json: | .venv/.installed-llm
 
 bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes on two cores; writes the README's table
 	$(BIN)/minilora bench
+
+bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps it, an hour; goes on where it was stopped
+	$(BIN)/python -m benchmarks.forgetting
+	$(BIN)/python -m benchmarks.report
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

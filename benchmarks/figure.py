@@ -9,6 +9,8 @@ from matplotlib.figure import Figure
 
 from minilora.plots.style import hue, in_house_style, label_ends, new_figure
 
+from .tables import dialled
+
 
 @in_house_style
 def benchmark_figure(results: dict[str, dict[str, Any]]) -> Figure:
@@ -76,3 +78,53 @@ def draw_scores(axes: Any, rows: list[dict[str, Any]]) -> None:
     axes.set(title="Naval code after equal steps", ylabel="% of held-out logs right")
     axes.set(xlabel="trainable parameters (log scale)", xscale="log", ylim=(lowest - 8, 103))
     axes.margins(x=0.2)
+
+
+@in_house_style
+def forgetting_figure(rows: list[dict[str, Any]]) -> Figure:
+    """Two panels: the short runs of all methods, code learnt against prose lost; the keyed runs."""
+    figure, (left, right) = new_figure(2, (14, 5.2), [1.35, 1])
+    draw_pareto(left, [row for row in rows if row["group"] == "rivals"])
+    draw_kept(right, [row for row in rows if row["group"] == "keyed"])
+    return figure
+
+
+def means(rows: list[dict[str, Any]], *keys: str) -> dict[str, list[float]]:
+    """The means over the seeds of some scores, by method, in the order of the rows."""
+    by_method: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_method.setdefault(dialled(row), []).append(row)
+    return {
+        name: [statistics.mean(row[key] for row in group) for key in keys]
+        for name, group in by_method.items()
+    }
+
+
+def draw_pareto(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """Exact match against bits a byte lost (log scale), a point a method."""
+    for name, (exact, forgot) in means(rows, "exact", "forgot").items():
+        kinds = ("self-replay" in name, "prose" in name, "nothing" in name)
+        index = kinds.index(True) if any(kinds) else 6
+        axes.plot(100 * exact, forgot, "o", color=hue(index))
+        place = (100 * exact, forgot)
+        style = {"color": hue(index), "fontsize": 8, "ha": "right", "va": "center"}
+        axes.annotate(name, place, (-6, 0), "data", "offset points", **style)
+    axes.set(title="Equal short runs: learnt and lost", xlabel="% of held-out logs right")
+    axes.set(ylabel="bits a byte lost on old prose (log scale)", yscale="log")
+    axes.set_xlim(-40, 103)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
+    """The share of plain questions answered as before, and of keyed ones right."""
+    scores = means(rows, "kept", "exact")
+    for y, (_, (kept, exact)) in enumerate(reversed(scores.items())):
+        axes.barh(y + 0.2, 100 * kept, color=hue(0), height=0.36)
+        axes.barh(y - 0.2, 100 * exact, color=hue(1), height=0.36)
+        for offset, value in ((0.2, kept), (-0.2, exact)):
+            place = (100 * value, y + offset)
+            text = f"{value:.0%}"
+            axes.annotate(text, place, (4, 0), "data", "offset points", va="center", fontsize=9)
+    axes.set_yticks(range(len(scores)), list(reversed(scores)))
+    axes.set(title="Keyed: old answers kept (upper), code right (lower)", xlabel="%", xlim=(0, 115))
+    axes.grid(axis="y", visible=False)

@@ -128,7 +128,7 @@ KEYED: dict[str, Any] = {"steps": 400, "rate": 3e-3, "task": one_keyed}
 GROUPS: dict[str, tuple[Method, ...]] = {
     "goal": (
         Method("LoRA all, self-replay 25%", **LONG),
-        Method("LoRA q, v, self-replay 25%", QV, 1e-2, **LONG),
+        Method("LoRA q, v, self-replay 25%, 1,000 steps", QV, 1e-2, **LONG | {"steps": 1000}),
     ),
     "keyed": (
         Method("nothing", **KEYED),

@@ -15,11 +15,13 @@ from minilora.files import write_text
 from minilora.plots.style import save_figure
 
 from .common import RESULTS
-from .figure import benchmark_figure
+from .figure import benchmark_figure, forgetting_figure
 from .tables import (
+    FORGETTING,
     FORWARD,
     MATRIX,
     PARTS,
+    forgetting_rows,
     forward_rows,
     matrix_rows,
     megabytes,
@@ -109,6 +111,11 @@ def whole(results: Results) -> str:
     speed = ("what", "size", "by", "M weights/s", "speed / bitsandbytes'", "bits a weight", "rmse")
     memory = ("method", "resident", "peak", "process", *PARTS)
     exact = "Naval code: held-out logs right to the letter; the base's own prose in bits a byte."
+    kept = (
+        "![What is lost, and what keeps it](forgetting.png)\n\nOn the shipped base; see "
+        "`benchmarks/forgetting.py` for the groups. Mean (range) over the seeds; CPU seconds on a "
+        "machine with other work. A row of one seed is one run."
+    )
     fitted = "Cost ∝ size^k, fitted on the three largest sizes; extra: over the floor."
     parts = (
         ("forward", "Ratios to the plain Linear.", forward, forward_rows),
@@ -117,6 +124,7 @@ def whole(results: Results) -> str:
         ("memory", "Megabytes.", memory, memory_rows),
         ("matrix", "", MATRIX, matrix_rows),
         ("quality", exact, ("base or method", "seed", "exact", "prose"), quality_rows),
+        ("forgetting", kept, FORGETTING, forgetting_rows),
         ("scaling", fitted, ("cost", "grows with", "k", "expected"), scaling_rows),
     )
     text = [
@@ -151,7 +159,8 @@ def main() -> None:
     write_text(readme, put_between_markers(readme.read_text(encoding="utf-8"), summary(results)))
     write_text(ROOT / "docs" / "benchmarks.md", whole(results))
     save_figure(benchmark_figure(results), ROOT / "docs" / "benchmarks.png")
-    print("README.md, docs/benchmarks.md and docs/benchmarks.png show the results.")
+    save_figure(forgetting_figure(results["forgetting"]["rows"]), ROOT / "docs" / "forgetting.png")
+    print("README.md, docs/benchmarks.md and the figures beside it show the results.")
 
 
 if __name__ == "__main__":

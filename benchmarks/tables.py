@@ -17,6 +17,16 @@ PARTS = ("weights", "adapters", "gradients", "optimizer", "activations", "tempor
 MATRIX = ("method", "trainable", "peak MB", "step / full's", "to a loss of 0.1", "naval, exact")
 MATRIX += ("forgot", "manual, bits a byte", "forgot", "forward unmerged", "merged", "KB to ship")
 
+FORGETTING = (
+    "group",
+    "method",
+    "seeds",
+    "exact",
+    "forgot, bits a byte",
+    "old answers kept",
+    "CPU s",
+)
+
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table."""
@@ -36,7 +46,8 @@ def times(ratio: dict[str, float]) -> str:
 
 def spread(values: Sequence[float], form: str) -> str:
     """Mean, and the range over the seeds."""
-    return f"{statistics.mean(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+    mean = f"{statistics.mean(values):{form}}"
+    return f"{mean} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else mean
 
 
 def megabytes(size: float, digits: int = 0) -> str:
@@ -166,3 +177,31 @@ def quality_lines(result: dict[str, Any]) -> list[list[str]]:
             cells.append(f"{method} {spread(values, form)}")
         lines.append([f"{how}: {what}", ", ".join(cells), "quality"])
     return lines
+
+
+def forgetting_rows(result: dict[str, Any]) -> list[list[str]]:
+    """A line for each method of each group, and one for each strength of its dial."""
+    by_method: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        by_method.setdefault((row["group"], dialled(row)), []).append(row)
+    lines = []
+    for (group, method), rows in sorted(by_method.items(), key=lambda item: item[0][0]):
+        kept = [row["kept"] for row in rows if "kept" in row]
+        seconds = [row["seconds"] for row in rows]
+        lines.append(
+            [
+                group,
+                method,
+                str(len(rows)),
+                spread([row["exact"] for row in rows], ".1%"),
+                spread([row["forgot"] for row in rows], "+.3f"),
+                spread(kept, ".0%") if kept else "",
+                "" if "dial" in rows[0] else f"{statistics.mean(seconds):.0f}",
+            ]
+        )
+    return lines
+
+
+def dialled(row: dict[str, Any]) -> str:
+    """A method's name, with the strength of its adapter where that is not 1."""
+    return f"{row['method']}, dial at {row['dial']:g}" if "dial" in row else row["method"]

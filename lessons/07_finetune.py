@@ -153,6 +153,24 @@ show(
 # {{ runs["full, gentle"]["forgotten"]:.2f}}, with a loss of {{ runs["full, gentle"]["loss"]:.2f}}
 # against {{ runs["LoRA q, v"]["loss"]:.2f}}.
 
+# %% [markdown]
+# Numbers are not answers. Three unseen logs, as the base answers them and as LoRA on all matrices
+# does now; and the first answer of LoRA on q and v that is wrong:
+
+# %%
+from minilora.training.evaluation import answers
+
+for example in task.valid[:3]:
+    print(f"{example.input}  {example.instruction}")
+    for who, model in (("before", original), ("after", models["LoRA all"])):
+        print(f"  {who:7} {answers(model, [example])[0]}")
+given = answers(models["LoRA q, v"], task.valid)
+pairs = zip(task.valid, given, strict=True)
+missed = next((pair for pair in pairs if pair[1].strip() != pair[0].output), None)
+if missed:
+    print(f"\n{missed[0].input}  {missed[0].instruction}\n  wanted  {missed[0].output}")
+    print(f"  wrong   {missed[1]}")
+
 # %%
 for name, run in runs.items():
     assert run["loss"] < 0.2 * run["curve"][0][1], f"{name} learned the code"
@@ -191,6 +209,54 @@ assert pushed["LoRA q, v"] > 2 * pushed["full, gentle"]
 # products cost more time than arithmetic; compare the column "ms a step".
 
 # %% [markdown]
+# And the question that is asked most: *why may the update be so thin?* ΔW is a sum of products
+# g xᵀ, one for each token: the gradient above the layer times the input below. The tokens of one
+# task pull in few directions, so the sum has few strong ones. Nobody told the full fine-tune to be
+# thin; look at its own ΔW, sorted by singular value:
+
+
+# %%
+def energy(matrix):
+    """The share of ‖matrix‖² in its first 1, 2, 3 … singular directions."""
+    squares = torch.linalg.svdvals(matrix).square()
+    return squares.cumsum(0) / squares.sum()
+
+
+names = [name for name, p in original.named_parameters() if "q_proj" in name and p.dim() == 2]
+old, new = dict(original.named_parameters()), dict(models["full, quick"].named_parameters())
+torch.manual_seed(0)
+energies = {
+    "ΔW of full, quick": torch.stack([energy((new[n] - old[n]).detach()) for n in names]).mean(0),
+    "W₀": torch.stack([energy(old[n].detach()) for n in names]).mean(0),
+    "random": energy(torch.randn(old[names[0]].shape)),
+}
+
+
+@in_house_style
+def draw_energies(energies):
+    figure, axes = one_axes(width=7.4, height=3.8)
+    for i, (name, each) in enumerate(energies.items()):
+        directions = range(1, len(each) + 1)
+        axes.plot(directions, 100 * each, color=hue(i))
+        label(axes, name, (30, 100 * float(each[29])), (4, -12), color=hue(i))
+    axes.axvline(8, color=hue(6), linewidth=1)
+    axes.set(title="q_proj: where the energy lies", ylabel="% of ‖·‖²", ylim=(0, 104))
+    axes.set_xlabel("directions, of 128 (the line: rank 8)")
+    return figure
+
+
+show(
+    draw_energies(energies),
+    "Cumulative energy by direction: the full fine-tune's ΔW rises steeply, a random matrix slowly",
+)
+thin, thick = (float(energies[name][7]) for name in ("ΔW of full, quick", "random"))
+print(f"energy in 8 of 128 directions: ΔW {thin:.0%}, random {thick:.0%}")
+assert thin > 2 * thick
+
+# %% [markdown]
+# Eight of its 128 directions hold {{ thin:.0%}} of it, of a random matrix {{ thick:.0%}}. (Energy
+# is not function: lesson 17 cuts ΔW and asks for the answers.)
+#
 # ## Break it: a norm that proves nothing
 #
 # "‖ΔW‖ is above 1e-5, so the fine-tuning worked" is a test that you will meet. We give the adapter

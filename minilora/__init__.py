@@ -43,7 +43,16 @@ if TYPE_CHECKING:
         unmerge,
     )
     from .methods import AdaLoraConfig, BitFitConfig, IA3Config, LNTuningConfig, VeraConfig, inject
-    from .model import Llama, LlamaConfig, Tokenizer, load_base, save_model, tokenizer
+    from .model import (
+        Llama,
+        LlamaConfig,
+        Tokenizer,
+        export_adapter_gguf,
+        export_gguf,
+        load_base,
+        save_model,
+        tokenizer,
+    )
     from .nf4 import NF4Linear, dequantize_base, quantize_base
     from .training import (
         Conversation,
@@ -95,6 +104,8 @@ __all__ = [
     "enable_input_grads",
     "exact_match",
     "explain_match",
+    "export_adapter_gguf",
+    "export_gguf",
     "fingerprint",
     "inject",
     "ledger",

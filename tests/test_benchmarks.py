@@ -1,5 +1,6 @@
 """The benchmarks run, small; the README and docs/benchmarks.md show what their results say."""
 
+import dataclasses
 import json
 import sys
 
@@ -9,12 +10,14 @@ from benchmarks import __main__ as everything
 from benchmarks import (
     common,
     figure,
+    forgetting,
     forward,
     matrix,
     memory,
     nf4,
     quality,
     report,
+    rivals,
     scaling,
     train_step,
 )
@@ -28,6 +31,7 @@ TINY = {
     memory: "--width 64 --layers 1 --batch 1 --time 8",
     scaling: "--seconds 0.01",
     quality: "--seeds 0 --steps 1 --target q_proj --logs 2",
+    forgetting: "--seeds 0 --groups goal --logs 2 --scale 0.001 --again 1",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
 }
 
@@ -48,6 +52,10 @@ def test_a_benchmark_runs_and_keeps_its_rows(benchmark, arguments, tmp_path, mon
     if benchmark is quality:
         monkeypatch.setattr(quality.minilora, "bits_per_byte", lambda model: 1.25)
         monkeypatch.setattr(quality.data.naval_log, "__defaults__", (32, 2, 0))
+    if benchmark is forgetting:
+        quick = dataclasses.replace(forgetting.GROUPS["rivals"][0], replay=forgetting.own(0.25, 2))
+        monkeypatch.setattr(forgetting, "GROUPS", {"goal": (quick,)})
+        monkeypatch.setattr(forgetting.data.naval_log, "__defaults__", (32, 2, 0))
     if benchmark is matrix:
         monkeypatch.setattr(matrix, "METHODS", [matrix.METHODS[0], matrix.METHODS[-1]])
         manual, text = matrix.manual()
@@ -113,6 +121,37 @@ def test_the_readme_and_the_page_are_what_the_results_say():
     page = (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert report.whole(results) == page, fix
     assert len(figure.benchmark_figure(results).axes) == 3
+    assert len(figure.forgetting_figure(results["forgetting"]["rows"]).axes) == 2
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_forgetting_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
+    quick = dataclasses.replace(forgetting.GROUPS["rivals"][1], replay=forgetting.own(0.25, 2))
+    dials = dataclasses.replace(quick, name="other", dials=(0.5,), ewc=1.0, null_space=True)
+    monkeypatch.setattr(
+        forgetting, "GROUPS", {"rivals": (dataclasses.replace(quick, dials=()), dials)}
+    )
+    monkeypatch.setattr(forgetting.data.naval_log, "__defaults__", (32, 2, 0))
+    monkeypatch.setattr(rivals, "WINDOWS", 2)
+    command = ["forgetting", "--seeds", "0", "--logs", "2", "--scale", "0.001", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", [*command, "--out", str(tmp_path), "--most", "1"])
+    file = tmp_path / "cpu" / "forgetting.json"
+    counts = []
+    for _ in range(3):
+        forgetting.main()
+        counts.append(len(json.loads(file.read_text())["rows"]))
+    assert counts == [1, 3, 3]  # the second method has a dial
+    assert capsys.readouterr().out.count("exact") == 2
+
+
+def test_the_keyed_tasks_share_their_rows_and_keep_their_keys():
+    task = forgetting.four_tasks(0)
+    keys = [example.instruction.split(": ")[0] + ": " for example in task.train]
+    assert keys[:4] == list(forgetting.STYLES)
+    assert {keys.count(key) for key in forgetting.STYLES} == {500}
+    question, log = forgetting.plainly(task.train[0])
+    assert "Naval" not in question
+    assert log.startswith("Log: ")
 
 
 def test_missing_markers_are_told():

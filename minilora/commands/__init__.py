@@ -7,10 +7,11 @@ In reading order:
 
     cli.py                           the table of commands, and ``main``
     options.py                       options that several commands share
-    demo.py, zoo.py                  try it
+    demo.py, demo_pace.py, zoo.py    try it
     learn.py, book.py                learn
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
+    export.py                        for llama.cpp and vLLM
     chat.py                          talk to it
     combine.py, analyze.py           add several adapters; what one changed
     adapter_card.py                  what ``train`` writes into the adapter's model card

@@ -65,6 +65,11 @@ COMMANDS = {
         "fold an adapter into its base: one plain model folder",
         "minilora merge --adapter mine/adapter --out mine/merged",
     ),
+    "export": Command(
+        "Use",
+        "a model or an adapter for llama.cpp (GGUF), an adapter for vLLM",
+        "minilora export mine/merged --gguf --type q8_0",
+    ),
     "combine": Command(
         "Use",
         "several adapters of one base as one: exactly, or by PEFT's rules",

@@ -1,7 +1,9 @@
 """``minilora demo``: a polite ship's computer learns naval code, and every claim is checked.
 
 Seven chapters, each a function below that prints what it shows: the base answers, LoRA goes in, A
-and B learn, the same questions again, the merge, the files, the memory of a step.
+and B learn, the same questions again, the merge, the files, the memory of a step. Beside the logs
+the adapter sees text that the base wrote itself, so that it forgets little; a second adapter
+shows, after a fifth of the steps, what is forgotten without.
 """
 
 from __future__ import annotations
@@ -10,8 +12,9 @@ import argparse
 import copy
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -26,10 +29,10 @@ from ..nf4.linear import NF4Linear
 from ..plots.charts import finetune_figure
 from ..plots.style import save_figure
 from ..training import data
-from ..training.config import BIG, TrainConfig
-from ..training.evaluation import PROSE, answers, bits_per_byte, exact_match
+from ..training.evaluation import answers, bits_per_byte, exact_match
 from ..training.history import History
 from ..training.loop import train
+from .demo_pace import REPLAY, Pace, pace_for
 from .footprint import footprint_table, measure_footprints
 from .options import add_base_option, add_device_option, add_seed_option, check_device
 
@@ -50,6 +53,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--r", type=int, default=8, help="rank of the adapter (default: %(default)s)")
     add_base_option(parser)
     add("--qlora", action="store_true", help="keep the base in four bits")
+    share = "share of the rows that are the base's own text, so that less is forgotten; 0: none"
+    add("--replay", type=float, help=f"{share} (default: {REPLAY:g}, for a big base none)")
     add_seed_option(parser)
     add_device_option(parser)
 
@@ -58,30 +63,9 @@ def run(options: argparse.Namespace) -> int:
     """``minilora demo``."""
     device = check_device(options.device)
     settings = {"steps": options.steps, "r": options.r, "seed": options.seed, "device": device}
-    figures = run_demo(options.out, **settings, base=options.base, qlora=options.qlora)
+    more = {"base": options.base, "qlora": options.qlora, "replay": options.replay}
+    figures = run_demo(options.out, **settings, **more)
     return 0 if figures["unmerged_to_the_bit"] and figures["base_unchanged"] else 1
-
-
-class Pace(NamedTuple):
-    """The task, the prose that shows what is forgotten, and settings that end within minutes."""
-
-    task: data.Task
-    prose: str
-    settings: TrainConfig
-
-
-def pace_for(model: Any, steps: int | None, seed: int) -> Pace:
-    """A big model can read a log before it is taught: fewer steps do, and each costs more."""
-    prose = PROSE.read_text(encoding="utf-8")
-    if trainable_parameters(model)[1] > BIG:
-        steps = 150 if steps is None else steps
-        settings = TrainConfig(
-            steps=steps, lr=2e-3, batch_size=8, seed=seed, validate_every=75, valid_answers=10
-        )
-        return Pace(data.naval_log(n_valid=50, seed=seed), prose[:12_000], settings)
-    steps = 500 if steps is None else steps
-    settings = TrainConfig(steps=steps, seed=seed, validate_every=100, valid_answers=50)
-    return Pace(data.naval_log(seed=seed), prose, settings)
 
 
 def run_demo(
@@ -93,16 +77,17 @@ def run_demo(
     device: str = "cpu",
     base: str | None = None,
     qlora: bool = False,
+    replay: float | None = None,
 ) -> dict[str, Any]:
     """The whole story, printed as it happens; returns its figures and writes the files to ``out``.
 
-    ``steps``: by default those of ``pace_for``. ``qlora``: the base goes into four bits before it
-    is taught.
+    ``steps`` and ``replay``: by default those of ``pace_for``. ``qlora``: the base goes into four
+    bits before it is taught.
     """
     started, out = time.perf_counter(), Path(out)
     torch.manual_seed(seed)
     model = load_base(base, device=device)
-    pace = pace_for(model, steps, seed)
+    pace = pace_for(model, steps, seed, replay)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])
 
     old_answers, before = show_base(model, pace)
@@ -113,6 +98,10 @@ def run_demo(
     insert_lora(model, lora)
     history, base_unchanged = train_adapter(model, pace, out)
     new_answers, after = compare_answers(model, pace, old_answers, before)
+    without = None
+    if pace.replay is not None:
+        original = load_base(base, device=device, quantize="nf4" if qlora else None)
+        without = show_without_replay(original, lora, pace, before)
     merge_error, unmerged_to_the_bit = show_merge(model)
     original = load_base(base, device=device, quantize="nf4" if qlora else None)
     trainable = write_artifacts(model, history, out, original)
@@ -130,6 +119,7 @@ def run_demo(
         "base_unchanged": base_unchanged,
         "answers": new_answers,
         "after": after,
+        "without_replay": without,
         "merge_error": merge_error,
         "unmerged_to_the_bit": unmerged_to_the_bit,
         "trainable": trainable,
@@ -171,7 +161,7 @@ def train_adapter(model: Any, pace: Pace, out: Path) -> tuple[History, bool]:
     base = {
         name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name
     }
-    history = train(model, pace.task, pace.settings, out=out)
+    history = train(model, pace.task, pace.settings, replay=pace.replay, out=out)
     if history.interrupted:
         print("Stopped early; the checks below are about the steps so far.")
     trained = model.state_dict()
@@ -195,6 +185,21 @@ def compare_answers(
     print(f"\nExactly right on held-out logs   {right}")
     print(f"Bits a byte on plain prose       {prose}  (what it forgot)")
     return new_answers, after
+
+
+def show_without_replay(
+    model: Any, lora: LoraConfig, pace: Pace, before: dict[str, float]
+) -> dict[str, float]:
+    """The end of chapter 4: a second adapter, without replay, after a fifth of the steps."""
+    steps = max(1, pace.settings.steps // 5)
+    inject(model, lora)
+    quiet: dict[str, Any] = {"validate_every": 0, "keep_best": False, "progress": False}
+    train(model, pace.task, replace(pace.settings, steps=steps, **quiet))
+    after = score(model, pace)
+    prose = f"{before['bits_per_byte']:>7.3f} -> {after['bits_per_byte']:.3f}"
+    right = f"(after {steps} steps, with {after['exact_match']:.1%} right)"
+    print(f"Another adapter, without replay  {prose}  {right}")
+    return after
 
 
 @torch.no_grad()

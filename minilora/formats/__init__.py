@@ -11,6 +11,7 @@ In reading order:
     save_and_load.py      ``save_adapter`` and ``load_adapter``
     combined_files.py     adapter folders as factors, without a base; several folders as one
     bitsandbytes_4bit.py  the tensors of a 4-bit checkpoint
+    gguf_file.py          llama.cpp's file: settings and tensors in f32, f16 or q8_0
 
 Imports ``methods``, ``lora``, ``nf4`` and the ground.
 """

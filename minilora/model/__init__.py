@@ -19,9 +19,11 @@ In reading order:
     config_json.py      what a ``config.json`` of the family means
     weights.py          the tensors of a folder, in one file or in shards
     pretrained.py       open and write model folders, in floats or four bits
+    gguf_vocab.py       a tokenizer in llama.cpp's terms
+    gguf_export.py      a model, or an adapter alone, as a GGUF file
     base/               the shipped base
 
-Imports ``formats``, ``nf4`` and the ground.
+Imports ``formats``, ``lora``, ``nf4`` and the ground.
 """
 
 from typing import TYPE_CHECKING
@@ -30,10 +32,19 @@ from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
     from .config import LlamaConfig
+    from .gguf_export import export_adapter_gguf, export_gguf
     from .pretrained import load_base, save_model
     from .tokenizer import Tokenizer
     from .transformer import Llama
 
-__all__ = ["Llama", "LlamaConfig", "Tokenizer", "load_base", "save_model"]
+__all__ = [
+    "Llama",
+    "LlamaConfig",
+    "Tokenizer",
+    "export_adapter_gguf",
+    "export_gguf",
+    "load_base",
+    "save_model",
+]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -30,6 +30,15 @@ def test_naval_code_is_learnt_from_nothing(demo):
     )
 
 
+def test_little_prose_is_forgotten_and_much_without_replay(demo):
+    _, figures = demo
+    known = figures["before"]["bits_per_byte"]
+    lost = figures["after"]["bits_per_byte"] - known
+    without = figures["without_replay"]["bits_per_byte"] - known
+    assert lost < 0.1
+    assert without > 4 * lost  # after a fifth of the steps
+
+
 def test_the_base_is_untouched_and_the_merge_is_exact(demo):
     _, figures = demo
     assert figures["base_unchanged"]
@@ -64,8 +73,9 @@ def test_the_first_screen_of_the_readme_prints_what_stands_below_it(demo, tmp_pa
     """Its one slow line is the demo's training, so the trained adapter is loaded instead."""
     folder, figures = demo
 
-    def train_as_in_the_demo(model, task, *, steps, progress):
+    def train_as_in_the_demo(model, task, *, steps, replay, progress):
         assert (task, steps) == (naval_log(), len(figures["history"].steps))
+        assert replay.share == figures["history"].replay[0]["rows"]
         minilora.load_adapter(model, folder / "adapter")  # refuses another rank, scale or target
 
     monkeypatch.chdir(tmp_path)
@@ -84,7 +94,8 @@ def test_the_figure_is_a_picture_and_not_blank(demo):
 
 def test_the_demo_in_four_bits(tmp_path, capsys):
     """A short run of all its parts: the codes stay, the merge goes into floats, memory is saved."""
-    figures = run_demo(tmp_path, steps=40, qlora=True)
+    figures = run_demo(tmp_path, steps=40, qlora=True, replay=0)
+    assert figures["without_replay"] is None
     printed = capsys.readouterr().out
     assert figures["base_unchanged"]
     assert figures["unmerged_to_the_bit"]

@@ -24,7 +24,7 @@ from minilora import (
     save_model,
     train,
 )
-from minilora.commands.demo import pace_for
+from minilora.commands.demo_pace import pace_for
 from minilora.lora.injection import trainable_parameters
 from minilora.recipes.smollm2 import MEMBER, main, unpack
 from minilora.training.evaluation import answers, exact_match
@@ -66,6 +66,8 @@ def test_a_big_base_gets_another_pace_than_the_shipped_one(base):
     seen = [pace.settings.steps * pace.settings.batch_size for pace in (big, small)]
     assert seen[0] < seen[1]
     assert pace_for(base, 7, 0).settings.steps == 7
+    assert (small.replay.share, big.replay) == (0.15, None)
+    assert pace_for(base, None, 0, replay=0).replay is None
 
 
 @pytest.mark.llm

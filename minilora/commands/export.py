@@ -1,0 +1,107 @@
+"""``minilora export``: a model or an adapter in the form that another program reads.
+
+    --gguf    one file for llama.cpp, Ollama, LM Studio: a model folder, or an adapter alone
+    --plain   an adapter with one rank and one alpha, for vLLM and others that know no patterns
+
+What the folder holds decides which of the two it is. An adapter needs the ``--base`` that it was
+made on.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from shlex import quote
+from typing import Any
+
+from .options import add_base_option
+
+KINDS = ("f32", "f16", "q8_0")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora export``."""
+    add = parser.add_argument
+    add("folder", type=Path, help="a model folder, as merge writes it, or an adapter's")
+    form = parser.add_mutually_exclusive_group(required=True)
+    form.add_argument("--gguf", action="store_true", help="one GGUF file, for llama.cpp and others")
+    one = "the adapter with one rank and one alpha, for vLLM and others without patterns"
+    form.add_argument("--plain", action="store_true", help=one)
+    add_base_option(parser)
+    add("--out", type=Path, help="file, or folder for --plain (default: beside the input)")
+    halves = "of the GGUF's matrices: q8_0 takes half the room of f16 (default: %(default)s)"
+    add("--type", choices=KINDS, default="f16", help=halves)
+    nearest = "llama.cpp's pre-tokenizer, for a tokenizer that it does not have, such as gpt-2"
+    add("--pre", help=nearest)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``minilora export``."""
+    from ..formats.peft_files import TENSORS
+
+    if not options.folder.is_dir():
+        raise ValueError(f"{options.folder} is not a folder on this machine")
+    is_adapter = (options.folder / TENSORS).exists()
+    if is_adapter:
+        return export_adapter(options)
+    if not (options.folder / "config.json").exists():
+        inner = [
+            name for name in ("adapter", "merged", "model") if (options.folder / name).is_dir()
+        ]
+        hint = f": did you mean {options.folder / inner[0]}?" if inner else ""
+        raise ValueError(f"{options.folder} holds neither a model nor an adapter{hint}")
+    if options.plain:
+        raise ValueError(f"--plain is for adapters, and {options.folder} holds a model")
+    if options.base is not None:
+        raise ValueError(f"--base belongs to an adapter, and {options.folder} holds a model")
+    return export_model(options)
+
+
+def export_model(options: argparse.Namespace) -> int:
+    """A model folder as one GGUF file."""
+    from ..model.gguf_export import export_gguf
+    from ..model.pretrained import load_base
+
+    path = options.out or options.folder / f"model-{options.type}.gguf"
+    model = load_base(options.folder, dtype=stored_dtype(options.folder))
+    export_gguf(model, path, options.type, pre=options.pre)
+    print(f"Saved {path}, {size_of(path)}. Next:\n  llama-cli -m {quote(str(path))}")
+    return 0
+
+
+def export_adapter(options: argparse.Namespace) -> int:
+    """An adapter as a GGUF file, or in plain form."""
+    from ..formats.save_and_load import load_adapter, save_adapter
+    from ..model.gguf_export import export_adapter_gguf
+    from ..model.pretrained import load_base
+
+    if options.pre is not None:
+        raise ValueError("--pre belongs to a model: an adapter's file holds no tokenizer")
+    model = load_adapter(load_base(options.base), options.folder)
+    if options.plain:
+        out = options.out or options.folder.with_name(f"{options.folder.name}-plain")
+        if out.resolve() == options.folder.resolve():
+            raise ValueError(f"--out is the adapter itself, {out}: choose another folder")
+        print(f"Saved {save_adapter(model, out, plain=True)}: one rank, one alpha.")
+        return 0
+    path = options.out or options.folder / f"adapter-{options.type}.gguf"
+    export_adapter_gguf(model, path, options.type)
+    print(f"Saved {path}, {size_of(path)}. Next, with the base as GGUF:")
+    print(f"  llama-cli -m base.gguf --lora {quote(str(path))}")
+    return 0
+
+
+def stored_dtype(folder: Path) -> Any:
+    """The dtype of a model's weights on the disk, so that half precision needs half the memory."""
+    import torch
+
+    from ..model.weights import read_weights
+
+    tensors = read_weights(folder)
+    dtype = tensors["model.norm.weight"].dtype if "model.norm.weight" in tensors else torch.float32
+    return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
+
+
+def size_of(path: Path) -> str:
+    """A file's size in words."""
+    return f"{path.stat().st_size / 1e6:,.1f} MB"
