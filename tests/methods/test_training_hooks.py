@@ -288,7 +288,8 @@ def test_the_best_state_has_the_triplets_that_it_had(tmp_path):
 
     model = fresh("adalora")
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    state = State(parameters, torch.optim.AdamW(parameters.values()), None, training_state(model))
+    optimizer = torch.optim.AdamW(parameters.values())
+    state = State(parameters, optimizer, None, learnt=training_state(model))
     state.remember_best()
     layer = next(adapter_layers(model))[1]
     layer.alive[0] = False
