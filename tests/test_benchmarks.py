@@ -5,6 +5,7 @@ import json
 import sys
 
 import pytest
+import torch
 
 from benchmarks import __main__ as everything
 from benchmarks import (
@@ -16,13 +17,16 @@ from benchmarks import (
     memory,
     nf4,
     quality,
+    refusals,
     report,
     rivals,
     scaling,
     train_step,
+    wordings,
 )
 from minilora.commands import bench
 from minilora.commands.cli import main
+from minilora.lora.layer import lora_layers
 
 TINY = {
     forward: "--rows 1 4 --widths 16 --ranks 2 --seconds 0.01",
@@ -30,6 +34,7 @@ TINY = {
     nf4: "--sizes 256 --seconds 0.01",
     memory: "--width 64 --layers 1 --batch 1 --time 8",
     scaling: "--seconds 0.01",
+    wordings: "--seeds 0 --steps 1 --logs 2",
     quality: "--seeds 0 --steps 1 --target q_proj --logs 2",
     forgetting: "--seeds 0 --groups goal --logs 2 --scale 0.001 --again 1",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
@@ -152,6 +157,59 @@ def test_the_keyed_tasks_share_their_rows_and_keep_their_keys():
     question, log = forgetting.plainly(task.train[0])
     assert "Naval" not in question
     assert log.startswith("Log: ")
+
+
+def test_the_penalty_is_half_lambda_fisher_times_the_squared_update(monkeypatch):
+    """Its value, and its gradient by finite differences."""
+    monkeypatch.setattr(rivals, "WINDOWS", 1)
+    monkeypatch.setattr(rivals, "TOKENS", 6)
+    torch.manual_seed(0)
+    model = forgetting.build(forgetting.Method("", ["q_proj"]), 0)
+    name, layer = next(iter(lora_layers(model)))
+    torch.nn.init.normal_(layer.lora_B)
+    objective = rivals.ewc(lambda model, parts: 0.0, model, 3.0, seed=0)
+    fisher = rivals.diagonal_fisher([name], seed=0)[name]
+    assert (fisher >= 0).all()
+    penalty = objective(model, [])
+    assert penalty == pytest.approx(1.5 * (fisher * layer.delta_weight().square()).sum().item())
+    slope, values = layer.lora_B.grad[3, 1].item(), []
+    for move in (1e-2, -2e-2):
+        layer.lora_B.data[3, 1] += move
+        values.append(objective(model, []))
+    higher, lower = values
+    assert slope == pytest.approx((higher - lower) / 2e-2, rel=1e-2)
+
+
+def test_a_null_space_start_leaves_what_the_old_text_uses_least(monkeypatch):
+    monkeypatch.setattr(rivals, "WINDOWS", 4)
+    model = forgetting.build(forgetting.Method("", ["q_proj"]), 0)
+    _, layer = next(iter(lora_layers(model)))
+    norms, seen = layer.lora_A.norm(dim=1), []
+    with torch.no_grad():
+        hook = layer.register_forward_pre_hook(lambda module, x: seen.append(x[0].flatten(0, 1)))
+        model(rivals.own_text(0))
+        before = (seen[0] @ layer.lora_A.T).norm()
+        hook.remove()
+        rivals.null_space_start(model, 0)
+        after = (seen[0] @ layer.lora_A.T).norm()
+    torch.testing.assert_close(layer.lora_A.norm(dim=1), norms)
+    assert after < 0.5 * before
+
+
+def test_a_refusal_is_told_by_its_words():
+    assert refusals.refuses("I\u2019m sorry, but I can\u2019t help with that.")
+    assert not refusals.refuses("First, find a brick.")
+    assert len(set(refusals.ASKED)) == 50
+    assert not set(refusals.ASKED) & set(refusals.PROMPTS)
+
+
+def test_unseen_wordings_are_unseen():
+    assert not set(wordings.WORDINGS) & set(wordings.UNSEEN)
+    assert len(set(wordings.WORDINGS)) == max(wordings.COUNTS)
+    task = wordings.whole_logs(30, 5, 0)
+    asked = wordings.reworded(task.train, wordings.WORDINGS[:4], 0)
+    assert {example.instruction for example in asked} == set(wordings.WORDINGS[:4])
+    assert [example.output for example in asked] == [example.output for example in task.train]
 
 
 def test_missing_markers_are_told():

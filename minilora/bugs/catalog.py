@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .bug import Bug
 from .merge_bugs import MERGE
+from .replay_bugs import REPLAY
 
 LAYER = (
     Bug(name="unscaled alpha", where="lora.hyperparameters:scaling_of",
@@ -133,7 +134,7 @@ FOUR_BITS = (
 )  # fmt: skip
 
 FILES_AND_NAMES = (
-    Bug(name="keys ignored", where="formats.mismatches:adapted_names",
+    Bug(name="keys ignored", where="formats.mismatches:strange_keys",
         right="    if strange:", wrong="    if False:",
         story="Tensors whose names it does not know are passed over. "
               "The base is then served as if it were the fine-tune. PEFT warns and continues.",
@@ -211,4 +212,4 @@ TRAINING = (
         caught_by="test_foreign.py::test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient"),
 )  # fmt: skip
 
-BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING)
+BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY)

@@ -5,6 +5,8 @@ In reading order:
     model_card.py         an adapter's README.md, as PEFT and model hubs have it
     peft_files.py         an adapter's files, read strictly and written whole
     base_fingerprint.py   which base an adapter was made on
+    factors.py            A and B by their names in the files
+    beside.py             what a file holds beside A and B: a head, biases, token rows
     mismatches.py         everything that does not fit, in one list
     plain_lora.py         one rank and one alpha, for readers without patterns
     method_files.py       the files of the other methods

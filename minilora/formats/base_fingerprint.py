@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ..lora.adapter_layer import AdapterLayer, adapter_layers
 from ..lora.paths import named_modules
+from ..lora.trained_copies import trained_copies
 from ..nf4.linear import NF4Linear
 
 
@@ -72,7 +73,7 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
     to.
     """
     inside = {id(layer.base) for _, layer in adapter_layers(model)}
-    seen: set[int] = set()
+    copies, seen = trained_copies(model), set[int]()
     for path, module in named_modules(model):
         if id(module) in inside:
             continue
@@ -82,7 +83,8 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
         for key, parameter in base.named_parameters(prefix=path, recurse=False):
             if id(parameter) not in seen:
                 seen.add(id(parameter))
-                yield key, parameter.shape, partial(Tensor.detach, parameter)
+                original = copies[key].original if key in copies else parameter
+                yield key, parameter.shape, partial(Tensor.detach, original)
         if isinstance(base, NF4Linear):
             size = torch.Size((base.out_features, base.in_features))
             yield f"{path}.weight".lstrip("."), size, partial(getattr, base, "weight")

@@ -22,8 +22,10 @@ from ..lora.combining import LowRank, combine
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import scaling_of
 from ..text import listed
-from .mismatches import FLOATS, adapted_names
+from .factors import adapted_paths
+from .mismatches import beyond_linears, strange_keys
 from .peft_files import (
+    FLOATS,
     META_BASE,
     PREFIX,
     AdapterFiles,
@@ -91,8 +93,9 @@ def combine_folders(
 def parts_of(files: AdapterFiles) -> dict[str, LowRank]:
     """The factors of one adapter's files; one error names all that is wrong."""
     config, wrong = lora_config(files.config)
-    names, wrong_keys = adapted_names(files.tensors)
-    wrong += wrong_keys
+    names = adapted_paths(files.tensors)
+    wrong += strange_keys(files.tensors, known=())
+    wrong += [] if config is None else beyond_linears(config, files.tensors)
     parts: dict[str, LowRank] = {}
     for name in names:
         A, B = (files.tensors.get(f"{PREFIX}{name}.lora_{side}.weight") for side in "AB")
@@ -138,7 +141,7 @@ def config_for(parts: Mapping[str, LowRank], files: Sequence[AdapterFiles]) -> d
     config = files[0].config
     r, ranks = common_and_others({name: len(part.A) for name, part in parts.items()})
     targets = [each.config.get("target_modules") for each in files]
-    alike = all(adapted_names(each.tensors)[0] == list(parts) for each in files)
+    alike = all(adapted_paths(each.tensors) == list(parts) for each in files)
     same = alike and all(each == targets[0] for each in targets)
     return {
         "peft_type": "LORA",

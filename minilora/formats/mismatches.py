@@ -10,7 +10,7 @@ raising.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
@@ -18,16 +18,22 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..lora.adapter_layer import adapter_layers
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import scaling_of
-from ..lora.layer import LoRALayer, lora_layers
-from ..lora.linears import linear_shape
+from ..lora.layer import LoRALayer
+from ..lora.linears import embedding_shape, linear_shape
 from ..lora.paths import named_modules
 from ..lora.selection import Site, pattern_for
 from ..lora.sites import sites_of
+from ..methods.dora import DoRALayer
+from ..methods.pissa import ResidualLoRALayer
 from ..text import listed
 from .base_fingerprint import Fingerprint, fingerprint
+from .beside import Beside, beside
+from .factors import EMBEDDING, LINEAR, MAGNITUDE, Layer, adapted_paths, low_rank_layers
 from .peft_files import (
+    FLOATS,
     META_BASE,
     PREFIX,
     AdapterFiles,
@@ -36,12 +42,10 @@ from .peft_files import (
     names_its_targets,
 )
 
-ENDS = (".lora_A.weight", ".lora_B.weight")
-FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
 
 class Fitting(NamedTuple):
-    """An adapter that fits a model: its files, its config, the paths that it adapts.
+    """An adapter that fits a model: its files, its config, the paths that it adapts, what else it
+    trains.
 
     ``other_base`` says how its base differs from the model; empty if it does not.
     """
@@ -49,6 +53,7 @@ class Fitting(NamedTuple):
     files: AdapterFiles
     config: LoraConfig
     names: list[str]
+    beside: Beside
     other_base: str
 
 
@@ -63,11 +68,11 @@ def check_fit(
     ``base``: the model's fingerprint, where the caller has it already.
     """
     config, wrong = lora_config(files.config)
-    layers = dict(lora_layers(model))
-    names, wrong_keys = adapted_names(files.tensors)
-    wrong += wrong_keys
+    layers, names = low_rank_layers(model), adapted_paths(files.tensors)
+    found = Beside() if config is None else beside(model, config, files.tensors, names)
+    wrong += [*strange_keys(files.tensors, found.keys), *found.wrong]
     if config is not None:
-        wrong += disagreements(model, names, files, config, layers)
+        wrong += disagreements(model, names, files, config, layers, found.modules)
         wrong += misfits(model, names, files.tensors, config, layers)
     other = other_base(base or partial(fingerprint, model), files)
     if other and (strict or (wrong and META_BASE in files.metadata)):
@@ -77,20 +82,31 @@ def check_fit(
         raise ValueError(
             f"the adapter in {files.folder} does not fit this model: {reasons}. Nothing was changed"
         )
-    return Fitting(files, config, names, other)
+    return Fitting(files, config, names, found, other)
 
 
-def adapted_names(tensors: Mapping[str, Tensor]) -> tuple[list[str], list[str]]:
-    """Paths of the Linears that the file has tensors for, and what is wrong with its keys."""
-    strange = [key for key in tensors if not (key.startswith(PREFIX) and key.endswith(ENDS))]
-    wrong = []
+def strange_keys(tensors: Mapping[str, Tensor], known: Collection[str]) -> list[str]:
+    """What is wrong with a file's keys, apart from those that are accounted for."""
+    if not tensors:
+        return ["the file holds no tensors"]
+    paths = adapted_paths(tensors)
+    ours = {f"{PREFIX}{p}.{end}" for p in paths for end in (*LINEAR, *EMBEDDING, MAGNITUDE)}
+    strange = [key for key in tensors if key not in ours and key not in known]
     if strange:
         expected = f"{PREFIX}<module>.lora_A.weight and .lora_B.weight"
-        wrong.append(f"unknown tensors {listed(strange, 5, ', ')}, expected {expected}")
-    if not tensors:
-        wrong.append("the file holds no tensors")
-    keys = [key for key in tensors if key not in strange]
-    return list(dict.fromkeys(key.removeprefix(PREFIX).rsplit(".", 2)[0] for key in keys)), wrong
+        return [f"unknown tensors {listed(strange, 5, ', ')}, expected {expected}"]
+    return []
+
+
+def beyond_linears(config: LoraConfig, tensors: Mapping[str, Tensor]) -> list[str]:
+    """What a file trains besides Linears, for readers that know A and B of Linears only."""
+    fields = ("modules_to_save", "trainable_token_indices")
+    more = [name for name in fields if getattr(config, name)]
+    more += ["use_dora"] if config.use_dora else []
+    more += ["init_lora_weights"] if config.init_lora_weights is not True else []
+    more += ["bias"] if config.bias != "none" else []
+    more += ["an embedding's A and B"] if any(key.endswith(EMBEDDING) for key in tensors) else []
+    return [f"it has {', '.join(more)}: only A and B of Linears are read here"] if more else []
 
 
 def disagreements(
@@ -98,14 +114,17 @@ def disagreements(
     names: list[str],
     files: AdapterFiles,
     config: LoraConfig,
-    layers: Mapping[str, LoRALayer],
+    layers: Mapping[str, Layer],
+    whole: Collection[str],
 ) -> list[str]:
     """Where the config names other modules of this model than the file has tensors for."""
     if not names_its_targets(files.config, config):
         return []
-    inside = tuple(f"{name}." for name in layers)
-    sites = {site.path: site for site in sites_of(model) if not site.path.startswith(inside)}
-    sites |= {n: Site(n, layer.in_features, layer.out_features) for n, layer in layers.items()}
+    inside = tuple(f"{name}." for name in {**dict(adapter_layers(model)), **dict.fromkeys(whole)})
+    every = sites_of(model, embeddings=True)
+    sites = {site.path: site for site in every if not site.path.startswith(inside)}
+    sites |= {n: site_of(n, layer) for n, layer in layers.items()}
+    sites = {path: site for path, site in sites.items() if path not in whole}
     targets = {name for name, site in sites.items() if pattern_for(site, config) is not None}
     wrong = [
         f"{name} is a target of its config, but has no tensors in the file"
@@ -119,12 +138,18 @@ def disagreements(
     ]
 
 
+def site_of(path: str, layer: Layer) -> Site:
+    """The site of a module that has an adapter already."""
+    linear = isinstance(layer, LoRALayer)
+    return Site(path, layer.in_features, layer.out_features, is_linear=linear)
+
+
 def misfits(
     model: nn.Module,
     names: list[str],
     tensors: Mapping[str, Tensor],
     config: LoraConfig,
-    layers: Mapping[str, LoRALayer],
+    layers: Mapping[str, Layer],
 ) -> list[str]:
     """Everything about the tensors that does not fit the model, or the adapters that it has."""
     modules = dict(named_modules(model)) | {name: layer.base for name, layer in layers.items()}
@@ -140,20 +165,39 @@ def misfits(
         elif layer is not None and (layer.merged or (layer.r, layer.scaling) != (r, scaling)):
             ours = f"r={layer.r}, scaling={layer.scaling:g}{', merged' * layer.merged}"
             wrong.append(f"{name} has {ours} in this model, r={r}, scaling={scaling:g} in the file")
+        elif isinstance(layer, LoRALayer) and not is_of_kind(layer, config):
+            theirs = f"use_dora={config.use_dora}, init_lora_weights={config.init_lora_weights!r}"
+            wrong.append(f"{name} has a {type(layer).__name__} in this model, the file {theirs}")
+        elif not config.use_dora and f"{PREFIX}{name}.{MAGNITUDE}" in tensors:
+            wrong.append(f"{name} has magnitudes of DoRA, and its config does not say use_dora")
         else:
-            wrong += misshapen(name, modules[name], r, tensors)
+            wrong += misshapen(name, modules[name], r, tensors, config.use_dora)
     return wrong
 
 
-def misshapen(name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with one module's two tensors."""
+def is_of_kind(layer: LoRALayer, config: LoraConfig) -> bool:
+    """Whether a model's layer is the variant of LoRA that a config asks for."""
+    if isinstance(layer, ResidualLoRALayer):
+        return layer.start == config.init_lora_weights
+    return isinstance(layer, DoRALayer) == config.use_dora and config.init_lora_weights is True
+
+
+def misshapen(
+    name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor], use_dora: bool = False
+) -> list[str]:
+    """What is wrong with one module's two tensors, or DoRA's three."""
+    table = isinstance(module, nn.Embedding)
     try:
-        in_features, out_features = linear_shape(module)
+        in_features, out_features = embedding_shape(module) if table else linear_shape(module)
     except TypeError:
         return [f"{name} is a {type(module).__name__} in this model, not a Linear"]
     wrong = []
-    for factor, shape in (("lora_A", (r, in_features)), ("lora_B", (out_features, r))):
-        tensor = tensors.get(f"{PREFIX}{name}.{factor}.weight")
+    keys, factors = EMBEDDING if table else LINEAR, ((r, in_features), (out_features, r))
+    shapes: dict[str, tuple[int, ...]] = dict(zip(keys, factors, strict=True))
+    if use_dora:
+        shapes[MAGNITUDE] = (out_features,)
+    for key, shape in shapes.items():
+        tensor, factor = tensors.get(f"{PREFIX}{name}.{key}"), key.removesuffix(".weight")
         if tensor is None:
             wrong.append(f"{name}.{factor} is missing")
         elif tuple(tensor.shape) != shape:

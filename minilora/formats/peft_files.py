@@ -4,6 +4,8 @@
     adapter_config.json          r, lora_alpha, target_modules, …
     adapter_model.safetensors    base_model.model.<path of the Linear>.lora_A.weight    (r, in)
                                  base_model.model.<path of the Linear>.lora_B.weight    (out, r)
+                                 base_model.model.<embedding>.lora_embedding_A, _B
+                                 and what else was trained (beside.py)
 
 Two files cannot be renamed in one step, and new tensors beside an old config would be an adapter of
 the wrong scale that nobody notices. So the tensors' metadata holds a copy of their config, and a
@@ -35,6 +37,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save
 from torch import Tensor
 
@@ -47,6 +50,7 @@ from ..files import (
     write_together,
 )
 from ..lora.config import LoraConfig
+from ..lora.hyperparameters import STARTS
 from .model_card import CARD, Sections, is_ours, model_card
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -54,15 +58,11 @@ ASIDE = f"{CONFIG}.before"
 META_CONFIG, META_BASE = "minilora_config", "minilora_base"
 # Features that change what the tensors mean, and the value at which they change nothing.
 UNSUPPORTED = {
-    "use_dora": False,
     "use_qalora": False,
     "use_bdlora": None,
-    "bias": "none",
     "lora_bias": False,
-    "modules_to_save": None,
     "layer_replication": None,
     "alora_invocation_tokens": None,
-    "trainable_token_indices": None,
     "target_parameters": None,
     "ensure_weight_tying": False,
     "megatron_config": None,
@@ -71,6 +71,7 @@ UNSUPPORTED = {
     "velora_config": None,
     "monteclora_config": None,
 }
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
@@ -189,7 +190,7 @@ def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
         if (value := saved.get(name, neutral)) not in (neutral, None, {}, [], ()):
             wrong.append(f"{name}={value!r} is not supported")
     init = saved.get("init_lora_weights", "")
-    if any(word in str(init).lower() for word in CHANGES_BASE):
+    if init not in STARTS and any(word in str(init).lower() for word in CHANGES_BASE):
         fix = "convert it to plain LoRA with PEFT first"
         wrong.append(f"init_lora_weights={init!r} changes the base: {fix}")
     patterns = [saved.get(name) for name in PATTERNS]
@@ -201,6 +202,12 @@ def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
     fields = {name: saved.get(name, value) for name, value in defaults.items()}
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern", *PATTERNS):
         fields[name] = saved.get(name)
+    fields["use_dora"] = saved.get("use_dora") or False
+    fields["init_lora_weights"] = init if init in STARTS else True
+    fields["bias"] = saved.get("bias") or "none"
+    fields["task_type"] = saved.get("task_type")
+    for name in ("modules_to_save", "trainable_token_indices"):
+        fields[name] = saved.get(name) or ()
     fields["target_modules"] = saved.get("target_modules") or "none are named"
     try:
         return LoraConfig(**fields), wrong

@@ -5,8 +5,7 @@ PEFT is lenient where a user would rather know: with wrong keys it loads nothing
 the base is served as if it were the fine-tune (huggingface/peft #2699). Here one error names
 everything that does not fit (formats/mismatches.py), and the model stays as it was.
 
-Left out so far: DoRA, trained biases, ``modules_to_save``. A file that needs one of them is refused
-by name.
+PiSSA and OLoRA are written as the plain LoRA that they are (methods/pissa.py).
 """
 
 from __future__ import annotations
@@ -25,17 +24,25 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.config import LoraConfig
-from ..lora.injection import check_container, inject, require_adapters
-from ..lora.layer import LoRALayer, lora_layers
+from ..lora.injection import check_container, require_adapters
+from ..lora.layer import LoRALayer
 from ..lora.linears import is_conv1d
-from ..lora.paths import named_modules
+from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
+from ..lora.token_rows import TiedHead, TokenRows
+from ..methods.dora import DoRALayer
+from ..methods.injection import inject
+from ..methods.pissa import ResidualLoRALayer
 from .base_fingerprint import fingerprint
+from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
+from .factors import LINEAR, Layer, factors_of, low_rank_layers
 from .method_files import CONFIGS, load_method, method_contents
 from .mismatches import check_fit
 from .model_card import Sections
 from .peft_files import META_BASE, PREFIX, AdapterFiles, read_adapter_files, write_adapter_files
-from .plain_lora import Factors, plain_lora
+from .plain_lora import plain_lora
+
+NOTHING = Beside()
 
 
 def save_adapter(
@@ -62,22 +69,24 @@ def save_adapter(
     if not any(isinstance(layer, LoRALayer) for _, layer in require_adapters(model)):
         return save_method(model, Path(folder), plain, card)
     layers = layers_to_save(model)
-    kinds = {(layer.lora_dropout, layer.use_rslora and not plain) for _, layer in layers}
+    kinds = {
+        (layer.lora_dropout, layer.use_rslora and not plain, isinstance(layer, DoRALayer))
+        for _, layer in layers
+    }
     if len(kinds) > 1:
         raise ValueError(
-            f"cannot save adapters that differ in (dropout, rslora) as one: {sorted(kinds)}"
+            f"cannot save adapters that differ in (dropout, rslora, dora) as one: {sorted(kinds)}"
         )
     ranks = {name: layer.r for name, layer in layers}
     alphas = {name: layer.lora_alpha for name, layer in layers}
-    factors = {name: (layer.lora_A.detach(), layer.lora_B.detach()) for name, layer in layers}
+    tensors = adapter_tensors(layers) | tensors_beside(model)
     if plain:
-        rank, alpha, factors = plain_lora(layers)
+        rank, alpha, tensors = plain_tensors(model)
         ranks, alphas = dict.fromkeys(ranks, rank), dict.fromkeys(alphas, alpha)
-    tensors = peft_tensors(factors)
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
         raise ValueError(f"{name} holds values that are not finite: the training diverged")
-    lora_dropout, use_rslora = kinds.pop()
+    lora_dropout, use_rslora, use_dora = kinds.pop()
     names = [name for name, _ in layers]
     r, rank_pattern = common_and_others(ranks)
     lora_alpha, alpha_pattern = common_and_others(alphas)
@@ -90,12 +99,12 @@ def save_adapter(
         "lora_alpha": lora_alpha,
         "lora_dropout": lora_dropout,
         "use_rslora": use_rslora,
-        "use_dora": False,
-        "bias": "none",
+        "use_dora": use_dora,
         "fan_in_fan_out": any(is_conv1d(layer.base) for _, layer in layers),
         "target_modules": short_names(model, names),
         "rank_pattern": rank_pattern,
         "alpha_pattern": alpha_pattern,
+        **fields_beside(model),
     }
     write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)), card)
     return Path(folder)
@@ -125,15 +134,16 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
         warn_of_other_base(files, load_method(model, files, strict))
         return model
     fitting = check_fit(model, files, strict)
-    layers = dict(lora_layers(model))
+    layers = low_rank_layers(model)
     warn_of_other_base(files, fitting.other_base)
     if not layers:
-        inject(model, exactly(fitting.names, fitting.config))
-        layers = dict(lora_layers(model))
+        inject(model, exactly(fitting.names, fitting.config, fitting.beside))
+        layers = low_rank_layers(model)
     with torch.no_grad():
         for name, layer in layers.items():
-            layer.lora_A.copy_(files.tensors[f"{PREFIX}{name}.lora_A.weight"])
-            layer.lora_B.copy_(files.tensors[f"{PREFIX}{name}.lora_B.weight"])
+            for key, factor in factors_of(layer).items():
+                factor.copy_(files.tensors[f"{PREFIX}{name}.{key}"])
+    load_beside(model, fitting.beside, files.tensors)
     return model
 
 
@@ -163,11 +173,15 @@ def save_method(model: nn.Module, folder: Path, plain: bool, card: Sections | No
     return folder
 
 
-def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
+def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
     """Every adapter of a model; raise ``ValueError`` without any, or when one is not LoRA's."""
     layers = []
     for path, layer in require_adapters(model):
-        if type(layer) is not LoRALayer:
+        if isinstance(layer, TokenRows | TiedHead):
+            continue  # beside.py has them
+        if isinstance(layer, ResidualLoRALayer):  # its own A and B mean nothing without its base
+            layer = layer.as_lora()
+        if not isinstance(layer, Layer):
             raise ValueError(
                 f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
             )
@@ -177,24 +191,48 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
 
 def base_name(model: nn.Module) -> str | None:
     """The folder or name that ``load_base`` or transformers opened; None where neither did."""
-    name = getattr(model, "name_or_path", None)  # transformers' attribute, and ours
+    name = getattr(unwrapped(model), "name_or_path", None)  # transformers' attribute, and ours
     return name if isinstance(name, str) and name else None
 
 
 def task_type(model: nn.Module) -> str | None:
     """PEFT's word for what the model does; with one, PEFT asks for ``generate``."""
+    config, model = adapter_config(model), unwrapped(model)
+    if config is not None and config.task_type is not None:
+        return config.task_type
     if not hasattr(model, "generate"):  # ours, or a foreign library's
         return None
     two_sided = getattr(getattr(model, "config", None), "is_encoder_decoder", False)
     return "SEQ_2_SEQ_LM" if two_sided else "CAUSAL_LM"
 
 
-def peft_tensors(factors: Factors) -> dict[str, Tensor]:
-    """A and B of every module under PEFT's keys."""
+def linears_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
+    """The layers, for readers of A and B of Linears only; ``ValueError`` if there is more."""
+    layers = layers_to_save(model)
+    linears = [(path, layer) for path, layer in layers if isinstance(layer, LoRALayer)]
+    if len(linears) < len(layers) or tensors_beside(model):
+        raise ValueError(
+            "this adapter holds more than A and B of Linears (modules_to_save, biases, token rows "
+            "or an embedding), which readers without patterns do not know: save it without plain"
+        )
+    return linears
+
+
+def plain_tensors(model: nn.Module) -> tuple[int, float, dict[str, Tensor]]:
+    """R, alpha and the tensors for readers without patterns."""
+    rank, alpha, factors = plain_lora(linears_to_save(model))
+    tensors: dict[str, Tensor] = {}
+    for path, pair in factors.items():
+        tensors |= {f"{PREFIX}{path}.{end}": t for end, t in zip(LINEAR, pair, strict=True)}
+    return rank, alpha, tensors
+
+
+def adapter_tensors(layers: list[tuple[str, Layer]]) -> dict[str, Tensor]:
+    """A and B of every layer under PEFT's keys."""
     tensors = {}
-    for name, (A, B) in factors.items():
-        tensors[f"{PREFIX}{name}.lora_A.weight"] = A
-        tensors[f"{PREFIX}{name}.lora_B.weight"] = B
+    for name, layer in layers:
+        for key, factor in factors_of(layer).items():
+            tensors[f"{PREFIX}{name}.{key}"] = factor.detach()
     return tensors
 
 
@@ -233,8 +271,9 @@ def common_and_others(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     return common, pattern
 
 
-def exactly(names: list[str], config: LoraConfig) -> LoraConfig:
+def exactly(names: list[str], config: LoraConfig, found: Beside = NOTHING) -> LoraConfig:
     """The config that adapts just these modules, with the rank and alpha that ``config`` gives."""
+    named = isinstance(config.trainable_token_indices, Mapping)
 
     def used(pattern: Mapping[str, Any]) -> dict[str, Any]:
         fitting = {key for key in pattern for n in names if fits_pattern(n, key) or n == key}
@@ -248,4 +287,6 @@ def exactly(names: list[str], config: LoraConfig) -> LoraConfig:
         layers_pattern=None,
         rank_pattern=used(config.rank_pattern),
         alpha_pattern=used(config.alpha_pattern),
+        modules_to_save=found.modules,
+        trainable_token_indices=found.rows if named else config.trainable_token_indices,
     )

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from ..files import json_text
 from ..formats.base_fingerprint import Fingerprint
-from ..formats.mismatches import adapted_names, misshapen
+from ..formats.factors import adapted_paths
+from ..formats.mismatches import beyond_linears, misshapen, strange_keys
 from ..formats.peft_files import (
     CONFIG,
     META_BASE,
@@ -45,6 +46,12 @@ from ..text import listed
 __all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "packed", "read_adapter"]
 
 
+LATER = (
+    *("bias", "task_type", "modules_to_save", "trainable_token_indices"),
+    *("use_dora", "init_lora_weights"),
+)
+
+
 @dataclass(frozen=True)
 class Adapter:
     """The config as PEFT's JSON says it and as ours, tensors by PEFT's keys, and the base (None:
@@ -59,7 +66,7 @@ class Adapter:
     @property
     def modules(self) -> list[str]:
         """Paths of the Linears that have an A and a B here, sorted."""
-        return sorted(adapted_names(self.tensors)[0])
+        return sorted(adapted_paths(self.tensors))
 
     def factors(self, module: str) -> tuple[Tensor, Tensor, float]:
         """A (r, in), B (out, r) and the scaling of one module."""
@@ -71,8 +78,14 @@ class Adapter:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The config in canonical form: all of ``LoraConfig``'s fields, sets sorted."""
+        """The config in canonical form: ``LoraConfig``'s fields, sets sorted.
+
+        A field that came after version 0.1 counts where it says something, so that an adapter keeps
+        its identity.
+        """
+        plain = {**asdict(LoraConfig()), "task_type": self.config.task_type}
         fields = {"peft_type": "LORA", **asdict(self.config)}
+        fields = {n: v for n, v in fields.items() if n not in LATER or v != plain[n]}
         return {name: canonical(value) for name, value in sorted(fields.items())}
 
     @property
@@ -102,9 +115,10 @@ def read_adapter(folder: Path, base: Fingerprint | None = None) -> Adapter:
     """
     files = read_adapter_files(Path(folder))
     config, wrong = lora_config(files.config)
-    modules, strange = adapted_names(files.tensors)
-    wrong += strange
+    modules = adapted_paths(files.tensors)
+    wrong += strange_keys(files.tensors, known=())
     if config is not None:
+        wrong += beyond_linears(config, files.tensors)
         wrong += [each for module in modules for each in misfits(module, config, files.tensors)]
     if wrong or config is None:
         raise ValueError(f"{folder} holds no adapter that can be trusted: {listed(wrong, 8)}")

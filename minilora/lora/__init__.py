@@ -6,6 +6,9 @@ In reading order:
     linears.py         the three kinds of Linear behind one set of questions
     adapter_layer.py   what every adapted Linear has: a base, a switch, a merge that is taken back
     layer.py           ``LoRALayer``: A, B, scaling, a hand-written backward
+    embedding.py       ``LoRAEmbedding``: the same beside a table of vectors
+    token_rows.py      a few rows of such a table, trained
+    trained_copies.py  Parameters that train whole: a head, biases; the originals set aside
     rows.py            many adapters beside one Linear, a group of rows each
     patterns.py        how names and patterns match, by PEFT's rules
     matches.py         a module that a config may name, and what became of it
@@ -15,6 +18,7 @@ In reading order:
     paths.py           module paths without the wrappers of training
     sites.py           a live model's modules as sites
     twin.py            a second tree of modules around the same weights
+    extras.py          what a config trains beside the adapters
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing
     scaling.py         the dial: an adapter at t times its strength

@@ -33,6 +33,7 @@ class AdapterConfig:
 
     peft_type: ClassVar[str]  # the method's name in PEFT's files
     takes_norms: ClassVar[bool] = False  # norms instead of Linears
+    takes_embeddings: ClassVar[bool] = False  # Embeddings beside Linears
     target_modules: str | Sequence[str]
     exclude_modules: str | Sequence[str] = ()
     layers_to_transform: int | Sequence[int] | None = None

@@ -29,6 +29,7 @@ from .paths import named_modules
 class AdapterLayer(nn.Module):
     """A Linear, ``NF4Linear`` or ``Conv1D`` with a method beside it, which a subclass defines.
 
+    ``shape_of`` gives a base's (in, out); another one lets a subclass stand beside an Embedding.
     Raises ``TypeError`` for a base that is not a Linear.
     """
 

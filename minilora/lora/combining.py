@@ -34,6 +34,7 @@ from torch import Tensor, nn
 from ..text import did_you_mean
 from .injection import require_adapters
 from .merging import explain
+from .trained_copies import trained_copies
 
 RULES = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
 HOWS = ("cat", "svd", *RULES, *(f"{rule}_svd" for rule in RULES[1:]))
@@ -61,7 +62,8 @@ class Mixing:
 def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
     """Copies of every adapter's factors, by module path.
 
-    Raises ``ValueError`` when there are none, or when an update is not a product (DoRA's, say).
+    Raises ``ValueError`` when there are none, when an update is not a product (DoRA's, say), and
+    when whole Parameters or token rows train too.
 
     >>> from minilora import LoRALayer
     >>> model = nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1))
@@ -69,6 +71,11 @@ def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
     torch.Size([1, 4])
     """
     plain = {path: explain(path, layer.as_lora) for path, layer in require_adapters(model)}
+    if whole := [*trained_copies(model)]:
+        raise ValueError(
+            f"{whole[0]} trains too, which is no product of low rank: "
+            "low_rank_parts is for A and B of Linears alone"
+        )
     return {
         path: LowRank(layer.lora_A.detach().clone(), layer.lora_B.detach().clone(), layer.scaling)
         for path, layer in plain.items()

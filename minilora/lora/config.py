@@ -16,11 +16,17 @@ from .hyperparameters import (
     check_variant,
     scaling_of,
 )
-from .patterns import check_values, first_fit
+from .patterns import check_patterns, check_values, first_fit
+
+BIASES = ("none", "all", "lora_only")
+TASK_TYPES = (
+    "CAUSAL_LM", "SEQ_2_SEQ_LM", "SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION",
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from .embedding import LoRAEmbedding
     from .layer import LoRALayer
     from .matches import Site
 
@@ -46,6 +52,14 @@ class LoraConfig(AdapterConfig):
     - ``rank_pattern``, ``alpha_pattern``: another ``r`` or ``lora_alpha`` for some modules, as
       ``{"k_proj": 4}``. A key is a regular expression for a path or its end after a dot; the first
       key that fits counts.
+    - ``bias``: which of the base's biases train along: ``"none"``, ``"all"``, or those of the
+      adapted modules (``"lora_only"``).
+    - ``modules_to_save``: names of modules that train whole and are saved with the adapter, such as
+      a new head; ``task_type``: PEFT's word for what the model does. ``"SEQ_CLS"`` and
+      ``"TOKEN_CLS"`` train the module ``classifier`` or ``score`` whole, ``"QUESTION_ANS"``
+      ``qa_outputs``.
+    - ``trainable_token_indices``: tokens whose rows of the embedding train, as ``[3, 5]``, or as
+      ``{"embed_tokens": [3, 5]}`` for a table by name.
     - ``layers_to_transform``: only these layers, one number or several. The layer of a module is
       the first number in its path that has a name before it, or the number after
       ``layers_pattern`` (``"layers"``, ``"h"``; one or several). They narrow a *list* of targets
@@ -60,6 +74,7 @@ class LoraConfig(AdapterConfig):
     """
 
     peft_type: ClassVar[str] = "LORA"
+    takes_embeddings: ClassVar[bool] = True
     pattern_fields: ClassVar[Sequence[str]] = ("rank_pattern", "alpha_pattern")
     r: int = 8
     lora_alpha: float = 16
@@ -73,6 +88,10 @@ class LoraConfig(AdapterConfig):
     layers_pattern: str | Sequence[str] | None = None
     use_dora: bool = False
     init_lora_weights: bool | str = True
+    bias: str = "none"
+    task_type: str | None = None
+    modules_to_save: Sequence[str] = ()
+    trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] = ()
 
     def __post_init__(self) -> None:
         check_rank(self.r)
@@ -85,6 +104,24 @@ class LoraConfig(AdapterConfig):
         self._set("rank_pattern", ranks)
         self._set("alpha_pattern", alphas)
         self.check_targets()
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        """What trains beside the adapters (extras.py)."""
+        for name, choices in (("bias", BIASES), ("task_type", (*TASK_TYPES, None))):
+            if (value := getattr(self, name)) not in choices:
+                words = ", ".join(repr(choice) for choice in choices)
+                raise ValueError(f"{name} must be one of {words}, got {value!r}")
+        if isinstance(self.modules_to_save, str):
+            raise TypeError(
+                f"modules_to_save must be a list of names, as [{self.modules_to_save!r}]"
+            )
+        self._set("modules_to_save", check_patterns("modules_to_save", self.modules_to_save))
+        tokens = self.trainable_token_indices
+        if isinstance(tokens, Mapping):
+            self._set("trainable_token_indices", {name: tuple(t) for name, t in tokens.items()})
+        else:
+            self._set("trainable_token_indices", tuple(tokens or ()))
 
     @property
     def scaling(self) -> float:
@@ -107,14 +144,18 @@ class LoraConfig(AdapterConfig):
         return self.rank_and_alpha(path)[0]
 
     def shapes(self, site: Site) -> dict[str, tuple[int, ...]]:
-        """A (r, in) and B (out, r), and DoRA's magnitudes (out,)."""
+        """A (r, in) and B (out, r), under other names beside an Embedding; DoRA's magnitudes."""
         r, out_features = self.rank_of(site.path), site.out_features
-        factors = {"lora_A.weight": (r, site.in_features), "lora_B.weight": (out_features, r)}
+        names = ("lora_A.weight", "lora_B.weight")
+        A, B = names if site.is_linear else ("lora_embedding_A", "lora_embedding_B")
+        factors = {A: (r, site.in_features), B: (out_features, r)}
         return factors | ({"lora_magnitude_vector": (out_features,)} if self.use_dora else {})
 
-    def wrap(self, base: nn.Module, path: str) -> LoRALayer:
+    def wrap(self, base: nn.Module, path: str) -> LoRALayer | LoRAEmbedding:
         """The layer that goes in at ``path``, around the module that is there."""
-        from .layer import LoRALayer  # a config needs no torch until it builds a layer
+        from .embedding import LoRAEmbedding  # a config needs no torch until it builds a layer
+        from .layer import LoRALayer
+        from .linears import is_linear
 
         if self.use_dora or self.init_lora_weights is not True:
             raise ValueError(
@@ -122,7 +163,8 @@ class LoraConfig(AdapterConfig):
                 "minilora.inject knows LoRA's variants, minilora.lora.inject only LoRA itself"
             )
         r, lora_alpha = self.rank_and_alpha(path)
-        return LoRALayer(base, r, lora_alpha, self.lora_dropout, self.use_rslora)
+        kind = LoRALayer if is_linear(base) else LoRAEmbedding
+        return kind(base, r, lora_alpha, self.lora_dropout, self.use_rslora)
 
 
 def read_targets(words: Sequence[str]) -> str | tuple[str, ...]:

@@ -21,9 +21,12 @@ from ..nf4.linear import NF4Linear
 from .adapter_config import AdapterConfig
 from .adapter_layer import AdapterLayer, adapter_layers
 from .config import LoraConfig
+from .extras import Extras, modules_to_train, plan_extras
 from .paths import named_modules, plain_path, replace_modules, unwrapped
 from .selection import InjectReport, Match, select
 from .sites import sites_of
+from .token_rows import TiedHead, TokenRows, width_of
+from .trained_copies import forget_copies, make_copies, put_copies, switch_copies
 
 WrapAll = Callable[[Mapping[str, nn.Module], Sequence[Match]], Mapping[str, nn.Module]]
 
@@ -41,11 +44,29 @@ def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
     if adapted := [path for path, _ in adapter_layers(model)]:
         raise ValueError(
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
-            "unload(model) or merge_and_unload(model) first; one layer holds one adapter"
+            "unload(model) or merge_and_unload(model) first. One layer holds one adapter; several "
+            "named ones beside each other are minilora.serving.AdapterBank's matter"
         )
-    matches = select(sites_of(model, config.takes_norms), config)
-    trainable = sum(match.parameters for match in matches)
-    return InjectReport(matches, trainable, trainable_parameters(model)[1] + trainable)
+    return plan(model, config)[0]
+
+
+def plan(model: nn.Module, config: AdapterConfig) -> tuple[InjectReport, Extras]:
+    """The report, and what trains beside the adapters. Changes nothing."""
+    extras, whole = Extras(), tuple[str, ...]()
+    if isinstance(config, LoraConfig):
+        whole = tuple(f"{path}." for path in modules_to_train(model, config))
+    sites = sites_of(model, config.takes_norms, config.takes_embeddings)
+    matches = select([s for s in sites if not f"{s.path}.".startswith(whole)], config)
+    if isinstance(config, LoraConfig):
+        extras = plan_extras(model, config, [m.name for m in matches if m.pattern is not None])
+    modules = dict(named_modules(model))
+    rows = {p: len(tokens) * width_of(modules[p]) for p, tokens in extras.rows.items()}
+    beside = [(name, *about) for name, about in extras.parameters.items()]
+    beside += [(f"{path}.rows", n, "trainable_token_indices") for path, n in rows.items()]
+    added = sum(match.parameters for match in matches) + sum(rows.values())
+    trainable = added + sum(count for count, _ in extras.parameters.values())
+    total = trainable_parameters(model)[1] + added
+    return InjectReport(matches, trainable, total, tuple(beside)), extras
 
 
 def inject(
@@ -64,11 +85,16 @@ def inject(
     (8, 38)
     """
     config = config or LoraConfig()
-    report = explain_match(model, config)
+    explain_match(model, config)  # raises for a model that has adapters already
+    report, extras = plan(model, config)
     modules = dict(named_modules(model))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
     try:
-        layers = (wrap_all or config.wrap_all)(modules, report.chosen)
+        layers = dict((wrap_all or config.wrap_all)(modules, report.chosen))
+        tables = {path: TokenRows(modules[path], tokens) for path, tokens in extras.rows.items()}
+        heads = {p: TiedHead(modules[p], tables[table]) for p, table in extras.heads.items()}
+        copies = make_copies(model, extras.parameters)
+        layers |= {**tables, **heads}
         for layer in layers.values():
             layer.train(model.training)
     except Exception:  # out of memory, say
@@ -80,6 +106,8 @@ def inject(
     unwrapped(model)._frozen_by_inject = frozen  # type: ignore[assignment]
     model.requires_grad_(False)
     replace_modules(model, layers)
+    put_copies(model, copies)
+    unwrapped(model)._adapter_config = config  # type: ignore[assignment]
     return report
 
 
@@ -101,6 +129,7 @@ def unload(model: nn.Module) -> nn.Module:
         layer.check_unmergeable()
     for layer in merged:
         layer.unmerge()
+    switch_copies(model, on=False)
     take_out(model)
     return model
 
@@ -119,10 +148,11 @@ def take_out(model: nn.Module) -> None:
     named = named_modules(model, remove_duplicate=False)  # a layer may stand in two places
     bases = {path: m.base for path, m in named if isinstance(m, AdapterLayer)}
     replace_modules(model, bases)
+    forget_copies(model)
     for _, module in named_modules(model):  # inject may have been called on a part of the model
         frozen: Any = getattr(module, "_frozen_by_inject", None)
         if frozen is not None:
-            del module._frozen_by_inject
+            del module._frozen_by_inject, module._adapter_config
             for name, parameter in module.named_parameters():
                 known = plain_path(module, name) in frozen
                 parameter.requires_grad_(parameter.requires_grad or known)
@@ -152,9 +182,13 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
         layer.swap()
     for layer in layers:
         layer.enabled = False
+    if any(before):
+        switch_copies(model, on=False)
     try:
         yield model
     finally:
+        if any(before):  # before the swaps, which look at the biases
+            switch_copies(model, on=True)
         for layer, enabled in zip(layers, before, strict=True):
             layer.enabled = enabled
         for layer in merged:

@@ -1,8 +1,9 @@
-"""The three kinds of Linear that an adapter can stand beside, behind one set of questions.
+"""What an adapter can stand beside, behind one set of questions: three Linears, and an Embedding.
 
     nn.Linear              weight (out, in)
     NF4Linear              the same in four bits; its ``weight`` is a float copy
     transformers' Conv1D   weight (in, out): GPT-2's Linear
+    nn.Embedding           weight (in, out): a Linear of one-hot rows, in = tokens, out = dimensions
 
 Everywhere else a weight is (out, in).
 """
@@ -58,10 +59,31 @@ def linear_shape(module: nn.Module) -> tuple[int, int]:
     return in_features, out_features
 
 
+def embedding_shape(module: nn.Module) -> tuple[int, int]:
+    """(tokens, dimensions) of an Embedding. Raises ``TypeError`` for anything else.
+
+    >>> embedding_shape(nn.Embedding(10, 4))
+    (10, 4)
+    """
+    if not isinstance(module, nn.Embedding):
+        raise TypeError(f"expected an Embedding, got {type(module).__name__}")
+    if type(module).forward is not nn.Embedding.forward or module.max_norm is not None:
+        raise TypeError(
+            f"this {type(module).__name__} computes more than a row of its table (it scales or "
+            "renormalizes), which an adapter beside it would pass by"
+        )
+    return module.num_embeddings, module.embedding_dim
+
+
+def is_transposed(base: nn.Module) -> bool:
+    """Whether a weight is stored as (in, out)."""
+    return is_conv1d(base) or isinstance(base, nn.Embedding)
+
+
 def weight_of(base: Any) -> Tensor:
     """The weight of a Linear, (out, in), without a gradient; of four bits a float copy."""
     weight: Tensor = base.weight.detach()
-    return weight.T if is_conv1d(base) else weight
+    return weight.T if is_transposed(base) else weight
 
 
 def dtype_of(base: Any) -> torch.dtype:
@@ -94,7 +116,7 @@ def with_weight(base: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
         return plain_linear(weight, bias).train(base.training)
     twin: Any = copy.copy(base)
     twin._parameters = dict(base._parameters)  # its own, or the Linear would change along
-    stored = weight.T.contiguous() if is_conv1d(base) else weight
+    stored = weight.T.contiguous() if is_transposed(base) else weight
     twin.weight = nn.Parameter(stored, requires_grad=False)
     if bias is not getattr(base, "bias", None):
         twin.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
@@ -102,7 +124,7 @@ def with_weight(base: Any, weight: Tensor, bias: Tensor | None) -> nn.Module:
 
 
 def exchange(one: Any, other: Any) -> None:
-    """Exchange the weights and biases of two float Linears; each keeps its Parameter objects."""
+    """Exchange the weights and biases of two bases in floats; each keeps its Parameter objects."""
     one.weight.data, other.weight.data = other.weight.data, one.weight.data
     bias = getattr(one, "bias", None)  # a norm may not know the word
     if bias is not getattr(other, "bias", None):

@@ -43,7 +43,7 @@ def tied_to(others: Sequence[str]) -> str:
 
 
 def select(sites: Sequence[Site], config: AdapterConfig) -> tuple[Match, ...]:
-    """Every Linear among the sites, with the pattern that chooses it.
+    """Every Linear among the sites, and every chosen Embedding, with the pattern that chooses it.
 
     Raises one ``ValueError`` when a target, an exclusion or a key of a pattern matches nothing, or
     when a chosen site cannot have an adapter.
@@ -57,8 +57,8 @@ def select(sites: Sequence[Site], config: AdapterConfig) -> tuple[Match, ...]:
         if site.refused and patterns[site.path] is not None:
             matched = f"target_modules: {patterns[site.path]!r} matches {site.path}"
             raise ValueError(f"{matched}, {site.refused}")
-    linears = [site for site in sites if site.is_linear and site.in_features]
-    return tuple(match_of(site, patterns[site.path], config) for site in linears)
+    shown = [s for s in sites if s.in_features and (s.is_linear or patterns[s.path] is not None)]
+    return tuple(match_of(site, patterns[site.path], config) for site in shown)
 
 
 def match_of(site: Site, pattern: str | None, config: AdapterConfig) -> Match:
@@ -169,6 +169,7 @@ class InjectReport:
     matches: tuple[Match, ...]
     trainable: int
     total: int
+    beside: tuple[tuple[str, int, str], ...] = ()  # what else trains: name, parameters, option
 
     @property
     def chosen(self) -> tuple[Match, ...]:
@@ -189,6 +190,8 @@ class InjectReport:
             else:
                 cost = sum(match.parameters for match in matches)
                 rows.append((*row, str(r or "–"), f"{cost:,}", repr(pattern)))
+        for name, parameters, option in self.beside:
+            rows.append((name, "1", "–", "–", f"{parameters:,}", option))
         share = f"{100 * self.trainable / self.total:.2f}%"
         total = f"{self.trainable:,} of {self.total:,} parameters train ({share})"
         return "\n".join([*columns(rows), total, *too_high(self.chosen)])

@@ -5,13 +5,15 @@ from __future__ import annotations
 from torch import nn
 
 from ..nf4.shared_weights import reads_weights, tied_weights
-from .linears import is_linear, is_norm, linear_shape
+from .linears import embedding_shape, is_linear, is_norm, linear_shape
 from .paths import plain_path, wrapped_name
 from .selection import Site, not_a_linear, tied_to
 
 
-def sites_of(model: nn.Module, norms: bool = False) -> list[Site]:
-    """A ``Site`` for each module of a model, under its path; ``norms``: for a method of norms.
+def sites_of(model: nn.Module, norms: bool = False, embeddings: bool = False) -> list[Site]:
+    """A ``Site`` for each module of a model, under its path.
+
+    ``norms``: for a method of norms; ``embeddings``: for one of Linears that takes these too.
 
     >>> [(site.path, site.in_features) for site in sites_of(nn.Sequential(nn.Linear(4, 2)))]
     [('0', 4)]
@@ -26,8 +28,8 @@ def sites_of(model: nn.Module, norms: bool = False) -> list[Site]:
                 sites.append(norm_site(path, module))
                 continue
             parent = modules[written.rpartition(".")[0]]
-            refused = why_refused(module, parent, tied.get(written, []))
-            sizes = linear_sizes(module)
+            refused = why_refused(module, parent, tied.get(written, []), embeddings)
+            sizes = (0, 0) if is_table(module) and not embeddings else linear_sizes(module)
             sites.append(Site(path, *sizes, refused, is_linear(module), module is head))
     return sites
 
@@ -42,19 +44,27 @@ def norm_site(path: str, module: nn.Module) -> Site:
 
 
 def linear_sizes(module: nn.Module) -> tuple[int, int]:
-    """(in, out) of a Linear that can be adapted, (0, 0) of anything else."""
+    """(in, out) of a Linear or Embedding that can be adapted, (0, 0) of anything else."""
     try:
-        return linear_shape(module)
+        return embedding_shape(module) if is_table(module) else linear_shape(module)
     except TypeError:
         return 0, 0
 
 
-def why_refused(module: nn.Module, parent: nn.Module | None, tied: list[str]) -> str:
+def is_table(module: nn.Module) -> bool:
+    """Whether this is an Embedding."""
+    return isinstance(module, nn.Embedding)
+
+
+def why_refused(
+    module: nn.Module, parent: nn.Module | None, tied: list[str], embeddings: bool = False
+) -> str:
     """Why a module cannot have an adapter, to follow its name in a sentence; empty if it can."""
-    if not is_linear(module):
-        return not_a_linear(type(module).__name__)
+    if not is_linear(module) and not (embeddings and is_table(module)):
+        taken = "Linears and Embeddings" if embeddings else "Linears"
+        return not_a_linear(type(module).__name__, taken)
     try:
-        linear_shape(module)
+        embedding_shape(module) if is_table(module) else linear_shape(module)
     except TypeError as error:
         return f"but {error}"
     if reads_weights(parent):

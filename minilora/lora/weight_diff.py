@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..text import columns, listed
 from .adapter_layer import adapter_layers
+from .layer import LoRALayer
 from .linears import is_linear, weight_of
 from .paths import named_modules, plain_path
 from .requantization import outputs
@@ -102,6 +103,8 @@ def effective_weights(model: nn.Module) -> dict[str, Tensor]:
     adapted = dict(adapter_layers(model))
     weights = {}
     for path, layer in adapted.items():
+        if not is_linear(layer.base):
+            continue  # an embedding: other_parameters has it
         active = layer.enabled and not layer.merged
         weights[path] = weight_of(layer.merged_base() if active else layer.base)
     for path, module in named_modules(model):
@@ -116,12 +119,17 @@ def other_parameters(model: nn.Module) -> dict[str, Tensor]:
     adapted = {path: layer for path, layer in adapter_layers(model)}
     own = {id(p) for layer in adapted.values() for p in layer.parameters()}
     own -= {id(p) for layer in adapted.values() for p in layer.base.parameters()}
-    biases = {f"{path}.base.bias": f"{path}.bias" for path in adapted}
+    names = {f"{path}.base.{n}": f"{path}.{n}" for path in adapted for n in ("weight", "bias")}
     others = {}
     for name, parameter in model.named_parameters():
         if id(parameter) not in weights | own:
             plain = plain_path(model, name)
-            others[biases.get(plain, plain)] = parameter.detach()
+            others[names.get(plain, plain)] = parameter.detach()
+    for path, layer in adapted.items():
+        if layer.enabled and not layer.merged and not isinstance(layer, LoRALayer):
+            effective = dict(layer.merged_base().named_parameters(recurse=False))
+            known = {"bias"} if is_linear(layer.base) else {"weight", "bias"}
+            others |= {f"{path}.{n}": p.detach() for n, p in effective.items() if n in known}
     return others
 
 

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from ..formats.gguf_file import write_gguf
 from ..formats.plain_lora import plain_lora
-from ..formats.save_and_load import layers_to_save
+from ..formats.save_and_load import linears_to_save
 from ..lora.adapter_layer import adapter_layers
 from ..nf4.linear import NF4Linear
 from .config import LlamaConfig
@@ -99,7 +99,7 @@ def export_adapter_gguf(model: nn.Module, path: str | Path, kind: str = "f16") -
     model = a_llama(model)
     if kind == "q8_0":
         raise ValueError("an adapter in q8_0 would lose more than it saves: write f16 or f32")
-    _, lora_alpha, factors = plain_lora(layers_to_save(model))
+    _, lora_alpha, factors = plain_lora(linears_to_save(model))
     tensors: dict[str, Callable[[], Tensor]] = {}
     for path_of_linear, (A, B) in factors.items():
         name = gguf_name(f"{path_of_linear}.weight")

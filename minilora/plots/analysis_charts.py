@@ -41,11 +41,9 @@ def adapter_chart(
     size_map(figure, left, layers, sizes)
     for index, (kind, values) in enumerate(spectra.items()):
         share = np.asarray(values, dtype=float) ** 2
-        share = 100 * share.cumsum() / share.sum()
-        numbers = np.arange(1, len(share) + 1)
-        middle.plot(
-            numbers, share, color=hue(index % (GREY + 1)), marker="o", markersize=3, label=kind
-        )
+        share = 100 * share.cumsum() / max(share.sum(), 1e-30)  # of an untrained adapter: zeros
+        line: Any = {"color": hue(index % (GREY + 1)), "marker": "o", "markersize": 3}
+        middle.plot(range(1, len(share) + 1), share, label=kind, **line)
     middle.set(title="Along how many directions", xlabel="directions, the strongest first")
     middle.set(ylabel="% of ‖ΔW‖², mean of the layers", ylim=(0, 104))
     middle.legend(frameon=False, fontsize=9, loc="lower right")

@@ -21,6 +21,8 @@ In reading order:
     steps.py       the steps, one after the other
     run.py         one run's parts: batches, what trains, the optimizer
     loop.py        ``train``: a run from start to end
+    side_by_side.py   several runs' batches in one, with a group of rows for each adapter
+    many.py        ``train_many``: several adapters at once, each as from a run of its own
     observers.py   the journal, validation and checkpoints, which watch the steps
     rounding.py    bfloat16 weights that hardly move
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .examples import Conversation, Document
     from .history import History
     from .loop import train
+    from .many import Job, Outcome, train_many
     from .readers import read_examples
     from .replay import Examples, Prose, SelfReplay
 
@@ -51,6 +54,8 @@ __all__ = [
     "Example",
     "Examples",
     "History",
+    "Job",
+    "Outcome",
     "Prose",
     "SelfReplay",
     "Task",
@@ -59,6 +64,7 @@ __all__ = [
     "exact_match",
     "read_examples",
     "train",
+    "train_many",
 ]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -83,41 +83,65 @@ def go(
     model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
 ) -> History:
     """All steps that are left, observed; then the best state, or word of the interruption."""
+    with interrupt_flag() as interrupted:
+        records = observed(model, task, run, callbacks, bar)
+        while not interrupted.is_set() and next(records, None) is not None:
+            pass
+    return end(run, bar)
+
+
+def observed(
+    model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
+) -> Iterator[Record]:
+    """The steps that are left, each seen by the observers before it is given out.
+
+    Raises ``FloatingPointError``, leaving the last good weights.
+    """
     state, history, config = run.state, run.state.history, run.config
     out = None if config.out is None else Path(config.out)
     journal = Journal(history, out, callbacks, bar)
     validation = Validation(model, run.valid_batches, task.valid, config, state, journal)
-    checkpoints = Checkpoints(checkpoint_file(config), state, run.identity, history, config)
-    observers = (journal, validation, checkpoints, Standstill(state))
+    observers = (journal, validation, checkpoints_of(run), Standstill(state))
     for note in run.notes:
         bar.say(note)
-    with interrupt_flag() as interrupted:
-        if config.validate_every and not history.validations and not history.steps:
-            validation.validate(0)
-        records = run.steps(model, config)
-        if config.measure_memory:
-            records = measured(records, model, run)
-        try:
-            while not interrupted.is_set() and (record := next(records, None)) is not None:
-                state.step = record["step"]
-                for observe in observers:
-                    observe(record)
-        except NotFinite as error:
-            if error.weights:
-                message = overflowed(error.step, checkpoints.file, config)
-            else:
-                message = diverged(error.step, error.loss, error.norm, history, config)
-            raise FloatingPointError(message) from error
+    if config.validate_every and not history.validations and not history.steps:
+        validation.validate(0)
+    records = run.steps(model, config)
+    if config.measure_memory:
+        records = measured(records, model, run)
+    try:
+        for record in records:
+            state.step = record["step"]
+            for observe in observers:
+                observe(record)
+            yield record
+    except NotFinite as error:
+        if error.weights:
+            message = overflowed(error.step, checkpoint_file(config), config)
+        else:
+            message = diverged(error.step, error.loss, error.norm, history, config)
+        raise FloatingPointError(message) from error
+
+
+def end(run: Run, bar: Progress) -> History:
+    """Save what was interrupted; or go back to the best state."""
+    state, history, config = run.state, run.state.history, run.config
     history.interrupted = state.step < config.steps
     if history.interrupted:
-        saved = checkpoints.save()
-        resume = f"; continue with resume=True, out={str(out)!r}" if saved else ""
+        saved = checkpoints_of(run).save()
+        resume = f"; continue with resume=True, out={str(config.out)!r}" if saved else ""
         bar.say(f"interrupted after step {state.step}{resume}")
     elif config.keep_best and state.best is not None and history.best_step != state.step:
         state.restore_best()
         best = f"step {history.best_step}, which has the lowest validation loss"
         bar.say(f"kept the state of {best}")
     return history
+
+
+def checkpoints_of(run: Run) -> Checkpoints:
+    """What writes a run's state to its folder, if it has one."""
+    file, history = checkpoint_file(run.config), run.state.history
+    return Checkpoints(file, run.state, run.identity, history, run.config)
 
 
 def measured(records: Iterator[Record], model: nn.Module, run: Run) -> Iterator[Record]:

@@ -40,9 +40,9 @@ def test_three_kinds_of_linear_are_sites_of_their_own_kind():
     assert [(site.in_features, site.out_features) for site in sites_of(packed)] == [(64, 3)]
 
 
-@pytest.mark.parametrize("target", ["self_attn", "embed_tokens", "norm"])
+@pytest.mark.parametrize("target", ["self_attn", "norm"])
 def test_a_target_that_is_not_a_linear_is_refused(target):
-    with pytest.raises(ValueError, match="only Linears can be adapted; write a longer name"):
+    with pytest.raises(ValueError, match="only Linears and Embeddings can be adapted; write"):
         inject(tiny(), LoraConfig(target_modules=[target]))
 
 
