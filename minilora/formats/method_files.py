@@ -58,6 +58,11 @@ MEANING = {"VERA": ("r", "projection_prng_key"), "ADALORA": ("init_r", "lora_alp
 NOTHING: tuple[Any, ...] = (None, False, "none", {}, [], ())
 
 
+def is_other_method(layer: AdapterLayer) -> bool:
+    """Whether a layer's method is one of these, and not LoRA."""
+    return type(getattr(layer, "config", None)) in CONFIGS.values()
+
+
 def method_contents(
     layers: Sequence[tuple[str, AdapterLayer]], names_of: Callable[[list[str]], Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:

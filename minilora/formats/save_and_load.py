@@ -36,7 +36,7 @@ from ..methods.pissa import ResidualLoRALayer
 from .base_fingerprint import fingerprint
 from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
 from .factors import LINEAR, Layer, factors_of, low_rank_layers
-from .method_files import CONFIGS, load_method, method_contents
+from .method_files import CONFIGS, is_other_method, load_method, method_contents
 from .mismatches import check_fit
 from .model_card import Sections
 from .peft_files import META_BASE, PREFIX, AdapterFiles, read_adapter_files, write_adapter_files
@@ -66,7 +66,7 @@ def save_adapter(
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
-    if not any(isinstance(layer, LoRALayer) for _, layer in require_adapters(model)):
+    if any(is_other_method(layer) for _, layer in require_adapters(model)):
         return save_method(model, Path(folder), plain, card)
     layers = layers_to_save(model)
     kinds = {
@@ -209,7 +209,7 @@ def task_type(model: nn.Module) -> str | None:
 def linears_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
     """The layers, for readers of A and B of Linears only; ``ValueError`` if there is more."""
     layers = layers_to_save(model)
-    linears = [(path, layer) for path, layer in layers if isinstance(layer, LoRALayer)]
+    linears = [(path, layer.as_lora()) for path, layer in layers if isinstance(layer, LoRALayer)]
     if len(linears) < len(layers) or tensors_beside(model):
         raise ValueError(
             "this adapter holds more than A and B of Linears (modules_to_save, biases, token rows "
