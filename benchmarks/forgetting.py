@@ -124,7 +124,7 @@ def old_rows(share: float) -> Any:
 
 
 LONG: dict[str, Any] = {"steps": 800, "replay": own(0.25, 512)}
-KEYED: dict[str, Any] = {"steps": 400, "rate": 3e-3, "task": one_keyed}
+KEYED: dict[str, Any] = {"steps": 300, "rate": 3e-3, "task": one_keyed}
 GROUPS: dict[str, tuple[Method, ...]] = {
     "goal": (
         Method("LoRA all, self-replay 25%", **LONG),
@@ -150,6 +150,7 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("80 steps", steps=80),
         Method("weight decay 1", settings={"weight_decay": 1.0}),
         Method("EWC, λ = 1", ewc=1.0),
+        Method("EWC, λ = 10", ewc=10.0),
         Method("EWC, λ = 100", ewc=100.0),
         Method("null-space start", null_space=True),
         Method("q, v: nothing", QV, 1e-2),

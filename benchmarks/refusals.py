@@ -63,7 +63,7 @@ def refusals(model: Any, asked: Sequence[str], tokens: int = 40) -> tuple[float,
 
 def main() -> None:
     """Before; after, without and with replay."""
-    settings = options(__doc__, base="smollm2", steps=60, logs=20, asked=50, seed=0)
+    settings = options(__doc__, base="smollm2", steps=60, batch=8, logs=20, asked=50, seed=0)
     asked, rows = ASKED[: settings.asked], []
     held_out = data.naval_log(1, settings.logs, seed=99).valid
     own = SelfReplay(0.25, windows=24, tokens=48, prompts=PROMPTS)
@@ -74,7 +74,12 @@ def main() -> None:
         if name != "before":
             config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
             minilora.inject(model, config)
-            how: Any = {"steps": settings.steps, "batch_size": 8, "lr": 1e-3, "replay": replay}
+            how: Any = {
+                "steps": settings.steps,
+                "batch_size": settings.batch,
+                "lr": 1e-3,
+                "replay": replay,
+            }
             quiet: Any = {"validate_every": 0, "keep_best": False, "progress": False}
             minilora.train(model, data.naval_log(seed=settings.seed), **how, **quiet)
             row["exact"] = minilora.exact_match(model, held_out)

@@ -236,12 +236,11 @@ energies = {
 def draw_energies(energies):
     figure, axes = one_axes(width=7.4, height=3.8)
     for i, (name, each) in enumerate(energies.items()):
-        directions = range(1, len(each) + 1)
-        axes.plot(directions, 100 * each, color=hue(i))
-        label(axes, name, (30, 100 * float(each[29])), (4, -12), color=hue(i))
+        axes.plot(range(1, 41), 100 * each[:40], color=hue(i))
+        label(axes, name, (20, 100 * float(each[19])), (4, -14), color=hue(i))
     axes.axvline(8, color=hue(6), linewidth=1)
     axes.set(title="q_proj: where the energy lies", ylabel="% of ‖·‖²", ylim=(0, 104))
-    axes.set_xlabel("directions, of 128 (the line: rank 8)")
+    axes.set_xlabel("directions, 40 of 128 (the line: rank 8)")
     return figure
 
 

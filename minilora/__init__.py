@@ -42,7 +42,17 @@ if TYPE_CHECKING:
         unload,
         unmerge,
     )
-    from .methods import AdaLoraConfig, BitFitConfig, IA3Config, LNTuningConfig, VeraConfig, inject
+    from .methods import (
+        AdaLoraConfig,
+        BitFitConfig,
+        BottleneckConfig,
+        IA3Config,
+        LNTuningConfig,
+        PrefixTuningConfig,
+        PromptTuningConfig,
+        VeraConfig,
+        inject,
+    )
     from .model import (
         Llama,
         LlamaConfig,
@@ -77,6 +87,7 @@ __version__ = "0.1.0"
 __all__ = [
     "AdaLoraConfig",
     "BitFitConfig",
+    "BottleneckConfig",
     "Conversation",
     "Document",
     "Example",
@@ -92,6 +103,8 @@ __all__ = [
     "LoRALayer",
     "LoraConfig",
     "NF4Linear",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
     "Prose",
     "SelfReplay",
     "Task",

@@ -10,6 +10,7 @@ In reading order:
     mismatches.py         everything that does not fit, in one list
     plain_lora.py         one rank and one alpha, for readers without patterns
     method_files.py       the files of the other methods
+    attached_files.py     soft prompts, prefixes, bottlenecks
     save_and_load.py      ``save_adapter`` and ``load_adapter``
     combined_files.py     adapter folders as factors, without a base; several folders as one
     bitsandbytes_4bit.py  the tensors of a 4-bit checkpoint

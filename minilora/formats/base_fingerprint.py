@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.adapter_layer import AdapterLayer, adapter_layers
+from ..lora.attached import attached_modules
 from ..lora.paths import named_modules
 from ..lora.trained_copies import trained_copies
 from ..nf4.linear import NF4Linear
@@ -74,8 +75,9 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
     """
     inside = {id(layer.base) for _, layer in adapter_layers(model)}
     copies, seen = trained_copies(model), set[int]()
+    hanging = tuple(f"{path}." for path, _ in attached_modules(model))
     for path, module in named_modules(model):
-        if id(module) in inside:
+        if id(module) in inside or (hanging and f"{path}.".startswith(hanging)):
             continue
         base = module
         if isinstance(module, AdapterLayer):

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lora.attached import attached_modules
 from ..lora.config import LoraConfig
 from ..lora.injection import check_container, require_adapters
 from ..lora.layer import LoRALayer
@@ -33,6 +34,7 @@ from ..lora.token_rows import TiedHead, TokenRows
 from ..methods.dora import DoRALayer
 from ..methods.injection import inject
 from ..methods.pissa import ResidualLoRALayer
+from .attached_files import KNOWN, load_attached, save_attached
 from .base_fingerprint import fingerprint
 from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
 from .factors import LINEAR, Layer, factors_of, low_rank_layers
@@ -66,6 +68,8 @@ def save_adapter(
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
     check_container(model)
+    if any(attached_modules(model)):
+        return save_attached(model, Path(folder), card)
     if any(is_other_method(layer) for _, layer in require_adapters(model)):
         return save_method(model, Path(folder), plain, card)
     layers = layers_to_save(model)
@@ -130,6 +134,8 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
     files = read_adapter_files(Path(folder))
+    if files.config.get("peft_type") in KNOWN:
+        return load_attached(model, files, strict)
     if files.config.get("peft_type") in CONFIGS:
         warn_of_other_base(files, load_method(model, files, strict))
         return model

@@ -19,6 +19,7 @@ In reading order:
     sites.py           a live model's modules as sites
     twin.py            a second tree of modules around the same weights
     extras.py          what a config trains beside the adapters
+    attached.py        methods beside the stream of activations: hooks, no weight
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing
     scaling.py         the dial: an adapter at t times its strength

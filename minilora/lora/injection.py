@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ..nf4.linear import NF4Linear
 from .adapter_config import AdapterConfig
 from .adapter_layer import AdapterLayer, adapter_layers
+from .attached import AttachedConfig, adapters_of, attach, attached_modules, detach_all, report_of
 from .config import LoraConfig
 from .extras import Extras, modules_to_train, plan_extras
 from .paths import named_modules, plain_path, replace_modules, unwrapped
@@ -31,7 +32,7 @@ from .trained_copies import forget_copies, make_copies, put_copies, switch_copie
 WrapAll = Callable[[Mapping[str, nn.Module], Sequence[Match]], Mapping[str, nn.Module]]
 
 
-def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
+def explain_match(model: nn.Module, config: AdapterConfig | AttachedConfig) -> InjectReport:
     """What ``inject`` would do with this model, changing nothing. Raises as ``inject``.
 
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -41,13 +42,21 @@ def explain_match(model: nn.Module, config: AdapterConfig) -> InjectReport:
     1       1      4 → 2     –  0           –
     8 of 38 parameters train (21.05%)
     """
-    if adapted := [path for path, _ in adapter_layers(model)]:
+    check_free(model)
+    if isinstance(config, AttachedConfig):
+        with torch.random.fork_rng([]):  # its first values are thrown away
+            return report_of(model, config, config.build(model))
+    return plan(model, config)[0]
+
+
+def check_free(model: nn.Module) -> None:
+    """Raise ``ValueError`` for a model that has adapters already."""
+    if adapted := [path for path, _ in adapters_of(model)]:
         raise ValueError(
             f"this model has adapters already (at {adapted[0]}, {len(adapted)} in all): "
             "unload(model) or merge_and_unload(model) first. One layer holds one adapter; several "
             "named ones beside each other are minilora.serving.AdapterBank's matter"
         )
-    return plan(model, config)[0]
 
 
 def plan(model: nn.Module, config: AdapterConfig) -> tuple[InjectReport, Extras]:
@@ -70,7 +79,9 @@ def plan(model: nn.Module, config: AdapterConfig) -> tuple[InjectReport, Extras]
 
 
 def inject(
-    model: nn.Module, config: AdapterConfig | None = None, wrap_all: WrapAll | None = None
+    model: nn.Module,
+    config: AdapterConfig | AttachedConfig | None = None,
+    wrap_all: WrapAll | None = None,
 ) -> InjectReport:
     """Wrap the modules that a config chooses, in place, and freeze everything but the adapters.
 
@@ -85,7 +96,9 @@ def inject(
     (8, 38)
     """
     config = config or LoraConfig()
-    explain_match(model, config)  # raises for a model that has adapters already
+    check_free(model)
+    if isinstance(config, AttachedConfig):
+        return attach(model, config)
     report, extras = plan(model, config)
     modules = dict(named_modules(model))
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -122,7 +135,7 @@ def unload(model: nn.Module) -> nn.Module:
     >>> unload(model)[0]
     Linear(in_features=4, out_features=2, bias=True)
     """
-    layers = require_adapters(model)
+    layers = [] if any(attached_modules(model)) else require_adapters(model)
     check_container(model)
     merged = [layer for _, layer in layers if layer.merged]
     for layer in merged:
@@ -148,6 +161,7 @@ def take_out(model: nn.Module) -> None:
     named = named_modules(model, remove_duplicate=False)  # a layer may stand in two places
     bases = {path: m.base for path, m in named if isinstance(m, AdapterLayer)}
     replace_modules(model, bases)
+    detach_all(model)
     forget_copies(model)
     for _, module in named_modules(model):  # inject may have been called on a part of the model
         frozen: Any = getattr(module, "_frozen_by_inject", None)
@@ -172,16 +186,16 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     ...     torch.equal(model(x), base(x))
     True
     """
-    layers = [layer for _, layer in require_adapters(model)]
-    before = [layer.enabled for layer in layers]
+    layers = [layer for _, layer in adapters_of(model) or require_adapters(model)]
+    before = [each.enabled for each in layers]
     # inside another such context the merged ones are swapped already
-    merged = [layer for layer in layers if layer.merged and layer.enabled]
+    merged = [la for la in layers if isinstance(la, AdapterLayer) and la.merged and la.enabled]
     for layer in merged:
         layer.check_unmergeable()
     for layer in merged:
         layer.swap()
-    for layer in layers:
-        layer.enabled = False
+    for each in layers:
+        each.enabled = False
     if any(before):
         switch_copies(model, on=False)
     try:
@@ -189,8 +203,8 @@ def disable_adapter(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         if any(before):  # before the swaps, which look at the biases
             switch_copies(model, on=True)
-        for layer, enabled in zip(layers, before, strict=True):
-            layer.enabled = enabled
+        for each, enabled in zip(layers, before, strict=True):
+            each.enabled = enabled
         for layer in merged:
             layer.swap()
 
@@ -234,6 +248,11 @@ def require_adapters(model: nn.Module) -> list[tuple[str, AdapterLayer]]:
     """The adapted layers of a model; raise ``ValueError`` when there are none."""
     if layers := list(adapter_layers(model)):
         return layers
+    for path, part in attached_modules(model):
+        raise ValueError(
+            f"{path}: {part.why_not_mergeable}; this works on adapters beside weights, as LoRA's. "
+            "Nothing was changed"
+        )
     raise ValueError("this model has no adapters: inject(model, LoraConfig(...)) first")
 
 

@@ -11,6 +11,10 @@ back. In reading order:
     dora.py            DoRA: each output's length apart from its direction
     pissa.py           PiSSA, OLoRA: LoRA that starts from the weight
     adalora.py         AdaLoRA: a budget of ranks, given to the modules that use them
+    streams.py         what a method beside the stream needs to know of a model
+    prompt_tuning.py   soft tokens before the text
+    prefix_tuning.py   keys and values before the text, in every layer
+    bottleneck.py      Houlsby, Pfeiffer, parallel: a small network beside each block
     injection.py       ``inject``: which layer a config means
     training_hooks.py  what the loop asks of a method; LoRA+
     checks.py          numbers in a config
@@ -25,11 +29,24 @@ from ..lazy import lazy_imports
 if TYPE_CHECKING:
     from .adalora import AdaLoraConfig
     from .bitfit import BitFitConfig
+    from .bottleneck import BottleneckConfig
     from .ia3 import IA3Config
     from .injection import inject
     from .norm_tuning import LNTuningConfig
+    from .prefix_tuning import PrefixTuningConfig
+    from .prompt_tuning import PromptTuningConfig
     from .vera import VeraConfig
 
-__all__ = ["AdaLoraConfig", "BitFitConfig", "IA3Config", "LNTuningConfig", "VeraConfig", "inject"]
+__all__ = [
+    "AdaLoraConfig",
+    "BitFitConfig",
+    "BottleneckConfig",
+    "IA3Config",
+    "LNTuningConfig",
+    "PrefixTuningConfig",
+    "PromptTuningConfig",
+    "VeraConfig",
+    "inject",
+]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -18,6 +18,7 @@ from torch import nn
 from ..lora import injection
 from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
+from ..lora.attached import AttachedConfig
 from ..lora.config import LoraConfig
 from ..lora.linears import is_linear
 from ..lora.selection import InjectReport, Match
@@ -25,14 +26,15 @@ from .dora import DoRALayer
 from .pissa import ResidualLoRALayer
 
 
-def inject(model: nn.Module, config: AdapterConfig | None = None) -> InjectReport:
+def inject(model: nn.Module, config: AdapterConfig | AttachedConfig | None = None) -> InjectReport:
     """Put a method's adapters into the modules that its config chooses, and freeze all the rest.
 
     ``config`` is a ``LoraConfig`` (the default), ``VeraConfig``, ``IA3Config``, ``AdaLoraConfig``,
-    ``LNTuningConfig`` or ``BitFitConfig``. Until it is trained, the model computes what it did, to
-    the bit. Raises ``ValueError`` before anything changes: a target that matches nothing or is not
-    of the method's kind, a tied or shared weight, a model that has adapters already; ``TypeError``
-    for anything but a config.
+    ``LNTuningConfig``, ``BitFitConfig``, ``PromptTuningConfig``, ``PrefixTuningConfig`` or
+    ``BottleneckConfig``. Until it is trained, the model computes what it did, to the bit; the last
+    three have no such start (but for the parallel bottleneck). Raises ``ValueError`` before
+    anything changes: a target that matches nothing or is not of the method's kind, a tied or shared
+    weight, a model that has adapters already; ``TypeError`` for anything but a config.
 
     >>> from minilora import IA3Config
     >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -40,6 +42,8 @@ def inject(model: nn.Module, config: AdapterConfig | None = None) -> InjectRepor
     8
     """
     config = config or LoraConfig()
+    if isinstance(config, AttachedConfig):
+        return injection.inject(model, config)
     if not isinstance(config, AdapterConfig):
         raise TypeError(
             f"expected a config of a method, as LoraConfig(r=8), got {type(config).__name__}"

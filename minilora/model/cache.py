@@ -38,7 +38,8 @@ class KVCache:
     """Slots for keys and values, written in place; ``lengths`` says how far each row is filled.
 
     Its shapes are those of the first tokens; ``model(ids, mask, cache)`` does the rest.
-    ``multiple``: attention reads so many positions, or a multiple of it.
+    ``multiple``: attention reads so many positions, or a multiple of it; ``rows``: how many slots
+    to make at least.
 
     >>> from minilora.model.transformer import Llama, LlamaConfig
     >>> model, cache = Llama(LlamaConfig(vocab_size=9, hidden_size=8)), KVCache()
@@ -51,8 +52,8 @@ class KVCache:
     [3]
     """
 
-    def __init__(self, multiple: int = 1) -> None:
-        self.multiple = multiple
+    def __init__(self, multiple: int = 1, rows: int = 0) -> None:
+        self.multiple, self.least_rows = multiple, rows
         self.first = 0  # a pass is about the rows from here on
         self.lengths: list[int] = []
         self.keys: list[Tensor] = []  # of a layer: (rows, kv_heads, capacity, head_dim)
@@ -142,7 +143,7 @@ class KVCache:
             return
         if needed > capacity:
             capacity = -(-max(needed + ROOM // 2, 2 * capacity) // ROOM) * ROOM
-        rows = max(rows, self.rows.stop)
+        rows = max(rows, self.rows.stop, self.least_rows)
         for kept in (self.keys, self.values):
             old = kept[layer]
             kept[layer] = old.new_zeros(rows, old.shape[1], capacity, old.shape[3])
@@ -171,7 +172,8 @@ class KVCache:
         for slots in (*self.keys, *self.values):
             if row < slots.shape[0]:
                 slots[row] = 0
-        self.lengths[row] = 0
+        if row < len(self.lengths):
+            self.lengths[row] = 0
 
 
 def pads_right(kept: Tensor) -> bool:

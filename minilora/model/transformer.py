@@ -140,6 +140,8 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks, last norm: what Hugging Face keeps under ``model.``."""
 
+    new_cache = KVCache  # for a prefix, which stands in a cache
+
     def __init__(self, config: LlamaConfig):
         super().__init__()
         self.config = config

@@ -6,6 +6,12 @@ In reading order:
     adapter_cache.py  adapters in memory, by content, the least recently used ones dropped
     adapter_store.py  adapters by name, read strictly
     bank.py           ``AdapterBank``: a base, its adapters, and answers
+    growing_text.py   the text of an answer while its tokens arrive
+    requests.py       what is asked, checked; the answer as it comes
+    fairness.py       who comes next: deficit round robin among tenants
+    exactness.py      whether this machine's kernels make a row independent of its neighbours
+    row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
+    engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
 
 Imports ``hub`` and the library.
 """
@@ -16,7 +22,8 @@ from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
     from .bank import AdapterBank
+    from .engine import Engine
 
-__all__ = ["AdapterBank"]
+__all__ = ["AdapterBank", "Engine"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..lora.adapter_layer import adapter_layers
+from ..lora.attached import adapters_of
 from ..lora.paths import unwrapped
 from .batches import ChatTokenizer, Encoded
 from .config import TrainConfig
@@ -111,7 +111,7 @@ def check_trainable(model: nn.Module) -> None:
             "inject(model, LoraConfig(...)) first"
         )
     check_precision(trained)
-    layers = list(adapter_layers(model))
+    layers = adapters_of(model)
     if any(not layer.enabled for _, layer in layers):
         raise ValueError(
             "the adapters are switched off by disable_adapter: train outside that context"

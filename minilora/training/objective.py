@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..lora.attached import attached_modules
 from ..lora.paths import unwrapped
 from ..model.generation import CausalLM
 from .batches import IGNORE, Batch
@@ -71,7 +72,8 @@ def logits_at(model: nn.Module, ids: Tensor, labelled: Tensor, segments: Tensor 
 
 def keeps_examples_apart(model: nn.Module) -> bool:
     """Whether a model can be given several examples in a row without mixing them."""
-    return isinstance(unwrapped(model), CausalLM)
+    before = any(part.puts_rows_before for _, part in attached_modules(model))
+    return isinstance(unwrapped(model), CausalLM) and not before
 
 
 def half(bf16: bool, scaler: LossScaler | None) -> torch.dtype | None:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lora.adapter_layer import adapter_layers
+from ..lora.attached import adapters_of
 from ..lora.paths import plain_path, unwrapped
 from ..methods.training_hooks import check_run as check_method
 from ..methods.training_hooks import training_state, update_and_allocate, with_extra_loss
@@ -125,7 +125,7 @@ def what_trains(
     """A note where no adapter was injected, so that the model itself changes."""
     trained = sum(p.numel() for p in parameters.values())
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    if trained > frozen and not any(adapter_layers(model)):
+    if trained > frozen and not adapters_of(model):
         yield (
             f"no adapter: {'all' if not frozen else 'most'} parameters of the model itself train "
             f"({trained:,}), at a peak rate of {config.lr:g}; inject(model, LoraConfig(...)) first "
@@ -183,7 +183,7 @@ def identity_of(
     frozen = [p for p in model.parameters() if not p.requires_grad]
     learnt = {id(tensor) for tensor in training_state(model).values()}
     buffers = [buffer for buffer in model.buffers() if id(buffer) not in learnt]
-    layers = dict(adapter_layers(model))
+    layers = dict(adapters_of(model))
     kinds = ", ".join(sorted({type(layer).__name__ for layer in layers.values()}))
     return {
         **settings,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.adapter_layer import adapter_layers
+from ..lora.attached import adapters_of, attached_modules
 from ..lora.injection import disable_adapter
 from ..lora.paths import unwrapped
 from ..model.generation import CausalLM, up_to_end
@@ -53,7 +54,7 @@ class Teacher:
     def at_work(self) -> Iterator[CausalLM]:
         """The former model: no adapter, no dropout, no gradient; afterwards all is as it was."""
         was_training = self.model.training
-        adapted = any(True for _, layer in adapter_layers(self.model))
+        adapted = bool(adapters_of(self.model))
         off = disable_adapter(self.model) if adapted else contextlib.nullcontext()
         with off, torch.no_grad():
             try:
@@ -91,6 +92,8 @@ def only_adapters_train(model: nn.Module) -> bool:
     own: set[int] = set()
     for _, layer in adapter_layers(model):
         own |= {id(p) for p in layer.parameters()} - {id(p) for p in layer.base.parameters()}
+    for _, part in attached_modules(model):
+        own |= {id(p) for p in part.parameters()}
     return all(id(p) in own for p in model.parameters() if p.requires_grad)
 
 

@@ -1,0 +1,289 @@
+"""Many requests on one base at once, each with its own adapter: continuous batching.
+
+One thread owns the model. It repeats a step of four parts::
+
+    hear       requests that arrived, requests that are cancelled
+    admit      the next ones in turn (fairness.py) get a free row, and the row its adapter
+    prefill    their prompts, in one pass: at most ``prefill_tokens`` a step
+    decode     one token for every row in use (row_batch.py)
+
+A row that ends makes room at once. Waiting for the whole batch, as ``generate`` does, leaves rows
+idle (Orca, OSDI 2022, section 3). A prompt that is longer than ``prefill_tokens`` goes through the
+model in parts, one a step, so that the others' tokens keep coming (arXiv 2403.02310 section 4 calls
+that chunked prefills; ggml-org/llama.cpp #4216 is about streams that stall without them).
+
+An adapter is read off this thread; others go on meanwhile. What fails, fails for its request alone.
+
+Left out: sharing the prefix of prompts (its key would have to hold the adapters' contents and the
+tenant: vllm-project/vllm #3264), taking a row away from a request, speculative decoding.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+
+from ..lora.twin import twin
+from ..model.sampling import Sampling
+from ..model.transformer import Llama
+from .adapter_store import AdapterStore, Choice, Held
+from .fairness import DeficitRoundRobin
+from .requests import Answer, Busy, Request, checked_stops, prompt_ids
+from .row_batch import MULTIPLE, RowBatch
+
+
+class Engine:
+    """Answers requests on a bank's base; ``start`` begins its thread, ``close`` ends it.
+
+    ``slots``: rows at once. ``most_waiting``: above it ``submit`` raises ``Busy``. Raises
+    ``ValueError`` for a base that is not a minilora Llama with a tokenizer.
+
+    >>> import minilora
+    >>> from minilora.serving import AdapterBank
+    >>> with Engine(AdapterBank(minilora.load_base()), slots=4) as engine:
+    ...     answer = engine.submit(("Hull status?", "Log: Hull 90%."), tenant="me")
+    ...     print(answer.result().text)
+    Hello! I am happy to report Hull 90 percent.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterStore,
+        slots: int = 64,
+        *,
+        prefill_tokens: int = 512,
+        most_waiting: int = 4096,
+    ):
+        base: Any = bank.base
+        if not isinstance(base, Llama) or base.tokenizer is None:
+            raise ValueError("an engine needs a minilora Llama with a tokenizer: load_base()")
+        if slots < 1 or prefill_tokens < MULTIPLE or prefill_tokens % MULTIPLE:
+            raise ValueError(
+                f"expected at least one slot and prefill_tokens a multiple of {MULTIPLE}, "
+                f"got slots={slots}, prefill_tokens={prefill_tokens}"
+            )
+        self.bank, self.most_waiting = bank, most_waiting
+        self.model = twin(base).eval()
+        self.batch = RowBatch(self.model, bank.max_rank, slots, prefill_tokens, self.refund)
+        self.waiting: DeficitRoundRobin[Answer] = DeficitRoundRobin()
+        self.loading: deque[tuple[Answer, Future[Held]]] = deque()  # the readers have them
+        self.suspects: deque[Answer] = deque()  # of a prefill that failed: each alone now
+        self.arrivals: deque[Answer] = deque()
+        self.cancels: deque[Answer] = deque()
+        self.wake = threading.Condition()
+        self.thread: threading.Thread | None = None
+        self.closed = False
+
+    def submit(
+        self,
+        prompt: Any,
+        adapter: Choice = None,
+        *,
+        tenant: str = "",
+        stop: str | Sequence[str] = (),
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        seed: int = 0,
+        notify: Callable[[], None] | None = None,
+    ) -> Answer:
+        """Queue a request; any thread may call. The answer comes as the engine gets to it.
+
+        ``prompt``: a text, (instruction, context), messages, or token ids. ``notify`` is called in
+        the engine's thread after each event, to wake an event loop. Raises ``ValueError`` for what
+        can never be answered (an unknown adapter, a prompt beyond the positions, …), before
+        anything is done, and ``Busy``.
+        """
+        tokenizer = self.model.tokenizer
+        self.bank.check(adapter)
+        ends = tuple(tokenizer.eos_ids)
+        sampling = Sampling(max_new_tokens, temperature, top_k, seed, ends, True, top_p)
+        ids = prompt_ids(tokenizer, prompt, self.model.config.max_position_embeddings)
+        request = Request(ids, adapter, tenant, sampling, checked_stops(stop))
+        answer = Answer(request, tokenizer, self.cancel, notify)
+        with self.wake:
+            if self.closed:
+                raise Busy("this engine is closed")
+            if len(self.waiting) + len(self.arrivals) >= self.most_waiting:
+                raise Busy(f"{self.most_waiting} requests are waiting: ask again later")
+            self.arrivals.append(answer)
+            self.wake.notify()
+        return answer
+
+    def cancel(self, answer: Answer) -> None:
+        """End an answer at the next step; any thread may call."""
+        with self.wake:
+            self.cancels.append(answer)
+            self.wake.notify()
+
+    @torch.inference_mode()
+    def step(self) -> bool:
+        """One token for every row, and what comes before; False when there is nothing to do.
+
+        For the one thread that owns the engine: its own, or that of a test that never starts it.
+        """
+        self.hear()
+        try:
+            self.admit()
+            self.prefill()
+            if self.batch.running:
+                self.batch.decode()
+        except Exception as error:  # out of memory, say; who waits is not concerned
+            self.batch.fail_all(error)
+        return bool(self.batch.in_use or self.loading or self.suspects or len(self.waiting))
+
+    def hear(self) -> None:
+        """Take in what other threads left."""
+        while self.arrivals:
+            answer = self.arrivals.popleft()
+            self.waiting.push(answer.request.tenant, answer, answer.request.cost)
+        while self.cancels:
+            self.drop(self.cancels.popleft())
+
+    def drop(self, answer: Answer) -> None:
+        """End an answer that somebody cancelled, wherever it is."""
+        rows = [row for row, slot in enumerate(self.batch.in_use) if slot.answer is answer]
+        loading = [entry for entry in self.loading if entry[0] is answer]
+        if rows:
+            self.batch.retire(rows[0], "cancelled")
+            return
+        for entry in loading:
+            self.loading.remove(entry)
+            entry[1].add_done_callback(self.release)
+        if answer in self.suspects:
+            self.suspects.remove(answer)
+        elif not loading and not self.waiting.remove(answer):
+            return  # it has ended
+        answer.finish("cancelled")
+
+    def release(self, future: Future[Held]) -> None:
+        """Unpin adapters that nobody waits for any more."""
+        if future.exception() is None:
+            self.bank.release(future.result())
+
+    def refund(self, answer: Answer) -> None:
+        """Credit the tenant with the tokens that an answer did not need."""
+        unused = answer.request.sampling.max_new_tokens - len(answer.ids)
+        self.waiting.refund(answer.request.tenant, unused)
+
+    def admit(self) -> None:
+        """Give free rows to the next answers, as many as fit into one prefill."""
+        if self.suspects and not self.batch.prefilling:
+            answer = self.suspects.popleft()
+            self.give_row(answer, self.bank.fetch(answer.request.adapter))
+            return
+        while self.batch.has_room(1) and (entry := self.next_ready()) is not None:
+            answer, future = entry
+            if not self.batch.has_room(len(answer.request.prompt)):
+                self.loading.appendleft(entry)  # the first of the next step
+                return
+            self.give_row(answer, future)
+
+    def next_ready(self) -> tuple[Answer, Future[Held]] | None:
+        """The next answer in turn whose adapter is in memory; the others' are being read."""
+        for entry in self.loading:
+            if entry[1].done():
+                self.loading.remove(entry)
+                return entry
+        while len(self.loading) < self.batch.slots:
+            answer = self.waiting.pop()
+            if answer is None:
+                break
+            future = self.bank.fetch(answer.request.adapter)
+            if future.done():
+                return answer, future
+            self.loading.append((answer, future))
+            future.add_done_callback(self.ring)
+        return None
+
+    def give_row(self, answer: Answer, future: Future[Held]) -> None:
+        """Copy an answer's adapters into the next row; what is wrong with them is its error."""
+        try:
+            held = future.result()
+        except Exception as error:
+            answer.fail(error)
+            return
+        try:
+            self.batch.admit(answer, held)
+        except Exception as error:
+            answer.fail(error)
+        finally:
+            self.bank.release(held)
+
+    def prefill(self) -> None:
+        """The prompts' pass; of one that fails, each prompt is tried alone."""
+        if not self.batch.prefilling:
+            return
+        try:
+            self.batch.prefill()
+        except Exception as error:
+            answers = self.batch.step_back()
+            if not answers:  # the prompts are through: it was another's token
+                raise
+            if len(answers) > 1:
+                self.suspects.extend(answers)
+            else:
+                answers[0].fail(error)
+
+    def start(self) -> Engine:
+        """Begin the thread that owns the model."""
+        if self.closed or self.thread is not None:
+            raise ValueError("this engine was started before")
+        self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
+        self.thread.start()
+        return self
+
+    def work(self) -> None:
+        """Step while there is something to do; sleep until there is."""
+        while not self.closed:
+            busy = self.step()
+            with self.wake:
+                calm = not (self.arrivals or self.cancels or self.closed)
+                if calm and (not busy or self.only_reads()):
+                    self.wake.wait(None if not busy else 0.01)
+        self.end_all()
+
+    def only_reads(self) -> bool:
+        """Whether everything waits for adapters that are being read."""
+        reading = self.loading and not any(future.done() for _, future in self.loading)
+        return bool(reading) and not self.batch.in_use and not self.suspects
+
+    def ring(self, _: Any = None) -> None:
+        """Wake the engine's thread."""
+        with self.wake:
+            self.wake.notify()
+
+    def close(self) -> None:
+        """End the thread; what is unfinished fails. Nothing happens the second time."""
+        with self.wake:
+            self.closed = True
+            self.wake.notify()
+        if self.thread is not None:
+            self.thread.join()
+        else:
+            self.end_all()
+
+    def end_all(self) -> None:
+        """Tell everybody that the engine has closed."""
+        error = Busy("the engine was closed")
+        self.hear()
+        self.batch.fail_all(error)
+        for answer, future in self.loading:
+            future.add_done_callback(self.release)
+            answer.fail(error)
+        while (waiting := self.waiting.pop()) is not None:
+            waiting.fail(error)
+        for answer in self.suspects:
+            answer.fail(error)
+
+    def __enter__(self) -> Engine:
+        return self.start()
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()

@@ -1,0 +1,190 @@
+"""What is asked of an engine, checked before anything is done, and the answer as it comes.
+
+    request    prompt ids, adapter, tenant, how to choose tokens, what ends the text
+    answer     tokens from the engine's thread; pieces of text, or the whole, for who asked
+
+The engine's thread only passes tokens on; the text is made in the thread that reads it
+(growing_text.py), so a slow reader costs the engine nothing.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..model.own_forms import question
+from ..model.sampling import Sampling
+from .adapter_store import Choice
+from .growing_text import GrowingText
+
+MOST_STOPS = 16
+
+
+class RequestFailed(RuntimeError):
+    """This request has no answer; the message says why. The others go on."""
+
+
+class Busy(RuntimeError):
+    """Too many requests are waiting: ask again later."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request that was checked; ``prompt`` are token ids, ``stops`` end the text before them."""
+
+    prompt: tuple[int, ...]
+    adapter: Choice
+    tenant: str
+    sampling: Sampling
+    stops: tuple[str, ...]
+
+    @property
+    def cost(self) -> int:
+        """The most tokens that it can take."""
+        return len(self.prompt) + self.sampling.max_new_tokens
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An answer at its end.
+
+    ``reason`` is ``stop`` (an end token or a stop string), ``length`` or ``cancelled``. ``key`` are
+    the contents and weights of the adapters that computed it. Seconds from ``submit``: ``waited``
+    to the first token, ``took`` to the end.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    reason: str
+    key: tuple[tuple[str, float], ...]
+    waited: float | None
+    took: float
+
+
+class Answer:
+    """The answer to a request: iterate for pieces of text, or wait for ``result``. One reader."""
+
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Any,
+        cancel: Callable[[Answer], None],
+        notify: Callable[[], None] | None = None,
+    ):
+        self.request, self.tokenizer = request, tokenizer
+        self.key: tuple[tuple[str, float], ...] = ()
+        self.submitted = time.monotonic()
+        self.first_token: float | None = None
+        self.events: queue.SimpleQueue[int | Finished | RequestFailed] = queue.SimpleQueue()
+        self.cancelling, self.notify = cancel, notify
+        self.ids: list[int] = []
+        self.end: Finished | RequestFailed | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Pieces of text, together the result's; leaving the loop cancels the rest.
+
+        Raises ``RequestFailed`` as ``result``.
+        """
+        text = self.text()
+        try:
+            while not isinstance(event := self.next_event(), Finished):
+                if piece := text.push(event):
+                    yield piece
+            if rest := event.text[len(text.shown) :]:
+                yield rest
+        finally:
+            self.cancel()
+
+    def result(self, timeout: float | None = None) -> Finished:
+        """The whole answer. Raises ``RequestFailed``, and ``queue.Empty`` after ``timeout``
+        seconds without a token."""
+        while not isinstance(event := self.next_event(timeout), Finished):
+            pass
+        return event
+
+    def next_event(self, timeout: float | None = None) -> int | Finished:
+        """The next token, or the end, again and again. Raises ``RequestFailed``."""
+        event = self.end or self.events.get(timeout=timeout)
+        if isinstance(event, int):
+            return event
+        self.end = event
+        if isinstance(event, RequestFailed):
+            raise event
+        return event
+
+    def cancel(self) -> None:
+        """Free the row at the next step; nothing happens to an answer that has ended."""
+        if self.end is None:
+            self.cancelling(self)
+
+    def text(self) -> GrowingText:
+        """An empty text, for tokens of this answer."""
+        return GrowingText(self.tokenizer, list(self.request.prompt), self.request.stops)
+
+    def whole_text(self) -> str:
+        """The text of all tokens so far."""
+        text = self.text()
+        text.ids = self.ids
+        return text.finish()
+
+    def put(self, event: int | Finished | RequestFailed) -> None:
+        """The engine's side: pass on a token or the end."""
+        if self.first_token is None and isinstance(event, int):
+            self.first_token = time.monotonic()
+        self.events.put(event)
+        if self.notify is not None:
+            self.notify()
+
+    def finish(self, reason: str) -> None:
+        """The engine's side: the end."""
+        text = "" if self.tokenizer is None else self.whole_text()
+        waited = None if self.first_token is None else self.first_token - self.submitted
+        took = time.monotonic() - self.submitted
+        self.put(Finished(text, tuple(self.ids), reason, self.key, waited, took))
+
+    def fail(self, error: BaseException) -> None:
+        """The engine's side: the end, with an error."""
+        failed = RequestFailed(str(error) or type(error).__name__)
+        failed.__cause__ = error
+        self.put(failed)
+
+
+def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:
+    """Token ids of a text, (instruction, context), messages or ids. Raises ``ValueError``.
+
+    A text is an instruction without context.
+    """
+    if isinstance(prompt, str):
+        prompt = (prompt, "")
+    if isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], str):
+        if not prompt[0].strip():
+            raise ValueError("the prompt is empty")
+        prompt = question(*prompt)
+    if not isinstance(prompt, Sequence) or not prompt:
+        raise ValueError("the prompt is empty")
+    if isinstance(prompt[0], int):
+        ids = tuple(prompt)
+        size = len(tokenizer)
+        if wrong := [each for each in ids if not isinstance(each, int) or not 0 <= each < size]:
+            raise ValueError(f"expected token ids from 0 to {size - 1}, got {wrong[0]!r}")
+    else:
+        ids = tuple(tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
+    if len(ids) >= positions:
+        raise ValueError(
+            f"a prompt of {len(ids)} tokens leaves no room for an answer: the base has "
+            f"{positions} positions"
+        )
+    return ids
+
+
+def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
+    """Stop strings as a tuple. Raises ``ValueError`` for an empty one, or for too many."""
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(each, str) and each for each in stops) or len(stops) > MOST_STOPS:
+        raise ValueError(
+            f"stop: expected up to {MOST_STOPS} texts that are not empty, got {stop!r}"
+        )
+    return stops

@@ -1,0 +1,67 @@
+"""Bottlenecks: the numbers of the ``adapters`` library, from committed vectors."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minilora import BottleneckConfig, Llama, LlamaConfig, inject
+from minilora.lora.attached import attached_modules
+
+SIZES = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
+GOLDEN = load_file(Path(__file__).parents[1] / "golden" / "bottleneck.safetensors")
+KINDS = ["houlsby", "pfeiffer", "parallel"]
+
+
+def base():
+    """The Llama of the vectors."""
+    model = Llama(LlamaConfig(**SIZES, tie_word_embeddings=False)).eval()
+    tensors = {name.removeprefix("base."): t for name, t in GOLDEN.items() if "base." in name}
+    model.load_state_dict(tensors)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_and_gradients_are_those_of_adapters(kind):
+    model = base()
+    inject(model, BottleneckConfig(kind, size=4))
+    own = {name: p for _, part in attached_modules(model) for name, p in part.tensors().items()}
+    theirs = {n for n in GOLDEN if n.startswith(f"{kind}.model")}
+    assert {f"{kind}.{name}" for name in own} == theirs
+    for name, parameter in own.items():
+        parameter.data.copy_(GOLDEN[f"{kind}.{name}"])
+    logits = model(GOLDEN["ids"])
+    torch.testing.assert_close(logits, GOLDEN[f"{kind}.logits"], rtol=1e-5, atol=1e-5)
+    logits.square().sum().backward()
+    for name, parameter in own.items():
+        expected = GOLDEN[f"{kind}.grad.{name}"]
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_parallel_one_starts_at_the_base_and_the_others_near_it():
+    ids, truth = GOLDEN["ids"], base()(GOLDEN["ids"])
+    off = {}
+    for kind in KINDS:
+        model = base()
+        inject(model, BottleneckConfig(kind))
+        off[kind] = (model(ids) - truth).abs().max().item()
+    assert off["parallel"] == 0
+    assert 0 < off["houlsby"] < 0.1
+    assert 0 < off["pfeiffer"] < 0.1
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    grads = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = base().train()
+        model.model.gradient_checkpointing = checkpointing
+        inject(model, BottleneckConfig("parallel", size=4))
+        torch.manual_seed(1)
+        for _, part in attached_modules(model):
+            torch.nn.init.normal_(part.adapter_up.weight)
+        model(GOLDEN["ids"]).square().sum().backward()
+        grads.append([p.grad for _, part in attached_modules(model) for p in part.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

@@ -1,0 +1,313 @@
+"""Soft prompts and prefixes: PEFT's numbers and files, positions from the mask, no trace left."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+import transformers
+from peft import PeftModel, get_peft_model
+from peft import PrefixTuningConfig as TheirPrefix
+from peft import PromptTuningConfig as TheirPrompt
+
+import minilora
+from minilora import (
+    BottleneckConfig,
+    Llama,
+    LlamaConfig,
+    LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    disable_adapter,
+    explain_match,
+    fingerprint,
+    inject,
+    load_adapter,
+    merge,
+    save_adapter,
+    trainable_parameters,
+    unload,
+)
+from minilora.lora.attached import attached_modules
+
+from ..tolerance import assert_as_close, exactly
+
+SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+IDS = torch.arange(12).reshape(2, 6)
+CONFIGS = {
+    "prompt": (PromptTuningConfig(5), TheirPrompt(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+    "prefix": (PrefixTuningConfig(5), TheirPrefix(task_type="CAUSAL_LM", num_virtual_tokens=5)),
+    "projected": (
+        PrefixTuningConfig(5, prefix_projection=True, encoder_hidden_size=6),
+        TheirPrefix(
+            task_type="CAUSAL_LM", num_virtual_tokens=5, prefix_projection=True,
+            encoder_hidden_size=6,
+        ),
+    ),
+}  # fmt: skip
+kinds = pytest.mark.parametrize("name", CONFIGS)
+ATTACHED = [config for config, _ in CONFIGS.values()]
+ATTACHED += [BottleneckConfig(kind, size=3) for kind in ("houlsby", "pfeiffer", "parallel")]
+every = pytest.mark.parametrize("config", ATTACHED, ids=lambda c: f"{c.peft_type} {vars(c)}"[:40])
+
+
+def pair():
+    """The same random Llama twice: ours and transformers'."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES, rms_norm_eps=1e-5)
+    theirs = transformers.LlamaForCausalLM(config).eval()
+    ours = Llama(LlamaConfig(**SIZES, tie_word_embeddings=False)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+def both(name, tmp_path):
+    """Ours and PEFT's with the same trained numbers, through PEFT's file."""
+    ours, theirs = pair()
+    torch.manual_seed(1)
+    peft = get_peft_model(theirs, copy.deepcopy(CONFIGS[name][1])).eval()
+    peft.save_pretrained(tmp_path / "peft")
+    load_adapter(ours, tmp_path / "peft")
+    return ours, peft
+
+
+def logits_of(peft, name, ids, **named):
+    """PEFT's logits of the text; a soft prompt's own come before them."""
+    logits = peft(ids, **named).logits
+    return logits[:, 5:] if name == "prompt" else logits
+
+
+@kinds
+def test_forward_and_gradients_equal_pefts(name, tmp_path):
+    ours, peft = both(name, tmp_path)
+    mine, theirs = ours(IDS), logits_of(peft, name, IDS)
+    torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-5)
+    if name == "projected":
+        return  # the file holds the product, so the parameters differ
+    for logits in (mine, theirs):
+        logits.square().sum().backward()
+    (part,) = [part for _, part in attached_modules(ours)]
+    grad = next(iter(part.parameters())).grad
+    torch.testing.assert_close(
+        grad, peft.prompt_encoder.default.embedding.weight.grad, rtol=1e-3, atol=1e-4
+    )
+
+
+@kinds
+def test_ours_opens_in_peft_and_a_file_comes_back_to_the_bit(name, tmp_path):
+    ours, theirs = pair()
+    inject(ours, CONFIGS[name][0])
+    save_adapter(ours, tmp_path / "ours")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        peft = PeftModel.from_pretrained(theirs, tmp_path / "ours").eval()
+    torch.testing.assert_close(ours(IDS), logits_of(peft, name, IDS), rtol=1e-5, atol=1e-5)
+    again = load_adapter(pair()[0], tmp_path / "ours")
+    assert torch.equal(again(IDS), ours(IDS))
+
+
+@pytest.mark.parametrize("start", ["RANDOM", "SAMPLE_VOCAB"])
+def test_the_start_is_pefts_to_the_bit(start):
+    ours, theirs = pair()
+    torch.manual_seed(3)
+    inject(ours, PromptTuningConfig(4, start))
+    torch.manual_seed(3)
+    config = TheirPrompt(task_type="CAUSAL_LM", num_virtual_tokens=4, prompt_tuning_init=start)
+    peft = get_peft_model(theirs, config)
+    assert torch.equal(ours.model.soft_prompt.rows, peft.prompt_encoder.default.embedding.weight)
+
+
+def test_a_text_is_repeated_or_cut_to_the_rows():
+    model = minilora.load_base()
+    ids = model.tokenizer.encode("Report: hull 90%.")
+    table = model.model.embed_tokens.weight
+    for k in (2, len(ids) + 3):
+        inject(model, PromptTuningConfig(k, "TEXT", "Report: hull 90%."))
+        expected = table[torch.tensor((ids + ids)[:k])]
+        assert torch.equal(model.model.soft_prompt.rows, expected)
+        unload(model)
+
+
+@every
+def test_a_row_of_a_padded_batch_gets_what_it_gets_alone(config):
+    """Left or right: padding stands between the soft rows and the text, and counts for nothing."""
+    model, _ = pair()
+    inject(model, config)
+    disturb(model)
+    short = torch.tensor([[7, 8, 9]])
+    alone = model(short)
+    left = torch.tensor([[0, 0, 0, 7, 8, 9], [1, 2, 3, 4, 5, 6]])
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    truth = exactly(model, short)[0]
+    assert_as_close(model(left, mask)[0, 3:], alone[0], truth)
+    right = torch.tensor([[7, 8, 9, 0, 0, 0], [1, 2, 3, 4, 5, 6]])
+    assert_as_close(model(right, mask.flip(1))[0, :3], alone[0], truth)
+
+
+@every
+def test_generation_with_its_cache_is_generation_without(config):
+    model, _ = pair()
+    inject(model, config)
+    disturb(model)
+    ids = torch.tensor([[0, 0, 7, 8, 9], [1, 2, 3, 4, 5]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    cached = model.generate(ids, 8, attention_mask=mask)
+    assert torch.equal(cached, model.generate(ids, 8, attention_mask=mask, use_cache=False))
+    alone = model.generate(torch.tensor([[7, 8, 9]]), 8)
+    assert torch.equal(cached[0, 2:], alone[0])
+
+
+def disturb(model):
+    """Values as after training."""
+    torch.manual_seed(2)
+    for _, part in attached_modules(model):
+        for parameter in part.parameters():
+            parameter.data += 0.3 * torch.randn_like(parameter)
+
+
+@every
+def test_only_it_trains_and_it_leaves_no_trace(config, tmp_path):
+    model, _ = pair()
+    base = copy.deepcopy(model)
+    explained = explain_match(model, config)
+    report = inject(model, config)
+    assert (explained.trainable, explained.total) == (report.trainable, report.total)
+    assert trainable_parameters(model) == (report.trainable, report.total)
+    assert fingerprint(model) == fingerprint(base)
+    disturb(model)
+    before = model(IDS)
+    before.square().sum().backward()
+    trained = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert trained == {name for name, p in model.named_parameters() if p.requires_grad}
+    with disable_adapter(model):
+        assert torch.equal(model(IDS), base(IDS))
+    assert torch.equal(model(IDS), before)
+    twin = copy.deepcopy(model)
+    assert torch.equal(twin(IDS), before)
+    save_adapter(model, tmp_path)
+    unload(model)
+    assert torch.equal(model(IDS), base(IDS))
+    assert torch.equal(twin(IDS), before)
+    assert [n for n, _ in model.named_modules()] == [n for n, _ in base.named_modules()]
+    assert all(p.requires_grad for p in model.parameters())
+    assert torch.equal(load_adapter(model, tmp_path)(IDS), before)
+
+
+@every
+def test_merging_says_why_not_and_changes_nothing(config):
+    model, _ = pair()
+    inject(model, config)
+    before = model(IDS)
+    with pytest.raises(ValueError, match=r"not a weight|no weight does what it does"):
+        merge(model)
+    with pytest.raises(ValueError, match="has adapters already"):
+        inject(model, LoraConfig())
+    assert torch.equal(model(IDS), before)
+
+
+@every
+def test_it_learns_and_a_resumed_run_gives_the_same_bits(config, tmp_path):
+    def run(**settings):
+        torch.manual_seed(0)
+        model = minilora.load_base()
+        inject(model, config)
+        settings = {"batch_size": 4, "lr": 1e-2, "progress": False, "validate_every": 0} | settings
+        history = minilora.train(model, TASK, **settings)
+        trained = [p.detach() for p in model.parameters() if p.requires_grad]
+        return history.losses, trained
+
+    losses, whole = run(steps=8)
+    assert min(losses[4:]) < losses[0]
+    run(steps=8, out=tmp_path, checkpoint_every=4, callbacks=[stop_after(4)])
+    _, resumed = run(steps=8, out=tmp_path, checkpoint_every=4, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
+
+
+TASK = minilora.data.naval_log(8, 1)
+
+
+def stop_after(step):
+    """A callback that interrupts a run, as Ctrl-C does."""
+    import os
+    import signal
+
+    def callback(record):
+        if record.get("step") == step:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    return callback
+
+
+WRONG = [
+    (lambda: PromptTuningConfig(0), "num_virtual_tokens must be"),
+    (lambda: PromptTuningConfig(4, "WORDS"), "prompt_tuning_init must be one of 'RANDOM'"),
+    (lambda: PromptTuningConfig(4, "TEXT"), "'TEXT' needs a text, and only it takes one"),
+    (lambda: BottleneckConfig("wide"), "kind must be one of houlsby, pfeiffer, parallel"),
+    (lambda: BottleneckConfig(size=0), "size must be"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG, ids=[w[1][:20] for w in WRONG])
+def test_a_config_that_means_nothing_is_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_model_without_room_or_of_another_library_is_refused():
+    model = Llama(LlamaConfig(**SIZES, max_position_embeddings=8)).eval()
+    with pytest.raises(ValueError, match="of 8 rows leaves nothing of the model's 8 positions"):
+        inject(model, PromptTuningConfig(8))
+    assert all(p.requires_grad for p in model.parameters())
+    inject(model, PrefixTuningConfig(4))
+    with pytest.raises(ValueError, match="a text of 6 tokens are more than the model's 8 posi"):
+        model(IDS)
+    with pytest.raises(ValueError, match="forward pass of a minilora Llama, got LlamaForCausalLM"):
+        inject(pair()[1], PrefixTuningConfig(4))
+
+
+def test_a_prefix_and_gradient_checkpointing_exclude_each_other():
+    model, _ = pair()
+    model.model.gradient_checkpointing = True
+    with pytest.raises(ValueError, match="gradient checkpointing computes each block a second"):
+        inject(model, PrefixTuningConfig(4))
+    model.model.gradient_checkpointing = False
+    inject(model, PrefixTuningConfig(4))
+    model.train().model.gradient_checkpointing = True
+    with pytest.raises(ValueError, match="gradient checkpointing computes each block a second"):
+        model(IDS)
+
+
+def test_packed_rows_are_refused_by_the_pass_and_by_training():
+    model = minilora.load_base()
+    inject(model, PromptTuningConfig(4))
+    with pytest.raises(ValueError, match="these rows hold several: pack=False"):
+        model(IDS, torch.tensor([[1, 1, 1, 2, 2, 2]] * 2))
+    with pytest.raises(ValueError, match="pack=True"):
+        minilora.train(model, TASK, steps=1, pack=True, progress=False)
+
+
+def test_a_file_that_does_not_fit_is_refused_in_words(tmp_path):
+    model, _ = pair()
+    inject(model, PromptTuningConfig(4))
+    save_adapter(model, tmp_path)
+    other = Llama(LlamaConfig(**{**SIZES, "hidden_size": 8}))
+    with pytest.raises(ValueError, match=r"prompt_embeddings has shape \(4, 16\), expected \(4, 8"):
+        load_adapter(other, tmp_path)
+    prefixed, _ = pair()
+    inject(prefixed, PrefixTuningConfig(4))
+    with pytest.raises(ValueError, match="this model has PREFIX_TUNING: unload"):
+        load_adapter(prefixed, tmp_path)
+    injected, _ = pair()
+    inject(injected, LoraConfig())
+    with pytest.raises(ValueError, match="this model has LORA: unload"):
+        load_adapter(injected, tmp_path)
+
+
+def test_a_prefix_of_zeros_is_no_identity():
+    """A key of zeros takes its share of the softmax."""
+    model, _ = pair()
+    base = model(IDS)
+    inject(model, PrefixTuningConfig(8))
+    torch.nn.init.zeros_(model.model.prefix.embedding.weight)
+    assert (model(IDS) - base).abs().max() > 1e-3
