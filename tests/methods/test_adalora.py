@@ -209,3 +209,16 @@ def test_dropout_is_on_the_adapters_input_and_refuses_a_merge_in_training():
 def test_values_that_mean_nothing_are_refused(fields, error, words):
     with pytest.raises(error, match=words):
         AdaLoraConfig(**{"total_step": 20, **fields})
+
+
+@pytest.mark.parametrize("left", [3, 1, 0])
+def test_as_plain_lora_it_has_the_same_update(left):
+    layer = AdaLoRALayer(nn.Linear(6, 4), config_pair(init_r=3, target_r=1)[0])
+    disturb(layer)
+    layer.alive[left:] = False
+    layer.lora_E.data[~layer.alive] = 0
+    plain = layer.as_lora()
+    assert plain.r == max(1, left)
+    assert plain.scaling == pytest.approx(layer.scaling)
+    delta = layer.merged_base().weight - layer.weight
+    torch.testing.assert_close(plain.delta_weight(), delta, rtol=1e-3, atol=1e-6)

@@ -97,6 +97,15 @@ def stop_after(step):
     return callback
 
 
+def test_the_loop_prunes_adalora_to_its_budget():
+    """huggingface/peft #1801: where nobody calls the step that prunes, all ranks stay."""
+    model = fresh("adalora")
+    minilora.train(model, TASK, steps=6, **QUICK)
+    layers = [layer for _, layer in adapter_layers(model)]
+    assert sum(int(layer.alive.sum()) for layer in layers) == 2 * len(layers)
+    assert all(not layer.lora_E[~layer.alive].any() for layer in layers)
+
+
 def test_another_method_cannot_resume_a_run(tmp_path):
     settings = {"steps": 2, "out": tmp_path, "checkpoint_every": 1, **QUICK}
     minilora.train(fresh("ia3"), TASK, **settings)
