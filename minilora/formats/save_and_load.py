@@ -204,7 +204,7 @@ def base_name(model: nn.Module) -> str | None:
 def task_type(model: nn.Module) -> str | None:
     """PEFT's word for what the model does; with one, PEFT asks for ``generate``."""
     config, model = adapter_config(model), unwrapped(model)
-    if config is not None and config.task_type is not None:
+    if isinstance(config, LoraConfig) and config.task_type is not None:
         return config.task_type
     if not hasattr(model, "generate"):  # ours, or a foreign library's
         return None
