@@ -68,6 +68,14 @@ def test_peft_drops_biases_that_the_base_does_not_have_and_ours_do_not_need_them
     assert report.trainable == 4
 
 
+def test_a_merge_adds_to_the_bias_that_is_there():
+    layer = BitFitLayer(nn.Linear(6, 4))
+    disturb(layer)
+    expected = layer.bias.detach() + layer.bias_delta.detach()
+    layer.merge()
+    assert torch.equal(layer.bias, expected)
+
+
 def test_a_merge_gives_the_linear_a_bias_and_unmerge_takes_it_back():
     layer, x = BitFitLayer(nn.Linear(6, 4, bias=False)), torch.randn(3, 6)
     disturb(layer)

@@ -1,6 +1,7 @@
 """Invariants 1 to 7 for every method, over shapes and dtypes; which layer a config means."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -31,6 +32,7 @@ from minilora.methods.adalora import AdaLoRALayer
 from minilora.methods.bitfit import BitFitLayer
 from minilora.methods.dora import DoRALayer
 from minilora.methods.ia3 import IA3Layer
+from minilora.methods.injection import layers_of
 from minilora.methods.pissa import ResidualLoRALayer
 from minilora.methods.vera import VeraLayer
 
@@ -252,3 +254,14 @@ def test_the_report_of_a_vector_method_shows_no_rank():
 def test_veras_many_directions_are_no_idle_rank():
     report = explain_match(Two(5, 6, True), VeraConfig(r=256, target_modules=NAMES))
     assert "above min(in, out)" not in str(report)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_layer_freezes_its_base_and_a_config_cannot_be_changed(name):
+    config, model = METHODS[name][0], Two(5, 6, True)
+    chosen = explain_match(model, config).chosen
+    layers = layers_of(config, dict(model.named_modules()), chosen)
+    assert [type(layer) for layer in layers.values()] == [METHODS[name][1]] * 2
+    assert not any(p.requires_grad for p in [*model.a.parameters(), *model.b.parameters()])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.target_modules = ["a"]
