@@ -26,6 +26,7 @@ FORGETTING = (
     "old answers kept",
     "CPU s",
 )
+WORDINGS = ("wordings in training", "seeds", "right, seen wordings", "right, unseen wordings")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
