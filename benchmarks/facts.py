@@ -92,7 +92,7 @@ def probe(model: Any, facts: Facts, changed: Facts, prose: float) -> Row:
         statistics.mean(len(prompt_ids(model, e.as_messages()[:1])) for e in asked)
         for asked in (contradicted, bare)
     )
-    same = [question(w, v, TAUGHT[0]) for w, v in facts.items()]
+    same = [question(w, v, TAUGHT[i % 3]) for i, (w, v) in enumerate(facts.items())]
     return {
         "recall": equal_share(numbers_in(model, same), old),
         "other_wording": equal_share(numbers_in(model, bare), old),
@@ -193,19 +193,20 @@ def request(model: Any, task: Any, k: int) -> Row:
 
 
 def main() -> None:
-    """The facts, then the examples in the prompt."""
+    """The facts and the shipped base; with ``--llm`` the larger model's prompts alone."""
     lists: dict[str, Any] = {"seeds": [0, 1, 2], "facts": [48, 192], "k": [0, 1, 4, 8]}
     given = options(__doc__, **lists, steps=150, logs=60, llm="", llm_steps=60, llm_logs=30)
-    rows = facts_rows(given)
     task = data.naval_log(400, given.llm_logs, seed=0)
-    own: Row = {"steps": given.steps, "batch_size": 16, "lr": 5e-3, "targets": "all-linear"}
-    rows += context_rows(minilora.load_base(), "the shipped base", task, given.k, own)
     if given.llm:
-        model = minilora.load_base(given.llm)
-        large: Row = {"steps": given.llm_steps, "batch_size": 8, "lr": 2e-3}
-        large["targets"] = ["q_proj", "v_proj"]
-        rows += context_rows(model, "SmolLM2-135M-Instruct", task, given.k, large)
-    given.llm = bool(given.llm)  # a folder's name says nothing
+        how: Row = {"steps": given.llm_steps, "batch_size": 8, "lr": 2e-3}
+        how["targets"] = ["q_proj", "v_proj"]
+        model, name = minilora.load_base(given.llm), "SmolLM2-135M-Instruct"
+        given.llm = name  # whose folder it was says nothing
+        save("in_context", context_rows(model, name, task, given.k, how), given)
+        return
+    rows = facts_rows(given)
+    how = {"steps": given.steps, "batch_size": 16, "lr": 5e-3, "targets": "all-linear"}
+    rows += context_rows(minilora.load_base(), "the shipped base", task, given.k, how)
     save("facts", rows, given)
 
 

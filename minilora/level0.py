@@ -27,7 +27,7 @@ A mixed batch
 One base, and for each row of the batch the factors of an adapter of its own; a row without one has
 zeros. What stands in the other rows changes nothing.
 
-Sources: Punica (arXiv 2310.18547) section 4; S-LoRA (arXiv 2311.03285) section 4.
+Sources: Punica (arXiv 2310.18547) and S-LoRA (arXiv 2311.03285), abstracts.
 
 NF4
 ---

@@ -135,7 +135,7 @@ def test_the_readme_and_the_page_are_what_the_results_say():
 
 @pytest.mark.slow
 def test_the_benchmark_of_forgetting_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    quick = dataclasses.replace(forgetting.GROUPS["rivals"][1], replay=forgetting.own(0.25, 2))
+    quick = dataclasses.replace(forgetting.GROUPS["rivals"][3], replay=forgetting.own(0.25, 2))
     dials = dataclasses.replace(quick, name="other", dials=(0.5,), ewc=1.0, null_space=True)
     monkeypatch.setattr(
         forgetting, "GROUPS", {"rivals": (dataclasses.replace(quick, dials=()), dials)}

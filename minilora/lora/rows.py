@@ -7,9 +7,9 @@ of adapters. Scaling is folded into B, a group without an adapter has zeros, and
 filled up with zeros. Two wings use it: ``serving`` gives each row of a batch an adapter (a group is
 a row), ``training/many.py`` trains several at once (a group is one adapter's part of the batch).
 
-Sources: Punica (arXiv 2310.18547) section 4 and S-LoRA (arXiv 2311.03285) section 4 gather the
-factors inside a GPU kernel of their own; on a CPU two ``bmm`` over factors that lie ready are as
-fast as the base allows. The other ways, and what they cost, are in lesson 21.
+Punica (arXiv 2310.18547) and S-LoRA (arXiv 2311.03285) have GPU kernels of their own for it, which
+read the factors where they lie. Here two ``bmm`` take factors that lie ready, row by row; the other
+ways, and what they cost on a CPU, are in lesson 21.
 """
 
 from __future__ import annotations

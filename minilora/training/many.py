@@ -15,7 +15,7 @@ What it saves is what a small batch wastes: the calls of a pass, which are paid 
 saves no arithmetic. Where one job's batch already fills the processor, as 32 rows of the shipped
 base fill a CPU's core, five jobs take nearly five times as long.
 
-Source: mLoRA (arXiv 2312.02515) section 3, several adapters over one copy of the base.
+Source: mLoRA (arXiv 2312.02515), several adapters trained over one copy of the base.
 
 Left out: methods other than LoRA, replay, float16, rows of transformers' models.
 """
