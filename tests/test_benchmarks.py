@@ -10,6 +10,7 @@ import torch
 from benchmarks import __main__ as everything
 from benchmarks import (
     common,
+    facts,
     figure,
     forgetting,
     forward,
@@ -41,6 +42,7 @@ TINY = {
     wordings: "--seeds 0 --steps 1 --logs 2",
     quality: "--seeds 0 --steps 1 --target q_proj --logs 2",
     forgetting: "--seeds 0 --groups goal --logs 2 --scale 0.001 --again 1",
+    facts: "--seeds 0 --facts 4 --steps 1 --logs 2 --llm-logs 2 --k 0 1",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
 }
 
