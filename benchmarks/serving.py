@@ -1,6 +1,6 @@
 """What do a thousand adapters on one base cost? Ours beside PEFT and transformers, in one run.
 
-    python -m benchmarks.serving [--adapters 1 8 64 1000] [--requests 64]
+    python -m benchmarks.serving [--adapters 1 8 64 1000] [--requests 64] [--parts step …]
 
 The shipped base, adapters of rank 8 on q and v, all different.
 
@@ -19,6 +19,7 @@ they hold on a busy machine; ``arrivals`` has wall time beside it.
 
 from __future__ import annotations
 
+import json
 import random
 import statistics
 import tempfile
@@ -43,6 +44,7 @@ from .common import Row, measure, options, rows_of, save
 from .generation import SHIPPED
 
 ROWS, TIME, MOST_OF_PEFT = 64, 64, 64
+PARTS = ["memory", "step", "batching", "arrivals", "swap"]
 BASE, OURS, PEFT = "base alone", "minilora", "PEFT, adapter_names"
 
 
@@ -182,7 +184,7 @@ def batching(bank: AdapterBank, folders: list[Path], count: int, seconds: float)
     same = sum(map(list.__eq__, ours, peers)) / count
     assert same > 0.9, f"only {same:.0%} of the answers equal PEFT's"
     assert ours == by_engine(one, requests)
-    times = measure(runs, seconds, 5, "cpu", time.thread_time)
+    times = measure(runs, seconds, 3, "cpu", time.thread_time)  # a round takes ten seconds
     tokens = sum(new for _, new, _ in requests)
     rows = rows_of(times, "minilora, 64 slots", what="batching", requests=count, same=same)
     for row in rows:
@@ -249,24 +251,38 @@ def swaps(bank: AdapterBank, folders: list[Path], seconds: float) -> list[Row]:
 
 
 def main() -> None:
-    """All parts, on one thread."""
+    """The chosen parts, on one thread; the rows of other parts stay in the results."""
     shape: dict[str, Any] = {"adapters": [1, 8, 64, 1000], "requests": 64, "seconds": 3.0}
-    settings = options(__doc__, **shape, threads=1)
+    settings = options(__doc__, **shape, parts=PARTS, threads=1)
     transformers.logging.set_verbosity_error()
-    results: list[Row] = []
+    results = earlier(Path(settings.out), settings.device, settings.parts)
+    most = max(settings.adapters) if {"memory", "step"} & set(settings.parts) else 0
     with tempfile.TemporaryDirectory() as root:
-        folders = make_adapters(max(*settings.adapters, settings.requests), Path(root))
+        folders = make_adapters(max(most, settings.requests), Path(root))
         bank = AdapterBank(minilora.load_base(), max_rank=8)
         for number, folder in enumerate(folders):
             bank.load(str(number), folder)
-            if number + 1 in settings.adapters:
-                row = {"what": "memory", "adapters": number + 1, "bytes": bank.cache.nbytes}
-                results.append(row)
-        results += steps(bank, folders, settings.adapters, settings.seconds)
-        results += batching(bank, folders, settings.requests, settings.seconds)
-        results += arrivals(bank, settings.requests)
-        results += swaps(bank, folders, settings.seconds)
+            if number + 1 in settings.adapters and "memory" in settings.parts:
+                size = bank.cache.nbytes
+                results.append({"what": "memory", "adapters": number + 1, "bytes": size})
+        if "step" in settings.parts:
+            results += steps(bank, folders, settings.adapters, settings.seconds)
+        if "batching" in settings.parts:
+            results += batching(bank, folders, settings.requests, settings.seconds)
+        if "arrivals" in settings.parts:
+            results += arrivals(bank, settings.requests)
+        if "swap" in settings.parts:
+            results += swaps(bank, folders, settings.seconds)
+    results.sort(key=lambda row: PARTS.index(row["what"]))
+    settings.parts = sorted({row["what"] for row in results}, key=PARTS.index)
     save("serving", results, settings, "peft", "transformers")
+
+
+def earlier(out: Path, device: str, parts: list[str]) -> list[Row]:
+    """The rows of other parts that an earlier call left."""
+    path = out / device.split(":")[0] / "serving.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return [row for row in rows if row["what"] not in parts]
 
 
 if __name__ == "__main__":
