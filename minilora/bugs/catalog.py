@@ -214,7 +214,4 @@ TRAINING = (
         caught_by="test_foreign.py::test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient"),
 )  # fmt: skip
 
-BUGS = (
-    *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING),
-    *(*REPLAY, *METHODS, *SERVING),
-)
+BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY, *METHODS, *SERVING)
