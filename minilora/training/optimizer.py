@@ -19,7 +19,8 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); norms and biases are not decayed.
 
-    Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows.
+    Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows. ``fused``: one
+    call a group, since an adapter is many small tensors and a call each takes five times as long.
     """
     matrices = [p for p in parameters.values() if p.dim() > 1]
     vectors = [p for p in parameters.values() if p.dim() < 2]
@@ -27,7 +28,8 @@ def build_optimizer(
         {"params": matrices, "weight_decay": weight_decay, "initial_lr": lr},
         {"params": vectors, "weight_decay": 0.0, "initial_lr": lr},
     ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+    groups = [group for group in groups if group["params"]]
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def rate_at(step: int, peak: float, config: TrainConfig) -> float:
