@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import torch
@@ -84,16 +85,22 @@ def go(
 ) -> History:
     """All steps that are left, observed; then the best state, or word of the interruption."""
     with interrupt_flag() as interrupted:
-        records = observed(model, task, run, callbacks, bar)
+        records = observed(model, task, run, callbacks, bar, interrupted)
         while not interrupted.is_set() and next(records, None) is not None:
             pass
     return end(run, bar)
 
 
 def observed(
-    model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
+    model: nn.Module,
+    task: Task,
+    run: Run,
+    callbacks: Sequence[Callback],
+    bar: Progress,
+    interrupted: Event | None = None,
 ) -> Iterator[Record]:
-    """The steps that are left, each seen by the observers before it is given out.
+    """The steps that are left, each seen by the observers before it is given out; none when the
+    first validation was ``interrupted``.
 
     Raises ``FloatingPointError``, leaving the last good weights.
     """
@@ -106,6 +113,8 @@ def observed(
         bar.say(note)
     if config.validate_every and not history.validations and not history.steps:
         validation.validate(0)
+        if interrupted is not None and interrupted.is_set():
+            return
     records = run.steps(model, config)
     if config.measure_memory:
         records = measured(records, model, run)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..methods.training_hooks import param_groups, pull_to_neutral
 from .config import TrainConfig
 
 
@@ -16,9 +17,12 @@ def build_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
+    model: nn.Module | None = None,
+    loraplus_ratio: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); norms and biases are not decayed.
 
+<<<<<<< HEAD
     Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows. ``fused``: one
     call a group, since an adapter is many small tensors and a call each takes five times as long.
     """
@@ -30,6 +34,18 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+=======
+    Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows. With a
+    ``model``, its adapters say where decay pulls, and LoRA's B gets ``loraplus_ratio`` times the
+    rate (methods/training_hooks.py). ``fused``: one call a group, since an adapter is many small
+    tensors, and a call each takes five times as long.
+    """
+    groups = param_groups(model, parameters, lr, weight_decay, loraplus_ratio)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    if any(group["pull"] for group in groups):
+        optimizer.register_step_pre_hook(pull_to_neutral)
+    return optimizer
+>>>>>>> main
 
 
 def rate_at(step: int, peak: float, config: TrainConfig) -> float:
