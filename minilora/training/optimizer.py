@@ -22,19 +22,6 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); norms and biases are not decayed.
 
-<<<<<<< HEAD
-    Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows. ``fused``: one
-    call a group, since an adapter is many small tensors and a call each takes five times as long.
-    """
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay, "initial_lr": lr},
-        {"params": vectors, "weight_decay": 0.0, "initial_lr": lr},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-=======
     Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows. With a
     ``model``, its adapters say where decay pulls, and LoRA's B gets ``loraplus_ratio`` times the
     rate (methods/training_hooks.py). ``fused``: one call a group, since an adapter is many small
@@ -45,7 +32,6 @@ def build_optimizer(
     if any(group["pull"] for group in groups):
         optimizer.register_step_pre_hook(pull_to_neutral)
     return optimizer
->>>>>>> main
 
 
 def rate_at(step: int, peak: float, config: TrainConfig) -> float:
