@@ -12,17 +12,16 @@ shown).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from threading import Event
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..ledger.measurement import measure
-from .config import TrainConfig
+from .config import TrainConfig, TrainSettings
 from .examples import Learnt, Task
 from .history import Callback, History, Record, diverged, overflowed
 from .limits import check_run
@@ -34,6 +33,9 @@ from .rounding import Standstill
 from .run import Run, checkpoint_file, set_up
 from .steps import NotFinite
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 def train(
     model: nn.Module,
@@ -42,7 +44,7 @@ def train(
     *,
     replay: Replay | Sequence[Replay] | None = None,
     callbacks: Sequence[Callback] = (),
-    **settings: Any,
+    **settings: Unpack[TrainSettings],
 ) -> History:
     """Train what has ``requires_grad``, in place, on examples or on a task.
 
@@ -85,25 +87,16 @@ def go(
 ) -> History:
     """All steps that are left, observed; then the best state, or word of the interruption."""
     with interrupt_flag() as interrupted:
-        records = observed(model, task, run, callbacks, bar, interrupted)
+        records = observed(model, task, run, callbacks, bar)
         while not interrupted.is_set() and next(records, None) is not None:
             pass
     return end(run, bar)
 
 
 def observed(
-    model: nn.Module,
-    task: Task,
-    run: Run,
-    callbacks: Sequence[Callback],
-    bar: Progress,
-    interrupted: Event | None = None,
+    model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
 ) -> Iterator[Record]:
-    """The steps that are left, each seen by the observers before it is given out; none when the
-    first validation was ``interrupted``.
-
-    Raises ``FloatingPointError``, leaving the last good weights.
-    """
+    """The first validation, at once; then the steps that are left, each seen by the observers."""
     state, history, config = run.state, run.state.history, run.config
     out = None if config.out is None else Path(config.out)
     journal = Journal(history, out, callbacks, bar)
@@ -113,11 +106,20 @@ def observed(
         bar.say(note)
     if config.validate_every and not history.validations and not history.steps:
         validation.validate(0)
-        if interrupted is not None and interrupted.is_set():
-            return
     records = run.steps(model, config)
     if config.measure_memory:
         records = measured(records, model, run)
+    return seen(records, run, observers)
+
+
+def seen(
+    records: Iterator[Record], run: Run, observers: Sequence[Callable[[Record], None]]
+) -> Iterator[Record]:
+    """The same records, each given out once the observers have seen it.
+
+    Raises ``FloatingPointError``, leaving the last good weights.
+    """
+    state, history, config = run.state, run.state.history, run.config
     try:
         for record in records:
             state.step = record["step"]
@@ -138,6 +140,7 @@ def end(run: Run, bar: Progress) -> History:
     history.interrupted = state.step < config.steps
     if history.interrupted:
         saved = checkpoints_of(run).save()
+        history.unsaved = config.out is not None and not saved
         resume = f"; continue with resume=True, out={str(config.out)!r}" if saved else ""
         bar.say(f"interrupted after step {state.step}{resume}")
     elif config.keep_best and state.best is not None and history.best_step != state.step:
