@@ -6,6 +6,7 @@ In reading order:
     merge_bugs.py  of merging and combining
     replay_bugs.py of replay
     method_bugs.py of LoRA's cousins and rivals
+    serving_bugs.py of many adapters at once
     catalog.py     each bug as one wrong line of this package, with its story
     release.py     show a bug; let it loose for a moment
 
