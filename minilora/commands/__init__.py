@@ -11,6 +11,7 @@ In reading order:
     learn.py, book.py                learn
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
+    classify.py                      train an encoder with a head
     export.py                        for llama.cpp and vLLM
     chat.py                          talk to it
     combine.py, analyze.py           add several adapters; what one changed

@@ -23,6 +23,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     forms = "a file or folder: JSON, CSV, TSV or parquet, gzipped or not; instruction and output, "
     forms += "messages, conversations, prompt and completion, or text"
     add("--data", type=Path, required=True, help=forms)
+    kinds = "answer: a language model writes; classify: an encoder tells labels apart (a CSV of "
+    add("--task", choices=["answer", "classify"], default="answer", help=f"{kinds}text and label)")
     add("--valid", type=Path, help="held-out examples (default: a tenth of --data)")
     add_base_option(parser)
     add("--out", type=Path, required=True, help="folder for adapter, metrics and checkpoint")
@@ -83,6 +85,10 @@ def run(options: argparse.Namespace) -> int:
     from .adapter_card import card_sections
     from .footprint import METHODS, describe_footprints, measure_footprints
 
+    if options.task == "classify":
+        from .classify import run_classify
+
+        return run_classify(options, lora_of(options), settings_of(options))
     check_push(options.push, options.full)
     (task, read), lora, config = read_task(options), lora_of(options), settings_of(options)
     replay = replay_of(options)
