@@ -316,3 +316,9 @@ def test_a_second_adapter_in_one_model_is_refused_and_the_bank_named():
     _, ours = ours_of("head")
     with pytest.raises(ValueError, match=r"One layer holds one adapter; several .*AdapterBank"):
         inject(ours, LoraConfig(target_modules=["key"]))
+
+
+def test_a_module_is_named_by_whole_names_only():
+    model = llama()
+    report = inject(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+    assert [name for name, _, _ in report.beside] == ["model.norm.weight"]
