@@ -92,7 +92,7 @@ def probe(model: Any, facts: Facts, changed: Facts, prose: float) -> Row:
         statistics.mean(len(prompt_ids(model, e.as_messages()[:1])) for e in asked)
         for asked in (contradicted, bare)
     )
-    same = [question(w, v, TAUGHT[i % 3]) for i, (w, v) in enumerate(facts.items())]
+    same = [question(w, v, TAUGHT[0]) for w, v in facts.items()]  # the word stands first
     return {
         "recall": equal_share(numbers_in(model, same), old),
         "other_wording": equal_share(numbers_in(model, bare), old),
@@ -156,7 +156,9 @@ def facts_rows(given: Any) -> list[Row]:
 def context_rows(model: Any, name: str, task: Any, ks: Sequence[int], settings: Row) -> list[Row]:
     """k examples in the prompt, then an adapter without any: quality, tokens, seconds a request."""
     setting = {"part": "in context", "model": name}
-    rows = [{**setting, "way": f"{k} examples", **request(model, task, k)} for k in ks]
+    rows = [
+        {**setting, "way": f"{k} example{'s' * (k != 1)}", **request(model, task, k)} for k in ks
+    ]
     for row in rows:
         print(f"{name}  {row['way']}  exact {row['exact']:.0%}  {row['seconds']:.2f} s", flush=True)
     began = time.process_time()

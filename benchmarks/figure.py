@@ -83,7 +83,7 @@ def draw_scores(axes: Any, rows: list[dict[str, Any]]) -> None:
 @in_house_style
 def forgetting_figure(rows: list[dict[str, Any]]) -> Figure:
     """Two panels: the short runs of all methods, code learnt against prose lost; the keyed runs."""
-    figure, (left, right) = new_figure(2, (14, 5.2), [1.35, 1])
+    figure, (left, right) = new_figure(2, (14, 6), [1, 0.8])
     draw_pareto(left, [row for row in rows if row["group"] == "rivals"])
     draw_kept(right, [row for row in rows if row["group"] == "keyed"])
     return figure
@@ -100,24 +100,43 @@ def means(rows: list[dict[str, Any]], *keys: str) -> dict[str, list[float]]:
     }
 
 
+CURVES = {"self-replay ": 0, "old prose": 1, "nothing": 2, "EWC": 4}  # names that begin so: a line
+
+
 def draw_pareto(axes: Any, rows: list[dict[str, Any]]) -> None:
-    """Exact match against bits a byte lost (log scale), a point a method."""
-    for name, (exact, forgot) in means(rows, "exact", "forgot").items():
-        kinds = ("self-replay" in name, "prose" in name, "nothing" in name)
-        index = kinds.index(True) if any(kinds) else 6
+    """Exact match against bits a byte lost (log scale): a numbered point a method, and their key.
+
+    Shares of replay, strengths of the penalty and of the dial are joined.
+    """
+    scores = means(rows, "exact", "forgot")
+    for prefix, index in CURVES.items():
+        joined = [
+            score[::-1]
+            for name, score in scores.items()
+            if name.startswith(prefix) and (prefix == "nothing" or "dial" not in name)
+        ]
+        line = sorted(joined)
+        lost, right = zip(*line, strict=True) if line else ((), ())
+        axes.plot([100 * x for x in right], lost, color=hue(index), linewidth=1)
+    for number, (name, (exact, forgot)) in enumerate(scores.items(), 1):
+        index = next((i for prefix, i in CURVES.items() if name.startswith(prefix)), 6)
         axes.plot(100 * exact, forgot, "o", color=hue(index))
-        place = (100 * exact, forgot)
-        style = {"color": hue(index), "fontsize": 8, "ha": "right", "va": "center"}
-        axes.annotate(name, place, (-6, 0), "data", "offset points", **style)
+        style = {"color": hue(index), "fontsize": 9}
+        axes.annotate(str(number), (100 * exact, forgot), (5, 3), "data", "offset points", **style)
+        key, place = f"{number}  {name}", 1.01 - number * 0.97 / max(1, len(scores))
+        axes.text(1.03, place, key, transform=axes.transAxes, **style)
     axes.set(title="Equal short runs: learnt and lost", xlabel="% of held-out logs right")
     axes.set(ylabel="bits a byte lost on old prose (log scale)", yscale="log")
-    axes.set_xlim(-40, 103)
+    axes.margins(x=0.06)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
 
 
 def draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
     """The share of plain questions answered as before, and of keyed ones right."""
     scores = means(rows, "kept", "exact")
+    for name, index in (("old answers kept", 0), ("code right", 1)):
+        axes.barh(0, 0, color=hue(index), label=name)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, -0.22), ncols=2)
     for y, (_, (kept, exact)) in enumerate(reversed(scores.items())):
         axes.barh(y + 0.2, 100 * kept, color=hue(0), height=0.36)
         axes.barh(y - 0.2, 100 * exact, color=hue(1), height=0.36)
@@ -126,5 +145,5 @@ def draw_kept(axes: Any, rows: list[dict[str, Any]]) -> None:
             text = f"{value:.0%}"
             axes.annotate(text, place, (4, 0), "data", "offset points", va="center", fontsize=9)
     axes.set_yticks(range(len(scores)), list(reversed(scores)))
-    axes.set(title="Keyed: old answers kept (upper), code right (lower)", xlabel="%", xlim=(0, 115))
+    axes.set(title="Keyed: old answers kept, code right", xlabel="%", xlim=(0, 115))
     axes.grid(axis="y", visible=False)

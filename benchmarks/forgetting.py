@@ -4,7 +4,7 @@
 
 Three groups of runs on the shipped base, which learns naval code:
 
-    goal     LoRA with self-replay, long enough to learn the code: is it learnt, and what is lost?
+    goal     LoRA with self-replay (and with EWC), long enough to learn the code; what is lost?
     rivals   equal short runs: nothing, replay of old prose or of the model's own, at many shares;
              lower rate, fewer steps, weight decay, EWC, a null-space start; and the dial
     keyed    naval code only where "Naval code:" stands before the question: are the polite answers
@@ -128,6 +128,7 @@ KEYED: dict[str, Any] = {"steps": 300, "rate": 3e-3, "task": one_keyed}
 GROUPS: dict[str, tuple[Method, ...]] = {
     "goal": (
         Method("LoRA all, self-replay 25%", **LONG),
+        Method("LoRA all, EWC, λ = 10", steps=800, ewc=10.0),
         Method("LoRA q, v, self-replay 25%, 1,000 steps", QV, 1e-2, **LONG | {"steps": 1000}),
     ),
     "keyed": (
@@ -138,14 +139,16 @@ GROUPS: dict[str, tuple[Method, ...]] = {
                replay=lambda prose: [answers(0.2), SelfReplay(0.2, 192)]),
         Method("old rows 10%", **KEYED, replay=lambda prose: old_rows(0.1)),
         Method("four tasks, nothing", **KEYED | {"task": four_tasks}),
+        Method("EWC, λ = 10", **KEYED, ewc=10.0),
     ),
     "rivals": (
         Method("nothing", dials=(0.8, 0.6, 0.4)),
-        Method("self-replay 25%", replay=own(0.25), dials=(0.8,)),
-        Method("old prose 25%", replay=old(0.25)),
+        Method("self-replay 5%", replay=own(0.05)),
         Method("self-replay 10%", replay=own(0.1)),
+        Method("self-replay 25%", replay=own(0.25), dials=(0.8,)),
         Method("self-replay 50%", replay=own(0.5)),
         Method("old prose 10%", replay=old(0.1)),
+        Method("old prose 25%", replay=old(0.25)),
         Method("rate / 4", rate=1.25e-3),
         Method("80 steps", steps=80),
         Method("weight decay 1", settings={"weight_decay": 1.0}),
@@ -157,7 +160,6 @@ GROUPS: dict[str, tuple[Method, ...]] = {
         Method("q, v: self-replay 25%", QV, 1e-2, replay=own(0.25)),
         Method("full: nothing", None, 1e-3),
         Method("full: self-replay 25%", None, 1e-3, replay=own(0.25)),
-        Method("self-replay 5%", replay=own(0.05)),
     ),
 }  # fmt: skip
 

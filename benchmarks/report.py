@@ -17,12 +17,17 @@ from minilora.plots.style import save_figure
 from .common import RESULTS
 from .figure import benchmark_figure, forgetting_figure
 from .tables import (
+    CONTEXT,
+    FACTS,
     FORGETTING,
     FORWARD,
     MATRIX,
     PARTS,
+    context_rows,
+    facts_rows,
     forgetting_rows,
     forward_rows,
+    invented_rows,
     matrix_rows,
     megabytes,
     memory_rows,
@@ -125,6 +130,8 @@ def whole(results: Results) -> str:
         ("matrix", "", MATRIX, matrix_rows),
         ("quality", exact, ("base or method", "seed", "exact", "prose"), quality_rows),
         ("forgetting", kept, FORGETTING, forgetting_rows),
+        ("facts", facts_note(results["facts"]), FACTS, facts_rows),
+        *([("in_context", IN_CONTEXT, CONTEXT, context_rows)] if "in_context" in results else []),
         ("scaling", fitted, ("cost", "grows with", "k", "expected"), scaling_rows),
     )
     text = [
@@ -138,6 +145,25 @@ def whole(results: Results) -> str:
     return "\n\n".join(text) + "\n"
 
 
+def facts_note(result: dict[str, Any]) -> str:
+    """What the table of facts shows, and the two small ones before it."""
+    invented = table(("model", "invents a reading"), invented_rows(result))
+    return "\n\n".join(
+        [
+            "A question about a system that the log does not hold: how often the answer has a "
+            "reading all the same, over the seeds.",
+            invented,
+            "Naval code by solved examples in the prompt of the shipped base, and by an adapter.",
+            table(CONTEXT, context_rows(result)),
+            "Invented readings, shown in a log or taught without one; then a log with new values. "
+            "Mean (range) over the seeds; ship's logs: the base's own skill, right to the letter. "
+            "Training showed “x status?” too; the word stands first there, where the tokenizer "
+            "cuts it into other pieces.",
+        ]
+    )
+
+
+IN_CONTEXT = "The same with a real language model; one run, untuned."
 WRITTEN_BY = (
     "Written by `python -m benchmarks.report` from `benchmarks/results/`; "
     "`make bench` makes those anew."

@@ -26,6 +26,9 @@ FORGETTING = (
     "old answers kept",
     "CPU s",
 )
+FACTS = ("facts", "method", "“x status?”", "in another wording", "new log followed")
+FACTS += ("taught value instead", "ship's logs", "forgot", "prompt tokens")
+CONTEXT = ("model", "way", "exact", "prompt tokens", "CPU s a request", "training has paid after")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -205,3 +208,38 @@ def forgetting_rows(result: dict[str, Any]) -> list[list[str]]:
 def dialled(row: dict[str, Any]) -> str:
     """A method's name, with the strength of its adapter where that is not 1."""
     return f"{row['method']}, dial at {row['dial']:g}" if "dial" in row else row["method"]
+
+
+def facts_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a number of facts and a method, over the seeds."""
+    facts = pick(result, part="facts")
+    shares = ("recall", "other_wording", "new_log", "taught_value", "ships_logs")
+    lines = []
+    for count, method in dict.fromkeys((row["facts"], row["method"]) for row in facts):
+        rows = [row for row in facts if (row["facts"], row["method"]) == (count, method)]
+        cells = [spread([row[key] for row in rows], ".0%") for key in shares]
+        forgot = f"{statistics.mean(row['forgot'] for row in rows):+.2f}"
+        tokens = rows[0]["tokens_shown" if method == "shown" else "tokens_taught"]
+        lines.append([str(count), method, *cells, forgot, f"{tokens:.0f}"])
+    return lines
+
+
+def invented_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The share of answers that invent a reading, by method."""
+    rows = pick(result, part="hallucination")
+    methods = dict.fromkeys(row["method"] for row in rows)
+    shares = {name: [row["invents"] for row in rows if row["method"] == name] for name in methods}
+    return [[name, spread(values, ".0%")] for name, values in shares.items()]
+
+
+def context_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a way to ask: quality, length, time, and when an adapter has paid."""
+    lines = []
+    for row in pick(result, part="in context"):
+        pays = row.get("pays_after_requests")
+        cells = [f"{row['exact']:.0%}", f"{row['prompt_tokens']:.0f}", f"{row['seconds']:.2f}"]
+        after = f"{pays:,.0f} requests" if pays and row["exact"] else "—"  # 0% replaces nothing
+        if "training_seconds" in row:
+            after = f"({row['training_seconds']:,.0f} CPU s of training)"
+        lines.append([row["model"], row["way"], *cells, after])
+    return lines

@@ -9,9 +9,9 @@
 trainable params: 21,504 || all params: 1,325,696 || trainable%: 1.6221
 
 The library, in reading order: ``level0`` (the truth in NumPy), ``nf4``, ``lora``, ``methods``,
-``formats``, ``ledger``, ``model``, ``training``. The course stands above it: ``plots``, ``bugs``,
-``recipes``, ``learn``. Each folder's ``__init__.py`` says what is inside; ``commands`` is the
-command line.
+``formats``, ``ledger``, ``model``, ``training``. The course stands above it: ``plots``,
+``analysis``, ``bugs``, ``recipes``, ``learn``. Each folder's ``__init__.py`` says what is inside;
+``commands`` is the command line.
 """
 
 from typing import TYPE_CHECKING
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
         Llama,
         LlamaConfig,
         Tokenizer,
+        add_tokenizer,
         export_adapter_gguf,
         export_gguf,
         load_base,
@@ -111,6 +112,7 @@ __all__ = [
     "Tokenizer",
     "TrainConfig",
     "VeraConfig",
+    "add_tokenizer",
     "audit",
     "bits_per_byte",
     "combine",

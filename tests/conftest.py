@@ -43,6 +43,17 @@ def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+@pytest.fixture(autouse=True)
+def few_values(monkeypatch):
+    """Tests' layers are small: with this bound some take one path of lora/layer.py, some the other.
+
+    Here and not at the top, so that whoever imports this file imports no minilora.
+    """
+    from minilora.lora import layer
+
+    monkeypatch.setattr(layer, "FEW", 24)
+
+
 @pytest.fixture
 def base():
     """A fresh copy of the shipped base."""

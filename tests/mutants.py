@@ -47,6 +47,7 @@ TESTS = {
     "lora/paths": ["lora/paths"],
     "lora/injection": ["lora/injection", "lora/adapter_layer", "invariants"],
     "lora/merging": ["lora/merging", "lora/requantization", "lora/adapter_layer"],
+    "lora/combining": ["lora/combining"],
     "lora/requantization": ["lora/requantization", "lora/merging", "lora/adapter_layer"],
     "lora/weight_diff": ["lora/weight_diff"],
     "formats/save_and_load": ["formats/save_and_load", "formats/base_fingerprint"],

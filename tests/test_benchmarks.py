@@ -10,6 +10,7 @@ import torch
 from benchmarks import __main__ as everything
 from benchmarks import (
     common,
+    facts,
     figure,
     forgetting,
     forward,
@@ -37,6 +38,7 @@ TINY = {
     wordings: "--seeds 0 --steps 1 --logs 2",
     quality: "--seeds 0 --steps 1 --target q_proj --logs 2",
     forgetting: "--seeds 0 --groups goal --logs 2 --scale 0.001 --again 1",
+    facts: "--seeds 0 --facts 4 --steps 1 --logs 2 --llm-logs 2 --k 0 1",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
 }
 
@@ -131,7 +133,7 @@ def test_the_readme_and_the_page_are_what_the_results_say():
 
 @pytest.mark.slow
 def test_the_benchmark_of_forgetting_goes_on_where_it_was(tmp_path, monkeypatch, capsys):
-    quick = dataclasses.replace(forgetting.GROUPS["rivals"][1], replay=forgetting.own(0.25, 2))
+    quick = dataclasses.replace(forgetting.GROUPS["rivals"][3], replay=forgetting.own(0.25, 2))
     dials = dataclasses.replace(quick, name="other", dials=(0.5,), ewc=1.0, null_space=True)
     monkeypatch.setattr(
         forgetting, "GROUPS", {"rivals": (dataclasses.replace(quick, dials=()), dials)}

@@ -76,6 +76,7 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
         "train",
         "generate",
         "merge",
+        "export",
         "generate",
         "plan",
         "plan",
@@ -95,6 +96,7 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
     printed_by(other_family.replace("steps=500", "steps=2"))
     assert Path("mine/gpt2/adapter_config.json").exists()
     assert Path("mine/gpt2-merged/model.safetensors").exists()
+    assert "chat_template" in Path("mine/gpt2-merged/tokenizer_config.json").read_text()
 
 
 def save_small_gpt2(folder):

@@ -24,8 +24,16 @@ from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
     from .base_fingerprint import Fingerprint, fingerprint
+    from .combined_files import combine_folders, load_low_rank
     from .save_and_load import load_adapter, save_adapter
 
-__all__ = ["Fingerprint", "fingerprint", "load_adapter", "save_adapter"]
+__all__ = [
+    "Fingerprint",
+    "combine_folders",
+    "fingerprint",
+    "load_adapter",
+    "load_low_rank",
+    "save_adapter",
+]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

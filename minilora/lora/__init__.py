@@ -20,6 +20,7 @@ In reading order:
     twin.py            a second tree of modules around the same weights
     extras.py          what a config trains beside the adapters
     attached.py        methods beside the stream of activations: hooks, no weight
+    foreign_saves.py   a warning before transformers saves a model with adapters inside
     injection.py       wrap the chosen modules, freeze the rest, take the adapters out again
     merging.py         merge a whole model or nothing
     scaling.py         the dial: an adapter at t times its strength

@@ -18,6 +18,7 @@ One number of PEFT's is not ours. Of rsLoRA adapters 0.21.2 makes one that is �
 folds the scales into the factors, sets α = r, which means a scale of 1, and keeps ``use_rslora``,
 under which it means √r (huggingface/peft #3449, #3761). Here the result has the scale 1.
 
+The result goes into a model by ``swap_adapter`` and into a folder by ``formats.combine_folders``.
 Left out: svd_clamp, convolutions.
 """
 

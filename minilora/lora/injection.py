@@ -23,6 +23,7 @@ from .adapter_layer import AdapterLayer, adapter_layers
 from .attached import AttachedConfig, adapters_of, attach, attached_modules, detach_all, report_of
 from .config import LoraConfig
 from .extras import Extras, modules_to_train, plan_extras
+from .foreign_saves import warn_before_saving
 from .paths import named_modules, plain_path, replace_modules, unwrapped
 from .selection import InjectReport, Match, select
 from .sites import sites_of
@@ -121,6 +122,7 @@ def inject(
     replace_modules(model, layers)
     put_copies(model, copies)
     unwrapped(model)._adapter_config = config  # type: ignore[assignment]
+    warn_before_saving(model)
     return report
 
 

@@ -14,6 +14,10 @@ training too, with a backward derived by hand. It is right only while nobody els
 ``is_ours_alone`` knows who might. ``add_low_rank_plainly`` is the equation as written: the oracle
 in tests/lora/test_layer.py, and the path for every other case.
 
+With few values (one token's row) the second tensor is small, and calls are what an adapter costs:
+``add_few`` makes two, which is less than asking whose the output is. benchmarks/forward.py compares
+it with loralib and PEFT.
+
 Left out: several adapters in one layer (a matter of serving), embeddings and convolutions.
 """
 
@@ -37,6 +41,7 @@ from .linears import is_conv1d, made_beside
 from .paths import named_modules
 
 MODULE = nn.Module.__module__
+FEW = 1 << 14  # values of y: below, a second tensor costs less than asking whose the first one is
 
 
 class LoRALayer(AdapterLayer):
@@ -85,11 +90,16 @@ class LoRALayer(AdapterLayer):
 
     def adapt(self, base: nn.Module, x: Tensor) -> Tensor:
         """``y = base(x) + scaling · (dropout(x) Aᵀ) Bᵀ``: (…, in) to (…, out)."""
-        y, A, B = base(x), self.lora_A, self.lora_B
+        y, factors = base(x), self._parameters  # faster than self.lora_A, which asks three dicts
+        A: Tensor = factors["lora_A"]  # type: ignore[assignment]
+        B: Tensor = factors["lora_B"]  # type: ignore[assignment]
         if self.training and self.lora_dropout > 0:
             x = F.dropout(x, self.lora_dropout)
-        if x.dtype == y.dtype == A.dtype and is_ours_alone(base, y):
-            return add_low_rank(y, x, A, B, self.scaling)
+        if x.dtype == y.dtype == A.dtype:
+            if is_small(y):
+                return add_few(y, x, A, B, self.scaling)
+            if is_ours_alone(base, y):
+                return add_low_rank(y, x, A, B, self.scaling)
         return add_low_rank_plainly(y, x, A, B, self.scaling)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -140,6 +150,21 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoRALayer]]:
 def add_low_rank_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     """``y + scaling · (x Aᵀ) Bᵀ`` in the adapter's precision, rounded to y's dtype."""
     return (y + F.linear(F.linear(x.to(A.dtype), A), B) * scaling).to(y.dtype)
+
+
+def is_small(y: Tensor) -> bool:
+    """Whether y has few values, where sizes are numbers: a trace or a compiler keeps them open."""
+    open_sizes = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not open_sizes and y.numel() <= FEW
+
+
+def add_few(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+    """``y + scaling · (x Aᵀ) Bᵀ`` in two calls, for so few rows that calls are what it costs."""
+    h = F.linear(x, A)  # (…, r)
+    if y.dim() == 2:
+        return torch.addmm(y, h, B.T, alpha=scaling)
+    rows = y.reshape(-1, B.shape[0]), h.reshape(-1, B.shape[1])
+    return torch.addmm(*rows, B.T, alpha=scaling).view(y.shape)
 
 
 def add_low_rank(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:

@@ -19,6 +19,7 @@ In reading order:
     config_json.py      what a ``config.json`` of the family means
     weights.py          the tensors of a folder, in one file or in shards
     pretrained.py       open and write model folders, in floats or four bits
+    foreign.py          transformers' models, asked and saved as ours
     gguf_vocab.py       a tokenizer in llama.cpp's terms
     gguf_export.py      a model, or an adapter alone, as a GGUF file
     base/               the shipped base
@@ -32,6 +33,7 @@ from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
     from .config import LlamaConfig
+    from .foreign import add_tokenizer
     from .gguf_export import export_adapter_gguf, export_gguf
     from .pretrained import load_base, save_model
     from .tokenizer import Tokenizer
@@ -41,6 +43,7 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "Tokenizer",
+    "add_tokenizer",
     "export_adapter_gguf",
     "export_gguf",
     "load_base",

@@ -42,6 +42,10 @@ class CausalLM(nn.Module):
         """
         return self(ids, segments)[labelled]
 
+    def new_cache(self) -> Any:
+        """An empty cache for one call of ``generate``."""
+        return KVCache()
+
     def next_logits(
         self, ids: Tensor, mask: Tensor | None, cache: KVCache | None, last: Tensor | None = None
     ) -> Tensor:
@@ -94,7 +98,7 @@ class CausalLM(nn.Module):
         was_training = self.training
         self.eval()
         random = torch.Generator(device=ids.device).manual_seed(settings.seed)
-        cache = KVCache() if settings.use_cache else None
+        cache = self.new_cache() if settings.use_cache else None
         ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         ends = torch.tensor(settings.ends, dtype=torch.long, device=ids.device)
         choice = settings.temperature, settings.top_k, random, settings.top_p

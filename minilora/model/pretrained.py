@@ -25,6 +25,7 @@ from ..nf4.linear import NF4Linear
 from ..nf4.tensor import NF4Tensor
 from ..nf4.tensor import quantize as quantize_weight
 from .config_json import config_json_of, kept_companions, llama_config
+from .foreign import save_foreign
 from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files
 from .tokenizer_folder import GENERATION_FILE, read_companions
 from .transformer import Llama, LlamaConfig
@@ -145,8 +146,10 @@ def save_model(
     padding tokens and its ``generation_config.json`` are kept. Tied weights are stored once.
     ``dtype`` converts on the way (``torch.float16`` halves a float32 file). ``shard`` ("2GB", or a
     number of bytes) cuts weights beyond that size into several files with an index. A model that is
-    already in the folder is replaced whole or not at all (``write_together``). Raises
-    ``ValueError`` when adapters are still inside: ``merge_and_unload`` first.
+    already in the folder is replaced whole or not at all (``write_together``). A model of
+    transformers is written by its own ``save_pretrained``, with the tokenizer that it was given
+    (``add_tokenizer``). Raises ``ValueError`` when adapters are still inside: ``merge_and_unload``
+    first.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -155,10 +158,7 @@ def save_model(
     """
     config = getattr(model, "config", None)
     if not isinstance(model, Llama) or not isinstance(config, LlamaConfig):
-        raise ValueError(
-            f"save_model writes a minilora Llama, got {type(model).__name__}: "
-            "save other models with their own library"
-        )
+        return save_foreign(model, Path(folder), dtype, shard)
     limit = None if shard is None else size_in_bytes(shard)
     tensors, quantized, tied = float_tensors(model), packed_weights(model), is_tied(model)
     check_plain(config, tensors.keys() | quantized.keys(), tied)

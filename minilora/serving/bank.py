@@ -14,21 +14,22 @@ transformers, takes rows like ours: ``with bank.batch([…]) as model: model.gen
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 from torch import nn
 
 from ..lora.twin import twin
-from ..model.generation import CausalLM
-from ..model.own_forms import question
+from ..model.transformer import Llama
 from ..text import listed
 from .adapter_store import AdapterStore, Choice
+from .engine import Engine
 from .layer import AdapterRows
-
-AT_ONCE = 64  # rows of one batch
+from .requests import Answer, Finished, RequestFailed, prompt_ids
 
 
 class AdapterBank(AdapterStore):
@@ -93,36 +94,77 @@ class AdapterBank(AdapterStore):
 
         An adapter is a name, None for the base, or several with weights, as
         ``[("legal", 1.0), ("brief", 0.5)]``: their sum, exactly (``combine(how="cat")``).
-        ``sampling`` is that of ``generate_texts``. Raises one ``ValueError`` that names every bad
-        row, before anything is computed.
+        ``sampling``: ``temperature``, ``top_k``, ``top_p``, ``seed`` and ``stop``, for each row as
+        if it were alone. Raises one ``ValueError`` that names every bad row, before anything is
+        computed, or, when an adapter is gone from disk by then, after the others are done.
         """
-        asked = self.checked(rows)
-        texts: list[str] = []
-        for start in range(0, len(asked), AT_ONCE):
-            part = asked[start : start + AT_ONCE]
-            with self.batch([choice for choice, _ in part]) as model:
-                prompts = [prompt for _, prompt in part]
-                texts += model.generate_texts(prompts, max_new_tokens, **sampling)
+        answers = self.submit_all(rows, max_new_tokens, sampling)
+        with self.turn:
+            while self.engine.step():
+                pass
+        texts, wrong = [], []
+        for number, answer in enumerate(answers):
+            try:
+                texts.append(answer.result().text)
+            except RequestFailed as error:
+                wrong.append(f"row {number}: {error}")
+        if wrong:
+            raise ValueError(listed(wrong, 8))
         return texts
 
     def stream(
         self, row: tuple[Any, ...], max_new_tokens: int = 64, **sampling: Any
     ) -> Iterator[str]:
-        """The answer to one row in pieces, as ``Llama.stream_text``; raises as ``generate``."""
-        [(choice, prompt)] = self.checked([row])
-        return self.pieces(choice, prompt, max_new_tokens, sampling)
+        """The answer to one row in pieces, together ``generate``'s; raises as that does.
 
-    def pieces(
-        self, choice: Choice, prompt: Any, max_new_tokens: int, sampling: dict[str, Any]
-    ) -> Iterator[str]:
-        """The pieces of an answer; the bank is busy until the last one."""
-        asked = prompt if isinstance(prompt, tuple) else (prompt,)
-        with self.batch([choice]) as model:
-            yield from model.stream_text(*asked, max_new_tokens=max_new_tokens, **sampling)
+        Leaving the loop ends the answer.
+        """
+        [answer] = self.submit_all([row], max_new_tokens, sampling)
+        return self.pieces(answer)
 
-    def checked(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Choice, Any]]:
-        """(adapter, prompt) of each row, in the form of ``generate_texts``."""
-        if not isinstance(self.model, CausalLM) or self.model.tokenizer is None:
+    def pieces(self, answer: Answer) -> Iterator[str]:
+        """An answer's text as it grows; each step computes a token for every row in progress."""
+        text = answer.text()
+        try:
+            while True:
+                while answer.events.empty():
+                    with self.turn:
+                        self.engine.step()
+                event = answer.next_event()
+                if isinstance(event, Finished):
+                    break
+                if piece := text.push(event):
+                    yield piece
+            if rest := event.text[len(text.shown) :]:
+                yield rest
+        except RequestFailed as error:
+            raise ValueError(str(error)) from error
+        finally:
+            answer.cancel()
+
+    def submit_all(
+        self, rows: Sequence[tuple[Any, ...]], max_new_tokens: int, sampling: dict[str, Any]
+    ) -> list[Answer]:
+        """Check every row, then queue them all."""
+        answers: list[Answer] = []
+        try:
+            for choice, prompt in self.checked(rows):
+                settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, **sampling}
+                answers.append(self.engine.submit(prompt, choice, **settings))
+        except BaseException:
+            for answer in answers:
+                answer.cancel()
+            raise
+        return answers
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What computes the answers, a step at a time, in the thread that asks."""
+        return Engine(self, most_waiting=sys.maxsize)
+
+    def checked(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[Choice, tuple[int, ...]]]:
+        """Each row's adapter, and its prompt as token ids."""
+        if not isinstance(self.base, Llama) or self.base.tokenizer is None:
             raise ValueError(
                 "generate needs a minilora Llama with a tokenizer, as load_base() makes it; for "
                 "another model: with bank.batch(adapters) as model: model.generate(…)"
@@ -139,22 +181,15 @@ class AdapterBank(AdapterStore):
             raise ValueError(listed(wrong, 8))
         return asked
 
-    def checked_row(self, row: tuple[Any, ...]) -> tuple[Choice, Any]:
-        """One row's adapter and prompt. Raises ``ValueError``."""
+    def checked_row(self, row: tuple[Any, ...]) -> tuple[Choice, tuple[int, ...]]:
+        """One row. Raises ``ValueError``."""
         if not isinstance(row, tuple | list) or len(row) not in (2, 3):
             raise ValueError(f"expected (adapter, instruction, context), got {row!r:.80}")
         choice, asked, *context = row
         self.check(choice)
         if isinstance(asked, str):
-            if not asked.strip():
-                raise ValueError("the prompt is empty")
-            prompt: Any = (asked, *(context or ("",)))
-            if not isinstance(prompt[1], str):
-                raise ValueError(f"expected text for the context, got {prompt[1]!r:.80}")
-        else:
-            prompt = asked
-        talk = question(*prompt) if isinstance(prompt, tuple) else prompt
-        ids = self.model.tokenizer.apply_chat_template(talk, add_generation_prompt=True)
-        if len(ids) > (positions := self.model.config.max_position_embeddings):
-            raise ValueError(f"a prompt of {len(ids)} tokens, the base has {positions} positions")
-        return choice, prompt
+            asked = (asked, *(context or ("",)))
+            if not isinstance(asked[1], str):
+                raise ValueError(f"expected text for the context, got {asked[1]!r:.80}")
+        base: Any = self.base
+        return choice, prompt_ids(base.tokenizer, asked, base.config.max_position_embeddings)

@@ -18,9 +18,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..lora.paths import unwrapped
+from ..model.foreign import Foreign, speaking
 from ..model.generation import CausalLM
 from ..model.pretrained import SHIPPED
+from ..model.tokenizer import Tokenizer
 from .examples import Example, Learnt, asked_and_expected
 
 PROSE = SHIPPED / "heldout.txt"
@@ -31,8 +32,7 @@ def answers(model: Any, examples: Sequence[Learnt], batch: int = 50) -> list[str
 
     An answer has at most 64 tokens, or one more than the longest expected answer.
     """
-    check_answers(model)
-    model = unwrapped(model)
+    model = asked_in_words(model)
     pairs = [asked_and_expected(example) for example in examples]
     lengths = [len(model.tokenizer.answer(expected)) + 1 for _, expected in pairs]
     max_new_tokens = max([64, *lengths])
@@ -46,15 +46,17 @@ def answers(model: Any, examples: Sequence[Learnt], batch: int = 50) -> list[str
     return texts
 
 
-def check_answers(model: Any) -> None:
-    """Raise ``ValueError`` unless the model can be asked in words."""
-    asked = unwrapped(model)
-    speaks = isinstance(asked, CausalLM)
-    if not speaks or asked.tokenizer is None:
+def asked_in_words(model: Any) -> CausalLM:
+    """The model with ``generate_texts``; ``ValueError`` unless it can be asked in words."""
+    asked = speaking(model)
+    others = isinstance(asked, Foreign) and not isinstance(asked.tokenizer, Tokenizer)
+    if asked.tokenizer is None or others:
+        name = type(asked.model if isinstance(asked, Foreign) else asked).__name__
         raise ValueError(
-            "answers need a minilora Llama with a tokenizer, as load_base() makes it, "
-            f"got a {type(asked).__name__}" + " without one" * speaks
+            "answers need a minilora Llama with a tokenizer, as load_base() makes it, or another "
+            f"model with one, as add_tokenizer(model, folder) gives it, got a {name} without one"
         )
+    return asked
 
 
 def exact_match(model: Any, examples: Sequence[Learnt], batch: int = 50) -> float:

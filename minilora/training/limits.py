@@ -16,7 +16,7 @@ from ..lora.attached import adapters_of
 from ..lora.paths import unwrapped
 from .batches import ChatTokenizer, Encoded
 from .config import TrainConfig
-from .evaluation import check_answers
+from .evaluation import asked_in_words
 from .examples import Learnt, Task
 from .objective import keeps_examples_apart
 from .recomputation import check_recomputable
@@ -92,7 +92,7 @@ def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
             "see each other"
         )
     if config.valid_answers and task.valid:
-        check_answers(model)
+        asked_in_words(model)
     if config.checkpointing:
         check_recomputable(model)
     if config.fp16 and all(p.device.type == "cpu" for p in model.parameters() if p.requires_grad):

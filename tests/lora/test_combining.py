@@ -11,7 +11,7 @@ from peft import get_peft_model
 from peft.utils import merge_utils
 from torch import nn
 
-from minilora import LoraConfig, combine, inject, level0
+from minilora import LoraConfig, combine, inject, level0, swap_adapter
 from minilora.lora.combining import (
     HOWS,
     RULES,
@@ -255,3 +255,18 @@ def test_half_precision_is_cut_in_single_and_comes_back_in_half():
     combined = combine([{"q": part}, {"q": part}], how="svd")["q"]
     assert combined.A.dtype == combined.B.dtype == torch.bfloat16
     torch.testing.assert_close(update(combined).float(), torch.full((3, 4), 4.0), rtol=0.02, atol=0)
+
+
+def test_a_combination_goes_into_a_model_and_computes_the_sum():
+    model, other = adapted(), adapted()
+    other.load_state_dict(model.state_dict())
+    for _, layer in lora_layers(other):
+        nn.init.normal_(layer.lora_A)
+    parts = [low_rank_parts(each) for each in (model, other)]
+    expected = {
+        path: layer.delta_weight() - 0.5 * second.delta_weight()
+        for (path, layer), (_, second) in zip(lora_layers(model), lora_layers(other), strict=True)
+    }
+    swap_adapter(model, combine(parts, [1.0, -0.5]))
+    for path, layer in lora_layers(model):
+        torch.testing.assert_close(layer.delta_weight(), expected[path], rtol=1e-4, atol=1e-4)

@@ -27,15 +27,24 @@ from minilora.lora.layer import AddLowRank, LoRALayer, add_low_rank_plainly, is_
 from ..strategies import cases
 from ..tolerance import assert_as_close, backward_bound, exactly, forward_bound, gamma
 
+PATHS = pytest.mark.parametrize("few", [0, 10**9], ids=["in place", "few values"])
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def in_place(few_values, monkeypatch, request):
+    """The path in place for every test that names no other; its layers are all small."""
+    few = request.node.callspec.params.get("few", 0) if hasattr(request.node, "callspec") else 0
+    monkeypatch.setattr("minilora.lora.layer.FEW", few)
 
 
 def as_numpy(tensor):
     return tensor.detach().double().numpy()
 
 
-@given(cases())
-def test_forward_equals_level_0(case):
+@PATHS
+@given(case=cases())
+def test_forward_equals_level_0(few, case):
     layer, dtype = case.layer, case.x.dtype
     x, W, A, B, scaling, bias = case.parts
     bias_array = None if bias is None else as_numpy(bias)
@@ -44,8 +53,9 @@ def test_forward_equals_level_0(case):
     assert (error <= forward_bound(*case.parts, dtype).numpy()).all()
 
 
-@given(cases(dtypes=(torch.float64,)))
-def test_backward_equals_level_0(case):
+@PATHS
+@given(case=cases(dtypes=(torch.float64,)))
+def test_backward_equals_level_0(few, case):
     layer, x = case.layer, case.x.requires_grad_()
     y = layer(x)
     grad = torch.randn_like(y)

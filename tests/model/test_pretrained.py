@@ -111,7 +111,7 @@ def test_a_merged_model_is_saved_and_one_with_adapters_inside_is_refused(tmp_pat
     ids = torch.randint(0, 99, (1, 9))
     merge_and_unload(base)
     assert torch.equal(load_base(save_model(base, tmp_path))(ids), base(ids))
-    with pytest.raises(ValueError, match="save_model writes a minilora Llama, got Linear"):
+    with pytest.raises(ValueError, match="save_model writes a minilora Llama or .* got Linear"):
         save_model(torch.nn.Linear(2, 2), tmp_path)
 
 

@@ -92,7 +92,7 @@ def test_several_weighted_adapters_are_their_exact_combination(bank, folders):
 
 
 def test_all_rows_are_checked_before_any_is_computed(bank, monkeypatch):
-    monkeypatch.setattr(type(bank.model), "generate_texts", None)  # never reached
+    monkeypatch.setattr(bank.engine, "submit", None)  # never reached
     long = "How is the Hull? " * 200
     rows = [
         ("qv", "Status?", LOG),
@@ -109,7 +109,7 @@ def test_all_rows_are_checked_before_any_is_computed(bank, monkeypatch):
     assert "row 1: there is no adapter 'qx'; did you mean 'qv'?" in message
     assert "row 2: the prompt is empty" in message
     assert "row 3: a prompt of" in message
-    assert "tokens, the base has 512 positions" in message
+    assert "leaves no room for an answer: the base has 512 positions" in message
     assert "row 5: expected (adapter, instruction, context), got ('rs',)" in message
     assert "row 6: expected text for the context, got 5" in message
     assert "row 0" not in message
@@ -157,6 +157,28 @@ def test_messages_and_sampling_are_those_of_generate_texts(bank):
         bank.generate([(None, "Status?")], 0)
 
 
+def test_a_row_drawn_with_a_seed_does_not_depend_on_its_neighbours(bank):
+    row, settings = ("qv", "Status?", LOG), {"temperature": 0.8, "top_k": 20, "seed": 5}
+    others = [("mlp", q, LOG) for q in QUESTIONS] + [(None, "Status?", LOG)]
+    alone = bank.generate([row], 12, **settings)
+    assert bank.generate([*others, row], 12, **settings)[-1:] == alone
+    assert "".join(bank.stream(row, 12, **settings)) == alone[0]
+
+
+def test_a_stream_that_is_left_frees_its_row_and_one_that_fails_says_why(bank):
+    pieces = bank.stream(("qv", "Status?", LOG), 30)
+    assert next(pieces)
+    pieces.close()
+    assert bank.generate([("rs", "Status?", LOG)], 4)
+    assert not bank.engine.batch.in_use
+    bank.cache.memory = 1
+    bank.cache.residents.clear()
+    with pytest.raises(ValueError, match="has no room"):
+        list(bank.stream(("qv", "Status?", LOG), 4))
+    with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
+        bank.stream(("rs", "Status?", LOG), 0)
+
+
 def test_the_model_itself_stays_as_it_was(folders):
     base = minilora.load_base()
     before = {name: (id(p), p.clone()) for name, p in base.named_parameters()}
@@ -169,6 +191,7 @@ def test_the_model_itself_stays_as_it_was(folders):
     assert all(torch.equal(p, before[n][1]) for n, p in base.named_parameters())
     shared = {id(p) for p in bank.model.parameters()}
     assert shared == {id(p) for p in base.parameters()}
+    assert {id(p) for p in bank.engine.model.parameters()} == shared
 
 
 def test_a_base_in_four_bits_answers_as_qlora_does(tmp_path):
