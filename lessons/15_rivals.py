@@ -114,7 +114,7 @@ def draw(loss, trained):
     return figure
 
 
-show(draw(loss, trained), "Bars of held-out loss of six methods, the best at the bottom")
+show(draw(loss, trained), "Bars of held-out loss of six methods, the best at the top")
 
 # %% [markdown]
 # The three that act on every layer's products lie between {{ best:.2f}} and {{ worst:.2f}}: one

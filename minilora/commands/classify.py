@@ -10,6 +10,7 @@ import random
 from dataclasses import replace
 from typing import Any
 
+BERT_TARGETS = ("query", "value")
 RATE, EPOCHS = 1e-3, 3.0  # where none is given
 OTHER_WAYS = ("full", "qlora", "resume", "replay", "pack", "push", "accumulate", "bf16")
 
@@ -32,7 +33,8 @@ def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
     train, valid = (
         split(rows, options.seed) if options.valid is None else (rows, read_labelled(options.valid))
     )
-    targets = options.target if options.target != ["q_proj", "v_proj"] else ["query", "value"]
+    named = options.target != ["q_proj", "v_proj"]  # the default is of language models
+    targets = lora.target_modules if named else BERT_TARGETS
     lora = replace(lora, target_modules=targets, task_type="SEQ_CLS")
     config = replace(config, lr=options.lr or RATE, validate_every=0)
     if options.epochs is None and options.steps == 500:  # neither is given

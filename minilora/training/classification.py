@@ -102,7 +102,8 @@ class Classifier:
         longest = max(len(each.ids) for each in encoded)
         ids = torch.tensor([e.ids + [0] * (longest - len(e.ids)) for e in encoded])
         mask = torch.tensor([[1] * len(e.ids) + [0] * (longest - len(e.ids)) for e in encoded])
-        classes = torch.tensor([self.labels.index(row.label) for row in rows])
+        index = {label: number for number, label in enumerate(self.labels)}
+        classes = torch.tensor([index.get(row.label, -1) for row in rows])  # -1: not known
         return Texts(ids.to(self.device), mask.to(self.device), classes.to(self.device))
 
     def logits(self, batch: Texts) -> Tensor:

@@ -363,3 +363,14 @@ def test_prompt_tuning_on_smollm2_follows_pefts_curve():
     mine, peft = same_training(ours, theirs, "prompt", ids, steps=12, lr=3e-2)
     assert mine[-1] < mine[0] - 1
     torch.testing.assert_close(torch.tensor(mine), torch.tensor(peft), rtol=1e-2, atol=0)
+
+
+@every
+def test_audit_names_it_outside_the_weights(config):
+    model, _ = pair()
+    base = copy.deepcopy(model)
+    inject(model, config)
+    found = minilora.audit(base, model)
+    assert not found.changes
+    own = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(found.elsewhere) == own

@@ -37,8 +37,8 @@ def folder(tmp_path_factory):
 def trained(folder):
     torch.manual_seed(1)
     classifier = open_classifier(folder, ["no", "yes"])
-    inject(classifier.model, LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS"))
-    losses = classifier.train(ROWS, TrainConfig(steps=40, batch_size=8, lr=3e-2))
+    inject(classifier.model, LoraConfig(r=4, target_modules="all-linear", task_type="SEQ_CLS"))
+    losses = classifier.train(ROWS, TrainConfig(steps=120, batch_size=8, lr=3e-2))
     return classifier, losses
 
 
@@ -73,8 +73,17 @@ def test_the_command_trains_on_a_csv_and_says_what_it_reached(folder, tmp_path, 
     lines = [f'"{row.text}",{row.label}' for row in ROWS * 3]
     data.write_text("text,label\n" + "\n".join(lines) + "\n", encoding="utf-8")
     words = ["train", "--task", "classify", "--base", str(folder), "--data", str(data)]
-    words += ["--valid", str(data), "--out", str(tmp_path / "out"), "--steps", "30", "--lr", "0.03"]
-    assert main([*words, "--batch", "8", "--target", "query"]) == 0
+    words += [
+        "--valid",
+        str(data),
+        "--out",
+        str(tmp_path / "out"),
+        "--steps",
+        "120",
+        "--lr",
+        "0.03",
+    ]
+    assert main([*words, "--batch", "8", "--target", "all-linear"]) == 0
     printed = capsys.readouterr().out
     assert "held-out accuracy" in printed
     assert "-> 100.0%" in printed
