@@ -31,6 +31,7 @@ from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
 from ..lora.token_rows import TiedHead, TokenRows
+from ..lora.trained_copies import trained_copies
 from .attached_files import KNOWN, load_attached, save_attached
 from .base_fingerprint import fingerprint
 from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
@@ -101,7 +102,8 @@ def save_adapter(
         "alpha_pattern": alpha_pattern,
         **fields_beside(model),
     }
-    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)), card)
+    base = asdict(fingerprint(model, trained_copies(model)))
+    write_adapter_files(Path(folder), config, tensors, base, card)
     return Path(folder)
 
 
