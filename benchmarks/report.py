@@ -23,6 +23,7 @@ from .tables import (
     FORWARD,
     MATRIX,
     PARTS,
+    WORDINGS,
     context_rows,
     facts_rows,
     forgetting_rows,
@@ -39,6 +40,7 @@ from .tables import (
     step_rows,
     table,
     times,
+    wordings_rows,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -121,6 +123,7 @@ def whole(results: Results) -> str:
         "`benchmarks/forgetting.py` for the groups. Mean (range) over the seeds; CPU seconds on a "
         "machine with other work. A row of one seed is one run."
     )
+    asked = "Equal examples, each question in so many wordings; 100 held-out logs."
     fitted = "Cost ∝ size^k, fitted on the three largest sizes; extra: over the floor."
     parts = (
         ("forward", "Ratios to the plain Linear.", forward, forward_rows),
@@ -130,6 +133,7 @@ def whole(results: Results) -> str:
         ("matrix", "", MATRIX, matrix_rows),
         ("quality", exact, ("base or method", "seed", "exact", "prose"), quality_rows),
         ("forgetting", kept, FORGETTING, forgetting_rows),
+        ("wordings", asked, WORDINGS, wordings_rows),
         ("facts", facts_note(results["facts"]), FACTS, facts_rows),
         *([("in_context", IN_CONTEXT, CONTEXT, context_rows)] if "in_context" in results else []),
         ("scaling", fitted, ("cost", "grows with", "k", "expected"), scaling_rows),

@@ -26,6 +26,7 @@ FORGETTING = (
     "old answers kept",
     "CPU s",
 )
+WORDINGS = ("wordings in training", "seeds", "right, seen wordings", "right, unseen wordings")
 FACTS = ("facts", "method", "“x status?”", "in another wording", "new log followed")
 FACTS += ("taught value instead", "ship's logs", "forgot", "prompt tokens")
 CONTEXT = ("model", "way", "exact", "prompt tokens", "CPU s a request", "training has paid after")
@@ -208,6 +209,16 @@ def forgetting_rows(result: dict[str, Any]) -> list[list[str]]:
 def dialled(row: dict[str, Any]) -> str:
     """A method's name, with the strength of its adapter where that is not 1."""
     return f"{row['method']}, dial at {row['dial']:g}" if "dial" in row else row["method"]
+
+
+def wordings_rows(result: dict[str, Any]) -> list[list[str]]:
+    """A line for each number of wordings."""
+    lines = []
+    for count in dict.fromkeys(row["wordings"] for row in result["rows"]):
+        rows = pick(result, wordings=count)
+        scores = [spread([row[key] for row in rows], ".0%") for key in ("seen", "unseen")]
+        lines.append([str(count), str(len(rows)), *scores])
+    return lines
 
 
 def facts_rows(result: dict[str, Any]) -> list[list[str]]:

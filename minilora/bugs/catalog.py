@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .bug import Bug
 from .merge_bugs import MERGE
+from .method_bugs import METHODS
 from .replay_bugs import REPLAY
 from .soft_bugs import SOFT
 
@@ -213,4 +214,4 @@ TRAINING = (
         caught_by="test_foreign.py::test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient"),
 )  # fmt: skip
 
-BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY, *SOFT)
+BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY, *METHODS, *SOFT)

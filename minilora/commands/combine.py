@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from shlex import quote
 
 from ..lora.combining import HOWS, SIGNS
 from .options import add_seed_option
@@ -47,5 +48,7 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(options.adapters)} adapters as one: {len(parts)} modules, {shown}.")
     if options.how not in ("cat", "svd"):
         print("This is not the sum of the adapters (--how cat is): measure it before you use it.")
-    print(f'Saved {folder}. Next:\n  minilora generate --adapter {folder} "your question"')
+    print(
+        f'Saved {folder}. Next:\n  minilora generate --adapter {quote(str(folder))} "your question"'
+    )
     return 0

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -257,7 +258,7 @@ def show_four_bit_losses(model: Any) -> None:
 def show_next(out: Path) -> None:
     """Commands and a file to go on with."""
     ask = '--context "Log: Hull 3%, Engines full." "Status?"'
-    print(f"  minilora generate --base {out / 'merged'} {ask}")
+    print(f"  minilora generate --base {quote(str(out / 'merged'))} {ask}")
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
     print("  open minilora/lora/layer.py: the layer that just learnt this, in one screen")
 

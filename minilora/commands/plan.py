@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from ..ledger.estimate import DTYPES, GB, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
+from ..ledger.method_costs import COUSINS, default_config
 from ..ledger.shapes import architecture, presets
 from ..lora.config import LoraConfig, read_targets
 from ..plots.style import save_figure, short
 
 TERMS = """
 weights: the base as it is stored, a 4-bit weight in half a byte. constants: the scales of 4-bit
-weights. adapters: A and B. gradients and optimizer: of the trained numbers; AdamW's two moments are
-8 bytes a number. activations: the tensors that the forward pass keeps for the backward pass; they
-grow with batch and tokens. temporary: tensors of the worst moment only, as logits. GB are decimal.
+weights. adapters: A and B, or what the method has instead. gradients and optimizer: of the trained
+numbers; AdamW's two moments are 8 bytes a number. activations: the tensors that the forward pass
+keeps for the backward pass; they grow with batch and tokens. temporary: tensors of the worst moment
+only, as logits. GB are decimal.
 Not counted: the process itself (half a gigabyte on a card), fragmentation, a float32 copy of 16-bit
 weights that train (4 bytes each, where one is kept), and what several cards hold twice. time is
 FLOPs and nothing else, at a round 100 TFLOP/s: cards that sustain 400 together need a quarter of
@@ -87,8 +89,11 @@ def run(options: argparse.Namespace) -> int:
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        config = LoraConfig(options.r, 2 * options.r, read_targets(options.target))
-        planned = plan(options.model, config, options.method, settings)
+        targets = read_targets(options.target)
+        config = LoraConfig(options.r, 2 * options.r, targets)
+        cousin = options.method in COUSINS
+        chosen = default_config(options.method, targets, options.r) if cousin else config
+        planned = plan(options.model, chosen, options.method, settings)
         if options.chart is not None:
             save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)
     for note in dict.fromkeys(str(warning.message) for warning in caught):
@@ -107,7 +112,7 @@ def print_plan(planned: Plan) -> None:
     from rich.console import Console
 
     config = planned.config
-    how = f"r = {config.r} on {planned.adapted} Linears" if config else "everything trains"
+    how = what_trains(planned) if config else "everything trains"
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 60)  # in a narrower window lines wrap; a number is never cut
     console.print(f"{planned.model}, {planned.method}: {how}")
@@ -115,6 +120,14 @@ def print_plan(planned: Plan) -> None:
     console.print()
     for name, text in [*cost_lines(planned), *card_lines(planned)]:
         console.print(f"{name:13}{text}")
+
+
+def what_trains(planned: Plan) -> str:
+    """The rank, where the method has one, and on how many modules."""
+    config: Any = planned.config
+    r = getattr(config, "r", getattr(config, "init_r", None))
+    modules = f"{planned.adapted} {'norms' if config.takes_norms else 'Linears'}"
+    return f"r = {r} on {modules}" if r else f"on {modules}"
 
 
 def bytes_table(planned: Plan) -> Any:

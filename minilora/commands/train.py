@@ -11,6 +11,7 @@ import argparse
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from .hub_names import add_hub_option, check_push, push_trained
@@ -252,9 +253,11 @@ def show_form(tokenizer: Any, task: Any) -> None:
 
 def show_next(options: argparse.Namespace, folder: Path) -> None:
     """The commands that use the folder that was just written."""
-    base = (f"--base {options.base} " if options.base else "") + "--qlora " * options.qlora
-    model = f"--base {folder}" if options.full else f"{base}--adapter {folder}"
+    written, merged = quote(str(folder)), quote(str(options.out / "merged"))
+    base = f"--base {quote(str(options.base))} " if options.base else ""
+    base += "--qlora " * options.qlora
+    model = f"--base {written}" if options.full else f"{base}--adapter {written}"
     print(f"Saved {folder}. Next:")
     print(f'  minilora generate {model} "your question"')
     if not options.full:
-        print(f"  minilora merge {base}--adapter {folder} --out {options.out / 'merged'}")
+        print(f"  minilora merge {base}--adapter {written} --out {merged}")

@@ -9,13 +9,14 @@ In reading order:
     beside.py             what a file holds beside A and B: a head, biases, token rows
     mismatches.py         everything that does not fit, in one list
     plain_lora.py         one rank and one alpha, for readers without patterns
+    method_files.py       the files of the other methods
     attached_files.py     soft prompts, prefixes, bottlenecks
     save_and_load.py      ``save_adapter`` and ``load_adapter``
     combined_files.py     adapter folders as factors, without a base; several folders as one
     bitsandbytes_4bit.py  the tensors of a 4-bit checkpoint
     gguf_file.py          llama.cpp's file: settings and tensors in f32, f16 or q8_0
 
-Imports ``lora``, ``nf4`` and the ground.
+Imports ``methods``, ``lora``, ``nf4`` and the ground.
 """
 
 from typing import TYPE_CHECKING

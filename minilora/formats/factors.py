@@ -1,6 +1,7 @@
 """A and B of every layer that has them, by their names in PEFT's files.
 
 beside a Linear       <path>.lora_A.weight (r, in)         <path>.lora_B.weight (out, r)
+DoRA's besides        <path>.lora_magnitude_vector (out,)
 beside an Embedding   <path>.lora_embedding_A (r, tokens)  <path>.lora_embedding_B (d, r)
 """
 
@@ -17,6 +18,7 @@ from ..lora.layer import LoRALayer
 from .peft_files import PREFIX
 
 Layer = LoRALayer | LoRAEmbedding
+MAGNITUDE = "lora_magnitude_vector"
 LINEAR = ("lora_A.weight", "lora_B.weight")
 EMBEDDING = ("lora_embedding_A", "lora_embedding_B")
 FACTORS = re.compile(r"(.+)\.(lora_[AB]\.weight|lora_embedding_[AB])")
@@ -27,10 +29,10 @@ def low_rank_layers(model: nn.Module) -> dict[str, Layer]:
     return {path: la for path, la in adapter_layers(model) if isinstance(la, Layer)}
 
 
-def factors_of(layer: Layer) -> dict[str, nn.Parameter]:
-    """A and B, by the ends of their keys."""
+def factors_of(layer: Layer) -> dict[str, Tensor]:
+    """A and B, and DoRA's magnitudes, by the ends of their keys."""
     if isinstance(layer, LoRALayer):
-        return dict(zip(LINEAR, (layer.lora_A, layer.lora_B), strict=True))
+        return layer.tensors()
     return dict(zip(EMBEDDING, (layer.lora_embedding_A, layer.lora_embedding_B), strict=True))
 
 

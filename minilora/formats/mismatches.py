@@ -26,10 +26,12 @@ from ..lora.linears import embedding_shape, linear_shape
 from ..lora.paths import named_modules
 from ..lora.selection import Site, pattern_for
 from ..lora.sites import sites_of
+from ..methods.dora import DoRALayer
+from ..methods.pissa import ResidualLoRALayer
 from ..text import listed
 from .base_fingerprint import Fingerprint, fingerprint
 from .beside import Beside, beside
-from .factors import EMBEDDING, LINEAR, Layer, adapted_paths, low_rank_layers
+from .factors import EMBEDDING, LINEAR, MAGNITUDE, Layer, adapted_paths, low_rank_layers
 from .peft_files import (
     FLOATS,
     META_BASE,
@@ -88,7 +90,7 @@ def strange_keys(tensors: Mapping[str, Tensor], known: Collection[str]) -> list[
     if not tensors:
         return ["the file holds no tensors"]
     paths = adapted_paths(tensors)
-    ours = {f"{PREFIX}{p}.{end}" for p in paths for end in (*LINEAR, *EMBEDDING)}
+    ours = {f"{PREFIX}{p}.{end}" for p in paths for end in (*LINEAR, *EMBEDDING, MAGNITUDE)}
     strange = [key for key in tensors if key not in ours and key not in known]
     if strange:
         expected = f"{PREFIX}<module>.lora_A.weight and .lora_B.weight"
@@ -100,6 +102,8 @@ def beyond_linears(config: LoraConfig, tensors: Mapping[str, Tensor]) -> list[st
     """What a file trains besides Linears, for readers that know A and B of Linears only."""
     fields = ("modules_to_save", "trainable_token_indices")
     more = [name for name in fields if getattr(config, name)]
+    more += ["use_dora"] if config.use_dora else []
+    more += ["init_lora_weights"] if config.init_lora_weights is not True else []
     more += ["bias"] if config.bias != "none" else []
     more += ["an embedding's A and B"] if any(key.endswith(EMBEDDING) for key in tensors) else []
     return [f"it has {', '.join(more)}: only A and B of Linears are read here"] if more else []
@@ -161,21 +165,38 @@ def misfits(
         elif layer is not None and (layer.merged or (layer.r, layer.scaling) != (r, scaling)):
             ours = f"r={layer.r}, scaling={layer.scaling:g}{', merged' * layer.merged}"
             wrong.append(f"{name} has {ours} in this model, r={r}, scaling={scaling:g} in the file")
+        elif isinstance(layer, LoRALayer) and not is_of_kind(layer, config):
+            theirs = f"use_dora={config.use_dora}, init_lora_weights={config.init_lora_weights!r}"
+            wrong.append(f"{name} has a {type(layer).__name__} in this model, the file {theirs}")
+        elif not config.use_dora and f"{PREFIX}{name}.{MAGNITUDE}" in tensors:
+            wrong.append(f"{name} has magnitudes of DoRA, and its config does not say use_dora")
         else:
-            wrong += misshapen(name, modules[name], r, tensors)
+            wrong += misshapen(name, modules[name], r, tensors, config.use_dora)
     return wrong
 
 
-def misshapen(name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with one module's two tensors."""
+def is_of_kind(layer: LoRALayer, config: LoraConfig) -> bool:
+    """Whether a model's layer is the variant of LoRA that a config asks for."""
+    if isinstance(layer, ResidualLoRALayer):
+        return layer.start == config.init_lora_weights
+    return isinstance(layer, DoRALayer) == config.use_dora and config.init_lora_weights is True
+
+
+def misshapen(
+    name: str, module: nn.Module, r: int, tensors: Mapping[str, Tensor], use_dora: bool = False
+) -> list[str]:
+    """What is wrong with one module's two tensors, or DoRA's three."""
     table = isinstance(module, nn.Embedding)
     try:
         in_features, out_features = embedding_shape(module) if table else linear_shape(module)
     except TypeError:
         return [f"{name} is a {type(module).__name__} in this model, not a Linear"]
     wrong = []
-    shapes = (r, in_features), (out_features, r)
-    for key, shape in zip(EMBEDDING if table else LINEAR, shapes, strict=True):
+    keys, factors = EMBEDDING if table else LINEAR, ((r, in_features), (out_features, r))
+    shapes: dict[str, tuple[int, ...]] = dict(zip(keys, factors, strict=True))
+    if use_dora:
+        shapes[MAGNITUDE] = (out_features,)
+    for key, shape in shapes.items():
         tensor, factor = tensors.get(f"{PREFIX}{name}.{key}"), key.removesuffix(".weight")
         if tensor is None:
             wrong.append(f"{name}.{factor} is missing")
@@ -196,7 +217,10 @@ def other_base(base: Callable[[], Fingerprint], files: AdapterFiles) -> str:
         return "does not say which base it was made for"
     ours = asdict(base())
     if saved.get("architecture") != ours["architecture"]:
-        return "was made for a base of another architecture (other parameters, or other shapes)"
+        named = files.config.get("base_model_name_or_path")
+        hint = f"; it names {named!r} as its base" if isinstance(named, str) else ""
+        other = "was made for a base of another architecture (other parameters, or other shapes)"
+        return other + hint
     if ours["tensors"] and saved.get("tensors") and saved.get("tensors") != ours["tensors"]:
         return (
             "was made for a base with other values "

@@ -20,6 +20,11 @@ CARD = "README.md"
 MARK = "<!-- written by minilora; without this line it is kept as it is -->"
 VERSIONS = {"minilora": "minilora", "PyTorch": "torch", "safetensors": "safetensors"}
 PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation"}
+METHODS = {
+    **{"LORA": "LoRA", "VERA": "VeRA", "IA3": "(IA)³", "ADALORA": "AdaLoRA"},
+    **{"LN_TUNING": "norm tuning", "BITFIT": "BitFit"},
+}
+OURS = ("BITFIT",)  # types that PEFT does not have
 SHOWN = ("peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules")
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -44,13 +49,15 @@ def model_card(
     front += ["library_name: peft"]
     if pipeline := PIPELINES.get(str(config.get("task_type"))):
         front += [f"pipeline_tag: {pipeline}"]
-    front += ["tags:", "- lora", "- minilora"]
+    kind = str(config.get("peft_type", "LORA"))
+    front += ["tags:", f"- {kind.lower()}", "- minilora"]
     settings = {key: config[key] for key in (*SHOWN, *patterns(config)) if key in config}
     known = {key: value for key, value in base.items() if value}
     about = [
-        f"# A LoRA adapter{f' for {Path(name).name}' if name else ''}",
-        "It is no model by itself: load it onto its base with PEFT "
-        "(`PeftModel.from_pretrained(base, folder)`) or `minilora.load_adapter(base, folder)`.",
+        f"# {article(METHODS.get(kind, kind))} adapter{f' for {Path(name).name}' if name else ''}",
+        "It is no model by itself: load it onto its base with "
+        + "PEFT (`PeftModel.from_pretrained(base, folder)`) or " * (kind not in OURS)
+        + "`minilora.load_adapter(base, folder)`.",
         *section("Adapter", settings),
         *section("Base, fingerprint", known),
     ]
@@ -59,6 +66,11 @@ def model_card(
     about += section("Framework versions", versions(), "###")
     text = "\n\n".join([*about, MARK])
     return "\n".join(["---", *front, "---", "", text, ""])
+
+
+def article(name: str) -> str:
+    """A method's name with its article."""
+    return f"An {name}" if name[0] in "AEIOU(" else f"A {name}"
 
 
 def patterns(config: Mapping[str, Any]) -> list[str]:

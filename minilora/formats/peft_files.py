@@ -50,6 +50,7 @@ from ..files import (
     write_together,
 )
 from ..lora.config import LoraConfig
+from ..lora.hyperparameters import STARTS
 from .model_card import CARD, Sections, is_ours, model_card
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -57,7 +58,6 @@ ASIDE = f"{CONFIG}.before"
 META_CONFIG, META_BASE = "minilora_config", "minilora_base"
 # Features that change what the tensors mean, and the value at which they change nothing.
 UNSUPPORTED = {
-    "use_dora": False,
     "use_qalora": False,
     "use_bdlora": None,
     "lora_bias": False,
@@ -190,7 +190,7 @@ def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
         if (value := saved.get(name, neutral)) not in (neutral, None, {}, [], ()):
             wrong.append(f"{name}={value!r} is not supported")
     init = saved.get("init_lora_weights", "")
-    if any(word in str(init).lower() for word in CHANGES_BASE):
+    if init not in STARTS and any(word in str(init).lower() for word in CHANGES_BASE):
         fix = "convert it to plain LoRA with PEFT first"
         wrong.append(f"init_lora_weights={init!r} changes the base: {fix}")
     patterns = [saved.get(name) for name in PATTERNS]
@@ -202,6 +202,8 @@ def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
     fields = {name: saved.get(name, value) for name, value in defaults.items()}
     for name in ("exclude_modules", "layers_to_transform", "layers_pattern", *PATTERNS):
         fields[name] = saved.get(name)
+    fields["use_dora"] = saved.get("use_dora") or False
+    fields["init_lora_weights"] = init if init in STARTS else True
     fields["bias"] = saved.get("bias") or "none"
     fields["task_type"] = saved.get("task_type")
     for name in ("modules_to_save", "trainable_token_indices"):

@@ -5,7 +5,7 @@ PEFT is lenient where a user would rather know: with wrong keys it loads nothing
 the base is served as if it were the fine-tune (huggingface/peft #2699). Here one error names
 everything that does not fit (formats/mismatches.py), and the model stays as it was.
 
-Left out so far: DoRA. A file that needs it is refused by name.
+PiSSA and OLoRA are written as the plain LoRA that they are (methods/pissa.py).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from statistics import mode
 from typing import Any
@@ -24,21 +25,24 @@ from torch import Tensor, nn
 
 from ..lora.attached import attached_modules
 from ..lora.config import LoraConfig
-from ..lora.embedding import LoRAEmbedding
-from ..lora.injection import check_container, inject, require_adapters
+from ..lora.injection import check_container, require_adapters
 from ..lora.layer import LoRALayer
 from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
 from ..lora.token_rows import TiedHead, TokenRows
 from ..lora.trained_copies import trained_copies
+from ..methods.dora import DoRALayer
+from ..methods.injection import inject
+from ..methods.pissa import ResidualLoRALayer
 from .attached_files import KNOWN, load_attached, save_attached
 from .base_fingerprint import fingerprint
 from .beside import Beside, adapter_config, fields_beside, load_beside, tensors_beside
 from .factors import LINEAR, Layer, factors_of, low_rank_layers
+from .method_files import CONFIGS, is_other_method, load_method, method_contents
 from .mismatches import check_fit
 from .model_card import Sections
-from .peft_files import META_BASE, PREFIX, read_adapter_files, write_adapter_files
+from .peft_files import META_BASE, PREFIX, AdapterFiles, read_adapter_files, write_adapter_files
 from .plain_lora import plain_lora
 
 NOTHING = Beside()
@@ -67,11 +71,16 @@ def save_adapter(
     check_container(model)
     if any(attached_modules(model)):
         return save_attached(model, Path(folder), card)
+    if any(is_other_method(layer) for _, layer in require_adapters(model)):
+        return save_method(model, Path(folder), plain, card)
     layers = layers_to_save(model)
-    kinds = {(layer.lora_dropout, layer.use_rslora and not plain) for _, layer in layers}
+    kinds = {
+        (layer.lora_dropout, layer.use_rslora and not plain, isinstance(layer, DoRALayer))
+        for _, layer in layers
+    }
     if len(kinds) > 1:
         raise ValueError(
-            f"cannot save adapters that differ in (dropout, rslora) as one: {sorted(kinds)}"
+            f"cannot save adapters that differ in (dropout, rslora, dora) as one: {sorted(kinds)}"
         )
     ranks = {name: layer.r for name, layer in layers}
     alphas = {name: layer.lora_alpha for name, layer in layers}
@@ -82,7 +91,7 @@ def save_adapter(
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
         raise ValueError(f"{name} holds values that are not finite: the training diverged")
-    lora_dropout, use_rslora = kinds.pop()
+    lora_dropout, use_rslora, use_dora = kinds.pop()
     names = [name for name, _ in layers]
     r, rank_pattern = common_and_others(ranks)
     lora_alpha, alpha_pattern = common_and_others(alphas)
@@ -95,7 +104,7 @@ def save_adapter(
         "lora_alpha": lora_alpha,
         "lora_dropout": lora_dropout,
         "use_rslora": use_rslora,
-        "use_dora": False,
+        "use_dora": use_dora,
         "fan_in_fan_out": any(is_conv1d(layer.base) for _, layer in layers),
         "target_modules": short_names(model, names),
         "rank_pattern": rank_pattern,
@@ -126,13 +135,15 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     ...     load_adapter(base, save_adapter(trained, folder))[0]
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
-    files, layers = read_adapter_files(Path(folder)), low_rank_layers(model)
+    files = read_adapter_files(Path(folder))
     if files.config.get("peft_type") in KNOWN:
         return load_attached(model, files, strict)
+    if files.config.get("peft_type") in CONFIGS:
+        warn_of_other_base(files, load_method(model, files, strict))
+        return model
     fitting = check_fit(model, files, strict)
-    if fitting.other_base and META_BASE in files.metadata:
-        differs = f"the adapter in {folder} {fitting.other_base}"
-        warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=2)
+    layers = low_rank_layers(model)
+    warn_of_other_base(files, fitting.other_base)
     if not layers:
         inject(model, exactly(fitting.names, fitting.config, fitting.beside))
         layers = low_rank_layers(model)
@@ -144,13 +155,41 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     return model
 
 
+def warn_of_other_base(files: AdapterFiles, other_base: str) -> None:
+    """Warn when the files say that they were made on another base."""
+    if other_base and META_BASE in files.metadata:
+        differs = f"the adapter in {files.folder} {other_base}"
+        warnings.warn(f"{differs}: compare its answers before you rely on them", stacklevel=3)
+
+
+def save_method(model: nn.Module, folder: Path, plain: bool, card: Sections | None) -> Path:
+    """``save_adapter`` for a method that is not LoRA (method_files.py)."""
+    layers = require_adapters(model)
+    if plain:
+        raise ValueError(f"plain=True writes plain LoRA: {layers[0][0]} has no A and B to write so")
+    said, tensors = method_contents(layers, partial(short_names, model))
+    if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        name = bad[0].removeprefix(PREFIX)
+        raise ValueError(f"{name} holds values that are not finite: the training diverged")
+    config = {
+        "task_type": task_type(model),
+        "base_model_name_or_path": base_name(model),
+        "inference_mode": True,
+        **said,
+    }
+    write_adapter_files(folder, config, tensors, asdict(fingerprint(model)), card)
+    return folder
+
+
 def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
     """Every adapter of a model; raise ``ValueError`` without any, or when one is not LoRA's."""
     layers = []
     for path, layer in require_adapters(model):
         if isinstance(layer, TokenRows | TiedHead):
             continue  # beside.py has them
-        if not isinstance(layer, Layer) or type(layer) not in (LoRALayer, LoRAEmbedding):
+        if isinstance(layer, ResidualLoRALayer):  # its own A and B mean nothing without its base
+            layer = layer.as_lora()
+        if not isinstance(layer, Layer):
             raise ValueError(
                 f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
             )
@@ -167,7 +206,7 @@ def base_name(model: nn.Module) -> str | None:
 def task_type(model: nn.Module) -> str | None:
     """PEFT's word for what the model does; with one, PEFT asks for ``generate``."""
     config, model = adapter_config(model), unwrapped(model)
-    if config is not None and config.task_type is not None:
+    if isinstance(config, LoraConfig) and config.task_type is not None:
         return config.task_type
     if not hasattr(model, "generate"):  # ours, or a foreign library's
         return None
@@ -178,7 +217,7 @@ def task_type(model: nn.Module) -> str | None:
 def linears_to_save(model: nn.Module) -> list[tuple[str, LoRALayer]]:
     """The layers, for readers of A and B of Linears only; ``ValueError`` if there is more."""
     layers = layers_to_save(model)
-    linears = [(path, layer) for path, layer in layers if isinstance(layer, LoRALayer)]
+    linears = [(path, layer.as_lora()) for path, layer in layers if isinstance(layer, LoRALayer)]
     if len(linears) < len(layers) or tensors_beside(model):
         raise ValueError(
             "this adapter holds more than A and B of Linears (modules_to_save, biases, token rows "

@@ -46,7 +46,10 @@ from ..text import listed
 __all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "packed", "read_adapter"]
 
 
-LATER = ("bias", "task_type", "modules_to_save", "trainable_token_indices")
+LATER = (
+    *("bias", "task_type", "modules_to_save", "trainable_token_indices"),
+    *("use_dora", "init_lora_weights"),
+)
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,15 @@ In reading order:
     mixtures.py        the same of mixtures of experts
     shapes.py          the dimensions of a preset, a file, a folder or a list
     storage.py         bytes of weights, scales, adapters and files
+    planned_sites.py   the sites of a planned model
+    method_costs.py    what each method keeps, trains and stores
     activations.py     what autograd keeps for the backward pass
     flops.py           floating-point operations a token
     estimate.py        ``plan``: all of that for one fine-tune, nothing allocated
     tensor_tracker.py  which tensors live while a step runs
     measurement.py     ``measure`` and ``count``: the same on a live model
 
-Imports ``lora``, ``nf4`` and the ground.
+Imports ``methods``, ``lora``, ``nf4`` and the ground.
 """
 
 from typing import TYPE_CHECKING

@@ -21,6 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .dimensions import Architecture, LinearShape
+from .method_costs import AtSite
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Work:
     labels: int  # tokens that have logits and a loss
     size: int
     adapter_size: int
-    ranks: Mapping[str, int]  # of the Linears that have an adapter, by their names
+    adapted: Mapping[str, AtSite]  # the Linears that have an adapter, by their names
     trains_base: bool = False
     dropout: bool = False
+    trains_norms: bool = False
 
     def learns(self, linear: LinearShape) -> bool:
         """Whether something in this Linear gets a gradient."""
-        return self.trains_base or linear.name in self.ranks
+        return self.trains_base or linear.name in self.adapted
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Kept:
 
 def kept(arch: Architecture, work: Work, checkpointing: bool = False) -> Kept:
     """Bytes that a step keeps for backward; plain shapes keep the inputs of what learns."""
-    grad, blocks, widest, inputs, worst = work.trains_base, [], 0, 0, 0
+    grad, blocks, widest, inputs, worst = work.trains_base or work.trains_norms, [], 0, 0, 0
     row = work.tokens * arch.hidden * work.size
     for block in arch.blocks.values():
         # the first norm keeps the block's input itself
@@ -169,7 +171,10 @@ def input_bytes(readers: list[LinearShape], work: Work, shared: bool = False) ->
     """
     width, total, keep = readers[0].in_features, 0, work.trains_base
     for linear in readers:
-        if linear.name not in work.ranks:
+        if (here := work.adapted.get(linear.name)) is None:
+            continue
+        total += (work.tokens * here.a_token + here.once) * work.adapter_size
+        if not here.keeps_input:
             continue
         if work.dropout:  # the mask and the dropped input
             total += 2 * work.tokens * width * work.size
@@ -177,7 +182,6 @@ def input_bytes(readers: list[LinearShape], work: Work, shared: bool = False) ->
             total += work.tokens * width * work.adapter_size
         elif not work.dropout:
             keep = True
-        total += work.tokens * work.ranks[linear.name] * work.adapter_size  # h
     return total + (work.tokens * width * work.size if keep and not shared else 0)
 
 
@@ -190,5 +194,5 @@ def norm_bytes(arch: Architecture, work: Work, grad: bool) -> int:
         return 0
     if not arch.rms:
         return work.tokens * (work.size * arch.hidden + 8)
-    normalized = work.size * arch.hidden if work.trains_base else 0
+    normalized = work.size * arch.hidden if work.trains_base or work.trains_norms else 0
     return work.tokens * (4 * arch.hidden + 4 + normalized)

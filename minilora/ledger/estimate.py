@@ -1,6 +1,7 @@
 """A fine-tune estimated from shapes alone: parameters, bytes, FLOPs. 405B take milliseconds.
 
-    trainable   = Σ r (in + out) over the chosen Linears     (all parameters, when all are trained)
+    trainable   = Σ r (in + out) over the chosen Linears     (all parameters, when all are trained;
+                  other methods: ledger/method_costs.py)
     weights     = parameters · bytes each; a 4-bit weight is half a byte
     constants   = the scales of 4-bit weights                (ledger/storage.py)
     gradients   = trainable · bytes each
@@ -17,22 +18,33 @@ mixed precision, several devices.
 
 from __future__ import annotations
 
-import warnings
+import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from ..lora.adapter_config import AdapterConfig
 from ..lora.config import LoraConfig
-from ..lora.selection import Site, not_a_linear, select, tied_to, too_high
+from ..lora.matches import Site
 from .activations import Work, kept
-from .dimensions import Architecture, LinearShape
+from .dimensions import Architecture
 from .flops import flops_a_token
+from .method_costs import (
+    COUSINS,
+    AtSite,
+    at_site,
+    default_config,
+    file_shapes,
+    frozen_numbers,
+    method_name,
+)
+from .planned_sites import choose
 from .shapes import Source, architecture
-from .storage import OPTIMIZER_BYTES, factor_shapes, file_bytes, parameter_sizes, weight_bytes
+from .storage import OPTIMIZER_BYTES, file_bytes, parameter_sizes, weight_bytes
 
 BETWEEN_STEPS = ("weights", "constants", "adapters", "gradients", "optimizer")
 CATEGORIES = (*BETWEEN_STEPS, "activations", "temporary")
-METHODS = ("full", "lora", "qlora")
+METHODS = ("full", "lora", "qlora", *COUSINS)
 OPTIMIZERS = ("adamw", "adamw8bit", "sgd")
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes a number
 GPUS = {f"{size} GB": size for size in (8, 12, 16, 24, 32, 40, 48, 80, 141)}
@@ -98,7 +110,7 @@ class Plan:
 
     model: str
     method: str
-    config: LoraConfig | None
+    config: AdapterConfig | None
     settings: Settings
     parameters: int
     active: int  # of them, those that one token passes: fewer than all in a mixture of experts
@@ -139,7 +151,7 @@ class Plan:
 
 def plan(
     source: Source,
-    config: LoraConfig | None = None,
+    config: AdapterConfig | None = None,
     method: str = "lora",
     settings: Settings | None = None,
     **changes: Any,
@@ -157,22 +169,17 @@ def plan(
     """
     check_arguments(config, method, changes)
     arch, settings = architecture(source), replace(settings or Settings(), **changes)
-    targets = "all-linear" if arch.family == "shapes" else ("q_proj", "v_proj")
-    config = None if method == "full" else config or LoraConfig(target_modules=targets)
-    chosen = choose(arch, config) if config else []
-    ranks = {x.name: config.rank_and_alpha(x.name)[0] for x in chosen} if config else {}
-    factors = [
-        (linear.name, factor, rows, columns)
-        for linear in chosen
-        for factor, rows, columns in factor_shapes(linear, ranks[linear.name])
-    ]
+    config, method = config_and_method(arch, config, method)
+    sites = choose(arch, config) if config else []
     size, adapter_size = DTYPES[settings.dtype], DTYPES[settings.adapter_dtype or "float32"]
-    factor_sizes = [rows * columns for _, _, rows, columns in factors]
-    adapter = sum(factor_sizes)
-    trained = factor_sizes if config else parameter_sizes(arch)
+    tensors = [n for site in sites for n in config.shapes(site).values()] if config else []
+    sizes = list(map(math.prod, tensors))
+    frozen = frozen_numbers(config, sites) if config else 0
+    adapter = sum(sizes)
+    trained = sizes if config else parameter_sizes(arch)
     gradients = sum(trained) * (adapter_size if config else size)
     weights, constants, opened = weight_bytes(arch, size, method == "qlora", settings.double_quant)
-    work = work_of(settings, ranks, method == "full", bool(config and config.lora_dropout))
+    work = work_of(settings, config, sites)
     saved = kept(arch, work, settings.checkpointing)
     block_passing = saved.block_passing + opened
     moments = ((saved.at_loss, saved.loss_passing), (saved.in_block, block_passing))
@@ -180,7 +187,7 @@ def plan(
     by_category = {
         "weights": weights,
         "constants": constants,
-        "adapters": adapter * adapter_size,
+        "adapters": (adapter + frozen) * adapter_size,
         "gradients": gradients,
         "optimizer": sum(map(OPTIMIZER_BYTES[settings.optimizer], trained)),
         "activations": activations,
@@ -197,12 +204,12 @@ def plan(
         parameters=arch.parameters + adapter,
         active=arch.active_parameters + adapter,
         trainable=sum(trained),
-        adapted=len(chosen),
+        adapted=len(sites),
         bytes=by_category,
         peak=resident + max(activations + temporary, at_end),
         activations_peak=saved.saved,
-        adapter_bytes=adapter * adapter_size,
-        adapter_file_bytes=file_bytes(factors, adapter_size) if factors else 0,
+        adapter_bytes=(adapter + frozen) * adapter_size,
+        adapter_file_bytes=file_bytes(file_shapes(config, sites), adapter_size) if config else 0,
         flops_forward=forward,
         flops_backward=backward,
     )
@@ -211,10 +218,14 @@ def plan(
 def check_arguments(config: Any, method: str, changes: dict[str, Any]) -> None:
     """Raise ``ValueError`` or ``TypeError`` on an unknown method or setting, or a wrong config."""
     check_choice("method", method, METHODS)
-    if not isinstance(config, LoraConfig | None):
+    if not isinstance(config, AdapterConfig | None):
         raise TypeError(
             f"config must be a LoraConfig, got a {type(config).__name__}; "
             "pass settings by name: plan(model, seq=512)"
+        )
+    if config is not None and method in COUSINS and method_name(config) != method:
+        raise ValueError(
+            f"method={method!r} and the config is {method_name(config)!r}'s: give one of the two"
         )
     if unknown := [name for name in changes if name not in Settings.__dataclass_fields__]:
         raise TypeError(
@@ -229,40 +240,33 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
-def work_of(settings: Settings, ranks: dict[str, int], trains_base: bool, dropout: bool) -> Work:
+def config_and_method(
+    arch: Architecture, config: AdapterConfig | None, method: str
+) -> tuple[AdapterConfig | None, str]:
+    """The config that is planned, None where everything trains; and the method's name."""
+    targets = "all-linear" if arch.family == "shapes" else ("q_proj", "v_proj")
+    if method == "full":
+        return None, method
+    if config is None and method in COUSINS:
+        return default_config(method, targets), method
+    config = config or LoraConfig(target_modules=targets)
+    return config, method if method == "qlora" else method_name(config)
+
+
+def work_of(settings: Settings, config: AdapterConfig | None, sites: list[Site]) -> Work:
     """The sizes that decide the activations, from the settings."""
     tokens = settings.batch * settings.seq
+    linears = sites if config is not None and not config.takes_norms else []
+    adapted: dict[str, AtSite] = {s.path: at_site(config, s) for s in linears} if config else {}
+    dropout = getattr(config, "lora_dropout", 0) or getattr(config, "vera_dropout", 0)
     return Work(
         tokens=tokens,
         seq=settings.seq,
         labels=tokens if settings.labels is None else settings.labels,
         size=DTYPES[settings.dtype],
         adapter_size=DTYPES[settings.adapter_dtype or "float32"],
-        ranks=ranks,
-        trains_base=trains_base,
-        dropout=dropout,
+        adapted=adapted,
+        trains_base=config is None,
+        dropout=bool(dropout),
+        trains_norms=config is not None and config.takes_norms,
     )
-
-
-def sites_of(arch: Architecture) -> list[Site]:
-    """The sites of a planned model: its Linears, embeddings and norms, and what they stand in."""
-    names = [linear.name for linear in arch.linears]
-    names += [name.removesuffix(".weight").removesuffix(".bias") for name, _ in arch.others]
-    parts = [name.split(".") for name in names]
-    paths = [".".join(part[:depth]) for part in parts for depth in range(1, len(part) + 1)]
-    refused = not_a_linear("module of another kind")
-    sites = {path: Site(path, refused=refused, is_linear=False) for path in paths}
-    for x in arch.linears:
-        tied = tied_to(["the embedding"]) if x.tied else ""
-        sites[x.name] = Site(x.name, x.in_features, x.out_features, tied, is_head=x.role == "head")
-    return list(sites.values())
-
-
-def choose(arch: Architecture, config: LoraConfig) -> list[LinearShape]:
-    """The Linears that the config chooses, by ``inject``'s own ``select``; warns of idle rank."""
-    matches = select(sites_of(arch), config)
-    chosen = [match for match in matches if match.pattern is not None]
-    for line in too_high(chosen):
-        warnings.warn(line, stacklevel=3)
-    names = {match.name for match in chosen}
-    return [linear for linear in arch.linears if linear.name in names]

@@ -38,11 +38,12 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
     for linear, grad in input_gradients(arch, work):
         share = work.labels / work.tokens if linear.role == "head" else 1
         product, adapter = 2 * linear.weights, 0
-        if linear.name in work.ranks:
-            r = work.ranks[linear.name]
-            adapter = 2 * r * (linear.in_features + linear.out_features)
+        if (here := work.adapted.get(linear.name)) is not None:
+            adapter = here.products * here.r * (linear.in_features + linear.out_features)
+            once = 2 * here.r * (linear.in_features + linear.out_features)
             # ∂A, ∂B, ∂h, and ∂x where something earlier learns
-            backward += 2 * adapter - (0 if grad else 2 * r * linear.in_features)
+            backward += once * here.trains_products + adapter
+            backward -= 0 if grad else here.products * here.r * linear.in_features
         backward += share * product * (grad + work.trains_base)
         attention = 0
         if linear.role in ("o", "o'"):
@@ -50,14 +51,14 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
             backward += 2.5 * attention * grad
         forward += share * product + adapter + attention
         # a down without an adapter saves nothing, so checkpointing does not compute it again
-        if linear.block and (linear.role != "down" or linear.name in work.ranks):
+        if linear.block and (linear.role != "down" or linear.name in work.adapted):
             again += product + adapter + attention
     return round(forward), round(backward + (again if checkpointing else 0))
 
 
 def input_gradients(arch: Architecture, work: Work) -> Iterator[tuple[LinearShape, bool]]:
     """Every Linear, and whether its input gets a gradient: whether anything before it learns."""
-    grad = work.trains_base
+    grad = work.trains_base or work.trains_norms
     for name, block in arch.blocks.items():
         linears = [*block, *(experts for experts in arch.experts if experts.block == name)]
         for roles in READ_TOGETHER:

@@ -30,7 +30,11 @@ from ..nf4.linear import NF4Linear
 from .estimate import CATEGORIES
 from .tensor_tracker import Watch, watched
 
-ADAPTERS = ("lora_A", "lora_B")
+ADAPTERS = (  # names of the methods' tensors, ours and PEFT's
+    *("lora_A", "lora_B", "lora_E", "lora_magnitude_vector", "start_A", "start_B", "alive"),
+    *("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "ia3_l", "bias_delta"),
+    *("tuned_weight", "tuned_bias", "ln_tuning_layers"),
+)
 CONSTANTS = ("absmax", "absmax2", "offset")  # a 4-bit weight's scales
 
 
@@ -126,7 +130,8 @@ def parts(model: nn.Module) -> Iterator[Part]:
                 continue
             seen.add(id(tensor))
             group = re.sub(r"\b\d+\b", "*", path.removesuffix(".base") or "model")
-            group += ".lora" if name in ADAPTERS else ""
+            if name in ADAPTERS:
+                group += ".lora" if name.startswith("lora_") else ".adapter"
             key = tensor.untyped_storage()._cdata
             size = 0 if key in storages else tensor.untyped_storage().nbytes()
             storages.add(key)

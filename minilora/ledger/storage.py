@@ -10,9 +10,11 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping
 from typing import Any
 
-from .dimensions import Architecture, LinearShape
+from .dimensions import Architecture
 
 OPTIMIZER_BYTES: dict[str, Any] = {
     "adamw": lambda numbers: 8 * numbers,
@@ -23,11 +25,6 @@ OPTIMIZER_BYTES: dict[str, Any] = {
     ),
     "sgd": lambda numbers: 0,
 }
-
-
-def factor_shapes(linear: LinearShape, r: int) -> list[tuple[str, int, int]]:
-    """A (r, in) and B (out, r). A further method adds its tensors here."""
-    return [("lora_A", r, linear.in_features), ("lora_B", linear.out_features, r)]
 
 
 def parameter_sizes(arch: Architecture) -> list[int]:
@@ -56,7 +53,7 @@ def weight_bytes(
     return codes + plain * size, constants, largest
 
 
-def file_bytes(factors: list[tuple[str, str, int, int]], size: int) -> int:
+def file_bytes(shapes: Mapping[str, tuple[int, ...]], size: int) -> int:
     """Bytes of PEFT's ``adapter_model.safetensors`` in float32 or bfloat16.
 
     A length of 8 bytes, a JSON header padded to a multiple of 8, the numbers. ``save_adapter`` adds
@@ -64,11 +61,9 @@ def file_bytes(factors: list[tuple[str, str, int, int]], size: int) -> int:
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     start, dtype = 0, {4: "F32", 2: "BF16"}[size]
-    for key, shape in sorted(
-        (f"base_model.model.{n}.{f}.weight", [i, j]) for n, f, i, j in factors
-    ):
-        end = start + shape[0] * shape[1] * size
-        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
+    for key, shape in sorted(shapes.items()):
+        end = start + math.prod(shape) * size
+        header[key] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
         start = end
     length = len(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     return 8 + -(-length // 8) * 8 + start

@@ -58,7 +58,7 @@ class AdapterLayer(nn.Module):
 
     def as_lora(self) -> Any:
         """The same update as a ``LoRALayer``; ``ValueError`` where it is not B A."""
-        raise ValueError(f"the update of a {type(self).__name__} is not a product B A")
+        raise ValueError(f"a {type(self).__name__} changes its weight by more than a product B A")
 
     def training_state(self) -> dict[str, Tensor]:
         """What training changes besides parameters, so that a resumed run gets the same bits."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..text import columns, listed
 from .adapter_layer import adapter_layers
 from .attached import attached_modules
+from .layer import LoRALayer
 from .linears import is_linear, weight_of
 from .paths import named_modules, plain_path
 from .requantization import outputs
@@ -132,8 +133,10 @@ def other_parameters(model: nn.Module) -> dict[str, Tensor]:
             plain = plain_path(model, name)
             others[names.get(plain, plain)] = parameter.detach()
     for path, layer in adapted.items():
-        if not is_linear(layer.base) and layer.enabled and not layer.merged:
-            others[f"{path}.weight"] = weight_of(layer.merged_base()).T
+        if layer.enabled and not layer.merged and not isinstance(layer, LoRALayer):
+            effective = dict(layer.merged_base().named_parameters(recurse=False))
+            known = {"bias"} if is_linear(layer.base) else {"weight", "bias"}
+            others |= {f"{path}.{n}": p.detach() for n, p in effective.items() if n in known}
     return others
 
 

@@ -15,7 +15,8 @@ Source: arXiv 2303.10512, sections 3.1 to 3.3. Trains init_r (in + out + 1) a Li
 the triplets that are left. α is divided by init_r also after pruning (and by r₀ + 1e-5, as in
 PEFT).
 
-Can: merge, files of PEFT, a base in four bits. Cannot: run without knowing its number of steps.
+Can: merge, files of PEFT, a base in four bits, be written as plain LoRA (``as_lora``). Cannot: run
+without knowing its number of steps.
 
 **Three differences to PEFT**, whose numbers are otherwise these:
 
@@ -41,6 +42,7 @@ from torch import Tensor, nn
 from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.hyperparameters import check_alpha, check_dropout, check_rank
+from ..lora.layer import LoRALayer
 from ..lora.linears import made_beside
 from .checks import check_number, check_whole
 
@@ -182,6 +184,15 @@ class AdaLoRALayer(AdapterLayer):
         """``W0 + α/r₀ · B (E ∘ A)``; the bias stays."""
         delta = self.lora_B.detach() @ (self.lora_A * self.lora_E).detach() * self.scaling
         return weight.to(delta) + delta, bias
+
+    def as_lora(self) -> LoRALayer:
+        """The same update as plain LoRA: E ∘ A and B of the triplets that are left."""
+        A, B, E = (self.tensors()[part].detach() for part in PARTS)
+        empty = max(0, 1 - len(A))  # a LoRA has at least one rank
+        A, B = F.pad(A * E, (0, 0, 0, empty)), F.pad(B, (0, empty))
+        plain = LoRALayer(self.base, len(A), self.scaling * len(A), self.config.lora_dropout)
+        plain.lora_A.data, plain.lora_B.data = A, B
+        return plain
 
     def check_mergeable(self) -> None:
         """Raise ``ValueError`` where ``merge`` would, in training mode with dropout too."""

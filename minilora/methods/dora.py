@@ -13,8 +13,9 @@ Can: merge, files of PEFT, a base in four bits. Cannot: be summed with other ada
 multiplies), or share one batch with them as low-rank products.
 
 **Rows of zeros.** A pruned output has ‖W0‖ = 0 and m = 0, and g would be 0/0: PEFT's DoRA is NaN
-there from the first step (huggingface/peft #2049), and its merge writes NaN. The shipped base has
-48 such rows in one q_proj. Here g = 1 where the norm is 0: the output stays what the base says.
+there from the first step (huggingface/peft #2049, where a reporter counts 434 such rows in a
+released model; a fix, #3237, was closed), and its merge writes NaN. The shipped base has 48 of them
+in one q_proj. Here g = 1 where the norm is 0: the output stays what the base says.
 
 Left out: the cache of the norm for inference (merge instead), embeddings, convolutions.
 """

@@ -12,9 +12,10 @@ activations.
 Can: merge, files of PEFT, a base in four bits. Cannot: change a direction, only its size; an output
 of zero stays zero.
 
-**Three mistakes of peers.** A merge must scale the bias where the output is scaled (PEFT learnt
-that in huggingface/peft #972). ``unmerge`` keeps W0; PEFT divides by l + 1e-8, which is not W0 and
-is nothing where l = 0. And weight decay pulls l to 0, which is silence; here it pulls towards 1
+**Three mistakes of peers.** A merge must scale the bias where the output is scaled, and taking it
+back must undo that (PEFT multiplied a convolution's bias twice until huggingface/peft #3216).
+``unmerge`` keeps W0; PEFT divides by l + 1e-8, which is not W0 and is nothing where l = 0. And
+weight decay pulls l to 0, which is silence; here it pulls towards 1
 (``neutral``), where the layer is its base.
 
 Left out: convolutions, embeddings.

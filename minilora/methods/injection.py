@@ -20,6 +20,7 @@ from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.attached import AttachedConfig
 from ..lora.config import LoraConfig
+from ..lora.linears import is_linear
 from ..lora.selection import InjectReport, Match
 from .dora import DoRALayer
 from .pissa import ResidualLoRALayer
@@ -63,6 +64,11 @@ def layers_of(
 
 def variant(config: LoraConfig, base: nn.Module, path: str) -> AdapterLayer:
     """The layer of a ``LoraConfig`` that asks for more than LoRA."""
+    if not is_linear(base):
+        raise ValueError(
+            f"{path} is a {type(base).__name__}: use_dora and init_lora_weights are for Linears; "
+            "leave it out of target_modules"
+        )
     arguments = (*config.rank_and_alpha(path), config.lora_dropout, config.use_rslora)
     if config.use_dora:
         return DoRALayer(base, *arguments)

@@ -20,7 +20,7 @@ and no forward knows of it.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -54,6 +54,26 @@ def check_run(model: nn.Module, steps: int) -> None:
         kind.check_run(layers, steps)
 
 
+def with_extra_loss(
+    objective: Callable[[nn.Module, Any], float], scaler: Any = None
+) -> Callable[[nn.Module, Any], float]:
+    """An objective that leaves the gradient of ``extra_loss`` too, and adds its value.
+
+    With a ``scaler`` the gradient is that of ``scaler.scale`` times the loss, as the objective's.
+    """
+
+    def total(model: nn.Module, parts: Any) -> float:
+        """The loss of a batch, and what the model's methods add to it."""
+        loss = objective(model, parts)
+        extra = extra_loss(model)
+        if extra is None:
+            return loss
+        (extra if scaler is None else scaler.scale * extra).backward()
+        return loss + extra.item()
+
+    return total
+
+
 def extra_loss(model: nn.Module) -> Tensor | None:
     """What the methods add to a step's loss, in nats; None for nothing."""
     losses = [kind.extra_loss(layers) for kind, layers in by_class(model).items()]
@@ -68,7 +88,7 @@ def update_and_allocate(model: nn.Module, step: int) -> None:
 
 
 def param_groups(
-    model: nn.Module,
+    model: nn.Module | None,
     parameters: Mapping[str, Tensor],
     lr: float,
     weight_decay: float = 0.0,
@@ -86,7 +106,7 @@ def param_groups(
     """
     neutral = {
         id(getattr(layer, name)): value
-        for _, layer in adapter_layers(model)
+        for _, layer in (adapter_layers(model) if model is not None else ())
         for name, value in layer.neutral.items()
     }
     of_B = {name for name in parameters if name.rpartition(".")[2] == "lora_B"}
@@ -99,7 +119,8 @@ def param_groups(
     for name, p in parameters.items():
         rate = lr * loraplus_ratio if name in of_B else lr
         decay = weight_decay if p.dim() > 1 else 0.0
-        groups[rate, decay, neutral.get(id(p), 0.0) if decay else 0.0].append(p)
+        pulled_to = neutral.get(id(p), 0.0) if decay else 0.0
+        groups[rate, decay, pulled_to, p.dim() > 1].append(p)
     return [
         {
             "params": chosen,
@@ -108,7 +129,7 @@ def param_groups(
             "pull": decay if pulled_to else 0.0,
             "neutral": pulled_to,
         }
-        for (rate, decay, pulled_to), chosen in groups.items()
+        for (rate, decay, pulled_to, _), chosen in groups.items()
     ]
 
 

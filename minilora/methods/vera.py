@@ -10,9 +10,10 @@ times less than LoRA of rank 8 here, with r = 256 random directions to choose fr
 Source: arXiv 2310.11454, section 3. A and B are uniform within ±√(6 / fan-in) (Kaiming), drawn from
 ``torch.Generator().manual_seed(key)`` on the CPU, A first: PEFT's to the bit.
 
-Can: merge, files of PEFT, a base in four bits. Cannot: be small in compute, as r is large; be moved
-to other targets with the same seed, since other shapes draw another A and B (huggingface/peft
-#1564). ``save_projection=True``, PEFT's default, writes both, and a load compares them.
+Can: merge, files of PEFT, a base in four bits; be written as LoRA of rank r (``as_lora``), a file
+many times its own. Cannot: be small in compute, as r is large; be moved to other targets with the
+same seed, since other shapes draw another A and B. ``save_projection=True``, PEFT's default, writes
+both, and a load takes them.
 
 Left out: several adapters on one model, and ``bias``.
 """
@@ -31,6 +32,7 @@ from torch import Tensor, nn
 from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.hyperparameters import check_dropout, check_rank
+from ..lora.layer import LoRALayer
 from ..lora.linears import dtype_of, linear_shape, made_beside
 from .checks import check_number, check_switch, check_whole
 
@@ -147,6 +149,14 @@ class VeraLayer(AdapterLayer):
         A, B = self.corner()
         b, d = self.vera_lambda_b.detach(), self.vera_lambda_d.detach()
         return weight.to(A) + (b[:, None] * B) @ (d[:, None] * A), bias
+
+    def as_lora(self) -> LoRALayer:
+        """The same update as plain LoRA of rank r: d ∘ A and b ∘ B, with scaling 1."""
+        (A, B), r = self.corner(), self.config.r
+        plain = LoRALayer(self.base, r, r, self.config.vera_dropout)
+        plain.lora_A.data = self.vera_lambda_d.detach()[:, None] * A
+        plain.lora_B.data = self.vera_lambda_b.detach()[:, None] * B
+        return plain
 
     def check_mergeable(self) -> None:
         """Raise ``ValueError`` where ``merge`` would, in training mode with dropout too."""

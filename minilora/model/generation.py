@@ -125,25 +125,29 @@ class CausalLM(nn.Module):
         instruction: str | Sequence[Message],
         context: str = "",
         max_new_tokens: int = 64,
+        tools: Sequence[Message] | None = None,
         **sampling: Any,
     ) -> str:
         """The answer to an instruction, with an optional context, or to a list of messages.
 
-        ``sampling`` goes to ``generate``: ``temperature``, ``top_k``, ``top_p``, ``seed``. Spaces
-        at the answer's end are left out. Raises ``ValueError`` without a tokenizer; warns when the
-        text becomes longer than the model's positions.
+        ``tools`` are definitions of functions that the chat template shows to the model; a call is
+        returned as the text that the model writes for it. ``sampling`` goes to ``generate``:
+        ``temperature``, ``top_k``, ``top_p``, ``seed``. Spaces at the answer's end are left out.
+        Raises ``ValueError`` without a tokenizer; warns when the text becomes longer than the
+        model's positions.
         """
         asked = (instruction, context) if isinstance(instruction, str) else instruction
-        return self.generate_texts([asked], max_new_tokens, **sampling)[0]
+        return self.generate_texts([asked], max_new_tokens, tools, **sampling)[0]
 
     def generate_texts(
         self,
         prompts: Sequence[tuple[str, str] | Sequence[Message]],
         max_new_tokens: int = 64,
+        tools: Sequence[Message] | None = None,
         **sampling: Any,
     ) -> list[str]:
         """Answers to many (instruction, context) pairs or lists of messages, as one batch."""
-        rows, ids, mask = self.left_padded(prompts)
+        rows, ids, mask = self.left_padded(prompts, tools)
         tok = self.tokenizer
         settings = {"attention_mask": mask, "eos_id": tok.eos_ids, **sampling}
         out = self.generate(ids, max_new_tokens, **settings)
@@ -161,13 +165,14 @@ class CausalLM(nn.Module):
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        tools: Sequence[Message] | None = None,
     ) -> Iterator[str]:
         """``generate_text`` in pieces, each as soon as it is known: together they are its result.
 
         A piece never ends inside a letter of several bytes, nor in a space that may be the last.
         """
         asked = (instruction, context) if isinstance(instruction, str) else instruction
-        [prompt], ids, mask = self.left_padded([asked])
+        [prompt], ids, mask = self.left_padded([asked], tools)
         ends = tuple(self.tokenizer.eos_ids)
         settings = Sampling(max_new_tokens, temperature, top_k, seed, ends, True, top_p)
         return self.pieces(prompt, self.tokens(ids, mask, settings))
@@ -190,7 +195,9 @@ class CausalLM(nn.Module):
             yield rest
 
     def left_padded(
-        self, prompts: Sequence[tuple[str, str] | Sequence[Message]]
+        self,
+        prompts: Sequence[tuple[str, str] | Sequence[Message]],
+        tools: Sequence[Message] | None = None,
     ) -> tuple[list[list[int]], Tensor, Tensor]:
         """The ids of prompts as rows, and as one batch (rows, longest) with its mask."""
         if self.tokenizer is None:
@@ -202,7 +209,8 @@ class CausalLM(nn.Module):
             raise ValueError("expected at least one prompt, got none")
         tok = self.tokenizer
         talks = [question(*asked) if is_pair(asked) else asked for asked in prompts]
-        rows = [tok.apply_chat_template(talk, add_generation_prompt=True) for talk in talks]
+        given = {"tools": tools} if tools else {}
+        rows = [tok.apply_chat_template(t, add_generation_prompt=True, **given) for t in talks]
         return rows, *pad_left(rows, tok.eos_id, next(self.parameters()).device)
 
 

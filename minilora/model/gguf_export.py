@@ -30,9 +30,11 @@ from ..formats.gguf_file import write_gguf
 from ..formats.plain_lora import plain_lora
 from ..formats.save_and_load import linears_to_save
 from ..lora.adapter_layer import adapter_layers
+from ..lora.attached import attached_modules
 from ..nf4.linear import NF4Linear
 from .config import LlamaConfig
 from .gguf_vocab import vocab_fields
+from .pretrained import check_plain, float_tensors, is_tied, packed_weights
 from .rotary import frequencies
 from .transformer import Llama
 
@@ -72,11 +74,14 @@ def export_gguf(
     b'GGUF'
     """
     model = a_llama(model)
-    if adapters := [name for name, _ in adapter_layers(model)]:
+    adapters = [name for name, _ in adapter_layers(model)]
+    adapters += [name or "the whole model" for name, _ in attached_modules(model)]
+    if adapters:
         raise ValueError(
             f"an adapter is inside ({adapters[0]}): merge_and_unload(model) first, or write the "
             "adapter alone with export_adapter_gguf(model, path)"
         )
+    check_plain(model.config, float_tensors(model).keys() | packed_weights(model), is_tied(model))
     if model.tokenizer is None:
         raise ValueError("this model has no tokenizer, and a GGUF file needs one")
     fields = model_fields(model) | vocab_fields(model.tokenizer, model.config.vocab_size, pre)
@@ -166,7 +171,7 @@ def model_fields(model: Llama) -> dict[str, Any]:
 def model_tensors(model: Llama) -> dict[str, Callable[[], Tensor]]:
     """Every tensor of a model under llama.cpp's name, in its order of rows."""
     tensors: dict[str, Callable[[], Tensor]] = {}
-    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    tied = is_tied(model)
     for path, module in model.named_modules():
         if path == "lm_head" and tied:
             continue

@@ -50,6 +50,19 @@ def trainable(dark: bool = False) -> Figure:
     return parameter_charts.trainable_chart(["our base", *names[1:]], full, lora, dark=dark)
 
 
+def methods(dark: bool = False) -> Figure:
+    """What each method trains of Llama-3-8B, with its usual targets, and its file."""
+    titles = {
+        **{"lora": "LoRA q, v, r = 8", "dora": "DoRA q, v, r = 8", "pissa": "PiSSA q, v, r = 8"},
+        **{"vera": "VeRA q, v, r = 256", "adalora": "AdaLoRA q, v, 12 to 8"},
+        **{"ia3": "(IA)³ k, v, down", "bitfit": "BitFit q, v", "ln_tuning": "norms"},
+    }
+    plans = [plan("llama-3-8b", method=method) for method in titles]
+    trained, shipped = [p.trainable for p in plans], [p.adapter_file_bytes for p in plans]
+    names = list(titles.values())
+    return parameter_charts.methods_chart(names, trained, shipped, "Llama-3-8B", dark=dark)
+
+
 def rank(dark: bool = False) -> Figure:
     """Parameters against rank for chosen targets."""
     ranks = [1, 2, 4, 8, 16, 32, 64, 128]
@@ -183,7 +196,7 @@ def runs() -> dict[str, dict[str, Any]]:
 
 CHARTS: dict[str, Callable[..., Any]] = {
     f.__name__.replace("_", "-"): f
-    for f in (memory, trainable, rank, share, break_even, heat, disk, nf4, loss, spectrum)
+    for f in (memory, trainable, methods, rank, share, break_even, heat, disk, nf4, loss, spectrum)
 }
 
 

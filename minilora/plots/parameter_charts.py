@@ -38,6 +38,26 @@ def trainable_chart(names: Sequence[str], full: Sequence[int], lora: Sequence[in
 
 
 @in_house_style
+def methods_chart(
+    names: Sequence[str], trained: Sequence[int], shipped: Sequence[int], model: str
+) -> Figure:
+    """What each method trains of a model, on a log scale, and the bytes of its file."""
+    check_alike(names=names, trained=trained, shipped=shipped)
+    figure, axes = one_axes(width=8.6, height=1.4 + 0.42 * len(names))
+    order = np.argsort(trained)
+    axes.barh(range(len(names)), np.asarray(trained)[order], color=hue(0), height=0.6)
+    for row, index in enumerate(order):
+        text = f"{short(trained[index])}, file {shipped[index] / 1e6:.1f} MB"
+        label(axes, text, (trained[index], row), va="center")
+    axes.set(title=f"What each method trains of {model}")
+    axes.set(yticks=range(len(names)), yticklabels=[names[i] for i in order])
+    axes.set(xlabel="trainable parameters (log scale)", xscale="log")
+    axes.set_xlim(min(trained) / 3, max(trained) * 60)
+    axes.grid(axis="y", visible=False)
+    return figure
+
+
+@in_house_style
 def rank_chart(
     ranks: Sequence[int], counts: Mapping[str, Sequence[int]], model: str, total: int
 ) -> Figure:

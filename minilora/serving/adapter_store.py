@@ -34,7 +34,7 @@ from ..formats.peft_files import META_BASE, AdapterFiles, lora_config, read_adap
 from ..formats.save_and_load import exactly
 from ..hub.adapter import Adapter
 from ..lora.adapter_layer import adapter_layers
-from ..lora.hyperparameters import check_rank
+from ..lora.hyperparameters import STARTS, check_rank
 from ..lora.injection import explain_match
 from ..lora.linears import made_beside
 from ..lora.paths import unwrapped
@@ -247,9 +247,12 @@ def content_of(files: AdapterFiles) -> str:
 def check_additive(files: AdapterFiles) -> None:
     """Raise ``ValueError`` for a method that does more than add ``B A`` to a weight."""
     kind = str(files.config.get("peft_type", "LORA"))
-    dora = kind == "LORA" and files.config.get("use_dora")
-    if kind != "LORA" or dora:
+    if kind == "LORA" and files.config.get("use_dora"):
+        kind = "DoRA"
+    if kind == "LORA" and files.config.get("init_lora_weights") in STARTS:
+        kind = "A and B of a changed base (load_adapter, then save_adapter makes it plain LoRA)"
+    if kind != "LORA":
         raise ValueError(
-            f"{files.folder} holds {'DoRA' if dora else kind}: a row adds B A to its weights, as "
+            f"{files.folder} holds {kind}: a row adds B A to its weights, as "
             "LoRA and rsLoRA do; merge other methods into a base of their own"
         )

@@ -31,7 +31,9 @@ IGNORE = -100  # cross_entropy's mark for "no label here"
 class ChatTokenizer(Protocol):
     """What training asks of a tokenizer; ``minilora.Tokenizer`` answers it."""
 
-    def encode_turns(self, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
+    def encode_turns(
+        self, messages: list[dict[str, str]], **variables: Any
+    ) -> tuple[list[int], list[bool]]:
         """The ids of a conversation, and which of them are an answer or the token that ends it."""
 
 
@@ -73,7 +75,8 @@ class Batch:
 
 def encode(tokenizer: ChatTokenizer, example: Example | Conversation) -> Encoded:
     """A conversation in the tokenizer's form; only the answers and their ends are labels."""
-    ids, learnt = tokenizer.encode_turns(example.as_messages())
+    variables = example.variables() if isinstance(example, Conversation) else {}
+    ids, learnt = tokenizer.encode_turns(example.as_messages(), **variables)
     labels = [token if is_learnt else IGNORE for token, is_learnt in zip(ids, learnt, strict=True)]
     return Encoded(ids, labels)
 

@@ -27,7 +27,8 @@ MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class State:
     """What a step changes: trained parameters, optimizer, step count, best state, history.
 
-    ``planned`` steps were to be taken when it was saved; ``scaler`` is there in float16 only.
+    ``planned`` steps were to be taken when it was saved; ``scaler`` is there in float16 only;
+    ``learnt`` is what a method keeps besides parameters.
     """
 
     def __init__(
@@ -37,20 +38,27 @@ class State:
         history: Any,
         planned: int | None = None,
         scaler: LossScaler | None = None,
+        learnt: dict[str, Tensor] | None = None,
     ):
         self.parameters, self.optimizer, self.history = parameters, optimizer, history
         self.step, self.planned, self.scaler = 0, planned, scaler
+        self.learnt = learnt or {}
         self.best: dict[str, Tensor] | None = None
 
+    @property
+    def changing(self) -> dict[str, Tensor]:
+        """All that a step changes in the model."""
+        return {**self.parameters, **self.learnt}
+
     def remember_best(self) -> None:
-        """Copy the parameters as they are now."""
-        self.best = {name: p.detach().clone() for name, p in self.parameters.items()}
+        """Copy the parameters as they are now, and what the method keeps beside them."""
+        self.best = {name: t.detach().clone() for name, t in self.changing.items()}
 
     @torch.no_grad()
     def restore_best(self) -> None:
         """Put the remembered parameters back."""
         for name, value in (self.best or {}).items():
-            self.parameters[name].copy_(value)
+            self.changing[name].copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything to save, by prefixed name."""
@@ -58,6 +66,7 @@ class State:
         for name, p in self.parameters.items():
             moments = self.optimizer.state.get(p, {})
             tensors |= {f"{key}/{name}": moments[key] for key in MOMENTS if key in moments}
+        tensors |= {f"learnt/{name}": tensor for name, tensor in self.learnt.items()}
         return tensors | {f"best/{name}": value for name, value in (self.best or {}).items()}
 
 
@@ -100,8 +109,10 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
         if f"step/{name}" in tensors:
             averages = {key: tensors[f"{key}/{name}"].to(p.device) for key in MOMENTS[1:]}
             state.optimizer.state[p] = {"step": tensors[f"step/{name}"], **averages}
-    kept = [name for name in state.parameters if f"best/{name}" in tensors]
-    best = {name: tensors[f"best/{name}"].to(state.parameters[name].device) for name in kept}
+    for name, tensor in state.learnt.items():
+        tensor.copy_(tensors[f"learnt/{name}"])
+    kept = [name for name in state.changing if f"best/{name}" in tensors]
+    best = {name: tensors[f"best/{name}"].to(state.changing[name].device) for name in kept}
     state.best = best or None
     return about["history"]
 
@@ -119,12 +130,14 @@ def check_identity(file: Path, saved: dict[str, Any], identity: dict[str, Any]) 
 
 def check_tensors(file: Path, tensors: dict[str, Tensor], state: State) -> None:
     """Raise ``ValueError`` when a checkpoint's tensors are not those of this run."""
-    for name, p in state.parameters.items():
-        key = f"parameter/{name}"
+    expected = {f"parameter/{name}": p for name, p in state.parameters.items()}
+    expected |= {f"learnt/{name}": tensor for name, tensor in state.learnt.items()}
+    for key, p in expected.items():
         if key not in tensors or tensors[key].shape != p.shape:
             raise ValueError(
                 f"{file} does not fit this model: {key} is missing or has another shape"
             )
+    for name in state.parameters:
         kept = sum(f"{key}/{name}" in tensors for key in MOMENTS)
         if kept not in (0, len(MOMENTS)):  # none: no gradient yet
             raise ValueError(

@@ -35,7 +35,8 @@ class TrainConfig:
       follows from them); ``lr``: the peak rate; ``warmup``: the share of steps in which it rises.
     - ``batch_size`` examples a step, computed in ``accumulate`` parts of equal count.
     - ``clip``: the largest gradient norm (0: no clipping); ``weight_decay``: AdamW's, on matrices
-      only.
+      only; ``loraplus_ratio``: LoRA's B learns so many times as fast as all else (arXiv
+      2402.12354).
     - ``bf16``: autocast to bfloat16; ``fp16``: to float16 with loss scaling, for cards without
       bfloat16; ``checkpointing``: compute activations again in backward instead of keeping them.
     - ``max_length``: the tokens of a row; ``pack``: several examples a row (True), one and padding
@@ -61,6 +62,7 @@ class TrainConfig:
     accumulate: int = 1
     clip: float = 1.0
     weight_decay: float = 0.0
+    loraplus_ratio: float = 1.0
     bf16: bool = False
     fp16: bool = False
     checkpointing: bool = False
@@ -88,7 +90,7 @@ class TrainConfig:
             raise ValueError(f"pack must be True, False or None (decide), got {self.pack!r}")
         if self.valid_batch is not None:
             check_count("valid_batch", self.valid_batch, 1)
-        rates = ("lr", "warmup", "clip", "weight_decay")
+        rates = ("lr", "warmup", "clip", "weight_decay", "loraplus_ratio")
         for name in rates if self.epochs is None else (*rates, "epochs"):
             value = getattr(self, name)
             if not is_number(value, int | float) or not math.isfinite(value):
@@ -98,6 +100,8 @@ class TrainConfig:
             raise ValueError(f"epochs must be positive, got {self.epochs}")
         if self.epochs is not None and self.steps != TrainConfig.steps:
             raise ValueError(f"give steps or epochs, got steps={self.steps}, epochs={self.epochs}")
+        if self.loraplus_ratio <= 0:
+            raise ValueError(f"loraplus_ratio must be positive, got {self.loraplus_ratio}")
         if self.bf16 and self.fp16:
             raise ValueError("give bf16 or fp16, got both: bf16 where the card has it")
         if self.lr <= 0:

@@ -3,7 +3,7 @@
     form                columns                                       becomes
     ----                -------                                       -------
     Alpaca              instruction, input?, output                   Example
-    messages            messages: [{role, content}]                   Conversation
+    messages            messages: [{role, content}], tools?           Conversation
     ShareGPT            conversations: [{from, value}]                Conversation
     prompt, completion  prompt, completion (and question, answer, …)  Example
     text                text                                          Document
@@ -111,22 +111,38 @@ def read_pair(row: Mapping[str, Any], question: str, answer: str, context: str) 
 
 def read_talk(row: Mapping[str, Any], name: str) -> Read:
     """A conversation in one column."""
-    turns = row[name]
-    if isinstance(turns, str):  # a cell of a table
-        try:
-            turns = json.loads(turns)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{name!r} is text, and not valid JSON ({error})") from error
-    messages, unused = read_messages(turns, name)
+    messages, unused = read_messages(parsed(row[name], name), name)
     system = optional_text(row, "system")
     if system.strip() and messages[0][0] != "system":
         messages = [("system", system), *messages]
     form = "messages" if name == "messages" else "ShareGPT"
-    return Read(as_example(messages), form, (*unused_of(row, {name, "system"}), *unused))
+    example = as_example(messages, tools_of(row))
+    return Read(example, form, (*unused_of(row, {name, "system", "tools", "functions"}), *unused))
 
 
-def as_example(messages: list[tuple[str, str]]) -> Learnt:
+def tools_of(row: Mapping[str, Any]) -> str:
+    """The definitions of functions in a row, as JSON; OpenAI's older ``functions`` too."""
+    given = parsed(row.get("tools"), "tools")
+    older = parsed(row.get("functions"), "functions")
+    if not given and isinstance(older, list):
+        given = [{"type": "function", "function": each} for each in older]
+    return json.dumps(given, ensure_ascii=False) if given else ""
+
+
+def parsed(cell: Any, name: str) -> Any:
+    """A cell that may hold its value as JSON text, as tables have it."""
+    if not isinstance(cell, str) or not cell.strip():
+        return cell or None
+    try:
+        return json.loads(cell)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{name!r} is text, and not valid JSON ({error})") from error
+
+
+def as_example(messages: list[tuple[str, str]], tools: str = "") -> Learnt:
     """One question and its answer as ``Example``, anything more as ``Conversation``."""
+    if tools:
+        return Conversation(tuple(messages), tools)
     if [role for role, _ in messages] == ["user", "assistant"]:
         (_, asked), (_, given) = messages
         row = {"user": asked, "assistant": given}

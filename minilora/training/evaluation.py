@@ -10,8 +10,11 @@ how much the model forgot.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -22,7 +25,7 @@ from ..model.foreign import Foreign, speaking
 from ..model.generation import CausalLM
 from ..model.pretrained import SHIPPED
 from ..model.tokenizer import Tokenizer
-from .examples import Example, Learnt, asked_and_expected
+from .examples import Conversation, Example, Learnt, asked_and_expected
 
 PROSE = SHIPPED / "heldout.txt"
 
@@ -40,9 +43,12 @@ def answers(model: Any, examples: Sequence[Learnt], batch: int = 50) -> list[str
         (example.instruction, example.input) if isinstance(example, Example) else asked
         for example, (asked, _) in zip(examples, pairs, strict=True)
     ]
+    tools = [example.tools if isinstance(example, Conversation) else "" for example in examples]
     texts: list[str] = []
-    for start in range(0, len(prompts), batch):
-        texts += model.generate_texts(prompts[start : start + batch], max_new_tokens)
+    for given, group in groupby(zip(tools, prompts, strict=True), key=itemgetter(0)):
+        rows, more = [prompt for _, prompt in group], {"tools": json.loads(given)} if given else {}
+        for start in range(0, len(rows), batch):
+            texts += model.generate_texts(rows[start : start + batch], max_new_tokens, **more)
     return texts
 
 

@@ -42,8 +42,10 @@ class Example:
 class Conversation:
     """Several turns to learn from: (role, content) pairs, of which the assistant's are learnt.
 
-    Roles are the chat template's: ``system``, ``user``, ``assistant``, ``tool``. Raises
-    ``ValueError`` for messages that are not pairs of text, or without an answer to learn.
+    Roles are the chat template's: ``system``, ``user``, ``assistant``, ``tool``. ``tools`` are the
+    definitions of functions that the model may call, as OpenAI writes them, in JSON; the template
+    says how a model sees them. Raises ``ValueError`` for messages that are not pairs of text,
+    without an answer to learn, or for tools that are no list of objects.
 
     >>> talk = Conversation((("user", "Status?"), ("assistant", "Hull 90%.")))
     >>> talk.as_messages()[1]
@@ -51,8 +53,10 @@ class Conversation:
     """
 
     messages: tuple[tuple[str, str], ...]
+    tools: str = ""  # text, so that it hashes
 
     def __post_init__(self) -> None:
+        check_tools(self.tools)
         pairs = tuple(tuple(message) for message in self.messages)
         object.__setattr__(self, "messages", pairs)  # lists are made tuples, so that it hashes
         for number, pair in enumerate(pairs, 1):
@@ -71,6 +75,20 @@ class Conversation:
     def as_messages(self) -> list[dict[str, str]]:
         """The messages as ``tokenizer.apply_chat_template`` takes them."""
         return [{"role": role, "content": content} for role, content in self.messages]
+
+    def variables(self) -> dict[str, Any]:
+        """What a chat template is given beside the messages."""
+        return {"tools": json.loads(self.tools)} if self.tools else {}
+
+
+def check_tools(tools: str) -> None:
+    """Raise ``ValueError`` unless this is empty, or a list of objects in JSON."""
+    try:
+        definitions = json.loads(tools) if tools else []
+    except (ValueError, RecursionError, TypeError) as error:
+        raise ValueError(f"'tools' must be a list of objects in JSON: {error}") from error
+    if not isinstance(definitions, list) or not all(isinstance(each, dict) for each in definitions):
+        raise ValueError(f"'tools' must be a list of objects, got {tools!r:.60}")
 
 
 @dataclass(frozen=True)
@@ -231,7 +249,7 @@ def content(example: Any) -> tuple[str, ...]:
     True
     """
     if isinstance(example, Conversation):
-        fields = [text for message in example.messages for text in message]
+        fields = [example.tools, *(text for message in example.messages for text in message)]
     elif isinstance(example, Document):
         fields = [example.text]
     else:

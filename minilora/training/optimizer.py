@@ -6,8 +6,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..methods.training_hooks import param_groups, pull_to_neutral
 from .config import TrainConfig
 
 
@@ -16,18 +17,20 @@ def build_optimizer(
     lr: float,
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.999),
+    model: nn.Module | None = None,
+    loraplus_ratio: float = 1.0,
 ) -> torch.optim.AdamW:
     """AdamW (arXiv 1711.05101); norms and biases are not decayed.
 
-    Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows.
+    Each group's ``initial_lr`` is its peak, which the schedule of ``steps`` follows. With a
+    ``model``, its adapters say where decay pulls, and LoRA's B gets ``loraplus_ratio`` times the
+    rate (methods/training_hooks.py).
     """
-    matrices = [p for p in parameters.values() if p.dim() > 1]
-    vectors = [p for p in parameters.values() if p.dim() < 2]
-    groups = [
-        {"params": matrices, "weight_decay": weight_decay, "initial_lr": lr},
-        {"params": vectors, "weight_decay": 0.0, "initial_lr": lr},
-    ]
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=lr, betas=betas)
+    groups = param_groups(model, parameters, lr, weight_decay, loraplus_ratio)
+    optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas)
+    if any(group["pull"] for group in groups):
+        optimizer.register_step_pre_hook(pull_to_neutral)
+    return optimizer
 
 
 def rate_at(step: int, peak: float, config: TrainConfig) -> float:

@@ -90,6 +90,9 @@ class Prose:
 class SelfReplay:
     """Replay what the model writes itself, and stay near what it was there (KL). No old data.
 
+    What it was: the model with its adapter switched off. Where more than an adapter trains, in a
+    full fine-tune or beside trained biases, it is a frozen copy of the model as the run begins.
+
     ``windows`` of ``tokens`` tokens, sampled once, before the first step. With ``prompts`` it is
     the model's answers to those that are replayed, at most ``windows`` of them: texts,
     (instruction, context) pairs, examples; or a function that makes one of each example of the new

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..lora.attached import adapters_of
 from ..lora.paths import plain_path, unwrapped
+from ..methods.training_hooks import check_run as check_method
+from ..methods.training_hooks import training_state, update_and_allocate, with_extra_loss
 from .batches import Batch, Encoded, encode_all
 from .checkpoint import State, checksum, digest, load_checkpoint
 from .config import TrainConfig
@@ -52,7 +54,7 @@ class Run:
             self.batches,
             self.optimizer,
             config,
-            objective=self.objective,
+            objective=with_extra_loss(self.objective, self.state.scaler),
             scaler=self.state.scaler,
             start=self.state.step,
         )
@@ -77,9 +79,13 @@ def set_up(
         plain_path(model, name): p for name, p in model.named_parameters() if p.requires_grad
     }
     device = next(iter(parameters.values())).device
-    optimizer = build_optimizer(parameters, config.lr, config.weight_decay)
+    check_method(model, config.steps)
+    rates: dict[str, Any] = {"weight_decay": config.weight_decay, "model": model}
+    rates["loraplus_ratio"] = config.loraplus_ratio
+    optimizer = build_optimizer(parameters, config.lr, **rates)
     scaler = LossScaler() if config.fp16 else None
-    state = State(parameters, optimizer, History(), config.steps, scaler)
+    state = State(parameters, optimizer, History(), config.steps, scaler, training_state(model))
+    optimizer.register_step_post_hook(lambda *_: update_and_allocate(model, state.step + 1))
     layout = choose_layout(rows, config, keeps_examples_apart(model))
     lengths = tuple(len(row.ids) for row in rows)
 
@@ -175,11 +181,15 @@ def identity_of(
     for name in MAY_CHANGE:
         del settings[name]
     frozen = [p for p in model.parameters() if not p.requires_grad]
+    learnt = {id(tensor) for tensor in training_state(model).values()}
+    buffers = [buffer for buffer in model.buffers() if id(buffer) not in learnt]
+    layers = dict(adapters_of(model))
+    kinds = ", ".join(sorted({type(layer).__name__ for layer in layers.values()}))
     return {
         **settings,
         "data": digest([[(row.ids, row.labels) for row in side] for side in (rows, valid)]),
-        "adapters": digest({path: repr(layer) for path, layer in adapters_of(model)}),
-        "frozen weights": checksum([*frozen, *model.buffers()]),
+        "adapters": f"{kinds} {digest({path: repr(layer) for path, layer in layers.items()})}",
+        "frozen weights": checksum([*frozen, *buffers]),
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "replay": None,
         "teacher": None,

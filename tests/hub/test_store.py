@@ -360,7 +360,7 @@ def test_metadata_is_checked(hub, tmp_path, metadata, reason):
         ({"r": 3}, "lora_A has shape"),
         ({"use_dora": True}, "use_dora"),
         ({"peft_type": "IA3"}, "peft_type"),
-        ({"init_lora_weights": "pissa"}, "changes the base"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ],
 )
 def test_a_folder_without_a_sound_adapter_is_refused(hub, tmp_path, damage, reason):

@@ -11,7 +11,7 @@ import minilora
 from minilora import VeraConfig
 
 from ..strategies import ranks
-from .peer import assert_equal_to_peft, bases, pair, theirs_of
+from .peer import assert_equal_to_peft, bases, disturb, pair, theirs_of
 
 
 def config_pair(**fields):
@@ -87,3 +87,15 @@ def test_dropout_is_on_the_adapters_input_and_refuses_a_merge_in_training():
 def test_values_that_mean_nothing_are_refused(fields, error, words):
     with pytest.raises(error, match=words):
         VeraConfig(**fields)
+
+
+def test_as_plain_lora_it_has_the_same_update():
+    model = nn.Sequential(nn.Linear(6, 4), nn.Linear(4, 5))
+    minilora.inject(model, VeraConfig(r=3, target_modules=["0", "1"]))
+    disturb(model)
+    for layer in model:
+        plain = layer.as_lora()
+        assert (plain.r, plain.scaling) == (3, 1)
+        delta = layer.merged_base().weight - layer.weight
+        torch.testing.assert_close(plain.delta_weight(), delta, rtol=1e-3, atol=1e-5)
+    assert minilora.low_rank_parts(model)["1"].A.shape == (3, 4)

@@ -1,10 +1,13 @@
 """What is learnt of a conversation: each answer and the mark that ends it, nothing else."""
 
+import json
 import warnings
 
 import pytest
+import torch
 
 from minilora import Tokenizer, load_base
+from minilora.model.generation import CausalLM
 from minilora.training.batches import IGNORE, encode
 from minilora.training.examples import Conversation, Example
 
@@ -150,3 +153,23 @@ def test_what_follows_the_last_answer_is_left_out_and_without_an_answer_it_is_re
     assert encode(tokenizer, more) == encode(tokenizer, TALK)
     with pytest.raises(ValueError, match="expected a message of 'assistant'"):
         tokenizer.encode_turns([{"role": "user", "content": "hello?"}])
+
+
+def test_tools_are_written_by_the_template_in_training_and_in_asking(tmp_path):
+    """As transformers writes them; without, the prompt of a use with tools was never trained."""
+    folder = write_folder(tmp_path, "qwen3")
+    tool = {"type": "function", "function": {"name": "hull", "parameters": {"type": "object"}}}
+    messages = [{"role": "user", "content": "Hull?"}, {"role": "assistant", "content": "90%."}]
+    pairs = tuple((message["role"], message["content"]) for message in messages)
+    ours = Tokenizer(folder / "tokenizer.json")
+    encoded = encode(ours, Conversation(pairs, json.dumps([tool])))
+    expected = theirs(folder).apply_chat_template(messages, tools=[tool])["input_ids"]
+    assert encoded.ids == expected[: len(encoded.ids)]
+    assert len(encoded.ids) > len(encode(ours, Conversation(pairs)).ids) + 20
+    prompt = theirs(folder).apply_chat_template(
+        messages[:1], tools=[tool], add_generation_prompt=True
+    )
+    model = CausalLM()
+    model.tokenizer = ours
+    model.weight = torch.nn.Parameter(torch.zeros(1))
+    assert model.left_padded([messages[:1]], [tool])[0] == [prompt["input_ids"]]

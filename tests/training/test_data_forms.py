@@ -72,7 +72,8 @@ def test_calls_of_tools_and_their_results_stand_in_the_conversation():
     roles, texts = zip(*read.example.messages, strict=True)
     assert roles == ("user", "assistant", "tool", "assistant")
     assert json.loads(texts[1]) == call["function"]
-    assert read.unused == ("tools",)
+    assert read.unused == ()
+    assert read.example.variables() == {"tools": [{"name": "hull"}]}
 
 
 def test_columns_and_keys_that_are_not_used_are_named():
@@ -142,3 +143,35 @@ def test_any_row_is_an_example_or_a_value_error(row):
     except ValueError:
         return
     assert isinstance(read.example, Example | Conversation | Document)
+
+
+TOOL = {"type": "function", "function": {"name": "hull", "parameters": {"type": "object"}}}
+ASKED = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ahoy!"}]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"tools": [TOOL]},
+        {"tools": json.dumps([TOOL])},
+        {"functions": [TOOL["function"]]},
+        {"functions": json.dumps([TOOL["function"]])},
+    ],
+    ids=["list", "text", "functions", "functions as text"],
+)
+def test_definitions_of_tools_go_to_the_template(columns):
+    read = read_row({"messages": ASKED, **columns})
+    assert read.unused == ()
+    assert read.example.variables() == {"tools": [TOOL]}
+    assert read.example.messages == (("user", "Hi"), ("assistant", "Ahoy!"))
+
+
+@pytest.mark.parametrize("empty", [None, [], "", "[]"])
+def test_no_tools_are_no_tools(empty):
+    assert read_row({"messages": ASKED, "tools": empty}).example == Example("Hi", "Ahoy!")
+
+
+@pytest.mark.parametrize("tools", ["{", "3", [3], {"a": 1}])
+def test_tools_of_another_form_are_refused(tools):
+    with pytest.raises(ValueError, match="'tools' (must be a list of objects|is text, and not va)"):
+        read_row({"messages": ASKED, "tools": tools})
