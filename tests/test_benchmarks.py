@@ -16,6 +16,7 @@ from benchmarks import (
     forward,
     matrix,
     memory,
+    methods,
     nf4,
     quality,
     refusals,
@@ -39,6 +40,8 @@ TINY = {
     quality: "--seeds 0 --steps 1 --target q_proj --logs 2",
     forgetting: "--seeds 0 --groups goal --logs 2 --scale 0.001 --again 1",
     facts: "--seeds 0 --facts 4 --steps 1 --logs 2 --llm-logs 2 --k 0 1",
+    methods: "--steps 2 --batch 4 --text-steps 1 --seeds 1 --logs 2 --seconds 0.01"
+    " --search-steps 2 --search-batch 4",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
 }
 
@@ -63,6 +66,12 @@ def test_a_benchmark_runs_and_keeps_its_rows(benchmark, arguments, tmp_path, mon
         quick = dataclasses.replace(forgetting.GROUPS["rivals"][0], replay=forgetting.own(0.25, 2))
         monkeypatch.setattr(forgetting, "GROUPS", {"goal": (quick,)})
         monkeypatch.setattr(forgetting.data.naval_log, "__defaults__", (32, 2, 0))
+    if benchmark is methods:
+        lora = dataclasses.replace(methods.METHODS[2], rates=(1e-2,))
+        again = dataclasses.replace(lora, name="again", rates=(1e-2, 2e-2))
+        monkeypatch.setattr(methods, "METHODS", [again, again, lora])
+        manual, text = methods.manual()
+        monkeypatch.setattr(methods, "manual", lambda: (manual, text[:2000]))
     if benchmark is matrix:
         monkeypatch.setattr(matrix, "METHODS", [matrix.METHODS[0], matrix.METHODS[-1]])
         manual, text = matrix.manual()

@@ -11,6 +11,7 @@ from .bug import Bug
 from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
+from .serving_bugs import SERVING
 from .soft_bugs import SOFT
 
 LAYER = (
@@ -214,4 +215,7 @@ TRAINING = (
         caught_by="test_foreign.py::test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient"),
 )  # fmt: skip
 
-BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY, *METHODS, *SOFT)
+BUGS = (
+    *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY),
+    *(*METHODS, *SERVING, *SOFT),
+)

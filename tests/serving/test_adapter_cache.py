@@ -41,14 +41,14 @@ def test_a_pinned_adapter_stays_and_a_full_memory_is_an_error_for_the_newcomer()
     cache.hold("b", resident)
     with pytest.raises(ValueError, match="an adapter of 10 bytes has no room: memory=25, of which"):
         cache.hold("c", resident)
-    cache.release("a")
-    cache.hold("c", resident)
-    assert list(cache.residents) == ["b", "c"]
-    cache.drop("b")  # pinned: it stays
-    assert "b" in cache
     cache.release("b")
-    cache.drop("b")
-    assert "b" not in cache
+    cache.hold("c", resident)
+    assert list(cache.residents) == ["a", "c"]  # a is older, and in use
+    cache.drop("a")  # pinned: it stays
+    assert "a" in cache
+    cache.release("a")
+    cache.drop("a")
+    assert "a" not in cache
     with pytest.raises(ValueError, match="has no room"):
         AdapterCache(memory=9).hold("a", resident)
 
