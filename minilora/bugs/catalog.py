@@ -165,6 +165,14 @@ FILES_AND_NAMES = (
 )  # fmt: skip
 
 TRAINING = (
+    Bug(name="clipped while scaled", where="training.steps:steps",
+        right="scaler.unscale(parameters)",
+        wrong="nn.utils.clip_grad_norm_(parameters, config.clip); scaler.unscale(parameters)",
+        story="In float16 the gradient is clipped before the loss's scale is taken out of it. "
+              "Every step then counts as far too large, and the model hardly learns.",
+        thread="Lightning-AI/pytorch-lightning #9599",
+        caught_by="training/test_loss_scaling.py"
+                  "::test_scales_and_weights_are_those_of_torchs_grad_scaler"),
     Bug(name="loss on the prompt", where="training.batches:encode",
         right="token if is_learnt else IGNORE", wrong="token",
         story="The labels of the prompt are its own tokens, or zero, not −100. "

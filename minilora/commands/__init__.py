@@ -11,6 +11,8 @@ In reading order:
     learn.py, book.py                learn
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
+    train_options.py                 the options of ``train``, and what they make
+    keeping.py                       where trained weights go when the disk is full
     classify.py                      train an encoder with a head
     export.py                        for llama.cpp and vLLM
     chat.py                          talk to it

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import torch
 
@@ -69,7 +70,7 @@ def describe_footprints(footprints: Mapping[str, Measured], base: str | Path | N
     text = f"A training step of this run held in memory (measured):\n{footprint_table(footprints)}"
     if len(footprints) == 1:
         text += "\nThe other methods hold the base in floats: "
-        text += f"minilora plan {base} predicts their memory."
+        text += f"minilora plan {quote(str(base))} predicts their memory."
     return text
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -26,11 +26,14 @@ from .own_forms import question
 from .sampling import Sampling, ends_of, sample
 from .tokenizer_folder import Companions
 
+if TYPE_CHECKING:
+    from .tokenizer import Tokenizer
+
 
 class CausalLM(nn.Module):
     """A model that gives the next token's logits, and so can continue ids and answer in words."""
 
-    tokenizer: Any = None
+    tokenizer: Tokenizer = None  # type: ignore[assignment]  # for editors; None where none is set
     name_or_path: str = ""  # the folder that it came from
     companions = Companions()  # what else that folder held
 
@@ -208,7 +211,7 @@ class CausalLM(nn.Module):
         if not prompts:
             raise ValueError("expected at least one prompt, got none")
         tok = self.tokenizer
-        talks = [question(*asked) if is_pair(asked) else asked for asked in prompts]
+        talks: list[Any] = [question(*asked) if is_pair(asked) else asked for asked in prompts]
         given = {"tools": tools} if tools else {}
         rows = [tok.apply_chat_template(t, add_generation_prompt=True, **given) for t in talks]
         return rows, *pad_left(rows, tok.eos_id, next(self.parameters()).device)

@@ -62,6 +62,7 @@ def load_base(
     128
     """
     folder = SHIPPED if folder is None else Path(folder)
+    check_dtype(dtype)
     if quantize is not None:
         codebook(quantize)
     finish_swap(folder)
@@ -132,6 +133,15 @@ def fill_model(
     model.requires_grad_(not packed and quantize is None)
 
 
+def check_dtype(dtype: object) -> None:
+    """Raise ``ValueError`` unless weights can be of this dtype."""
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return
+    named = getattr(torch, dtype, None) if isinstance(dtype, str) else None
+    meant = f"dtype={named}" if isinstance(named, torch.dtype) else "such as torch.bfloat16"
+    raise ValueError(f"dtype must be a floating-point dtype of torch, {meant}, got {dtype!r}")
+
+
 def save_model(
     model: nn.Module,
     folder: str | Path,
@@ -156,6 +166,8 @@ def save_model(
     ...     sorted(file.name for file in save_model(load_base(), folder).iterdir())
     ['config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json']
     """
+    if dtype is not None:
+        check_dtype(dtype)
     config = getattr(model, "config", None)
     if not isinstance(model, Llama) or not isinstance(config, LlamaConfig):
         return save_foreign(model, Path(folder), dtype, shard)

@@ -36,6 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..files import json_writer, text_writer, write_together
@@ -238,7 +239,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     train, valid = options.folder / "train.jsonl", options.folder / "valid.jsonl"
     print(f"Wrote {len(task.train)} examples to {train}", end=" ")
     print(f"and {len(task.valid)} held-out ones to {valid}. Next:")
-    print(f"  minilora train --data {train} --valid {valid} --out auditor")
+    files = f"--data {quote(str(train))} --valid {quote(str(valid))}"
+    print(f"  minilora train {files} --out auditor")
     return 0
 
 

@@ -28,7 +28,8 @@ In reading order:
     rounding.py    bfloat16 weights that hardly move
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits
     history.py     what happened, step by step
-    progress.py    the bar
+    trackers.py    curves and norms for TensorBoard and Weights & Biases
+    progress.py    the bar, and the lines without a terminal
     evaluation.py  exact match, bits a byte
 
 Imports ``model``, ``lora`` and the ground.

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import UnionType
+from typing import Any, TypedDict
 
 from ..text import names_other_libraries_use
 
@@ -140,6 +141,36 @@ class TrainConfig:
         return replace(self, steps=max(1, steps), epochs=None)
 
 
+class TrainSettings(TypedDict, total=False):
+    """The fields of ``TrainConfig`` once more, so that editors complete ``train(…, steps=``."""
+
+    steps: int
+    epochs: float | None
+    lr: float
+    warmup: float
+    batch_size: int
+    accumulate: int
+    clip: float
+    weight_decay: float
+    loraplus_ratio: float
+    bf16: bool
+    fp16: bool
+    checkpointing: bool
+    pack: bool | None
+    max_length: int
+    validate_every: int
+    valid_batch: int | None
+    valid_examples: int
+    valid_answers: int
+    keep_best: bool
+    seed: int
+    out: str | Path | None
+    checkpoint_every: int
+    resume: bool
+    progress: bool
+    measure_memory: bool
+
+
 def rate_for(parameters: int) -> float:
     """A peak rate to begin with: the bigger the base, the smaller the steps it bears.
 
@@ -153,6 +184,19 @@ def rate_for(parameters: int) -> float:
     if parameters <= BIG:
         return TrainConfig.lr
     return 1e-3 if parameters < 1e9 else 2e-4
+
+
+def settings_for(parameters: int) -> dict[str, Any]:
+    """Settings to begin with, by the size of the base: fewer and smaller steps for a big one.
+
+    A big base reads an example before it is taught, and each of its steps costs more.
+
+    >>> settings_for(134_515_008)
+    {'lr': 0.001, 'steps': 150, 'batch_size': 8}
+    """
+    small = parameters <= BIG
+    steps, batch_size = (TrainConfig.steps, TrainConfig.batch_size) if small else (150, 8)
+    return {"lr": rate_for(parameters), "steps": steps, "batch_size": batch_size}
 
 
 def is_number(value: object, kind: type | UnionType) -> bool:

@@ -33,6 +33,7 @@ class History:
     validations: list[Record] = field(default_factory=list)
     best_step: int | None = None
     interrupted: bool = False
+    unsaved: bool = False  # interrupted, and the state could not be written
     warnings: list[str] = field(default_factory=list)
     memory: Record | None = None  # with measure_memory: the fields of ledger.Measured
     replay: list[Record] = field(default_factory=list)
@@ -128,23 +129,3 @@ class MetricsLog:
 def json_line(record: Record) -> str:
     """One record as a line of JSON."""
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def tensorboard_callback(folder: str | Path) -> Callback:
-    """A callback that writes every number of every record for TensorBoard.
-
-    Raises ``ValueError`` when TensorBoard is not installed.
-    """
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError("TensorBoard is not installed: pip install tensorboard") from error
-    writer = SummaryWriter(str(folder))
-
-    def write(record: Record) -> None:
-        for name, value in record.items():
-            if name != "step" and isinstance(value, int | float):
-                writer.add_scalar(name, value, record["step"])
-        writer.flush()
-
-    return write

@@ -12,16 +12,16 @@ shown).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from ..ledger.measurement import measure
-from .config import TrainConfig
+from .config import TrainConfig, TrainSettings
 from .examples import Learnt, Task
 from .history import Callback, History, Record, diverged, overflowed
 from .limits import check_run
@@ -33,6 +33,9 @@ from .rounding import Standstill
 from .run import Run, checkpoint_file, set_up
 from .steps import NotFinite
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 
 def train(
     model: nn.Module,
@@ -41,7 +44,7 @@ def train(
     *,
     replay: Replay | Sequence[Replay] | None = None,
     callbacks: Sequence[Callback] = (),
-    **settings: Any,
+    **settings: Unpack[TrainSettings],
 ) -> History:
     """Train what has ``requires_grad``, in place, on examples or on a task.
 
@@ -93,10 +96,7 @@ def go(
 def observed(
     model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
 ) -> Iterator[Record]:
-    """The steps that are left, each seen by the observers before it is given out.
-
-    Raises ``FloatingPointError``, leaving the last good weights.
-    """
+    """The first validation, at once; then the steps that are left, each seen by the observers."""
     state, history, config = run.state, run.state.history, run.config
     out = None if config.out is None else Path(config.out)
     journal = Journal(history, out, callbacks, bar)
@@ -109,6 +109,17 @@ def observed(
     records = run.steps(model, config)
     if config.measure_memory:
         records = measured(records, model, run)
+    return seen(records, run, observers)
+
+
+def seen(
+    records: Iterator[Record], run: Run, observers: Sequence[Callable[[Record], None]]
+) -> Iterator[Record]:
+    """The same records, each given out once the observers have seen it.
+
+    Raises ``FloatingPointError``, leaving the last good weights.
+    """
+    state, history, config = run.state, run.state.history, run.config
     try:
         for record in records:
             state.step = record["step"]
@@ -129,6 +140,7 @@ def end(run: Run, bar: Progress) -> History:
     history.interrupted = state.step < config.steps
     if history.interrupted:
         saved = checkpoints_of(run).save()
+        history.unsaved = config.out is not None and not saved
         resume = f"; continue with resume=True, out={str(config.out)!r}" if saved else ""
         bar.say(f"interrupted after step {state.step}{resume}")
     elif config.keep_best and state.best is not None and history.best_step != state.step:

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 import minilora
 from minilora import Example, TrainConfig
-from minilora.commands import generate
-from minilora.commands import train as train_command
+from minilora.commands import generate, train_options
 from minilora.commands.cli import main, parser_of
 from minilora.commands.footprint import describe_footprints
 from minilora.lora.layer import lora_layers
@@ -74,6 +73,7 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
         "--seed=5",
     ]
     words += [
+        "--checkpointing",
         "--checkpoint-every=2",
         "--validate-every=9",
         "--valid-batch=4",
@@ -93,6 +93,7 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
     assert config == TrainConfig(
         steps=7, lr=0.25, batch_size=6, accumulate=3, max_length=99, pack=True, bf16=True, seed=5,
         out=out, checkpoint_every=2, resume=True, valid_answers=3, validate_every=9, valid_batch=4,
+        checkpointing=True,
     )  # fmt: skip
     assert (task.train, task.valid) == (load_jsonl(data), load_jsonl(valid))
     for name, layer in lora_layers(model):
@@ -108,7 +109,7 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
 def test_alpha_is_twice_the_rank_unless_it_is_given():
     for words, alpha in ((["--r=3"], 6), (["--r=3", "--alpha=5"], 5)):
         options = parser_of("train").parse_args(["--data=mine.jsonl", "--out=mine", *words])
-        assert train_command.lora_of(options).lora_alpha == alpha
+        assert train_options.lora_of(options).lora_alpha == alpha
 
 
 def test_the_seed_of_train_decides_the_adapter_and_what_is_held_out(trained, seen):
@@ -171,37 +172,71 @@ def test_a_big_base_takes_a_smaller_rate_and_a_given_one_counts(trained):
         for line in (trained / "out" / "metrics.jsonl").read_text().splitlines()
     ]
     assert max(rates) == 1e-3
-    model = minilora.load_base()
-    assert train_command.with_rate(minilora.TrainConfig(lr=0.25), 0.25, model).lr == 0.25
-    assert train_command.with_rate(minilora.TrainConfig(), None, model).lr == 5e-3
+
+    def settings(size, *words):
+        options = parser_of("train").parse_args(["--data=mine.jsonl", "--out=mine", *words])
+        return train_options.settings_of(options, size)
+
+    small, big = settings(1_325_696), settings(134_515_008)
+    assert (small.lr, small.steps, small.batch_size) == (5e-3, 500, 32)
+    assert (big.lr, big.steps, big.batch_size) == (1e-3, 150, 8)
+    given = settings(134_515_008, "--lr=0.25", "--epochs=2", "--batch=16")
+    assert (given.lr, given.epochs, given.batch_size) == (0.25, 2, 16)
     assert [rate_for(10**power) for power in (6, 8, 9, 11)] == [5e-3, 1e-3, 2e-4, 2e-4]
 
 
 @pytest.mark.slow
-def test_only_the_method_that_ran_is_measured_on_a_big_base(trained, capsys, monkeypatch):
+def test_the_memory_is_that_of_the_run_itself(trained, capsys, monkeypatch):
     """The other two would put the base into memory in floats, which QLoRA is there to avoid."""
     monkeypatch.setattr("minilora.training.config.BIG", 10**6)
-    common = [
-        "--data",
-        str(trained / "mine.jsonl"),
-        "--out",
-        str(trained / "again"),
-        "--qlora",
-        "--steps",
-        "1",
-        "--batch",
-        "2",
-    ]
+    loaded, load = [], minilora.load_base
+    monkeypatch.setattr(
+        "minilora.model.pretrained.load_base", lambda *a, **k: loaded.append(a) or load(*a, **k)
+    )
+    data, out = str(trained / "mine.jsonl"), trained / "with space"
+    common = ["--data", data, "--out", str(out), "--qlora", "--steps", "2", "--batch", "2"]
     assert main(["train", *common]) == 0
     printed = capsys.readouterr().out
+    assert len(loaded) == 1
     assert "\nQLoRA  " in printed
+    assert f"minilora plan {SHIPPED} predicts their memory" in printed
     assert "\nfull  " not in printed
     assert "\nLoRA  " not in printed
-    assert "1 steps of 2 out of 18 examples, 2 held out; rate 0.001" in printed
+    assert "2 steps of 2 out of 18 examples, 2 held out; rate 0.001" in printed
+    assert f"minilora generate --qlora --adapter '{out}/adapter' \"your question\"" in printed
+    assert f"minilora merge --qlora --adapter '{out}/adapter' --out '{out}/merged'" in printed
     assert main(["train", *common]) == 0
-    assert (
-        f"{trained / 'again'} holds an earlier run: this one replaces it" in capsys.readouterr().out
-    )
+    assert f"{out} holds an earlier run: this one replaces it" in capsys.readouterr().out
+
+
+def test_an_adapter_is_trained_further_in_the_form_it_has(trained, seen, tmp_path, capsys):
+    adapter = trained / "out" / "adapter"
+    command = ["train", "--data", str(trained / "mine.jsonl"), "--out", str(tmp_path / "more")]
+    command += ["--qlora", "--adapter", str(adapter)]
+    assert main(command) == 130
+    [(model, _, _)] = seen
+    saved = load_file(adapter / "adapter_model.safetensors")
+    layers = dict(lora_layers(model))
+    assert len(saved) == 2 * len(layers)
+    for path, layer in layers.items():
+        assert layer.lora_B.equal(saved[f"base_model.model.{path}.lora_B.weight"])
+        assert layer.lora_B.requires_grad
+        assert not layer.base.packed.requires_grad
+    assert f"Training {adapter} further." in capsys.readouterr().out
+    assert main([*command, "--r=4", "--rslora"]) == 2
+    said = capsys.readouterr().err
+    assert "--adapter brings its own modules, rank and scale: leave --r and --rslora out" in said
+
+
+def test_a_finished_run_goes_on_to_more_steps(trained, capsys):
+    out = trained / "longer"
+    common = ["train", "--data", str(trained / "mine.jsonl"), "--out", str(out), "--batch=2"]
+    assert main([*common, "--steps=2"]) == 0
+    capsys.readouterr()
+    assert main([*common, "--steps=3", "--resume"]) == 0
+    assert "resumed with steps=3 instead of 2" in capsys.readouterr().err
+    lines = (out / "metrics.jsonl").read_text().splitlines()
+    assert [row["step"] for row in map(json.loads, lines) if "loss" in row] == [1, 2, 3]
 
 
 def test_the_table_of_one_method_says_where_the_others_are():
@@ -319,8 +354,8 @@ def test_each_number_that_train_would_take_is_in_its_help(capsys):
     for default in (
         "(default: q_proj v_proj)",
         "rank (default: 8)",
-        "(default: 500)",
-        "(default: 32)",
+        "(default: 500, for a big base 150)",
+        "(default: 32, for a big base 8)",
         "(default: 512)",
     ):
         assert default in said

@@ -6,7 +6,7 @@ import pytest
 
 from minilora import Examples, Prose, SelfReplay
 from minilora.commands.cli import main, parser_of
-from minilora.commands.train import replay_of
+from minilora.commands.train_options import replay_of
 from minilora.training.data import naval_log
 from minilora.training.examples import Example
 

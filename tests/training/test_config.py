@@ -7,7 +7,7 @@ import pytest
 
 from minilora import LoraConfig, TrainConfig
 from minilora.commands import cli
-from minilora.training.config import rate_for
+from minilora.training.config import rate_for, settings_for
 
 
 def test_a_config_stays_as_it_was_checked():
@@ -71,7 +71,7 @@ def test_numbers_that_are_not_finite_are_refused(field, value):
         TrainConfig(**{field: value})
 
 
-SHARED = ("steps", "accumulate", "max_length", "pack", "bf16", "checkpoint_every", "resume", "seed")
+SHARED = ("accumulate", "max_length", "pack", "bf16", "fp16", "checkpointing", "resume", "seed")
 
 
 def test_defaults_are_the_same_in_python_and_on_the_command_line():
@@ -80,9 +80,9 @@ def test_defaults_are_the_same_in_python_and_on_the_command_line():
     assert (options["r"], tuple(options["target"])) == (lora.r, lora.target_modules)
     assert (options["dropout"], options["rslora"]) == (lora.lora_dropout, lora.use_rslora)
     assert lora.lora_alpha == 2 * lora.r, "which is what the command's help says of --alpha"
-    assert options["lr"] is None, "which is rate_for, by the size of the base"
-    assert rate_for(1_325_696) == config.lr, "the shipped base's"
-    assert options["batch"] == config.batch_size
+    sizes = {"lr": config.lr, "steps": config.steps, "batch_size": config.batch_size}
+    assert settings_for(1_325_696) == sizes, "the shipped base's"
+    assert {options[name] for name in ("lr", "steps", "batch")} == {None}, "which is settings_for"
     assert {name: options[name] for name in SHARED} == {
         name: getattr(config, name) for name in SHARED
     }

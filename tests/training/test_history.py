@@ -2,19 +2,11 @@
 
 import json
 import math
-import sys
-from types import SimpleNamespace
 
 import pytest
 
 from minilora import TrainConfig
-from minilora.training.history import (
-    History,
-    MetricsLog,
-    diverged,
-    overfitting,
-    tensorboard_callback,
-)
+from minilora.training.history import History, MetricsLog, diverged, overfitting
 
 
 def test_a_metrics_log_begins_with_what_the_history_holds_and_grows_a_line_a_record(tmp_path):
@@ -27,18 +19,6 @@ def test_a_metrics_log_begins_with_what_the_history_holds_and_grows_a_line_a_rec
     lines = file.read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [first, validation, second, third]
     assert history.losses == [2.0, 1.0]
-
-
-def test_tensorboard_gets_every_number_of_a_record(tmp_path, monkeypatch):
-    written = []
-    board = SimpleNamespace(add_scalar=lambda *scalar: written.append(scalar), flush=lambda: None)
-    package = SimpleNamespace(SummaryWriter=lambda folder: board)
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", package)
-    tensorboard_callback(tmp_path)({"step": 3, "loss": 0.5, "sample": {"asked": "?"}, "lr": 1e-3})
-    assert written == [("loss", 0.5, 3), ("lr", 1e-3, 3)]
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(ValueError, match="TensorBoard is not installed: pip install tensorboard"):
-        tensorboard_callback(tmp_path)
 
 
 def validated(*losses):

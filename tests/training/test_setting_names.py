@@ -1,14 +1,18 @@
 """TrainConfig: epochs become steps, and a name from another library is answered with ours."""
 
+import dataclasses
 import inspect
 import math
+import re
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import minilora
 from minilora import LoraConfig, TrainConfig
+from minilora.training.config import TrainSettings
 from minilora.training.data import naval_log
 
 
@@ -73,3 +77,22 @@ def test_train_answers_in_the_same_way():
 def test_editors_still_see_the_fields():
     assert list(inspect.signature(TrainConfig).parameters)[:3] == ["steps", "epochs", "lr"]
     assert "lora_alpha" in inspect.signature(LoraConfig).parameters
+
+
+def test_train_is_typed_with_the_same_fields():
+    """``Unpack`` of a TypedDict is what editors read; the types are the fields' own."""
+    fields = {field.name: field.type for field in dataclasses.fields(TrainConfig)}
+    typed = {name: each.__forward_arg__ for name, each in TrainSettings.__annotations__.items()}
+    assert typed == fields
+    settings = inspect.signature(minilora.train).parameters["settings"]
+    assert settings.annotation == "Unpack[TrainSettings]"
+
+
+@pytest.mark.parametrize("dtype", ["float16", torch.int8, "half precision"])
+def test_a_dtype_that_is_none_of_floats_is_answered_with_one(dtype, tmp_path):
+    meant = "dtype=torch.float16" if dtype == "float16" else "such as torch.bfloat16"
+    message = re.escape(f"dtype must be a floating-point dtype of torch, {meant}, got {dtype!r}")
+    with pytest.raises(ValueError, match=message):
+        minilora.load_base(dtype=dtype)
+    with pytest.raises(ValueError, match=message):
+        minilora.save_model(minilora.load_base(), tmp_path, dtype=dtype)

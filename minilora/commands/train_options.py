@@ -1,0 +1,149 @@
+"""The options of ``minilora train``, and what they make: adapter, replay, settings of the loop."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .hub_names import NAMED, add_hub_option
+from .options import add_base_option, add_device_option, add_seed_option
+
+AT_THE_END = 10**9  # steps between checkpoints: one after the last step only
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora train``."""
+    add = parser.add_argument
+    forms = "a file or folder: JSON, CSV, TSV or parquet, gzipped or not; instruction and output, "
+    forms += "messages, conversations, prompt and completion, or text"
+    add("--data", type=Path, required=True, help=forms)
+    kinds = "answer: a language model writes; classify: an encoder tells labels apart (a CSV of "
+    add("--task", choices=["answer", "classify"], default="answer", help=f"{kinds}text and label)")
+    add("--valid", type=Path, help="held-out examples (default: a tenth of --data)")
+    add_base_option(parser)
+    add("--adapter", metavar="FOLDER|NAME", help=f"train this one further instead: {NAMED}")
+    add("--out", type=Path, required=True, help="folder for adapter, metrics and checkpoint")
+    modules = "modules to adapt, or all-linear (default: q_proj v_proj)"
+    add("--target", nargs="+", default=["q_proj", "v_proj"], help=modules)
+    add("--r", type=int, default=8, help="rank (default: %(default)s)")
+    add("--alpha", type=float, help="lora_alpha (default: 2 r)")
+    add("--dropout", type=float, default=0.0, help="of the adapter's input (default: %(default)s)")
+    add("--rslora", action="store_true", help="scale by alpha / sqrt(r)")
+    add("--full", action="store_true", help="train every parameter instead of an adapter")
+    add(
+        "--qlora", action="store_true", help="keep the base in four bits (NF4, double quantization)"
+    )
+    add("--skip-bad", action="store_true", help="go on without rows that cannot be learnt from")
+    length = parser.add_mutually_exclusive_group()
+    optimizer_steps = "optimizer steps (default: 500, for a big base 150)"
+    length.add_argument("--steps", type=int, help=optimizer_steps)
+    length.add_argument("--epochs", type=float, help="how often each example is seen instead")
+    add("--lr", type=float, help="peak rate (default: 0.005 for a small base, less for a big one)")
+    add("--batch", type=int, help="examples a step (default: 32, for a big base 8)")
+    add("--accumulate", type=int, default=1, help="compute a batch in so many parts")
+    longest = "tokens; longer examples are left out (default: %(default)s)"
+    add("--max-length", type=int, default=512, help=longest)
+    packing = "several examples a row instead of padding (default: where padding is half the work)"
+    add("--pack", action=argparse.BooleanOptionalAction, help=packing)
+    half = parser.add_mutually_exclusive_group()
+    half.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
+    scaled = "float16 autocast with loss scaling, for cards without bfloat16"
+    half.add_argument("--fp16", action="store_true", help=scaled)
+    recompute = "compute activations again in backward: less memory, a third more time"
+    add("--checkpointing", action="store_true", help=recompute)
+    add("--validate-every", type=int, default=50, help="steps (default: %(default)s; 0: never)")
+    most = "held-out examples that a validation takes (default: %(default)s; 0: all)"
+    add("--valid-examples", type=int, default=256, help=most)
+    add("--valid-batch", type=int, help="held-out examples computed at once (default: as trained)")
+    share = "share of all rows that are old ones, so that less is forgotten, such as 0.25"
+    add("--replay", type=float, metavar="SHARE", help=share)
+    source = "self: what the base writes itself; or a data file or .txt of old examples or text"
+    add("--replay-from", default="self", metavar="SOURCE", help=f"{source} (default: self)")
+    seldom = "steps (default: when interrupted and, but for --full, at the end)"
+    add("--checkpoint-every", type=int, default=0, help=seldom)
+    further = "continue from the checkpoint in --out, to --steps or --epochs, which may be more"
+    add("--resume", action="store_true", help=further)
+    add("--tensorboard", action="store_true", help="also write TensorBoard events to --out")
+    curves = "also write curves and norms to Weights & Biases (WANDB_MODE=offline: to a folder)"
+    add("--wandb", metavar="PROJECT", help=curves)
+    add(
+        "--push", metavar="NAME", help="store the adapter in the hub under this name, with its data"
+    )
+    add_hub_option(parser)
+    add_seed_option(parser)
+    add_device_option(parser)
+
+
+def check_adapter(options: argparse.Namespace) -> None:
+    """Refuse options that contradict an adapter that exists already."""
+    new = {"target": ["q_proj", "v_proj"], "r": 8, "alpha": None, "dropout": 0.0}
+    new |= {"rslora": False, "full": False}
+    wrong = [f"--{name}" for name, default in new.items() if getattr(options, name) != default]
+    if options.adapter and wrong:
+        raise ValueError(
+            f"--adapter brings its own modules, rank and scale: leave {' and '.join(wrong)} out"
+        )
+
+
+def lora_of(options: argparse.Namespace) -> Any:
+    """The ``LoraConfig`` that the options describe."""
+    from ..lora.config import LoraConfig, read_targets
+
+    alpha = 2 * options.r if options.alpha is None else options.alpha
+    targets = read_targets(options.target)
+    return LoraConfig(options.r, alpha, targets, options.dropout, options.rslora)
+
+
+def replay_of(options: argparse.Namespace) -> Any:
+    """What is replayed beside the task, or None."""
+    from ..training.readers import read_examples
+    from ..training.replay import Examples, Prose, SelfReplay
+
+    share, source = options.replay, options.replay_from
+    if share is None:
+        if source != "self":
+            raise ValueError(f"--replay-from {source} needs a share of the rows: --replay 0.25")
+        return None
+    if source == "self":
+        return SelfReplay(share)
+    if Path(source).suffix == ".txt":
+        return Prose([read_text(Path(source))], share)
+    return Examples(read_examples(source, skip_bad=options.skip_bad).examples, share)
+
+
+def read_text(file: Path) -> str:
+    """A text file. Raises ``ValueError`` when it is missing or is not UTF-8."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
+
+
+def settings_of(options: argparse.Namespace, parameters: int = 0) -> Any:
+    """The ``TrainConfig`` that the options describe, for a base of so many parameters."""
+    from ..training.config import TrainConfig, settings_for
+
+    given = {"lr": options.lr, "steps": options.steps, "batch_size": options.batch}
+    sizes = settings_for(parameters)
+    if options.epochs is not None:
+        del sizes["steps"]
+    sizes |= {name: value for name, value in given.items() if value is not None}
+    return TrainConfig(
+        **sizes,
+        epochs=options.epochs,
+        accumulate=options.accumulate,
+        max_length=options.max_length,
+        pack=options.pack,
+        bf16=options.bf16,
+        fp16=options.fp16,
+        checkpointing=options.checkpointing,
+        validate_every=options.validate_every,
+        valid_examples=options.valid_examples,
+        valid_batch=options.valid_batch,
+        seed=options.seed,
+        out=options.out,
+        checkpoint_every=options.checkpoint_every or (0 if options.full else AT_THE_END),
+        resume=options.resume,
+        measure_memory=options.qlora,
+    )
