@@ -12,7 +12,10 @@ from typing import Any
 
 BERT_TARGETS = ("query", "value")
 RATE, EPOCHS = 1e-3, 3.0  # where none is given
-OTHER_WAYS = ("full", "qlora", "resume", "replay", "pack", "push", "accumulate", "bf16")
+OTHER_WAYS = (
+    *("full", "qlora", "adapter", "resume", "replay", "pack", "push", "accumulate"),
+    *("bf16", "fp16", "checkpointing"),
+)
 
 
 def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
@@ -23,6 +26,7 @@ def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
     from ..formats.save_and_load import save_adapter
     from ..lora.injection import inject, print_trainable_parameters
     from ..training.classification import Classifier, open_classifier, read_labelled
+    from ..training.config import TrainConfig
     from .options import check_device
 
     check_options(options)
@@ -37,8 +41,8 @@ def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
     targets = lora.target_modules if named else BERT_TARGETS
     lora = replace(lora, target_modules=targets, task_type="SEQ_CLS")
     config = replace(config, lr=options.lr or RATE, validate_every=0)
-    if options.epochs is None and options.steps == 500:  # neither is given
-        config = replace(config, epochs=EPOCHS)
+    if options.epochs is None and options.steps is None:
+        config = replace(config, epochs=EPOCHS, steps=TrainConfig.steps)
     device = check_device(options.device)
     torch.manual_seed(options.seed)
     classifier = open_classifier(options.base, labels, options.max_length)
