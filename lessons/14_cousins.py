@@ -153,20 +153,19 @@ assert all(same)
 def draw(runs, looks):
     figure, (left, right) = one_axes(width=11.6, height=4.6, columns=2)
     for i, (name, run) in enumerate(runs.items()):
-        aside = (7, 5 if i % 2 else -11)  # so that neighbours do not write over each other
+        # to one side or the other, so that neighbours do not write over each other
+        aside, style = ((7, 5), "left") if i % 2 else ((-7, -11), "right")
         left.plot(run["loss"], run["lost"], "o", color=hue(i))
-        label(left, name, (run["loss"], run["lost"]), aside, color=hue(i))
+        label(left, name, (run["loss"], run["lost"]), aside, color=hue(i), ha=style)
         place = looks[name]["size"], looks[name]["stable rank"]
         right.plot(*place, "o", color=hue(i))
-        label(right, name, place, aside, color=hue(i))
+        label(right, name, place, aside, color=hue(i), ha=style)
     left.set(title="Learnt and forgotten", xlabel="loss on held-out logs, nats an answer token")
     left.set(ylabel="bits a byte lost on prose")
     right.set(title="What became of ΔW", xlabel="‖ΔW‖ / ‖W₀‖, mean of q and v")
-    right.set(ylabel="stable rank, mean of q and v (log scale)", yscale="log")
-    right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter("")
+    right.set(ylabel="stable rank, mean of q and v")
     for axes in (left, right):
-        axes.margins(x=0.28, y=0.14)
+        axes.margins(x=0.4, y=0.16)
     return figure
 
 
