@@ -12,6 +12,7 @@ from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
 from .serving_bugs import SERVING
+from .soft_bugs import SOFT
 
 LAYER = (
     Bug(name="unscaled alpha", where="lora.hyperparameters:scaling_of",
@@ -222,4 +223,7 @@ TRAINING = (
         caught_by="test_foreign.py::test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient"),
 )  # fmt: skip
 
-BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY, *METHODS, *SERVING)
+BUGS = (
+    *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY),
+    *(*METHODS, *SERVING, *SOFT),
+)

@@ -13,7 +13,16 @@ from pathlib import Path
 from ..text import did_you_mean
 from .options import add_device_option
 
-BENCHMARKS = ("forward", "train_step", "nf4", "memory", "scaling", "matrix")
+BENCHMARKS = (
+    "forward",
+    "train_step",
+    "nf4",
+    "memory",
+    "generation",
+    "serving",
+    "scaling",
+    "matrix",
+)
 CHECKOUT = Path(__file__).parents[2]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..files import json_writer, text_writer
-from .own_forms import END_OF_TEXT
+from .own_forms import END_OF_TEXT, START
 from .tokenizer import Tokenizer
 from .tokenizer_folder import TEMPLATE_FILE
 
@@ -38,6 +38,8 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, Callable[[Path], None]]:
         "eos_token": end,
         "pad_token": END_OF_TEXT if tokenizer.is_chatml else end,
     }
+    if not tokenizer.has_template:  # no form writes it; CTranslate2 does not open a Llama without
+        defaults["bos_token"] = START if tokenizer.is_chatml else end
     kept = dict(tokenizer.companions.tokenizer_config)
     kept.pop("auto_map", None)  # names code that is not in the folder
     templates = tokenizer.companions.templates if tokenizer.has_template else {}

@@ -91,18 +91,20 @@ class Engine:
         top_k: int | None = None,
         top_p: float | None = None,
         seed: int = 0,
+        ends: Sequence[int] | None = None,
         notify: Callable[[], None] | None = None,
     ) -> Answer:
         """Queue a request; any thread may call. The answer comes as the engine gets to it.
 
-        ``prompt``: a text, (instruction, context), messages, or token ids. ``notify`` is called in
-        the engine's thread after each event, to wake an event loop. Raises ``ValueError`` for what
+        ``prompt``: a text, (instruction, context), messages, or token ids. ``ends``: the tokens
+        that end the answer; None: the tokenizer's. ``notify`` is called in the engine's thread
+        after each event, to wake an event loop. Raises ``ValueError`` for what
         can never be answered (an unknown adapter, a prompt beyond the positions, …), before
         anything is done, and ``Busy``.
         """
         tokenizer = self.model.tokenizer
         self.bank.check(adapter)
-        ends = tuple(tokenizer.eos_ids)
+        ends = tuple(tokenizer.eos_ids if ends is None else ends)
         sampling = Sampling(max_new_tokens, temperature, top_k, seed, ends, True, top_p)
         ids = prompt_ids(tokenizer, prompt, self.model.config.max_position_embeddings)
         request = Request(ids, adapter, tenant, sampling, checked_stops(stop))

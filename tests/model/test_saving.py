@@ -83,3 +83,18 @@ def test_a_size_that_is_none_is_refused_before_anything_is_written(tmp_path, siz
 def test_sizes_in_words_and_numbers():
     sizes = {"2GB": 2 * 10**9, "500mb": 500 * 10**6, "1 KiB": 1024, 1234: 1234, "99": 99}
     assert {size: size_in_bytes(size) for size in sizes} == sizes
+
+
+def test_a_saved_folder_names_a_first_token_that_no_text_gets(base, tmp_path):
+    """CTranslate2 does not convert a Llama whose tokenizer has none (tried with 4.8)."""
+    text, talk = "Hull 90%.", [{"role": "user", "content": "Status?"}]
+    before = base.tokenizer.apply_chat_template(talk, add_generation_prompt=True)
+    save_model(base, tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.bos_token == "<|im_start|>"
+    assert theirs(text)["input_ids"] == base.tokenizer.encode(text)
+    settings = {"add_generation_prompt": True, "return_dict": True}
+    assert theirs.apply_chat_template(talk, **settings)["input_ids"] == before
+    again = load_base(tmp_path).tokenizer
+    assert again.apply_chat_template(talk, add_generation_prompt=True) == before
+    assert not again.adds_bos

@@ -30,6 +30,16 @@ def test_pieces_are_the_text_before_the_first_stop(text, stops):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+def test_a_letter_of_several_tokens_is_shown_whole():
+    """leonickson1/Swiftlet #7: after half an emoji was shown, the stream said nothing more."""
+    growing = GrowingText(TOKENIZER, PROMPT)
+    ids = TOKENIZER.answer("a 🙂 b")[:-1]
+    assert len(ids) > 5
+    pieces = [growing.push(token) for token in ids]
+    assert "".join(pieces) == growing.finish() == "a 🙂 b"
+    assert "🙂" in "".join(pieces[:-1])
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("", 0), ("x", 0), ("xa", 1), ("xab", 2), ("xabx", 0), ("b\n", 1)]
 )

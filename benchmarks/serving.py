@@ -1,0 +1,289 @@
+"""What do a thousand adapters on one base cost? Ours beside PEFT and transformers, in one run.
+
+    python -m benchmarks.serving [--adapters 1 8 64 1000] [--requests 64] [--parts step …]
+
+The shipped base, adapters of rank 8 on q and v, all different.
+
+    step        64 rows in one pass, each with one of N adapters, over the same pass of the base:
+                prefill (64 tokens a row) and decode (one); PEFT's way is ``adapter_names``
+    batching    the same requests by the engine with 64 slots, with one, by PEFT and transformers as
+                one padded batch: useful tokens a second
+    arrivals    requests that come one after the other, as recorded by a seed, from three tenants:
+                seconds to the first token and to the end
+    memory, load, swap      bytes of N adapters; adapters read from disk a second; another adapter
+                into a row, beside PEFT's ``set_adapter``
+
+Logits and tokens are compared before anything is timed. Times are processor time of one thread, so
+they hold on a busy machine; ``arrivals`` has wall time beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import peft
+import torch
+import transformers
+from torch import Tensor, nn
+
+import minilora
+from minilora.lora.layer import lora_layers
+from minilora.lora.twin import twin
+from minilora.model.cache import KVCache
+from minilora.serving import AdapterBank, Engine
+from minilora.serving.layer import AdapterRows
+
+from .common import Row, measure, options, rows_of, save
+from .generation import SHIPPED
+
+ROWS, TIME, MOST_OF_PEFT = 64, 64, 64
+PARTS = ["memory", "step", "batching", "arrivals", "swap"]
+BASE, OURS, PEFT = "base alone", "minilora", "PEFT, adapter_names"
+
+
+def make_adapters(count: int, root: Path) -> list[Path]:
+    """So many different adapters on disk."""
+    model = minilora.load_base()
+    minilora.inject(model, minilora.LoraConfig(r=8))
+    folders = []
+    for number in range(count):
+        torch.manual_seed(number)
+        for _, layer in lora_layers(model):
+            layer.reset_parameters()
+            nn.init.normal_(layer.lora_B, std=0.05)
+        folders.append(minilora.save_adapter(model, root / str(number)))
+    return folders
+
+
+def peft_model(folders: list[Path]) -> Any:
+    """transformers' model of the shipped base with these adapters, by number."""
+    model = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    model = peft.PeftModel.from_pretrained(model, str(folders[0]), adapter_name="0")
+    for number, folder in enumerate(folders[1:], 1):
+        model.load_adapter(str(folder), adapter_name=str(number))
+    return model.eval()
+
+
+def our_pass(model: Any, ids: Tensor, past: Tensor | None) -> Callable[[], Tensor]:
+    """A pass of a Llama over ids behind a past, again and again."""
+    if past is None:
+        return lambda: model.next_logits(ids, None, KVCache(multiple=16))
+    cache = KVCache(multiple=16)
+    model.next_logits(past, None, cache)
+    lengths = list(cache.lengths)
+
+    def run() -> Tensor:
+        cache.lengths[:] = lengths
+        return model.next_logits(ids, None, cache)
+
+    return run
+
+
+def peft_pass(
+    model: Any, ids: Tensor, past: Tensor | None, names: list[str]
+) -> Callable[[], Tensor]:
+    """The same of PEFT's mixed batch."""
+    more = {"adapter_names": names, "logits_to_keep": 1, "use_cache": True}
+    if past is None:
+        return lambda: model(input_ids=ids, **more).logits[:, -1]
+    cache = model(input_ids=past, **more).past_key_values
+
+    def run() -> Tensor:
+        logits = model(input_ids=ids, past_key_values=cache, **more).logits[:, -1]
+        cache.crop(-ids.shape[1])  # forget the token again
+        return logits
+
+    return run
+
+
+@torch.inference_mode()
+def steps(bank: AdapterBank, folders: list[Path], counts: list[int], seconds: float) -> list[Row]:
+    """One pass of 64 rows over the base's, for each number of adapters."""
+    results, draw = [], random.Random(0)
+    ids = torch.randint(3, 1500, (ROWS, TIME), generator=torch.Generator().manual_seed(0))
+    theirs = peft_model(folders[: min(MOST_OF_PEFT, len(folders))])
+    base, model = twin(bank.base).eval(), twin(bank.base).eval()
+    rows = AdapterRows(model, max_rank=8, size=ROWS)
+    for count in counts:
+        names = [str(draw.randrange(count)) for _ in range(ROWS)]
+        for row, name in enumerate(names):
+            held = bank.hold(name)
+            rows.admit(row, held.parts)
+            bank.release(held)
+        for phase, new, past in (("prefill", ids, None), ("decode", ids[:, :1], ids)):
+            runs = {BASE: our_pass(base, new, past), OURS: our_pass(model, new, past)}
+            if count <= MOST_OF_PEFT:
+                runs[PEFT] = peft_pass(theirs, new, past, names)
+                torch.testing.assert_close(runs[OURS](), runs[PEFT](), rtol=1e-3, atol=1e-3)
+            times = measure(runs, seconds, 7, "cpu", time.thread_time)
+            setting = {"what": "step", "phase": phase, "adapters": count}
+            results += rows_of(times, BASE, **setting, distinct=len(set(names)))
+            said = ", ".join(f"{r['contestant']} {r['ratio']['median']:.2f}" for r in results[-3:])
+            print(f"{phase}, {count} adapters, over the base alone: {said}", flush=True)
+    return results
+
+
+def asked(count: int) -> list[tuple[list[int], int, str]]:
+    """Requests: prompt ids, new tokens, adapter."""
+    draw = random.Random(1)
+    return [
+        ([draw.randrange(3, 1500) for _ in range(draw.randint(8, 64))], draw.randint(8, 64), str(n))
+        for n in range(count)
+    ]
+
+
+def by_engine(engine: Engine, requests: list[Any]) -> list[list[int]]:
+    """All at once; the engine has as many slots as it has."""
+    answers = [
+        engine.submit(prompt, name, max_new_tokens=new, ends=())
+        for number, (prompt, new, name) in enumerate(requests)
+    ]
+    while engine.step():
+        pass
+    return [answer.ids for answer in answers]
+
+
+def by_padding(model: Any, requests: list[Any], names: bool) -> list[list[int]]:
+    """One batch, padded on the left, until the last row is done."""
+    longest, new = max(len(p) for p, *_ in requests), max(n for _, n, _ in requests)
+    ids = torch.tensor([[0] * (longest - len(p)) + p for p, *_ in requests])
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p, *_ in requests])
+    more = {"adapter_names": [name for *_, name in requests]} if names else {}
+    out = model.generate(
+        input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0,
+        eos_token_id=None, **more,
+    )  # fmt: skip
+    return [
+        row[longest : longest + n].tolist() for row, (_, n, _) in zip(out, requests, strict=True)
+    ]
+
+
+def batching(bank: AdapterBank, folders: list[Path], count: int, seconds: float) -> list[Row]:
+    """Useful tokens a second of the same requests, by each."""
+    requests = asked(count)
+    theirs = peft_model(folders[:count])
+    plain = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+    many, one = (Engine(bank, slots) for slots in (64, 1))
+    runs: dict[str, Callable[[], Any]] = {
+        "minilora, 64 slots": lambda: by_engine(many, requests),
+        "minilora, one at a time": lambda: by_engine(one, requests),
+        "PEFT, one padded batch": lambda: by_padding(theirs, requests, True),
+        "transformers, padded, no adapters": lambda: by_padding(plain, requests, False),
+        "minilora, 64 slots, no adapters": lambda: by_engine(
+            many, [(prompt, new, None) for prompt, new, _ in requests]
+        ),
+    }
+    ours, peers = by_engine(many, requests), by_padding(theirs, requests, True)
+    same = sum(map(list.__eq__, ours, peers)) / count
+    assert same > 0.9, f"only {same:.0%} of the answers equal PEFT's"
+    assert ours == by_engine(one, requests)
+    times = measure(runs, seconds, 3, "cpu", time.thread_time)  # a round takes ten seconds
+    tokens = sum(new for _, new, _ in requests)
+    rows = rows_of(times, "minilora, 64 slots", what="batching", requests=count, same=same)
+    for row in rows:
+        row["tokens_a_second"] = tokens / row["seconds"]
+        print(f"{row['contestant']:<36}{row['tokens_a_second']:>9,.0f} tokens/s", flush=True)
+    return rows
+
+
+def arrivals(bank: AdapterBank, count: int) -> list[Row]:
+    """Requests arrive while others decode: seconds to the first token, and to the end."""
+    draw, requests = random.Random(2), asked(count)
+    rows = []
+    for slots in (64, 1):
+        with Engine(bank, slots) as engine:
+            answers, started = [], time.monotonic()
+            for number, (prompt, new, name) in enumerate(requests):
+                time.sleep(draw.expovariate(100))
+                tenant = "large" if number % 4 else "small"  # three of four are one tenant's
+                answers.append(
+                    engine.submit(prompt, name, max_new_tokens=new, tenant=tenant, ends=())
+                )
+            ends = [answer.result() for answer in answers]
+            took = time.monotonic() - started
+        by_tenant = {
+            tenant: statistics.median(
+                end.waited or 0.0
+                for end, answer in zip(ends, answers, strict=True)
+                if answer.request.tenant == tenant
+            )
+            for tenant in ("small", "large")
+        }
+        row: Row = {"what": "arrivals", "slots": slots, "requests": count, "clock": "wall"}
+        row |= {"first_token": percentiles([end.waited or 0.0 for end in ends])}
+        row |= {"whole": percentiles([end.took for end in ends]), "first_by_tenant": by_tenant}
+        row["tokens_a_second"] = sum(len(end.ids) for end in ends) / took
+        rows.append(row)
+        print(f"{slots} slots: first token {row['first_token']}, end {row['whole']}", flush=True)
+    return rows
+
+
+def percentiles(values: list[float]) -> dict[str, float]:
+    """The median and the 95th."""
+    return {"p50": statistics.median(values), "p95": statistics.quantiles(values, n=20)[-1]}
+
+
+def swaps(bank: AdapterBank, folders: list[Path], seconds: float) -> list[Row]:
+    """Another adapter: PEFT's switch for the whole model, a copy into a row, a reading."""
+    theirs = peft_model(folders[:MOST_OF_PEFT])
+    rows = AdapterRows(twin(bank.base), max_rank=8, size=ROWS)
+    held = [bank.hold(str(n)) for n in range(min(2, len(folders)))]
+    turn = iter(range(10**9))
+    runs = {
+        "PEFT, set_adapter": lambda: theirs.set_adapter(str(next(turn) % len(theirs.peft_config))),
+        "minilora, into a row": lambda: rows.admit(0, held[next(turn) % len(held)].parts),
+        "minilora, load: read and checked": lambda: bank.load("0", folders[0]),
+        "minilora, read again after eviction": lambda: bank.read_again("0", bank.known["0"]),
+    }
+    with torch.inference_mode(False):
+        times = measure(runs, seconds, 7, "cpu", time.thread_time)
+    measured = rows_of(times, "PEFT, set_adapter", what="swap")
+    for row in measured:
+        print(f"{row['contestant']:<36}{1e3 * row['seconds']:.3f} ms", flush=True)
+    return measured
+
+
+def main() -> None:
+    """The chosen parts, on one thread; the rows of other parts stay in the results."""
+    shape: dict[str, Any] = {"adapters": [1, 8, 64, 1000], "requests": 64, "seconds": 3.0}
+    settings = options(__doc__, **shape, parts=PARTS, threads=1)
+    transformers.logging.set_verbosity_error()
+    results = earlier(Path(settings.out), settings.device, settings.parts)
+    most = max(settings.adapters) if {"memory", "step"} & set(settings.parts) else 0
+    with tempfile.TemporaryDirectory() as root:
+        folders = make_adapters(max(most, settings.requests), Path(root))
+        bank = AdapterBank(minilora.load_base(), max_rank=8)
+        for number, folder in enumerate(folders):
+            bank.load(str(number), folder)
+            if number + 1 in settings.adapters and "memory" in settings.parts:
+                size = bank.cache.nbytes
+                results.append({"what": "memory", "adapters": number + 1, "bytes": size})
+        if "step" in settings.parts:
+            results += steps(bank, folders, settings.adapters, settings.seconds)
+        if "batching" in settings.parts:
+            results += batching(bank, folders, settings.requests, settings.seconds)
+        if "arrivals" in settings.parts:
+            results += arrivals(bank, settings.requests)
+        if "swap" in settings.parts:
+            results += swaps(bank, folders, settings.seconds)
+    results.sort(key=lambda row: PARTS.index(row["what"]))
+    settings.parts = sorted({row["what"] for row in results}, key=PARTS.index)
+    save("serving", results, settings, "peft", "transformers")
+
+
+def earlier(out: Path, device: str, parts: list[str]) -> list[Row]:
+    """The rows of other parts that an earlier call left."""
+    path = out / device.split(":")[0] / "serving.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return [row for row in rows if row["what"] not in parts]
+
+
+if __name__ == "__main__":
+    main()
