@@ -136,7 +136,8 @@ def whole(results: Results) -> str:
     grown = "Greedy, a prompt of 40 tokens a row; all make the same. On a machine with other work."
     served = (
         "The shipped base, adapters of rank 8 on q and v. Processor time of one thread, on a "
-        "machine with other work; a ratio is to the first line of its group."
+        "machine with other work; a ratio is to the first line of its group. With one slot the "
+        "engine still computes its least number of rows (row_batch.py): slower than `generate`."
     )
     fitted = "Cost ∝ size^k, fitted on the three largest sizes; extra: over the floor."
     parts = (
