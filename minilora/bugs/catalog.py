@@ -8,6 +8,7 @@ catches it. Data only; ``bugs/release.py`` shows the bugs and lets one loose.
 from __future__ import annotations
 
 from .bug import Bug
+from .file_bugs import FILES
 from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
@@ -222,4 +223,14 @@ TRAINING = (
         caught_by="test_foreign.py::test_with_enable_input_grads_checkpointing_gives_every_b_its_gradient"),
 )  # fmt: skip
 
-BUGS = (*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY, *METHODS, *SERVING)
+BUGS = (
+    *LAYER,
+    *MERGE,
+    *FOUR_BITS,
+    *FILES_AND_NAMES,
+    *TRAINING,
+    *FILES,
+    *REPLAY,
+    *METHODS,
+    *SERVING,
+)
