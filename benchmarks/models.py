@@ -122,7 +122,7 @@ def compare_gradients(ours: nn.Module, theirs: nn.Module, ids: Tensor) -> None:
 def step_of(model: nn.Module, ids: Tensor) -> tuple[Callable[[], Any], Any]:
     """A training step (forward, backward, AdamW) and its optimizer, None where nothing trains."""
     trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-4) if trained else None
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, fused=True) if trained else None
 
     def step() -> None:
         loss_of(model, ids).backward()

@@ -16,6 +16,14 @@ from minilora.plots.style import save_figure
 
 from .common import RESULTS
 from .figure import benchmark_figure, forgetting_figure
+from .serving_tables import (
+    GENERATION,
+    SERVING,
+    generation_line,
+    generation_rows,
+    serving_line,
+    serving_rows,
+)
 from .tables import (
     CONTEXT,
     FACTS,
@@ -75,6 +83,7 @@ def summary(results: Results) -> str:
     peaks = [f"{row['method']} {megabytes(row['peak'])}" for row in results["memory"]["rows"]]
     what = "memory at the peak of a step, 6 layers, d=768, MB"
     lines.append([what, ", ".join(peaks), "memory"])
+    lines += [generation_line(results["generation"]), serving_line(results["serving"])]
     lines += quality_lines(results["quality"])
     text = table(("what", "figure: median (quartiles)", "`python -m benchmarks.…`"), lines)
     matrix = results["matrix"]
@@ -124,12 +133,20 @@ def whole(results: Results) -> str:
         "machine with other work. A row of one seed is one run."
     )
     asked = "Equal examples, each question in so many wordings; 100 held-out logs."
+    grown = "Greedy, a prompt of 40 tokens a row; all make the same. On a machine with other work."
+    served = (
+        "The shipped base, adapters of rank 8 on q and v. Processor time of one thread, on a "
+        "machine with other work; a ratio is to the first line of its group. With one slot the "
+        "engine still computes its least number of rows (row_batch.py): slower than `generate`."
+    )
     fitted = "Cost ∝ size^k, fitted on the three largest sizes; extra: over the floor."
     parts = (
         ("forward", "Ratios to the plain Linear.", forward, forward_rows),
         ("train_step", "Time of a step, ratio (quartiles).", ("ours / other", *models), step_rows),
         ("nf4", "", speed, nf4_rows),
         ("memory", "Megabytes.", memory, memory_rows),
+        ("generation", grown, GENERATION, generation_rows),
+        ("serving", served, SERVING, serving_rows),
         ("matrix", "", MATRIX, matrix_rows),
         ("quality", exact, ("base or method", "seed", "exact", "prose"), quality_rows),
         ("forgetting", kept, FORGETTING, forgetting_rows),

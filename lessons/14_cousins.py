@@ -153,27 +153,27 @@ assert all(same)
 def draw(runs, looks):
     figure, (left, right) = one_axes(width=11.6, height=4.6, columns=2)
     for i, (name, run) in enumerate(runs.items()):
-        aside = (7, 5 if i % 2 else -11)  # so that neighbours do not write over each other
+        # to one side or the other, so that neighbours do not write over each other
+        aside, style = ((7, 5), "left") if i % 2 else ((-7, -11), "right")
         left.plot(run["loss"], run["lost"], "o", color=hue(i))
-        label(left, name, (run["loss"], run["lost"]), aside, color=hue(i))
-        place = looks[name]["size"], looks[name]["stable rank"]
-        right.plot(*place, "o", color=hue(i))
-        label(right, name, place, aside, color=hue(i))
+        label(left, name, (run["loss"], run["lost"]), aside, color=hue(i), ha=style)
+        size, rank = looks[name]["size"], looks[name]["stable rank"]
+        right.barh(-i, size, color=hue(i), height=0.6)
+        label(right, f"stable rank {rank:.1f}", (size, -i), va="center")
     left.set(title="Learnt and forgotten", xlabel="loss on held-out logs, nats an answer token")
     left.set(ylabel="bits a byte lost on prose")
+    left.margins(x=0.4, y=0.16)
     right.set(title="What became of ΔW", xlabel="‖ΔW‖ / ‖W₀‖, mean of q and v")
-    right.set(ylabel="stable rank, mean of q and v (log scale)", yscale="log")
-    right.yaxis.set_major_formatter("{x:g}")
-    right.yaxis.set_minor_formatter("")
-    for axes in (left, right):
-        axes.margins(x=0.28, y=0.14)
+    right.set(yticks=[-i for i in range(len(runs))], yticklabels=list(runs))
+    right.set_xlim(0, 1.5 * max(each["size"] for each in looks.values()))
+    right.grid(axis="y", visible=False)
     return figure
 
 
 show(
     draw(runs, looks),
-    "Left: prose lost against held-out loss, a dot a method. Right: the stable rank of the update "
-    "against its relative size: VeRA's uses more directions than those of low rank.",
+    "Left: prose lost against held-out loss, a dot a method. Right: a bar for the relative size of "
+    "each update, with its stable rank: VeRA's uses more directions than those of low rank.",
 )
 
 # %% [markdown]

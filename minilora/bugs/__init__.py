@@ -6,6 +6,7 @@ In reading order:
     file_bugs.py   of files for other programs
     merge_bugs.py  of merging and combining
     replay_bugs.py of replay
+    soft_bugs.py   of soft prompts, prefixes and heads
     method_bugs.py of LoRA's cousins and rivals
     serving_bugs.py of many adapters at once
     catalog.py     each bug as one wrong line of this package, with its story

@@ -13,6 +13,7 @@ from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
 from .serving_bugs import SERVING
+from .soft_bugs import SOFT
 
 LAYER = (
     Bug(name="unscaled alpha", where="lora.hyperparameters:scaling_of",
@@ -224,13 +225,6 @@ TRAINING = (
 )  # fmt: skip
 
 BUGS = (
-    *LAYER,
-    *MERGE,
-    *FOUR_BITS,
-    *FILES_AND_NAMES,
-    *TRAINING,
-    *FILES,
-    *REPLAY,
-    *METHODS,
-    *SERVING,
+    *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *FILES, *TRAINING, *REPLAY),
+    *(*METHODS, *SERVING, *SOFT),
 )

@@ -13,6 +13,7 @@ In reading order:
     train.py, generate.py, merge.py  use it
     train_options.py                 the options of ``train``, and what they make
     keeping.py                       where trained weights go when the disk is full
+    classify.py                      train an encoder with a head
     export.py                        for llama.cpp and vLLM
     chat.py                          talk to it
     combine.py, analyze.py           add several adapters; what one changed

@@ -35,6 +35,10 @@ def run(options: argparse.Namespace) -> int:
     from .adapter_card import card_sections
     from .keeping import save_somewhere
 
+    if options.task == "classify":
+        from .classify import run_classify
+
+        return run_classify(options, lora_of(options), settings_of(options))
     check_push(options.push, options.full)
     (task, read), lora, _ = read_task(options), lora_of(options), settings_of(options)
     replay = replay_of(options)

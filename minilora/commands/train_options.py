@@ -18,6 +18,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     forms = "a file or folder: JSON, CSV, TSV or parquet, gzipped or not; instruction and output, "
     forms += "messages, conversations, prompt and completion, or text"
     add("--data", type=Path, required=True, help=forms)
+    kinds = "answer: a language model writes; classify: an encoder tells labels apart (a CSV of "
+    add("--task", choices=["answer", "classify"], default="answer", help=f"{kinds}text and label)")
     add("--valid", type=Path, help="held-out examples (default: a tenth of --data)")
     add_base_option(parser)
     add("--adapter", metavar="FOLDER|NAME", help=f"train this one further instead: {NAMED}")

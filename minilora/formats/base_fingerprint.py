@@ -22,7 +22,7 @@ angles.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -48,8 +48,11 @@ class Fingerprint:
     tensors: str
 
 
-def fingerprint(model: nn.Module) -> Fingerprint:
+def fingerprint(model: nn.Module, without: Collection[str] = ()) -> Fingerprint:
     """The fingerprint of a model's base, adapters or not.
+
+    ``without``: names of Parameters whose values do not count, since the adapter brings its own: a
+    head that starts at random is another one each time.
 
     >>> base = nn.Sequential(nn.Linear(2, 2, bias=False))
     >>> _ = nn.init.eye_(base[0].weight)
@@ -62,7 +65,8 @@ def fingerprint(model: nn.Module) -> Fingerprint:
     for name, shape, value in sorted(base_tensors(model), key=lambda entry: entry[0]):
         names.update(f"{name} {list(shape)}\n".encode())
         values.update(name.encode())
-        values.update(value_bytes(value()))
+        if name not in without:
+            values.update(value_bytes(value()))
     gone = any(layer.original_base() is None for _, layer in adapter_layers(model))
     return Fingerprint(names.hexdigest(), "" if gone else values.hexdigest())
 

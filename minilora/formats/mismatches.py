@@ -74,7 +74,7 @@ def check_fit(
     if config is not None:
         wrong += disagreements(model, names, files, config, layers, found.modules)
         wrong += misfits(model, names, files.tensors, config, layers)
-    other = other_base(base or partial(fingerprint, model), files)
+    other = other_base(base or partial(fingerprint, model, found.key_of), files)
     if other and (strict or (wrong and META_BASE in files.metadata)):
         wrong.insert(0, other)  # it explains the rest
     if wrong or config is None:

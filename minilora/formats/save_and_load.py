@@ -31,6 +31,7 @@ from ..lora.linears import is_conv1d
 from ..lora.paths import named_modules, unwrapped
 from ..lora.patterns import fits_pattern
 from ..lora.token_rows import TiedHead, TokenRows
+from ..lora.trained_copies import trained_copies
 from ..methods.dora import DoRALayer
 from ..methods.injection import inject
 from ..methods.pissa import ResidualLoRALayer
@@ -110,7 +111,8 @@ def save_adapter(
         "alpha_pattern": alpha_pattern,
         **fields_beside(model),
     }
-    write_adapter_files(Path(folder), config, tensors, asdict(fingerprint(model)), card)
+    base = asdict(fingerprint(model, trained_copies(model)))
+    write_adapter_files(Path(folder), config, tensors, base, card)
     return Path(folder)
 
 

@@ -7,8 +7,9 @@
 
 ``plan_extras`` finds and checks all of it, and changes nothing. The names are PEFT's; two rules are
 stricter. An entry of ``modules_to_save`` is a module's name or the end of its path after a dot;
-PEFT takes any path that ends in the letters, so ``"norm"`` trains ``input_layernorm`` as well. And
-``bias`` on a model without biases (every Llama) is an error; PEFT trains nothing and says nothing.
+PEFT takes any path that ends in the letters, so ``"norm"`` trains ``input_layernorm`` as well
+(huggingface/peft #1917). And ``bias`` on a model without biases (every Llama) is an error; PEFT
+trains nothing and says nothing.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..text import columns, listed
 from .adapter_layer import adapter_layers
+from .attached import attached_modules
 from .layer import LoRALayer
 from .linears import is_linear, weight_of
 from .paths import named_modules, plain_path
@@ -107,15 +108,21 @@ def effective_weights(model: nn.Module) -> dict[str, Tensor]:
             continue  # an embedding: other_parameters has it
         active = layer.enabled and not layer.merged
         weights[path] = weight_of(layer.merged_base() if active else layer.base)
+    hanging = tuple(f"{path}." for path, _ in attached_modules(model))
     for path, module in named_modules(model):
-        if is_linear(module) and path.removesuffix(".base") not in adapted:
+        own = path.removesuffix(".base") not in adapted and not path.startswith(hanging)
+        if is_linear(module) and own:
             weights[path] = weight_of(module)
     return weights
 
 
 def other_parameters(model: nn.Module) -> dict[str, Tensor]:
-    """All but the Linears' weights and the adapters (biases, norms, embeddings), by plain name."""
+    """All but the Linears' weights and the adapters (biases, norms, embeddings), by plain name.
+
+    Of what is attached beside the stream every parameter counts: the base has none of them.
+    """
     weights = {id(module.weight) for module in model.modules() if is_linear(module)}
+    weights -= {id(p) for _, part in attached_modules(model) for p in part.parameters()}
     adapted = {path: layer for path, layer in adapter_layers(model)}
     own = {id(p) for layer in adapted.values() for p in layer.parameters()}
     own -= {id(p) for layer in adapted.values() for p in layer.base.parameters()}

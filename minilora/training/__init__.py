@@ -23,6 +23,7 @@ In reading order:
     loop.py        ``train``: a run from start to end
     side_by_side.py   several runs' batches in one, with a group of rows for each adapter
     many.py        ``train_many``: several adapters at once, each as from a run of its own
+    classification.py  texts with labels, for an encoder with a head
     observers.py   the journal, validation and checkpoints, which watch the steps
     rounding.py    bfloat16 weights that hardly move
     checkpoint.py  a run's state on disk; a resumed run ends in the same bits

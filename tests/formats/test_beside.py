@@ -316,3 +316,24 @@ def test_a_second_adapter_in_one_model_is_refused_and_the_bank_named():
     _, ours = ours_of("head")
     with pytest.raises(ValueError, match=r"One layer holds one adapter; several .*AdapterBank"):
         inject(ours, LoraConfig(target_modules=["key"]))
+
+
+def test_a_module_is_named_by_whole_names_only():
+    model = llama()
+    report = inject(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["norm"]))
+    assert [name for name, _, _ in report.beside] == ["model.norm.weight"]
+
+
+def test_another_random_head_is_the_same_base(tmp_path):
+    """A head starts at random, so it is another one in every process; the file brings its own."""
+    base, ours = ours_of("head")
+    save_adapter(ours, tmp_path)
+    nn.init.normal_(base.classifier.weight)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_adapter(base, tmp_path, strict=True)
+    assert torch.equal(logits(base), logits(ours))
+    other = bert()
+    nn.init.normal_(other.bert.pooler.dense.weight)
+    with pytest.raises(ValueError, match="made for a base with other values"):
+        load_adapter(other, tmp_path, strict=True)

@@ -1,6 +1,7 @@
 """Soft prompts and prefixes: PEFT's numbers and files, positions from the mask, no trace left."""
 
 import copy
+import os
 import warnings
 
 import pytest
@@ -311,3 +312,65 @@ def test_a_prefix_of_zeros_is_no_identity():
     inject(model, PrefixTuningConfig(8))
     torch.nn.init.zeros_(model.model.prefix.embedding.weight)
     assert (model(IDS) - base).abs().max() > 1e-3
+
+
+def losses_of(model, logits_of, ids, steps, lr):
+    """Cross-entropy of the next token in every step of AdamW on what trains."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr)
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        logits = logits_of(ids)[:, :-1]
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def same_training(ours, theirs, name, ids, steps, lr):
+    """Ours and PEFT's, trained side by side from the same start."""
+    torch.manual_seed(4)
+    inject(ours, CONFIGS[name][0])
+    torch.manual_seed(4)
+    peft = get_peft_model(theirs, copy.deepcopy(CONFIGS[name][1]))
+    (part,) = [part for _, part in attached_modules(ours)]
+    state = dict(
+        zip(part.state_dict(), peft.prompt_encoder.default.state_dict().values(), strict=True)
+    )
+    part.load_state_dict(state)
+    mine = losses_of(ours, ours, ids, steps, lr)
+    return mine, losses_of(peft, lambda ids: logits_of(peft, name, ids), ids, steps, lr)
+
+
+@kinds
+def test_ten_steps_of_training_are_pefts(name):
+    mine, theirs = same_training(*pair(), name, IDS, steps=10, lr=1e-2)
+    assert mine[-1] < mine[0]
+    torch.testing.assert_close(torch.tensor(mine), torch.tensor(theirs), rtol=1e-4, atol=0)
+
+
+@pytest.mark.llm
+def test_prompt_tuning_on_smollm2_follows_pefts_curve():
+    folder = os.environ.get("MINILORA_SMOLLM2", "smollm2")
+    if not os.path.isdir(folder):
+        pytest.skip("python -m minilora.recipes.smollm2 smollm2 makes the folder")
+    ours = minilora.load_base(folder)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    texts = ["The plot is thin and the ending is worse. Answer: negative", "Good case. Answer: po"]
+    rows = [ours.tokenizer.encode(text)[:12] for text in texts]
+    ids = torch.tensor([row[: min(map(len, rows))] for row in rows])
+    mine, peft = same_training(ours, theirs, "prompt", ids, steps=12, lr=3e-2)
+    assert mine[-1] < mine[0] - 1
+    torch.testing.assert_close(torch.tensor(mine), torch.tensor(peft), rtol=1e-2, atol=0)
+
+
+@every
+def test_audit_names_it_outside_the_weights(config):
+    model, _ = pair()
+    base = copy.deepcopy(model)
+    inject(model, config)
+    found = minilora.audit(base, model)
+    assert not found.changes
+    own = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert set(found.elsewhere) == own

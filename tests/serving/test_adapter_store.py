@@ -108,6 +108,22 @@ def test_methods_that_do_more_than_add_are_refused_by_name(store, folders, tmp_p
         store.load("other", folder)
 
 
+@pytest.mark.parametrize(
+    ("extra", "name"),
+    [
+        ({"modules_to_save": ["norm"]}, "modules_to_save"),
+        ({"trainable_token_indices": [3, 5]}, "trainable_token_indices"),
+    ],
+)
+def test_what_is_trained_besides_a_and_b_is_refused_by_name(store, tmp_path, extra, name):
+    model = minilora.load_base()
+    minilora.inject(model, minilora.LoraConfig(**extra))
+    folder = minilora.save_adapter(model, tmp_path)
+    with pytest.raises(ValueError, match=f"it has {name}: only A and B of Linears"):
+        store.load("more", folder)
+    assert store.names() == []
+
+
 def test_vllm_10798_the_scale_is_that_of_rslora_and_of_every_module(store, tmp_path):
     """vllm-project/vllm #10798, predibase/lorax #700 ignored rsLoRA; sglang #7808 knew one rank."""
     config = {"use_rslora": True, "rank_pattern": {"v_proj": 9}, "alpha_pattern": {"q_proj": 5.0}}

@@ -1,0 +1,183 @@
+"""Texts with labels, for a model with a head: BERT and its like.
+
+    loss = mean over the batch of -log softmax(head(text))[label]
+
+The loop is the one of language models (steps.py); only a batch and its loss are others. The model
+is transformers' (``AutoModelForSequenceClassification``), its tokenizer the folder's
+``tokenizer.json``. What trains is whatever has ``requires_grad``: after ``inject`` with
+``task_type="SEQ_CLS"`` the adapters and the head, which starts at random and so must train whole.
+
+Left out: several labels a text, regression, validation while it trains.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..text import listed
+from .config import TrainConfig
+from .optimizer import build_optimizer
+from .order import batch_indices
+from .steps import steps
+
+AT_ONCE = 64  # texts that are classified together
+
+
+class Labelled(NamedTuple):
+    """A text and the name of its class."""
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Texts:
+    """A batch: ids and mask (texts, time), classes (texts,)."""
+
+    ids: Tensor
+    mask: Tensor
+    classes: Tensor
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are not padding."""
+        return int(self.mask.sum())
+
+
+def read_labelled(path: str | Path) -> list[Labelled]:
+    """Rows of a CSV with the columns ``text`` and ``label``; others are ignored.
+
+    Raises ``ValueError`` for a file without them, and names the lines that lack either.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = Path(folder) / "reviews.csv"
+    ...     _ = file.write_text("text,label\\nGood case.,positive\\n")
+    ...     read_labelled(file)
+    [Labelled(text='Good case.', label='positive')]
+    """
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        if missing := [name for name in ("text", "label") if name not in (reader.fieldnames or ())]:
+            raise ValueError(
+                f"{path} has no column {' and no '.join(missing)}: --task classify reads a CSV "
+                f"whose first line names text and label, got {reader.fieldnames}"
+            )
+        rows, bad = [], []
+        for row in reader:
+            text, label = (row["text"] or "").strip(), (row["label"] or "").strip()
+            rows.append(Labelled(text, label))
+            bad += [] if text and label else [str(reader.line_num)]
+    if bad:
+        raise ValueError(f"{path}: no text or no label in line {listed(bad, 5, ', ')}")
+    if not rows:
+        raise ValueError(f"{path} holds no rows")
+    return rows
+
+
+class Classifier:
+    """A model with a head, its tokenizer and the names of its classes.
+
+    Raises ``ValueError`` when the head has another number of outputs than there are names.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, labels: Sequence[str]):
+        outputs = model.config.num_labels  # type: ignore[union-attr]
+        if outputs != len(labels):
+            raise ValueError(f"the head has {outputs} outputs for {len(labels)} labels: {labels}")
+        self.model, self.tokenizer, self.labels = model, tokenizer, list(labels)
+        self.device = next(model.parameters()).device
+
+    def batch(self, rows: Sequence[Labelled]) -> Texts:
+        """Texts as one batch, padded on the right."""
+        encoded = [self.tokenizer.encode(row.text) for row in rows]
+        longest = max(len(each.ids) for each in encoded)
+        ids = torch.tensor([e.ids + [0] * (longest - len(e.ids)) for e in encoded])
+        mask = torch.tensor([[1] * len(e.ids) + [0] * (longest - len(e.ids)) for e in encoded])
+        index = {label: number for number, label in enumerate(self.labels)}
+        classes = torch.tensor([index.get(row.label, -1) for row in rows])  # -1: not known
+        return Texts(ids.to(self.device), mask.to(self.device), classes.to(self.device))
+
+    def logits(self, batch: Texts) -> Tensor:
+        """(texts, classes)."""
+        output: Any = self.model(input_ids=batch.ids, attention_mask=batch.mask)
+        return output.logits
+
+    @torch.no_grad()
+    def predict(self, rows: Sequence[Labelled]) -> list[str]:
+        """The likeliest class of each text, without dropout; the labels of ``rows`` are unused."""
+        was_training = self.model.training
+        self.model.eval()
+        found: list[int] = []
+        for start in range(0, len(rows), AT_ONCE):
+            found += self.logits(self.batch(rows[start : start + AT_ONCE])).argmax(dim=1).tolist()
+        self.model.train(was_training)
+        return [self.labels[index] for index in found]
+
+    def accuracy(self, rows: Sequence[Labelled]) -> float:
+        """The share of rows whose class is right."""
+        pairs = zip(self.predict(rows), rows, strict=True)
+        return sum(found == row.label for found, row in pairs) / len(rows)
+
+    def train(self, rows: Sequence[Labelled], config: TrainConfig) -> list[float]:
+        """Train what has ``requires_grad``; returns the loss of every step, in nats a text.
+
+        Raises ``ValueError`` for a label without a name here, and when nothing would train.
+        """
+        if unknown := sorted({row.label for row in rows} - set(self.labels)):
+            raise ValueError(f"labels without a class: {listed(unknown, 5, ', ')}")
+        config = config.for_examples(len(rows))
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ValueError("nothing would train: inject(model, LoraConfig(...)) first")
+        optimizer = build_optimizer(trained, config.lr, config.weight_decay)
+
+        def batches(step: int) -> list[Any]:
+            chosen = batch_indices(len(rows), config.batch_size, step, config.seed)
+            return [self.batch([rows[i] for i in chosen])]
+
+        def objective(model: nn.Module, parts: Sequence[Any]) -> float:
+            (batch,) = parts
+            loss = F.cross_entropy(self.logits(batch).float(), batch.classes)
+            loss.backward()
+            return loss.item()
+
+        self.model.train()
+        try:
+            records = steps(self.model, batches, optimizer, config, objective=objective)
+            return [record["loss"] for record in records]
+        finally:
+            self.model.eval()
+
+
+def open_classifier(folder: str | Path, labels: Sequence[str], max_length: int = 128) -> Classifier:
+    """transformers' model of a folder with a new head for these labels, and its tokenizer.
+
+    Raises ``ValueError`` without transformers, and for a folder without a model or a tokenizer.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError("an encoder needs transformers: pip install 'minilora[llm]'") from error
+    from tokenizers import Tokenizer
+
+    file = Path(folder) / "tokenizer.json"
+    if not (Path(folder) / "config.json").is_file() or not file.is_file():
+        raise ValueError(f"{folder} holds no config.json beside a tokenizer.json")
+    names = {"num_labels": len(labels), "id2label": dict(enumerate(labels)), "label2id": {}}
+    names["label2id"] = {label: index for index, label in enumerate(labels)}
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # or it reports the new head as missing
+    model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **names)
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length)
+    return Classifier(model.float(), tokenizer, labels)
