@@ -3,6 +3,7 @@
 In reading order:
 
     bug.py         what an entry says
+    file_bugs.py   of files for other programs
     merge_bugs.py  of merging and combining
     replay_bugs.py of replay
     soft_bugs.py   of soft prompts, prefixes and heads

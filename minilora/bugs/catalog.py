@@ -8,6 +8,7 @@ catches it. Data only; ``bugs/release.py`` shows the bugs and lets one loose.
 from __future__ import annotations
 
 from .bug import Bug
+from .file_bugs import FILES
 from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
@@ -224,6 +225,6 @@ TRAINING = (
 )  # fmt: skip
 
 BUGS = (
-    *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *TRAINING, *REPLAY),
+    *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *FILES, *TRAINING, *REPLAY),
     *(*METHODS, *SERVING, *SOFT),
 )

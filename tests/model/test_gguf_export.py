@@ -55,7 +55,7 @@ def test_transformers_reads_the_file_with_our_logits(tmp_path, name):
         theirs = transformers.AutoModelForCausalLM.from_pretrained(**where).eval()
         logits = theirs(prompt).logits
         if kind == "f16":  # the weights are numbers of half precision already
-            assert_as_close(ours(prompt), logits, exactly(ours, prompt))
+            assert_as_close(logits, ours(prompt), exactly(ours, prompt))
         else:
             assert (logits - ours(prompt)).abs().max() < 0.03 * ours(prompt).abs().max()
 
