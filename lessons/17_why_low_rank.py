@@ -69,8 +69,9 @@ singular = {
 }
 
 
-def energy_of(name, k, paths=tuple(delta)):
+def energy_of(name, k, paths=()):
     """The mean share of the top k directions."""
+    paths = paths or list(delta)
     return sum(analysis.energy(singular[name][path], k) for path in paths) / len(paths)
 
 

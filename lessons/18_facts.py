@@ -100,13 +100,13 @@ def measure(model, facts):
     }
 
 
-def taught(facts, r, rate, rows=None, steps=STEPS):
+def taught(facts, r, rate, rows=None, steps=None):
     """An adapter on every Linear that was trained on the facts, without any log."""
     torch.manual_seed(0)
     model = minilora.load_base()
     minilora.inject(model, LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear"))
     rows = rows or [question(w, value, wording) for w, value in facts.items() for wording in TAUGHT]
-    settings = {"steps": steps, "batch_size": 16, "lr": rate, "validate_every": 0}
+    settings = {"steps": steps or STEPS, "batch_size": 16, "lr": rate, "validate_every": 0}
     minilora.train(model, rows, **settings, progress=False)
     return model.eval()
 

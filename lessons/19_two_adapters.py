@@ -48,11 +48,17 @@ for example in (code.train[0], names.train[0]):
     print(f"{example.input}  {example.instruction}  {example.output}")
 
 
-def tuned(task, seed, steps=STEPS):
+def tuned(task, seed, steps=None):
     torch.manual_seed(seed)
     model = minilora.load_base()
     minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    settings = {"steps": steps, "batch_size": 8, "lr": 4e-3, "seed": seed, "validate_every": 0}
+    settings = {
+        "steps": steps or STEPS,
+        "batch_size": 8,
+        "lr": 4e-3,
+        "seed": seed,
+        "validate_every": 0,
+    }
     minilora.train(model, task, **settings, progress=False)
     return model.eval()
 

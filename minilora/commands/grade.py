@@ -21,7 +21,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``minilora grade``."""
-    from ..learn.grade import KEY, grade_folders, grade_table, write_grades
+    from ..learn.grade import KEY, grade_folders, grade_tables, write_grades
     from ..learn.submissions import find_folders
     from ..learn.terminal import make_console
 
@@ -40,7 +40,8 @@ def run(options: argparse.Namespace) -> int:
         report(f"{path} is not a folder: left out")
     grades = grade_folders(folders, lessons, options.limit, report)
     console.print()
-    console.print(grade_table(grades))
+    for table in grade_tables(grades):
+        console.print(table)
     console.print(f"\n{KEY}")
     if options.csv is not None:
         console.print(f"Saved {write_grades(options.csv, grades)}.")

@@ -22,6 +22,7 @@ from .judge import LIMIT, Verdict, judge_file
 from .submissions import answer_files, plain_file, stray_files
 from .workspace import FOLDER
 
+ACROSS = 16  # lessons in one table
 LETTERS = {"passed": "P", "wrong": "W", "error": "E", "timeout": "T", "to do": "."}
 KEY = "P passed, W wrong, E error, T out of time, . to do; two letters are two exercises"
 
@@ -102,23 +103,30 @@ def learner_names(folders: Sequence[Path]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(folder) for folder in folders]
 
 
-def grade_table(grades: Sequence[Grade]) -> Any:
-    """A rich table: a row a learner, a column a lesson, a letter an exercise (``KEY``)."""
+def grade_tables(grades: Sequence[Grade]) -> list[Any]:
+    """Rich tables of at most ``ACROSS`` lessons, so that 80 columns hold them: a row a learner, a
+    column a lesson, a letter an exercise (``KEY``). The last one says what was passed in all.
+    """
     from rich.table import Table
 
     rows: dict[str, dict[str, str]] = {}
     for grade in grades:
         marks = rows.setdefault(grade.learner, {})
         marks[grade.lesson] = marks.get(grade.lesson, "") + LETTERS.get(grade.status, "E")
-    table = Table(box=None, padding=(0, 1, 0, 0))
-    table.add_column("learner", overflow="fold", min_width=8)
-    for lesson in dict.fromkeys(grade.lesson for grade in grades):
-        table.add_column(lesson[:2], no_wrap=True)
-    table.add_column("passed", no_wrap=True)
-    for learner, marks in rows.items():
-        letters = "".join(marks.values())
-        table.add_row(learner, *marks.values(), f"{letters.count('P')} of {len(letters)}")
-    return table
+    lessons = list(dict.fromkeys(grade.lesson for grade in grades))
+    tables = []
+    for start in range(0, len(lessons), ACROSS):
+        shown, is_last = lessons[start : start + ACROSS], start + ACROSS >= len(lessons)
+        table = Table(box=None, padding=(0, 1, 0, 0))
+        table.add_column("learner", overflow="fold", min_width=8)
+        for heading in [lesson[:2] for lesson in shown] + ["passed"] * is_last:
+            table.add_column(heading, no_wrap=True)
+        for learner, marks in rows.items():
+            letters = "".join(marks.values())
+            passed = [f"{letters.count('P')} of {len(letters)}"] * is_last
+            table.add_row(learner, *(marks.get(lesson, "") for lesson in shown), *passed)
+        tables.append(table)
+    return tables
 
 
 def write_grades(path: Path, grades: Sequence[Grade]) -> Path:

@@ -357,7 +357,7 @@ BAD_SOURCES = [
 BAD_SETTINGS = [
     ({"config": ledger.Settings()}, TypeError, BY_NAME),
     ({"r": 16}, TypeError, SETTING),
-    ({"method": "dora"}, ValueError, "method must be one of full, lora, qlora, got 'dora'"),
+    ({"method": "dorra"}, ValueError, "method must be one of .*, got 'dorra'"),
     ({"batch": -1}, ValueError, "batch must be at least 1, got -1"),
     ({"seq": 2.5}, TypeError, "seq must be a whole number, got 2.5"),
     ({"labels": 9, "seq": 4}, ValueError, r"labels=9 is more than batch · seq = 4"),

@@ -13,7 +13,8 @@ from peft import inject_adapter_in_model
 from torch import nn
 
 from minilora import LoraConfig, explain_match, inject
-from minilora.ledger import architecture, estimate
+from minilora.ledger import architecture
+from minilora.ledger import planned_sites as planned
 from minilora.ledger.dimensions import Architecture, LinearShape
 from minilora.lora.layer import lora_layers
 from minilora.lora.selection import Match, Site, not_a_linear, pattern_for, select
@@ -124,7 +125,7 @@ def planned_sites(tree):
     for path in linear_paths(tree):
         role = "head" if path == "lm_head" else "dense"
         linears.append(LinearShape(path, 2, 3, role=role))
-    return estimate.sites_of(Architecture("tree", "shapes", tuple(linears)))
+    return planned.sites_of(Architecture("tree", "shapes", tuple(linears)))
 
 
 def outcome(sites, config):
@@ -157,7 +158,7 @@ def test_the_plan_of_a_llama_refuses_what_the_model_does(target, tied):
     plan = architecture({**CONFIG, "tie_word_embeddings": tied})
     live = sites_of(tiny(tie_word_embeddings=tied, num_key_value_heads=2))
     config = LoraConfig(target_modules=target if target == "all-linear" else [target])
-    assert outcome(estimate.sites_of(plan), config) == outcome(live, config)
+    assert outcome(planned.sites_of(plan), config) == outcome(live, config)
 
 
 def test_a_match_says_what_it_costs_and_how_high_its_rank_can_be():
