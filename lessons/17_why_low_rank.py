@@ -92,8 +92,8 @@ if not is_short():
 KEPT = (0, 1, 2, 4, 8, 16, 32)
 
 
-def loss_with(changes, model=tuned):
-    with analysis.with_updates(model, changes) as changed:
+def loss_with(changes, model=None):
+    with analysis.with_updates(model or tuned, changes) as changed:
         return loss_of(changed)
 
 

@@ -52,14 +52,8 @@ def tuned(task, seed, steps=None):
     torch.manual_seed(seed)
     model = minilora.load_base()
     minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"))
-    settings = {
-        "steps": steps or STEPS,
-        "batch_size": 8,
-        "lr": 4e-3,
-        "seed": seed,
-        "validate_every": 0,
-    }
-    minilora.train(model, task, **settings, progress=False)
+    settings = {"batch_size": 8, "lr": 4e-3, "seed": seed, "validate_every": 0}
+    minilora.train(model, task, steps=steps or STEPS, **settings, progress=False)
     return model.eval()
 
 

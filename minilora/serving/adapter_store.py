@@ -152,13 +152,14 @@ class AdapterStore:
         files = read_adapter_files(folder)
         check_additive(files)
         fitting = check_fit(self.base, files, base=lambda: self.fingerprint)
+        content = content_of(files)  # refuses what is trained besides A and B
         if fitting.other_base and META_BASE in files.metadata and not any_base:
             raise ValueError(
                 f"the adapter in {folder} {fitting.other_base}: load it with any_base=True only if "
                 "that is meant, as for a base in four bits"
             )
         explain_match(self.base, exactly(fitting.names, fitting.config))  # tied weights, and such
-        return content_of(files), self.resident(files)
+        return content, self.resident(files)
 
     def read_again(self, name: str, known: Known) -> Resident:
         """An adapter that was dropped from memory. Raises ``ValueError`` if it has changed."""
