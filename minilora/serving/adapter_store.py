@@ -29,7 +29,7 @@ from torch import nn
 
 from ..formats.base_fingerprint import fingerprint
 from ..formats.combined_files import parts_of
-from ..formats.mismatches import check_fit
+from ..formats.mismatches import beyond_linears, check_fit
 from ..formats.peft_files import META_BASE, AdapterFiles, lora_config, read_adapter_files
 from ..formats.save_and_load import exactly
 from ..hub.adapter import Adapter
@@ -240,7 +240,8 @@ class AdapterStore:
 def content_of(files: AdapterFiles) -> str:
     """The hub's identity of an adapter: the sha256 of its config and its tensors."""
     config, wrong = lora_config(files.config)
-    if config is None:
+    wrong += [] if config is None else beyond_linears(config, files.tensors)
+    if wrong or config is None:
         raise ValueError(f"{files.folder}: {listed(wrong)}")
     return Adapter(files.config, config, files.tensors, None).content_id
 
