@@ -167,7 +167,7 @@ def read_messages(turns: Any, name: str) -> tuple[list[tuple[str, str]], list[st
         if role not in KNOWN:
             raise ValueError(f"{where}: unknown role {turn[role_key]!r}; known are {KNOWN}")
         messages.append((role, content_of(turn, where)))
-        used = {role_key, "content", "value", "tool_calls", "tool_call_id", "name"}
+        used = {role_key, "content", "value", "tool_calls"}
         # parquet gives every message every key
         unused += [f"{name}.{key}" for key in turn if key not in used and turn[key] is not None]
     return messages, list(dict.fromkeys(unused))
