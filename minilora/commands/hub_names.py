@@ -46,18 +46,25 @@ def check_push(name: str | None, full: bool) -> None:
 
 
 def push_trained(
-    name: str, hub: Path, folder: Path, task: Any, config: Any, metrics: dict[str, float]
+    options: argparse.Namespace, folder: Path, task: Any, config: Any, metrics: dict[str, float]
 ) -> str:
-    """Store a run's adapter with its lineage: data hash, scores, seed, settings; returns
-    ``naval@1.0.0``.
+    """Store a run's adapter with its lineage: data hash, scores, seed, settings, the adapter it
+    goes on from and what was replayed; returns ``naval@1.0.0``.
     """
     from ..hub import Hub, data_hash
     from ..training.examples import question_text
 
     recipe = {key: value for key, value in asdict(config).items() if is_setting(value)}
     metadata = {"task": task.name, "data_sha": data_hash(task.train), "metrics": metrics}
-    version = Hub(hub).push(
-        name,
+    hub, before = Hub(options.hub), options.adapter
+    if before:
+        recipe["adapter"] = str(before)
+        if not Path(before).is_dir():
+            metadata["parent"] = hub.show(before).spec
+    if options.replay is not None:
+        recipe |= {"replay": options.replay, "replay_from": str(options.replay_from)}
+    version = hub.push(
+        options.push,
         folder,
         metadata={**metadata, "seed": config.seed, "recipe": recipe},
         examples=map(question_text, task.train),

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         print(f"Stopped at step {len(history.steps)}, whose state is in {folder}.")
         return 130
     if options.push:
-        pushed = push_trained(options.push, options.hub, folder, task, config, scores_of(history))
+        pushed = push_trained(options, folder, task, config, scores_of(history))
         print(f"Pushed {pushed}.")
     show_memory(history, options.base)
     show_next(options, folder)

@@ -84,6 +84,12 @@ def check_adapter(options: argparse.Namespace) -> None:
         raise ValueError(
             f"--adapter brings its own modules, rank and scale: leave {' and '.join(wrong)} out"
         )
+    if options.adapter and options.replay is not None and options.replay_from == "self":
+        raise ValueError(
+            "--replay keeps the model near its base, without any adapter, and so would unlearn "
+            f"what {options.adapter} knows: replay what that was trained on, --replay-from FILE, "
+            "or merge it first and train on the merged base"
+        )
 
 
 def check_half(options: argparse.Namespace, device: str) -> None:

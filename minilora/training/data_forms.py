@@ -166,6 +166,11 @@ def read_messages(turns: Any, name: str) -> tuple[list[tuple[str, str]], list[st
         role = ROLES.get(role, role)
         if role not in KNOWN:
             raise ValueError(f"{where}: unknown role {turn[role_key]!r}; known are {KNOWN}")
+        if role == "assistant" and (turn.get("weight") == 0 or turn.get("train") is False):
+            raise ValueError(
+                f"{where} is marked as not to be learnt (weight 0), and every answer is learnt "
+                "here: leave the row out, or end it before this answer"
+            )
         messages.append((role, content_of(turn, where)))
         used = {role_key, "content", "value", "tool_calls"}
         # parquet gives every message every key

@@ -78,8 +78,11 @@ def test_calls_of_tools_and_their_results_stand_in_the_conversation():
 
 def test_columns_and_keys_that_are_not_used_are_named():
     assert read_row({"prompt": "a", "completion": "b", "id": 1, "Tag": ""}).unused == ("id", "tag")
-    turns = [USER | {"weight": None}, ANSWER | {"weight": 0}, ANSWER | {"weight": 1}]
+    turns = [USER | {"weight": None}, ANSWER | {"weight": 1}]
     assert read_row({"messages": turns, "id": 1}).unused == ("id", "messages.weight")
+    for mark in ({"weight": 0}, {"train": False}):
+        with pytest.raises(ValueError, match="message 2 is marked as not to be learnt"):
+            read_row({"messages": [USER, ANSWER | mark]})
 
 
 @pytest.mark.parametrize(
