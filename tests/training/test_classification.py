@@ -6,8 +6,9 @@ import transformers
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from minilora import LoraConfig, inject, load_adapter, save_adapter
+from minilora import AdaLoraConfig, LoraConfig, inject, load_adapter, save_adapter
 from minilora.commands.cli import main
+from minilora.lora.adapter_layer import adapter_layers
 from minilora.training.classification import Classifier, Labelled, open_classifier, read_labelled
 from minilora.training.config import TrainConfig
 
@@ -66,6 +67,22 @@ def test_a_text_gets_the_same_class_alone_and_in_a_batch(folder):
     together = classifier.logits(classifier.batch(ROWS))
     alone = torch.cat([classifier.logits(classifier.batch([row])) for row in ROWS])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_the_loop_knows_of_the_methods(folder):
+    """AdaLoRA's pruning and length, and LoRA+'s rate."""
+    classifier = open_classifier(folder, ["no", "yes"])
+    config = AdaLoraConfig(init_r=3, target_r=2, total_step=4, target_modules=["query", "value"])
+    inject(classifier.model, config)
+    with pytest.raises(ValueError, match="total_step=4, this run has steps=3"):
+        classifier.train(ROWS, TrainConfig(steps=3, batch_size=8))
+    classifier.train(ROWS, TrainConfig(steps=4, batch_size=8))
+    assert sum(int(layer.alive.sum()) for _, layer in adapter_layers(classifier.model)) == 4
+    classifier = open_classifier(folder, ["no", "yes"])
+    inject(classifier.model, LoraConfig(r=2, target_modules=["query"]))
+    (_, layer), *_ = adapter_layers(classifier.model)
+    classifier.train(ROWS, TrainConfig(steps=1, batch_size=8, lr=1e-3, warmup=0, loraplus_ratio=4))
+    assert layer.lora_B.abs().max().item() == pytest.approx(4e-3, rel=0.05)  # AdamW's eps
 
 
 def test_the_command_trains_on_a_csv_and_says_what_it_reached(folder, tmp_path, capsys):
