@@ -33,8 +33,10 @@ class AdapterLayer(nn.Module):
     Raises ``TypeError`` for a base that is not a Linear.
     """
 
-    # values that weight decay pulls parameters towards, by their names; 0 where none is given
-    neutral: ClassVar[Mapping[str, float]] = {}
+    # values that weight decay pulls parameters towards, by their names; 0 where none is given, and
+    # None where no one value would do, so that nothing pulls
+    neutral: ClassVar[Mapping[str, float | None]] = {}
+    best_from = 0  # the first step whose state may be what a run gives back
 
     def __init__(self, base: nn.Module):
         super().__init__()

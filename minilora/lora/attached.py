@@ -23,6 +23,7 @@ class Attached(nn.Module):
 
     why_not_mergeable: ClassVar[str]
     puts_rows_before: ClassVar[bool] = False
+    neutral: ClassVar[Mapping[str, float | None]] = {}  # as AdapterLayer's
     merged = False  # never
 
     def __init__(self) -> None:

@@ -22,9 +22,11 @@ def add_rows(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """``y[g] + (x[g] A[g]ᵀ) B[g]``; without gradients in place, so y must be nobody else's.
 
     x (groups · k, …, in) and y (groups · k, …, out) hold k rows a group, one group after the other.
-    All in one dtype, x and y contiguous. Returns y's shape.
+    All in one dtype, x and y contiguous. Returns y's shape. Raises ``ValueError`` for rows that
+    do not divide into groups.
     """
     groups = len(A)
+    check_groups(x, groups)
     tokens = x.reshape(groups, -1, x.shape[-1])  # (groups, tokens, in)
     h = torch.bmm(tokens, A.transpose(1, 2))  # (groups, tokens, r)
     sums = y.view(groups, -1, y.shape[-1])  # (groups, tokens, out)
@@ -36,7 +38,16 @@ def add_rows(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 def add_rows_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
     """The same as the equation reads, group by group, in A's precision, rounded to y's dtype."""
+    check_groups(x, len(A))
     groups = zip(y.chunk(len(A)), x.chunk(len(A)), A, B, strict=True)
     return torch.cat(
         [(yg + (xg.to(Ag.dtype) @ Ag.T) @ Bg).to(y.dtype) for yg, xg, Ag, Bg in groups]
     )
+
+
+def check_groups(x: Tensor, groups: int) -> None:
+    """Raise ``ValueError`` when the rows are not equally many for each group."""
+    if len(x) % groups:
+        raise ValueError(
+            f"{len(x)} rows do not divide into {groups} groups: expected equally many for each"
+        )

@@ -16,8 +16,8 @@ pass; here only the chosen rows are touched.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -49,6 +49,8 @@ class TokenRows(AdapterLayer):
     >>> layer(torch.tensor([3, 4])).abs().sum(dim=-1) == 0
     tensor([ True, False])
     """
+
+    neutral: ClassVar[Mapping[str, float | None]] = {"rows": None}  # decay would forget the tokens
 
     def __init__(self, base: nn.Module, tokens: Sequence[int]):
         super().__init__(base)

@@ -156,7 +156,7 @@ class AdaLoRALayer(AdapterLayer):
         self, base: nn.Module, config: AdaLoraConfig, pattern: Sequence[bool] | None = None
     ):
         super().__init__(base)
-        self.config = config
+        self.config, self.best_from = config, config.last_allocation  # before it, too many triplets
         self.pattern = [True] * config.init_r if pattern is None else list(pattern)
         self.r, made = sum(self.pattern), made_beside(base)
         self.scaling = config.lora_alpha / (config.init_r + 1e-5)

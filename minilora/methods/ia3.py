@@ -93,7 +93,7 @@ class IA3Layer(AdapterLayer):
     True
     """
 
-    neutral: ClassVar[Mapping[str, float]] = {"ia3_l": 1.0}
+    neutral: ClassVar[Mapping[str, float | None]] = {"ia3_l": 1.0}
 
     def __init__(
         self, base: nn.Module, is_feedforward: bool = False, config: IA3Config | None = None

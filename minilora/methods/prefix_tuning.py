@@ -94,6 +94,7 @@ class Prefix(Attached):
 
     why_not_mergeable = "a prefix is keys and values in the cache, not a weight"
     puts_rows_before = True
+    neutral: ClassVar[Mapping[str, float | None]] = {"embedding.weight": None}
 
     def __init__(self, k: int, layers: int, width: int, head_dim: int, hidden: int | None = None):
         super().__init__()

@@ -119,6 +119,7 @@ class SoftPrompt(Attached):
 
     why_not_mergeable = "a soft prompt is input, not a weight"
     puts_rows_before = True
+    neutral: ClassVar[Mapping[str, float | None]] = {"rows": None}  # vectors as a token's
 
     def __init__(self, rows: Tensor):
         super().__init__()

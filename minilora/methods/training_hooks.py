@@ -4,6 +4,7 @@
     training_state        what a checkpoint must hold besides parameters
     check_run             a run that this method cannot follow
     extra_loss            what is added to the loss of a step
+    best_from             the first step whose state may be kept as the best
     update_and_allocate   after the optimizer's step, before its gradients are gone
 
 Each asks the layers of one class together, since a method may compare them (AdaLoRA does). LoRA
@@ -14,7 +15,8 @@ at 1/√in, so one rate for both moves A too little as models grow wide; the pap
 and no forward knows of it.
 
 **Decay.** AdamW pulls a matrix towards 0. Where that is not the method's neutral value, as for
-(IA)³'s factors, it is pulled towards that one (``AdapterLayer.neutral``). Vectors are not pulled.
+(IA)³'s factors, it is pulled towards that one (``AdapterLayer.neutral``). Vectors are not pulled,
+nor the rows of tokens, soft prompts and prefixes: for them 0 means nothing.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from ..lora.adapter_layer import AdapterLayer, adapter_layers
+from ..lora.attached import adapters_of
 
 Groups = list[dict[str, Any]]
 
@@ -81,6 +84,11 @@ def extra_loss(model: nn.Module) -> Tensor | None:
     return sum(parts[1:], parts[0]) if parts else None
 
 
+def best_from(model: nn.Module) -> int:
+    """The first step whose state may be what a run gives back: AdaLoRA has pruned by then."""
+    return max((layer.best_from for _, layer in adapter_layers(model)), default=0)
+
+
 def update_and_allocate(model: nn.Module, step: int) -> None:
     """Let the methods look at the gradients of optimizer step number ``step``, from 1."""
     for kind, layers in by_class(model).items():
@@ -105,8 +113,8 @@ def param_groups(
     [0.001, 0.016]
     """
     neutral = {
-        id(getattr(layer, name)): value
-        for _, layer in (adapter_layers(model) if model is not None else ())
+        id(layer.get_parameter(name)): value
+        for _, layer in (adapters_of(model) if model is not None else ())
         for name, value in layer.neutral.items()
     }
     of_B = {name for name in parameters if name.rpartition(".")[2] == "lora_B"}
@@ -118,8 +126,9 @@ def param_groups(
     groups: dict[tuple, list[Tensor]] = defaultdict(list)
     for name, p in parameters.items():
         rate = lr * loraplus_ratio if name in of_B else lr
-        decay = weight_decay if p.dim() > 1 else 0.0
-        pulled_to = neutral.get(id(p), 0.0) if decay else 0.0
+        target = neutral.get(id(p), 0.0)
+        decay = weight_decay if p.dim() > 1 and target is not None else 0.0
+        pulled_to = target if decay else 0.0
         groups[rate, decay, pulled_to, p.dim() > 1].append(p)
     return [
         {

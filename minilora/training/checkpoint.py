@@ -107,8 +107,9 @@ def load_checkpoint(file: Path, state: State, identity: dict[str, Any]) -> dict[
     for name, p in state.parameters.items():
         p.copy_(tensors[f"parameter/{name}"])
         if f"step/{name}" in tensors:
-            averages = {key: tensors[f"{key}/{name}"].to(p.device) for key in MOMENTS[1:]}
-            state.optimizer.state[p] = {"step": tensors[f"step/{name}"], **averages}
+            # the step too, which the fused AdamW counts on the parameter's device
+            moments = {key: tensors[f"{key}/{name}"].to(p.device) for key in MOMENTS}
+            state.optimizer.state[p] = moments
     for name, tensor in state.learnt.items():
         tensor.copy_(tensors[f"learnt/{name}"])
     kept = [name for name in state.changing if f"best/{name}" in tensors]

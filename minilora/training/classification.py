@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..methods.training_hooks import check_run as check_method
+from ..methods.training_hooks import update_and_allocate, with_extra_loss
 from ..text import listed
 from .config import TrainConfig
 from .optimizer import build_optimizer
@@ -138,7 +140,14 @@ class Classifier:
         trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("nothing would train: inject(model, LoraConfig(...)) first")
-        optimizer = build_optimizer(trained, config.lr, config.weight_decay)
+        check_method(self.model, config.steps)
+        rates: dict[str, Any] = {"weight_decay": config.weight_decay, "model": self.model}
+        rates["loraplus_ratio"] = config.loraplus_ratio
+        optimizer = build_optimizer(trained, config.lr, **rates)
+        losses: list[float] = []
+        optimizer.register_step_post_hook(
+            lambda *_: update_and_allocate(self.model, len(losses) + 1)
+        )
 
         def batches(step: int) -> list[Any]:
             chosen = batch_indices(len(rows), config.batch_size, step, config.seed)
@@ -152,8 +161,10 @@ class Classifier:
 
         self.model.train()
         try:
-            records = steps(self.model, batches, optimizer, config, objective=objective)
-            return [record["loss"] for record in records]
+            total = with_extra_loss(objective)
+            for record in steps(self.model, batches, optimizer, config, objective=total):
+                losses.append(record["loss"])
+            return losses
         finally:
             self.model.eval()
 
@@ -176,6 +187,7 @@ def open_classifier(folder: str | Path, labels: Sequence[str], max_length: int =
     names["label2id"] = {label: index for index, label in enumerate(labels)}
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # or it reports the new head as missing
+    folder = Path(folder).resolve()  # the adapter names it as its base, wherever it is opened
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **names)
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()

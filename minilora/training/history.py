@@ -51,7 +51,8 @@ def overfitting(history: History, window: int = 3) -> str | None:
     rising = len(recent) == window + 1 and all(a < b for a, b in pairwise(recent))
     if not rising or losses[-1] < 1.05 * min(losses):
         return None
-    best = f"{min(losses):.4f} at step {history.best_step}"
+    step = history.validations[losses.index(min(losses))]["step"]
+    best = f"{min(losses):.4f} at step {step}"
     return (
         f"validation loss rose {window} times running, from {best} to {losses[-1]:.4f}: the model "
         "begins to memorise; stop here, or use more examples, a smaller rank or rate, or dropout"

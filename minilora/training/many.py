@@ -18,7 +18,8 @@ base took 3.4 times the processor time of one with one row a step, 4.3 times wit
 
 Source: mLoRA (arXiv 2312.02515), several adapters trained over one copy of the base.
 
-Left out: methods other than LoRA, replay, float16, rows of transformers' models.
+Left out: methods other than LoRA, adapters on the head or an embedding, modules that train whole,
+replay, float16, dropout on a card, rows of transformers' models.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from .objective import autocast
 from .observers import interrupt_flag
 from .progress import Progress
 from .run import Run, set_up
-from .side_by_side import SharedLinear, summed_losses
+from .side_by_side import SharedLinear, check_trained, summed_losses
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,11 @@ def check_jobs(base: nn.Module, jobs: Mapping[str, Job]) -> None:
         lora, settings = job.config, job.settings
         if not isinstance(lora, LoraConfig) or lora.use_dora or lora.init_lora_weights is not True:
             raise ValueError(f"{name}: train_many trains plain LoRA, got {lora!r:.80}")
+        if lora.lora_dropout and devices_of(base):
+            raise ValueError(
+                f"{name}: lora_dropout={lora.lora_dropout} on a card needs a run alone: side by "
+                "side each job draws its dropout from the CPU's generator"
+            )
         if settings.fp16 or settings.measure_memory or settings.checkpointing:
             raise ValueError(f"{name}: fp16, measure_memory and checkpointing need a run alone")
     if len({job.settings.bf16 for job in jobs.values()}) > 1:
@@ -161,6 +167,7 @@ class Trainee:
         torch.manual_seed(settings.seed)
         try:
             inject(self.model, job.config)
+            check_trained(self.model)
             check_run(self.model, job.task, settings)
             self.run: Run = set_up(self.model, job.task, settings)
         except ValueError as error:

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..methods.training_hooks import best_from
 from .batches import Batch
 from .checkpoint import State, save_checkpoint
 from .config import TrainConfig
@@ -89,7 +90,9 @@ class Validation:
         history.validations.append(record)
         self.journal.report(record)
         self.journal.bar.validated(record)
-        if record["valid_loss"] == min(v["valid_loss"] for v in history.validations):
+        first = best_from(self.model)
+        losses = [v["valid_loss"] for v in history.validations if v["step"] >= first]
+        if step >= first and record["valid_loss"] == min(losses):
             history.best_step = step
             if config.keep_best:
                 self.state.remember_best()

@@ -58,7 +58,12 @@ class Run:
             scaler=self.state.scaler,
             start=self.state.step,
         )
-        return self.objective.noted(records) if isinstance(self.objective, MixedLoss) else records
+        if isinstance(self.objective, MixedLoss):
+            records = self.objective.noted(records)
+        for record in records:
+            if record["grad_norm"] is None:  # skipped, and an allocation may be due all the same
+                update_and_allocate(model, record["step"])
+            yield record
 
 
 def set_up(

@@ -16,10 +16,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lora.layer import LoRALayer
+from ..lora.layer import LoRALayer, lora_layers
 from ..lora.rows import add_rows, add_rows_plainly
 from .batches import IGNORE, Batch
 from .objective import labelled_logits
+
+
+def check_trained(model: nn.Module) -> None:
+    """Raise ``ValueError`` unless A and B of Linears before the head are all that trains.
+
+    The head sees only the places with a label, whose number differs from job to job.
+    """
+    layers = dict(lora_layers(model))
+    if heads := [path for path in layers if path.rpartition(".")[2] == "lm_head"]:
+        raise ValueError(
+            f"an adapter on the output head ({heads[0]}) needs a run alone: "
+            f"exclude_modules={heads} leaves it out"
+        )
+    ours = {id(p) for layer in layers.values() for p in (layer.lora_A, layer.lora_B)}
+    others = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in ours]
+    if others:
+        raise ValueError(
+            f"train_many trains LoRA's A and B of Linears only, and here {others[0]} would train "
+            f"too ({len(others)} such parameters): train this job alone, or leave out "
+            "modules_to_save, bias, trainable_token_indices and embeddings"
+        )
 
 
 def side_by_side(parts: Sequence[Batch]) -> Batch:

@@ -5,6 +5,7 @@ oracles.
 """
 
 import copy
+from dataclasses import replace
 from functools import cache
 
 import peft
@@ -22,13 +23,19 @@ from minilora import (
     LNTuningConfig,
     LoraConfig,
     LoRALayer,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     TrainConfig,
     VeraConfig,
     inject,
 )
 from minilora.lora.adapter_layer import adapter_layers
 from minilora.methods.training_hooks import extra_loss, param_groups, training_state
+from minilora.training import observers
+from minilora.training.loss_scaling import LossScaler
+from minilora.training.objective import mean_over_answers
 from minilora.training.optimizer import build_optimizer
+from minilora.training.run import set_up
 
 from ..training.runs import QUICK, TASK
 from .peer import file_name, give, theirs_of
@@ -104,6 +111,46 @@ def test_the_loop_prunes_adalora_to_its_budget():
     layers = [layer for _, layer in adapter_layers(model)]
     assert sum(int(layer.alive.sum()) for layer in layers) == 2 * len(layers)
     assert all(not layer.lora_E[~layer.alive].any() for layer in layers)
+
+
+def test_the_best_state_is_one_that_has_been_pruned(monkeypatch):
+    """Before the last allocation, in step 5, a low loss is that of too many triplets."""
+    rising = iter(range(100))
+    monkeypatch.setattr(observers, "summed_loss", lambda *_: torch.tensor(float(next(rising))))
+    model = fresh("adalora")
+    with pytest.warns(UserWarning, match="from .* at step 0 to"):
+        history = minilora.train(model, TASK, steps=6, **QUICK | {"validate_every": 1})
+    assert history.best_step == 5
+    layers = [layer for _, layer in adapter_layers(model)]
+    assert sum(int(layer.alive.sum()) for layer in layers) == 2 * len(layers)
+
+
+@pytest.mark.parametrize("skipped", [5, 6])
+def test_an_allocation_is_made_though_the_optimizer_skips_its_step(skipped):
+    """float16: a gradient overflowed in the step of the last allocation."""
+    model = fresh("adalora")
+    inner = next(adapter_layers(model))[1].config
+    for _, layer in adapter_layers(model):
+        layer.config = replace(inner, tfinal=6 - skipped)
+    run = set_up(model, TASK, TrainConfig(**QUICK | {"steps": 6}))
+    run.state.scaler = LossScaler()
+    taken = iter(range(1, 7))
+
+    def objective(model, parts):
+        loss = mean_over_answers(model, parts)
+        if next(taken) == skipped:
+            for p in run.parameters.values():
+                p.grad = torch.full_like(p, torch.inf)
+        return loss
+
+    run.objective = objective
+    norms = []
+    for record in run.steps(model, run.config):
+        run.state.step = record["step"]
+        norms.append(record["grad_norm"])
+    assert [norm is None for norm in norms] == [step == skipped for step in range(1, 7)]
+    layers = [layer for _, layer in adapter_layers(model)]
+    assert sum(int(layer.alive.sum()) for layer in layers) == 2 * len(layers)
 
 
 def test_another_method_cannot_resume_a_run(tmp_path):
@@ -265,6 +312,23 @@ def test_vectors_are_not_pulled_anywhere():
     groups = param_groups(model, trained, 1e-3, 0.5)
     decays = {(g["weight_decay"], g["pull"], p.dim()) for g in groups for p in g["params"]}
     assert decays == {(0.5, 0.0, 2), (0.0, 0.0, 1)}
+
+
+def test_rows_of_tokens_and_prompts_are_not_pulled():
+    """An embedding's row at 0 is no token, so 0 is not neutral."""
+    for config, pulled in (
+        (LoraConfig(r=2, trainable_token_indices=[3]), {"lora_A", "lora_B"}),
+        (PromptTuningConfig(4), set()),
+        (PrefixTuningConfig(4), set()),
+    ):
+        model = copy.deepcopy(base())
+        inject(model, config)
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        names = {id(p): n.rpartition(".")[2] for n, p in trained.items()}
+        groups = param_groups(model, trained, 1e-3, 0.5)
+        found = {names[id(p)] for g in groups if g["weight_decay"] for p in g["params"]}
+        assert found == pulled
+        assert sum(len(g["params"]) for g in groups) == len(trained)
 
 
 def test_loras_run_asks_for_nothing():

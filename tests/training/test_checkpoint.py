@@ -78,3 +78,13 @@ def test_another_file_or_the_checkpoint_of_another_model_is_refused(tmp_path):
         load_checkpoint(tmp_path / "torn", untouched, {})
     assert torch.equal(untouched.parameters["a"], before)
     assert untouched.step == 3
+
+
+def test_the_optimizers_state_goes_where_its_parameter_is(tmp_path):
+    """The step too: a fused AdamW counts it on the card."""
+    save_checkpoint(tmp_path / "c", state(), {}, {})
+    parameters = {n: torch.nn.Parameter(p.to("meta")) for n, p in state().parameters.items()}
+    there = State(parameters, torch.optim.AdamW(parameters.values(), fused=False), None)
+    load_checkpoint(tmp_path / "c", there, {})
+    for p in parameters.values():
+        assert {value.device.type for value in there.optimizer.state[p].values()} == {"meta"}

@@ -6,8 +6,9 @@ import transformers
 from peft import PeftModel
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from minilora import LoraConfig, inject, load_adapter, save_adapter
+from minilora import AdaLoraConfig, LoraConfig, inject, load_adapter, save_adapter
 from minilora.commands.cli import main
+from minilora.lora.adapter_layer import adapter_layers
 from minilora.training.classification import Classifier, Labelled, open_classifier, read_labelled
 from minilora.training.config import TrainConfig
 
@@ -68,6 +69,22 @@ def test_a_text_gets_the_same_class_alone_and_in_a_batch(folder):
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
+def test_the_loop_knows_of_the_methods(folder):
+    """AdaLoRA's pruning and length, and LoRA+'s rate."""
+    classifier = open_classifier(folder, ["no", "yes"])
+    config = AdaLoraConfig(init_r=3, target_r=2, total_step=4, target_modules=["query", "value"])
+    inject(classifier.model, config)
+    with pytest.raises(ValueError, match="total_step=4, this run has steps=3"):
+        classifier.train(ROWS, TrainConfig(steps=3, batch_size=8))
+    classifier.train(ROWS, TrainConfig(steps=4, batch_size=8))
+    assert sum(int(layer.alive.sum()) for _, layer in adapter_layers(classifier.model)) == 4
+    classifier = open_classifier(folder, ["no", "yes"])
+    inject(classifier.model, LoraConfig(r=2, target_modules=["query"]))
+    (_, layer), *_ = adapter_layers(classifier.model)
+    classifier.train(ROWS, TrainConfig(steps=1, batch_size=8, lr=1e-3, warmup=0, loraplus_ratio=4))
+    assert layer.lora_B.abs().max().item() == pytest.approx(4e-3, rel=0.05)  # AdamW's eps
+
+
 def test_the_command_trains_on_a_csv_and_says_what_it_reached(folder, tmp_path, capsys):
     data = tmp_path / "reviews.csv"
     lines = [f'"{row.text}",{row.label}' for row in ROWS * 3]
@@ -83,7 +100,10 @@ def test_the_command_trains_on_a_csv_and_says_what_it_reached(folder, tmp_path, 
         "--lr",
         "0.03",
     ]
-    assert main([*words, "--batch", "8", "--target", "all-linear"]) == 0
+    with pytest.warns(
+        UserWarning, match="8 of the held-out texts are trained on too, such as 'bad"
+    ):
+        assert main([*words, "--batch", "8", "--target", "all-linear"]) == 0
     printed = capsys.readouterr().out
     assert "held-out accuracy" in printed
     assert "-> 100.0%" in printed
@@ -91,6 +111,22 @@ def test_the_command_trains_on_a_csv_and_says_what_it_reached(folder, tmp_path, 
     assert (tmp_path / "out" / "labels.json").read_text().count('"yes"') == 1
     assert main([*words, "--qlora"]) == 2
     assert "--qlora is for language models" in capsys.readouterr().err
+
+
+LANGUAGE = ["--valid-batch=2", "--valid-examples=9", "--validate-every=5", "--checkpoint-every=3"]
+LANGUAGE += ["--skip-bad", "--tensorboard", "--wandb=mine", "--replay-from=old.jsonl"]
+
+
+@pytest.mark.parametrize("option", LANGUAGE)
+def test_what_is_for_language_models_is_refused(option, capsys):
+    words = ["train", "--task=classify", "--base=x", "--data=x.csv", "--out=x", option]
+    assert main(words) == 2
+    assert f"{option.split('=')[0]} is for language models" in capsys.readouterr().err
+
+
+def test_the_command_needs_an_encoder(capsys):
+    assert main(["train", "--task=classify", "--data=x.csv", "--out=x"]) == 2
+    assert "--task classify needs --base" in capsys.readouterr().err
 
 
 WRONG = {

@@ -8,6 +8,8 @@ import torch
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.lora.layer import lora_layers
+from minilora.lora.rows import add_rows, add_rows_plainly
+from minilora.training import many
 from minilora.training.many import Job, train_many
 
 from ..tolerance import loss_bound
@@ -131,6 +133,8 @@ def test_callbacks_hear_the_name_and_a_run_can_be_resumed(tmp_path):
         (5, r"a: expected a Job\(task, config, settings\), got 5"),
         (Job(TASK, LoraConfig(use_dora=True), SETTINGS), "a: train_many trains plain LoRA"),
         (Job(TASK, LoraConfig(target_modules=["nothing"]), SETTINGS), "a: target_modules: no mod"),
+        (Job(TASK, LoraConfig(modules_to_save=["norm"]), SETTINGS), "a: train_many trains LoRA's"),
+        (Job(TASK, LoraConfig(trainable_token_indices=[3]), SETTINGS), "rows would train too"),
         (Job(TASK, LoraConfig(), replace(SETTINGS, fp16=True)), "a: fp16, measure_memory and"),
         (Job(TASK, LoraConfig(), replace(SETTINGS, bf16=True)), "bf16 must be the same for all"),
     ],
@@ -141,6 +145,32 @@ def test_bad_jobs_are_refused_before_anything_changes(job, message):
     with pytest.raises(ValueError, match=message):
         train_many(base, {"b": VARIED["seed 0"], "a": job})
     assert [p.requires_grad for p in base.parameters()] == before
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ("lm_head", r"a: an adapter on the output head \(lm_head\) needs a run alone"),
+        ("embed_tokens", "lora_embedding_A would train too"),
+    ],
+)
+def test_adapters_on_the_head_and_the_embedding_are_refused(target, message):
+    """The head sees the labelled places only: unequal groups of rows, which would mix the jobs."""
+    base = minilora.load_base()
+    base.lm_head.weight = torch.nn.Parameter(base.lm_head.weight.detach().clone())
+    job = Job(TASK, LoraConfig(target_modules=[target, "q_proj"]), SETTINGS)
+    with pytest.raises(ValueError, match=message):
+        train_many(base, {"b": VARIED["seed 0"], "a": job})
+    for add in (add_rows, add_rows_plainly):
+        with pytest.raises(ValueError, match="5 rows do not divide into 2 groups"):
+            add(torch.ones(5, 3), torch.ones(5, 4), torch.ones(2, 1, 4), torch.ones(2, 1, 3))
+
+
+def test_dropout_on_a_card_is_refused(monkeypatch):
+    """There a run alone draws from the card's generator."""
+    monkeypatch.setattr(many, "devices_of", lambda model: [torch.device("cuda")])
+    with pytest.raises(ValueError, match=r"a: lora_dropout=0.3 on a card needs a run alone"):
+        many.check_jobs(minilora.load_base(), {"a": VARIED["dropout"]})
 
 
 def test_bad_bases_are_refused():
