@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -138,7 +139,9 @@ class AdapterBank(AdapterStore):
         Leaving the loop ends the answer.
         """
         [answer] = self.submit_all([row], max_new_tokens, sampling)
-        return self.pieces(answer)
+        pieces = self.pieces(answer)
+        weakref.finalize(pieces, answer.cancel).atexit = False  # who never begins the loop
+        return pieces
 
     def pieces(self, answer: Answer) -> Iterator[str]:
         """An answer's text as it grows; each step computes a token for every row in progress."""
