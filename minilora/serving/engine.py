@@ -192,7 +192,7 @@ class Engine:
                 self.loading.remove(entry)
                 return entry
         for place, (again, future) in enumerate(self.loading):
-            if future.done():  # it had no room beside adapters that have been released by now
+            if future.done() and not is_ready(future):  # no room; there may be some by now
                 self.loading[place] = again, self.bank.fetch(again.request.adapter)
                 break
         while len(self.loading) < self.batch.slots:
