@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from .hub_names import NAMED, adapter_folder, add_hub_option
 from .options import add_base_option
 
 LOOKED_AT = 2048  # tokens for the blocks; more change the second digit
@@ -20,8 +21,10 @@ LOOKED_AT = 2048  # tokens for the blocks; more change the second digit
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora analyze``."""
     add = parser.add_argument
-    add("adapter", type=Path, help="folder with the adapter")
+    add("adapter", metavar="FOLDER|NAME", help=NAMED)
     add_base_option(parser)
+    add_hub_option(parser)
+    add("--qlora", action="store_true", help="for train --qlora: its base, rounded to four bits")
     add("--out", type=Path, default=Path("analysis.png"), help=".png or .svg (%(default)s)")
     add("--text", type=Path, help="text to look at the blocks with (default: the base's own prose)")
     add("--data", type=Path, help="examples: also the loss without each part (base in floats)")
@@ -34,11 +37,14 @@ def run(options: argparse.Namespace) -> int:
     from ..analysis.report import analyze
     from ..formats.save_and_load import load_adapter
     from ..model.pretrained import load_base
+    from ..nf4.linear import dequantize_base
     from ..plots.style import save_figure
 
     if options.out.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"--out is a .png or an .svg, got {options.out.name!r}")
-    model = load_adapter(load_base(options.base), options.adapter).eval()
+    adapter = adapter_folder(options.adapter, options.hub)
+    base = load_base(options.base, quantize="nf4" if options.qlora else None)
+    model = dequantize_base(load_adapter(base, adapter)).eval()
     measure = None if options.data is None else loss_on(model, options.data)
     ids = tokens_of(model, options.text)
     found = analyze(model, ids, count_intruders=options.intruders, measure=measure)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from .hub_names import adapter_folder, add_adapter_option
@@ -46,9 +47,11 @@ def run(options: argparse.Namespace) -> int:
     check_sampling(options.max_new_tokens, options.temperature, options.top_k, options.top_p)
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
     model = load_base(options.base, device=device, quantize=quantize)
+    folder = None
     if options.adapter is not None:
-        load_adapter(model, adapter_folder(options.adapter, options.hub))
-    talk = Talk(model, options)
+        folder = adapter_folder(options.adapter, options.hub)
+        load_adapter(model, folder)
+    talk = Talk(model, options, folder)
     if sys.stdin.isatty():
         print(HELP)
     while (line := read_line()) is not None:
@@ -73,8 +76,9 @@ def read_line() -> str | None:
 class Talk:
     """A conversation with a model, and how it answers."""
 
-    def __init__(self, model: Any, options: argparse.Namespace):
+    def __init__(self, model: Any, options: argparse.Namespace, folder: Path | None = None):
         self.model, self.hub = model, options.hub
+        self.folder = folder  # of the adapter inside
         self.sampling = {"max_new_tokens": options.max_new_tokens, **sampling_of(options)}
         system = {"role": "system", "content": options.system}
         self.opening = [system] if options.system else []
@@ -109,18 +113,28 @@ class Talk:
     def change_adapter(self, folder: str) -> str:
         """Another adapter instead of the one inside, or none; on an error the old one stays."""
         from ..formats.save_and_load import load_adapter
-        from ..lora.adapter_layer import adapter_layers
+        from ..lora.attached import adapters_of
         from ..lora.injection import unload
 
-        before = dict(adapter_layers(self.model))
-        if before:
+        try:
+            wanted = adapter_folder(folder, self.hub) if folder else None
+        except (ValueError, OSError) as error:
+            return str(error)
+        if adapters_of(self.model):
             unload(self.model)
-        if not folder:
+        before, self.folder = self.folder, None
+        if wanted is None:
             return "the base answers"
         try:
-            load_adapter(self.model, adapter_folder(folder, self.hub))
+            load_adapter(self.model, wanted)
+            self.folder = wanted
         except (ValueError, OSError) as error:
-            for path, layer in before.items():
-                self.model.set_submodule(path, layer)
+            if before is None:
+                return str(error)
+            try:
+                load_adapter(self.model, before)
+                self.folder = before
+            except (ValueError, OSError) as again:
+                return f"{error}. The old one cannot be read again ({again}): the base answers"
             return str(error)
         return f"{folder} answers; the conversation continues, /reset forgets it"

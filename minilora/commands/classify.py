@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +15,10 @@ BERT_TARGETS = ("query", "value")
 RATE, EPOCHS = 1e-3, 3.0  # where none is given
 OTHER_WAYS = (
     *("full", "qlora", "adapter", "resume", "replay", "pack", "push", "accumulate"),
-    *("bf16", "fp16", "checkpointing"),
+    *("bf16", "fp16", "checkpointing", "wandb", "tensorboard", "skip_bad", "replay_from"),
+    *("valid_batch", "valid_examples", "validate_every", "checkpoint_every"),
 )
+DEFAULTS = {"accumulate": 1, "replay_from": "self", "valid_examples": 256, "validate_every": 50}
 
 
 def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
@@ -37,6 +40,10 @@ def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
     train, valid = (
         split(rows, options.seed) if options.valid is None else (rows, read_labelled(options.valid))
     )
+    if both := set(rows) & set(valid) if options.valid is not None else set():
+        shown = f"{min(both).text!r:.60}"
+        message = f"{len(both)} of the held-out texts are trained on too, such as {shown}"
+        warnings.warn(f"{message}: take them out of one side", stacklevel=2)
     named = options.target != ["q_proj", "v_proj"]  # the default is of language models
     targets = lora.target_modules if named else BERT_TARGETS
     lora = replace(lora, target_modules=targets, task_type="SEQ_CLS")
@@ -64,10 +71,15 @@ def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise ``ValueError`` for an option that means nothing here, and without a base."""
-    defaults: dict[str, Any] = {"accumulate": 1}
     for name in OTHER_WAYS:
-        if getattr(options, name) not in (defaults.get(name), None, False):
-            raise ValueError(f"--{name} is for language models: leave it out of --task classify")
+        if getattr(options, name) not in (DEFAULTS.get(name), None, False):
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} is for language models: leave it out of --task classify")
+    if options.base is None:
+        raise ValueError(
+            "--task classify needs --base, the folder of an encoder such as BERT: the shipped base "
+            "is a language model"
+        )
 
 
 def split(rows: list[Any], seed: int) -> tuple[list[Any], list[Any]]:

@@ -12,13 +12,15 @@ from pathlib import Path
 from shlex import quote
 
 from ..lora.combining import HOWS, SIGNS
+from .hub_names import NAMED, adapter_folder, add_hub_option
 from .options import add_seed_option
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora combine``."""
     add = parser.add_argument
-    add("adapters", nargs="+", type=Path, help="folders with adapters of one base")
+    add("adapters", nargs="+", metavar="FOLDER|NAME", help=f"adapters of one base: {NAMED}")
+    add_hub_option(parser)
     add("--out", type=Path, required=True, help="folder for the combined adapter")
     add("--weights", nargs="+", type=float, help="one for each adapter (default: all 1)")
     add("--how", choices=HOWS, default="cat", help="(default: %(default)s, the exact sum)")
@@ -33,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from ..formats.combined_files import combine_folders, load_low_rank
 
     folder = combine_folders(
-        options.adapters,
+        [adapter_folder(name, options.hub) for name in options.adapters],
         options.out,
         options.weights,
         options.how,
@@ -48,7 +50,18 @@ def run(options: argparse.Namespace) -> int:
     print(f"{len(options.adapters)} adapters as one: {len(parts)} modules, {shown}.")
     if options.how not in ("cat", "svd"):
         print("This is not the sum of the adapters (--how cat is): measure it before you use it.")
-    print(
-        f'Saved {folder}. Next:\n  minilora generate --adapter {quote(str(folder))} "your question"'
-    )
+    words = f"{base_words(folder)}--adapter {quote(str(folder))}"
+    print(f'Saved {folder}. Next:\n  minilora generate {words} "your question"')
     return 0
+
+
+def base_words(folder: Path) -> str:
+    """``--base`` and the base that an adapter names; empty for the shipped one."""
+    from ..files import read_json
+    from ..formats.peft_files import CONFIG
+    from ..model.pretrained import SHIPPED
+
+    base = read_json(folder / CONFIG).get("base_model_name_or_path")
+    if not base or Path(base).resolve() == SHIPPED.resolve():
+        return ""
+    return f"--base {quote(base)} "

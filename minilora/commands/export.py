@@ -14,6 +14,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from .hub_names import adapter_folder, add_hub_option
 from .options import add_base_option
 
 KINDS = ("f32", "f16", "q8_0")
@@ -22,12 +23,15 @@ KINDS = ("f32", "f16", "q8_0")
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora export``."""
     add = parser.add_argument
-    add("folder", type=Path, help="a model folder, as merge writes it, or an adapter's")
+    what = "a model folder, as merge writes it, or an adapter: its folder or its name in the hub"
+    add("folder", metavar="FOLDER|NAME", help=what)
     form = parser.add_mutually_exclusive_group(required=True)
     form.add_argument("--gguf", action="store_true", help="one GGUF file, for llama.cpp and others")
     one = "the adapter with one rank and one alpha, for vLLM and others without patterns"
     form.add_argument("--plain", action="store_true", help=one)
     add_base_option(parser)
+    add_hub_option(parser)
+    add("--qlora", action="store_true", help="an adapter of train --qlora: its base in four bits")
     add("--out", type=Path, help="file, or folder for --plain (default: beside the input)")
     halves = "of the GGUF's matrices: q8_0 takes half the room of f16 (default: %(default)s)"
     add("--type", choices=KINDS, default="f16", help=halves)
@@ -39,8 +43,10 @@ def run(options: argparse.Namespace) -> int:
     """``minilora export``."""
     from ..formats.peft_files import TENSORS
 
-    if not options.folder.is_dir():
-        raise ValueError(f"{options.folder} is not a folder on this machine")
+    named = not Path(options.folder).is_dir()
+    options.folder = adapter_folder(options.folder, options.hub)
+    if named and options.out is None:
+        raise ValueError("a name of the hub has no folder of yours to write beside: give --out")
     is_adapter = (options.folder / TENSORS).exists()
     if is_adapter:
         return export_adapter(options)
@@ -52,8 +58,9 @@ def run(options: argparse.Namespace) -> int:
         raise ValueError(f"{options.folder} holds neither a model nor an adapter{hint}")
     if options.plain:
         raise ValueError(f"--plain is for adapters, and {options.folder} holds a model")
-    if options.base is not None:
-        raise ValueError(f"--base belongs to an adapter, and {options.folder} holds a model")
+    if options.base is not None or options.qlora:
+        which = "--qlora" if options.base is None else "--base"
+        raise ValueError(f"{which} belongs to an adapter, and {options.folder} holds a model")
     return export_model(options)
 
 
@@ -73,11 +80,12 @@ def export_adapter(options: argparse.Namespace) -> int:
     """An adapter as a GGUF file, or in plain form."""
     from ..formats.save_and_load import load_adapter, save_adapter
     from ..model.gguf_export import export_adapter_gguf
-    from ..model.pretrained import load_base
+    from ..model.pretrained import SHIPPED, load_base
 
     if options.pre is not None:
         raise ValueError("--pre belongs to a model: an adapter's file holds no tokenizer")
-    model = load_adapter(load_base(options.base), options.folder)
+    base = load_base(options.base, quantize="nf4" if options.qlora else None)
+    model = load_adapter(base, options.folder)
     if options.plain:
         out = options.out or options.folder.with_name(f"{options.folder.name}-plain")
         if out.resolve() == options.folder.resolve():
@@ -86,8 +94,11 @@ def export_adapter(options: argparse.Namespace) -> int:
         return 0
     path = options.out or options.folder / f"adapter-{options.type}.gguf"
     export_adapter_gguf(model, path, options.type)
-    print(f"Saved {path}, {size_of(path)}. Next, with the base as GGUF:")
-    print(f"  llama-cli -m base.gguf --lora {quote(str(path))}")
+    print(f"Saved {path}, {size_of(path)}. Next, the base, and both together:")
+    source, gguf = quote(str(options.base or SHIPPED)), quote(str(path.parent / "base.gguf"))
+    nearest = "" if options.base else " --pre gpt-2"  # the shipped tokenizer is not llama.cpp's
+    print(f"  minilora export {source} --gguf --out {gguf}{nearest}")
+    print(f"  llama-cli -m {gguf} --lora {quote(str(path))}")
     return 0
 
 

@@ -17,7 +17,15 @@ from typing import Any
 
 from .hub_names import adapter_folder, check_push, push_trained
 from .options import check_device
-from .train_options import add_options, check_adapter, lora_of, replay_of, settings_of
+from .train_options import (
+    add_options,
+    check_adapter,
+    check_half,
+    check_resume,
+    lora_of,
+    replay_of,
+    settings_of,
+)
 
 __all__ = ["add_options", "run"]
 
@@ -43,6 +51,8 @@ def run(options: argparse.Namespace) -> int:
     (task, read), lora, _ = read_task(options), lora_of(options), settings_of(options)
     replay = replay_of(options)
     device = check_device(options.device)
+    check_half(options, device)
+    check_resume(options)
     askable = sum(not isinstance(example, Document) for example in task.valid)
     torch.manual_seed(options.seed)
     model = load_base(options.base, device=device, quantize="nf4" if options.qlora else None)
@@ -85,7 +95,9 @@ def trackers_of(options: argparse.Namespace, model: Any) -> list[Any]:
     trackers = [tensorboard_callback(options.out, model)] if options.tensorboard else []
     if options.wandb:
         settings = {name: str(value) for name, value in vars(options).items()}
-        trackers.append(wandb_callback(model, project=options.wandb, config=settings))
+        options.out.mkdir(parents=True, exist_ok=True)  # without it, wandb takes another folder
+        begun = {"project": options.wandb, "config": settings, "dir": str(options.out)}
+        trackers.append(wandb_callback(model, **begun))
     return trackers
 
 
@@ -122,13 +134,18 @@ def read_task(options: argparse.Namespace) -> tuple[Any, Any]:
 
 def announce(task: Any, config: Any) -> None:
     """The plan of the run, for whoever now waits for the first validation."""
-    length = f"{config.steps} steps" if config.epochs is None else f"{config.epochs:g} epochs"
+    length = f"{config.steps} steps" if config.epochs is None else count_epochs(config.epochs)
     print(
         f"{length} of {config.batch_size} out of {len(task.train)} examples, "
         f"{len(task.valid)} held out; rate {config.lr:g}"
     )
     if not config.resume and (Path(config.out) / "metrics.jsonl").exists():
         print(f"{config.out} holds an earlier run: this one replaces it")
+
+
+def count_epochs(epochs: float) -> str:
+    """``1 epoch``, ``2.5 epochs``."""
+    return "1 epoch" if epochs == 1 else f"{epochs:g} epochs"
 
 
 def show_form(tokenizer: Any, task: Any) -> None:

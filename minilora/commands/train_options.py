@@ -92,6 +92,25 @@ def check_adapter(options: argparse.Namespace) -> None:
         )
 
 
+def check_half(options: argparse.Namespace, device: str) -> None:
+    """Refuse float16 on a CPU before a base is opened."""
+    if options.fp16 and device == "cpu":
+        raise ValueError(
+            "--fp16 is for cards without bfloat16; on a CPU float16 is no faster and overflows: "
+            "leave it out, or give --bf16"
+        )
+
+
+def check_resume(options: argparse.Namespace) -> None:
+    """Refuse ``--resume`` where no checkpoint is, before a base is opened."""
+    from ..training.run import checkpoint_file
+
+    file = checkpoint_file(settings_of(options))
+    if options.resume and file is not None and not file.is_file():
+        why = " (--full keeps one only with --checkpoint-every N)" if options.full else ""
+        raise ValueError(f"nothing to resume: {file} does not exist{why}: start without --resume")
+
+
 def lora_of(options: argparse.Namespace) -> Any:
     """The ``LoraConfig`` that the options describe."""
     from ..lora.config import LoraConfig, read_targets

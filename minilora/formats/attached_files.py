@@ -94,9 +94,13 @@ def parts_for(model: nn.Module, files: AdapterFiles) -> tuple[list[Attached], li
     if saved.get("num_transformer_submodules") not in (None, 1):
         wrong.append("it is for an encoder and a decoder")
     if adapters_of(model):
-        ours = adapter_config(model).peft_type
-        if ours != saved["peft_type"]:
-            wrong.append(f"this model has {ours}: unload(model) first")
+        ours = adapter_config(model)
+        if ours.peft_type != saved["peft_type"]:
+            wrong.append(f"this model has {ours.peft_type}: unload(model) first")
+        elif isinstance(ours, BottleneckConfig) and ours.kind != saved.get("kind"):
+            # pfeiffer and parallel have the same names and shapes
+            there = f"{saved.get('kind')!r} in the file"
+            wrong.append(f"kind={ours.kind!r} in this model, {there}: unload(model) first")
         return present, wrong
     try:
         with torch.random.fork_rng([]):

@@ -29,7 +29,7 @@ from ..lora.linears import is_conv1d
 from ..lora.matches import Site
 from ..lora.selection import pattern_for
 from ..lora.sites import sites_of
-from ..methods.adalora import AdaLoraConfig
+from ..methods.adalora import AdaLoraConfig, AdaLoRALayer
 from ..methods.bitfit import BitFitConfig
 from ..methods.ia3 import IA3Config, IA3Layer
 from ..methods.injection import inject
@@ -136,8 +136,13 @@ def load_method(model: nn.Module, files: AdapterFiles, strict: bool) -> str:
         layers = dict(adapter_layers(model))
     with torch.no_grad():
         for path, layer in layers.items():
-            for name, tensor in layer.tensors().items():
-                tensor.copy_(files.tensors[f"{PREFIX}{path}.{name}"])
+            ours = layer.tensors()
+            saved = {name: files.tensors[f"{PREFIX}{path}.{name}"] for name in ours}
+            if isinstance(layer, AdaLoRALayer):
+                layer.load(saved)
+                continue
+            for name, tensor in ours.items():
+                tensor.copy_(saved[name])
         if isinstance(config, VeraConfig):
             for name, tensor in projections(list(layers.items())).items():
                 tensor.copy_(files.tensors.get(f"{SHARED}{name}", tensor))
@@ -165,7 +170,7 @@ def method_config(saved: Mapping[str, Any]) -> tuple[Any, list[str]]:
         return None, [*wrong, str(error)]
 
 
-def injected_otherwise(layers: Mapping[str, AdapterLayer], config: AdapterConfig) -> list[str]:
+def injected_otherwise(layers: Mapping[str, AdapterLayer], config: Any) -> list[str]:
     """Why this file cannot go into the adapters that a model has already."""
     for path, layer in layers.items():
         own: Any = getattr(layer, "config", None)
@@ -178,6 +183,10 @@ def injected_otherwise(layers: Mapping[str, AdapterLayer], config: AdapterConfig
             if getattr(own, name) != getattr(config, name):
                 here, there = getattr(own, name), getattr(config, name)
                 return [f"{path} has {name}={here} in this model, {name}={there} in the file"]
+        if isinstance(layer, AdaLoRALayer):
+            there = config.rank_pattern.get(f"{path}.lora_E")
+            if layer.alive_of_all() != ([True] * own.init_r if there is None else there):
+                return [f"{path} has other triplets left than in the file: unload(model) first"]
     return []
 
 
@@ -223,7 +232,23 @@ def misfits(
         chosen = [sites[path] for path in names]
         expected[f"{SHARED}vera_A"] = (config.r, max(site.in_features for site in chosen))
         expected[f"{SHARED}vera_B"] = (max(site.out_features for site in chosen), config.r)
-    return wrong or misshapen(tensors, expected)
+    return wrong or misshapen(tensors, expected) or unlike(layers, expected)
+
+
+def unlike(
+    layers: Mapping[str, AdapterLayer], expected: Mapping[str, tuple[int, ...]]
+) -> list[str]:
+    """Tensors that have another shape in the adapters of this model."""
+    own = {
+        f"{PREFIX}{path}.{name}": tuple(tensor.shape)
+        for path, layer in layers.items()
+        for name, tensor in layer.tensors().items()
+    }
+    return [
+        f"{short(key)} is {shape} in this model, {expected[key]} in the file: unload(model) first"
+        for key, shape in own.items()
+        if shape != expected[key]
+    ]
 
 
 def misshapen(tensors: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:

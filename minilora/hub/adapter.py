@@ -25,8 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from ..files import json_text
+from ..formats.attached_files import KNOWN
 from ..formats.base_fingerprint import Fingerprint
 from ..formats.factors import adapted_paths
+from ..formats.method_files import CONFIGS
 from ..formats.mismatches import beyond_linears, misshapen, strange_keys
 from ..formats.peft_files import (
     CONFIG,
@@ -114,6 +116,11 @@ def read_adapter(folder: Path, base: Fingerprint | None = None) -> Adapter:
     minilora does not have.
     """
     files = read_adapter_files(Path(folder))
+    if files.config.get("peft_type") in (*CONFIGS, *KNOWN):
+        raise ValueError(
+            f"{folder} holds {files.config['peft_type']}; the hub stores A and B of Linears only "
+            "(peft_type LORA). load_adapter reads the folder as it is"
+        )
     config, wrong = lora_config(files.config)
     modules = adapted_paths(files.tensors)
     wrong += strange_keys(files.tensors, known=())

@@ -25,6 +25,7 @@ from typing import Any
 
 from ..lora.adapter_config import AdapterConfig
 from ..lora.config import LoraConfig
+from ..lora.extras import HEADS
 from ..lora.matches import Site
 from .activations import Work, kept
 from .dimensions import Architecture
@@ -250,7 +251,27 @@ def config_and_method(
     if config is None and method in COUSINS:
         return default_config(method, targets), method
     config = config or LoraConfig(target_modules=targets)
+    check_counted(config)
     return config, method if method == "qlora" else method_name(config)
+
+
+def check_counted(config: AdapterConfig) -> None:
+    """Raise ``ValueError`` for what trains beside the adapters: it would be left out."""
+    if not isinstance(config, LoraConfig):
+        return
+    heads = config.task_type if config.task_type in HEADS else None
+    beside = {
+        "modules_to_save": config.modules_to_save,
+        "bias": config.bias if config.bias != "none" else None,
+        "trainable_token_indices": config.trainable_token_indices,
+        "task_type": heads,
+    }
+    for name, value in beside.items():
+        if value:
+            raise ValueError(
+                f"{name}={value!r} trains more than the adapters, and plan does not count it yet: "
+                "leave it out, and add what it trains"
+            )
 
 
 def work_of(settings: Settings, config: AdapterConfig | None, sites: list[Site]) -> Work:

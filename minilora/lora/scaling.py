@@ -20,6 +20,7 @@ from torch import nn
 
 from .injection import require_adapters
 from .layer import LoRALayer
+from .trained_copies import trained_copies
 
 
 @torch.no_grad()
@@ -27,7 +28,8 @@ def scale_adapter(model: nn.Module, factor: float) -> nn.Module:
     """Multiply every ΔW by ``factor``, in place. Returns the model.
 
     Raises ``ValueError``, changing nothing, for a factor that is not a finite number, without
-    adapters, for one that is merged, and for a method whose update is not linear in one factor.
+    adapters, for one that is merged, for a method whose update is not linear in one factor,
+    and when whole Parameters train too.
 
     >>> from minilora import LoraConfig, inject
     >>> model = nn.Sequential(nn.Linear(4, 2))
@@ -48,6 +50,11 @@ def scale_adapter(model: nn.Module, factor: float) -> nn.Module:
             )
         if layer.merged:
             raise ValueError(f"{path} is merged: unmerge(model) before. Nothing was changed")
+    if whole := [*trained_copies(model)]:
+        raise ValueError(
+            f"{whole[0]} trains too, whole, and B's factor does not reach it: scale_adapter is for "
+            "A and B alone. Nothing was changed"
+        )
     for _, layer in layers:
         layer.lora_B.mul_(factor)  # type: ignore[operator]
     return model

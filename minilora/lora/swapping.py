@@ -19,6 +19,7 @@ from .injection import check_container, require_adapters
 from .layer import LoRALayer
 from .linears import is_linear, linear_shape, made_beside
 from .paths import named_modules, replace_modules
+from .trained_copies import trained_copies
 
 
 def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
@@ -27,7 +28,7 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
     ``low_rank_parts``, ``combine`` and ``load_low_rank`` (from a folder) give parts. Their tensors
     are taken over, not copied, and an optimizer that was made before still has the old ones. Raises
     one ``ValueError``, changing nothing, when a path is not a Linear of this model, shapes do not
-    fit, or the adapters are merged, switched off or not LoRA's.
+    fit, the adapters are merged, switched off or not LoRA's, or whole Parameters train too.
 
     >>> import torch
     >>> from minilora import LoraConfig, inject
@@ -45,6 +46,11 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
             state = "merged: unmerge(model)" if layer.merged else "off: swap outside the context"
             raise ValueError(f"the adapter at {path} is {state} first. Nothing was changed")
         layers[path] = layer
+    if whole := [*trained_copies(model)]:
+        raise ValueError(
+            f"{whole[0]} trains too, whole, and would stay: swap_adapter is for A and B alone; "
+            "unload(model) first. Nothing was changed"
+        )
     others = parts.keys() - layers.keys()
     modules = dict(named_modules(model)) if others or len(parts) < len(layers) else {}
     bases = {path: modules.get(path) for path in others}

@@ -12,11 +12,9 @@ After each step, over all modules at once, the least important triplets get E = 
 loss gets ½ · mean of ‖A Aᵀ − I‖ and ‖Bᵀ B − I‖ over all A and B, which keeps triplets comparable.
 
 Source: arXiv 2303.10512, sections 3.1 to 3.3. Trains init_r (in + out + 1) a Linear; its file holds
-the triplets that are left. α is divided by init_r also after pruning (and by r₀ + 1e-5, as in
-PEFT).
+the triplets that are left. α is divided by r₀ + 1e-5 also after pruning, as in PEFT.
 
-Can: merge, files of PEFT, a base in four bits, be written as plain LoRA (``as_lora``). Cannot: run
-without knowing its number of steps.
+Can: merge, PEFT's files, 4-bit bases, plain LoRA (``as_lora``). Cannot: run without total_step.
 
 **Three differences to PEFT**, whose numbers are otherwise these:
 
@@ -90,10 +88,9 @@ class AdaLoraConfig(AdapterConfig):
 
     def __post_init__(self) -> None:
         check_rank(self.init_r)
-        check_whole("target_r", self.target_r, 0)
         check_alpha(self.lora_alpha)
         check_dropout(self.lora_dropout)
-        for name, smallest in {"tinit": 0, "tfinal": 0, "deltaT": 1}.items():
+        for name, smallest in {"target_r": 0, "tinit": 0, "tfinal": 0, "deltaT": 1}.items():
             check_whole(name, getattr(self, name), smallest)
         check_number("beta1", self.beta1, 0, 1)
         check_number("beta2", self.beta2, 0, 1)
@@ -107,8 +104,7 @@ class AdaLoraConfig(AdapterConfig):
             )
         if self.total_step is None:
             raise ValueError(
-                "AdaLoRA needs total_step, the optimizer steps of the whole run: "
-                "its budget falls over them"
+                "AdaLoRA needs total_step, the run's optimizer steps: its budget falls over them"
             )
         check_whole("total_step", self.total_step, 1)
         if self.tinit >= self.total_step - self.tfinal:
@@ -209,6 +205,12 @@ class AdaLoRALayer(AdapterLayer):
             return {"lora_A": self.lora_A, "lora_B": self.lora_B, "lora_E": self.lora_E}
         A, B, E = self.lora_A[self.alive], self.lora_B[:, self.alive], self.lora_E[self.alive]
         return {"lora_A": A, "lora_B": B, "lora_E": E}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over a file's A, B and E of the triplets that are left here."""
+        for part in PARTS:
+            at = (slice(None), self.alive) if part == "lora_B" else self.alive
+            getattr(self, part).data[at] = tensors[part].to(getattr(self, part))
 
     def alive_of_all(self) -> list[bool]:
         """Which of the ``init_r`` triplets are left: an entry of ``rank_pattern``."""

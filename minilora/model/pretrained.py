@@ -84,7 +84,8 @@ def load_base(
     fill_model(model, tensors, check_tensors(model, tensors, folder), dtype, device, quantize)
     if (folder / "tokenizer.json").is_file():
         model.tokenizer = load_tokenizer(folder, config.vocab_size)
-    model.companions, model.name_or_path = read_companions(folder), str(folder)
+    model.companions = read_companions(folder)
+    model.name_or_path = str(folder.resolve())  # whoever opens an adapter may stand elsewhere
     return model.eval()
 
 
@@ -138,8 +139,11 @@ def check_dtype(dtype: object) -> None:
     if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
         return
     named = getattr(torch, dtype, None) if isinstance(dtype, str) else None
-    meant = f"dtype={named}" if isinstance(named, torch.dtype) else "such as torch.bfloat16"
-    raise ValueError(f"dtype must be a floating-point dtype of torch, {meant}, got {dtype!r}")
+    meant = f": did you mean {named}?" if isinstance(named, torch.dtype) else ""
+    raise ValueError(
+        "dtype must be a floating-point dtype of torch, such as torch.bfloat16, "
+        f"got {dtype!r}{meant}"
+    )
 
 
 def save_model(

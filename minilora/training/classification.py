@@ -187,6 +187,7 @@ def open_classifier(folder: str | Path, labels: Sequence[str], max_length: int =
     names["label2id"] = {label: index for index, label in enumerate(labels)}
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # or it reports the new head as missing
+    folder = Path(folder).resolve()  # the adapter names it as its base, wherever it is opened
     model = transformers.AutoModelForSequenceClassification.from_pretrained(folder, **names)
     tokenizer = Tokenizer.from_file(str(file))
     tokenizer.no_padding()

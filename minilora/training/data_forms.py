@@ -172,7 +172,7 @@ def read_messages(turns: Any, name: str) -> tuple[list[tuple[str, str]], list[st
                 "here: leave the row out, or end it before this answer"
             )
         messages.append((role, content_of(turn, where)))
-        used = {role_key, "content", "value", "tool_calls", "tool_call_id", "name"}
+        used = {role_key, "content", "value", "tool_calls"}
         # parquet gives every message every key
         unused += [f"{name}.{key}" for key in turn if key not in used and turn[key] is not None]
     return messages, list(dict.fromkeys(unused))

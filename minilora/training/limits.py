@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ..lora.attached import adapters_of
+from ..lora.attached import adapters_of, attached_modules
 from ..lora.paths import unwrapped
 from .batches import ChatTokenizer, Encoded
 from .config import TrainConfig
@@ -87,6 +87,12 @@ def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
     check_trainable(model)
     check_examples(task)
     if config.pack and not keeps_examples_apart(model):
+        for path, part in attached_modules(model):
+            if part.puts_rows_before:
+                raise ValueError(
+                    f"pack=True lays several examples in one row, and the {type(part).__name__} at "
+                    f"{path} stands before a row once: leave pack=True out"
+                )
         raise ValueError(
             f"pack=True needs a minilora Llama: {type(model).__name__} would let packed examples "
             "see each other"

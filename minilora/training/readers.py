@@ -151,6 +151,8 @@ class Summary:
         if data.unused:
             columns = [f"{name} ({count:,} rows)" for name, count in data.unused.items()]
             lines.append(f"  columns not used: {listed(columns, 8, ', ')}")
+        if "text" in data.forms and "label" in data.unused:
+            lines.append("  label: did you mean --task classify?")
         return "\n".join(lines)
 
 

@@ -72,13 +72,19 @@ def wandb_callback(model: nn.Module | None = None, **init: Any) -> Callback:
 
     ``init`` goes to ``wandb.init``: ``project``, ``config``, ``dir``, ``mode="offline"``. The run
     ends with the process, with ``wandb.finish()``, or where another begins. Raises ``ValueError``
-    when wandb is not installed.
+    when wandb is not installed, and when it cannot begin, as without a login.
     """
     try:
         import wandb
     except ImportError as error:
         raise ValueError("Weights & Biases is not installed: pip install wandb") from error
-    run = wandb.init(**{"reinit": "finish_previous", **init})
+    try:
+        run = wandb.init(**{"reinit": "finish_previous", **init})
+    except wandb.Error as error:
+        raise ValueError(
+            f"Weights & Biases cannot begin a run ({str(error).strip()}): "
+            "wandb login, or WANDB_MODE=offline"
+        ) from error
 
     def write(record: Record) -> None:
         run.log(numbers(record, model), step=record["step"])

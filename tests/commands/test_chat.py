@@ -1,5 +1,6 @@
 """``minilora chat`` reads lines, remembers, and changes adapters whole or not at all."""
 
+import argparse
 import io
 
 import pytest
@@ -95,3 +96,57 @@ def test_a_terminal_is_told_the_commands(monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", Terminal("/quit\n"))
     assert main(["chat"]) == 0
     assert capsys.readouterr().out.startswith(chat.HELP)
+
+
+def inside(tmp_path, config):
+    """A folder with an adapter that changes the answers."""
+    model = minilora.load_base()
+    minilora.inject(model, config)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
+        parameter.data += torch.randn(parameter.shape, generator=generator) * 0.5
+    return minilora.save_adapter(model, tmp_path / "inside")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        minilora.PromptTuningConfig(4),
+        minilora.PrefixTuningConfig(4),
+        minilora.BottleneckConfig("houlsby", 4),
+        minilora.LoraConfig(modules_to_save=["model.norm"]),
+    ],
+    ids=["prompt", "prefix", "bottleneck", "copies"],
+)
+def test_whatever_is_inside_goes_whole_and_comes_back_whole(tmp_path, config):
+    folder = inside(tmp_path, config)
+    model, ids = minilora.load_base(), torch.tensor([[5, 6, 7]])
+    base = model(ids)
+    options = main_options("--adapter", str(folder), "--hub", str(tmp_path))
+    minilora.load_adapter(model, folder)
+    talk, adapted = chat.Talk(model, options, folder), model(ids)
+    assert not torch.equal(base, adapted)
+    (tmp_path / "empty").mkdir()
+    for bad in ("nowhere", str(tmp_path / "empty")):
+        assert bad in talk.command(f"/adapter {bad}")
+        assert torch.equal(model(ids), adapted)
+    assert talk.command("/adapter") == "the base answers"
+    assert torch.equal(model(ids), base)
+    assert "answers; the conversation continues" in talk.command(f"/adapter {folder}")
+    assert torch.equal(model(ids), adapted)
+
+
+def test_an_old_adapter_that_is_gone_is_said_to_be(tmp_path):
+    folder = inside(tmp_path, minilora.LoraConfig())
+    model = minilora.load_adapter(minilora.load_base(), folder)
+    talk = chat.Talk(model, main_options("--hub", str(tmp_path)), folder)
+    (folder / "adapter_model.safetensors").unlink()
+    (tmp_path / "empty").mkdir()
+    assert "cannot be read again" in talk.command(f"/adapter {tmp_path / 'empty'}")
+
+
+def main_options(*given):
+    """Options of ``minilora chat``, parsed."""
+    parser = argparse.ArgumentParser()
+    chat.add_options(parser)
+    return parser.parse_args(given)

@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from minilora import LoraConfig, inject, load_base, save_adapter
 from minilora.commands.cli import main
+from minilora.hub import Hub
 
 from ..formats.test_gguf_file import read
 from ..model.gguf_folders import write_gguf_folder
@@ -36,7 +37,9 @@ def test_an_adapter_becomes_a_file_of_its_own_or_a_plain_folder(folders, tmp_pat
     model, adapter = folders
     file, base = tmp_path / "naval.gguf", ["--base", str(model)]
     assert main(["export", str(adapter), *base, "--gguf", "--out", str(file)]) == 0
-    assert f"--lora {file}" in capsys.readouterr().out
+    gguf, printed = tmp_path / "base.gguf", capsys.readouterr().out
+    assert f"  minilora export '{model}' --gguf --out {gguf}\n" in printed
+    assert f"  llama-cli -m {gguf} --lora {file}\n" in printed
     tensors, about = read(file)
     assert about["adapter.type"] == "lora"
     assert tensors["blk.1.attn_v.weight.lora_a"][1].shape == (4, 64)
@@ -50,10 +53,11 @@ def test_an_adapter_becomes_a_file_of_its_own_or_a_plain_folder(folders, tmp_pat
 
 REFUSED = [
     (["{model}"], "one of the arguments --gguf --plain is required"),
-    (["nowhere", "--gguf"], "nowhere is not a folder on this machine"),
+    (["nowhere", "--gguf"], "nowhere is not a folder, and there is no hub"),
     (["{model}/..", "--gguf"], "holds neither a model nor an adapter: did you mean"),
     (["{model}", "--plain"], "--plain is for adapters, and {model} holds a model"),
     (["{model}", "--gguf", "--base", "x"], "--base belongs to an adapter"),
+    (["{model}", "--gguf", "--qlora"], "--qlora belongs to an adapter"),
     (["{adapter}", "--base", "{model}", "--gguf", "--pre", "x"], "--pre belongs to a model"),
     (["{adapter}", "--base", "{model}", "--gguf", "--type", "q8_0"], "write f16 or f32"),
     (["{adapter}", "--base", "{model}", "--plain", "--out", "{adapter}"], "is the adapter itself"),
@@ -70,3 +74,25 @@ def test_what_does_not_fit_is_refused(folders, capsys, words, message):
         status = stop.code
     assert status == 2
     assert message.format(**names) in capsys.readouterr().err
+
+
+def test_a_name_of_the_hub_in_four_bits_is_exported_combined_and_analyzed(tmp_path, capsys):
+    base = load_base(quantize="nf4")
+    inject(base, LoraConfig(r=2))
+    hub = Hub(tmp_path / "hub")
+    hub.push("naval", save_adapter(base, tmp_path / "a"))
+    where, four = ["--hub", str(tmp_path / "hub")], ["--qlora"]
+    assert main(["export", "naval", *where, *four, "--plain"]) == 2
+    assert "give --out" in capsys.readouterr().err
+    assert main(["export", "naval", *where, *four, "--plain", "--out", f"{tmp_path}/p"]) == 0
+    assert main(["analyze", "naval", *where, *four, "--out", f"{tmp_path}/x.svg"]) == 0
+    assert "base" not in capsys.readouterr().err  # it is the one that the adapter was made on
+    assert main(["combine", "naval", "naval@1.0.0", *where, "--out", str(tmp_path / "two")]) == 0
+    assert f"minilora generate --adapter {tmp_path / 'two'}" in capsys.readouterr().out
+
+
+def test_the_next_command_names_the_base(folders, tmp_path, capsys):
+    model, adapter = folders
+    assert main(["combine", str(adapter), str(adapter), "--out", str(tmp_path / "two")]) == 0
+    words = f"--base '{model}' --adapter {tmp_path / 'two'}"
+    assert f"minilora generate {words}" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 import json
 import sys
 import warnings
+from argparse import Namespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from minilora import Example, TrainConfig
 from minilora.commands import generate, train_options
 from minilora.commands.cli import main, parser_of
 from minilora.commands.footprint import describe_footprints
+from minilora.commands.train import count_epochs, trackers_of
 from minilora.lora.layer import lora_layers
 from minilora.model.pretrained import SHIPPED
 from minilora.training.config import rate_for
@@ -226,6 +228,30 @@ def test_an_adapter_is_trained_further_in_the_form_it_has(trained, seen, tmp_pat
     assert main([*command, "--r=4", "--rslora"]) == 2
     said = capsys.readouterr().err
     assert "--adapter brings its own modules, rank and scale: leave --r and --rslora out" in said
+
+
+def test_what_cannot_go_on_is_refused_in_the_commands_words(trained, capsys):
+    common = ["train", "--data", str(trained / "mine.jsonl"), "--out", str(trained / "none")]
+    assert main([*common, "--full", "--resume"]) == 2
+    said = capsys.readouterr()
+    assert "does not exist (--full keeps one only with --checkpoint-every N)" in said.err
+    assert main([*common, "--fp16"]) == 2
+    assert said.out == capsys.readouterr().out == ""
+
+
+def test_epochs_are_counted_in_words():
+    assert [count_epochs(n) for n in (1, 1.0, 2.5)] == ["1 epoch", "1 epoch", "2.5 epochs"]
+
+
+def test_wandbs_files_go_to_out(tmp_path, monkeypatch):
+    begun = []
+    monkeypatch.setattr(
+        "minilora.training.trackers.wandb_callback", lambda *_, **b: begun.append(b)
+    )
+    out = tmp_path / "out"
+    trackers_of(Namespace(out=out, tensorboard=False, wandb="mine"), None)
+    assert begun[0]["dir"] == str(out)
+    assert out.is_dir()
 
 
 def test_a_finished_run_goes_on_to_more_steps(trained, capsys):

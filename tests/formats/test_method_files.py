@@ -277,3 +277,48 @@ def test_another_base_is_warned_of_and_refused_when_strict(tmp_path):
         load_adapter(llama(), tmp_path)
     with pytest.raises(ValueError, match="was made for a base with other values"):
         load_adapter(llama(), tmp_path, strict=True)
+
+
+def values(model):
+    """All tensors of a model."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def unchanged(model, before):
+    """Whether no tensor of a model has changed."""
+    return all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_a_pruned_adalora_takes_a_file_of_the_same_triplets_whole(tmp_path):
+    ours, base, _ = trained("adalora")
+    prune(ours)
+    save_adapter(ours, tmp_path)
+    inject(base, CASES["adalora"][0])
+    disturb(base, 0.3)
+    prune(base)
+    load_adapter(base, tmp_path)
+    assert torch.equal(base(IDS), ours(IDS))
+
+
+@pytest.mark.parametrize("in_the_file", [True, False])
+def test_an_adalora_with_other_triplets_left_is_refused(tmp_path, in_the_file):
+    ours, base, _ = trained("adalora")
+    inject(base, CASES["adalora"][0])
+    prune(ours if in_the_file else base)
+    save_adapter(ours, tmp_path)
+    before = values(base)
+    with pytest.raises(ValueError, match=r"other triplets left than in the file: unload\(model\)"):
+        load_adapter(base, tmp_path)
+    assert unchanged(base, before)
+
+
+def test_other_feed_forward_modules_of_ia3_change_nothing(tmp_path):
+    ours, base, _ = trained("ia3")
+    save_adapter(ours, tmp_path)
+    inject(base, IA3Config(["k_proj", "v_proj", "down_proj"], feedforward_modules=["v_proj"]))
+    before = values(base)
+    with pytest.raises(
+        ValueError, match=r"in this model, \(.*\) in the file: unload\(model\) first"
+    ):
+        load_adapter(base, tmp_path)
+    assert unchanged(base, before)

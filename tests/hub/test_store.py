@@ -1,5 +1,6 @@
 """The hub from outside: versions never change, aliases move, damage is found, tenants are apart."""
 
+import json
 import os
 import re
 import subprocess
@@ -359,7 +360,7 @@ def test_metadata_is_checked(hub, tmp_path, metadata, reason):
     [
         ({"r": 3}, "lora_A has shape"),
         ({"use_dora": True}, "use_dora"),
-        ({"peft_type": "IA3"}, "peft_type"),
+        ({"peft_type": "XLORA"}, "peft_type"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights"),
     ],
 )
@@ -368,6 +369,15 @@ def test_a_folder_without_a_sound_adapter_is_refused(hub, tmp_path, damage, reas
     make_adapter(tmp_path / "settings", **{**damage})
     (tmp_path / "settings" / "adapter_config.json").replace(folder / "adapter_config.json")
     with pytest.raises(ValueError, match=f"holds no adapter that can be trusted: .*{reason}"):
+        hub.push("naval", folder)
+
+
+@pytest.mark.parametrize("kind", ["IA3", "VERA", "PREFIX_TUNING", "BOTTLENECK"])
+def test_another_method_is_no_damage_and_is_refused_by_name(hub, tmp_path, kind):
+    folder = make_adapter(tmp_path / "mine")
+    about = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(about | {"peft_type": kind}))
+    with pytest.raises(ValueError, match=f"holds {kind}; the hub stores A and B of Linears only"):
         hub.push("naval", folder)
 
 

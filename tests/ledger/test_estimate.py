@@ -352,6 +352,10 @@ BAD_SOURCES = [
         LoraConfig(target_modules=["lm_head"]),
         "lm_head, whose weight is tied to the embedding",
     ),
+    ("base", LoraConfig(modules_to_save=["norm"]), "plan does not count it yet"),
+    ("base", LoraConfig(bias="all"), "bias='all' trains more .* does not count it yet"),
+    ("base", LoraConfig(trainable_token_indices=[3]), "plan does not count it yet"),
+    ("base", LoraConfig(task_type="SEQ_CLS"), "task_type='SEQ_CLS' trains more"),
     ([(8, -8)], None, "out must be a whole number of at least 1, got -8"),
 ]
 BAD_SETTINGS = [

@@ -88,3 +88,12 @@ def test_a_scaled_adapter_is_saved_as_it_is(tmp_path):
     minilora.load_adapter(again, tmp_path)
     pairs = zip(lora_layers(model), lora_layers(again), strict=True)
     assert all(torch.equal(a.delta_weight(), b.delta_weight()) for (_, a), (_, b) in pairs)
+
+
+def test_whole_parameters_that_train_too_are_not_left_behind_in_silence():
+    base = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    inject(base, LoraConfig(r=1, target_modules=["0"], modules_to_save=["1"]))
+    before = base[0].lora_B.clone()
+    with pytest.raises(ValueError, match="1.weight trains too.* Nothing was changed"):
+        scale_adapter(base, 0.5)
+    assert torch.equal(base[0].lora_B, before)

@@ -106,3 +106,10 @@ def test_merged_disabled_and_missing_adapters_are_refused():
     assert model[1].lora_dropout == 0.5
     with pytest.raises(ValueError, match="this model has no adapters"):
         minilora.swap_adapter(minilora.unload(model), parts)
+
+
+def test_whole_parameters_that_train_too_would_stay():
+    base = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    minilora.inject(base, minilora.LoraConfig(r=1, target_modules=["0"], modules_to_save=["1"]))
+    with pytest.raises(ValueError, match="1.weight trains too.* Nothing was changed"):
+        minilora.swap_adapter(base, {"0": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0)})

@@ -193,7 +193,7 @@ def test_dropout_is_on_the_adapters_input_and_refuses_a_merge_in_training():
 @pytest.mark.parametrize(
     ("fields", "error", "words"),
     [
-        ({"total_step": None}, ValueError, "needs total_step, the optimizer steps of the whole"),
+        ({"total_step": None}, ValueError, "needs total_step, the run.s optimizer steps"),
         ({"total_step": 0}, ValueError, "total_step must be at least 1"),
         ({"target_r": 13}, ValueError, "target_r=13 is above init_r=12"),
         ({"target_r": -1}, ValueError, "target_r must be at least 0"),

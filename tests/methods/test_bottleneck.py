@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import minilora
 from minilora import BottleneckConfig, Llama, LlamaConfig, inject
 from minilora.lora.attached import attached_modules
 
@@ -65,3 +66,14 @@ def test_gradient_checkpointing_changes_no_gradient():
         model(GOLDEN["ids"]).square().sum().backward()
         grads.append([p.grad for _, part in attached_modules(model) for p in part.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    model, other = base(), base()
+    inject(model, BottleneckConfig("pfeiffer", size=4))
+    inject(other, BottleneckConfig("parallel", size=4))  # the same names and shapes
+    minilora.save_adapter(model, tmp_path)
+    before = other(GOLDEN["ids"])
+    with pytest.raises(ValueError, match="kind='parallel' in this model, 'pfeiffer' in the file"):
+        minilora.load_adapter(other, tmp_path)
+    assert torch.equal(other(GOLDEN["ids"]), before)

@@ -188,6 +188,12 @@ def test_a_system_message_of_ones_own_opens_a_foreign_form(tmp_path):
     assert "brief" not in tokenizer.render(own)
 
 
+def test_a_relative_folder_is_named_in_full(llama3, monkeypatch):
+    folder, _ = llama3
+    monkeypatch.chdir(folder.parent)
+    assert load_base(folder.name).name_or_path == str(folder)
+
+
 def test_an_adapter_says_its_base(llama3, tmp_path_factory):
     folder, _ = llama3
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder)

@@ -100,7 +100,10 @@ def test_the_command_trains_on_a_csv_and_says_what_it_reached(folder, tmp_path, 
         "--lr",
         "0.03",
     ]
-    assert main([*words, "--batch", "8", "--target", "all-linear"]) == 0
+    with pytest.warns(
+        UserWarning, match="8 of the held-out texts are trained on too, such as 'bad"
+    ):
+        assert main([*words, "--batch", "8", "--target", "all-linear"]) == 0
     printed = capsys.readouterr().out
     assert "held-out accuracy" in printed
     assert "-> 100.0%" in printed
@@ -108,6 +111,22 @@ def test_the_command_trains_on_a_csv_and_says_what_it_reached(folder, tmp_path, 
     assert (tmp_path / "out" / "labels.json").read_text().count('"yes"') == 1
     assert main([*words, "--qlora"]) == 2
     assert "--qlora is for language models" in capsys.readouterr().err
+
+
+LANGUAGE = ["--valid-batch=2", "--valid-examples=9", "--validate-every=5", "--checkpoint-every=3"]
+LANGUAGE += ["--skip-bad", "--tensorboard", "--wandb=mine", "--replay-from=old.jsonl"]
+
+
+@pytest.mark.parametrize("option", LANGUAGE)
+def test_what_is_for_language_models_is_refused(option, capsys):
+    words = ["train", "--task=classify", "--base=x", "--data=x.csv", "--out=x", option]
+    assert main(words) == 2
+    assert f"{option.split('=')[0]} is for language models" in capsys.readouterr().err
+
+
+def test_the_command_needs_an_encoder(capsys):
+    assert main(["train", "--task=classify", "--data=x.csv", "--out=x"]) == 2
+    assert "--task classify needs --base" in capsys.readouterr().err
 
 
 WRONG = {

@@ -72,7 +72,7 @@ def test_calls_of_tools_and_their_results_stand_in_the_conversation():
     roles, texts = zip(*read.example.messages, strict=True)
     assert roles == ("user", "assistant", "tool", "assistant")
     assert json.loads(texts[1]) == call["function"]
-    assert read.unused == ()
+    assert read.unused == ("messages.tool_call_id",)  # no template here writes it
     assert read.example.variables() == {"tools": [{"name": "hull"}]}
 
 

@@ -82,6 +82,14 @@ def test_the_summary_counts_what_the_model_will_see():
     ]
 
 
+def test_a_table_of_texts_with_labels_is_told_of_the_other_task():
+    rows = [{"text": "Good food.", "label": "yes"}]
+    hint = "did you mean --task classify?"
+    assert hint in str(summarize(read_examples(rows), TOKENIZER))
+    rows = [{"prompt": "a", "completion": "b", "label": "yes"}]
+    assert hint not in str(summarize(read_examples(rows), TOKENIZER))
+
+
 def test_turns_are_counted_in_conversations():
     talk = Conversation((("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")))
     assert [turns_of(example) for example in (talk, Example("a", "b"), Document("c"))] == [2, 1, 0]

@@ -90,8 +90,9 @@ def test_train_is_typed_with_the_same_fields():
 
 @pytest.mark.parametrize("dtype", ["float16", torch.int8, "half precision"])
 def test_a_dtype_that_is_none_of_floats_is_answered_with_one(dtype, tmp_path):
-    meant = "dtype=torch.float16" if dtype == "float16" else "such as torch.bfloat16"
-    message = re.escape(f"dtype must be a floating-point dtype of torch, {meant}, got {dtype!r}")
+    meant = ": did you mean torch.float16?" if dtype == "float16" else ""
+    expected = "dtype must be a floating-point dtype of torch, such as torch.bfloat16"
+    message = f"^{re.escape(f'{expected}, got {dtype!r}{meant}')}$"
     with pytest.raises(ValueError, match=message):
         minilora.load_base(dtype=dtype)
     with pytest.raises(ValueError, match=message):

@@ -56,7 +56,7 @@ def stand_in(monkeypatch):
     """A module in the place of wandb that keeps what it is given."""
     logged, begun = [], []
     run = SimpleNamespace(log=lambda numbers, step: logged.append((step, numbers)))
-    module = SimpleNamespace(init=lambda **settings: begun.append(settings) or run)
+    module = SimpleNamespace(init=lambda **settings: begun.append(settings) or run, Error=OSError)
     monkeypatch.setitem(sys.modules, "wandb", module)
     return logged, begun
 
@@ -80,6 +80,17 @@ def test_wandb_gets_curves_and_norms_with_the_validations(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ValueError, match=r"Weights & Biases is not installed: pip install wandb"):
         wandb_callback()
+
+
+def test_a_run_of_wandb_without_a_login_is_one_line(monkeypatch):
+    wandb = pytest.importorskip("wandb")
+
+    def init(**settings):
+        raise wandb.errors.UsageError("No API key configured.")
+
+    monkeypatch.setattr(wandb, "init", init)
+    with pytest.raises(ValueError, match=r"No API key.*: wandb login, or WANDB_MODE=offline"):
+        wandb_callback(project="mine")
 
 
 def leveldb_records(data):
