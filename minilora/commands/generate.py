@@ -100,7 +100,8 @@ def read_rows(file: Path) -> Sequence[tuple[Any, ...]]:
         if unknown := sorted(value.keys() - {"adapter", "instruction", "input"}):
             known = "known are 'adapter', 'instruction', 'input'"
             raise ValueError(f"{row.where}: unknown field {unknown[0]!r}; {known}")
-        adapter = value.get("adapter") or None  # a cell of a CSV file is empty, not null
+        adapter = value.get("adapter")
+        adapter = None if adapter == "" else adapter  # a cell of a CSV file is empty, not null
         choice = list(adapter.items()) if isinstance(adapter, dict) else adapter
         rows.append((choice, value["instruction"], value.get("input") or ""))
     return rows

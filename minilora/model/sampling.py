@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,6 +35,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         check_sampling(self.max_new_tokens, self.temperature, self.top_k, self.top_p)
+        if not is_number(self.seed, Integral) or not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed must be a whole number of 64 bits, got {self.seed!r}")
 
 
 def ends_of(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -42,20 +46,27 @@ def ends_of(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
     return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
 
 
+def is_number(value: Any, kind: type = Real) -> bool:
+    """Whether it is a number of a kind; True and False are not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def check_sampling(
     max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None = None
 ) -> None:
     """Raise ``ValueError`` on sampling settings that mean nothing."""
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens}")
-    if temperature != 0 and not 1e-6 <= temperature < float("inf"):
+    if not is_number(max_new_tokens, Integral) or max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}")
+    sound = is_number(temperature) and (temperature == 0 or 1e-6 <= temperature < float("inf"))
+    if not sound:
         raise ValueError(
-            f"temperature must be 0 (greedy) or a finite number of at least 1e-6, got {temperature}"
+            "temperature must be 0 (greedy) or a finite number of at least 1e-6, "
+            f"got {temperature!r}"
         )
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, or None for all tokens, got {top_k}")
-    if top_p is not None and not 0 < top_p <= 1:
-        raise ValueError(f"top_p must be above 0 and at most 1, or None, got {top_p}")
+    if top_k is not None and (not is_number(top_k, Integral) or top_k < 1):
+        raise ValueError(f"top_k must be at least 1, or None for all tokens, got {top_k!r}")
+    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
+        raise ValueError(f"top_p must be above 0 and at most 1, or None, got {top_p!r}")
 
 
 def sample(

@@ -32,6 +32,10 @@ class Resident(NamedTuple):
     nbytes: int
 
 
+class NoRoom(ValueError):
+    """The memory is full of pinned adapters: ask again when one is released."""
+
+
 class AdapterCache:
     """At most ``memory`` bytes of adapters (None: no limit).
 
@@ -73,7 +77,7 @@ class AdapterCache:
                 if reading is None:
                     mine = self.readings[content] = Future()
                     break
-            reading.result()  # another thread's; its error is ours too
+            reading.exception()  # another's, from another folder maybe: its error is not ours
         try:
             resident = read()
             with self.lock:
@@ -97,7 +101,8 @@ class AdapterCache:
         if self.memory is not None:
             pinned = sum(self.residents[each].nbytes for each in self.pins)
             if pinned + resident.nbytes > self.memory:
-                raise ValueError(
+                full = ValueError if resident.nbytes > self.memory else NoRoom
+                raise full(
                     f"an adapter of {resident.nbytes:,} bytes has no room: memory={self.memory:,}, "
                     f"of which {pinned:,} are in use; raise memory, or ask again later"
                 )

@@ -33,14 +33,14 @@ from ..formats.mismatches import beyond_linears, check_fit
 from ..formats.peft_files import META_BASE, AdapterFiles, lora_config, read_adapter_files
 from ..formats.save_and_load import exactly
 from ..hub.adapter import Adapter
-from ..lora.adapter_layer import adapter_layers
+from ..lora.attached import adapters_of
 from ..lora.hyperparameters import STARTS, check_rank
 from ..lora.injection import explain_match
 from ..lora.linears import made_beside
 from ..lora.paths import unwrapped
 from ..lora.twin import twin
 from ..text import did_you_mean, listed
-from .adapter_cache import AdapterCache, Resident
+from .adapter_cache import AdapterCache, NoRoom, Resident
 from .layer import Factors, Weighted
 
 Choice = str | Sequence[tuple[str, float]] | None  # a row's adapter, several with weights, or none
@@ -52,6 +52,10 @@ class Known(NamedTuple):
     folder: Path
     content: str  # sha256 of config and tensors
     ranks: Mapping[str, int]  # of each module
+    nbytes: int
+
+
+Chosen = tuple[tuple[str, Known, float], ...]  # a choice as the names stood when it was checked
 
 
 class Held(NamedTuple):
@@ -74,7 +78,7 @@ class AdapterStore:
 
     def __init__(self, base: nn.Module, max_rank: int = 16, memory: int | None = None):
         base = unwrapped(base)
-        if adapted := [path for path, _ in adapter_layers(base)]:
+        if adapted := [path for path, _ in adapters_of(base)]:
             raise ValueError(
                 f"expected a base without adapters, got one at {adapted[0]}: unload(model) first"
             )
@@ -94,8 +98,8 @@ class AdapterStore:
         """Read PEFT's two files under a name; returns the content's sha256.
 
         The same content under the same name changes nothing. Other content needs ``replace=True``:
-        rows in progress keep what they have, later ones get the new. ``any_base=True`` takes an
-        adapter made on a base with other values, as one trained on floats for a base in four bits.
+        requests that were made keep what they have, later ones get the new. ``any_base=True`` takes
+        an adapter made on a base with other values, as one trained on floats for one in four bits.
         Raises one ``ValueError`` that names everything that does not fit, as ``load_adapter``; a
         base that is not ours, a rank above ``max_rank`` and a full memory too. Any thread may call.
         """
@@ -118,13 +122,13 @@ class AdapterStore:
                 )
             self.cache.hold(content, lambda: resident)
             self.cache.release(content)
-            self.known[name] = Known(Path(folder), content, ranks)
+            self.known[name] = Known(Path(folder), content, ranks, resident.nbytes)
         if before is not None:
             self.forget(before.content)
         return content
 
     def unload(self, name: str) -> None:
-        """Forget a name. Rows in progress keep their copies. Raises ``ValueError`` if unknown."""
+        """Forget a name. Requests that were made keep what it meant. Raises ``ValueError``."""
         with self.lock:
             content = self.find(name).content
             del self.known[name]
@@ -143,7 +147,7 @@ class AdapterStore:
         """What is known of a name. Raises ``ValueError`` with the nearest names."""
         if name not in self.known:
             names = ", ".join(self.names()) or "none; bank.load(name, folder) adds one"
-            hint = did_you_mean(str(name), self.known, f"known are: {names}")
+            hint = did_you_mean(str(name), list(self.known), f"known are: {names}")
             raise ValueError(f"there is no adapter {name!r}; {hint}")
         return self.known[name]
 
@@ -180,12 +184,22 @@ class AdapterStore:
             factors[path] = Factors(part.A.to(dtype).contiguous(), B)
         return Resident(factors, sum(pair.A.nbytes + pair.B.nbytes for pair in factors.values()))
 
-    def check(self, choice: Choice) -> list[tuple[str, Known, float]]:
-        """A row's adapters with their weights; reads nothing. Raises ``ValueError``."""
-        chosen = [(choice, 1.0)] if isinstance(choice, str) else list(choice or ())
+    def check(self, choice: Choice) -> Chosen:
+        """A row's adapters with their weights; reads nothing. Raises ``ValueError``.
+
+        Only None means the base: an empty list is a mistake, and an iterator can be read once.
+        """
+        if choice is not None and (
+            not isinstance(choice, str | list | tuple) or choice in ([], ())
+        ):
+            raise ValueError(
+                "expected an adapter's name, a list of names with weights, or None for the base, "
+                f"got {choice!r:.80}"
+            )
         found = []
-        for each in chosen:
-            if not isinstance(each, tuple | list) or len(each) != 2:
+        for each in [(choice, 1.0)] if isinstance(choice, str) else choice or ():
+            pair = isinstance(each, tuple | list) and len(each) == 2
+            if not pair or not isinstance(each[0], str):
                 raise ValueError(f"expected an adapter and its weight, got {each!r:.80}")
             name, weight = each
             if not isinstance(weight, int | float) or not math.isfinite(weight):
@@ -200,17 +214,27 @@ class AdapterStore:
                 f"{', '.join(name for name, *_ in found)}: ranks of {max(ranks.values())} together,"
                 f" the bank has max_rank={self.max_rank}: name fewer, or raise max_rank"
             )
-        return found
+        total = sum({known.content: known.nbytes for _, known, _ in found}.values())
+        if self.cache.memory is not None and total > self.cache.memory:
+            raise ValueError(
+                f"a row with {', '.join(name for name, *_ in found)} has no room: {total:,} bytes, "
+                f"memory={self.cache.memory:,}; name fewer, or raise memory"
+            )
+        return tuple(found)
 
     def hold(self, choice: Choice) -> Held:
         """Pin a row's adapters in memory, reading those that are not there; any thread may call.
 
         Raises ``ValueError`` for this row: unknown, changed or gone from disk, no room.
         """
+        return self.hold_chosen(self.check(choice))
+
+    def hold_chosen(self, chosen: Chosen) -> Held:
+        """``hold`` by content, whatever the names mean by now."""
         parts: list[Weighted] = []
         key: list[tuple[str, float]] = []
         try:
-            for name, known, weight in self.check(choice):
+            for name, known, weight in chosen:
                 resident = self.cache.hold(known.content, partial(self.read_again, name, known))
                 key.append((known.content, weight))
                 parts.append((resident.factors, weight))
@@ -219,15 +243,14 @@ class AdapterStore:
             raise
         return Held(tuple(parts), tuple(key))
 
-    def fetch(self, choice: Choice) -> Future[Held]:
-        """``hold`` off the caller's thread; at once where nothing has to be read."""
+    def fetch(self, chosen: Chosen) -> Future[Held]:
+        """``hold`` what ``check`` found, off the caller's thread; at once if all is in memory."""
         done: Future[Held] = Future()
         try:
-            found = self.check(choice)
-            if not all(known.content in self.cache for _, known, _ in found):
-                return self.readers.submit(self.hold, choice)
-            done.set_result(self.hold(choice))
-        except ValueError as error:
+            if not all(known.content in self.cache for _, known, _ in chosen):
+                return self.readers.submit(self.hold_chosen, chosen)
+            done.set_result(self.hold_chosen(chosen))
+        except Exception as error:
             done.set_exception(error)
         return done
 
@@ -235,6 +258,12 @@ class AdapterStore:
         """Unpin what ``hold`` pinned; a row that was admitted has its own copy."""
         for content, _ in held.key:
             self.cache.release(content)
+            self.forget(content)  # its name may have gone meanwhile
+
+
+def is_ready(future: Future[Held]) -> bool:
+    """Whether a reading has ended, with more to say than that there was no room just then."""
+    return future.done() and not isinstance(future.exception(), NoRoom)
 
 
 def content_of(files: AdapterFiles) -> str:

@@ -57,6 +57,19 @@ class AdapterBank(AdapterStore):
         self.model: Any = twin(self.base).eval()  # whose Linears get rows
         self.rows = AdapterRows(self.model, max_rank, size=1)
         self.turn = threading.Lock()  # of the model and its rows: one batch at a time
+        self.owner: int | None = None  # the thread whose turn it is
+
+    @contextmanager
+    def my_turn(self) -> Iterator[None]:
+        """Wait for the model. Raises ``ValueError`` where this thread would wait for itself."""
+        if self.owner == threading.get_ident():
+            raise ValueError("expected no call of the bank inside `with bank.batch(…)`: leave it")
+        with self.turn:
+            self.owner = threading.get_ident()
+            try:
+                yield
+            finally:
+                self.owner = None
 
     @contextmanager
     def batch(self, choices: Sequence[Choice]) -> Iterator[Any]:
@@ -74,7 +87,7 @@ class AdapterBank(AdapterStore):
         """
         if not choices:
             raise ValueError("expected at least one row, got none")
-        with self.turn:
+        with self.my_turn():
             if self.rows.size < len(choices):
                 self.rows.resize(len(choices))
             for row, choice in enumerate(choices):
@@ -99,9 +112,14 @@ class AdapterBank(AdapterStore):
         computed, or, when an adapter is gone from disk by then, after the others are done.
         """
         answers = self.submit_all(rows, max_new_tokens, sampling)
-        with self.turn:
-            while self.engine.step():
-                pass
+        try:
+            with self.my_turn():
+                while self.engine.step():
+                    pass
+        except BaseException:  # Ctrl-C, say: nothing of this call is left for the next
+            for answer in answers:
+                answer.cancel()
+            raise
         texts, wrong = [], []
         for number, answer in enumerate(answers):
             try:
@@ -128,7 +146,7 @@ class AdapterBank(AdapterStore):
         try:
             while True:
                 while answer.events.empty():
-                    with self.turn:
+                    with self.my_turn():
                         self.engine.step()
                 event = answer.next_event()
                 if isinstance(event, Finished):
@@ -191,5 +209,7 @@ class AdapterBank(AdapterStore):
             asked = (asked, *(context or ("",)))
             if not isinstance(asked[1], str):
                 raise ValueError(f"expected text for the context, got {asked[1]!r:.80}")
+        elif context and context[0] != "":
+            raise ValueError(f"a context goes with an instruction in text, got {asked!r:.80}")
         base: Any = self.base
         return choice, prompt_ids(base.tokenizer, asked, base.config.max_position_embeddings)

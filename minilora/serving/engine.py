@@ -29,11 +29,10 @@ from typing import Any
 import torch
 
 from ..lora.twin import twin
-from ..model.sampling import Sampling
 from ..model.transformer import Llama
-from .adapter_store import AdapterStore, Choice, Held
+from .adapter_store import AdapterStore, Choice, Held, is_ready
 from .fairness import DeficitRoundRobin
-from .requests import Answer, Busy, Request, checked_stops, prompt_ids
+from .requests import Answer, Busy, checked_request
 from .row_batch import MULTIPLE, RowBatch
 
 
@@ -102,13 +101,9 @@ class Engine:
         can never be answered (an unknown adapter, a prompt beyond the positions, …), before
         anything is done, and ``Busy``.
         """
-        tokenizer = self.model.tokenizer
-        self.bank.check(adapter)
-        ends = tuple(tokenizer.eos_ids if ends is None else ends)
-        sampling = Sampling(max_new_tokens, temperature, top_k, seed, ends, True, top_p)
-        ids = prompt_ids(tokenizer, prompt, self.model.config.max_position_embeddings)
-        request = Request(ids, adapter, tenant, sampling, checked_stops(stop))
-        answer = Answer(request, tokenizer, self.cancel, notify)
+        chosen, settings = self.bank.check(adapter), (max_new_tokens, temperature, top_k, seed)
+        request = checked_request(self.model, prompt, chosen, tenant, stop, ends, settings, top_p)
+        answer = Answer(request, self.model.tokenizer, self.cancel, notify)
         with self.wake:
             if self.closed:
                 raise Busy("this engine is closed")
@@ -138,6 +133,9 @@ class Engine:
                 self.batch.decode()
         except Exception as error:  # out of memory, say; who waits is not concerned
             self.batch.fail_all(error)
+        except BaseException as error:  # Ctrl-C: no row is left half way
+            self.batch.fail_all(error)
+            raise
         return bool(self.batch.in_use or self.loading or self.suspects or len(self.waiting))
 
     def hear(self) -> None:
@@ -190,15 +188,19 @@ class Engine:
     def next_ready(self) -> tuple[Answer, Future[Held]] | None:
         """The next answer in turn whose adapter is in memory; the others' are being read."""
         for entry in self.loading:
-            if entry[1].done():
+            if is_ready(entry[1]):
                 self.loading.remove(entry)
                 return entry
+        for place, (again, future) in enumerate(self.loading):
+            if future.done():  # it had no room beside adapters that have been released by now
+                self.loading[place] = again, self.bank.fetch(again.request.adapter)
+                break
         while len(self.loading) < self.batch.slots:
             answer = self.waiting.pop()
             if answer is None:
                 break
             future = self.bank.fetch(answer.request.adapter)
-            if future.done():
+            if is_ready(future):
                 return answer, future
             self.loading.append((answer, future))
             future.add_done_callback(self.ring)
@@ -243,13 +245,17 @@ class Engine:
 
     def work(self) -> None:
         """Step while there is something to do; sleep until there is."""
-        while not self.closed:
-            busy = self.step()
+        try:
+            while not self.closed:
+                busy = self.step()
+                with self.wake:
+                    calm = not (self.arrivals or self.cancels or self.closed)
+                    if calm and (not busy or self.only_reads()):
+                        self.wake.wait(None if not busy else 0.01)
+        finally:  # whatever happened: nobody waits for a thread that is gone
             with self.wake:
-                calm = not (self.arrivals or self.cancels or self.closed)
-                if calm and (not busy or self.only_reads()):
-                    self.wake.wait(None if not busy else 0.01)
-        self.end_all()
+                self.closed = True
+            self.end_all()
 
     def only_reads(self) -> bool:
         """Whether everything waits for adapters that are being read."""
@@ -274,15 +280,14 @@ class Engine:
     def end_all(self) -> None:
         """Tell everybody that the engine has closed."""
         error = Busy("the engine was closed")
-        self.hear()
+        for answer in [*self.arrivals, *self.suspects]:
+            answer.fail(error)
         self.batch.fail_all(error)
         for answer, future in self.loading:
             future.add_done_callback(self.release)
             answer.fail(error)
         while (waiting := self.waiting.pop()) is not None:
             waiting.fail(error)
-        for answer in self.suspects:
-            answer.fail(error)
 
     def __enter__(self) -> Engine:
         return self.start()

@@ -67,7 +67,7 @@ def random_request(model: Any, random: torch.Generator, number: int) -> Request:
     longest = min(40, model.config.max_position_embeddings - 9)
     length = int(torch.randint(1, longest + 1, (1,), generator=random))
     prompt = torch.randint(0, size, (length,), generator=random).tolist()
-    return Request(tuple(prompt), None, "", Sampling(1 + number % 8, 0.0, None, 0, (), True), ())
+    return Request(tuple(prompt), (), "", Sampling(1 + number % 8, 0.0, None, 0, (), True), ())
 
 
 def random_adapter(base: nn.Module, max_rank: int, random: torch.Generator) -> Weighted:

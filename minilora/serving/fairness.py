@@ -47,6 +47,7 @@ class DeficitRoundRobin(Generic[Item]):
 
     def pop(self) -> Item | None:
         """The next item; None when nothing waits."""
+        self.skip_idle_rounds()
         while self.queues:
             tenant, queue = next(iter(self.queues.items()))
             item, cost = queue[0]
@@ -59,10 +60,21 @@ class DeficitRoundRobin(Generic[Item]):
             self.queues.move_to_end(tenant)
         return None
 
+    def skip_idle_rounds(self) -> None:
+        """Give at once the credit of the rounds in which nobody could be served."""
+        short = [queue[0][1] - self.credit[tenant] for tenant, queue in self.queues.items()]
+        rounds = -(-max(0, min(short, default=0)) // self.quantum)
+        for tenant in self.queues:
+            self.credit[tenant] += rounds * self.quantum
+
     def refund(self, tenant: str, tokens: int) -> None:
-        """Give back what a request did not use, if its tenant still waits for something."""
+        """Give back what a request did not use, if its tenant still waits for something.
+
+        No more than up to one turn's credit: who asks for much and uses little buys no queue.
+        """
         if tenant in self.credit:
-            self.credit[tenant] += tokens
+            credit = self.credit[tenant]
+            self.credit[tenant] = max(credit, min(credit + tokens, self.quantum))
 
     def remove(self, item: Item) -> bool:
         """Take an item out; False if it does not wait here."""

@@ -12,12 +12,12 @@ from __future__ import annotations
 import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..model.own_forms import question
 from ..model.sampling import Sampling
-from .adapter_store import Choice
+from .adapter_store import Chosen
 from .growing_text import GrowingText
 
 MOST_STOPS = 16
@@ -36,7 +36,7 @@ class Request:
     """A request that was checked; ``prompt`` are token ids, ``stops`` end the text before them."""
 
     prompt: tuple[int, ...]
-    adapter: Choice
+    adapter: Chosen
     tenant: str
     sampling: Sampling
     stops: tuple[str, ...]
@@ -100,7 +100,7 @@ class Answer:
 
     def result(self, timeout: float | None = None) -> Finished:
         """The whole answer. Raises ``RequestFailed``, and ``queue.Empty`` after ``timeout``
-        seconds without a token."""
+        seconds without a token. An engine that nobody starts or steps never answers."""
         while not isinstance(event := self.next_event(timeout), Finished):
             pass
         return event
@@ -135,12 +135,20 @@ class Answer:
         if self.first_token is None and isinstance(event, int):
             self.first_token = time.monotonic()
         self.events.put(event)
-        if self.notify is not None:
-            self.notify()
+        try:
+            if self.notify is not None:
+                self.notify()
+        except Exception:  # who asked cannot hear any more; the engine's thread goes on
+            self.notify = None
+            self.cancelling(self)
 
     def finish(self, reason: str) -> None:
         """The engine's side: the end."""
-        text = "" if self.tokenizer is None else self.whole_text()
+        try:
+            text = "" if self.tokenizer is None else self.whole_text()
+        except Exception as error:
+            self.fail(error)
+            return
         waited = None if self.first_token is None else self.first_token - self.submitted
         took = time.monotonic() - self.submitted
         self.put(Finished(text, tuple(self.ids), reason, self.key, waited, took))
@@ -150,6 +158,31 @@ class Answer:
         failed = RequestFailed(str(error) or type(error).__name__)
         failed.__cause__ = error
         self.put(failed)
+
+
+def checked_request(
+    model: Any,
+    prompt: Any,
+    chosen: Chosen,
+    tenant: str,
+    stop: str | Sequence[str],
+    ends: Sequence[int] | None,
+    settings: tuple[int, float, int | None, int],
+    top_p: float | None,
+) -> Request:
+    """A request, for no more tokens than there are positions left. Raises ``ValueError``.
+
+    ``settings``: ``max_new_tokens``, ``temperature``, ``top_k``, ``seed``.
+    """
+    if not isinstance(tenant, str):
+        raise ValueError(f"expected a text for the tenant, got {tenant!r:.80}")
+    ends = tuple(model.tokenizer.eos_ids) if ends is None else checked_ends(ends)
+    sampling = Sampling(*settings, ends, True, top_p)
+    positions = model.config.max_position_embeddings
+    ids = prompt_ids(model.tokenizer, prompt, positions)
+    most = min(sampling.max_new_tokens, positions - len(ids))
+    sampling = replace(sampling, max_new_tokens=most)
+    return Request(ids, chosen, tenant, sampling, checked_stops(stop))
 
 
 def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:
@@ -163,12 +196,17 @@ def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:
         if not prompt[0].strip():
             raise ValueError("the prompt is empty")
         prompt = question(*prompt)
-    if not isinstance(prompt, Sequence) or not prompt:
+    if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
+        raise ValueError(
+            "expected a text, (instruction, context), messages or token ids as the prompt, "
+            f"got {prompt!r:.80}"
+        )
+    if not prompt:
         raise ValueError("the prompt is empty")
     if isinstance(prompt[0], int):
         ids = tuple(prompt)
         size = len(tokenizer)
-        if wrong := [each for each in ids if not isinstance(each, int) or not 0 <= each < size]:
+        if wrong := [each for each in ids if type(each) is not int or not 0 <= each < size]:
             raise ValueError(f"expected token ids from 0 to {size - 1}, got {wrong[0]!r}")
     else:
         ids = tuple(tokenizer.apply_chat_template(prompt, add_generation_prompt=True))
@@ -182,9 +220,17 @@ def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:
 
 def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
     """Stop strings as a tuple. Raises ``ValueError`` for an empty one, or for too many."""
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(each, str) and each for each in stops) or len(stops) > MOST_STOPS:
+    stops = (stop,) if isinstance(stop, str) else stop
+    listed = isinstance(stops, list | tuple) and len(stops) <= MOST_STOPS
+    if not listed or not all(isinstance(each, str) and each for each in stops):
         raise ValueError(
             f"stop: expected up to {MOST_STOPS} texts that are not empty, got {stop!r}"
         )
-    return stops
+    return tuple(stops)
+
+
+def checked_ends(ends: Sequence[int]) -> tuple[int, ...]:
+    """Token ids that end an answer, as a tuple. Raises ``ValueError``."""
+    if not isinstance(ends, list | tuple) or not all(type(each) is int for each in ends):
+        raise ValueError(f"ends: expected a list of token ids, or None, got {ends!r:.80}")
+    return tuple(ends)

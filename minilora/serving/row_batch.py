@@ -134,10 +134,15 @@ class RowBatch:
                 self.fail(row, ValueError("the logits are not finite"))
                 continue
             sampling, token = slot.answer.request.sampling, likeliest[i]
-            if sampling.temperature > 0:
-                choice = sampling.temperature, sampling.top_k, slot.random, sampling.top_p
-                token = int(sample(logits[i : i + 1].cpu(), *choice))
-            if (reason := self.give(slot, token)) is not None:
+            try:
+                if sampling.temperature > 0:
+                    choice = sampling.temperature, sampling.top_k, slot.random, sampling.top_p
+                    token = int(sample(logits[i : i + 1].cpu(), *choice))
+                reason = self.give(slot, token)
+            except Exception as error:  # this row's alone
+                self.fail(row, error)
+                continue
+            if reason is not None:
                 self.retire(row, reason)
 
     def give(self, slot: Slot, token: int) -> str | None:
@@ -200,10 +205,10 @@ class RowBatch:
     def fail_all(self, error: BaseException) -> None:
         """Every row's answer ends with an error; the rows begin anew."""
         slots, self.running, self.prefilling = self.in_use, [], []
-        self.cache = KVCache(MULTIPLE, self.size)
         for slot in slots:
             self.ended(slot.answer)
             slot.answer.fail(error)
+        self.cache = KVCache(MULTIPLE, self.size)
 
 
 def padded_length(length: int) -> int:

@@ -175,6 +175,7 @@ def test_a_stream_that_is_left_frees_its_row_and_one_that_fails_says_why(bank):
     bank.cache.residents.clear()
     with pytest.raises(ValueError, match="has no room"):
         list(bank.stream(("qv", "Status?", LOG), 4))
+    bank.cache.memory = None
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):
         bank.stream(("rs", "Status?", LOG), 0)
 
