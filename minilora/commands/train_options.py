@@ -94,7 +94,7 @@ def check_adapter(options: argparse.Namespace) -> None:
 
 def check_half(options: argparse.Namespace, device: str) -> None:
     """Refuse float16 on a CPU before a base is opened."""
-    if options.fp16 and device == "cpu":
+    if options.fp16 and device.startswith("cpu"):
         raise ValueError(
             "--fp16 is for cards without bfloat16; on a CPU float16 is no faster and overflows: "
             "leave it out, or give --bf16"

@@ -206,6 +206,14 @@ def check_plain(config: LlamaConfig, names: Set[str], tied: bool) -> None:
     with torch.device("meta"):
         expected = Llama(config).state_dict().keys() - ({"lm_head.weight"} if tied else set())
     if wrong := sorted(names ^ expected):
+        if all(
+            n.endswith(".bias") and f"{n.removesuffix('bias')}weight" in expected for n in wrong
+        ):
+            raise ValueError(
+                f"this Llama has biases that its config does not have, such as {wrong[0]!r}; a "
+                "merged BitFit adds them. Train it on a base whose config has attention_bias=True "
+                "and mlp_bias=True, or keep it apart: save_adapter(model, folder) before the merge"
+            )
         problem = "missing" if wrong[0] in expected else "unexpected"
         raise ValueError(
             f"this model is not a plain Llama: {wrong[0]!r} is {problem}. If an adapter is still "

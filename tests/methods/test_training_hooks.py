@@ -131,7 +131,7 @@ def test_an_allocation_is_made_though_the_optimizer_skips_its_step(skipped):
     model = fresh("adalora")
     inner = next(adapter_layers(model))[1].config
     for _, layer in adapter_layers(model):
-        layer.config = replace(inner, tfinal=6 - skipped)
+        layer.config = replace(inner, tfinal=6 - skipped, deltaT=9)  # no other allocation
     run = set_up(model, TASK, TrainConfig(**QUICK | {"steps": 6}))
     run.state.scaler = LossScaler()
     taken = iter(range(1, 7))

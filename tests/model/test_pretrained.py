@@ -578,3 +578,15 @@ def test_a_damaged_4_bit_folder_is_refused(tmp_path, change, message):
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=message):
         load_base(tmp_path)
+
+
+def test_the_biases_of_a_merged_bitfit_are_named(tmp_path):
+    model = minilora.load_base()
+    minilora.inject(model, minilora.BitFitConfig())
+    minilora.merge_and_unload(model)
+    words = "bias'; a merged BitFit adds them.* attention_bias=True and mlp_bias=True"
+    with pytest.raises(ValueError, match=words):
+        minilora.save_model(model, tmp_path / "model")
+    with pytest.raises(ValueError, match=words):
+        minilora.export_gguf(model, tmp_path / "model.gguf", pre="gpt-2")
+    assert not list(tmp_path.iterdir())
