@@ -25,7 +25,9 @@ def engine():
 
 
 @pytest.mark.parametrize(
-    "choice", [[], (), {}, 0, False, 5, zip(["a"], [1.0], strict=True), [(["x"], 1.0)]], ids=str
+    "choice",
+    [[], (), {}, 0, False, 5, zip(["a"], [1.0], strict=True), [(["x"], 1.0)]],
+    ids=["list", "tuple", "dict", "0", "False", "5", "iterator", "bad pair"],
 )
 def test_what_is_no_choice_is_refused_and_never_answered_by_the_base(engine, choice):
     with pytest.raises(ValueError, match="expected an adapter"):
