@@ -136,8 +136,7 @@ def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) 
     LoRALayer(4 -> 2, r=1, scaling=16)
     """
     files = read_adapter_files(Path(folder))
-    kind = str(files.config.get("peft_type"))  # a damaged file may hold a list here
-    if kind in KNOWN:
+    if (kind := str(files.config.get("peft_type"))) in KNOWN:  # a damaged file may hold a list
         return load_attached(model, files, strict)
     if kind in CONFIGS:
         warn_of_other_base(files, load_method(model, files, strict))
