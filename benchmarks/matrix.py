@@ -19,7 +19,7 @@ import pydoc_data.topics
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,9 +127,15 @@ def run_seed(
     return row
 
 
-def fixed_costs(method: Method, seconds: float) -> Row:
-    """Costs that no seed changes: parameters, a step's memory, bytes to ship, a forward's time."""
-    model = method.build()
+def fixed_costs(
+    build: Callable[[], Any], seconds: float, full: bool = False, onto: str | None = None
+) -> Row:
+    """Costs that no seed changes: parameters, a step's memory, bytes to ship, a forward's time.
+
+    ``build`` makes the model, ready to train; a ``full`` one ships whole, any other its adapter,
+    which is merged ``onto`` for the last forward.
+    """
+    model = build()
     counted = ledger.count(model).total
     quiet = TrainConfig(steps=2, batch_size=32, validate_every=0, progress=False)
     run = set_up(model.train(), data.naval_log(200, 1), quiet)
@@ -139,12 +145,11 @@ def fixed_costs(method: Method, seconds: float) -> Row:
     ids = torch.randint(0, 1536, (1, 128))
     models: dict[str, Any] = {"plain": minilora.load_base(), "unmerged": model.eval()}
     with tempfile.TemporaryDirectory() as folder:
-        if method.target is None:
+        if full:
             minilora.save_model(model, folder)
         else:
             minilora.save_adapter(model, folder)
-            onto = "dequantized" if method.four_bits else None
-            models["merged"] = minilora.merge_and_unload(method.build(), onto=onto)
+            models["merged"] = minilora.merge_and_unload(build(), onto=onto)
         size = max(file.stat().st_size for file in Path(folder).iterdir())
     forwards = {name: lambda model=model: model(ids) for name, model in models.items()}
     with torch.inference_mode():
@@ -169,7 +174,8 @@ def main() -> None:
     }
     rows: dict[str, Row] = {}
     for method in METHODS:
-        costs = fixed_costs(method, settings.seconds)
+        onto = "dequantized" if method.four_bits else None
+        costs = fixed_costs(method.build, settings.seconds, method.target is None, onto)
         rows[method.name] = {"method": method.name, **costs, "seeds": []}
     for seed in range(settings.seeds):
         for method in METHODS:

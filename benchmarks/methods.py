@@ -8,7 +8,7 @@ to the letter; what is forgotten of the base's prose, in bits a byte), and as a 
 Python's own manual, at the same rate (bits a byte). Costs are measured once: trained parameters,
 bytes to ship, the peak of a training step, a step and a forward against LoRA's and the base's.
 
-It is a part of ``make bench-quality`` and of no quick one. What was run and kept stands in
+It is a part of ``make bench-quality`` and of no quick one. What is run is kept in
 ``results/cpu/methods.json`` with its settings; every number there is of that budget. A run that
 was stopped continues: finished rows are read from the file.
 """
@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import json
 import statistics
-import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ from minilora import (
     LoraConfig,
     VeraConfig,
     data,
-    ledger,
 )
 from minilora.training.batches import encode_all, pad
 from minilora.training.config import TrainConfig
@@ -42,7 +41,7 @@ from minilora.training.objective import summed_loss
 from minilora.training.run import set_up
 
 from .common import Row, measure, options, ratios, save
-from .matrix import QUIET, manual, prose_bits
+from .matrix import QUIET, fixed_costs, manual, prose_bits
 
 QV = ("q_proj", "v_proj")
 
@@ -141,38 +140,6 @@ def run_seed(method: Method, rate: float, seed: int, settings: Any, prose: float
     return row | {"manual_bits": minilora.bits_per_byte(model, text)}
 
 
-def fixed_costs(method: Method, settings: Any) -> Row:
-    """Costs that no seed changes."""
-    model = method.build(0, 2)
-    counted = ledger.count(model).total
-    quiet = TrainConfig(steps=2, batch_size=32, validate_every=0, progress=False)
-    run = set_up(model.train(), data.naval_log(200, 1), quiet)
-    records = run.steps(model, quiet)
-    next(records)
-    peak = ledger.measure(lambda: next(records), model, run.optimizer).peak
-    ids = torch.randint(0, 1536, (1, 128))
-    models: dict[str, Any] = {"plain": minilora.load_base(), "unmerged": model.eval()}
-    with tempfile.TemporaryDirectory() as folder:
-        if method.config is None:
-            minilora.save_model(model, folder)
-        else:
-            minilora.save_adapter(model, folder)
-            models["merged"] = minilora.merge_and_unload(method.build(0, 2))
-        size = max(file.stat().st_size for file in Path(folder).iterdir())
-    forwards = {name: lambda model=model: model(ids) for name, model in models.items()}
-    with torch.inference_mode():
-        times = measure(forwards, settings.seconds)
-    plain = times.pop("plain")
-    latency = {f"latency_{name}": ratios(each, plain)[1] for name, each in times.items()}
-    return {
-        "trainable": counted.trainable,
-        "shipped_bytes": size,
-        "peak_bytes": peak,
-        **latency,
-        "step": step_ratio(method, settings),
-    }
-
-
 def step_ratio(method: Method, settings: Any) -> float:
     """A training step's time over one of LoRA q, v, r=8: the median of rounds in turns."""
     quiet = TrainConfig(steps=1_000_000, batch_size=32, validate_every=0, progress=False)
@@ -210,7 +177,9 @@ def main() -> None:
     for method in METHODS:
         row: Row = rows[method.name]
         if "trainable" not in row:
-            row |= fixed_costs(method, settings)
+            build = partial(method.build, 0, 2)
+            row |= fixed_costs(build, settings.seconds, full=method.config is None)
+            row["step"] = step_ratio(method, settings)
             say(f"{method.name:<22}{row['trainable']:,} trained")
     for method in METHODS:
         row = rows[method.name]

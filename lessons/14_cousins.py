@@ -107,8 +107,8 @@ for name, (_, guess, _) in METHODS.items():
     trained[name] = minilora.trainable_parameters(model)[0]
     lost = minilora.bits_per_byte(model, prose) - known
     runs[name] = {"rate": best, "edge": best != guess, "loss": held_out(model), "lost": lost}
-    said = f"rate {best:g}{' (at the edge)' * runs[name]['edge']}"
-    print(f"{name:12}{trained[name]:>7,} trained, held-out loss {runs[name]['loss']:.3f}, {said}")
+    rate = f"rate {best:g}{' (at the edge)' * runs[name]['edge']}"
+    print(f"{name:12}{trained[name]:>7,} trained, held-out loss {runs[name]['loss']:.3f}, {rate}")
 
 untouched = fresh("PiSSA", STEPS)
 start_size = max(layer.delta_weight().norm().item() for _, layer in adapter_layers(untouched))
@@ -215,10 +215,10 @@ if not is_short():
 for name, model in models.items():
     try:
         parts = minilora.low_rank_parts(model)
-        said = f"B A, of rank {max(len(part.A) for part in parts.values())}"
+        update = f"B A, of rank {max(len(part.A) for part in parts.values())}"
     except ValueError as error:
-        said = str(error).partition(": ")[2].partition(". Nothing")[0]
-    print(f"{name:12}{said}")
+        update = str(error).partition(": ")[2].partition(". Nothing")[0]
+    print(f"{name:12}{update}")
 
 # %% [markdown]
 # ## Break it: a row of zeros

@@ -69,8 +69,8 @@ class AdapterAnalysis:
             first = mean([energy(each.singular, 1) for each in members])
             size = mean([each.relative_norm for each in members])
             row = (kind, f"{len(members)}", f"{size:.2%}", f"{ranks:.1f}", f"{first:.0%}")
-            found = [each.intruders for each in members if each.intruders is not None]
-            rows.append((*row, *([f"{mean(found):.1f}"] if counted else [])))
+            counts = [each.intruders for each in members if each.intruders is not None]
+            rows.append((*row, *([f"{mean(counts):.1f}"] if counted else [])))
         return columns(rows)
 
     def block_lines(self) -> list[str]:
@@ -164,8 +164,8 @@ def module_change(
     else:
         singular = singular_values(update)
     size = (update.norm() / weight.norm()).item()
-    found = intruders(weight, update) if count_intruders else None
-    return ModuleChange(path, size, singular, found)
+    number = intruders(weight, update) if count_intruders else None
+    return ModuleChange(path, size, singular, number)
 
 
 def measured_parts(

@@ -19,8 +19,8 @@ SERVING = (
         thread="vllm-project/vllm #42125",
         caught_by="serving/test_adapter_store.py::test_vllm_42125_other_weights_under_an_old_name_are_another_content"),
     Bug(name="the base instead", where="serving.adapter_store:AdapterStore.check",
-        right="found.append((name, self.find(name), float(weight)))",
-        wrong="found += [(name, self.known[name], float(weight))] if name in self.known else []",
+        right="parts.append((name, self.find(name), float(weight)))",
+        wrong="parts += [(name, self.known[name], float(weight))] if name in self.known else []",
         story="A request names an adapter that is not there, and the base answers. "
               "The text is fluent, so nobody looks for the typo.",
         thread="huggingface/text-generation-inference #2505",

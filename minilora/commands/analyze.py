@@ -47,9 +47,9 @@ def run(options: argparse.Namespace) -> int:
     model = dequantize_base(load_adapter(base, adapter)).eval()
     measure = None if options.data is None else loss_on(model, options.data)
     ids = tokens_of(model, options.text)
-    found = analyze(model, ids, count_intruders=options.intruders, measure=measure)
-    print(found)
-    print(f"Saved {save_figure(found.figure(dark=options.dark), options.out)}.")
+    report = analyze(model, ids, count_intruders=options.intruders, measure=measure)
+    print(report)
+    print(f"Saved {save_figure(report.figure(dark=options.dark), options.out)}.")
     return 0
 
 

@@ -117,17 +117,17 @@ class Talk:
         from ..lora.injection import unload
 
         try:
-            wanted = adapter_folder(folder, self.hub) if folder else None
+            source = adapter_folder(folder, self.hub) if folder else None
         except (ValueError, OSError) as error:
             return str(error)
         if adapters_of(self.model):
             unload(self.model)
         before, self.folder = self.folder, None
-        if wanted is None:
+        if source is None:
             return "the base answers"
         try:
-            load_adapter(self.model, wanted)
-            self.folder = wanted
+            load_adapter(self.model, source)
+            self.folder = source
         except (ValueError, OSError) as error:
             if before is None:
                 return str(error)

@@ -76,10 +76,10 @@ def method_contents(
         names = ", ".join(sorted({name for name, _ in kinds}))
         raise ValueError(f"one folder holds one method's adapters, this model has {names}")
     config: Any = layers[0][1].config
-    said = {k: v for k, v in asdict(config).items() if k not in ABOUT_MODULES[1:]}
-    said |= {"peft_type": config.peft_type, "target_modules": names_of([n for n, _ in layers])}
+    settings = {k: v for k, v in asdict(config).items() if k not in ABOUT_MODULES[1:]}
+    settings |= {"peft_type": config.peft_type, "target_modules": names_of([n for n, _ in layers])}
     if config.peft_type in ("VERA", "IA3", "ADALORA"):
-        said["fan_in_fan_out"] = any(is_conv1d(layer.base) for _, layer in layers)
+        settings["fan_in_fan_out"] = any(is_conv1d(layer.base) for _, layer in layers)
     tensors = {
         f"{PREFIX}{path}.{name}": tensor.detach()
         for path, layer in layers
@@ -87,15 +87,15 @@ def method_contents(
     }
     if isinstance(config, IA3Config):
         inside = [n for n, layer in layers if isinstance(layer, IA3Layer) and layer.is_feedforward]
-        said["feedforward_modules"] = names_of(inside)
-        if not set(said["feedforward_modules"]) <= set(said["target_modules"]):
+        settings["feedforward_modules"] = names_of(inside)
+        if not set(settings["feedforward_modules"]) <= set(settings["target_modules"]):
             # PEFT compares two lists by their words
-            said["feedforward_modules"] = "|".join(map(re.escape, sorted(inside)))
+            settings["feedforward_modules"] = "|".join(map(re.escape, sorted(inside)))
     if isinstance(config, AdaLoraConfig):
-        said["rank_pattern"] = rank_pattern(layers)
+        settings["rank_pattern"] = rank_pattern(layers)
     if isinstance(config, VeraConfig) and config.save_projection:
         tensors |= {f"{SHARED}{name}": tensor for name, tensor in projections(layers).items()}
-    return said, tensors
+    return settings, tensors
 
 
 def rank_pattern(layers: Sequence[tuple[str, Any]]) -> dict[str, list[bool]] | None:

@@ -69,12 +69,12 @@ def check_fit(
     """
     config, wrong = lora_config(files.config)
     layers, names = low_rank_layers(model), adapted_paths(files.tensors)
-    found = Beside() if config is None else beside(model, config, files.tensors, names)
-    wrong += [*strange_keys(files.tensors, found.keys), *found.wrong]
+    besides = Beside() if config is None else beside(model, config, files.tensors, names)
+    wrong += [*strange_keys(files.tensors, besides.keys), *besides.wrong]
     if config is not None:
-        wrong += disagreements(model, names, files, config, layers, found.modules)
+        wrong += disagreements(model, names, files, config, layers, besides.modules)
         wrong += misfits(model, names, files.tensors, config, layers)
-    other = other_base(base or partial(fingerprint, model, found.key_of), files)
+    other = other_base(base or partial(fingerprint, model, besides.key_of), files)
     if other and (strict or (wrong and META_BASE in files.metadata)):
         wrong.insert(0, other)  # it explains the rest
     if wrong or config is None:
@@ -82,7 +82,7 @@ def check_fit(
         raise ValueError(
             f"the adapter in {files.folder} does not fit this model: {reasons}. Nothing was changed"
         )
-    return Fitting(files, config, names, found, other)
+    return Fitting(files, config, names, besides, other)
 
 
 def strange_keys(tensors: Mapping[str, Tensor], known: Collection[str]) -> list[str]:

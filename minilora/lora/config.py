@@ -8,14 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from ..text import names_other_libraries_use
 from .adapter_config import AdapterConfig
-from .hyperparameters import (
-    check_alpha,
-    check_dropout,
-    check_rank,
-    check_rslora,
-    check_variant,
-    scaling_of,
-)
+from .hyperparameters import check_all, check_alpha, check_rank, check_variant, scaling_of
 from .patterns import check_patterns, check_values, first_fit
 
 BIASES = ("none", "all", "lora_only")
@@ -94,10 +87,7 @@ class LoraConfig(AdapterConfig):
     trainable_token_indices: Sequence[int] | Mapping[str, Sequence[int]] = ()
 
     def __post_init__(self) -> None:
-        check_rank(self.r)
-        check_alpha(self.lora_alpha)
-        check_dropout(self.lora_dropout)
-        check_rslora(self.use_rslora)
+        check_all(self.r, self.lora_alpha, self.lora_dropout, self.use_rslora)
         check_variant(self.use_dora, self.init_lora_weights)
         ranks = check_values("rank_pattern", self.rank_pattern, check_rank)
         alphas = check_values("alpha_pattern", self.alpha_pattern, check_alpha)

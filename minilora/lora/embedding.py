@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter_layer import AdapterLayer
-from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
-from .linears import device_of, dtype_of, embedding_shape
+from .hyperparameters import check_all, scaling_of
+from .linears import embedding_shape, made_beside
 
 
 class LoRAEmbedding(AdapterLayer):
@@ -49,16 +49,12 @@ class LoRAEmbedding(AdapterLayer):
         lora_dropout: float = 0.0,
         use_rslora: bool = False,
     ):
-        check_rank(r)
-        check_alpha(lora_alpha)
-        check_dropout(lora_dropout)
-        check_rslora(use_rslora)
+        check_all(r, lora_alpha, lora_dropout, use_rslora)
         super().__init__(base)
         self.r, self.lora_alpha = r, lora_alpha
         self.lora_dropout, self.use_rslora = lora_dropout, use_rslora
         self.scaling = scaling_of(r, lora_alpha, use_rslora)
-        half = dtype_of(base) in (torch.float16, torch.bfloat16)
-        made: Any = {"dtype": torch.float32 if half else dtype_of(base), "device": device_of(base)}
+        made = made_beside(base)
         self.lora_embedding_A = nn.Parameter(torch.zeros(r, self.in_features, **made))
         self.lora_embedding_B = nn.Parameter(torch.randn(self.out_features, r, **made))
         base.requires_grad_(False)

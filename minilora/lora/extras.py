@@ -135,19 +135,19 @@ def plan_rows(
     model: nn.Module, config: LoraConfig, taken: Collection[str]
 ) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
     """The tables and their tokens, and the tied heads that follow them."""
-    wanted = config.trainable_token_indices
-    if not wanted:
+    entries = config.trainable_token_indices
+    if not entries:
         return {}, {}
     modules, rows = bases(model), dict[str, tuple[int, ...]]()
     heads: dict[str, str] = {}
-    if not isinstance(wanted, Mapping):
-        wanted = {input_embedding(model): wanted}
-    for entry, tokens in wanted.items():
+    if not isinstance(entries, Mapping):
+        entries = {input_embedding(model): entries}
+    for entry, tokens in entries.items():
         paths = [path for path in modules if path and ends_in(path, entry)]
         if len(paths) != 1:
-            found = listed(paths, 3, ", ") if paths else "none"
+            named = listed(paths, 3, ", ") if paths else "none"
             raise ValueError(
-                f"trainable_token_indices: {entry!r} must name one module, got {found}"
+                f"trainable_token_indices: {entry!r} must name one module, got {named}"
             )
         path = paths[0]
         if path in taken:

@@ -15,6 +15,14 @@ def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
     return lora_alpha / (math.sqrt(r) if use_rslora else r)
 
 
+def check_all(r: int, lora_alpha: float, lora_dropout: float, use_rslora: bool) -> None:
+    """All four checks below, in this order."""
+    check_rank(r)
+    check_alpha(lora_alpha)
+    check_dropout(lora_dropout)
+    check_rslora(use_rslora)
+
+
 def check_rank(r: int) -> None:
     """Raise unless ``r`` is a whole number from 1 to the most rows that a tensor can have."""
     if isinstance(r, bool) or not isinstance(r, int):

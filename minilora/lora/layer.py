@@ -36,7 +36,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ..nf4.linear import NF4Linear
 from .adapter_layer import AdapterLayer
-from .hyperparameters import check_alpha, check_dropout, check_rank, check_rslora, scaling_of
+from .hyperparameters import check_all, scaling_of
 from .linears import is_conv1d, made_beside
 from .paths import named_modules
 
@@ -67,10 +67,7 @@ class LoRALayer(AdapterLayer):
         lora_dropout: float = 0.0,
         use_rslora: bool = False,
     ):
-        check_rank(r)
-        check_alpha(lora_alpha)
-        check_dropout(lora_dropout)
-        check_rslora(use_rslora)
+        check_all(r, lora_alpha, lora_dropout, use_rslora)
         super().__init__(base)
         self.r, self.lora_alpha = r, lora_alpha
         self.lora_dropout, self.use_rslora = lora_dropout, use_rslora

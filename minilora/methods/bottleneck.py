@@ -16,7 +16,7 @@ DoubleSeqBnConfig, SeqBnConfig and ParBnConfig in forward and gradients
 otherwise; the file here is ours, and opens here.
 
 Can: pack, checkpoint, batch. Cannot: merge (f is in between); be free: two more products a layer in
-every forward pass, for ever.
+every forward pass, forever.
 
 Left out: layer norms and gates inside the adapter, AdapterFusion, Compacter.
 """

@@ -196,7 +196,7 @@ class AdapterStore:
                 "expected an adapter's name, a list of names with weights, or None for the base, "
                 f"got {choice!r:.80}"
             )
-        found = []
+        parts = []
         for each in [(choice, 1.0)] if isinstance(choice, str) else choice or ():
             pair = isinstance(each, tuple | list) and len(each) == 2
             if not pair or not isinstance(each[0], str):
@@ -204,23 +204,23 @@ class AdapterStore:
             name, weight = each
             if not isinstance(weight, int | float) or not math.isfinite(weight):
                 raise ValueError(f"{name}: expected a finite weight, got {weight!r}")
-            found.append((name, self.find(name), float(weight)))
+            parts.append((name, self.find(name), float(weight)))
         ranks: dict[str, int] = {}
-        for _, known, _ in found:
+        for _, known, _ in parts:
             for path, rank in known.ranks.items():
                 ranks[path] = ranks.get(path, 0) + rank
         if ranks and max(ranks.values()) > self.max_rank:
             raise ValueError(
-                f"{', '.join(name for name, *_ in found)}: ranks of {max(ranks.values())} together,"
+                f"{', '.join(name for name, *_ in parts)}: ranks of {max(ranks.values())} together,"
                 f" the bank has max_rank={self.max_rank}: name fewer, or raise max_rank"
             )
-        total = sum({known.content: known.nbytes for _, known, _ in found}.values())
+        total = sum({known.content: known.nbytes for _, known, _ in parts}.values())
         if self.cache.memory is not None and total > self.cache.memory:
             raise ValueError(
-                f"a row with {', '.join(name for name, *_ in found)} has no room: {total:,} bytes, "
+                f"a row with {', '.join(name for name, *_ in parts)} has no room: {total:,} bytes, "
                 f"memory={self.cache.memory:,}; name fewer, or raise memory"
             )
-        return tuple(found)
+        return tuple(parts)
 
     def hold(self, choice: Choice) -> Held:
         """Pin a row's adapters in memory, reading those that are not there; any thread may call.

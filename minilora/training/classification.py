@@ -118,16 +118,16 @@ class Classifier:
         """The likeliest class of each text, without dropout; the labels of ``rows`` are unused."""
         was_training = self.model.training
         self.model.eval()
-        found: list[int] = []
+        indices: list[int] = []
         for start in range(0, len(rows), AT_ONCE):
-            found += self.logits(self.batch(rows[start : start + AT_ONCE])).argmax(dim=1).tolist()
+            indices += self.logits(self.batch(rows[start : start + AT_ONCE])).argmax(dim=1).tolist()
         self.model.train(was_training)
-        return [self.labels[index] for index in found]
+        return [self.labels[index] for index in indices]
 
     def accuracy(self, rows: Sequence[Labelled]) -> float:
         """The share of rows whose class is right."""
         pairs = zip(self.predict(rows), rows, strict=True)
-        return sum(found == row.label for found, row in pairs) / len(rows)
+        return sum(label == row.label for label, row in pairs) / len(rows)
 
     def train(self, rows: Sequence[Labelled], config: TrainConfig) -> list[float]:
         """Train what has ``requires_grad``; returns the loss of every step, in nats a text.

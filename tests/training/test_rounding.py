@@ -42,6 +42,7 @@ def test_nothing_is_said_where_weights_move_or_an_adapter_learns():
     adapter.to(torch.bfloat16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        train(bf16_base(), TASK, lr=5e-3, **SETTINGS)
-        train(adapter, TASK, lr=2e-4, **SETTINGS)
-        train(minilora.load_base(), TASK, lr=1e-5, **SETTINGS)
+        moving = train(bf16_base(), TASK, lr=5e-3, **SETTINGS)
+        learning = train(adapter, TASK, lr=2e-4, **SETTINGS)
+        in_floats = train(minilora.load_base(), TASK, lr=1e-5, **SETTINGS)
+    assert [each.warnings for each in (moving, learning, in_floats)] == [[], [], []]
