@@ -34,19 +34,33 @@ def adapter_folder(name_or_folder: str, hub: Path) -> Path:
     return resolve(name_or_folder, hub)
 
 
-def check_push(name: str | None, full: bool) -> None:
-    """Refuse a name that cannot be pushed, before hours of training."""
-    from ..hub.semver import check_name
+def check_push(options: argparse.Namespace) -> str:
+    """Refuse a name that cannot be pushed, before hours of training; returns the parent's spec.
 
-    if name is None:
-        return
-    if full:
+    The version that ``--adapter`` means now, since an alias may move meanwhile; "" for a folder.
+    """
+    from ..hub import Hub
+    from ..hub.semver import check_name
+    from ..hub.transport import is_address
+
+    if options.push is None:
+        return ""
+    if options.full:
         raise ValueError("--push stores an adapter, and --full makes none: leave one of them out")
-    check_name(name)
+    check_name(options.push)
+    before = options.adapter
+    if not before or Path(before).is_dir() or is_address(before):
+        return ""
+    return Hub(options.hub).show(before).spec
 
 
 def push_trained(
-    options: argparse.Namespace, folder: Path, task: Any, config: Any, metrics: dict[str, float]
+    options: argparse.Namespace,
+    folder: Path,
+    task: Any,
+    config: Any,
+    metrics: dict[str, float],
+    parent: str,
 ) -> str:
     """Store a run's adapter with its lineage: data hash, scores, seed, settings, the adapter it
     goes on from and what was replayed; returns ``naval@1.0.0``.
@@ -56,14 +70,13 @@ def push_trained(
 
     recipe = {key: value for key, value in asdict(config).items() if is_setting(value)}
     metadata = {"task": task.name, "data_sha": data_hash(task.train), "metrics": metrics}
-    hub, before = Hub(options.hub), options.adapter
-    if before:
-        recipe["adapter"] = str(before)
-        if not Path(before).is_dir():
-            metadata["parent"] = hub.show(before).spec
+    if parent:
+        metadata["parent"] = parent
+    if options.adapter:
+        recipe["adapter"] = parent or str(options.adapter)
     if options.replay is not None:
         recipe |= {"replay": options.replay, "replay_from": str(options.replay_from)}
-    version = hub.push(
+    version = Hub(options.hub).push(
         options.push,
         folder,
         metadata={**metadata, "seed": config.seed, "recipe": recipe},

@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
         from .classify import run_classify
 
         return run_classify(options, lora_of(options), settings_of(options))
-    check_push(options.push, options.full)
+    parent = check_push(options)
     (task, read), lora, _ = read_task(options), lora_of(options), settings_of(options)
     replay = replay_of(options)
     device = check_device(options.device)
@@ -81,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
         print(f"Stopped at step {len(history.steps)}, whose state is in {folder}.")
         return 130
     if options.push:
-        pushed = push_trained(options, folder, task, config, scores_of(history))
+        scores = scores_of(history)
+        pushed = push_trained(options, folder, task, config, scores, parent)
         print(f"Pushed {pushed}.")
     show_memory(history, options.base)
     show_next(options, folder)

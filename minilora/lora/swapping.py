@@ -62,7 +62,8 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
     first = next(iter(layers.values()))
     added = {path: beside(modules[path], parts[path], first) for path in others}
     removed = {path: layer.base for path, layer in layers.items() if path not in parts}
-    replace_modules(model, {**added, **removed}) if added or removed else None
+    if added or removed:
+        replace_modules(model, {**added, **removed})
     for path, layer in layers.items():
         if path in parts:
             put(layer, parts[path])

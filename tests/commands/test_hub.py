@@ -84,7 +84,7 @@ def test_train_pushes_with_lineage_and_commands_take_names(run, tmp_path, capsys
     assert set(version.manifest.metrics) == {"valid_loss", "exact_match"}
     assert main([*train, "--adapter", "naval", "--push", "legal"]) == 0
     legal = Hub(tmp_path / "hub").show("legal").manifest
-    assert (legal.parent, legal.recipe["adapter"]) == ("naval@1.0.0", "naval")
+    assert (legal.parent, legal.recipe["adapter"]) == ("naval@1.0.0", "naval@1.0.0")
     assert main([*train, "--adapter", "naval", "--replay", "0.25"]) != 0
     assert "would unlearn what naval knows" in capsys.readouterr().err
     ask = ["generate", "Hull 3?", "--max-new-tokens", "3"]
