@@ -17,6 +17,7 @@ thread that computes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -101,7 +102,8 @@ class AdapterStore:
         requests that were made keep what they have, later ones get the new. ``any_base=True`` takes
         an adapter made on a base with other values, as one trained on floats for one in four bits.
         Raises one ``ValueError`` that names everything that does not fit, as ``load_adapter``; a
-        base that is not ours, a rank above ``max_rank`` and a full memory too. Any thread may call.
+        base that is not ours, a rank above ``max_rank``, and an adapter above ``memory`` too. Any
+        thread may call.
         """
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"expected a name for the adapter, got {name!r}")
@@ -120,8 +122,9 @@ class AdapterStore:
                     f"{name!r} is the name of other weights (content {before.content[:12]}, "
                     f"the new ones {content[:12]}): unload it first, or load with replace=True"
                 )
-            self.cache.hold(content, lambda: resident)
-            self.cache.release(content)
+            with contextlib.suppress(NoRoom):  # beside pinned ones: read when asked for
+                self.cache.hold(content, lambda: resident)
+                self.cache.release(content)
             self.known[name] = Known(Path(folder), content, ranks, resident.nbytes)
         if before is not None:
             self.forget(before.content)

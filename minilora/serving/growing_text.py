@@ -50,7 +50,7 @@ class GrowingText:
         return text.rstrip()
 
     def cut(self, text: str) -> str:
-        """The text before the first stop string."""
+        """The text before the stop that is complete first (of several, the first to begin)."""
         places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
         self.stopped = self.stopped or bool(places)
         return text[: min(places)] if places else text

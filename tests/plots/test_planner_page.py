@@ -31,7 +31,7 @@ def random_case(draw):
     offered = sorted({linear.name.rpartition(".")[2] for linear in linears})
     return {
         "model": name,
-        "method": draw.choice(ledger.METHODS),
+        "method": draw.choice(["full", "lora", "qlora"]),  # the page has no others
         "r": draw.choice([1, 2, 3, 8, 16, 37, 64]),
         "targets": sorted(draw.sample(offered, draw.randint(1, len(offered)))),
         "batch": draw.randint(1, 32),
