@@ -181,8 +181,8 @@ show(
 #
 #     E = ∫₀¹ (2p)ʷ (2(1 − p))ⁿ⁻ʷ dp = 2ⁿ / ((n + 1) C(n, w))
 #
-# That is the *E-value*. In a fair game nobody gets rich: the chance to have 20 coins *ever*, however
-# often you look and whenever you stop, is at most one in twenty (Ville's inequality, 1939). So
+# That is the *E-value*. In a fair game nobody gets rich: the chance to have 20 coins *ever*,
+# however often you look and whenever you stop, is at most one in twenty (Ville 1939). So
 # "E ≥ 20" means: these adapters are equal, or something has happened that happens to one gambler in
 # twenty. We saw {{ alarms["E-value"][-1]:.1%}}.
 #
@@ -210,10 +210,10 @@ assert max(gated[-0.03]) < 0.01
 
 # %% [markdown]
 # A worse adapter does not get in, an equal one hardly ever. The price is patience: of the adapters
-# that really are three points better, {{ gated[0.03][0]:.0%}} are through after a hundred questions,
-# {{ gated[0.03][-1]:.0%}} after {{ looks[-1]}}. No rule is free of that: three points are *there* in
-# a hundred questions no more than in a hundred throws of a coin. What a gate can do is wait, with
-# the old adapter in place, and count live answers too.
+# that really are three points better, {{ gated[0.03][0]:.0%}} are through after {{ looks[0] }}
+# questions, {{ gated[0.03][-1]:.0%}} after {{ looks[-1] }}. No rule is free of that: a hundred
+# questions hold no more of three points than of chance. What a gate can do is wait, with the old
+# adapter in place, and count live answers too.
 #
 # ## Break it
 #

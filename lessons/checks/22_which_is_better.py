@@ -76,7 +76,9 @@ def check_gate(answer, count, seed, bar):
             break
     result = answer(list(old), list(new), evidence, bar)
     if result != expected:
-        marks = "".join("=+-"[(b and not a) + 2 * (a and not b)] for a, b in zip(old, new))
+        marks = "".join(
+            "=+-"[(b and not a) + 2 * (a and not b)] for a, b in zip(old, new, strict=True)
+        )
         raise Wrong(
             f"{count} questions, bar {bar}, {marks} (+ only the new one right, - only the old "
             f"one): got {result!r}, a right answer is {expected!r}"
