@@ -12,6 +12,7 @@ In reading order:
     row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
     engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
     bank.py           ``AdapterBank``: a base, its adapters, and answers
+    refusals.py       ``Refused``: what a request is told that cannot be done
 
 Imports ``hub`` and the library.
 """
