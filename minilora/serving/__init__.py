@@ -12,6 +12,7 @@ In reading order:
     row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
     engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
     bank.py           ``AdapterBank``: a base, its adapters, and answers
+    evidence.py       which of two arms is better: evidence that may be looked at at any time
 
 Imports ``hub`` and the library.
 """
