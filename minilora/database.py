@@ -1,14 +1,13 @@
-"""SQLite files of a known schema: how one is opened, and what a transaction promises.
-
-    database = Database(Path("jobs.sqlite"), ("create table job (id text primary key);",))
-    with database.writing() as db: …            one change, whole or not at all
-    with database.reading() as db: …            one state, whatever others write meanwhile
+"""SQLite files of the services: how one is opened, and what a transaction promises.
 
 Every change is one ``BEGIN IMMEDIATE`` transaction: it takes the write lock first, so two writers
 stand in a queue instead of overwriting each other, and a check (a quota, the expected old value of
-a row) still holds when the row goes in. With ``journal_mode = WAL`` and ``synchronous = FULL`` a
+an alias) still holds when the row goes in. With ``journal_mode = WAL`` and ``synchronous = FULL`` a
 commit is on the disk when the call returns, and a process killed half-way leaves the old state; its
 lock dies with it (sqlite.org/wal.html, /lockingv3.html).
+
+A ``Database`` says which tables a service has and holds no connection: each block opens the file,
+makes one transaction and closes it, so it survives forks and kills.
 
 Left out: network file systems, whose locks SQLite cannot trust; a database from the future is not
 opened.
@@ -28,62 +27,64 @@ WAIT = 60.0  # seconds that a writer waits for the others
 
 @dataclass(frozen=True)
 class Database:
-    """A file and its schema.
+    """One service's SQLite file.
 
-    ``migrations``: step n brings a database from schema n to n + 1; a released step never changes.
-    ``noun`` names it in errors. ``durable=False``: a commit survives a killed process, but not a
-    power cut (``synchronous = NORMAL``); it saves the wait for the disk.
+    - ``file``: its name in the service's folder; ``noun``: what it is, in messages; ``begin``: how
+      one comes to have it.
+    - ``migrations``: step n brings a file from schema n to n + 1; a released step never changes.
 
     >>> import tempfile
+    >>> notes = Database("notes.sqlite", "notebook", "write a note", ("create table note (it);",))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     database = Database(Path(folder) / "x.sqlite", ("create table pair (a, b)",))
-    ...     with database.writing() as db:
-    ...         _ = db.execute("insert into pair values (1, 2)")
-    ...     with database.reading() as db:
-    ...         db.execute("select * from pair").fetchall()
-    [(1, 2)]
+    ...     with notes.writing(Path(folder)) as db:
+    ...         _ = db.execute("insert into note values ('Hull 90%')")
+    ...     with notes.reading(Path(folder)) as db:
+    ...         db.execute("select it from note").fetchall()
+    [('Hull 90%',)]
     """
 
-    file: Path
+    file: str
+    noun: str
+    begin: str
     migrations: tuple[str, ...]
-    noun: str = "database"
-    durable: bool = True
 
     @contextmanager
-    def reading(self) -> Iterator[sqlite3.Connection]:
-        """A connection that sees one state of it, also where the folder cannot be written.
+    def reading(self, folder: Path) -> Iterator[sqlite3.Connection]:
+        """A connection that sees one state, also where the folder cannot be written.
 
         Raises ``FileNotFoundError`` where there is no such file, and what ``explained`` says.
         """
-        if not self.file.exists():
-            message = f"there is no {self.noun} in {self.file.parent}"
-            raise FileNotFoundError(errno.ENOENT, message)
-        with self.explained():
+        file = folder / self.file
+        if not file.exists():
+            missing = f"there is no {self.noun} in {folder}: {self.begin} first"
+            raise FileNotFoundError(errno.ENOENT, missing)
+        with self.explained(file):
             try:
-                connection = self.opened("mode=rw")
+                connection = self.opened(file, "mode=rw")
             except sqlite3.OperationalError:
-                wal = self.file.with_name(f"{self.file.name}-wal")
+                wal = file.with_name(f"{self.file}-wal")
                 if wal.exists() and wal.stat().st_size:
                     raise  # its last changes are in the log, which only a writer can fold in
                 # nobody can write here, so nothing will change under the reader
-                connection = self.opened("mode=ro&immutable=1")
-        with closing(connection), self.explained():
+                connection = self.opened(file, "mode=ro&immutable=1")
+        with closing(connection), self.explained(file):
             connection.execute("begin")
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[sqlite3.Connection]:
+    def writing(self, folder: Path) -> Iterator[sqlite3.Connection]:
         """One change, whole or not at all: committed when the block ends, undone when it raises.
 
-        The folder and the database are made if need be. Raises what ``explained`` says.
+        The folder and the file are made if need be. Raises what ``explained`` says.
         """
-        with self.explained():
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            connection = self.opened("mode=rwc")
-        with closing(connection), self.explained():
+        file = folder / self.file
+        with self.explained(file):
+            folder.mkdir(parents=True, exist_ok=True)
+            connection = self.opened(file, "mode=rwc")
+        with closing(connection), self.explained(file):
             connection.execute("begin immediate")
             try:
-                self.migrate(connection)
+                self.migrate(connection, file)
                 yield connection
                 connection.execute("commit")
             except BaseException:
@@ -91,36 +92,37 @@ class Database:
                     connection.execute("rollback")
                 raise
 
-    def opened(self, mode: str) -> sqlite3.Connection:
-        """A connection without transactions of Python's own, with foreign keys on, of a schema
-        that is known.
+    def opened(self, file: Path, mode: str) -> sqlite3.Connection:
+        """A connection without transactions of Python's own, durable, with foreign keys on, of a
+        schema that is known.
         """
-        address = f"{self.file.absolute().as_uri()}?{mode}"
-        connection = sqlite3.connect(address, uri=True, timeout=WAIT, isolation_level=None)
+        connection = sqlite3.connect(
+            f"{file.absolute().as_uri()}?{mode}", uri=True, timeout=WAIT, isolation_level=None
+        )
         try:
             if "rwc" in mode:
                 connection.execute("pragma journal_mode = wal")
-            connection.execute(f"pragma synchronous = {'full' if self.durable else 'normal'}")
+            connection.execute("pragma synchronous = full")
             connection.execute("pragma foreign_keys = on")
-            self.check_schema(connection)
+            self.check_schema(connection, file)
         except BaseException:
             connection.close()
             raise
         return connection
 
-    def check_schema(self, connection: sqlite3.Connection) -> int:
+    def check_schema(self, connection: sqlite3.Connection, file: Path) -> int:
         """The schema's number. Raises ``ValueError`` for one that a newer minilora made."""
         (schema,) = connection.execute("pragma user_version").fetchone()
         if schema > len(self.migrations):
             raise ValueError(
-                f"{self.file} has schema {schema}, and this minilora knows {len(self.migrations)}: "
+                f"{file} has schema {schema}, and this minilora knows {len(self.migrations)}: "
                 "a newer minilora wrote it; update this one. Nothing was changed"
             )
         return schema
 
-    def migrate(self, connection: sqlite3.Connection) -> None:
-        """Bring the database to the newest schema, inside the transaction that needs it."""
-        schema = self.check_schema(connection)
+    def migrate(self, connection: sqlite3.Connection, file: Path) -> None:
+        """Bring the file to the newest schema, inside the transaction that needs it."""
+        schema = self.check_schema(connection, file)
         for step in self.migrations[schema:]:
             for statement in step.split(";"):
                 connection.execute(statement)
@@ -128,30 +130,34 @@ class Database:
             connection.execute(f"pragma user_version = {schema}")
 
     @contextmanager
-    def explained(self) -> Iterator[None]:
+    def explained(self, file: Path) -> Iterator[None]:
         """SQLite's errors as sentences: ``OSError`` for the disk, ``ValueError`` for a file that is
         damaged or something else.
         """
         try:
             yield
         except sqlite3.OperationalError as error:
-            number, hint = disk_error(str(error))
-            message = f"the {self.noun} in {self.file.parent}: {hint}. Nothing was changed"
+            number, hint = reason(str(error))
+            message = f"the {self.noun} in {file.parent}: {hint}. Nothing was changed"
             raise OSError(number, message) from error
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.IntegrityError):
                 raise
             raise ValueError(
-                f"{self.file} is damaged, or is not a {self.noun} ({error}): restore it from a copy"
+                f"{file} is damaged, or is not a {self.noun} ({error}): restore it from a copy"
             ) from error
 
 
-def disk_error(reason: str) -> tuple[int, str]:
-    """The number and the sentence for what SQLite says of the disk."""
-    if "full" in reason:
+def reason(error: str) -> tuple[int, str]:
+    """The system's number for an operational error, and what to do about it.
+
+    >>> reason("database or disk is full")[1]
+    'the disk is full; free some space'
+    """
+    if "full" in error:
         return errno.ENOSPC, "the disk is full; free some space"
-    if "readonly" in reason or "unable to open" in reason:
+    if "readonly" in error or "unable to open" in error:
         return errno.EROFS, "the folder cannot be written; choose another, or its owner"
-    if "locked" in reason:
+    if "locked" in error:
         return errno.EBUSY, f"another process has been writing for {WAIT:.0f} s; try again"
-    return errno.EIO, reason
+    return errno.EIO, error

@@ -5,19 +5,15 @@
     alias     names that move: champion -> 1.2.0
     event     who did what, when;  quota: how many versions and bytes a tenant may have
 
-``minilora/database.py`` says how the file is opened and what a transaction promises.
+minilora/database.py says how it is opened and what a transaction promises.
 """
 
 from __future__ import annotations
 
-import errno
-import sqlite3
-from contextlib import AbstractContextManager
-from pathlib import Path
-
 from ..database import Database
 
 FILE = "hub.sqlite"
+# Step n brings a database from schema n to n + 1; a released step never changes.
 MIGRATIONS = (
     """
     create table blob (sha text primary key, bytes integer not null) without rowid;
@@ -48,30 +44,5 @@ MIGRATIONS = (
     );
     """,
 )
-
-
-def database(folder: Path) -> Database:
-    """The database of the hub in a folder."""
-    return Database(folder / FILE, MIGRATIONS, noun="hub")
-
-
-def reading(folder: Path) -> AbstractContextManager[sqlite3.Connection]:
-    """``Database.reading`` of a hub. Raises ``FileNotFoundError`` where there is none."""
-    if not (folder / FILE).exists():
-        message = f"there is no hub in {folder}: push an adapter to it first"
-        raise FileNotFoundError(errno.ENOENT, message)
-    return database(folder).reading()
-
-
-def writing(folder: Path) -> AbstractContextManager[sqlite3.Connection]:
-    """``Database.writing`` of a hub; the folder and the file are made if need be.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with writing(Path(folder)) as db:
-    ...         _ = db.execute("insert into quota values ('me', 3, null)")
-    ...     with reading(Path(folder)) as db:
-    ...         db.execute("select adapters from quota").fetchall()
-    [(3,)]
-    """
-    return database(folder).writing()
+HUB = Database(FILE, "hub", "push an adapter to it", MIGRATIONS)
+reading, writing = HUB.reading, HUB.writing

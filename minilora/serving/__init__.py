@@ -13,6 +13,7 @@ In reading order:
     engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
     bank.py           ``AdapterBank``: a base, its adapters, and answers
     refusals.py       ``Refused``: what a request is told that cannot be done
+    evidence.py       which of two arms is better: evidence that may be looked at at any time
 
 Imports ``hub`` and the library.
 """
