@@ -13,6 +13,8 @@ In reading order:
     engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
     bank.py           ``AdapterBank``: a base, its adapters, and answers
     refusals.py       ``Refused``: what a request is told that cannot be done
+    tenants.py        ``Tenants``: who asks, with which key, for which adapters
+    quotas.py         how much a tenant may ask; charges that count once
     evidence.py       which of two arms is better: evidence that may be looked at at any time
 
 Imports ``hub`` and the library.
