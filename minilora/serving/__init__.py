@@ -14,6 +14,10 @@ In reading order:
     bank.py           ``AdapterBank``: a base, its adapters, and answers
     refusals.py       ``Refused``: what a request is told that cannot be done
     evidence.py       which of two arms is better: evidence that may be looked at at any time
+    assignment.py     who gets which adapter in an experiment: a hash, so it can be replayed
+    comparison.py     two arms side by side, and how the evidence came to be
+    experiments.py    the log: who was shown what, and what came of it
+    failover.py       when an adapter fails: who answers instead, and when it is tried again
 
 Imports ``hub`` and the library.
 """
