@@ -12,7 +12,7 @@ Only methods that add ``B A`` to a weight go in: LoRA, rsLoRA, and PiSSA once it
 changes the weight's columns, IA³ the activations, a prompt the text; they are refused by name.
 
 Reading happens in the thread that asks, or with ``fetch`` in one of the store's own: never in the
-thread that computes.
+thread that computes. A slow folder takes one of these threads, however many rows wait for it.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from ..lora.linears import made_beside
 from ..lora.paths import unwrapped
 from ..lora.twin import twin
 from ..text import did_you_mean, listed
-from .adapter_cache import AdapterCache, NoRoom, Resident
+from .adapter_cache import AdapterCache, BeingRead, NoRoom, Resident
 from .layer import Factors, Weighted
 
 Choice = str | Sequence[tuple[str, float]] | None  # a row's adapter, several with weights, or none
@@ -122,8 +122,9 @@ class AdapterStore:
                     f"{name!r} is the name of other weights (content {before.content[:12]}, "
                     f"the new ones {content[:12]}): unload it first, or load with replace=True"
                 )
-            with contextlib.suppress(NoRoom):  # beside pinned ones: read when asked for
-                self.cache.hold(content, lambda: resident)
+            # no room beside pinned ones: read when asked for; a copy elsewhere: in memory soon
+            with contextlib.suppress(NoRoom, BeingRead):
+                self.cache.hold(content, lambda: resident, wait=False)
                 self.cache.release(content)
             self.known[name] = Known(Path(folder), content, ranks, resident.nbytes)
         if before is not None:
@@ -232,13 +233,14 @@ class AdapterStore:
         """
         return self.hold_chosen(self.check(choice))
 
-    def hold_chosen(self, chosen: Chosen) -> Held:
-        """``hold`` by content, whatever the names mean by now."""
+    def hold_chosen(self, chosen: Chosen, wait: bool = True) -> Held:
+        """``hold`` by content, whatever the names mean by now; ``wait`` as in the cache."""
         parts: list[Weighted] = []
         key: list[tuple[str, float]] = []
         try:
             for name, known, weight in chosen:
-                resident = self.cache.hold(known.content, partial(self.read_again, name, known))
+                read = partial(self.read_again, name, known)
+                resident = self.cache.hold(known.content, read, wait)
                 key.append((known.content, weight))
                 parts.append((resident.factors, weight))
         except BaseException:
@@ -248,14 +250,23 @@ class AdapterStore:
 
     def fetch(self, chosen: Chosen) -> Future[Held]:
         """``hold`` what ``check`` found, off the caller's thread; at once if all is in memory."""
-        done: Future[Held] = Future()
+        held: Future[Held] = Future()
+        if all(known.content in self.cache for _, known, _ in chosen):
+            self.try_to_hold(chosen, held)
+        else:
+            self.readers.submit(self.try_to_hold, chosen, held)
+        return held
+
+    def try_to_hold(self, chosen: Chosen, held: Future[Held]) -> None:
+        """One try; where another thread reads an adapter of these, the next when it has ended."""
         try:
-            if not all(known.content in self.cache for _, known, _ in chosen):
-                return self.readers.submit(self.hold_chosen, chosen)
-            done.set_result(self.hold_chosen(chosen))
-        except Exception as error:
-            done.set_exception(error)
-        return done
+            held.set_result(self.hold_chosen(chosen, wait=False))
+        except BeingRead as being:
+            being.reading.add_done_callback(
+                lambda _: self.readers.submit(self.try_to_hold, chosen, held)
+            )
+        except BaseException as error:
+            held.set_exception(error)
 
     def release(self, held: Held) -> None:
         """Unpin what ``hold`` pinned; a row that was admitted has its own copy."""
