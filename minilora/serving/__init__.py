@@ -2,17 +2,19 @@
 
 In reading order:
 
-    layer.py           a Linear whose rows have adapters of their own, and the rows of a model
-    adapter_cache.py   adapters in memory, by content, the least recently used ones dropped
-    adapter_reader.py  an adapter's folder, held against the base
-    adapter_store.py   adapters by name, in memory or on disk
-    growing_text.py    the text of an answer while its tokens arrive
-    requests.py        what is asked, checked; the answer as it comes
-    fairness.py        who comes next: deficit round robin among tenants
-    exactness.py       whether this machine's kernels make a row independent of its neighbours
-    row_batch.py       the rows: prompts go in, a token comes out for each, ended rows make room
-    engine.py          ``Engine``: submit, stream, cancel; one thread that owns the model
-    bank.py            ``AdapterBank``: a base, its adapters, and answers
+    layer.py          a Linear whose rows have adapters of their own, and the rows of a model
+    adapter_cache.py  adapters in memory, by content, the least recently used ones dropped
+    adapter_files.py  an adapter's folder, held against the base
+    adapter_store.py  adapters by name, in memory or on disk
+    growing_text.py   the text of an answer while its tokens arrive
+    requests.py       what is asked, checked; the answer as it comes
+    fairness.py       who comes next: deficit round robin among tenants
+    exactness.py      whether this machine's kernels make a row independent of its neighbours
+    row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
+    engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
+    bank.py           ``AdapterBank``: a base, its adapters, and answers
+    refusals.py       ``Refused``: what a request is told that cannot be done
+    evidence.py       which of two arms is better: evidence that may be looked at at any time
 
 Imports ``hub`` and the library.
 """

@@ -30,7 +30,7 @@ from ..lora.hyperparameters import check_rank
 from ..lora.paths import unwrapped
 from ..text import did_you_mean
 from .adapter_cache import AdapterCache, BeingRead, NoRoom, Resident
-from .adapter_reader import AdapterReader
+from .adapter_files import AdapterReader
 from .layer import Weighted
 
 Choice = str | Sequence[tuple[str, float]] | None  # a row's adapter, several with weights, or none
