@@ -76,7 +76,8 @@ class AdapterStore:
         if memory is not None and memory < 1:
             raise ValueError(f"memory must be a positive number of bytes, or None, got {memory}")
         self.reader = AdapterReader(base)
-        self.base, self.max_rank = self.reader.base, max_rank
+        self.base, self.fingerprint = self.reader.base, self.reader.fingerprint
+        self.max_rank = max_rank
         self.cache = AdapterCache(memory)
         self.known: dict[str, Known] = {}
         self.lock = threading.Lock()  # of ``known``
