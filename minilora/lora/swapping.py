@@ -83,7 +83,7 @@ class AdapterSwitch:
         layers = swappable(model)
         modules = dict(named_modules(model))
         paths = dict.fromkeys([*layers, *(path for parts in adapters.values() for path in parts)])
-        now = {path: modules.get(path) for path in paths}
+        now: dict[str, Any] = {path: modules.get(path) for path in paths}
         bases = {path: m.base if isinstance(m, LoRALayer) else m for path, m in now.items()}
         if wrong := [
             f"{name}: {why}"
@@ -102,7 +102,7 @@ class AdapterSwitch:
         ]
         if missing := by_path.keys() - {m._modules[name] for m, name, _ in self.places}:
             raise ValueError(f"{by_path[missing.pop()]} is wrapped: make the switch before that")
-        self.now: dict[str, Any] = now
+        self.now = now
         self.ready: dict[str, dict[str, Any]] = {
             name: {p: beside(b, parts[p], first) if p in parts else b for p, b in bases.items()}
             for name, parts in adapters.items()
