@@ -33,6 +33,10 @@ In reading order:
     model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
     health.py         /health, /ready, /metrics
     app.py            ``create_app``: endpoints, errors, request ids
+    upstreams.py      several servers: which are well, and which has an adapter: rendezvous hashing
+    relay.py          one request to one of them and back; another only before the first byte
+    gateway.py        ``Gateway``: one address before all of them
+    workers.py        worker processes: started, watched, started again
 
 Imports ``hub`` and the library.
 """
