@@ -5,8 +5,8 @@
 
 Floats and NF4: ``CHOSEN`` methods at the rate that ``benchmarks.methods`` found, one seed, the same
 examples on both; exact match on held-out logs of naval code. SmolLM2: LoRA, DoRA, VeRA and a prefix
-at one budget; the rate is the better of two by held-out loss after ``--llm-search`` steps. Seconds
-are the processor's, of one thread. Finished rows are kept, so a run that was stopped continues.
+at one budget, each at one rate that was not searched for. Seconds are the processor's, of one
+thread. Finished rows are kept, so a run that was stopped continues.
 
 ``smollm2`` is the folder that ``python -m minilora.recipes.smollm2`` makes.
 """
@@ -36,10 +36,10 @@ CHOSEN = (
     *("VeRA q, v, r=256", "(IA)³ k, v, down", "BitFit, all", "Houlsby, k=8", "prefix, k=16"),
 )
 LLM = (
-    Method("LoRA q, v, r=8", LoraConfig(r=8), (2e-3, 4e-3)),
-    Method("DoRA q, v, r=8", LoraConfig(r=8, use_dora=True), (2e-3, 4e-3)),
-    Method("VeRA q, v, r=256", VeraConfig(r=256), (1e-2, 3e-2)),
-    Method("prefix, k=16", PrefixTuningConfig(16), (1e-2, 3e-2)),
+    Method("LoRA q, v, r=8", LoraConfig(r=8), (2e-3,)),
+    Method("DoRA q, v, r=8", LoraConfig(r=8, use_dora=True), (2e-3,)),
+    Method("VeRA q, v, r=256", VeraConfig(r=256), (1e-2,)),
+    Method("prefix, k=16", PrefixTuningConfig(16), (1e-2,)),
 )
 
 
@@ -81,18 +81,16 @@ def small_row(method: Method, rate: float, four_bits: bool, settings: Any) -> Ro
 
 
 def llm_row(method: Method, llm: str, settings: Any) -> Row:
-    """One method on SmolLM2, at the best of its rates."""
-    steps, batch, tried = settings.llm_steps, 8, {}
-    task = data.naval_log(steps * batch, 20, seed=1)
-    for rate in method.rates:
-        model = minilora.load_base(llm)
-        fit(model, method, rate, settings.llm_search, batch, replace(task, valid=()))
-        tried[str(rate)] = held_out_loss(model, data.naval_log(1, 20, seed=77))
-    best = float(min(tried, key=tried.__getitem__))
+    """One method on SmolLM2."""
+    steps, batch = settings.llm_steps, settings.llm_batch
     model = minilora.load_base(llm)
-    prose = prose_bits(model)
-    row = fit(model, method, best, steps, batch, replace(task, valid=()))
-    return row | {"tried": tried} | scores(model, settings.llm_logs, prose)
+    prose, task = prose_bits(model), data.naval_log(steps * batch, 20, seed=1)
+    row = fit(model, method, method.rates[0], steps, batch, replace(task, valid=()))
+    return (
+        row
+        | {"held_out_loss": held_out_loss(model, task)}
+        | scores(model, settings.llm_logs, prose)
+    )
 
 
 def main() -> None:
@@ -100,7 +98,7 @@ def main() -> None:
     settings = options(
         __doc__,
         **{"steps": 100, "batch": 16, "logs": 200, "llm": "", "llm_steps": 40},
-        **{"llm_search": 10, "llm_logs": 50, "rates": str(RESULTS / "cpu" / "methods.json")},
+        **{"llm_batch": 4, "llm_logs": 20, "rates": str(RESULTS / "cpu" / "methods.json")},
     )
     rows = kept(settings)
     content = json.loads(Path(settings.rates).read_text(encoding="utf-8"))

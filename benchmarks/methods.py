@@ -116,13 +116,13 @@ METHODS = (
     Method("OLoRA q, v, r=8", LoraConfig(r=8, init_lora_weights="olora"), (5e-4, 1e-3, 2.5e-3)),
     Method("AdaLoRA q, v, 12 to 8", AdaLoraConfig, (5e-3, 1e-2, 2e-2), replayed=True),
     Method("VeRA q, v, r=256", VeraConfig(r=256), (2.5e-2, 5e-2, 1e-1), replayed=True),
-    Method("(IA)³ k, v, down", IA3Config(), (2.5e-2, 5e-2, 1e-1), replayed=True),
+    Method("(IA)³ k, v, down", IA3Config(), (2.5e-2, 5e-2, 1e-1)),
     Method("BitFit, all", BitFitConfig(), (1e-2, 2e-2, 4e-2)),
     Method("norms", LNTuningConfig(), (1e-2, 2e-2, 4e-2)),
-    Method("Houlsby, k=8", BottleneckConfig("houlsby", 8), (2.5e-3, 5e-3, 1e-2), replayed=True),
+    Method("Houlsby, k=8", BottleneckConfig("houlsby", 8), (2.5e-3, 5e-3, 1e-2)),
     Method("Pfeiffer, k=8", BottleneckConfig("pfeiffer", 8), (2.5e-3, 5e-3, 1e-2)),
     Method("parallel, k=8", BottleneckConfig("parallel", 8), (2.5e-3, 5e-3, 1e-2)),
-    Method("prefix, k=16", PrefixTuningConfig(16), (1.5e-2, 3e-2, 6e-2), replayed=True),
+    Method("prefix, k=16", PrefixTuningConfig(16), (1.5e-2, 3e-2, 6e-2)),
     Method("prompt, k=64", PromptTuningConfig(64, "TEXT", TEXT), (3e-2, 1e-1, 3e-1)),
 )
 

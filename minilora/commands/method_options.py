@@ -88,19 +88,21 @@ def config_of(options: argparse.Namespace) -> Any:
         )
     r = RANK if options.r is None else options.r
     if method in ("lora", "rslora", "dora", "pissa", "olora"):
-        alpha, more = 2 * r if options.alpha is None else options.alpha, {}
-        if method == "dora":
-            more["use_dora"] = True
-        elif method in ("pissa", "olora"):
-            more["init_lora_weights"] = method
-        rslora = options.rslora or method == "rslora"
-        return LoraConfig(r, alpha, targets, options.dropout, rslora, **more)
+        return LoraConfig(
+            *(r, 2 * r if options.alpha is None else options.alpha, targets, options.dropout),
+            use_rslora=options.rslora or method == "rslora",
+            use_dora=method == "dora",
+            init_lora_weights=method if method in ("pissa", "olora") else True,
+        )
     if method == "vera":
+        from ..methods.vera import VeraConfig
+
         r = VERA_RANK if options.r is None else options.r
-        return replace(default_config(method, targets, r), r=r, vera_dropout=options.dropout)
+        return VeraConfig(r, targets, vera_dropout=options.dropout)
     if method == "adalora":
-        config = replace(default_config(method, targets, r), lora_dropout=options.dropout)
-        return config if options.alpha is None else replace(config, lora_alpha=options.alpha)
+        config: Any = default_config(method, targets, r)
+        alpha = config.lora_alpha if options.alpha is None else options.alpha
+        return replace(config, lora_alpha=alpha, lora_dropout=options.dropout)
     if method in ("prompt", "prefix"):
         return soft_config(options)
     if method == "bottleneck":
