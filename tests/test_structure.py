@@ -17,7 +17,7 @@ import minilora
 from minilora.learn.house import SHELVES, draw_house, imports
 
 PACKAGE = Path(minilora.__file__).parent
-GROUND = {"lazy", "level0", "files", "text"}  # the modules that stand alone, under every wing
+GROUND = {"lazy", "level0", "files", "text", "database"}  # alone, under every wing
 WINGS = ["lazy", *(wing for shelf in SHELVES.values() for wing in shelf)]
 FLOOR = {wing: floor for floor, wing in enumerate(WINGS)}
 FILES = sorted(PACKAGE.rglob("*.py"))

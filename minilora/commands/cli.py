@@ -85,6 +85,11 @@ COMMANDS = {
         "adapters by name and version, with where they come from",
         "minilora hub push naval mine/adapter --data my.jsonl",
     ),
+    "serve": Command(
+        "Keep",
+        "the OpenAI API for a base and its adapters, on this machine",
+        "minilora serve --port 8000 --adapter naval=mine/adapter",
+    ),
     "plan": Command(
         "Plan",
         "what a fine-tune will cost: parameters, bytes, FLOPs",

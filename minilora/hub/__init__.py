@@ -6,7 +6,7 @@ In reading order:
     adapter.py       an adapter's folder read strictly, and its identity
     blobs.py         files named by their content
     manifest.py      what is known of a version, and which number a new one should have
-    database.py      the SQLite file, and what a transaction promises
+    database.py      its tables
     registry.py      the rows of one tenant
     compression.py   A and B in half precision or four bits
     stored_files.py  what is stored, what is given out, and what may come in
