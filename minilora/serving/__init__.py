@@ -18,6 +18,10 @@ In reading order:
     audit.py          ``Audit``: who asked what of whom, by request id
     answer_cache.py   greedy answers that a tenant had before
     evidence.py       which of two arms is better: evidence that may be looked at at any time
+    assignment.py     who gets which adapter in an experiment: a hash, so it can be replayed
+    comparison.py     two arms side by side, and how the evidence came to be
+    experiments.py    the log: who was shown what, and what came of it
+    failover.py       when an adapter fails: who answers instead, and when it is tried again
     metrics.py        what is counted, for Prometheus
     service.py        ``Service``: the parts of a server, and what a model's name means
     protocol.py       what may be asked over HTTP, field by field
