@@ -88,6 +88,7 @@ def test_the_bytes_hold_for_each_tenant_and_one_never_pushes_out_another(steps):
 def test_what_is_drawn_cancelled_or_too_large_is_not_kept():
     cache = AnswerCache("base", memory=1000)
     drawn = replace(BASIC, sampling=sampling(temperature=0.5))
+    too_large = {"text": "x" * 900}
     for request, fields in [(drawn, {}), (BASIC, {"reason": "cancelled"}), (BASIC, too_large)]:
         cache.keep(*answer_to(request, **fields))
         assert cache.find(request) is None
