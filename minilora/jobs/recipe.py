@@ -27,7 +27,8 @@ class Recipe:
       ``prose``: windows of plain text.
     - ``config``, ``train``, ``replay``: as for ``minilora.train``.
     - ``after``: so many new examples make a round due; ``every``: so many seconds.
-    - ``judged``: held-out examples of users that a round takes at most.
+    - ``judged``: held-out examples of users that a round takes at most; ``suspects``: how many
+      sources are left out in turn when a candidate is rejected, those with most complaints first.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Recipe:
     after: int = 50
     every: float = 7 * 86_400.0
     judged: int = 200
+    suspects: int = 3
 
 
 @dataclass(frozen=True)
