@@ -85,6 +85,11 @@ COMMANDS = {
         "adapters by name and version, with where they come from",
         "minilora hub push naval mine/adapter --data my.jsonl",
     ),
+    "jobs": Command(
+        "Keep",
+        "from data to a registered adapter: queued, watched, resumed after any kill",
+        "minilora jobs run spec.toml",
+    ),
     "plan": Command(
         "Plan",
         "what a fine-tune will cost: parameters, bytes, FLOPs",

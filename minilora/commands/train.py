@@ -35,12 +35,12 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from ..formats.save_and_load import load_adapter, save_adapter
+    from ..hub.lineage import card_sections
     from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
     from ..model.pretrained import load_base, save_model
     from ..training.examples import Document
     from ..training.loop import train
     from ..training.readers import summarize
-    from .adapter_card import card_sections
     from .keeping import save_somewhere
 
     if options.task == "classify":
