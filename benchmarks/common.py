@@ -125,6 +125,12 @@ def save(name: str, rows: Sequence[Row], settings: argparse.Namespace, *packages
     return path
 
 
+def kept_rows(name: str, settings: argparse.Namespace) -> list[Row]:
+    """The rows that earlier calls have kept, so that a benchmark goes on where it was."""
+    file = Path(settings.out) / settings.device.split(":")[0] / f"{name}.json"
+    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+
+
 def rounded(value: Any) -> Any:
     """The same with four significant digits: more are noise."""
     if isinstance(value, float):

@@ -14,7 +14,8 @@ Three questions:
 
 ``smollm2`` is the folder that ``python -m minilora.recipes.smollm2`` makes. Seconds are the
 process's processor time, as other work on a machine does not change it much; take one thread for
-ratios that hold. Rates are untuned, those of lesson 18.
+ratios that hold. Rates are untuned, those of lesson 18. The larger model's ways to ask are kept as
+each is measured, and a call that was stopped goes on; ``--again 1`` measures anew.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import random
 import re
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ import minilora
 from minilora import Example, LoraConfig, data
 from minilora.training.evaluation import answers, share_right
 
-from .common import Row, options, save
+from .common import Row, kept_rows, options, save
 from .matrix import prose_bits
 
 TAUGHT, HELD_OUT = (0, 1, 2), 3  # wordings of the question that training shows, and another
@@ -153,14 +154,23 @@ def facts_rows(given: Any) -> list[Row]:
     return rows
 
 
-def context_rows(model: Any, name: str, task: Any, ks: Sequence[int], settings: Row) -> list[Row]:
-    """k examples in the prompt, then an adapter without any: quality, tokens, seconds a request."""
-    setting = {"part": "in context", "model": name}
-    rows = [
-        {**setting, "way": f"{k} example{'s' * (k != 1)}", **request(model, task, k)} for k in ks
-    ]
-    for row in rows:
-        print(f"{name}  {row['way']}  exact {row['exact']:.0%}  {row['seconds']:.2f} s", flush=True)
+def context_rows(
+    model: Any, name: str, task: Any, ks: Sequence[int], settings: Row, rows: Sequence[Row] = ()
+) -> Iterator[list[Row]]:
+    """k examples in the prompt, then an adapter without any: quality, tokens, seconds a request.
+
+    Gives the rows so far after each way; those in ``rows`` are not measured again.
+    """
+    setting, rows = {"part": "in context", "model": name}, list(rows)
+    done = {row["way"] for row in rows}
+    for k in ks:
+        way = f"{k} example{'s' * (k != 1)}"
+        if way not in done:
+            rows.append({**setting, "way": way, **request(model, task, k)})
+            print(described(rows[-1]), flush=True)
+            yield rows
+    if "adapter" in done:
+        return
     began = time.process_time()
     torch.manual_seed(0)
     minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules=settings.pop("targets")))
@@ -168,13 +178,16 @@ def context_rows(model: Any, name: str, task: Any, ks: Sequence[int], settings: 
     trained = time.process_time() - began
     minilora.merge(model.eval())
     row = {**setting, "way": "adapter", **request(model, task, 0), "training_seconds": trained}
-    print(
-        f"{name}  adapter  exact {row['exact']:.0%}  {row['seconds']:.2f} s  after {trained:.0f} s"
-    )
+    print(f"{described(row)}  after {trained:.0f} s")
     for each in rows:  # what the adapter saves a request, against the training
         saved = each["seconds"] - row["seconds"]
         each["pays_after_requests"] = trained / saved if saved > 0 else None
-    return [*rows, row]
+    yield [*rows, row]
+
+
+def described(row: Row) -> str:
+    """A way to ask, in one line."""
+    return f"{row['model']}  {row['way']}  exact {row['exact']:.0%}  {row['seconds']:.2f} s"
 
 
 def request(model: Any, task: Any, k: int) -> Row:
@@ -197,19 +210,23 @@ def request(model: Any, task: Any, k: int) -> Row:
 def main() -> None:
     """The facts and the shipped base; with ``--llm`` the larger model's prompts alone."""
     lists: dict[str, Any] = {"seeds": [0, 1, 2], "facts": [48, 192], "k": [0, 1, 4, 8]}
-    given = options(__doc__, **lists, steps=150, logs=60, llm="", llm_steps=60, llm_logs=30)
+    given = options(
+        __doc__, **lists, steps=150, logs=60, llm="", llm_steps=60, llm_logs=30, again=0
+    )
     task = data.naval_log(400, given.llm_logs, seed=0)
     if given.llm:
         how: Row = {"steps": given.llm_steps, "batch_size": 8, "lr": 2e-3}
         how["targets"] = ["q_proj", "v_proj"]
         model, name = minilora.load_base(given.llm), "SmolLM2-135M-Instruct"
         given.llm = name  # whose folder it was says nothing
-        save("in_context", context_rows(model, name, task, given.k, how), given)
+        kept = [] if given.again else kept_rows("in_context", given)
+        for rows in context_rows(model, name, task, given.k, how, kept):
+            save("in_context", rows, given)
         return
     rows = facts_rows(given)
     how = {"steps": given.steps, "batch_size": 16, "lr": 5e-3, "targets": "all-linear"}
-    rows += context_rows(minilora.load_base(), "the shipped base", task, given.k, how)
-    save("facts", rows, given)
+    for shown in context_rows(minilora.load_base(), "the shipped base", task, given.k, how):
+        save("facts", rows + shown, given)
 
 
 if __name__ == "__main__":

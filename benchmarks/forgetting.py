@@ -21,11 +21,9 @@ A finished run is kept in the results at once, so a call that was stopped goes o
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,7 +34,7 @@ from minilora.training.config import TrainConfig
 from minilora.training.evaluation import PROSE
 from minilora.training.run import set_up
 
-from .common import Row, options, save
+from .common import Row, kept_rows, options, save
 from .rivals import ewc, null_space_start
 
 READ, REPLAYED = 12_000, 20_000  # measured: characters before the first; replayed: after the second
@@ -233,20 +231,13 @@ def run_once(group: str, method: Method, seed: int, probe: Probe, scale: float) 
     return rows
 
 
-def earlier(settings: Any) -> list[Row]:
-    """The rows of earlier calls; none with ``--again``."""
-    file = Path(settings.out) / settings.device.split(":")[0] / "forgetting.json"
-    if settings.again or not file.exists():
-        return []
-    return json.loads(file.read_text(encoding="utf-8"))["rows"]
-
-
 def main() -> None:
     """Every run that has no rows yet, seed by seed; the rows are written after each."""
     defaults: Row = {"seeds": [0, 1, 2], "groups": list(GROUPS), "logs": 200, "scale": 1.0}
     settings = options(__doc__, **defaults, again=0, most=1000)
     torch.set_num_threads(1)  # processor time is then the run's own
-    rows, probe = earlier(settings), prepare(settings.logs)
+    rows = [] if settings.again else kept_rows("forgetting", settings)
+    probe = prepare(settings.logs)
     done = {(row["group"], row["method"], row["seed"]) for row in rows}
     every = [
         (s, g, method) for s in settings.seeds for g in settings.groups for method in GROUPS[g]

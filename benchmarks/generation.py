@@ -15,7 +15,6 @@ stay in the file.
 from __future__ import annotations
 
 import copy
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +27,7 @@ from torch import Tensor
 import minilora
 from minilora.nf4 import kernel
 
-from .common import Row, measure, options, rows_of, save
+from .common import kept_rows, measure, options, rows_of, save
 
 PEER, FLOATS, FOUR_BITS = "transformers", "minilora", "minilora, NF4"
 SHIPPED = Path(minilora.__file__).parent / "model" / "base"
@@ -58,7 +57,8 @@ def main() -> None:
     shape: dict[str, Any] = {"rows": [1, 16], "new": 64, "seconds": 4.0, "clocks": ["cpu", "wall"]}
     settings = options(__doc__, **shape, folder=str(SHIPPED), name="shipped base")
     transformers.logging.set_verbosity_error()
-    results = earlier(Path(settings.out), settings.device, settings.name)
+    kept = kept_rows("generation", settings)
+    results = [row for row in kept if row["base"] != settings.name]
     for rows in settings.rows:
         ids = torch.randint(3, 1500, (rows, PROMPT), generator=torch.Generator().manual_seed(0))
         runs = contestants(Path(settings.folder), ids, settings.new)
@@ -79,13 +79,6 @@ def main() -> None:
     settings.kernel = kernel.status().variant
     settings.folder = Path(settings.folder).name
     save("generation", results, settings, "transformers")
-
-
-def earlier(out: Path, device: str, name: str) -> list[Row]:
-    """The rows of other bases that an earlier call left."""
-    path = out / device.split(":")[0] / "generation.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    return [row for row in rows if row["base"] != name]
 
 
 if __name__ == "__main__":

@@ -26,13 +26,17 @@ from .serving_tables import (
 )
 from .tables import (
     CONTEXT,
+    DEQUANTIZED,
     FACTS,
     FORGETTING,
     FORWARD,
     MATRIX,
     PARTS,
+    PRODUCTS,
+    REFUSALS,
     WORDINGS,
     context_rows,
+    dequantized_rows,
     facts_rows,
     forgetting_rows,
     forward_rows,
@@ -42,8 +46,10 @@ from .tables import (
     memory_rows,
     nf4_rows,
     pick,
+    product_rows,
     quality_lines,
     quality_rows,
+    refusal_rows,
     scaling_rows,
     step_rows,
     table,
@@ -80,6 +86,7 @@ def summary(results: Results) -> str:
             what = f"a step, 6 layers, d=768: {row['ours']} / {row['other']}"
             lines.append([what, f"**{times(row['ratio'])}**", "train_step"])
     lines += [nf4_line(results["nf4"], what) for what in ("quantize", "dequantize")]
+    lines.append(product_line(results["nf4_kernel"]))
     peaks = [f"{row['method']} {megabytes(row['peak'])}" for row in results["memory"]["rows"]]
     what = "memory at the peak of a step, 6 layers, d=768, MB"
     lines.append([what, ", ".join(peaks), "memory"])
@@ -110,14 +117,24 @@ def forward_line(result: dict[str, Any], rows: int, what: str) -> list[str]:
 
 
 def nf4_line(result: dict[str, Any], what: str) -> list[str]:
-    """The range of speeds over the sizes, ours and torchao's."""
-    ranges = {}
-    for name in ("minilora", "torchao"):
-        picked = pick(result, what=what, contestant=name)
-        speeds = [1 / row["ratio"]["median"] for row in picked]
-        ranges[name] = f"{min(speeds):.2f} to {max(speeds):.2f}"
-    figures = f"**{ranges['minilora']}**; torchao {ranges['torchao']}"
-    return [f"{what} NF4, 256² to 4096², speed / bitsandbytes'", figures, "nf4"]
+    """The range of speeds over the sizes, ours and, where it took part, torchao's."""
+    cells = []
+    for name, text in (("minilora", "**{}**"), ("torchao", "torchao {}")):
+        speeds = [1 / row["ratio"]["median"] for row in pick(result, what=what, contestant=name)]
+        if speeds:
+            cells.append(text.format(f"{min(speeds):.2f} to {max(speeds):.2f}"))
+    return [f"{what} NF4, 256² to 4096², speed / bitsandbytes'", "; ".join(cells), "nf4"]
+
+
+def product_line(result: dict[str, Any]) -> list[str]:
+    """One row through a layer of four bits, on all threads, by size; bitsandbytes' beside it."""
+    cells, threads = [], result["machine"]["threads"]
+    best = f"minilora, {result['settings']['kernel']}"
+    for width in (768, 2048, 4096):
+        rows = pick(result, what="product", rows=1, width=width, threads=threads)
+        ratio = {row["contestant"]: f"{row['ratio']['median']:.2f}" for row in rows}
+        cells.append(f"{width}² **{ratio[best]}** (bitsandbytes {ratio['bitsandbytes']})")
+    return ["one row through a Linear in NF4 / plain Linear", "; ".join(cells), "nf4"]
 
 
 def whole(results: Results) -> str:
@@ -144,6 +161,7 @@ def whole(results: Results) -> str:
         ("forward", "Ratios to the plain Linear.", forward, forward_rows),
         ("train_step", "Time of a step, ratio (quartiles).", ("ours / other", *models), step_rows),
         ("nf4", "", speed, nf4_rows),
+        ("nf4_kernel", kernel_note(results["nf4_kernel"]), PRODUCTS, product_rows),
         ("memory", "Megabytes.", memory, memory_rows),
         ("generation", grown, GENERATION, generation_rows),
         ("serving", served, SERVING, serving_rows),
@@ -153,6 +171,7 @@ def whole(results: Results) -> str:
         ("wordings", asked, WORDINGS, wordings_rows),
         ("facts", facts_note(results["facts"]), FACTS, facts_rows),
         *([("in_context", IN_CONTEXT, CONTEXT, context_rows)] if "in_context" in results else []),
+        *([("refusals", REFUSED, REFUSALS, refusal_rows)] if "refusals" in results else []),
         ("scaling", fitted, ("cost", "grows with", "k", "expected"), scaling_rows),
     )
     text = [
@@ -184,7 +203,25 @@ def facts_note(result: dict[str, Any]) -> str:
     )
 
 
+def kernel_note(result: dict[str, Any]) -> str:
+    """What the two tables of the kernel show, and the first of them."""
+    has = result["settings"]["instructions"]
+    dequantized = table(DEQUANTIZED, dequantized_rows(result))
+    return "\n\n".join(
+        [
+            f"Each variant of the compiled kernel that this processor ({has}) has, and the way of "
+            "the tensors, which stands in without one. Dequantizing: speed over bitsandbytes'.",
+            dequantized,
+            "A few rows through a square Linear: time over the plain float32 Linear's.",
+        ]
+    )
+
+
 IN_CONTEXT = "The same with a real language model; one run, untuned."
+REFUSED = (
+    "SmolLM2-135M-Instruct, asked for 50 things to decline and 10 harmless ones in the same words, "
+    "before and after it learns naval code; one run, rough signs (see `benchmarks/refusals.py`)."
+)
 WRITTEN_BY = (
     "Written by `python -m benchmarks.report` from `benchmarks/results/`; "
     "`make bench` makes those anew."

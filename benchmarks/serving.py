@@ -19,7 +19,6 @@ they hold on a busy machine; ``arrivals`` has wall time beside it.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import tempfile
@@ -40,7 +39,7 @@ from minilora.model.cache import KVCache
 from minilora.serving import AdapterBank, Engine
 from minilora.serving.layer import AdapterRows
 
-from .common import Row, measure, options, rows_of, save
+from .common import Row, kept_rows, measure, options, rows_of, save
 from .generation import SHIPPED
 
 ROWS, TIME, MOST_OF_PEFT = 64, 64, 64
@@ -255,7 +254,8 @@ def main() -> None:
     shape: dict[str, Any] = {"adapters": [1, 8, 64, 1000], "requests": 64, "seconds": 3.0}
     settings = options(__doc__, **shape, parts=PARTS, threads=1)
     transformers.logging.set_verbosity_error()
-    results = earlier(Path(settings.out), settings.device, settings.parts)
+    kept = kept_rows("serving", settings)
+    results = [row for row in kept if row["what"] not in settings.parts]
     most = max(settings.adapters) if {"memory", "step"} & set(settings.parts) else 0
     with tempfile.TemporaryDirectory() as root:
         folders = make_adapters(max(most, settings.requests), Path(root))
@@ -276,13 +276,6 @@ def main() -> None:
     results.sort(key=lambda row: PARTS.index(row["what"]))
     settings.parts = sorted({row["what"] for row in results}, key=PARTS.index)
     save("serving", results, settings, "peft", "transformers")
-
-
-def earlier(out: Path, device: str, parts: list[str]) -> list[Row]:
-    """The rows of other parts that an earlier call left."""
-    path = out / device.split(":")[0] / "serving.json"
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    return [row for row in rows if row["what"] not in parts]
 
 
 if __name__ == "__main__":

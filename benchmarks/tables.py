@@ -29,6 +29,10 @@ FORGETTING = (
 WORDINGS = ("wordings in training", "seeds", "right, seen wordings", "right, unseen wordings")
 FACTS = ("facts", "method", "“x status?”", "in another wording", "new log followed")
 FACTS += ("taught value instead", "ship's logs", "forgot", "prompt tokens")
+VARIANTS = ("avx512", "avx2", "plain", "tensors")
+DEQUANTIZED = ("threads", "size", "bitsandbytes, M weights/s", *VARIANTS)
+PRODUCTS = ("threads", "size", "rows", "bitsandbytes", *VARIANTS, "dequantize and multiply")
+REFUSALS = ("model", "declined of 50", "declined, harmless", "naval, exact")
 CONTEXT = ("model", "way", "exact", "prompt tokens", "CPU s a request", "training has paid after")
 
 
@@ -91,6 +95,40 @@ def nf4_rows(result: dict[str, Any]) -> list[list[str]]:
         quality = [f"{row['bits']:.3f}", f"{row['rmse']:.4f}"]
         lines.append([*names, f"{speed:.0f}", f"{ratio:.2f}", *quality])
     return lines
+
+
+def dequantized_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a size and number of threads, a column a variant: speed over bitsandbytes'."""
+    lines = []
+    for setting, rows in by_setting(result, "dequantize", ("threads", "width", "dtype")):
+        threads, width, dtype = setting
+        theirs = rows.pop("bitsandbytes")
+        speed = f"{width**2 / theirs['seconds'] / 1e6:,.0f}"
+        ratio = [rows.get(f"minilora, {name}") for name in VARIANTS]
+        cells = [f"{1 / row['ratio']['median']:.2f}" if row else "—" for row in ratio]
+        lines.append([str(threads), f"{width}² {dtype}", speed, *cells])
+    return lines
+
+
+def product_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a size, number of rows and threads: time over the plain float32 Linear's."""
+    names = ("bitsandbytes", *(f"minilora, {name}" for name in PRODUCTS[4:]))
+    lines = []
+    for setting, rows in by_setting(result, "product", ("threads", "width", "rows")):
+        threads, width, count = setting
+        ratio = [rows.get(name) for name in names]
+        cells = [f"{row['ratio']['median']:.2f}" if row else "—" for row in ratio]
+        lines.append([str(threads), f"{width}²", str(count), *cells])
+    return lines
+
+
+def by_setting(result: dict[str, Any], what: str, keys: Sequence[str]) -> list[tuple[Any, Any]]:
+    """The rows of one kind by these keys, and within each by contestant."""
+    settings: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in pick(result, what=what):
+        setting = tuple(row[key] for key in keys)
+        settings.setdefault(setting, {})[row["contestant"]] = row
+    return list(settings.items())
 
 
 def memory_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -254,3 +292,9 @@ def context_rows(result: dict[str, Any]) -> list[list[str]]:
             after = f"({row['training_seconds']:,.0f} CPU s of training)"
         lines.append([row["model"], row["way"], *cells, after])
     return lines
+
+
+def refusal_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a model: what it declines, and what it has learnt."""
+    keys = ("refused", "harmless_refused", "exact")
+    return [[row["model"], *(f"{row[key]:.0%}" for key in keys)] for row in result["rows"]]

@@ -174,6 +174,26 @@ def test_the_keyed_tasks_share_their_rows_and_keep_their_keys():
     assert log.startswith("Log: ")
 
 
+@pytest.mark.slow
+def test_ways_to_ask_that_were_measured_are_not_measured_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(facts.data.naval_log, "__defaults__", (8, 2, 0))
+    arguments = "--k 0 1 --llm-steps 1 --llm-logs 2 --threads 1"
+    base = str(generation.SHIPPED)
+    command = ["facts", "--llm", base, *arguments.split(), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", command)
+    file = tmp_path / "cpu" / "in_context.json"
+    facts.main()
+    content = json.loads(file.read_text())
+    assert [row["way"] for row in content["rows"]] == ["0 examples", "1 example", "adapter"]
+    file.write_text(json.dumps(content | {"rows": content["rows"][:1]}))
+    capsys.readouterr()
+    facts.main()
+    assert capsys.readouterr().out.count("exact") == 2
+    facts.main()
+    assert "exact" not in capsys.readouterr().out
+    assert len(json.loads(file.read_text())["rows"]) == 3
+
+
 def test_the_penalty_is_half_lambda_fisher_times_the_squared_update(monkeypatch):
     """Its value, and its gradient by finite differences."""
     monkeypatch.setattr(rivals, "WINDOWS", 1)

@@ -90,6 +90,11 @@ COMMANDS = {
         "from data to a registered adapter: queued, watched, resumed after any kill",
         "minilora jobs run spec.toml",
     ),
+    "serve": Command(
+        "Keep",
+        "the OpenAI API for a base and its adapters, on this machine",
+        "minilora serve --port 8000 --adapter naval=mine/adapter",
+    ),
     "plan": Command(
         "Plan",
         "what a fine-tune will cost: parameters, bytes, FLOPs",

@@ -12,6 +12,26 @@ In reading order:
     row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
     engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
     bank.py           ``AdapterBank``: a base, its adapters, and answers
+    refusals.py       ``Refused``: what a request is told that cannot be done
+    tenants.py        ``Tenants``: who asks, with which key, for which adapters
+    quotas.py         how much a tenant may ask; charges that count once
+    evidence.py       which of two arms is better: evidence that may be looked at at any time
+    assignment.py     who gets which adapter in an experiment: a hash, so it can be replayed
+    comparison.py     two arms side by side, and how the evidence came to be
+    experiments.py    the log: who was shown what, and what came of it
+    failover.py       when an adapter fails: who answers instead, and when it is tried again
+    metrics.py        what is counted, for Prometheus
+    service.py        ``Service``: the parts of a server, and what a model's name means
+    protocol.py       what may be asked over HTTP, field by field
+    replies.py        what is answered, field by field
+    streams.py        from the engine's thread into an event loop; clients that leave
+    generation.py     one request for text, from its arrival to its end
+    reply_forms.py    how an answer is written down: whole, or in chunks
+    access.py         who asks, and whether the JSON is sound
+    completions.py    /v1/chat/completions and /v1/completions
+    model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
+    health.py         /health, /ready, /metrics
+    app.py            ``create_app``: endpoints, errors, request ids
 
 Imports ``hub`` and the library.
 """
@@ -23,7 +43,8 @@ from ..lazy import lazy_imports
 if TYPE_CHECKING:
     from .bank import AdapterBank
     from .engine import Engine
+    from .service import Service
 
-__all__ = ["AdapterBank", "Engine"]
+__all__ = ["AdapterBank", "Engine", "Service"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -91,18 +91,20 @@ class Engine:
         top_p: float | None = None,
         seed: int = 0,
         ends: Sequence[int] | None = None,
+        logprobs: int | None = None,
         notify: Callable[[], None] | None = None,
     ) -> Answer:
         """Queue a request; any thread may call. The answer comes as the engine gets to it.
 
         ``prompt``: a text, (instruction, context), messages, or token ids. ``ends``: the tokens
-        that end the answer; None: the tokenizer's. ``notify`` is called in the engine's thread
-        after each event, to wake an event loop. Raises ``ValueError`` for what
-        can never be answered (an unknown adapter, a prompt beyond the positions, …), before
-        anything is done, and ``Busy``.
+        that end the answer; None: the tokenizer's. ``logprobs``: with so many others beside each.
+        ``notify`` is called in the engine's thread after each event, to wake an event loop. Raises
+        ``ValueError`` for what can never be answered (an unknown adapter, a prompt beyond the
+        positions, …), before anything is done, and ``Busy``.
         """
         chosen, settings = self.bank.check(adapter), (max_new_tokens, temperature, top_k, seed)
-        request = checked_request(self.model, prompt, chosen, tenant, stop, ends, settings, top_p)
+        asked = (prompt, chosen, tenant, stop, ends, settings, top_p, logprobs)
+        request = checked_request(self.model, *asked)
         answer = Answer(request, self.model.tokenizer, self.cancel, notify)
         with self.wake:
             if self.closed:

@@ -13,10 +13,12 @@ import queue
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from ..model.own_forms import question
-from ..model.sampling import Sampling
+from ..model.sampling import Sampling, is_number
 from .adapter_store import Chosen
 from .growing_text import GrowingText
 
@@ -33,18 +35,43 @@ class Busy(RuntimeError):
 
 @dataclass(frozen=True)
 class Request:
-    """A request that was checked; ``prompt`` are token ids, ``stops`` end the text before them."""
+    """A request that was checked; ``prompt`` are token ids, ``stops`` end the text before them.
+
+    ``logprobs``: how many tokens to list beside each chosen one; None: the answer has none.
+    """
 
     prompt: tuple[int, ...]
     adapter: Chosen
     tenant: str
     sampling: Sampling
     stops: tuple[str, ...]
+    logprobs: int | None = None
 
     @property
     def cost(self) -> int:
         """The most tokens that it can take."""
         return len(self.prompt) + self.sampling.max_new_tokens
+
+
+class TokenLogprob(NamedTuple):
+    """log p of a token, and of the likeliest ones in its place, before temperature and cuts."""
+
+    id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+def token_logprob(logits: Tensor, token: int, most: int) -> TokenLogprob:
+    """log softmax of one row of logits (vocab,) at a token and at the ``most`` likeliest.
+
+    >>> import torch
+    >>> round(token_logprob(torch.tensor([0.0, 0.0]), 1, most=1).logprob, 4)
+    -0.6931
+    """
+    logprobs = logits.float().log_softmax(dim=-1)
+    values, ids = logprobs.topk(min(most, len(logprobs)))
+    top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenLogprob(token, float(logprobs[token]), top)
 
 
 @dataclass(frozen=True)
@@ -81,6 +108,7 @@ class Answer:
         self.events: queue.SimpleQueue[int | Finished | RequestFailed] = queue.SimpleQueue()
         self.cancelling, self.notify = cancel, notify
         self.ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []  # of the ids, if the request asks for them
         self.end: Finished | RequestFailed | None = None
 
     def __iter__(self) -> Iterator[str]:
@@ -169,6 +197,7 @@ def checked_request(
     ends: Sequence[int] | None,
     settings: tuple[int, float, int | None, int],
     top_p: float | None,
+    logprobs: int | None = None,
 ) -> Request:
     """A request, for no more tokens than there are positions left. Raises ``ValueError``.
 
@@ -178,11 +207,13 @@ def checked_request(
         raise ValueError(f"expected a text for the tenant, got {tenant!r:.80}")
     ends = tuple(model.tokenizer.eos_ids) if ends is None else checked_ends(ends)
     sampling = Sampling(*settings, ends, True, top_p)
+    if logprobs is not None and (not is_number(logprobs, int) or logprobs < 0):
+        raise ValueError(f"logprobs: expected a number from 0 on, or None, got {logprobs!r}")
     positions = model.config.max_position_embeddings
     ids = prompt_ids(model.tokenizer, prompt, positions)
     most = min(sampling.max_new_tokens, positions - len(ids))
     sampling = replace(sampling, max_new_tokens=most)
-    return Request(ids, chosen, tenant, sampling, checked_stops(stop))
+    return Request(ids, chosen, tenant, sampling, checked_stops(stop), logprobs)
 
 
 def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:

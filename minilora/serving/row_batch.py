@@ -27,7 +27,7 @@ from ..model.cache import KVCache
 from ..model.sampling import sample
 from .adapter_store import Held
 from .layer import AdapterRows
-from .requests import Answer
+from .requests import Answer, token_logprob
 
 MULTIPLE = 16  # of prompts' lengths, and of the positions that attention reads
 MANY = 64  # rows, with which fewer are compared
@@ -138,19 +138,21 @@ class RowBatch:
                 if sampling.temperature > 0:
                     choice = sampling.temperature, sampling.top_k, slot.random, sampling.top_p
                     token = int(sample(logits[i : i + 1].cpu(), *choice))
-                reason = self.give(slot, token)
+                reason = self.give(slot, token, logits[i])
             except Exception as error:  # this row's alone
                 self.fail(row, error)
                 continue
             if reason is not None:
                 self.retire(row, reason)
 
-    def give(self, slot: Slot, token: int) -> str | None:
+    def give(self, slot: Slot, token: int, logits: Tensor) -> str | None:
         """Pass a token on; the reason if it ends the answer."""
         answer, request = slot.answer, slot.answer.request
         if token in slot.ends:
             return "stop"
         answer.ids.append(token)
+        if request.logprobs is not None:
+            answer.logprobs.append(token_logprob(logits, token, request.logprobs))
         answer.put(token)
         if slot.text is not None:
             slot.text.push(token)

@@ -1,0 +1,123 @@
+"""``minilora serve``: a base and its adapters behind the OpenAI API, on this machine.
+
+On loopback, without keys until the first is added, it asks nobody who they are. It stops on Ctrl-C
+or SIGTERM: no new requests, the running ones end (at most ``--grace`` seconds), then it ends.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from pathlib import Path
+from typing import Any
+
+from .hub_names import add_hub_option
+from .options import add_base_option, add_device_option, check_device
+
+EPILOG = """examples:
+  minilora serve                                     the shipped base and the adapters of ./hub
+  minilora serve --adapter naval=mine/adapter        one more, from a folder
+  curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{"model": "naval", "messages": [{"role": "user", "content": "Status?"}]}'"""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora serve``."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"{parser.epilog}\n{EPILOG}"
+    add = parser.add_argument
+    add_base_option(parser)
+    add("--name", help="what the base is called (default: its folder, or minilora-base)")
+    each = "an adapter and its folder, or a name of the hub; may be repeated"
+    add("--adapter", action="append", default=[], metavar="NAME=FOLDER", help=each)
+    add_hub_option(parser)
+    add("--root", type=Path, help="folder from which /v1/load_lora_adapter may load")
+    add("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    add("--port", type=int, default=8000, help="0 for any free one (default: %(default)s)")
+    add("--slots", type=int, default=64, help="requests at once (default: %(default)s)")
+    add("--max-rank", type=int, default=16, help="of an adapter (default: %(default)s)")
+    add("--memory", type=int, default=1024, help="MB of adapters (default: %(default)s)")
+    add("--qlora", action="store_true", help="the base in four bits")
+    add("--grace", type=int, default=30, help="seconds to end in (default: %(default)s)")
+    add_device_option(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    """``minilora serve``. Raises ``ValueError`` without the extra."""
+    try:
+        import uvicorn
+
+        from ..serving.app import create_app
+    except ImportError as error:
+        raise ValueError(f"{error}: pip install 'minilora[serve]'") from error
+
+    service = service_of(options)
+    config = uvicorn.Config(
+        create_app(service),
+        host=options.host,
+        port=options.port,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=options.grace,
+    )
+
+    class Server(uvicorn.Server):
+        """Says when it is ready, and when it stops."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            """Listen, then say so."""
+            await super().startup(sockets)
+            if self.started:
+                port = self.servers[0].sockets[0].getsockname()[1]
+                print(ready_text(service, options.host, port), flush=True)
+
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            """The first signal drains, the second ends at once."""
+            if not service.draining:
+                service.draining = True
+                print("stopping: requests in progress end first", flush=True)
+            super().handle_exit(sig, frame)
+
+    signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has drained
+    Server(config).run()
+    print("stopped")
+    return 0
+
+
+def service_of(options: argparse.Namespace) -> Any:
+    """What the options ask for, loaded and checked."""
+    from ..hub import Hub
+    from ..model.pretrained import load_base
+    from ..serving import AdapterBank, Engine, Service
+    from .hub_names import adapter_folder
+
+    quantize, device = "nf4" if options.qlora else None, check_device(options.device)
+    base = load_base(options.base, device=device, quantize=quantize)
+    bank = AdapterBank(base, options.max_rank, memory=options.memory * 1_000_000)
+    name = options.name or (Path(options.base).name if options.base else "minilora-base")
+    for given in options.adapter:
+        label, found, folder = given.partition("=")
+        if not found or label in (name, "auto"):
+            raise ValueError(f"--adapter: expected NAME=FOLDER, another name, got {given!r}")
+        bank.load(label, adapter_folder(folder, options.hub), any_base=options.qlora)
+    hub = Hub(options.hub) if options.hub.is_dir() else None
+    engine = Engine(bank, options.slots)
+    return Service(
+        engine,
+        bank,
+        base_name=name,
+        hub=hub,
+        router=None if hub is None else hub.router,
+        root=options.root,
+    )
+
+
+def ready_text(service: Any, host: str, port: int) -> str:
+    """What stands on the terminal when it is ready: where, what, and what to do next."""
+    names = service.names(None)
+    shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+    address = f"http://{'localhost' if host == '127.0.0.1' else host}:{port}"
+    body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Status?"}}]}}'
+    return f"""ready at {address}   models: {shown}
+try it:   curl {address}/v1/chat/completions -H 'content-type: application/json' -d '{body}'
+or:       OpenAI(base_url="{address}/v1", api_key="any")   Ctrl-C stops it"""

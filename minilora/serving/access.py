@@ -1,0 +1,91 @@
+"""Who asks, and whether the JSON is sound: what every endpoint checks first.
+
+A key comes as ``Authorization: Bearer …``. Without any key in the database everybody is the tenant
+``local`` and may do everything, which is right on loopback and nowhere else.
+
+**One JSON, one meaning.** ``{"model": "a", "model": "b"}`` is ``a`` to one parser and ``b`` to
+another; a proxy that checks the first and a server that takes the second disagree about who may do
+what (RFC 8259, section 4: names "SHOULD be unique"). Here it is an error, and so are ``NaN`` and
+``Infinity``, which are no JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+from fastapi import Depends, HTTPException
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from .refusals import Refused
+
+
+class StrictRequest(Request):
+    """A request whose JSON has each name once."""
+
+    async def json(self) -> Any:
+        """The body. Raises ``json.JSONDecodeError`` and ``HTTPException``, which FastAPI knows."""
+        try:
+            return json.loads(
+                await self.body(), object_pairs_hook=each_name_once, parse_constant=refuse_constant
+            )
+        except json.JSONDecodeError:
+            raise
+        except RecursionError as error:
+            raise HTTPException(400, "the JSON is nested too deeply") from error
+        except ValueError as error:  # half a letter, a name twice, a number of 5,000 digits
+            raise HTTPException(400, f"the body is not sound JSON: {error}") from error
+
+
+def each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ``ValueError`` when a name comes twice."""
+    whole = dict(pairs)
+    if len(whole) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the name {twice!r:.80} stands twice in one object")
+    return whole
+
+
+def refuse_constant(name: str) -> float:
+    """Python's ``json`` would take them."""
+    raise ValueError(f"{name} is no number of JSON")
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body so."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, given a ``StrictRequest``."""
+        handle = super().get_route_handler()
+
+        async def strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return strictly
+
+
+async def caller_of(request: Request) -> Any:
+    """The tenant of a request's key. Raises ``Refused`` (401)."""
+    tenants = request.app.state.service.tenants
+    if tenants is None:
+        return None
+    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    return await run_in_threadpool(tenants.who, token.strip() if kind.lower() == "bearer" else None)
+
+
+Caller = Annotated[Any, Depends(caller_of)]
+
+
+async def admin_of(caller: Caller) -> Any:
+    """The same, of an admin. Raises ``Refused`` (401, 403)."""
+    if caller is not None and not caller.admin:
+        raise Refused(403, "this needs an admin's key", code="admin_only")
+    return caller
+
+
+Admin = Annotated[Any, Depends(admin_of)]

@@ -1,0 +1,127 @@
+"""From the engine's thread into an event loop: answers as they come, and clients that leave.
+
+The engine's thread must never wait for a client, and the event loop must never wait for the engine.
+Between them stands a bell (``Doorbell``): the engine rings it after each token, which only notes
+the request and wakes the loop; the loop then takes all tokens that are there. With 64 streams a
+step of the engine rings 64 times and wakes the loop once. A loop that is late takes several tokens
+at once, so a slow machine sends longer pieces instead of falling behind.
+
+**Who has left is noticed while waiting.** A server that looks only when it sends goes on computing
+an answer in JSON to the end for nobody (vllm-project/vllm #9428, #54947; sgl-project/sglang
+#36552). Here one task waits for ``http.disconnect`` beside the answer, in both forms, and cancels
+the rows, which the engine frees in its next step.
+
+Left out: threads for slow readers. What a client does not read waits in the socket and in
+``Answer.events``, at most ``max_tokens`` numbers; the row is free as soon as it has computed them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from starlette.requests import Request
+
+from .growing_text import GrowingText
+from .requests import Answer, Finished, TokenLogprob
+
+
+class Doorbell:
+    """Rung in any thread; sets events of one event loop, many with one call into it."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.loop = loop
+        self.rung: deque[asyncio.Event] = deque()
+        self.called = False
+
+    def button(self, event: asyncio.Event) -> Callable[[], None]:
+        """What to press for this event: ``notify`` of a request."""
+
+        def press() -> None:
+            self.rung.append(event)
+            if not self.called:  # else the loop will find this event too: it lowers the flag first
+                self.called = True
+                self.loop.call_soon_threadsafe(self.answer)
+
+        return press
+
+    def answer(self) -> None:
+        """The loop's side."""
+        self.called = False
+        while self.rung:
+            self.rung.popleft().set()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is new of an answer: text, the tokens' log probabilities, and its end if it has come."""
+
+    index: int
+    text: str
+    logprobs: Sequence[TokenLogprob]
+    end: Finished | None
+
+
+class Reader:
+    """Reads one answer for one client."""
+
+    def __init__(self, index: int, answer: Answer):
+        self.index, self.answer = index, answer
+        self.text: GrowingText = answer.text()
+        self.read = 0  # log probabilities
+
+    def new_part(self) -> Part | None:
+        """What has come since the last call; None if nothing. Raises ``RequestFailed``."""
+        pieces, events, new = [], self.answer.events, False
+        while not events.empty():
+            new, event = True, self.answer.next_event()
+            if isinstance(event, Finished):
+                pieces.append(event.text[len(self.text.shown) :])
+                return Part(self.index, "".join(pieces), self.new_logprobs(), event)
+            pieces.append(self.text.push(event))
+        text = "".join(pieces)
+        return Part(self.index, text, self.new_logprobs() if text else (), None) if new else None
+
+    def new_logprobs(self) -> Sequence[TokenLogprob]:
+        """Of the tokens since the last part that had text."""
+        new = self.answer.logprobs[self.read :]
+        self.read += len(new)
+        return new
+
+
+async def parts_of(answers: Sequence[Answer], rung: asyncio.Event) -> AsyncIterator[Part]:
+    """The parts of several answers as they come, until all have ended. Raises ``RequestFailed``."""
+    readers = [Reader(index, answer) for index, answer in enumerate(answers)]
+    while readers:
+        await rung.wait()
+        rung.clear()
+        for reader in list(readers):
+            part = reader.new_part()
+            if part is not None:
+                if part.end is not None:
+                    readers.remove(reader)
+                yield part
+
+
+@contextmanager
+def cancelled_when_gone(request: Request, answers: list[Answer]) -> Iterator[None]:
+    """Inside, a client that leaves cancels the answers; so does leaving the block, whatever for."""
+
+    async def wait() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        cancel()
+
+    def cancel() -> None:
+        for answer in answers:
+            answer.cancel()
+
+    task = asyncio.create_task(wait())
+    try:
+        yield
+    finally:
+        task.cancel()
+        cancel()
