@@ -69,9 +69,9 @@ class Claims:
             order = f"status = 'queued' and id = coalesce(?, id) order by {busy}, number limit 1"
             for job in jobs_where(db, order, id):
                 now, fence = self.clock(), job.fence + 1
-                values = {"fence": fence, "beats": job.beats + 1, "tries": job.tries + 1}
-                values |= {"worker": worker, "lease": now + self.lease, "started": job.started}
-                update(db, job, status="running", **(values | {"started": job.started or now}))
+                counts = {"fence": fence, "beats": job.beats + 1, "tries": job.tries + 1}
+                times = {"lease": now + self.lease, "started": job.started or now}
+                update(db, job, status="running", worker=worker, **counts, **times)
                 note(db, job.id, now, f"{worker} begins with {job.step}")
                 return find(db, job.id)
         return None

@@ -80,7 +80,11 @@ class Pulse:
         """One renewal, with what there is to tell. Raises as ``Queue.beat``."""
         with self.one_at_a_time:
             count, kept, counted = len(self.news), self.kept, self.counted
-            more = {"progress": self.progress, "kept": kept, "seconds": self.seconds()}
+            more: dict[str, Any] = {
+                "progress": self.progress,
+                "kept": kept,
+                "seconds": self.seconds(),
+            }
             try:
                 self.queue.beat(self.job, events=tuple(self.news)[:count], **more)
             except OSError:

@@ -121,7 +121,8 @@ def fits(value: Any, annotation: str) -> bool:
         return kind != annotation
     if isinstance(value, bool):
         return kind == "bool"
-    return isinstance(value, {"str": str, "int": int, "float": (int, float), "bool": bool}[kind])
+    kinds: dict[str, Any] = {"str": str, "int": int, "float": int | float, "bool": bool}
+    return isinstance(value, kinds[kind])
 
 
 def wrong_settings(table: Mapping[str, Any]) -> Iterator[Problem]:
@@ -173,7 +174,7 @@ def config_of(method: Mapping[str, Any]) -> Any:
 
     settings = dict(method)
     kind = settings.pop("kind", "lora")
-    variants = {"dora": {"use_dora": True}}
+    variants: dict[str, dict[str, Any]] = {"dora": {"use_dora": True}}
     variants |= {start: {"init_lora_weights": start} for start in ("pissa", "olora")}
     if kind == "lora" or kind in variants:
         if "r" in settings and "lora_alpha" not in settings:

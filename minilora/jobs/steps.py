@@ -166,9 +166,9 @@ def train(work: Work) -> Place:
     config = replace(config, checkpoint_every=every, resume=start is not None)
     torch.manual_seed(config.seed)
     inject(model, spec.config)
-    replay = spec.replay and read_replay(
-        spec.replay.source, spec.replay.share, skip_bad=spec.data.skip_bad
-    )
+    replay = None
+    if (old := spec.replay) is not None:
+        replay = read_replay(old.source, old.share, skip_bad=spec.data.skip_bad)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ticks = [Ticks(work.pulse, steps, every)]
