@@ -179,7 +179,7 @@ def events_of(db: sqlite3.Connection, job: str, after: int = 0) -> list[Event]:
         " where job = ? and number > ? order by number",
         (job, after),
     )
-    return [Event(*row[:6], read_object(row[6])) for row in rows]
+    return [Event(n, id, at, *said, read_object(data)) for n, id, at, *said, data in rows]
 
 
 # what an open job will have cost, by the forecast, or what it has cost already
