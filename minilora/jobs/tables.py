@@ -15,7 +15,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..database import Database
 
@@ -98,8 +98,7 @@ class Job:
         return str(read_object(self.spec).get("name", ""))
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """What happened to a job: ``type`` is message or metrics, ``level`` info, warn or error."""
 
     number: int
@@ -179,7 +178,7 @@ def events_of(db: sqlite3.Connection, job: str, after: int = 0) -> list[Event]:
         " where job = ? and number > ? order by number",
         (job, after),
     )
-    return [Event(n, id, at, *said, read_object(data)) for n, id, at, *said, data in rows]
+    return [Event(*row)._replace(data=read_object(row[-1])) for row in rows]
 
 
 # what an open job will have cost, by the forecast, or what it has cost already
