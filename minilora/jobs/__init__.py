@@ -1,4 +1,5 @@
-"""From data to a registered adapter without a person at the keyboard, resumable from any kill.
+"""From data to a registered adapter without a person at the keyboard, resumable from any kill; the
+loop that adapts, and the gate that holds it.
 
 In reading order:
 
@@ -13,8 +14,14 @@ In reading order:
     evaluation.py  what an adapter is worth
     steps.py       prepare, train, evaluate, register
     worker.py      ``Worker``: claims jobs and does their steps
+    audit.py       secrets and licences, which must not be learnt
+    gate.py        may the new adapter take the old one's place?
+    correction.py  what a user said of an answer
+    feedback.py    the store of those: quarantine, dedupe, caps, rotated held-out examples
+    recipe.py      what the loop keeps good, and what of two models is compared
+    adapt.py       ``Loop``: due, train, gate, promote, watch, roll back
 
-Imports ``hub``, the library's wings and the ground.
+Imports ``hub``, ``serving``, the library's wings and the ground.
 """
 
 from typing import TYPE_CHECKING
@@ -22,11 +29,31 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
+    from .adapt import Loop
+    from .correction import Feedback
+    from .feedback import FeedbackStore
+    from .gate import Measured, Pairs, Rules, decide
     from .queue import Queue
+    from .recipe import Recipe
     from .spec import Spec, read_spec
     from .tables import Event, Job
     from .worker import Worker
 
-__all__ = ["Event", "Job", "Queue", "Spec", "Worker", "read_spec"]
+__all__ = [
+    "Event",
+    "Feedback",
+    "FeedbackStore",
+    "Job",
+    "Loop",
+    "Measured",
+    "Pairs",
+    "Queue",
+    "Recipe",
+    "Rules",
+    "Spec",
+    "Worker",
+    "decide",
+    "read_spec",
+]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)
