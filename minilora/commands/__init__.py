@@ -12,6 +12,7 @@ In reading order:
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
     train_options.py                 the options of ``train``, and what they make
+    method_options.py                those that choose a method, and its config
     keeping.py                       where trained weights go when the disk is full
     classify.py                      train an encoder with a head
     export.py                        for llama.cpp and vLLM
