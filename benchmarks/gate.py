@@ -18,7 +18,6 @@ the hub, so that the champion is trained once.
 
 from __future__ import annotations
 
-import json
 import random
 import statistics
 import tempfile
@@ -40,7 +39,7 @@ from minilora.jobs.recipe import Recipe, right
 from minilora.serving.evidence import e_value
 from minilora.training.evaluation import PROSE
 
-from .common import Row, options, save
+from .common import Row, kept_rows, options, save
 
 GAINS = (0.03, 0.0, -0.03)
 LOOKS = (100, 400, 1000, 4000)
@@ -105,6 +104,7 @@ def recipe_of(given: Any, seed: int) -> tuple[Recipe, dict[str, Sequence[Example
         train=train,
         replay=SelfReplay(0.2, windows=given.windows, tokens=48),
         after=1,
+        suspects=1,  # the source with most complaints
     )
     return recipe, {"users": spare, "live": logs.valid[half:]}
 
@@ -217,8 +217,7 @@ def main() -> None:
     lists: dict[str, Any] = {"seeds": [0], "parts": parts}
     sizes = {"steps": 150, "logs": 600, "feedback": 150, "live": 1000, "windows": 96}
     given = options(__doc__, **lists, **sizes, runs=2000, keep="")
-    file = Path(given.out) / "cpu" / "gate.json"
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    rows = kept_rows("gate", given)
     rows = [row for row in rows if row.get("planted", "dice") not in given.parts]
     with tempfile.TemporaryDirectory() as folder:
         for part in given.parts:
