@@ -33,7 +33,7 @@ from ..hub.registry import Version
 from ..hub.store import Hub
 from ..lora.injection import inject
 from ..model.pretrained import load_base
-from ..training.examples import Example, question_text
+from ..training.examples import Learnt, question_text
 from ..training.loop import train
 from .correction import Slice
 from .feedback import FeedbackStore
@@ -214,7 +214,7 @@ class Loop:
 
     # The model
 
-    def fit(self, examples: Sequence[Example]) -> Any:
+    def fit(self, examples: Sequence[Learnt]) -> Any:
         """A fresh base with an adapter that learnt these examples; the same bits each time."""
         torch.manual_seed(self.recipe.train.seed)
         model = self.base()
@@ -229,7 +229,7 @@ class Loop:
     def push(
         self,
         model: Any,
-        examples: Sequence[Example],
+        examples: Sequence[Learnt],
         recipe: Mapping[str, Any],
         parent: Version | None = None,
     ) -> Version:

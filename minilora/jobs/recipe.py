@@ -13,7 +13,7 @@ from typing import Any
 from ..lora.config import LoraConfig
 from ..training.config import TrainConfig
 from ..training.evaluation import answers, bits_per_byte
-from ..training.examples import Example, asked_and_expected
+from ..training.examples import Learnt, asked_and_expected
 from ..training.replay import Replay, SelfReplay
 from .gate import Measured, Pairs, Rules
 
@@ -32,9 +32,9 @@ class Recipe:
     """
 
     name: str
-    old: Sequence[Example]
-    regression: Sequence[Example]
-    canaries: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    old: Sequence[Learnt]
+    regression: Sequence[Learnt]
+    canaries: Mapping[str, Sequence[Learnt]] = field(default_factory=dict)
     prose: Sequence[str] = ()
     config: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -74,7 +74,7 @@ def marks(model: Any, recipe: Recipe) -> Marks:
     )
 
 
-def right(model: Any, examples: Sequence[Example]) -> tuple[bool, ...]:
+def right(model: Any, examples: Sequence[Learnt]) -> tuple[bool, ...]:
     """Which examples a model answers to the letter, spaces at the ends aside."""
     if not examples:
         return ()
