@@ -4,7 +4,8 @@ In reading order:
 
     layer.py          a Linear whose rows have adapters of their own, and the rows of a model
     adapter_cache.py  adapters in memory, by content, the least recently used ones dropped
-    adapter_store.py  adapters by name, read strictly
+    adapter_files.py  an adapter's folder, held against the base
+    adapter_store.py  adapters by name, in memory or on disk
     growing_text.py   the text of an answer while its tokens arrive
     requests.py       what is asked, checked; the answer as it comes
     fairness.py       who comes next: deficit round robin among tenants
@@ -32,6 +33,10 @@ In reading order:
     model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
     health.py         /health, /ready, /metrics
     app.py            ``create_app``: endpoints, errors, request ids
+    upstreams.py      several servers: which are well, and which has an adapter: rendezvous hashing
+    relay.py          one request to one of them and back; another only before the first byte
+    gateway.py        ``Gateway``: one address before all of them
+    workers.py        worker processes: started, watched, started again
 
 Imports ``hub`` and the library.
 """

@@ -109,7 +109,8 @@ class Engine:
         with self.wake:
             if self.closed:
                 raise Busy("this engine is closed")
-            if len(self.waiting) + len(self.arrivals) >= self.most_waiting:
+            waiting = len(self.waiting) + len(self.arrivals) + len(self.loading)
+            if waiting >= self.most_waiting:
                 raise Busy(f"{self.most_waiting} requests are waiting: ask again later")
             self.arrivals.append(answer)
             self.wake.notify()
@@ -197,10 +198,7 @@ class Engine:
             if future.done() and not is_ready(future):  # no room; there may be some by now
                 self.loading[place] = again, self.bank.fetch(again.request.adapter)
                 break
-        while len(self.loading) < self.batch.slots:
-            answer = self.waiting.pop()
-            if answer is None:
-                break
+        while (answer := self.waiting.pop()) is not None:
             future = self.bank.fetch(answer.request.adapter)
             if is_ready(future):
                 return answer, future
