@@ -24,6 +24,8 @@ In reading order:
     jobs.py                          the queue of jobs, and its workers
     jobs_adapt.py                    the loop that adapts: corrections in, the next champion out
     serve.py, serve_keys.py          the OpenAI API for a base and its adapters; who may ask
+    serve_experiment.py              the evidence of its experiments
+    serve_workers.py                 several processes behind one address
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
 """
