@@ -92,7 +92,7 @@ def recipe_of(given: Any, seed: int) -> tuple[Recipe, dict[str, Sequence[Example
     prose = PROSE.read_text(encoding="utf-8")
     cut = [prose[i * WINDOW : (i + 1) * WINDOW] for i in range(WINDOWS)]
     train = TrainConfig(
-        steps=given.steps, batch_size=16, lr=5e-3, validate_every=0, seed=seed, progress=False
+        epochs=given.epochs, batch_size=16, lr=5e-3, validate_every=0, seed=seed, progress=False
     )
     recipe = Recipe(
         "naval",
@@ -215,7 +215,7 @@ def main() -> None:
     """The dice, then the plants; rows of other parts stay as they are."""
     parts = ["dice", "nothing", "poison", "regression", "improvement"]
     lists: dict[str, Any] = {"seeds": [0], "parts": parts}
-    sizes = {"steps": 150, "logs": 600, "feedback": 150, "live": 1000, "windows": 96}
+    sizes = {"epochs": 4.0, "logs": 600, "feedback": 150, "live": 1000, "windows": 96}
     given = options(__doc__, **lists, **sizes, runs=2000, keep="")
     rows = kept_rows("gate", given)
     rows = [row for row in rows if row.get("planted", "dice") not in given.parts]
