@@ -8,6 +8,7 @@ column says where the claim did not carry over.
 from __future__ import annotations
 
 import ast
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,7 @@ class Facts(NamedTuple):
 PAPERS = {
     LORA: Facts("on par with full fine-tuning or better", "2106.09685", "full", True),
     "LoRA all, r=2": Facts("", "", batch=True),
-    "rsLoRA q, v, r=32": Facts("higher ranks learn better, divided by √r", "2312.03732", batch=True),
+    "rsLoRA q, v, r=32": Facts("higher ranks learn better, over √r", "2312.03732", batch=True),
     "LoRA+ q, v, r=8": Facts("1 to 2% better, up to 2 × faster", "2402.12354", batch=True),
     "DoRA q, v, r=8": Facts("consistently better than LoRA", "2402.09353"),
     "PiSSA q, v, r=8": Facts("faster convergence, better in the end", "2404.02948", batch=True),
@@ -176,7 +177,8 @@ def methods_figure(result: dict[str, Any]) -> Figure:
         index = colour_of(row["method"])
         axes.scatter(lost, right, s=dot(row["shipped_bytes"]), color=hue(index), alpha=0.75)
         style = {"color": hue(index), "fontsize": 9, "va": "center"}
-        axes.annotate(row["method"], (lost, right), (9, 0), "data", "offset points", **style)
+        beside = (5 + (dot(row["shipped_bytes"]) / math.pi) ** 0.5, 0)
+        axes.annotate(row["method"], (lost, right), beside, "data", "offset points", **style)
         if row["replay_seeds"]:
             kept = (
                 mean(row, "forgotten", "replay_seeds"),
