@@ -22,7 +22,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from minilora import (
     VeraConfig,
     data,
 )
-from minilora.lora.attached import AttachedConfig
+from minilora.lora.adapter_config import AttachedConfig
 from minilora.training.batches import encode_all, pad
 from minilora.training.config import TrainConfig
 from minilora.training.history import History
@@ -55,6 +55,7 @@ from .matrix import QUIET, fixed_costs, manual, prose_bits
 from .methods_table import code_lines
 
 TEXT = "Report each reading of the ship's log in naval code, one after the other."
+ROOM = 440  # tokens of a text that leave room for a soft prompt
 MORE = 2  # rates beyond the three, where the best stands at the edge
 
 
@@ -196,6 +197,9 @@ def run_naval(
 def run_manual(method: Method, rate: float, seed: int, settings: Any) -> float:
     """Bits a byte on held-out pages after training on Python's manual, at naval code's rate."""
     task, text = manual()
+    if isinstance(method.config, AttachedConfig):  # its rows need some of the model's positions
+        encode = minilora.load_base().tokenizer.encode
+        task = replace(task, train=[e for e in task.train if len(encode(e.output)) < ROOM])
     model, _ = method.train(task, settings.text_steps, 4, rate, seed)
     return minilora.bits_per_byte(model, text)
 
