@@ -35,13 +35,13 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from ..formats.save_and_load import load_adapter, save_adapter
+    from ..hub.lineage import card_sections
     from ..lora.injection import print_trainable_parameters, trainable_parameters
     from ..methods.injection import inject
     from ..model.pretrained import load_base, save_model
     from ..training.examples import Document
     from ..training.loop import train
     from ..training.readers import summarize
-    from .adapter_card import card_sections
     from .keeping import save_somewhere
 
     if options.task == "classify":

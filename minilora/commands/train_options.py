@@ -109,27 +109,14 @@ def check_resume(options: argparse.Namespace) -> None:
 
 def replay_of(options: argparse.Namespace) -> Any:
     """What is replayed beside the task, or None."""
-    from ..training.readers import read_examples
-    from ..training.replay import Examples, Prose, SelfReplay
+    from ..training.readers import read_replay
 
     share, source = options.replay, options.replay_from
     if share is None:
         if source != "self":
             raise ValueError(f"--replay-from {source} needs a share of the rows: --replay 0.25")
         return None
-    if source == "self":
-        return SelfReplay(share)
-    if Path(source).suffix == ".txt":
-        return Prose([read_text(Path(source))], share)
-    return Examples(read_examples(source, skip_bad=options.skip_bad).examples, share)
-
-
-def read_text(file: Path) -> str:
-    """A text file. Raises ``ValueError`` when it is missing or is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    return read_replay(source, share, skip_bad=options.skip_bad)
 
 
 def settings_of(options: argparse.Namespace, parameters: int = 0) -> Any:
