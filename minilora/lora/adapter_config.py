@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .adapter_layer import AdapterLayer
-    from .attached import Attached
     from .matches import Match, Site
 
 
@@ -105,7 +104,7 @@ class AttachedConfig:
 
     peft_type: ClassVar[str]
 
-    def build(self, model: nn.Module) -> dict[tuple[str, str], Attached]:
+    def build(self, model: nn.Module) -> dict[tuple[str, str], Any]:
         """The modules for a model, by (path of the host, name); changes nothing.
 
         Raises ``ValueError`` for a model that cannot have them.
