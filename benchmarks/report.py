@@ -220,9 +220,10 @@ def methods_note(result: dict[str, Any]) -> str:
             f"Naval code, {examples:,} examples in steps of {settings['batch']}, at the best rate "
             f"of a search of {settings['search_steps']} steps a rate: three rates, up to two more "
             "at an edge, the same for each. A short search favours high rates: the row at half of "
-            "LoRA's shows what that costs. Mean (range) over the seeds in the last column. Forgot: "
-            "bits a byte lost on the base's own prose; with self-replay (a quarter of the rows): "
-            "exact, forgot. A step and a forward are ratios of the processor's time.",
+            "LoRA's shows what that costs, and how little a few points between two rows say. Mean "
+            "(range) over the seeds in the last column. Forgot: bits a byte lost on the base's own "
+            "prose; with self-replay (a quarter of the rows): exact, forgot. A step and a forward "
+            "are ratios of the processor's time.",
             "What the papers claim, in their abstracts, and what came here. Batch: rows with "
             "different adapters of this kind in one batch of `AdapterBank`; lines: of the module, "
             "without docstrings, comments and blank lines.",
