@@ -126,7 +126,8 @@ async def on_our_fault(request: Request, error: Exception) -> JSONResponse:
     name = getattr(request.state, "request_id", "?")
     logger.error("request %s failed", name, exc_info=error)
     message = f"something went wrong in the server; request {name} in its log"
-    return refusal(Refused(500, message, code="internal_error"))
+    headers = {"x-request-id": name}  # this one passes by RequestIds
+    return refusal(Refused(500, message, code="internal_error", headers=headers))
 
 
 class RequestIds:
