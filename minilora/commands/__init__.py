@@ -21,7 +21,7 @@ In reading order:
     first_example.py                 the first example as the model will see it, for ``train``
     hub.py, hub_tables.py            keep it
     hub_names.py                     names of the hub where a folder is asked for; ``train --push``
-    serve.py                         the OpenAI API for a base and its adapters
+    serve.py, serve_keys.py          the OpenAI API for a base and its adapters; who may ask
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
 """

@@ -53,10 +53,11 @@ if TYPE_CHECKING:
     from .requantization import Requantized
     from .scaling import scale_adapter
     from .selection import InjectReport
-    from .swapping import swap_adapter
+    from .swapping import AdapterSwitch, swap_adapter
     from .weight_diff import Audit, audit
 
 __all__ = [
+    "AdapterSwitch",
     "Audit",
     "InjectReport",
     "LoRALayer",

@@ -43,9 +43,20 @@ def named_modules(
     >>> [path for path, _ in named_modules(DataParallel(nn.Sequential(nn.Linear(2, 2))))]
     ['', '0']
     """
-    for path, module in model.named_modules(remove_duplicate=remove_duplicate):
-        if wrapped_name(module) is None:
-            yield plain_path(model, path), module
+    known: set[nn.Module] = set()
+
+    def walk(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+        if remove_duplicate and module in known:
+            return
+        known.add(module)
+        wrapped = wrapped_name(module)
+        if wrapped is None:
+            yield path, module
+        for name, child in module._modules.items():
+            if child is not None:
+                yield from walk(path if name == wrapped else f"{path}.{name}".lstrip("."), child)
+
+    return walk("", model)
 
 
 def plain_path(model: nn.Module, path: str) -> str:

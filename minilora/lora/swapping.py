@@ -3,17 +3,21 @@
     swap_adapter(model, parts)      layer.lora_A, layer.lora_B, layer.scaling = parts[layer's path]
 
 All adapters are replaced, or none. A module that the new adapter leaves alone loses its layer, and
-one that it adapts anew gets one. For many adapters at the same time there is the bank
-(``minilora.serving``).
+one that it adapts anew gets one.
+
+``swap_adapter`` looks at the whole model each time. ``AdapterSwitch`` does so once, and makes the
+layers of each of its adapters; from then on the next adapter is one assignment a layer. For many
+adapters at the same time there is the bank (``minilora.serving``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
-from ..text import listed
+from ..text import did_you_mean, listed
 from .combining import LowRank
 from .injection import check_container, require_adapters
 from .layer import LoRALayer
@@ -37,20 +41,7 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
     >>> swap_adapter(model, {"0": LowRank(torch.ones(3, 4), torch.ones(2, 3), scaling=0.5)})[0]
     LoRALayer(4 -> 2, r=3, scaling=0.5)
     """
-    check_container(model)
-    layers: dict[str, LoRALayer] = {}
-    for path, layer in require_adapters(model):
-        if type(layer) is not LoRALayer:
-            raise ValueError(f"{path} has a {type(layer).__name__}; swap_adapter is for LoRA's")
-        if layer.merged or not layer.enabled:
-            state = "merged: unmerge(model)" if layer.merged else "off: swap outside the context"
-            raise ValueError(f"the adapter at {path} is {state} first. Nothing was changed")
-        layers[path] = layer
-    if whole := [*trained_copies(model)]:
-        raise ValueError(
-            f"{whole[0]} trains too, whole, and would stay: swap_adapter is for A and B alone; "
-            "unload(model) first. Nothing was changed"
-        )
+    layers = swappable(model)
     others = parts.keys() - layers.keys()
     modules = dict(named_modules(model)) if others or len(parts) < len(layers) else {}
     bases = {path: modules.get(path) for path in others}
@@ -68,6 +59,98 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
         if path in parts:
             put(layer, parts[path])
     return model
+
+
+class AdapterSwitch:
+    """Several adapters of one model made ready once; then the next is a pointer a layer away.
+
+    ``adapters``: parts by name, as ``swap_adapter`` takes them; ``{}`` is the base alone. The
+    adapters that the model has now stay until the first ``to``. Each keeps its own Parameters, and
+    those that stand in the model are the model's. Raises ``ValueError`` as ``swap_adapter``.
+
+    >>> import torch
+    >>> from minilora import LoraConfig, inject
+    >>> model = nn.Sequential(nn.Linear(4, 2))
+    >>> _ = inject(model, LoraConfig(r=1, target_modules=["0"]))
+    >>> parts = {"0": LowRank(torch.ones(3, 4), torch.ones(2, 3), scaling=0.5)}
+    >>> switch = AdapterSwitch(model, {"ones": parts, "none": {}})
+    >>> switch.to("ones")
+    >>> model[0]
+    LoRALayer(4 -> 2, r=3, scaling=0.5)
+    """
+
+    def __init__(self, model: nn.Module, adapters: Mapping[str, Mapping[str, LowRank]]):
+        layers = swappable(model)
+        modules = dict(named_modules(model))
+        paths = dict.fromkeys([*layers, *(path for parts in adapters.values() for path in parts)])
+        now: dict[str, Any] = {path: modules.get(path) for path in paths}
+        bases = {path: m.base if isinstance(m, LoRALayer) else m for path, m in now.items()}
+        if wrong := [
+            f"{name}: {why}"
+            for name, parts in adapters.items()
+            for path, part in parts.items()
+            if (why := misfit(path, bases[path], part))
+        ]:
+            raise ValueError(f"these parts do not fit this model: {listed(wrong)}")
+        first, by_path = next(iter(layers.values())), {m: path for path, m in now.items()}
+        named = named_modules(model, remove_duplicate=False)  # a layer may stand in two places
+        self.places = [  # where a module stands: its parent, its name there, its path
+            (parent, name, by_path[child])
+            for _, parent in named
+            for name, child in parent._modules.items()
+            if child in by_path
+        ]
+        if missing := by_path.keys() - {m._modules[name] for m, name, _ in self.places}:
+            raise ValueError(f"{by_path[missing.pop()]} is wrapped: make the switch before that")
+        self.now = now
+        self.ready: dict[str, dict[str, Any]] = {
+            name: {p: beside(b, parts[p], first) if p in parts else b for p, b in bases.items()}
+            for name, parts in adapters.items()
+        }
+
+    def to(self, name: str) -> None:
+        """Put an adapter in. Raises ``ValueError``, changing nothing, for an unknown name, and when
+        the model's adapters were changed otherwise, are merged, or switched off.
+        """
+        if name not in self.ready:
+            known = f"known are: {', '.join(self.ready)}"
+            raise ValueError(f"no adapter {name!r} here; {did_you_mean(name, self.ready, known)}")
+        now, then = self.now, self.ready[name]
+        for parent, child, path in self.places:
+            if parent._modules[child] is not now[path]:
+                raise ValueError(f"the adapter at {path} is another by now: make a new switch")
+            if type(now[path]) is LoRALayer:
+                check_in_use(path, now[path])
+        for parent, child, path in self.places:
+            layer = then[path]
+            if layer.training is not parent.training:
+                layer.train(parent.training)
+            parent._modules[child] = layer
+        self.now = then
+
+
+def swappable(model: nn.Module) -> dict[str, LoRALayer]:
+    """The LoRA layers of a model by path; ``ValueError`` unless they are all that it trains."""
+    check_container(model)
+    layers: dict[str, LoRALayer] = {}
+    for path, layer in require_adapters(model):
+        if type(layer) is not LoRALayer:
+            raise ValueError(f"{path} has a {type(layer).__name__}; swap_adapter is for LoRA's")
+        check_in_use(path, layer)
+        layers[path] = layer
+    if whole := [*trained_copies(model)]:
+        raise ValueError(
+            f"{whole[0]} trains too, whole, and would stay: swap_adapter is for A and B alone; "
+            "unload(model) first. Nothing was changed"
+        )
+    return layers
+
+
+def check_in_use(path: str, layer: LoRALayer) -> None:
+    """Raise ``ValueError`` for a layer that is merged or switched off."""
+    if layer.merged or not layer.enabled:
+        state = "merged: unmerge(model)" if layer.merged else "off: swap outside the context"
+        raise ValueError(f"the adapter at {path} is {state} first. Nothing was changed")
 
 
 def misfit(path: str, base: nn.Module | None, part: LowRank) -> str:

@@ -4,7 +4,8 @@ In reading order:
 
     layer.py          a Linear whose rows have adapters of their own, and the rows of a model
     adapter_cache.py  adapters in memory, by content, the least recently used ones dropped
-    adapter_store.py  adapters by name, read strictly
+    adapter_files.py  an adapter's folder, held against the base
+    adapter_store.py  adapters by name, in memory or on disk
     growing_text.py   the text of an answer while its tokens arrive
     requests.py       what is asked, checked; the answer as it comes
     fairness.py       who comes next: deficit round robin among tenants
@@ -15,6 +16,8 @@ In reading order:
     refusals.py       ``Refused``: what a request is told that cannot be done
     tenants.py        ``Tenants``: who asks, with which key, for which adapters
     quotas.py         how much a tenant may ask; charges that count once
+    audit.py          ``Audit``: who asked what of whom, by request id
+    answer_cache.py   greedy answers that a tenant had before
     evidence.py       which of two arms is better: evidence that may be looked at at any time
     assignment.py     who gets which adapter in an experiment: a hash, so it can be replayed
     comparison.py     two arms side by side, and how the evidence came to be
@@ -30,8 +33,13 @@ In reading order:
     access.py         who asks, and whether the JSON is sound
     completions.py    /v1/chat/completions and /v1/completions
     model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
+    audit_routes.py   /v1/audit: a tenant's own part of the log
     health.py         /health, /ready, /metrics
     app.py            ``create_app``: endpoints, errors, request ids
+    upstreams.py      several servers: which are well, and which has an adapter: rendezvous hashing
+    relay.py          one request to one of them and back; another only before the first byte
+    gateway.py        ``Gateway``: one address before all of them
+    workers.py        worker processes: started, watched, started again
 
 Imports ``hub`` and the library.
 """

@@ -7,8 +7,9 @@ The rules, each the answer to a complaint about a server:
 
 - The key is the adapter's content, never its name: two names of one content lie here once, and new
   weights under an old name are another entry (vllm-project/vllm #42125, sgl-project/sglang #8263).
-- **One reader an adapter.** Who asks for an adapter that is being read waits for that reading. Who
-  asks for another waits for nothing, so a slow or broken folder holds nobody up.
+- **One reader an adapter.** Who asks for an adapter that is being read waits for that reading, or
+  is told of it (``wait=False``). Who asks for another waits for nothing, so a slow or broken folder
+  holds nobody up.
 - A pinned adapter is never dropped, and neither is the one that was just read: dropped at once, it
   would be read again for the request that it was read for, forever.
 - An adapter that has no room beside the pinned ones is an error for those who asked for it.
@@ -34,6 +35,14 @@ class Resident(NamedTuple):
 
 class NoRoom(ValueError):
     """The memory is full of pinned adapters: ask again when one is released."""
+
+
+class BeingRead(Exception):
+    """Another thread reads this adapter; ``reading`` is done when it has ended."""
+
+    def __init__(self, reading: Future[None]):
+        super().__init__("another thread reads this adapter")
+        self.reading = reading
 
 
 class AdapterCache:
@@ -65,8 +74,11 @@ class AdapterCache:
         """Bytes of all adapters here."""
         return sum(resident.nbytes for resident in self.residents.values())
 
-    def hold(self, content: str, read: Callable[[], Resident]) -> Resident:
-        """The adapter of this content, pinned. Raises what ``read`` raises, or ``ValueError``."""
+    def hold(self, content: str, read: Callable[[], Resident], wait: bool = True) -> Resident:
+        """The adapter of this content, pinned. Raises what ``read`` raises, or ``ValueError``.
+
+        While another thread reads it, this one waits, or gets ``BeingRead`` with ``wait=False``.
+        """
         while True:
             with self.lock:
                 if content in self.residents:
@@ -77,6 +89,8 @@ class AdapterCache:
                 if reading is None:
                     mine = self.readings[content] = Future()
                     break
+            if not wait:
+                raise BeingRead(reading)
             reading.exception()  # another's, from another folder maybe: its error is not ours
         try:
             resident = read()

@@ -8,11 +8,8 @@ error, not an update (vllm-project/vllm #42125 tells how an old cache answered f
 another base: each is an error that says so (vllm-project/vllm #34186, huggingface/peft #2090 and
 text-generation-inference #2505 are about servers that answered with the base).
 
-Only methods that add ``B A`` to a weight go in: LoRA, rsLoRA, and PiSSA once it is converted. DoRA
-changes the weight's columns, IA³ the activations, a prompt the text; they are refused by name.
-
 Reading happens in the thread that asks, or with ``fetch`` in one of the store's own: never in the
-thread that computes.
+thread that computes. A slow folder takes one of these threads, however many rows wait for it.
 """
 
 from __future__ import annotations
@@ -28,21 +25,13 @@ from typing import NamedTuple
 
 from torch import nn
 
-from ..formats.base_fingerprint import fingerprint
-from ..formats.combined_files import parts_of
-from ..formats.mismatches import beyond_linears, check_fit
-from ..formats.peft_files import META_BASE, AdapterFiles, lora_config, read_adapter_files
-from ..formats.save_and_load import exactly
-from ..hub.adapter import Adapter
 from ..lora.attached import adapters_of
-from ..lora.hyperparameters import STARTS, check_rank
-from ..lora.injection import explain_match
-from ..lora.linears import made_beside
+from ..lora.hyperparameters import check_rank
 from ..lora.paths import unwrapped
-from ..lora.twin import twin
-from ..text import did_you_mean, listed
-from .adapter_cache import AdapterCache, NoRoom, Resident
-from .layer import Factors, Weighted
+from ..text import did_you_mean
+from .adapter_cache import AdapterCache, BeingRead, NoRoom, Resident
+from .adapter_files import AdapterReader
+from .layer import Weighted
 
 Choice = str | Sequence[tuple[str, float]] | None  # a row's adapter, several with weights, or none
 
@@ -86,8 +75,9 @@ class AdapterStore:
         check_rank(max_rank)
         if memory is not None and memory < 1:
             raise ValueError(f"memory must be a positive number of bytes, or None, got {memory}")
-        self.base, self.max_rank = twin(base), max_rank  # plain modules, to check files against
-        self.fingerprint = fingerprint(base)
+        self.reader = AdapterReader(base)
+        self.base, self.fingerprint = self.reader.base, self.reader.fingerprint
+        self.max_rank = max_rank
         self.cache = AdapterCache(memory)
         self.known: dict[str, Known] = {}
         self.lock = threading.Lock()  # of ``known``
@@ -107,7 +97,7 @@ class AdapterStore:
         """
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"expected a name for the adapter, got {name!r}")
-        content, resident = self.read(Path(folder), any_base)
+        content, resident = self.reader.read(Path(folder), any_base)
         ranks = {path: len(factors.A) for path, factors in resident.factors.items()}
         if too_high := [path for path, rank in ranks.items() if rank > self.max_rank]:
             path = max(too_high, key=lambda path: ranks[path])
@@ -122,8 +112,9 @@ class AdapterStore:
                     f"{name!r} is the name of other weights (content {before.content[:12]}, "
                     f"the new ones {content[:12]}): unload it first, or load with replace=True"
                 )
-            with contextlib.suppress(NoRoom):  # beside pinned ones: read when asked for
-                self.cache.hold(content, lambda: resident)
+            # no room beside pinned ones: read when asked for; a copy elsewhere: in memory soon
+            with contextlib.suppress(NoRoom, BeingRead):
+                self.cache.hold(content, lambda: resident, wait=False)
                 self.cache.release(content)
             self.known[name] = Known(Path(folder), content, ranks, resident.nbytes)
         if before is not None:
@@ -154,38 +145,12 @@ class AdapterStore:
             raise ValueError(f"there is no adapter {name!r}; {hint}")
         return self.known[name]
 
-    def read(self, folder: Path, any_base: bool = False) -> tuple[str, Resident]:
-        """The content's identity and the factors of a folder, checked against the base."""
-        files = read_adapter_files(folder)
-        check_additive(files)
-        fitting = check_fit(self.base, files, base=lambda: self.fingerprint)
-        content = content_of(files)  # refuses what is trained besides A and B
-        if fitting.other_base and META_BASE in files.metadata and not any_base:
-            raise ValueError(
-                f"the adapter in {folder} {fitting.other_base}: load it with any_base=True only if "
-                "that is meant, as for a base in four bits"
-            )
-        explain_match(self.base, exactly(fitting.names, fitting.config))  # tied weights, and such
-        return content, self.resident(files)
-
     def read_again(self, name: str, known: Known) -> Resident:
         """An adapter that was dropped from memory. Raises ``ValueError`` if it has changed."""
-        files = read_adapter_files(known.folder)
-        if (content := content_of(files)) != known.content:  # an equal one was checked by ``load``
-            raise ValueError(
-                f"{name}: the files in {known.folder} are no longer those that were loaded "
-                f"(content {known.content[:12]}, now {content[:12]}): load it again, replace=True"
-            )
-        return self.resident(files)
-
-    def resident(self, files: AdapterFiles) -> Resident:
-        """The factors as rows take them."""
-        factors = {}
-        for path, part in parts_of(files).items():
-            dtype = made_beside(self.base.get_submodule(path))["dtype"]
-            B = (part.scaling * part.B.to(dtype)).T.contiguous()
-            factors[path] = Factors(part.A.to(dtype).contiguous(), B)
-        return Resident(factors, sum(pair.A.nbytes + pair.B.nbytes for pair in factors.values()))
+        try:
+            return self.reader.read_again(known.folder, known.content)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
 
     def check(self, choice: Choice) -> Chosen:
         """A row's adapters with their weights; reads nothing. Raises ``ValueError``.
@@ -232,13 +197,14 @@ class AdapterStore:
         """
         return self.hold_chosen(self.check(choice))
 
-    def hold_chosen(self, chosen: Chosen) -> Held:
-        """``hold`` by content, whatever the names mean by now."""
+    def hold_chosen(self, chosen: Chosen, wait: bool = True) -> Held:
+        """``hold`` by content, whatever the names mean by now; ``wait`` as in the cache."""
         parts: list[Weighted] = []
         key: list[tuple[str, float]] = []
         try:
             for name, known, weight in chosen:
-                resident = self.cache.hold(known.content, partial(self.read_again, name, known))
+                read = partial(self.read_again, name, known)
+                resident = self.cache.hold(known.content, read, wait)
                 key.append((known.content, weight))
                 parts.append((resident.factors, weight))
         except BaseException:
@@ -248,14 +214,23 @@ class AdapterStore:
 
     def fetch(self, chosen: Chosen) -> Future[Held]:
         """``hold`` what ``check`` found, off the caller's thread; at once if all is in memory."""
-        done: Future[Held] = Future()
+        held: Future[Held] = Future()
+        if all(known.content in self.cache for _, known, _ in chosen):
+            self.try_to_hold(chosen, held)
+        else:
+            self.readers.submit(self.try_to_hold, chosen, held)
+        return held
+
+    def try_to_hold(self, chosen: Chosen, held: Future[Held]) -> None:
+        """One try; where another thread reads an adapter of these, the next when it has ended."""
         try:
-            if not all(known.content in self.cache for _, known, _ in chosen):
-                return self.readers.submit(self.hold_chosen, chosen)
-            done.set_result(self.hold_chosen(chosen))
-        except Exception as error:
-            done.set_exception(error)
-        return done
+            held.set_result(self.hold_chosen(chosen, wait=False))
+        except BeingRead as being:
+            being.reading.add_done_callback(
+                lambda _: self.readers.submit(self.try_to_hold, chosen, held)
+            )
+        except BaseException as error:
+            held.set_exception(error)
 
     def release(self, held: Held) -> None:
         """Unpin what ``hold`` pinned; a row that was admitted has its own copy."""
@@ -267,26 +242,3 @@ class AdapterStore:
 def is_ready(future: Future[Held]) -> bool:
     """Whether a reading has ended, with more to say than that there was no room just then."""
     return future.done() and not isinstance(future.exception(), NoRoom)
-
-
-def content_of(files: AdapterFiles) -> str:
-    """The hub's identity of an adapter: the sha256 of its config and its tensors."""
-    config, wrong = lora_config(files.config)
-    wrong += [] if config is None else beyond_linears(config, files.tensors)
-    if wrong or config is None:
-        raise ValueError(f"{files.folder}: {listed(wrong)}")
-    return Adapter(files.config, config, files.tensors, None).content_id
-
-
-def check_additive(files: AdapterFiles) -> None:
-    """Raise ``ValueError`` for a method that does more than add ``B A`` to a weight."""
-    kind = str(files.config.get("peft_type", "LORA"))
-    if kind == "LORA" and files.config.get("use_dora"):
-        kind = "DoRA"
-    if kind == "LORA" and files.config.get("init_lora_weights") in STARTS:
-        kind = "A and B of a changed base (load_adapter, then save_adapter makes it plain LoRA)"
-    if kind != "LORA":
-        raise ValueError(
-            f"{files.folder} holds {kind}: a row adds B A to its weights, as "
-            "LoRA and rsLoRA do; merge other methods into a base of their own"
-        )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import minilora
+from minilora.lora import AdapterSwitch
 from minilora.lora.combining import LowRank
 from minilora.lora.layer import lora_layers
 
@@ -113,3 +114,57 @@ def test_whole_parameters_that_train_too_would_stay():
     minilora.inject(base, minilora.LoraConfig(r=1, target_modules=["0"], modules_to_save=["1"]))
     with pytest.raises(ValueError, match="1.weight trains too.* Nothing was changed"):
         minilora.swap_adapter(base, {"0": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
+
+
+@given(seeds, adapters(SHAPES), st.lists(st.sampled_from(["one", "two", "none"]), max_size=6))
+def test_a_switch_is_swap_adapter_each_time(seed, parts, order):
+    """Against a model of its own, swapped as it is each time; ``{}`` against the base."""
+    torch.manual_seed(seed)
+    model = chain("0", "1", dropout=0.5)
+    peer, x = copy.deepcopy(model), torch.randn(3, 5)
+    paths = sorted(parts)
+    ready = {"one": {p: parts[p] for p in paths[:1]}, "two": parts, "none": {}}
+    switch = AdapterSwitch(model, ready)
+    before = [name for name, _ in model.named_parameters()]
+    assert before == [name for name, _ in peer.named_parameters()]
+    for name in order:
+        model.train(name == "two")
+        switch.to(name)
+        assert {m.training for m in model.modules()} == {name == "two"}
+        model.eval()
+        if name == "none":
+            with minilora.disable_adapter(peer):
+                expected = peer.eval()(x)
+        else:
+            expected = minilora.swap_adapter(peer, ready[name]).eval()(x)
+        assert torch.equal(model(x), expected)
+        assert sorted(path for path, _ in lora_layers(model)) == sorted(ready[name])
+    switch.to("two")
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == {f"{path}.lora_{side}" for path in parts for side in "AB"}
+
+
+def test_a_switch_refuses_what_it_did_not_leave_so():
+    model = chain("0")
+    part = LowRank(torch.ones(1, 5), torch.ones(4, 1), 1.0)
+    switch = AdapterSwitch(model.eval(), {"naval": {"0": part}, "base": {}})
+    with pytest.raises(ValueError, match="no adapter 'navel' here; did you mean 'naval'"):
+        switch.to("navel")
+    minilora.merge(model)
+    with pytest.raises(ValueError, match="the adapter at 0 is merged"):
+        switch.to("naval")
+    minilora.unmerge(model)
+    switch.to("naval")
+    with minilora.disable_adapter(model), pytest.raises(ValueError, match="at 0 is off"):
+        switch.to("base")
+    switch.to("base")
+    switch.to("naval")
+    minilora.unload(model)
+    with pytest.raises(ValueError, match="the adapter at 0 is another by now"):
+        switch.to("base")
+    with pytest.raises(ValueError, match="far: 0 has"):
+        AdapterSwitch(chain("0"), {"far": {"0": LowRank(torch.ones(1, 4), part.B, 1.0)}})
+    wrapped = chain("0")
+    wrapped[0] = torch.compile(wrapped[0])
+    with pytest.raises(ValueError, match="0 is wrapped: make the switch before that"):
+        AdapterSwitch(wrapped, {"naval": {"0": part}})

@@ -257,6 +257,36 @@ def test_vllm_15422_nobody_waits_for_an_adapter_that_is_not_theirs(engine, monke
     check_alone(behind, engine.log[behind])
 
 
+@pytest.mark.parametrize("slots", [1, 2, 6])
+def test_many_who_wait_for_a_slow_folder_hold_nobody_up(monkeypatch, slots):
+    """Neither the base, nor an adapter in memory, nor another one on disk: a reading takes one of
+    the readers' threads, however many wait for it (after vllm-project/vllm #15422)."""
+    engine = Engine(small_bank(), slots, prefill_tokens=64)
+    log = recorded(engine)
+    for name in "bc":
+        del engine.bank.cache.residents[engine.bank.known[name].content]
+    go, read = threading.Event(), engine.bank.read_again
+
+    def slow(name, known):
+        assert name != "c" or go.wait(10)
+        return read(name, known)
+
+    monkeypatch.setattr(engine.bank, "read_again", slow)
+    behind = [submit(engine, n, choice) for n, choice in enumerate(["c", "c", [("c", 1.0)]] * 2)]
+    others = [submit(engine, n, choice) for n, choice in enumerate([None, "a", "b", "b"])]
+    deadline = time.monotonic() + 10
+    while not all(answer.ids for answer in others) and time.monotonic() < deadline:
+        engine.step()
+    assert all(answer.ids for answer in others)
+    assert not any(answer.ids for answer in behind)
+    go.set()
+    finish(engine)
+    for answer in (*behind, *others):
+        check_alone(answer, log[answer])
+    assert not engine.bank.cache.pins
+    engine.close()
+
+
 def test_a_backlog_of_one_tenant_and_adapter_holds_no_other_up(engine):
     backlog = [submit(engine, n, "a", tenant="many") for n in range(30)]
     for _ in range(3):
