@@ -23,9 +23,23 @@ from starlette.responses import Response
 
 from .refusals import Refused
 
+MOST_BYTES = 8_000_000  # of a body
+
 
 class StrictRequest(Request):
-    """A request whose JSON has each name once."""
+    """A request whose JSON has each name once, and whose body is not too long."""
+
+    async def body(self) -> bytes:
+        """The body. Raises ``HTTPException`` (413) as soon as it is too long."""
+        if not hasattr(self, "_body"):  # where starlette's class keeps it
+            pieces, size = [], 0
+            async for piece in self.stream():
+                pieces.append(piece)
+                size += len(piece)
+                if size > MOST_BYTES:
+                    raise HTTPException(413, f"expected a body of at most {MOST_BYTES:,} bytes")
+            self._body = b"".join(pieces)
+        return self._body
 
     async def json(self) -> Any:
         """The body. Raises ``json.JSONDecodeError`` and ``HTTPException``, which FastAPI knows."""

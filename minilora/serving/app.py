@@ -33,7 +33,6 @@ from .refusals import Refused
 from .service import Service
 from .streams import Doorbell
 
-MOST_BYTES = 8_000_000  # of a body
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 logger = logging.getLogger("minilora.serving")
 
@@ -55,7 +54,6 @@ def create_app(service: Service, *, routers: Sequence[APIRouter] = ()) -> FastAP
         docs_url=None,  # Swagger's page would load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=MOST_BYTES,
     )
     app.state.service = service
     own = (completions.router, model_routes.router, audit_routes.router, health.router)

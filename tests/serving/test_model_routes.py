@@ -11,7 +11,7 @@ from minilora.hub import Hub
 from minilora.serving.service import Route, chosen
 
 from .live import serving, small_service
-from .small import FOLDERS, small_bank
+from .small import ARCHIVE, FOLDERS, small_bank
 
 ASKED = [{"role": "user", "content": "Hull status?"}]
 
@@ -48,7 +48,7 @@ def load(http, name, path, **more):
 
 
 def content(folder):
-    return small_bank("").read(folder)[0]
+    return ARCHIVE.reader.read(folder)[0]
 
 
 def test_models_are_the_base_then_adapters(server):
