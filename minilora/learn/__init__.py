@@ -15,6 +15,7 @@ In reading order:
     notebook.py         a lesson as a notebook
     equations.py        equations as MathML         pages.py      the parts of a page
     house.py            the picture of the wings    course_map.py the course's own
+    drawings.py         what LoRA is; which way of adapting to choose
     api_pages.py        the package as pages        search.py     the page that finds things
     kept_runs.py        runs that need not be made again
     book.py             the course as a site

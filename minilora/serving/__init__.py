@@ -28,10 +28,12 @@ In reading order:
     protocol.py       what may be asked over HTTP, field by field
     replies.py        what is answered, field by field
     streams.py        from the engine's thread into an event loop; clients that leave
+    traffic.py        who answers a request: an experiment's arm, or who steps in for it
     generation.py     one request for text, from its arrival to its end
     reply_forms.py    how an answer is written down: whole, or in chunks
     access.py         who asks, and whether the JSON is sound
     completions.py    /v1/chat/completions and /v1/completions
+    traffic_routes.py /v1/feedback, /v1/experiments
     model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
     audit_routes.py   /v1/audit: a tenant's own part of the log
     health.py         /health, /ready, /metrics

@@ -31,6 +31,7 @@ from .requests import Answer, Busy, Finished, RequestFailed
 from .service import Service, Target
 from .streams import Part, cancelled_when_gone, parts_of
 from .tenants import LOCAL
+from .traffic import FAULTS, HEADER, Turns
 
 MOST_ANSWERS = 64
 logger = logging.getLogger("minilora.serving")
@@ -72,14 +73,16 @@ class Generation:
         row = await run_in_threadpool(self.written_down)
         status = 499  # the client has left, unless it turns out otherwise
         try:
-            self.target = await run_in_threadpool(self.find_target)
+            turns = await run_in_threadpool(self.turns)
+            self.target = await run_in_threadpool(turns.next)
             with await run_in_threadpool(self.admission, prompts) as admission:
                 try:
-                    async for part in self.answered(prompts):
+                    async for part in self.attempts(turns, prompts):
                         yield part
                 finally:
+                    turns.report(None)  # unless it was reported: the client has left
                     admission.settle(self.prompt_tokens + self.generated)
-            if not any(end.reason == "cancelled" for end in self.ends):
+            if self.completed:
                 status = 200
         except Refused as refused:
             status = refused.status
@@ -166,9 +169,40 @@ class Generation:
         self.prompt_tokens = sum(map(len, prompts))
         return prompts
 
-    def find_target(self) -> Target:
-        """Who is to answer. Raises ``Refused``."""
-        return self.service.find(self.asked.model, self.tenant, self.asked.question)
+    def turns(self) -> Turns:
+        """Who may answer, in turn. Raises ``Refused``."""
+        asked, fallback = self.asked, self.request.headers.get(HEADER, "")
+        return Turns(
+            self.service, self.tenant, asked.model, asked.question, asked.user, self.id, fallback
+        )
+
+    async def attempts(self, turns: Turns, prompts: Sequence[list[int]]) -> AsyncIterator[Part]:
+        """The parts of the first target that answers: another one only before the first part.
+
+        Raises ``Refused``.
+        """
+        while True:
+            begun, began = False, time.monotonic()
+            try:
+                async for part in self.answered(prompts):
+                    begun = True
+                    yield part
+            except Refused as refused:
+                fault = refused.code in FAULTS
+                turns.report(False if fault else None, error=refused)
+                if begun or not fault or self.service.failover is None:
+                    raise
+            else:
+                first = self.first_token
+                turns.report(True if self.completed else None, first - began if first else 0.0)
+                return
+            self.target = await run_in_threadpool(turns.next)
+            self.answers = []
+
+    @property
+    def completed(self) -> bool:
+        """Whether every answer came to its end, and the client did not leave."""
+        return bool(self.ends) and all(end.reason != "cancelled" for end in self.ends)
 
     async def answered(self, prompts: Sequence[list[int]]) -> AsyncIterator[Part]:
         """The answers' parts. Raises ``Refused``."""

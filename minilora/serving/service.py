@@ -31,6 +31,8 @@ from .adapter_store import AdapterStore
 from .answer_cache import AnswerCache
 from .audit import Audit
 from .engine import Engine
+from .experiments import Experiments
+from .failover import Failover
 from .metrics import Metrics
 from .refusals import Refused, unknown_model
 from .tenants import Tenants
@@ -62,8 +64,9 @@ class Service:
     hub: Hub | None = None
     router: Callable[[], Router] | None = None
     tenants: Tenants | None = None
-    experiments: Any = None
-    failover: Any = None
+    experiments: Experiments | None = None
+    failover: Failover | None = None
+    on_feedback: Callable[[Any, str, Any], bool] | None = None  # (tenant, request, what came)
     audit: Audit | None = None
     answers: AnswerCache | None = None
     metrics: Metrics = field(default_factory=Metrics)
