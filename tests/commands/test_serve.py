@@ -1,4 +1,4 @@
-"""``minilora serve`` as people start it: ready soon, drained at the end, and the docs' own lines."""
+"""``minilora serve`` as people start it: ready soon, drained at the end; the docs' lines run."""
 
 import json
 import os

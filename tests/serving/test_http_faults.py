@@ -149,21 +149,21 @@ def test_a_full_queue_is_a_503_that_the_client_tries_again(monkeypatch):
         decode()
 
     service.engine.batch.decode = slow
-    with serving(service) as address:
-        with openai.OpenAI(base_url=f"{address}/v1", api_key="x") as client:
-            streams = [
-                client.chat.completions.create(model="a", stream=True, messages=ASKED, seed=1)
-            ]
-            next(streams[0])
-            waiting = threading.Thread(target=lambda: ask(address))
-            waiting.start()
-            eventually(lambda: len(service.engine.waiting))
-            refused = ask(address)
-            assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-            gate.set()
-            again = client.with_options(max_retries=5).chat.completions.create(model="a", **BODY)
-            assert again.choices[0].finish_reason == "length"
-            waiting.join()
+    with (
+        serving(service) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="x") as client,
+    ):
+        streams = [client.chat.completions.create(model="a", stream=True, messages=ASKED, seed=1)]
+        next(streams[0])
+        waiting = threading.Thread(target=lambda: ask(address))
+        waiting.start()
+        eventually(lambda: len(service.engine.waiting))
+        refused = ask(address)
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        gate.set()
+        again = client.with_options(max_retries=5).chat.completions.create(model="a", **BODY)
+        assert again.choices[0].finish_reason == "length"
+        waiting.join()
 
 
 def test_the_engine_that_has_ended_is_unhealthy(service):
