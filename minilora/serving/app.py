@@ -26,6 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import audit_routes, completions, health, model_routes, traffic_routes
@@ -116,8 +117,18 @@ def invalid(found: dict[str, Any]) -> Refused:
 
 
 async def on_http_error(request: Request, error: Any) -> JSONResponse:
-    """What Starlette refuses; its headers, such as ``Allow``, are kept."""
-    return refusal(Refused(error.status_code, str(error.detail), headers=error.headers))
+    """What Starlette refuses; its headers are kept, and ``Allow`` is of all the path's routes."""
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(methods_of(request.app, request.url.path))
+    return refusal(Refused(error.status_code, str(error.detail), headers=headers))
+
+
+def methods_of(app: FastAPI, path: str) -> list[str]:
+    """What can be done with a path; Starlette knows its first route's methods only."""
+    templates = app.openapi()["paths"].items()
+    fitting = [operations for each, operations in templates if compile_path(each)[0].match(path)]
+    return sorted({method.upper() for operations in fitting for method in operations})
 
 
 async def on_our_fault(request: Request, error: Exception) -> JSONResponse:
