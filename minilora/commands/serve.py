@@ -42,6 +42,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--grace", type=int, default=30, help="seconds to end in (default: %(default)s)")
     add_device_option(parser)
     add_state_option(parser)
+    orders = "take orders by the fine-tuning API into this queue; minilora jobs worker does them"
+    add("--jobs", type=Path, metavar="FOLDER", help=orders)
     add("--audit", action="store_true", help="log who asked which adapter, without texts")
     add("--audit-texts", action="store_true", help="with questions and answers")
     about = "MB of greedy answers kept for each tenant (default: %(default)s, none)"
@@ -62,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
     service = service_of(options)
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, routers=routers_of(options, service)),
         host=options.host,
         port=options.port,
         log_level="warning",
@@ -93,6 +95,18 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def routers_of(options: argparse.Namespace, service: Any) -> list[Any]:
+    """The endpoints of other parts: the fine-tuning API, where a queue was named."""
+    if options.jobs is None:
+        return []
+    from ..jobs.api import fine_tuning_router
+    from ..jobs.queue import Queue
+
+    base = {"four_bits": options.qlora, "device": options.device}
+    base |= {"folder": str(Path(options.base).absolute())} if options.base else {}
+    return [fine_tuning_router(service, Queue(options.jobs), base=base)]
+
+
 def service_of(options: argparse.Namespace) -> Any:
     """What the options ask for, loaded and checked."""
     from ..hub import Hub
@@ -112,7 +126,7 @@ def service_of(options: argparse.Namespace) -> Any:
         if not found or label in (name, "auto"):
             raise ValueError(f"--adapter: expected NAME=FOLDER, another name, got {given!r}")
         bank.load(label, adapter_folder(folder, options.hub), any_base=options.qlora)
-    hub = Hub(options.hub) if options.hub.is_dir() else None
+    hub = Hub(options.hub) if options.hub.is_dir() or options.jobs is not None else None
     engine = Engine(bank, options.slots)
     answers = int(options.answer_cache * 1_000_000)
     texts = options.audit_texts

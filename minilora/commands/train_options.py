@@ -54,7 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--valid-batch", type=int, help="held-out examples computed at once (default: as trained)")
     share = "share of all rows that are old ones, so that less is forgotten, such as 0.25"
     add("--replay", type=float, metavar="SHARE", help=share)
-    source = "self: what the base writes itself; or a data file or .txt of old examples or text"
+    source = "self: what the model writes itself, as it is now (with --adapter: with that); or a "
+    source += "data file or .txt of old examples or text"
     add("--replay-from", default="self", metavar="SOURCE", help=f"{source} (default: self)")
     seldom = "steps (default: when interrupted and, but for --full, at the end)"
     add("--checkpoint-every", type=int, default=0, help=seldom)
@@ -79,12 +80,6 @@ def check_adapter(options: argparse.Namespace) -> None:
     if options.adapter and wrong:
         raise ValueError(
             f"--adapter brings its own modules, rank and scale: leave {' and '.join(wrong)} out"
-        )
-    if options.adapter and options.replay is not None and options.replay_from == "self":
-        raise ValueError(
-            "--replay keeps the model near its base, without any adapter, and so would unlearn "
-            f"what {options.adapter} knows: replay what that was trained on, --replay-from FILE, "
-            "or merge it first and train on the merged base"
         )
 
 
@@ -116,7 +111,8 @@ def replay_of(options: argparse.Namespace) -> Any:
         if source != "self":
             raise ValueError(f"--replay-from {source} needs a share of the rows: --replay 0.25")
         return None
-    return read_replay(source, share, skip_bad=options.skip_bad)
+    teacher: Any = "start" if options.adapter else "base"
+    return read_replay(source, share, skip_bad=options.skip_bad, teacher=teacher)
 
 
 def settings_of(options: argparse.Namespace, parameters: int = 0) -> Any:

@@ -14,6 +14,10 @@ In reading order:
     evaluation.py  what an adapter is worth
     steps.py       prepare, train, evaluate, register
     worker.py      ``Worker``: claims jobs and does their steps
+    uploads.py     files that came through the API
+    api_forms.py   what the fine-tuning API takes and gives
+    fine_tuning.py what such a request means to the queue
+    api.py         OpenAI's fine-tuning API over the queue
     audit.py       secrets and licences, which must not be learnt
     gate.py        may the new adapter take the old one's place?
     correction.py  what a user said of an answer

@@ -264,7 +264,7 @@ def evaluate(work: Work) -> Place:
 def register(work: Work) -> Place:
     """Push the adapter to the tenant's part of the hub, once."""
     spec, job, task = work.spec, work.job, work.task()
-    hub = Hub(work.hub, job.tenant, creator="jobs")
+    hub = Hub(work.hub, job.request.get("hub_tenant", job.tenant), creator="jobs")
     training = job.result["training"]
     config = TrainConfig(**{"epochs": None, **training["settings"]})
     metrics = {**job.result.get("scores", {}), "loss": training["loss"]}

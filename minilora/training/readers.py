@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from ..text import listed
 from .batches import IGNORE, ChatTokenizer, encode_one
@@ -108,14 +108,18 @@ def rows_of_source(source: str | Path | Iterable[Any], name: str) -> Iterator[Ro
             yield Row(f"{name} {number}", value)
 
 
-def read_replay(source: str, share: float, *, skip_bad: bool = False) -> Replay:
-    """What is replayed: ``self`` (what the base writes itself), a text file, or old examples.
+def read_replay(
+    source: str, share: float, *, skip_bad: bool = False, teacher: Literal["base", "start"] = "base"
+) -> Replay:
+    """What is replayed: ``self`` (what the model writes itself), a text file, or old examples.
+
+    ``teacher``: the base, or the model with its adapter as the run starts (``SelfReplay``).
 
     >>> read_replay("self", 0.25).share
     0.25
     """
     if source == "self":
-        return SelfReplay(share)
+        return SelfReplay(share, teacher=teacher)
     if Path(source).suffix != ".txt":
         return Examples(read_examples(source, skip_bad=skip_bad).examples, share)
     try:
