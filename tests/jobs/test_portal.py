@@ -1,4 +1,4 @@
-"""From a file to a champion by the page alone, in Chromium: check, start, cancel, watch, promote."""
+"""From a file to a champion by the page alone, in Chromium: check, start, cancel, promote."""
 
 import threading
 
