@@ -191,6 +191,8 @@ def methods_figure(result: dict[str, Any]) -> Figure:
         axes.scatter(lost, right, s=dot(row["shipped_bytes"]), color=hue(index), alpha=0.75)
         style = {"color": hue(index), "fontsize": 9, "va": "center"}
         beside = (5 + (dot(row["shipped_bytes"]) / math.pi) ** 0.5, 0)
+        if "half" in row["method"]:  # DoRA stands beside it
+            beside, style["ha"] = (0, -13), "center"
         axes.annotate(row["method"], (lost, right), beside, "data", "offset points", **style)
         if row["replay_seeds"]:
             kept = (
@@ -203,7 +205,7 @@ def methods_figure(result: dict[str, Any]) -> Figure:
             )
     axes.set(title="What a method learns, and what it forgets")
     axes.set(ylabel="% of held-out logs right", xlabel="bits a byte lost on the base's own prose")
-    axes.margins(x=0.12, y=0.08)
+    axes.margins(x=0.16, y=0.08)
     note = "dot: bytes to ship; open dot: with self-replay"
     axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=9, color=hue(6))
     return figure
