@@ -128,12 +128,17 @@ def run_seed(
 
 
 def fixed_costs(
-    build: Callable[[], Any], seconds: float, full: bool = False, onto: str | None = None
+    build: Callable[[], Any],
+    seconds: float,
+    full: bool = False,
+    onto: str | None = None,
+    merges: bool = True,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Row:
     """Costs that no seed changes: parameters, a step's memory, bytes to ship, a forward's time.
 
     ``build`` makes the model, ready to train; a ``full`` one ships whole, any other its adapter,
-    which is merged ``onto`` for the last forward.
+    which is merged ``onto`` for the last forward, if it ``merges``.
     """
     model = build()
     counted = ledger.count(model).total
@@ -149,11 +154,12 @@ def fixed_costs(
             minilora.save_model(model, folder)
         else:
             minilora.save_adapter(model, folder)
-            models["merged"] = minilora.merge_and_unload(build(), onto=onto)
+            if merges:
+                models["merged"] = minilora.merge_and_unload(build(), onto=onto)
         size = max(file.stat().st_size for file in Path(folder).iterdir())
     forwards = {name: lambda model=model: model(ids) for name, model in models.items()}
     with torch.inference_mode():
-        times = measure(forwards, seconds)
+        times = measure(forwards, seconds, clock=clock)
     plain = times.pop("plain")
     latency = {f"latency_{name}": ratios(each, plain)[1] for name, each in times.items()}
     share = {"trainable": counted.trainable, "share": counted.trainable / counted.parameters}

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import minilora
+from minilora.learn.drawings import draw_decision, draw_lora
 from minilora.learn.house import SHELVES, draw_house, imports
 
 PACKAGE = Path(minilora.__file__).parent
@@ -82,6 +83,13 @@ def test_no_circle_inside_a_wing(wing):
 def test_the_picture_of_the_house_is_of_this_house():
     """``python -m minilora.learn.house docs/house.svg`` draws it anew."""
     assert (PACKAGE.parent / "docs" / "house.svg").read_text(encoding="utf-8") == draw_house()
+
+
+def test_the_drawings_are_those_of_the_code():
+    """``python -m minilora.learn.drawings docs`` makes them anew."""
+    docs = PACKAGE.parent / "docs"
+    assert (docs / "lora.svg").read_text(encoding="utf-8") == draw_lora()
+    assert (docs / "decide.svg").read_text(encoding="utf-8") == draw_decision()
 
 
 def test_no_module_lies_flat_but_those_in_the_plan():

@@ -6,7 +6,7 @@ from .bug import Bug
 
 REPLAY = (
     Bug(name="a teacher who sits in the class", where="training.teacher:Teacher.at_work",
-        right="off = disable_adapter(self.model) if adapted else contextlib.nullcontext()",
+        right="off = disable_adapter(self.model) if switch else contextlib.nullcontext()",
         wrong="off = contextlib.nullcontext()",
         story="The adapter stays on while the teacher speaks, so teacher and model are one. The "
               "divergence is zero at every step, which looks like perfect keeping, and so is its "

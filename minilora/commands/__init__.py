@@ -12,16 +12,17 @@ In reading order:
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it
     train_options.py                 the options of ``train``, and what they make
+    method_options.py                those that choose a method, and its config
     keeping.py                       where trained weights go when the disk is full
     classify.py                      train an encoder with a head
     export.py                        for llama.cpp and vLLM
     chat.py                          talk to it
     combine.py, analyze.py           add several adapters; what one changed
-    adapter_card.py                  what ``train`` writes into the adapter's model card
     first_example.py                 the first example as the model will see it, for ``train``
     hub.py, hub_tables.py            keep it
     hub_names.py                     names of the hub where a folder is asked for; ``train --push``
-    serve.py                         the OpenAI API for a base and its adapters
+    jobs.py                          the queue of jobs, and its workers
+    serve.py, serve_keys.py          the OpenAI API for a base and its adapters; who may ask
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
 """

@@ -19,6 +19,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     only = "only this lesson or range, as 1-5; may be given several times (default: all)"
     add("--lesson", action="append", metavar="N", help=only)
     without = "for a class: the exercises without their solutions"
+    limit = "seconds of processor time for a lesson (default: ten times its budget)"
+    add("--limit", type=float, metavar="S", help=limit)
     add("--without-solutions", action="store_true", help=without)
 
 
@@ -29,7 +31,12 @@ def run(options: argparse.Namespace) -> int:
     def report(message: str) -> None:
         print(message, flush=True)
 
+    if options.limit is not None and not options.limit >= 1:
+        raise ValueError(f"--limit expected at least one second, got {options.limit}")
     lessons, solved = find_lessons(options.lesson), not options.without_solutions
-    home = write_book(options.folder, lessons, say=report, solved=solved)
-    print(f"Saved {home}. Open it in a browser; it needs no network.")
-    return 0
+    book = write_book(options.folder, lessons, report, solved, options.limit)
+    print(f"Saved {book.home}. Open it in a browser; it needs no network.")
+    if book.failed:
+        names = ", ".join(book.failed)
+        print(f"Did not end: {names}; their pages say why. The same command runs only these again.")
+    return 1 if book.failed else 0

@@ -13,6 +13,7 @@ from typing import Any
 
 BERT_TARGETS = ("query", "value")
 RATE, EPOCHS = 1e-3, 3.0  # where none is given
+WITH_A_HEAD = ("lora", "rslora", "dora", "pissa", "olora")  # those of a LoraConfig
 OTHER_WAYS = (
     *("full", "qlora", "adapter", "resume", "replay", "pack", "push", "accumulate"),
     *("bf16", "fp16", "checkpointing", "wandb", "tensorboard", "skip_bad", "replay_from"),
@@ -71,6 +72,11 @@ def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise ``ValueError`` for an option that means nothing here, and without a base."""
+    if options.method not in WITH_A_HEAD:
+        raise ValueError(
+            "--task classify trains a new head beside the adapter, "
+            f"which --method {options.method} cannot here: choose {', '.join(WITH_A_HEAD)}"
+        )
     for name in OTHER_WAYS:
         if getattr(options, name) not in (DEFAULTS.get(name), None, False):
             option = name.replace("_", "-")

@@ -85,6 +85,11 @@ COMMANDS = {
         "adapters by name and version, with where they come from",
         "minilora hub push naval mine/adapter --data my.jsonl",
     ),
+    "jobs": Command(
+        "Keep",
+        "from data to a registered adapter: queued, watched, resumed after any kill",
+        "minilora jobs run spec.toml",
+    ),
     "serve": Command(
         "Keep",
         "the OpenAI API for a base and its adapters, on this machine",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -65,26 +64,17 @@ def push_trained(
     """Store a run's adapter with its lineage: data hash, scores, seed, settings, the adapter it
     goes on from and what was replayed; returns ``naval@1.0.0``.
     """
-    from ..hub import Hub, data_hash
+    from ..hub import Hub
+    from ..hub.lineage import lineage
     from ..training.examples import question_text
 
-    recipe = {key: value for key, value in asdict(config).items() if is_setting(value)}
-    metadata = {"task": task.name, "data_sha": data_hash(task.train), "metrics": metrics}
-    if parent:
-        metadata["parent"] = parent
-    if options.adapter:
-        recipe["adapter"] = parent or str(options.adapter)
+    more: dict[str, Any] = {"adapter": parent or str(options.adapter)} if options.adapter else {}
     if options.replay is not None:
-        recipe |= {"replay": options.replay, "replay_from": str(options.replay_from)}
+        more |= {"replay": options.replay, "replay_from": str(options.replay_from)}
     version = Hub(options.hub).push(
         options.push,
         folder,
-        metadata={**metadata, "seed": config.seed, "recipe": recipe},
+        metadata=lineage(task, config, metrics, parent, **more),
         examples=map(question_text, task.train),
     )
     return version.spec
-
-
-def is_setting(value: Any) -> bool:
-    """Whether a field of a ``TrainConfig`` says how it was trained; a folder does not."""
-    return isinstance(value, bool | int | float | str)

@@ -7,6 +7,7 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,7 @@ def run(options: argparse.Namespace) -> int:
         cousin = options.method in COUSINS
         chosen = default_config(options.method, targets, options.r) if cousin else config
         planned = plan(options.model, chosen, options.method, settings)
+        six = {} if options.json else six_totals(options.model, config, settings)
         if options.chart is not None:
             save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)
     for note in dict.fromkeys(str(warning.message) for warning in caught):
@@ -101,10 +103,40 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(planned.as_dict(), indent=1))
     else:
+        print_six(planned, six)
         print_plan(planned)
         if options.chart is not None:
             print(f"Saved {options.chart}.")
     return 0
+
+
+def six_totals(source: str, config: LoraConfig, settings: Settings) -> dict[str, list[int]]:
+    """Bytes in all of full, LoRA and QLoRA, without and with gradient checkpointing."""
+    return {
+        name: [
+            plan(source, config, method, replace(settings, checkpointing=again)).total
+            for method in ("full", "lora", "qlora")
+        ]
+        for name, again in (("GB in all", False), ("with checkpointing", True))
+    }
+
+
+def print_six(planned: Plan, six: dict[str, list[int]]) -> None:
+    """What is asked first: how many GB, by three methods; the ledger of one follows."""
+    from rich.console import Console
+    from rich.table import Table
+
+    settings = planned.settings
+    table = Table(box=None, pad_edge=False)
+    table.add_column(f"{planned.model}, {settings.batch} × {settings.seq} tokens")
+    for name in ("full", "LoRA", "QLoRA"):
+        table.add_column(name, justify="right")
+    for name, totals in six.items():
+        table.add_row(name, *(f"{total / GB:,.1f}" for total in totals), style="bold")
+    console = Console(highlight=False, soft_wrap=True)
+    console.width = max(console.width, 60)
+    console.print(table)
+    console.print()
 
 
 def print_plan(planned: Plan) -> None:

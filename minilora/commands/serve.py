@@ -13,6 +13,7 @@ from typing import Any
 
 from .hub_names import add_hub_option
 from .options import add_base_option, add_device_option, check_device
+from .serve_keys import add_keys, add_state_option, run_keys
 
 EPILOG = """examples:
   minilora serve                                     the shipped base and the adapters of ./hub
@@ -40,10 +41,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--qlora", action="store_true", help="the base in four bits")
     add("--grace", type=int, default=30, help="seconds to end in (default: %(default)s)")
     add_device_option(parser)
+    add_state_option(parser)
+    orders = "take orders by the fine-tuning API into this queue; minilora jobs worker does them"
+    add("--jobs", type=Path, metavar="FOLDER", help=orders)
+    add("--audit", action="store_true", help="log who asked which adapter, without texts")
+    add("--audit-texts", action="store_true", help="with questions and answers")
+    about = "MB of greedy answers kept for each tenant (default: %(default)s, none)"
+    add("--answer-cache", type=float, default=0, metavar="MB", help=about)
+    add_keys(parser.add_subparsers(dest="action", metavar="keys"))
 
 
 def run(options: argparse.Namespace) -> int:
     """``minilora serve``. Raises ``ValueError`` without the extra."""
+    if options.action == "keys":
+        return run_keys(options)
     try:
         import uvicorn
 
@@ -53,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
     service = service_of(options)
     config = uvicorn.Config(
-        create_app(service),
+        create_app(service, routers=routers_of(options, service)),
         host=options.host,
         port=options.port,
         log_level="warning",
@@ -84,11 +95,26 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def routers_of(options: argparse.Namespace, service: Any) -> list[Any]:
+    """The endpoints of other parts: the fine-tuning API, where a queue was named."""
+    if options.jobs is None:
+        return []
+    from ..jobs.api import fine_tuning_router
+    from ..jobs.queue import Queue
+
+    base = {"four_bits": options.qlora, "device": options.device}
+    base |= {"folder": str(Path(options.base).absolute())} if options.base else {}
+    return [fine_tuning_router(service, Queue(options.jobs), base=base)]
+
+
 def service_of(options: argparse.Namespace) -> Any:
     """What the options ask for, loaded and checked."""
     from ..hub import Hub
     from ..model.pretrained import load_base
     from ..serving import AdapterBank, Engine, Service
+    from ..serving.answer_cache import AnswerCache
+    from ..serving.audit import Audit
+    from ..serving.tenants import Tenants
     from .hub_names import adapter_folder
 
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
@@ -100,8 +126,11 @@ def service_of(options: argparse.Namespace) -> Any:
         if not found or label in (name, "auto"):
             raise ValueError(f"--adapter: expected NAME=FOLDER, another name, got {given!r}")
         bank.load(label, adapter_folder(folder, options.hub), any_base=options.qlora)
-    hub = Hub(options.hub) if options.hub.is_dir() else None
+    hub = Hub(options.hub) if options.hub.is_dir() or options.jobs is not None else None
     engine = Engine(bank, options.slots)
+    answers = int(options.answer_cache * 1_000_000)
+    texts = options.audit_texts
+    audited = options.audit or texts
     return Service(
         engine,
         bank,
@@ -109,12 +138,17 @@ def service_of(options: argparse.Namespace) -> Any:
         hub=hub,
         router=None if hub is None else hub.router,
         root=options.root,
+        tenants=Tenants(options.state / "keys.sqlite"),
+        audit=Audit(options.state / "audit.sqlite", texts=texts) if audited else None,
+        answers=AnswerCache(bank.fingerprint.tensors, answers) if answers else None,
     )
 
 
 def ready_text(service: Any, host: str, port: int) -> str:
     """What stands on the terminal when it is ready: where, what, and what to do next."""
-    names = service.names(None)
+    from ..serving.tenants import LOCAL
+
+    names = service.names(LOCAL)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     address = f"http://{'localhost' if host == '127.0.0.1' else host}:{port}"
     body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Status?"}}]}}'

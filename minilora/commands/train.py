@@ -16,13 +16,13 @@ from shlex import quote
 from typing import Any
 
 from .hub_names import adapter_folder, check_push, push_trained
+from .method_options import config_of, for_steps
 from .options import check_device
 from .train_options import (
     add_options,
     check_adapter,
     check_half,
     check_resume,
-    lora_of,
     replay_of,
     settings_of,
 )
@@ -35,20 +35,21 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     from ..formats.save_and_load import load_adapter, save_adapter
-    from ..lora.injection import inject, print_trainable_parameters, trainable_parameters
+    from ..hub.lineage import card_sections
+    from ..lora.injection import print_trainable_parameters, trainable_parameters
+    from ..methods.injection import inject
     from ..model.pretrained import load_base, save_model
     from ..training.examples import Document
     from ..training.loop import train
     from ..training.readers import summarize
-    from .adapter_card import card_sections
     from .keeping import save_somewhere
 
     if options.task == "classify":
         from .classify import run_classify
 
-        return run_classify(options, lora_of(options), settings_of(options))
+        return run_classify(options, config_of(options), settings_of(options))
     parent = check_push(options)
-    (task, read), lora, _ = read_task(options), lora_of(options), settings_of(options)
+    (task, read), adapter, _ = read_task(options), config_of(options), settings_of(options)
     replay = replay_of(options)
     device = check_device(options.device)
     check_half(options, device)
@@ -62,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         load_adapter(model, adapter_folder(options.adapter, options.hub))
         print(f"Training {options.adapter} further.")
     elif not options.full:
-        print(inject(model, lora))
+        print(inject(model, for_steps(adapter, config.for_examples(len(task.train)).steps)))
     print_trainable_parameters(model)
     if model.tokenizer is not None:  # without one, train says what is missing
         print(summarize(read, model.tokenizer, config.max_length))

@@ -1,4 +1,4 @@
-"""The options of ``minilora train``, and what they make: adapter, replay, settings of the loop."""
+"""The options of ``minilora train``, and what they make: replay, settings of the loop."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .hub_names import NAMED, add_hub_option
+from .method_options import RATES, UNSET, add_method_options, flag
 from .options import add_base_option, add_device_option, add_seed_option
 
 AT_THE_END = 10**9  # steps between checkpoints: one after the last step only
@@ -24,12 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_base_option(parser)
     add("--adapter", metavar="FOLDER|NAME", help=f"train this one further instead: {NAMED}")
     add("--out", type=Path, required=True, help="folder for adapter, metrics and checkpoint")
-    modules = "modules to adapt, or all-linear (default: q_proj v_proj)"
-    add("--target", nargs="+", default=["q_proj", "v_proj"], help=modules)
-    add("--r", type=int, default=8, help="rank (default: %(default)s)")
-    add("--alpha", type=float, help="lora_alpha (default: 2 r)")
-    add("--dropout", type=float, default=0.0, help="of the adapter's input (default: %(default)s)")
-    add("--rslora", action="store_true", help="scale by alpha / sqrt(r)")
+    add_method_options(parser)
     add("--full", action="store_true", help="train every parameter instead of an adapter")
     add(
         "--qlora", action="store_true", help="keep the base in four bits (NF4, double quantization)"
@@ -58,7 +54,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--valid-batch", type=int, help="held-out examples computed at once (default: as trained)")
     share = "share of all rows that are old ones, so that less is forgotten, such as 0.25"
     add("--replay", type=float, metavar="SHARE", help=share)
-    source = "self: what the base writes itself; or a data file or .txt of old examples or text"
+    source = "self: what the model writes itself, as it is now (with --adapter: with that); or a "
+    source += "data file or .txt of old examples or text"
     add("--replay-from", default="self", metavar="SOURCE", help=f"{source} (default: self)")
     seldom = "steps (default: when interrupted and, but for --full, at the end)"
     add("--checkpoint-every", type=int, default=0, help=seldom)
@@ -77,18 +74,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def check_adapter(options: argparse.Namespace) -> None:
     """Refuse options that contradict an adapter that exists already."""
-    new = {"target": ["q_proj", "v_proj"], "r": 8, "alpha": None, "dropout": 0.0}
-    new |= {"rslora": False, "full": False}
-    wrong = [f"--{name}" for name, default in new.items() if getattr(options, name) != default]
+    new = UNSET | {"method": "lora", "full": False}
+    del new["loraplus_ratio"]  # that is the run's
+    wrong = [flag(name) for name, default in new.items() if getattr(options, name) != default]
     if options.adapter and wrong:
         raise ValueError(
             f"--adapter brings its own modules, rank and scale: leave {' and '.join(wrong)} out"
-        )
-    if options.adapter and options.replay is not None and options.replay_from == "self":
-        raise ValueError(
-            "--replay keeps the model near its base, without any adapter, and so would unlearn "
-            f"what {options.adapter} knows: replay what that was trained on, --replay-from FILE, "
-            "or merge it first and train on the merged base"
         )
 
 
@@ -111,38 +102,17 @@ def check_resume(options: argparse.Namespace) -> None:
         raise ValueError(f"nothing to resume: {file} does not exist{why}: start without --resume")
 
 
-def lora_of(options: argparse.Namespace) -> Any:
-    """The ``LoraConfig`` that the options describe."""
-    from ..lora.config import LoraConfig, read_targets
-
-    alpha = 2 * options.r if options.alpha is None else options.alpha
-    targets = read_targets(options.target)
-    return LoraConfig(options.r, alpha, targets, options.dropout, options.rslora)
-
-
 def replay_of(options: argparse.Namespace) -> Any:
     """What is replayed beside the task, or None."""
-    from ..training.readers import read_examples
-    from ..training.replay import Examples, Prose, SelfReplay
+    from ..training.readers import read_replay
 
     share, source = options.replay, options.replay_from
     if share is None:
         if source != "self":
             raise ValueError(f"--replay-from {source} needs a share of the rows: --replay 0.25")
         return None
-    if source == "self":
-        return SelfReplay(share)
-    if Path(source).suffix == ".txt":
-        return Prose([read_text(Path(source))], share)
-    return Examples(read_examples(source, skip_bad=options.skip_bad).examples, share)
-
-
-def read_text(file: Path) -> str:
-    """A text file. Raises ``ValueError`` when it is missing or is not UTF-8."""
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} cannot be read as UTF-8 text: {error}") from error
+    teacher: Any = "start" if options.adapter else "base"
+    return read_replay(source, share, skip_bad=options.skip_bad, teacher=teacher)
 
 
 def settings_of(options: argparse.Namespace, parameters: int = 0) -> Any:
@@ -151,6 +121,7 @@ def settings_of(options: argparse.Namespace, parameters: int = 0) -> Any:
 
     given = {"lr": options.lr, "steps": options.steps, "batch_size": options.batch}
     sizes = settings_for(parameters)
+    sizes["lr"] *= 1.0 if options.full or options.adapter else RATES.get(options.method, 1.0)
     if options.epochs is not None:
         del sizes["steps"]
     sizes |= {name: value for name, value in given.items() if value is not None}
@@ -159,6 +130,7 @@ def settings_of(options: argparse.Namespace, parameters: int = 0) -> Any:
         epochs=options.epochs,
         accumulate=options.accumulate,
         max_length=options.max_length,
+        loraplus_ratio=options.loraplus_ratio or 1.0,
         pack=options.pack,
         bf16=options.bf16,
         fp16=options.fp16,

@@ -8,6 +8,7 @@ In reading order:
     manifest.py      what is known of a version, and which number a new one should have
     database.py      its tables
     registry.py      the rows of one tenant
+    lineage.py       where a trained adapter comes from, for its card and its version
     compression.py   A and B in half precision or four bits
     stored_files.py  what is stored, what is given out, and what may come in
     transport.py     between hubs: one file, or any static server

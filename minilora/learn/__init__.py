@@ -13,8 +13,11 @@ In reading order:
     terminal.py         the console                 walk.py       a lesson, cell by cell
     submissions.py      what a class hands in       grade.py      who has built what
     notebook.py         a lesson as a notebook
-    pages.py            the parts of a page         house.py      the picture of the wings
-    api_pages.py        the package as pages
+    equations.py        equations as MathML         pages.py      the parts of a page
+    house.py            the picture of the wings    course_map.py the course's own
+    drawings.py         what LoRA is; which way of adapting to choose
+    api_pages.py        the package as pages        search.py     the page that finds things
+    kept_runs.py        runs that need not be made again
     book.py             the course as a site
     validate_lesson.py  whether a lesson keeps its promises
 

@@ -1,26 +1,26 @@
 """The book: a site of plain pages from a real run, with prose beside its code, output and figures.
 
-The pages need no script and no network. Every lesson runs in a fresh process first; nothing is
-written unless all come to their end. Figures have a light and a dark face, and the browser chooses.
-Beside the lessons: the core modules (``api_pages.py``) and the planner.
+The pages need no network, and none but the search and the planner a script. Every lesson runs in a
+fresh process, and its page is written when it is done. Figures have a light and a dark face, and
+the browser chooses. Beside the lessons: the core modules (``api_pages.py``) and the planner.
 """
 
 from __future__ import annotations
 
 import html
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..files import text_writer, write_atomically, write_together
+from ..files import text_writer, write_text, write_together
 from ..plots.planner_page import planner_page
 from . import api_pages
 from .cells import Cell, Lesson
-from .pages import CSS, cards, details, frame, render_code, render_prose, row, turn
-from .run import run_apart
+from .course_map import draw_map
+from .kept_runs import kept_run, run_and_keep
+from .pages import CSS, PICTURE, cards, details, frame, render_code, render_prose, row, turn
+from .search import search_page, with_anchors
 
 MODULES = "Each module with its equation, its source and its code side by side."
 PLANNER = "Bytes, parameters and cards, for your model and your settings."
@@ -31,33 +31,80 @@ BESIDE = (
 )
 
 
-def write_book(
-    folder: Path, lessons: Sequence[Lesson], say: Callable[[str], None] = print, solved: bool = True
-) -> Path:
-    """Run the lessons and write the site; returns its home page.
+@dataclass(frozen=True)
+class Book:
+    """A site: its home page, and for each lesson that did not end, what went wrong."""
 
-    ``say`` gets a line before each lesson; ``solved`` adds the solutions. Raises ``ValueError``
-    when a lesson fails, before anything is written.
+    home: Path
+    failed: dict[str, str]
+
+
+def write_book(
+    folder: Path,
+    lessons: Sequence[Lesson],
+    say: Callable[[str], None] = print,
+    solved: bool = True,
+    limit: float | None = None,
+) -> Book:
+    """Run the lessons and write the site, each page when its lesson is done.
+
+    Finished runs are kept in ``folder`` and used again while neither lesson nor package changes. A
+    lesson that fails, or takes more than ``limit`` seconds of processor time (None: ten times its
+    budget, at least two minutes), gets a page that says so, and the others go on. ``say`` gets a
+    line before each lesson; ``solved`` adds the solutions.
     """
-    pages = {}
-    with tempfile.TemporaryDirectory() as temporary:
-        drawn = Path(temporary)
-        neighbours = [None, *lessons, None]
-        for index, lesson in enumerate(lessons):
-            say(f"lesson {lesson.slug} ({index + 1} of {len(lessons)}), about {lesson.seconds} s …")
-            run = run_apart(lesson, drawn, dark=True)
-            before, after = neighbours[index], neighbours[index + 2]
-            pages[page_name(lesson)] = lesson_page(lesson, run, drawn, before, after, solved)
-        for file in sorted(drawn.glob("*.png")):
-            write_atomically(folder / "figures" / file.name, partial(shutil.copyfile, file))
+    pages: dict[str, str] = {}
+    pictures: dict[str, str] = {}
+    failed: dict[str, str] = {}
+    write_text(folder / "book.css", CSS.read_text(encoding="utf-8"))
+    neighbours = [None, *lessons, None]
+    for index, lesson in enumerate(lessons):
+        before, after = neighbours[index], neighbours[index + 2]
+        run = kept_run(lesson, folder)
+        took = "run before" if run else f"about {lesson.seconds} s …"
+        say(f"lesson {lesson.slug} ({index + 1} of {len(lessons)}), {took}")
+        try:
+            run = run or run_and_keep(lesson, folder, limit or max(120, 10 * lesson.seconds))
+        except ValueError as error:
+            failed[lesson.slug] = str(error)
+            say(f"lesson {lesson.slug} did not end: {str(error).splitlines()[-1]}")
+            page = failed_page(lesson, str(error), before, after)
+        else:
+            page = lesson_page(lesson, run, folder / "figures", before, after, solved)
+            pictures |= card_picture(lesson, run, folder / "figures")
+        pages[page_name(lesson)] = page
+        write_text(folder / page_name(lesson), page)
     say("the package …")
     pages |= {f"module-{name}.html": api_pages.module_page(name) for name in api_pages.CORE}
     pages["package.html"], pages["api.html"] = api_pages.package_page(), api_pages.api_page()
+    pages["search.html"] = search_page(pages)
     pages["planner.html"] = planner_page("index.html")
-    pages["book.css"] = CSS.read_text(encoding="utf-8")
-    pages["index.html"] = home_page(lessons)  # last, as it links to the others
+    pages["index.html"] = home_page(lessons, pictures)  # last, as it links to the others
     write_together(folder, {name: text_writer(text) for name, text in pages.items()})
-    return folder / "index.html"
+    return Book(folder / "index.html", failed)
+
+
+def card_picture(lesson: Lesson, run: dict[str, Any], figures: Path) -> dict[str, str]:
+    """A lesson's first figure for its card; nothing where it has none."""
+    shown = [figure for cell in run["cells"] for figure in cell["figures"]]
+    return {page_name(lesson): picture(shown[0], figures, small=True)} if shown else {}
+
+
+def failed_page(lesson: Lesson, error: str, before: Lesson | None, after: Lesson | None) -> str:
+    """The page of a lesson that did not run to its end: what happened, and what to do."""
+    body = (
+        f"<h1>{html.escape(lesson.title)}</h1><p class=lead>This lesson did not run to its end "
+        f"when the book was made.</p><pre>{html.escape(error)}</pre><p>Walk it with <code>minilora "
+        f"learn {lesson.number}</code>. Make the book again with <code>minilora book --limit 3600"
+        "</code>: lessons that ended are not run again.</p>"
+    )
+    return with_turn(lesson, body, before, after)
+
+
+def with_turn(lesson: Lesson, body: str, before: Lesson | None, after: Lesson | None) -> str:
+    """A lesson's page, with the ways to the page before and after."""
+    ways = [(page_name(each), each.title) if each else None for each in (before, after)]
+    return with_anchors(frame(f"{lesson.title} · minilora", body + turn(*ways)))
 
 
 def page_name(lesson: Lesson) -> str:
@@ -65,7 +112,7 @@ def page_name(lesson: Lesson) -> str:
     return f"{lesson.slug}.html"
 
 
-def home_page(lessons: Sequence[Lesson]) -> str:
+def home_page(lessons: Sequence[Lesson], pictures: Mapping[str, str] | None = None) -> str:
     """The map of the course, and the ways into the package."""
     course = [(page_name(lesson), lesson.title, summary(lesson)) for lesson in lessons]
     body = (
@@ -74,7 +121,8 @@ def home_page(lessons: Sequence[Lesson]) -> str:
         "Guess first, then read the run. Every number on these pages was computed by the code "
         "beside it.</p><p>To run them yourself, with guesses that are kept and exercises that are "
         "checked: <code>minilora learn</code>.</p>"
-        f"<h2>The course</h2>{cards(course)}<h2>Beside the course</h2>{cards(BESIDE)}"
+        f"<h2>The course</h2>{draw_map(lessons)}{cards(course, pictures)}"
+        f"<h2>Beside the course</h2>{cards(BESIDE)}"
     )
     return frame("minilora: LoRA and QLoRA, to be read", body, "index.html")
 
@@ -108,9 +156,7 @@ def lesson_page(
         else:
             right += code_part(lesson, cell, ran, figures, solved)
     rows.append((left, right, section))
-    body = "\n".join(row(*each) for each in rows)
-    pages = [(page_name(each), each.title) if each else None for each in (before, after)]
-    return frame(f"{lesson.title} · minilora", body + turn(*pages))
+    return with_turn(lesson, "\n".join(row(*each) for each in rows), before, after)
 
 
 def prose_part(cell: Cell, ran: dict[str, Any], run: dict[str, Any]) -> str:
@@ -141,21 +187,30 @@ def code_part(
         title = f"A solution of {cell.checks}, when you have one of your own"
         return details(title, render_code(solution.read_text(encoding="utf-8")))
     output = html.escape(ran["output"].rstrip())
-    parts = [render_code(cell.text)]
+    parts = [
+        details(PICTURE, render_code(text)) if drawing else render_code(text)
+        for text, drawing in cell.segments
+    ]
     parts += [f'<pre class="output" tabindex="0">{output}</pre>'] if output.strip() else []
     return "".join([*parts, *(figure_part(figure, figures) for figure in ran["figures"])])
 
 
 def figure_part(figure: dict[str, Any], figures: Path) -> str:
     """A figure with both its faces and its text for who cannot see it."""
+    link = f"figures/{figure['light']}"
+    return f'<figure><a href="{link}">{picture(figure, figures)}</a></figure>'
+
+
+def picture(figure: dict[str, Any], figures: Path, small: bool = False) -> str:
+    """A figure's faces, the light and the dark one, at half their pixels or as wide as a card."""
     light, alt = f"figures/{figure['light']}", html.escape(figure["alt"], quote=True)
     width, height = png_size(figures / figure["light"])
-    size = f'width="{width // 2}" height="{height // 2}"'
-    picture = f'<img src="{light}" alt="{alt}" {size}>'
+    size = 'loading="lazy"' if small else f'width="{width // 2}" height="{height // 2}"'
+    drawn = f'<img src="{light}" alt="{alt}" {size}>'
     if figure["dark"]:
         media = 'media="(prefers-color-scheme: dark)"'
-        picture = f'<source srcset="figures/{figure["dark"]}" {media}>{picture}'
-    return f'<figure><a href="{light}"><picture>{picture}</picture></a></figure>'
+        drawn = f'<source srcset="figures/{figure["dark"]}" {media}>{drawn}'
+    return f"<picture>{drawn}</picture>"
 
 
 def png_size(file: Path) -> tuple[int, int]:

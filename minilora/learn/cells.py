@@ -14,6 +14,7 @@ f-string would be. Left out: nested cells, cell metadata.
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -50,6 +51,23 @@ class Cell:
         """The exercise that a code cell of just ``check(name)`` checks, or an empty string."""
         call = CHECK.match(self.text) if self.kind == "code" else None
         return call["name"] if call else ""
+
+    @property
+    def segments(self) -> list[tuple[str, bool]]:
+        """The code in parts, each with whether it only draws the picture.
+
+        Drawing are functions behind ``@in_house_style`` and the calls of ``show``.
+        """
+        lines, parts, start = self.text.splitlines(), [], 0
+        for node in ast.parse(self.text).body:
+            end = node.end_lineno or start
+            parts.append(("\n".join(lines[start:end]), draws(node)))
+            start = end
+        if lines[start:]:
+            parts.append(("\n".join(lines[start:]), parts[-1][1] if parts else False))
+        groups = itertools.groupby(parts, lambda part: part[1])
+        joined = (("\n".join(text for text, _ in group), drawing) for drawing, group in groups)
+        return [(text.strip("\n"), drawing) for text, drawing in joined]
 
     @property
     def question(self) -> str:
@@ -109,6 +127,14 @@ class Lesson:
         """The hints of an exercise."""
         cells = (cell for cell in self.cells if cell.kind == "hints" and cell.name == exercise)
         return next((cell.hints for cell in cells), [])
+
+
+def draws(node: ast.stmt) -> bool:
+    """Whether a statement only draws: a function in house style, or ``show(…)``."""
+    if isinstance(node, ast.FunctionDef):
+        return any(getattr(each, "id", "") == "in_house_style" for each in node.decorator_list)
+    call = node.value if isinstance(node, ast.Expr) else None
+    return isinstance(call, ast.Call) and getattr(call.func, "id", "") == "show"
 
 
 def parse_lesson(path: str | Path) -> Lesson:

@@ -27,7 +27,7 @@ def make_notebook(lesson: Lesson) -> dict[str, Any]:
     4
     """
     kernel = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    cells = [make_cell(lesson, index, cell) for index, cell in enumerate(lesson.cells)]
+    cells = [made for n, cell in enumerate(lesson.cells) for made in make_cells(lesson, n, cell)]
     return {
         "cells": cells,
         "metadata": {"kernelspec": kernel, "language_info": {"name": "python"}},
@@ -36,12 +36,35 @@ def make_notebook(lesson: Lesson) -> dict[str, Any]:
     }
 
 
-def make_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
-    """One cell; its id is the same in every export."""
-    name = hashlib.sha256(f"{lesson.slug} {index}".encode()).hexdigest()[:12]
-    if cell.kind in ("code", "exercise"):
-        code: dict[str, Any] = {"execution_count": None, "outputs": []}
-        return {"cell_type": "code", "id": name, "metadata": {}, "source": lines(cell.text), **code}
+def make_cells(lesson: Lesson, index: int, cell: Cell) -> list[dict[str, Any]]:
+    """A cell, or its parts where one only draws: that part's code is folded."""
+    if cell.kind == "code":
+        parts = enumerate(cell.segments)
+        return [code_cell(lesson, f"{index} {n}", text, folds) for n, (text, folds) in parts]
+    if cell.kind == "exercise":
+        return [code_cell(lesson, f"{index}", cell.text)]
+    return [prose_cell(lesson, index, cell)]
+
+
+def cell_id(lesson: Lesson, place: str) -> str:
+    """An id that is the same in every export."""
+    return hashlib.sha256(f"{lesson.slug} {place}".encode()).hexdigest()[:12]
+
+
+def code_cell(lesson: Lesson, place: str, text: str, folds: bool = False) -> dict[str, Any]:
+    """A cell of code; JupyterLab shows a folded one as a line that opens."""
+    return {
+        "cell_type": "code",
+        "id": cell_id(lesson, place),
+        "metadata": {"jupyter": {"source_hidden": True}} if folds else {},
+        "source": lines(text),
+        "execution_count": None,
+        "outputs": [],
+    }
+
+
+def prose_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
+    """Prose, a prediction or hints."""
     text = NUMBER.sub(lambda number: f"`{number['inside'].strip()}`", cell.text)
     if cell.kind == "predict":
         question = NUMBER.sub("", cell.question)
@@ -49,7 +72,12 @@ def make_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
         text = f"**Predict.** {question}\n\n{answer}"
     if cell.kind == "hints":
         text = "\n".join(folded(f"hint {n}", hint) for n, hint in enumerate(cell.hints, 1))
-    return {"cell_type": "markdown", "id": name, "metadata": {}, "source": lines(text)}
+    return {
+        "cell_type": "markdown",
+        "id": cell_id(lesson, f"{index}"),
+        "metadata": {},
+        "source": lines(text),
+    }
 
 
 def folded(summary: str, text: str) -> str:

@@ -5,15 +5,20 @@ from __future__ import annotations
 import html
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from .equations import math_block
 
 CSS = Path(__file__).parent / "book.css"
+PICTURE = "The picture's code"
 PLACES = {
     "index.html": "minilora",
     "package.html": "The package",
     "api.html": "API",
     "planner.html": "Planner",
+    "search.html": "Search",
 }
 
 
@@ -43,27 +48,41 @@ def frame(title: str, body: str, current: str = "") -> str:
 
 
 def render_prose(text: str) -> str:
-    """Markdown as HTML; HTML in the text is shown as text; the keyboard scrolls wide blocks."""
+    """Markdown as HTML; HTML in the text is shown as text; the keyboard scrolls wide blocks.
+
+    An indented block of equations becomes MathML (``equations.py``); others keep their columns.
+    """
     from markdown_it import MarkdownIt
 
-    page = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
-    page = page.replace("<pre>", '<pre class="plain" tabindex="0">')  # equations keep their columns
+    markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
+    markdown.add_render_rule("code_block", indented_block)
+    page = markdown.render(text)
+    page = page.replace("<pre>", '<pre class="plain" tabindex="0">')
     page = page.replace("<table>", '<div class="wide" tabindex="0"><table>')
     return page.replace("</table>", "</table></div>")
+
+
+def indented_block(_: Any, tokens: Any, index: int, *__: Any) -> str:
+    """An indented block of prose: equations, or text as it was typed."""
+    text = tokens[index].content
+    equation = None if text.lstrip().startswith(">>>") else math_block(text)
+    if equation:
+        return f'<div class="math" tabindex="0">{equation}</div>\n'
+    return f"<pre><code>{html.escape(text, quote=False)}</code></pre>\n"
 
 
 def render_code(text: str, lexer: str = "python") -> str:
     """Highlighted source.
 
     >>> render_code("x")
-    '<pre><code><span class="n">x</span>\\n</code></pre>'
+    '<pre tabindex="0"><code><span class="n">x</span>\\n</code></pre>'
     """
     from pygments import highlight
     from pygments.formatters import HtmlFormatter
     from pygments.lexers import get_lexer_by_name
 
     code = highlight(text, get_lexer_by_name(lexer), HtmlFormatter(nowrap=True))
-    return f"<pre><code>{code}</code></pre>"
+    return f'<pre tabindex="0"><code>{code}</code></pre>'
 
 
 def render_docstring(text: str) -> str:
@@ -90,10 +109,12 @@ def details(summary: str, body: str) -> str:
     return f"<details><summary>{html.escape(summary)}</summary>{body}</details>"
 
 
-def cards(links: Sequence[tuple[str, str, str]]) -> str:
-    """A list of (file, name, description) as cards."""
+def cards(links: Sequence[tuple[str, str, str]], pictures: Mapping[str, str] | None = None) -> str:
+    """A list of (file, name, description) as cards, each with its picture where there is one."""
+    pictures = pictures or {}
     items = (
-        f'<li><a href="{file}"><b>{html.escape(name)}</b><span>{html.escape(text)}</span></a></li>'
+        f'<li><a href="{file}">{pictures.get(file, "")}<b>{html.escape(name)}</b>'
+        f"<span>{html.escape(text)}</span></a></li>"
         for file, name, text in links
     )
     return f'<ul class="cards">{"".join(items)}</ul>'

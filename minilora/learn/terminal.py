@@ -85,6 +85,15 @@ def code(text: str) -> Any:
     return Padding(drawn, (0, 0, 0, 2))
 
 
+def folded(text: str) -> str:
+    """A line in place of code that only draws.
+
+    >>> folded("a\\nb")
+    "[dim]  (the picture's code: 2 lines of the script)[/]"
+    """
+    return f"[dim]  (the picture's code: {len(text.splitlines())} lines of the script)[/]"
+
+
 def open_file(path: Path) -> bool:
     """Open a file with the system's viewer; False when none is available (over SSH, say)."""
     if sys.platform == "win32":

@@ -20,7 +20,7 @@ from .figures import Stage, on_stage
 from .judge import LIMIT, judge_file
 from .record import Record
 from .run import Session
-from .terminal import BAR, Counted, code, make_console, open_file, prose
+from .terminal import BAR, Counted, code, folded, make_console, open_file, prose
 from .workspace import open_answer_file, write_solutions
 
 SHOWN = 10  # lines that the learner's code printed
@@ -122,7 +122,8 @@ class Walk:
 
     def run(self, cell: Cell) -> None:
         """Show a code cell, run it on Enter, show its figures, compare the predictions."""
-        self.put(code(cell.text))
+        for text, drawing in cell.segments:
+            self.put(folded(text) if drawing else code(text))
         self.pause("Enter runs it")
         drawn, start = len(self.stage.shown), time.monotonic()
         width = self.console.width - len(BAR) if self.asking else 10**6

@@ -183,12 +183,18 @@ def rate_at(step: int, peak: float, steps: int) -> float:
 
 
 def pretrain(
-    out: Path, steps: int, seed: int = 0, start: Path | None = None, report_every: int = 100
+    out: Path,
+    steps: int,
+    seed: int = 0,
+    start: Path | None = None,
+    report_every: int = 100,
+    config: LlamaConfig = CONFIG,
 ) -> Llama:
-    """Train the base for ``steps`` optimizer steps; write it to ``out`` with its log and its prose.
+    """Train a base for ``steps`` optimizer steps; write it to ``out`` with its log and its prose.
 
-    With ``start``, a folder made by an earlier run, training continues from its weights with prose
-    and dialogues mixed, and the log grows.
+    ``config``: its sizes, by default the shipped base's. With ``start``, a folder made by an
+    earlier run, training continues from its weights with prose and dialogues mixed, and the log
+    grows.
     """
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
@@ -200,7 +206,7 @@ def pretrain(
         lines = (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()
         log += [json.loads(line) for line in lines]
     else:
-        model = Llama(CONFIG, build_tokenizer(train_texts, out / "tokenizer.json"))
+        model = Llama(config, build_tokenizer(train_texts, out / "tokenizer.json"))
     end = model.tokenizer.raw.token_to_id(END_OF_TEXT)
     tokens = [token for text in train_texts for token in [*model.tokenizer.encode(text), end]]
     stream = torch.tensor(tokens)
@@ -226,9 +232,9 @@ def pretrain(
         return [part_of(mixed, "dialogue"), part_of(prose_batch(stream, random_state), "prose")]
 
     optimizer = build_optimizer(parameters, PEAK_RATE, weight_decay=0.1, betas=(0.9, 0.95))
-    config, objective = TrainConfig(steps=steps, lr=PEAK_RATE, seed=seed), MixedLoss()
+    how, objective = TrainConfig(steps=steps, lr=PEAK_RATE, seed=seed), MixedLoss()
     schedule = partial(rate_at, steps=steps)
-    run = training_steps(model, batches, optimizer, config, objective=objective, schedule=schedule)
+    run = training_steps(model, batches, optimizer, how, objective=objective, schedule=schedule)
     for record in run:
         step, losses = record["step"], objective.losses
         if step % report_every == 0 or step == steps:

@@ -16,6 +16,8 @@ In reading order:
     refusals.py       ``Refused``: what a request is told that cannot be done
     tenants.py        ``Tenants``: who asks, with which key, for which adapters
     quotas.py         how much a tenant may ask; charges that count once
+    audit.py          ``Audit``: who asked what of whom, by request id
+    answer_cache.py   greedy answers that a tenant had before
     evidence.py       which of two arms is better: evidence that may be looked at at any time
     assignment.py     who gets which adapter in an experiment: a hash, so it can be replayed
     comparison.py     two arms side by side, and how the evidence came to be
@@ -26,11 +28,14 @@ In reading order:
     protocol.py       what may be asked over HTTP, field by field
     replies.py        what is answered, field by field
     streams.py        from the engine's thread into an event loop; clients that leave
+    traffic.py        who answers a request: an experiment's arm, or who steps in for it
     generation.py     one request for text, from its arrival to its end
     reply_forms.py    how an answer is written down: whole, or in chunks
     access.py         who asks, and whether the JSON is sound
     completions.py    /v1/chat/completions and /v1/completions
+    traffic_routes.py /v1/feedback, /v1/experiments
     model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
+    audit_routes.py   /v1/audit: a tenant's own part of the log
     health.py         /health, /ready, /metrics
     app.py            ``create_app``: endpoints, errors, request ids
     upstreams.py      several servers: which are well, and which has an adapter: rendezvous hashing

@@ -28,7 +28,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import completions, health, model_routes
+from . import audit_routes, completions, health, model_routes, traffic_routes
 from .refusals import Refused
 from .service import Service
 from .streams import Doorbell
@@ -58,7 +58,8 @@ def create_app(service: Service, *, routers: Sequence[APIRouter] = ()) -> FastAP
         max_body_size=MOST_BYTES,
     )
     app.state.service = service
-    for router in (completions.router, model_routes.router, health.router, *routers):
+    own = (completions.router, model_routes.router, traffic_routes.router)
+    for router in (*own, audit_routes.router, health.router, *routers):
         app.include_router(router)
     app.add_exception_handler(Refused, on_refused)
     app.add_exception_handler(RequestValidationError, on_invalid)

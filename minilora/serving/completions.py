@@ -109,6 +109,7 @@ class Sent:
         return {
             "x-minilora-adapter": target.adapter or self.generation.service.base_name,
             "x-minilora-digest": target.digest or "",
+            "x-minilora-cache": "hit" if self.generation.replayed else "miss",
             "cache-control": "no-store",
         }
 

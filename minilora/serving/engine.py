@@ -32,7 +32,7 @@ from ..lora.twin import twin
 from ..model.transformer import Llama
 from .adapter_store import AdapterStore, Choice, Held, is_ready
 from .fairness import DeficitRoundRobin
-from .requests import Answer, Busy, checked_request
+from .requests import Answer, Busy, Known, Request, checked_request
 from .row_batch import MULTIPLE, RowBatch
 
 
@@ -93,19 +93,21 @@ class Engine:
         ends: Sequence[int] | None = None,
         logprobs: int | None = None,
         notify: Callable[[], None] | None = None,
+        known: Callable[[Request], Known | None] | None = None,
     ) -> Answer:
         """Queue a request; any thread may call. The answer comes as the engine gets to it.
 
         ``prompt``: a text, (instruction, context), messages, or token ids. ``ends``: the tokens
-        that end the answer; None: the tokenizer's. ``logprobs``: with so many others beside each.
-        ``notify`` is called in the engine's thread after each event, to wake an event loop. Raises
-        ``ValueError`` for what can never be answered (an unknown adapter, a prompt beyond the
-        positions, …), before anything is done, and ``Busy``.
+        that end it; None: the tokenizer's. ``logprobs``: with so many others beside each.
+        ``notify``: called in the engine's thread after each event. ``known``: an answer that is
+        there already, or None. Raises ``Busy``, and ``ValueError`` for what can never be answered
+        (an unknown adapter, a prompt beyond the positions, …), before anything is done.
         """
-        chosen, settings = self.bank.check(adapter), (max_new_tokens, temperature, top_k, seed)
-        asked = (prompt, chosen, tenant, stop, ends, settings, top_p, logprobs)
-        request = checked_request(self.model, *asked)
-        answer = Answer(request, self.model.tokenizer, self.cancel, notify)
+        model, settings = self.model, (max_new_tokens, temperature, top_k, seed)
+        asked = (prompt, self.bank.check(adapter), tenant, stop, ends, settings, top_p, logprobs)
+        answer = Answer(checked_request(model, *asked), model.tokenizer, self.cancel, notify)
+        if known is not None and answer.replay(known(answer.request)):
+            return answer
         with self.wake:
             if self.closed:
                 raise Busy("this engine is closed")

@@ -83,17 +83,16 @@ class Experiments:
         self.folder, self.read_at = folder, -math.inf
         self.running: dict[str, Experiment] = {}  # by model
         self.worse_adapters: dict[str, str] = {}
-        if toml is not None:
-            wanted = read_experiments(toml)
-            names = json.dumps([experiment.name for experiment in wanted])
-            with DATABASE.writing(folder) as db:
+        wanted = read_experiments(toml) if toml is not None else []
+        with DATABASE.writing(folder) as db:
+            if toml is not None:
                 db.execute(
                     "update experiment set ended = ? where origin = 'file' and ended is null "
                     "and name not in (select value from json_each(?))",
-                    (time.time(), names),
+                    (time.time(), json.dumps([experiment.name for experiment in wanted])),
                 )
-                for experiment in wanted:
-                    begin(db, experiment, "file")
+            for experiment in wanted:
+                begin(db, experiment, "file")
 
     def start(self, experiment: Experiment) -> None:
         """Begin an experiment, or change the ramp of one. Raises ``ValueError``."""
@@ -117,7 +116,8 @@ class Experiments:
             return
         running = [experiment for experiment, runs in self.all() if runs]
         names = {experiment.name for experiment in running}
-        verdicts = self.rows("select experiment, adapter, e from verdict")
+        with DATABASE.reading(self.folder) as db:
+            verdicts = db.execute("select experiment, adapter, e from verdict").fetchall()
         self.running = {experiment.model: experiment for experiment in running}
         self.worse_adapters = {
             adapter: f"{adapter} did worse in the experiment {name} (E = {e:.3g})"
@@ -125,14 +125,6 @@ class Experiments:
             if name in names
         }
         self.read_at = time.monotonic()
-
-    def rows(self, query: str) -> list[Any]:
-        """What the log holds; nothing where there is no log yet."""
-        try:
-            with DATABASE.reading(self.folder) as db:
-                return db.execute(query).fetchall()
-        except FileNotFoundError:
-            return []
 
     def assign(self, model: str, user: str | None, tenant: str = "local") -> Assignment | None:
         """The arm of a user who asks for a model; None outside experiments and without a user."""
@@ -208,7 +200,8 @@ class Experiments:
     def all(self) -> list[tuple[Experiment, bool]]:
         """Each experiment, the newest first, and whether it runs."""
         query = "select name, fields, ended is null from experiment order by started desc"
-        rows = self.rows(query)
+        with DATABASE.reading(self.folder) as db:
+            rows = db.execute(query).fetchall()
         return [
             (Experiment.of(name, json.loads(fields)), bool(runs)) for name, fields, runs in rows
         ]

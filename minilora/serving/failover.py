@@ -28,8 +28,9 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from .refusals import wait_first
 
@@ -145,9 +146,8 @@ class Failover:
     ``worse(adapter)``: why it must not answer though it works, or None (``Experiments.worse``).
 
     >>> failover = Failover(Limits(failures=1, window=1))
-    >>> first = failover.choose("naval@1.1.0", "naval@1.0.0")
-    >>> failover.report(first, False)
-    >>> failover.choose("naval@1.1.0", "naval@1.0.0").why
+    >>> failover.report(failover.choose("naval@1.1.0"), False)
+    >>> failover.choose("naval@1.1.0", ["naval@1.0.0"]).why
     'naval@1.0.0 answers for naval@1.1.0: 1 of its last 1 answers failed'
     """
 
@@ -164,33 +164,36 @@ class Failover:
     def choose(
         self,
         adapter: str | None,
-        champion: str | None = None,
-        allow_base: bool = False,
+        others: Iterable[str | None] = (),
         failed: Sequence[str | None] = (),
     ) -> Choice:
-        """The first that may answer: the adapter, its champion, the base where it is allowed.
+        """The first that may answer: the adapter, else one of ``others``, looked at when needed.
 
         ``failed``: who has been tried for this request. Every choice must be reported. Raises
         ``Refused`` (503) when nobody is left.
         """
-        order = list(dict.fromkeys([adapter, champion] if champion else [adapter]))
-        reasons, waits = [], []
-        with self.lock:
-            for name in [*order, None] if allow_base and adapter is not None else order:
-                breaker = self.breaker(name)
-                bad = name is not None and self.worse(name)
-                if name in failed:
-                    reasons.append("it failed just now")
-                elif bad:
-                    reasons.append(bad)
-                elif (ticket := breaker.enter()) is not None:
+        reasons: list[str] = []
+        seen: set[str | None] = set()
+        waits = [1.0]
+        for name in chain([adapter], others):
+            if name in seen:
+                continue
+            seen.add(name)
+            if name in failed:
+                reasons.append("it failed just now")
+            elif name is not None and (bad := self.worse(name)):
+                reasons.append(bad)
+            else:
+                with self.lock:
+                    breaker = self.breaker(name)
+                    ticket, wait, reason = breaker.enter(), breaker.wait, breaker.reason
+                if ticket is not None:
                     instead = f"{name or 'the base'} answers for {adapter}: "
                     return Choice(name, ticket, instead + reasons[0] if reasons else "")
-                else:
-                    reasons.append(breaker.reason)
-                    waits.append(breaker.wait)
+                reasons.append(reason)
+                waits.append(wait)
         message = f"{adapter or 'the base'} cannot answer now: {'; '.join(reasons)}"
-        raise wait_first(min(waits, default=1.0), message, 503, "failing")
+        raise wait_first(min(waits[1:] or waits), message, 503, "failing")
 
     def report(self, choice: Choice, ok: bool | None, seconds: float = 0.0) -> None:
         """How a choice went: ``seconds`` to its first token; None says nothing, as a client that

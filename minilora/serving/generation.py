@@ -13,22 +13,28 @@ models are no answer.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from .protocol import ChatRequest, CompletionRequest
-from .refusals import Refused, wait_first
-from .requests import Answer, Busy, RequestFailed
+from .quotas import Admission
+from .refusals import Refused, unknown_model, wait_first
+from .requests import Answer, Busy, Finished, RequestFailed
 from .service import Service, Target
 from .streams import Part, cancelled_when_gone, parts_of
+from .tenants import LOCAL
+from .traffic import FAULTS, HEADER, Turns
 
 MOST_ANSWERS = 64
+logger = logging.getLogger("minilora.serving")
 
 
 class Generation:
@@ -47,39 +53,96 @@ class Generation:
         self.target: Target | None = None
         self.prompt_tokens = 0
         self.answers: list[Answer] = []
+        self.ends: list[Finished] = []
 
     @property
     def generated(self) -> int:
         """Tokens of all answers so far."""
         return sum(len(answer.ids) for answer in self.answers)
 
+    @property
+    def replayed(self) -> bool:
+        """Whether nothing had to be computed."""
+        return bool(self.answers) and all(answer.replayed for answer in self.answers)
+
     async def parts(self) -> AsyncIterator[Part]:
         """Do it. Raises ``Refused``, before the first part or, when the engine fails, later."""
         if self.service.draining:
             raise wait_first(5, "this server is stopping: ask again", 503, "draining")
         prompts = await run_in_threadpool(self.checked_prompts)
-        self.target = await run_in_threadpool(self.find_target)
-        answers = len(prompts) * (self.asked.n or 1)
-        most = (self.prompt_tokens + self.limit) * (self.asked.n or 1)
-        status = 500
-        with self.admission(most if answers else 0) as admission:
-            try:
-                async for part in self.answered(prompts):
-                    yield part
-                status = 200
-            except Refused as refused:
-                status = refused.status
-                raise
-            finally:
-                if admission is not None:
+        row = await run_in_threadpool(self.written_down)
+        status = 499  # the client has left, unless it turns out otherwise
+        try:
+            turns = await run_in_threadpool(self.turns)
+            self.target = await run_in_threadpool(turns.next)
+            with await run_in_threadpool(self.admission, prompts) as admission:
+                try:
+                    async for part in self.attempts(turns, prompts):
+                        yield part
+                finally:
+                    turns.report(None)  # unless it was reported: the client has left
                     admission.settle(self.prompt_tokens + self.generated)
-                self.count(status)
+            if self.completed:
+                status = 200
+        except Refused as refused:
+            status = refused.status
+            raise
+        except Exception:
+            status = 500
+            raise
+        finally:
+            if self.target is not None:
+                self.count(self.target.model, status)
+            self.write_down_end(row, status)
 
-    def admission(self, tokens: int) -> Any:
-        """The tenant's quotas, for the time of the request."""
+    def admission(self, prompts: Sequence[list[int]]) -> Any:
+        """The tenant's quotas, for the time of the request. Raises ``Refused``."""
         if self.service.tenants is None:
-            return nullcontext()
-        return self.service.tenants.begin(self.tenant, self.id, tokens)
+            return Admission(None, 0, "", self.id)
+        model: Any = self.service.engine.model
+        positions = model.config.max_position_embeddings
+        longest = [min(len(prompt) + self.limit, positions) for prompt in prompts]
+        body = hashlib.sha256(self.asked.model_dump_json().encode()).hexdigest()
+        most = sum(longest) * (self.asked.n or 1)
+        return self.service.tenants.begin(self.tenant, self.id, most, body)
+
+    @property
+    def tenant_name(self) -> str:
+        """Whose request it is."""
+        return LOCAL.name if self.tenant is None else self.tenant.name
+
+    def written_down(self) -> int:
+        """The beginning in the audit log, if there is one. Raises ``Refused``."""
+        audit, chat = self.service.audit, isinstance(self.asked, ChatRequest)
+        if audit is None:
+            return 0
+        text = self.asked.model_dump_json(include={"messages", "prompt"}) if audit.texts else None
+        action = "chat" if chat else "completion"
+        return audit.begin(self.tenant_name, self.id, action, self.asked.model, text)
+
+    def write_down_end(self, row: int, status: int) -> None:
+        """The end in the audit log."""
+        target, audit, first = self.target, self.service.audit, self.first_token
+        if audit is None:
+            return
+        audit.end(
+            row,
+            self.id,
+            status,
+            adapter=None if target is None else target.adapter,
+            digest=None if target is None else target.digest,
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated,
+            waited=None if first is None else first - self.began,
+            took=time.monotonic() - self.began,
+            answer="\n".join(end.text for end in self.ends),
+        )
+
+    @property
+    def first_token(self) -> float | None:
+        """When the first token came."""
+        firsts = [each.first_token for each in self.answers if each.first_token is not None]
+        return min(firsts, default=None)
 
     @property
     def limit(self) -> int:
@@ -106,9 +169,40 @@ class Generation:
         self.prompt_tokens = sum(map(len, prompts))
         return prompts
 
-    def find_target(self) -> Target:
-        """Who is to answer. Raises ``Refused``."""
-        return self.service.find(self.asked.model, self.tenant, self.asked.question)
+    def turns(self) -> Turns:
+        """Who may answer, in turn. Raises ``Refused``."""
+        asked, fallback = self.asked, self.request.headers.get(HEADER, "")
+        return Turns(
+            self.service, self.tenant, asked.model, asked.question, asked.user, self.id, fallback
+        )
+
+    async def attempts(self, turns: Turns, prompts: Sequence[list[int]]) -> AsyncIterator[Part]:
+        """The parts of the first target that answers: another one only before the first part.
+
+        Raises ``Refused``.
+        """
+        while True:
+            begun, began = False, time.monotonic()
+            try:
+                async for part in self.answered(prompts):
+                    begun = True
+                    yield part
+            except Refused as refused:
+                fault = refused.code in FAULTS
+                turns.report(False if fault else None, error=refused)
+                if begun or not fault or self.service.failover is None:
+                    raise
+            else:
+                first = self.first_token
+                turns.report(True if self.completed else None, first - began if first else 0.0)
+                return
+            self.target = await run_in_threadpool(turns.next)
+            self.answers = []
+
+    @property
+    def completed(self) -> bool:
+        """Whether every answer came to its end, and the client did not leave."""
+        return bool(self.ends) and all(end.reason != "cancelled" for end in self.ends)
 
     async def answered(self, prompts: Sequence[list[int]]) -> AsyncIterator[Part]:
         """The answers' parts. Raises ``Refused``."""
@@ -117,11 +211,25 @@ class Generation:
             self.submit(prompts, self.request.app.state.bell.button(rung))
             try:
                 async for part in parts_of(self.answers, rung):
+                    if part.end is not None:
+                        self.end(self.answers[part.index], part.end)
                     yield part
             except RequestFailed as error:
                 if isinstance(error.__cause__, Busy):
                     raise overloaded(str(error)) from error
-                raise Refused(500, str(error), code="adapter_failed") from error
+                raise self.failed(error) from error
+
+    def failed(self, error: Exception) -> Refused:
+        """500; the reason may name the server's folders, so it stands in the server's log alone."""
+        logger.error("request %s failed", self.id, exc_info=error)
+        message = f"this model could not answer; request {self.id} in the server's log says why"
+        return Refused(500, message, code="adapter_failed")
+
+    def end(self, answer: Answer, finished: Finished) -> None:
+        """An answer came to its end."""
+        self.ends.append(finished)
+        if self.service.answers is not None and not answer.replayed:
+            self.service.answers.keep(answer, finished)
 
     def submit(self, prompts: Sequence[list[int]], notify: Any) -> None:
         """Queue every answer. Raises ``Refused``."""
@@ -129,7 +237,8 @@ class Generation:
         temperature = 1.0 if asked.temperature is None else asked.temperature
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
         settings: dict[str, Any] = {
-            "tenant": "" if self.tenant is None else self.tenant.name,
+            "tenant": self.tenant_name,
+            "known": self.service.answers and self.service.answers.find,
             "stop": asked.stop or (),
             "max_new_tokens": self.limit,
             "temperature": temperature if temperature >= 1e-6 else 0.0,  # in the limit it is greedy
@@ -145,20 +254,24 @@ class Generation:
                     wrapped = (seed + number + 2**63) % 2**64 - 2**63
                     answer = self.service.engine.submit(prompt, choice, seed=wrapped, **settings)
                     self.answers.append(answer)
+                    if target is not None and (chosen := answer.request.adapter):
+                        self.target = replace(target, digest=chosen[0][1].content)  # the truth
         except Busy as error:
             raise overloaded(str(error)) from error
         except ValueError as error:
+            if target is not None and target.adapter not in (None, *self.service.bank.names()):
+                raise unknown_model(asked.model) from error  # unloaded just now
             raise Refused(400, str(error)) from error
 
-    def count(self, status: int) -> None:
+    def count(self, model: str, status: int) -> None:
         """Tell the metrics."""
-        firsts = [each.first_token for each in self.answers if each.first_token is not None]
+        first = self.first_token
         self.service.metrics.answered(
-            self.service.base_name if self.target is None else self.target.model,
+            model,
             status,
             prompt=self.prompt_tokens,
             generated=self.generated,
-            waited=min(firsts) - self.began if firsts else None,
+            waited=None if first is None else first - self.began,
             took=time.monotonic() - self.began,
         )
 

@@ -12,6 +12,7 @@ from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
 from .access import Admin, Caller, StrictRoute
+from .audit import noted
 from .protocol import LoadRequest, UnloadRequest
 from .refusals import unknown_model
 from .replies import ERRORS, ModelCard, ModelList
@@ -48,7 +49,8 @@ async def load(asked: LoadRequest, request: Request, admin: Admin) -> str:
     """Load an adapter under a name, from a folder below the server's root or from its hub."""
     service: Service = request.app.state.service
     name, path, replace = asked.lora_name, asked.lora_path, asked.load_inplace
-    digest = await run_in_threadpool(service.load, name, path, replace)
+    with noted(service.audit, admin, request.state.request_id, "load", name):
+        digest = await run_in_threadpool(service.load, name, path, replace)
     return f"Success: LoRA adapter '{name}' added successfully. Content {digest}"
 
 
@@ -56,5 +58,6 @@ async def load(asked: LoadRequest, request: Request, admin: Admin) -> str:
 async def unload(asked: UnloadRequest, request: Request, admin: Admin) -> str:
     """Forget a loaded name; requests in progress keep what they have."""
     service: Service = request.app.state.service
-    await run_in_threadpool(service.unload, asked.lora_name)
+    with noted(service.audit, admin, request.state.request_id, "unload", asked.lora_name):
+        await run_in_threadpool(service.unload, asked.lora_name)
     return f"Success: LoRA adapter '{asked.lora_name}' removed successfully."

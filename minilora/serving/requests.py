@@ -91,6 +91,9 @@ class Finished:
     took: float
 
 
+Known = tuple[Finished, tuple[TokenLogprob, ...]]  # an answer that was given before
+
+
 class Answer:
     """The answer to a request: iterate for pieces of text, or wait for ``result``. One reader."""
 
@@ -110,6 +113,7 @@ class Answer:
         self.ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []  # of the ids, if the request asks for them
         self.end: Finished | RequestFailed | None = None
+        self.replayed = False
 
     def __iter__(self) -> Iterator[str]:
         """Pieces of text, together the result's; leaving the loop cancels the rest.
@@ -180,6 +184,18 @@ class Answer:
         waited = None if self.first_token is None else self.first_token - self.submitted
         took = time.monotonic() - self.submitted
         self.put(Finished(text, tuple(self.ids), reason, self.key, waited, took))
+
+    def replay(self, known: Known | None) -> bool:
+        """Instead of the engine: the tokens and the end of an equal request's answer, if any."""
+        if known is None:
+            return False
+        finished, logprobs = known
+        self.ids, self.logprobs, self.key = list(finished.ids), list(logprobs), finished.key
+        self.replayed = True
+        for token in finished.ids:
+            self.put(token)
+        self.put(replace(finished, waited=0.0, took=0.0))
+        return True
 
     def fail(self, error: BaseException) -> None:
         """The engine's side: the end, with an error."""

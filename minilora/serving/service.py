@@ -15,6 +15,7 @@ adapter that this key may not use.
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -27,10 +28,16 @@ from ..hub.router import Route, Router
 from ..hub.semver import check_name
 from ..hub.store import Hub
 from .adapter_store import AdapterStore
+from .answer_cache import AnswerCache
+from .audit import Audit
 from .engine import Engine
+from .experiments import Experiments
+from .failover import Failover
 from .metrics import Metrics
 from .refusals import Refused, unknown_model
+from .tenants import Tenants
 
+logger = logging.getLogger("minilora.serving")
 AUTO, CHAMPION = "auto", "champion"
 
 
@@ -56,10 +63,12 @@ class Service:
     base_name: str = "minilora-base"
     hub: Hub | None = None
     router: Callable[[], Router] | None = None
-    tenants: Any = None
-    experiments: Any = None
-    failover: Any = None
-    audit: Any = None
+    tenants: Tenants | None = None
+    experiments: Experiments | None = None
+    failover: Failover | None = None
+    on_feedback: Callable[[Any, str, Any], bool] | None = None  # (tenant, request, what came)
+    audit: Audit | None = None
+    answers: AnswerCache | None = None
     metrics: Metrics = field(default_factory=Metrics)
     root: Path | None = None
     usual_tokens: int = 256
@@ -102,7 +111,8 @@ class Service:
             self.fetch(version)
         except (ValueError, OSError) as error:
             status = 500 if isinstance(error, OSError) else 400
-            reason = f"{version.spec} cannot be served: {error}"
+            logger.exception("%s cannot be served", version.spec)  # it may name folders
+            reason = f"{version.spec} cannot be served; the server's log says why"
             raise Refused(status, reason, param="model", code="adapter_unavailable") from error
         content = version.manifest.content
         return Target(model, version.spec, content, f"{model} is {version.spec} of the hub")

@@ -15,13 +15,14 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from ..text import listed
 from .batches import IGNORE, ChatTokenizer, encode_one
 from .data_files import Row, rows_of
 from .data_forms import read_row
 from .examples import Conversation, Document, Example, Learnt, content
+from .replay import Examples, Prose, Replay, SelfReplay
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,27 @@ def rows_of_source(source: str | Path | Iterable[Any], name: str) -> Iterator[Ro
             yield from rows_of(value)
         else:
             yield Row(f"{name} {number}", value)
+
+
+def read_replay(
+    source: str, share: float, *, skip_bad: bool = False, teacher: Literal["base", "start"] = "base"
+) -> Replay:
+    """What is replayed: ``self`` (what the model writes itself), a text file, or old examples.
+
+    ``teacher``: the base, or the model with its adapter as the run starts (``SelfReplay``).
+
+    >>> read_replay("self", 0.25).share
+    0.25
+    """
+    if source == "self":
+        return SelfReplay(share, teacher=teacher)
+    if Path(source).suffix != ".txt":
+        return Examples(read_examples(source, skip_bad=skip_bad).examples, share)
+    try:
+        text = Path(source).read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{source} cannot be read as UTF-8 text: {error}") from error
+    return Prose([text], share)
 
 
 @dataclass(frozen=True)

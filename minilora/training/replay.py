@@ -23,7 +23,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -92,6 +92,8 @@ class SelfReplay:
 
     What it was: the model with its adapter switched off. Where more than an adapter trains, in a
     full fine-tune or beside trained biases, it is a frozen copy of the model as the run begins.
+    With ``teacher="start"`` it always is, adapter and all: for one that is trained on and shall
+    keep what it knows.
 
     ``windows`` of ``tokens`` tokens, sampled once, before the first step. With ``prompts`` it is
     the model's answers to those that are replayed, at most ``windows`` of them: texts,
@@ -112,11 +114,14 @@ class SelfReplay:
     windows: int = 384
     tokens: int = 80
     prompts: Sequence[Prompt] | Callable[[Any], Prompt] | None = None
+    teacher: Literal["base", "start"] = "base"
 
     def __post_init__(self) -> None:
         check_share(self.share)
         check_count("windows", self.windows, 1)
         check_count("tokens", self.tokens, 2)
+        if self.teacher not in ("base", "start"):
+            raise ValueError(f'teacher must be "base" or "start", got {self.teacher!r}')
         if isinstance(self.prompts, str):
             raise ValueError(f"prompts must be a list, got the text {self.prompts!r:.60}")
         if self.prompts is not None and not callable(self.prompts) and not self.prompts:
@@ -178,7 +183,7 @@ class Source:
         self.name, self.share = name, replay.share
         self.seed = run.config.seed + 1 + len(run.sources)  # an order of its own
         self.rows = rows_of(replay, run)
-        self.teacher = run.teacher if isinstance(replay, SelfReplay) else None
+        self.teacher = run.teacher_of(replay) if isinstance(replay, SelfReplay) else None
         self.states = [] if self.teacher is None else self.teacher.states(self.rows)
 
     def part(self, chosen: Sequence[int], weight: float, device: torch.device) -> Part:
@@ -198,13 +203,18 @@ class Mixture:
 
     def __init__(self, replay: Sequence[Replay], model: nn.Module, task: Task, config: TrainConfig):
         self.model, self.task, self.config = model, task, config
-        own = any(isinstance(each, SelfReplay) for each in replay)
-        self.teacher = Teacher(model) if own else None
+        self.teachers: dict[str, Teacher] = {}
         self.sources: list[Source] = []
         for each in replay:
             name = name_of(each)
             taken = sum(source.name.split("_")[0] == name for source in self.sources)
             self.sources.append(Source(f"{name}_{taken + 1}" if taken else name, each, self))
+
+    def teacher_of(self, replay: SelfReplay) -> Teacher:
+        """The model before, one for all that replay with it."""
+        if replay.teacher not in self.teachers:
+            self.teachers[replay.teacher] = Teacher(self.model, replay.teacher == "start")
+        return self.teachers[replay.teacher]
 
     @property
     def rows(self) -> list[Encoded]:
@@ -241,7 +251,8 @@ class Mixture:
 
     def identity(self) -> Record:
         """What a run that resumes must have in common: the rows, the shares, the teacher."""
-        copied = self.teacher.model.parameters() if self.teacher and self.teacher.is_copy else ()
+        copies = [teacher.model for teacher in self.teachers.values() if teacher.is_copy]
+        copied = [parameter for model in copies for parameter in model.parameters()]
         rows = [[source.share, [(r.ids, r.labels) for r in source.rows]] for source in self.sources]
         return {"replay": digest(rows), "teacher": checksum(copied)}
 
@@ -261,9 +272,8 @@ def rows_of(replay: Replay, run: Mixture) -> list[Encoded]:
     if isinstance(replay, Prose):
         documents = [Document(text) for text in replay.texts if text.strip()]
         return encode_all(tokenizer, documents, replay.tokens)
-    assert run.teacher is not None
     seed = run.config.seed
-    with run.teacher.at_work() as model:
+    with run.teacher_of(replay).at_work() as model:
         if replay.prompts is None:
             return sample_windows(model, replay.windows, replay.tokens, seed)
         return sample_answers(model, chosen_prompts(replay, run.task, seed), replay.tokens, seed)

@@ -4,8 +4,9 @@
     answers   to given prompts, drawn at temperature 1, up to their end; the prompts have no labels
 
 With an adapter the former model is at hand, by switching the adapter off. Where anything else
-trains (everything, or biases, or an output head beside an adapter) a frozen copy is kept, of the
-model as it is when the run begins, and that costs its memory.
+trains (everything, or biases, or an output head beside an adapter) a copy is kept of the model as
+it is when the run begins. So it is where an adapter that knows something is trained on and shall
+not unlearn it. A copy costs the memory of what trains: the frozen weights are the same.
 
 The teacher says the same of a row at every step, so its last hidden states are computed once: 128
 numbers a token here, where the logits are 1,536, which its head makes of them again.
@@ -37,25 +38,27 @@ class Teacher:
     """The model as it was before the fine-tune: its adapter switched off, or a frozen copy.
 
     A copy is made where switching adapters off would not bring the former model back: where a
-    parameter trains that belongs to no adapter.
+    parameter trains that belongs to no adapter, and where ``with_adapter`` says that the adapter's
+    beginning is a part of it.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, with_adapter: bool = False):
         itself = unwrapped(model)
         if not isinstance(itself, CausalLM) or itself.tokenizer is None:
             raise ValueError(
                 "SelfReplay samples text, which needs a minilora Llama with a tokenizer, as "
                 f"load_base() makes it, got {type(itself).__name__}; Examples and Prose need none"
             )
-        self.is_copy = not only_adapters_train(itself)
-        self.model = copy.deepcopy(itself).requires_grad_(False) if self.is_copy else itself
+        self.with_adapter = with_adapter
+        self.is_copy = with_adapter or not only_adapters_train(itself)
+        self.model = frozen_copy(itself) if self.is_copy else itself
 
     @contextlib.contextmanager
     def at_work(self) -> Iterator[CausalLM]:
-        """The former model: no adapter, no dropout, no gradient; afterwards all is as it was."""
+        """The former model: no dropout, no gradient; afterwards all is as it was."""
         was_training = self.model.training
-        adapted = bool(adapters_of(self.model))
-        off = disable_adapter(self.model) if adapted else contextlib.nullcontext()
+        switch = bool(adapters_of(self.model)) and not self.with_adapter
+        off = disable_adapter(self.model) if switch else contextlib.nullcontext()
         with off, torch.no_grad():
             try:
                 self.model.eval()
@@ -85,6 +88,13 @@ class Teacher:
             if isinstance(model, Llama):
                 return model.lm_head(torch.cat(list(states)))
             return logits_at(model, batch.ids[:, :-1], batch.labels[:, 1:] != IGNORE, None)
+
+
+def frozen_copy(model: CausalLM) -> CausalLM:
+    """A copy of what trains, around the same frozen weights; nothing in it trains."""
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    shared: list[Any] = [*frozen, *model.buffers(), model.tokenizer]
+    return copy.deepcopy(model, {id(each): each for each in shared}).requires_grad_(False)
 
 
 def only_adapters_train(model: nn.Module) -> bool:

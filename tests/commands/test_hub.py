@@ -85,8 +85,7 @@ def test_train_pushes_with_lineage_and_commands_take_names(run, tmp_path, capsys
     assert main([*train, "--adapter", "naval", "--push", "legal"]) == 0
     legal = Hub(tmp_path / "hub").show("legal").manifest
     assert (legal.parent, legal.recipe["adapter"]) == ("naval@1.0.0", "naval@1.0.0")
-    assert main([*train, "--adapter", "naval", "--replay", "0.25"]) != 0
-    assert "would unlearn what naval knows" in capsys.readouterr().err
+    capsys.readouterr()
     ask = ["generate", "Hull 3?", "--max-new-tokens", "3"]
     assert main([*ask, *hub, "--adapter", "naval@1"]) == 0
     named = capsys.readouterr().out

@@ -135,7 +135,7 @@ def test_a_config_is_called_by_its_folder_and_opens_the_page(capsys, tmp_path):
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(ledger.presets()["qwen2.5-72b"]))
     out = run(capsys, "plan", str(folder / "config.json"))[1]
-    assert out.startswith("ours-72b, lora: r = 8 on 560 Linears\n")
+    assert "\nours-72b, lora: r = 8 on 560 Linears\n" in out
     assert run(capsys, "plan", str(folder), "--page", str(tmp_path / "p.html"))[0] == 0
     assert '"first":"ours-72b"' in (tmp_path / "p.html").read_text(encoding="utf-8")
     assert run(capsys, "plan", "lama-3-8b", "--page", str(tmp_path / "q.html"))[0] == 2
@@ -197,3 +197,13 @@ def test_presets_and_charts_are_listed_and_one_is_drawn(capsys, tmp_path):
 def test_each_method_can_be_planned(words, said, capsys):
     assert main(["plan", "llama-3-8b", *words]) == 0
     assert said in capsys.readouterr().out
+
+
+def test_the_first_lines_are_the_six_numbers_that_are_asked_for(capsys):
+    out = run(capsys, "plan", "llama-3-8b", "--batch", "2")[1].splitlines()
+    assert out[0].split() == ["llama-3-8b,", "2", "×", "2048", "tokens", "full", "LoRA", "QLoRA"]
+    for line, again in zip(out[1:3], ([], ["--checkpointing"]), strict=True):
+        for number, method in zip(line.split()[-3:], ("full", "lora", "qlora"), strict=True):
+            words = ["plan", "llama-3-8b", "--batch", "2", "--json", "--method", method, *again]
+            total = sum(json.loads(run(capsys, *words)[1])["bytes"].values())
+            assert float(number.replace(",", "")) == pytest.approx(total / 1e9, abs=0.051)

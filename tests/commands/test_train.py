@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import minilora
 from minilora import Example, TrainConfig
-from minilora.commands import generate, train_options
+from minilora.commands import generate, method_options, train_options
 from minilora.commands.cli import main, parser_of
 from minilora.commands.footprint import describe_footprints
 from minilora.commands.train import count_epochs, trackers_of
@@ -111,7 +111,7 @@ def test_every_option_of_train_reaches_the_loop(trained, seen):
 def test_alpha_is_twice_the_rank_unless_it_is_given():
     for words, alpha in ((["--r=3"], 6), (["--r=3", "--alpha=5"], 5)):
         options = parser_of("train").parse_args(["--data=mine.jsonl", "--out=mine", *words])
-        assert train_options.lora_of(options).lora_alpha == alpha
+        assert method_options.config_of(options).lora_alpha == alpha
 
 
 def test_the_seed_of_train_decides_the_adapter_and_what_is_held_out(trained, seen):
@@ -379,7 +379,7 @@ def test_each_number_that_train_would_take_is_in_its_help(capsys):
     said = " ".join(capsys.readouterr().out.split())
     for default in (
         "(default: q_proj v_proj)",
-        "rank (default: 8)",
+        "rank (default: 8; vera 256)",
         "(default: 500, for a big base 150)",
         "(default: 32, for a big base 8)",
         "(default: 512)",

@@ -35,6 +35,11 @@ def test_by_default_the_base_writes_what_is_replayed():
     assert replay_of(options("--replay=0.5", "--replay-from=self")) == SelfReplay(0.5)
 
 
+def test_an_adapter_that_is_trained_on_writes_with_what_it_knows():
+    replay = replay_of(options("--replay=0.25", "--adapter=mine/adapter"))
+    assert replay == SelfReplay(0.25, teacher="start")
+
+
 def test_a_data_file_gives_examples_and_a_text_file_prose(tmp_path):
     old = rows(tmp_path / "old.jsonl", [Example("Hi", "Ahoy!")])
     replay = replay_of(options("--replay=0.1", "--replay-from", str(old)))
@@ -64,7 +69,7 @@ def test_mistakes_are_told_before_anything_is_written(words, said, tmp_path, cap
 
 
 def test_a_run_prints_the_share_in_label_tokens_too(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(SelfReplay.__init__, "__defaults__", (0.25, 6, 12, None))
+    monkeypatch.setattr(SelfReplay.__init__, "__defaults__", (0.25, 6, 12, None, "base"))
     data = rows(tmp_path / "mine.jsonl", naval_log(12, 1).train)
     command = ["train", "--data", str(data), "--out", str(tmp_path / "out"), "--replay", "0.3"]
     assert main([*command, "--steps", "2", "--batch", "3"]) == 0

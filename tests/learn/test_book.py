@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from minilora.learn.book import lesson_page, write_book
+from minilora.learn.cells import parse_lesson
 from minilora.learn.course import find_lesson, list_lessons
 from minilora.learn.pages import CSS, render_docstring, render_prose
 from minilora.learn.run import child_environment
@@ -20,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 BROWSER = (
     shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 )
+SCRIPTED = ("planner.html", "search.html")
 VOID = {"meta", "link", "img", "br", "hr", "source", "input"}
 
 pytestmark = pytest.mark.slow  # a whole site is made, and opened in a browser
@@ -73,7 +75,7 @@ class Page(HTMLParser):
 
 
 def pages(site):
-    return {file: Page(file) for file in sorted(site.glob("*.html")) if file.name != "planner.html"}
+    return {file: Page(file) for file in sorted(site.glob("*.html")) if file.name not in SCRIPTED}
 
 
 def test_every_link_and_every_file_that_a_page_needs_is_there(site):
@@ -174,7 +176,7 @@ def test_no_page_is_wider_than_the_window_and_nothing_is_fetched(site, tmp_path,
 def test_prose_cannot_bring_in_html_and_docstrings_keep_their_equations():
     assert "<script>" not in render_prose("<script>alert(1)</script>")
     made = render_docstring("Sum.\n\n    y = x\n\nSo:\n\n>>> f(1)\n2\n\nDone.")
-    assert made.count("<pre ") == 2
+    assert made.count("<math ") == made.count("<pre ") == 1
     assert "<p>Done.</p>" in made
 
 
@@ -205,3 +207,62 @@ def test_the_lessons_are_in_the_wheel_and_work_in_an_empty_folder(tmp_path):
     names = sorted(file.name for file in lessons.glob("[0-9]*.py"))
     assert names == [lesson.path.name for lesson in list_lessons()]
     assert len(list((lessons / "checks").glob("[0-9]*.py"))) == len(names)
+
+
+def test_an_equation_is_typeset_and_other_columns_stay():
+    made = render_prose(
+        "So\n\n    s = α / √r     rsLoRA\n\nand\n\n    weights    a column: of words\n"
+    )
+    assert "<mfrac><mi>α</mi><msqrt><mi>r</mi></msqrt></mfrac>" in made
+    assert "<mtext>rsLoRA</mtext>" in made
+    assert '<pre class="plain" tabindex="0"><code>weights    a column: of words' in made
+
+
+@pytest.mark.parametrize("text", ["y = x)", "a / = b", "s = √", "f(x = 2", "a = b /", "= α / r"])
+def test_a_broken_equation_is_never_half_typeset(text):
+    made = render_prose(f"So\n\n    {text}\n")
+    assert made.count("<mrow>") == made.count("</mrow>")
+    assert ("<math" in made) == (text == "= α / r")
+
+
+LESSON = """# %% [markdown]
+# # 01 · Does it end?
+#
+# Know first: nothing · Difficulty ●○○ · 1 minute to read · 1 second to run
+
+# %%
+{code}
+"""
+
+
+def test_a_lesson_that_fails_leaves_a_note_and_the_next_book_runs_only_that_one(tmp_path):
+    def lesson(name, code):
+        file = tmp_path / f"{name}.py"
+        file.write_text(LESSON.replace("01 ·", f"{name[:2]} ·").format(code=code), encoding="utf-8")
+        return parse_lesson(file)
+
+    good, site, lines = lesson("01_good", "print(6 * 7)"), tmp_path / "site", []
+    bad = lesson("02_bad", "raise RuntimeError('the dog ate it')")
+    slow = lesson("03_slow", "while True: pass")
+    book = write_book(site, [good, bad, slow], lines.append, limit=6)
+    assert list(book.failed) == ["02_bad", "03_slow"]
+    assert "the dog ate it" in (site / "02_bad.html").read_text(encoding="utf-8")
+    assert "took more than 6 seconds" in (site / "03_slow.html").read_text(encoding="utf-8")
+    assert "42" in (site / "01_good.html").read_text(encoding="utf-8")
+    again = write_book(site, [good, lesson("02_bad", "print('mended')")], lines.append)
+    assert not again.failed
+    assert "lesson 01_good (1 of 2), run before" in lines
+    assert "mended" in (site / "02_bad.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="the search was not tried: chromium is missing")
+def test_the_search_finds_a_heading_and_nothing_for_nonsense(site):
+    def ask(words):
+        page = f"{(site / 'search.html').as_uri()}?q={words}"
+        command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page]
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+
+    assert re.search(r'href="01_one_matmul.html#build[^"]*">01 · What', ask("gradient+weight"))
+    assert "Nothing. Try fewer words." in ask("zzyzx")

@@ -528,8 +528,17 @@ def test_the_notebook_is_valid_and_says_all_that_the_lesson_says():
     lesson = find_lesson(1)
     made = make_notebook(lesson)
     nbformat.validate(nbformat.from_dict(made))
-    assert len(made["cells"]) == len(lesson.cells)
+    code = [cell for cell in made["cells"] if cell["cell_type"] == "code"]
+    assert len(made["cells"]) - len(code) == sum(
+        cell.kind in ("markdown", "predict", "hints") for cell in lesson.cells
+    )
+    ran = [cell.text for cell in lesson.cells if cell.kind in ("code", "exercise")]
+    lines = [line for cell in code for line in "".join(cell["source"]).split("\n") if line]
+    assert lines == [line for text in ran for line in text.split("\n") if line]
     assert "weight_gradient" in json.dumps(made)
+    folded = ["".join(cell["source"]) for cell in code if cell["metadata"]]
+    assert folded
+    assert all(text.startswith(("@in_house_style", "show(")) for text in folded)
 
 
 def test_the_commands_say_what_they_need(tmp_path, capsys):

@@ -19,9 +19,9 @@ def small_service(names="abc", slots=8, **settings):
 
 
 @contextlib.contextmanager
-def serving(service, **config):
+def serving(service, routers=(), **config):
     """The address of a running server."""
-    app = create_app(service)
+    app = create_app(service, routers=routers)
     server = uvicorn.Server(
         uvicorn.Config(app, port=0, log_level="error", timeout_graceful_shutdown=5, **config)
     )

@@ -158,16 +158,16 @@ def test_many_sick_minutes_make_few_changes():
 
 def test_who_answers_instead():
     failover = Failover(Limits(failures=1, window=1), clock=Clock())
-    assert failover.choose(NEW, OLD) == Choice(NEW, 0)
-    failover.report(failover.choose(NEW, OLD), False)
-    instead = failover.choose(NEW, OLD)
+    assert failover.choose(NEW, [OLD]) == Choice(NEW, 0)
+    failover.report(failover.choose(NEW, [OLD]), False)
+    instead = failover.choose(NEW, [OLD])
     assert instead.adapter == OLD
     assert instead.why == f"{OLD} answers for {NEW}: 1 of its last 1 answers failed"
     failover.report(instead, False)
     with pytest.raises(Refused, match="cannot answer now") as refused:
-        failover.choose(NEW, OLD)  # the base was not allowed
+        failover.choose(NEW, [OLD])  # the base was not allowed
     assert (refused.value.status, refused.value.headers) == (503, {"retry-after": "5"})
-    base = failover.choose(NEW, OLD, allow_base=True)
+    base = failover.choose(NEW, [OLD, None])
     assert base.adapter is None
     assert base.why.startswith("the base answers for")
     assert set(failover.states()) == {OLD, NEW}
@@ -175,21 +175,21 @@ def test_who_answers_instead():
 
 def test_who_failed_this_request_is_not_asked_again():
     failover = Failover(clock=Clock())
-    assert failover.choose(NEW, OLD, failed=[NEW]).adapter == OLD
+    assert failover.choose(NEW, [OLD], failed=[NEW]).adapter == OLD
     with pytest.raises(Refused):
-        failover.choose(NEW, OLD, failed=[NEW, OLD])
-    assert failover.choose(NEW, NEW, allow_base=True, failed=[NEW]).adapter is None
+        failover.choose(NEW, [OLD], failed=[NEW, OLD])
+    assert failover.choose(NEW, [NEW, None], failed=[NEW]).adapter is None
     assert failover.choose(None).adapter is None
 
 
 def test_quality_keeps_an_adapter_out_while_the_evidence_stands():
     bad = {NEW: "worse in the experiment greeting (E = 25)"}
     failover = Failover(worse=bad.get, clock=Clock())
-    choice = failover.choose(NEW, OLD)
+    choice = failover.choose(NEW, [OLD])
     assert choice.adapter == OLD
     assert "E = 25" in choice.why
     bad.clear()
-    assert failover.choose(NEW, OLD).adapter == NEW
+    assert failover.choose(NEW, [OLD]).adapter == NEW
 
 
 @pytest.mark.parametrize("field", ["failures", "successes", "cooldown"])

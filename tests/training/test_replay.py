@@ -22,6 +22,7 @@ SMALL = {"windows": 6, "tokens": 8}
 KINDS = {
     "windows": SelfReplay(0.3, **SMALL),
     "answers": SelfReplay(0.3, 6, 12, prompts=[("Status?", "Log: Hull 90%.")] * 3),
+    "start": SelfReplay(0.3, **SMALL, teacher="start"),
     "examples": Examples(polite_log(9, 1), 0.3),
     "prose": Prose(["To the Congress of the United States. " * 9], 0.3, tokens=8),
 }
@@ -199,6 +200,7 @@ def test_sources_of_one_kind_have_names_of_their_own():
         "share nan": (lambda: Examples(TASK, float("nan")), "share must be above 0"),
         "share True": (lambda: Prose(["x"], True), "share must be above 0"),
         "share text": (lambda: Prose(["x"], "0.1"), "share must be above 0"),
+        "teacher": (lambda: SelfReplay(teacher="end"), 'teacher must be "base" or "start"'),
         "windows": (lambda: SelfReplay(windows=0), "windows must be a whole number of at least 1"),
         "tokens": (lambda: SelfReplay(tokens=1), "tokens must be a whole number of at least 2"),
         "prompts empty": (lambda: SelfReplay(prompts=[]), "at least one prompt"),

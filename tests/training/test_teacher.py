@@ -57,6 +57,23 @@ def test_where_more_than_an_adapter_trains_a_frozen_copy_is_kept(kind):
     assert not any(p.requires_grad for p in teacher.model.parameters())
 
 
+def test_a_teacher_may_be_the_model_with_its_adapter_as_it_begins():
+    """Only what trains is copied, and what it says stays when the adapter goes on learning."""
+    model = filled()
+    adapted = model(IDS).detach()
+    teacher = Teacher(model, with_adapter=True)
+    for own, kept in zip(model.parameters(), teacher.model.parameters(), strict=True):
+        assert (own is kept) != own.requires_grad
+    with torch.no_grad():
+        for _, layer in lora_layers(model):
+            layer.lora_B.mul_(2)
+    with teacher.at_work() as former:
+        assert torch.equal(former(IDS), adapted)
+    assert not torch.equal(former(IDS), BASE(IDS))
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert all(layer.lora_A.requires_grad for _, layer in lora_layers(model))
+
+
 def test_logits_from_kept_states_are_those_of_the_base():
     model = filled().train()
     teacher = Teacher(model)

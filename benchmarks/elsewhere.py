@@ -1,0 +1,132 @@
+"""The methods on other bases: the shipped one in four bits, and SmolLM2.
+
+    python -m benchmarks.elsewhere [--steps 100]                        # floats beside NF4
+    python -m benchmarks.elsewhere --llm smollm2 [--llm-steps 40]       # and SmolLM2-135M
+
+Floats and NF4: ``CHOSEN`` methods at the rate that ``benchmarks.methods`` found, one seed, the same
+examples on both; exact match on held-out logs of naval code. SmolLM2: LoRA, DoRA, VeRA and a prefix
+at one budget, each at one rate that was not searched for. Seconds are the processor's, of one
+thread. Finished rows are kept, so a run that was stopped continues.
+
+``smollm2`` is the folder that ``python -m minilora.recipes.smollm2`` makes.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import minilora
+from minilora import LoraConfig, PrefixTuningConfig, VeraConfig, data, ledger
+from minilora.training.config import TrainConfig
+
+from .common import RESULTS, Row, options, save
+from .matrix import QUIET, prose_bits
+from .methods import METHODS, Method, held_out_loss
+
+CHOSEN = (
+    *("LoRA q, v, r=8", "DoRA q, v, r=8", "PiSSA q, v, r=8", "AdaLoRA q, v, 12 to 8"),
+    *("VeRA q, v, r=256", "(IA)³ k, v, down", "BitFit, all", "Houlsby, k=8", "prefix, k=16"),
+)
+LLM = (
+    Method("LoRA q, v, r=8", LoraConfig(r=8), (2e-3,)),
+    Method("DoRA q, v, r=8", LoraConfig(r=8, use_dora=True), (2e-3,)),
+    Method("VeRA q, v, r=256", VeraConfig(r=256), (1e-2,)),
+    Method("prefix, k=16", PrefixTuningConfig(16), (1e-2,)),
+)
+
+
+def fit(model: Any, method: Method, rate: float, steps: int, batch: int, task: Any) -> Row:
+    """Train a fresh model with a method; its loss and the processor's seconds a step."""
+    config = method.config_for(steps)
+    torch.manual_seed(0)
+    trainable = minilora.inject(model, config).trainable
+    settings = TrainConfig(
+        steps=steps, lr=rate, batch_size=batch, loraplus_ratio=method.ratio, **QUIET
+    )
+    begun = time.thread_time()
+    history = minilora.train(model, task, settings)
+    seconds = (time.thread_time() - begun) / steps
+    loss = statistics.mean(history.losses[-max(1, steps // 10) :])
+    return {"trainable": trainable, "rate": rate, "loss": loss, "step_seconds": seconds}
+
+
+def scores(model: Any, logs: int, prose: float) -> Row:
+    """Held-out logs right, prose lost, bytes to ship."""
+    held_out = data.naval_log(1, logs, seed=99).valid
+    with tempfile.TemporaryDirectory() as folder:
+        minilora.save_adapter(model, folder)
+        size = (Path(folder) / "adapter_model.safetensors").stat().st_size
+    return {
+        "exact_match": minilora.exact_match(model, held_out),
+        "forgotten": prose_bits(model) - prose,
+        "shipped_bytes": size,
+    }
+
+
+def small_row(method: Method, rate: float, four_bits: bool, settings: Any) -> Row:
+    """One method on the shipped base."""
+    base = minilora.load_base(quantize="nf4" if four_bits else None)
+    prose, stored = prose_bits(base), ledger.count(base).total.bytes
+    task = data.naval_log(settings.steps * settings.batch, 1)
+    row = fit(base, method, rate, settings.steps, settings.batch, task)
+    return row | {"base_bytes": stored} | scores(base, settings.logs, prose)
+
+
+def llm_row(method: Method, llm: str, settings: Any) -> Row:
+    """One method on SmolLM2."""
+    steps, batch = settings.llm_steps, settings.llm_batch
+    model = minilora.load_base(llm)
+    prose, task = prose_bits(model), data.naval_log(steps * batch, 20, seed=1)
+    row = fit(model, method, method.rates[0], steps, batch, replace(task, valid=()))
+    return (
+        row
+        | {"held_out_loss": held_out_loss(model, task)}
+        | scores(model, settings.llm_logs, prose)
+    )
+
+
+def main() -> None:
+    """Both bases of the first part in turns, then SmolLM2."""
+    settings = options(
+        __doc__,
+        **{"steps": 100, "batch": 16, "logs": 200, "llm": "", "llm_steps": 40},
+        **{"llm_batch": 4, "llm_logs": 20, "rates": str(RESULTS / "cpu" / "methods.json")},
+    )
+    rows = kept(settings)
+    content = json.loads(Path(settings.rates).read_text(encoding="utf-8"))
+    rates = {row["method"]: row["rate"] for row in content["rows"] if "rate" in row}
+    settings.rates = ""  # paths of a machine are not kept
+
+    def add(base: str, method: Method, row: Any) -> None:
+        if not any((r["base"], r["method"]) == (base, method.name) for r in rows):
+            rows.append({"base": base, "method": method.name} | row())
+            save("elsewhere", rows, settings)
+            print(base, method.name, f"{rows[-1]['exact_match']:.1%}", flush=True)
+
+    llm, settings.llm = settings.llm, ""
+    for method in LLM if llm else ():
+        add("SmolLM2-135M", method, lambda m=method: llm_row(m, llm, settings))
+    for method in METHODS:
+        if method.name not in CHOSEN or method.name not in rates:
+            continue
+        for name, four_bits in (("shipped, float32", False), ("shipped, NF4", True)):
+            rate = rates[method.name]
+            add(name, method, lambda m=method, r=rate, q=four_bits: small_row(m, r, q, settings))
+
+
+def kept(settings: Any) -> list[Row]:
+    """The rows of an earlier run."""
+    file = Path(settings.out) / settings.device / "elsewhere.json"
+    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""What users said of answers: kept, quarantined, looked through, and let into the next training.
+
+    request, adapter, answer, correction, source, tenant, topic
+        → refused      it holds a secret, or a licence that forbids it      (audit.py)
+        → quarantine   a while, so that a flood is seen before it is learnt
+        → accepted     not contradicted by another source, and within the source's cap
+        → heldout      one in five of those: never trained on, it judges
+
+An example counts once per tenant, by its content, spaces aside. ``adapter`` is the content id of
+the adapter that answered (hub/adapter.py), so that a complaint about a version that is gone is
+known as such.
+
+The held-out examples are *rotated*: a judgement takes those that have judged least so far, and what
+judged ``WORN`` times goes over to the training, since a choice among many adapters has learnt it.
+
+Left out: who a source really is. A thousand accounts of one person are a thousand sources here.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..database import Database
+from .audit import audit
+from .correction import FIELDS, Feedback, Slice, is_heldout
+from .gate import Pairs
+
+WORN = 5  # judgements, after which a held-out example is trained on
+DATABASE = Database(
+    "feedback.sqlite",
+    "feedback",
+    "add some",
+    (
+        """
+    create table feedback (
+        id integer primary key, at real not null, tenant text not null, source text not null,
+        adapter text not null, request text not null, context text not null,
+        answer text not null, correction text not null, topic text not null,
+        digest text not null, question text not null, state text not null, reason text not null,
+        uses integer not null default 0, unique (tenant, digest)
+    );
+    create index feedback_by_state on feedback (tenant, state, source);
+    create table live (
+        id integer primary key, at real not null, tenant text not null, old text not null,
+        new text not null, old_right integer not null, new_right integer not null
+    );
+    create table round (
+        id integer primary key, at real not null, tenant text not null, name text not null,
+        word text not null, learnt integer not null, told text not null
+    );
+    """,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a look through the quarantine did, by count; ``kept``: still there, by reason."""
+
+    accepted: int
+    heldout: int
+    kept: dict[str, int]
+
+
+class FeedbackStore:
+    """The feedback of one tenant, in a folder's SQLite file; any number of processes may use it.
+
+    ``quarantine``: seconds before an example may be learnt; ``cap``: how many examples of one
+    source may be learnt in all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = FeedbackStore(Path(folder), quarantine=0)
+    ...     told = store.add(Feedback("ann", "", "Status?", "Hull 90%."))
+    ...     again = store.add(Feedback("bob", "", "Status?", "Hull  90%."))
+    ...     told, again, store.review().accepted + store.review().heldout, store.counts()
+    ('quarantine', 'known', 1, {'accepted': 1})
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        tenant: str = "default",
+        quarantine: float = 86_400.0,
+        cap: int = 200,
+    ):
+        if cap < 1 or not quarantine >= 0:
+            raise ValueError(
+                f"expected a cap from 1 on and seconds from 0 on, got {cap} and {quarantine}"
+            )
+        self.folder, self.tenant = Path(folder), tenant
+        self.quarantine, self.cap = quarantine, cap
+
+    def add(self, feedback: Feedback, now: float | None = None) -> str:
+        """Take in one; returns its state: quarantine, refused, or known (nothing was added).
+
+        What is refused is kept without its texts, so that a secret is nowhere on the disk.
+        """
+        if feedback.tenant != self.tenant:
+            raise ValueError(f"this is the store of {self.tenant!r}, got {feedback.tenant!r}'s")
+        texts = feedback.request, feedback.context, feedback.answer, feedback.correction
+        wrong = [each for text in texts for each in audit(text)]
+        state, reason = ("refused", str(wrong[0])) if wrong else ("quarantine", "")
+        shown = ("", "", "", "") if wrong else texts
+        with DATABASE.writing(self.folder) as db:
+            done = db.execute(
+                "insert or ignore into feedback (at, tenant, source, adapter, request, context,"
+                " answer, correction, topic, digest, question, state, reason)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (
+                    *(time.time() if now is None else now, self.tenant, feedback.source),
+                    *(feedback.adapter, *shown, feedback.topic),
+                    *(feedback.digest, feedback.question, state, reason),
+                ),
+            )
+        return state if done.rowcount else "known"
+
+    def review(self, now: float | None = None) -> Review:
+        """Let out of quarantine what has waited, is not contradicted and is within its cap."""
+        until = (time.time() if now is None else now) - self.quarantine
+        kept: Counter[str] = Counter()
+        let: Counter[str] = Counter()
+        with DATABASE.writing(self.folder) as db:
+            answers = Counter(
+                question
+                for (question,) in db.execute(
+                    "select question from feedback where tenant = ? and state != 'refused'",
+                    (self.tenant,),
+                )
+            )
+            taught = Counter(
+                source
+                for (source,) in db.execute(
+                    "select source from feedback where tenant = ? and state = 'accepted'",
+                    (self.tenant,),
+                )
+            )
+            rows = db.execute(
+                "select id, at, source, question from feedback"
+                " where tenant = ? and state = 'quarantine' order by at, id",
+                (self.tenant,),
+            ).fetchall()
+            for number, at, source, question in rows:
+                heldout = is_heldout(question)
+                if at > until:
+                    reason = "too new"
+                elif answers[question] > 1:
+                    reason = "contradicted"
+                elif not heldout and taught[source] >= self.cap:
+                    reason = "over the source's cap"
+                else:
+                    state = "heldout" if heldout else "accepted"
+                    taught[source] += not heldout
+                    let[state] += 1
+                    db.execute(
+                        "update feedback set state = ?, reason = '' where id = ?", (state, number)
+                    )
+                    continue
+                kept[reason] += 1
+                db.execute("update feedback set reason = ? where id = ?", (reason, number))
+        return Review(let["accepted"], let["heldout"], dict(kept))
+
+    def accepted(self, without: Iterable[str] = ()) -> list[Feedback]:
+        """What may be learnt, in the order in which it came; some sources left out."""
+        left_out = set(without)
+        return [each for each in self.rows("accepted") if each.source not in left_out]
+
+    def heldout(self, count: int) -> list[Feedback]:
+        """The ``count`` examples that have judged least so far; this is one more judgement.
+
+        One that has judged ``WORN`` times before goes over to the training.
+        """
+        with DATABASE.writing(self.folder) as db:
+            db.execute(
+                "update feedback set state = 'accepted' where tenant = ? and state = 'heldout'"
+                " and uses >= ?",
+                (self.tenant, WORN),
+            )
+            rows = db.execute(
+                f"select id, {FIELDS} from feedback where tenant = ? and state = 'heldout'"
+                " order by uses, id limit ?",
+                (self.tenant, count),
+            ).fetchall()
+            db.executemany(
+                "update feedback set uses = uses + 1 where id = ?", [(row[0],) for row in rows]
+            )
+        return [Feedback(*row[1:]) for row in rows]
+
+    def rows(self, state: str) -> list[Feedback]:
+        """All feedback in one state."""
+        with DATABASE.writing(self.folder) as db:
+            found = db.execute(
+                f"select {FIELDS} from feedback where tenant = ? and state = ? order by at, id",
+                (self.tenant, state),
+            ).fetchall()
+        return [Feedback(*row) for row in found]
+
+    def counts(self) -> dict[str, int]:
+        """How many there are in each state."""
+        with DATABASE.writing(self.folder) as db:
+            return dict(
+                db.execute(
+                    "select state, count(*) from feedback where tenant = ? group by state",
+                    (self.tenant,),
+                ).fetchall()
+            )
+
+    def slices(self, adapter: str = "") -> list[Slice]:
+        """By topic and source, how many answers were corrected, the worst first.
+
+        ``adapter``: only answers of this one. What was refused does not count.
+        """
+        told: dict[tuple[str, str], list[bool]] = {}
+        for state in ("quarantine", "accepted", "heldout", "expelled"):
+            for each in self.rows(state):
+                if adapter in ("", each.adapter):
+                    told.setdefault((each.topic, each.source), []).append(each.failed)
+        slices = [Slice(*key, sum(failed), len(failed)) for key, failed in told.items()]
+        return sorted(slices, key=lambda each: (-each.failed, each.topic, each.source))
+
+    def expel(self, source: str, reason: str) -> int:
+        """Take all that a source taught out again, for good; returns how many examples."""
+        with DATABASE.writing(self.folder) as db:
+            return db.execute(
+                "update feedback set state = 'expelled', reason = ? where tenant = ?"
+                " and source = ? and state in ('accepted', 'heldout', 'quarantine')",
+                (reason, self.tenant, source),
+            ).rowcount
+
+    def outcome(self, old: str, new: str, old_right: bool, new_right: bool) -> None:
+        """Note a live pair: the k-th outcomes of two adapters, by content id."""
+        values = time.time(), self.tenant, old, new, old_right, new_right
+        with DATABASE.writing(self.folder) as db:
+            db.execute(
+                "insert into live (at, tenant, old, new, old_right, new_right)"
+                " values (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+
+    def live(self, old: str, new: str, since: float = 0.0) -> Pairs:
+        """The live pairs of two adapters so far, from a time on (seconds since 1970)."""
+        with DATABASE.writing(self.folder) as db:
+            rows = db.execute(
+                "select old_right, new_right from live"
+                " where tenant = ? and old = ? and new = ? and at >= ? order by id",
+                (self.tenant, old, new, since),
+            ).fetchall()
+        return Pairs(tuple(bool(a) for a, _ in rows), tuple(bool(b) for _, b in rows))
+
+    def note_round(self, name: str, word: str, learnt: int, told: Iterable[str]) -> None:
+        """Write down how a round of the loop ended, and how many examples it had."""
+        values = time.time(), self.tenant, name, word, learnt, "\n".join(told)
+        with DATABASE.writing(self.folder) as db:
+            db.execute(
+                "insert into round (at, tenant, name, word, learnt, told)"
+                " values (?, ?, ?, ?, ?, ?)",
+                values,
+            )
+
+    def rounds(self, name: str) -> list[tuple[float, str, int, str]]:
+        """(seconds since 1970, word, examples, what was told) of each round, the oldest first."""
+        with DATABASE.writing(self.folder) as db:
+            return db.execute(
+                "select at, word, learnt, told from round where tenant = ? and name = ?"
+                " order by id",
+                (self.tenant, name),
+            ).fetchall()

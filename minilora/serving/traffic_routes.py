@@ -1,0 +1,159 @@
+"""``/v1/feedback``: how an answer was. ``/v1/experiments``: begin, look at, end.
+
+Feedback is the tenant's who asked; of another's request it is told what it is told of one that
+never was. Experiments are an admin's. Evidence may be looked at at any time (evidence.py).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel, Field
+from starlette.concurrency import run_in_threadpool
+
+from .access import Admin, Caller, StrictRoute
+from .assignment import Experiment
+from .experiments import Experiments
+from .protocol import Asked, Text
+from .refusals import Refused
+from .replies import ERRORS
+from .tenants import LOCAL
+
+router = APIRouter(route_class=StrictRoute, tags=["traffic"], responses=ERRORS)
+Share = Annotated[float, Field(ge=0, le=1, strict=False)]
+
+
+class FeedbackRequest(Asked):
+    """``POST /v1/feedback``. ``request_id``: the response's ``x-request-id``, or its ``id``.
+
+    ``score``: 0 bad to 1 good. The texts are for a server that learns from them.
+    """
+
+    request_id: Text = Field(max_length=80)
+    score: Share | None = None
+    question: str | None = None
+    context: str | None = None
+    answer: str | None = None
+    correction: str | None = None
+
+
+class FeedbackReply(BaseModel):
+    """Which arm the score counts for, if the request was in an experiment."""
+
+    request_id: str
+    experiment: str | None
+    arm: str | None
+    kept: bool
+
+
+class ExperimentRequest(Asked):
+    """``POST /v1/experiments``: the fields of experiments.toml; the first arm is the control."""
+
+    name: Text = Field(max_length=64)
+    model: Text
+    arms: dict[Text, Text]
+    shares: dict[Text, Share] = Field(default_factory=dict)
+    ramp: Share = 1.0
+    alpha: Share = 0.05
+    salt: str = ""
+
+
+def of(request: Request) -> Experiments:
+    """The server's. Raises ``Refused``."""
+    experiments = request.app.state.service.experiments
+    if experiments is None:
+        raise Refused(404, "this server runs no experiments")
+    return experiments
+
+
+@router.post("/v1/feedback")
+async def feedback(asked: FeedbackRequest, request: Request, caller: Caller) -> FeedbackReply:
+    """How an answer was, and what it should have been."""
+    service, name = request.app.state.service, asked.request_id.rpartition("-")[2]
+    tenant = LOCAL if caller is None else caller
+    shown = None
+    if asked.score is not None and service.experiments is not None:
+        try:
+            outcome = service.experiments.outcome
+            shown = await run_in_threadpool(outcome, name, asked.score, tenant.name)
+        except ValueError as error:
+            raise Refused(409, str(error), param="score", code="conflict") from error
+    kept = False
+    if asked.correction is not None:
+        if service.on_feedback is None:
+            reason = "this server does not learn from corrections: leave correction out"
+            raise Refused(400, reason, param="correction", code="unsupported_parameter")
+        kept = await run_in_threadpool(service.on_feedback, tenant, name, asked)
+    experiment, arm = shown or (None, None)
+    return FeedbackReply(request_id=name, experiment=experiment, arm=arm, kept=kept)
+
+
+@router.get("/v1/experiments")
+async def experiments(request: Request, admin: Admin) -> dict[str, Any]:
+    """All, the newest first, each with its evidence now."""
+    found = await run_in_threadpool(of(request).all)
+    data = [await described(request, each, runs) for each, runs in found]
+    return {"object": "list", "data": data}
+
+
+@router.get("/v1/experiments/{name}")
+async def experiment(
+    name: str, request: Request, admin: Admin, points: Annotated[int, Query(ge=0, le=500)] = 0
+) -> dict[str, Any]:
+    """One; ``points``: so many steps of how its evidence came to be."""
+    for each, runs in await run_in_threadpool(of(request).all):
+        if each.name == name:
+            return await described(request, each, runs, points)
+    raise Refused(404, f"there is no experiment {name!r:.80}")
+
+
+@router.post("/v1/experiments")
+async def start(asked: ExperimentRequest, request: Request, admin: Admin) -> dict[str, Any]:
+    """Begin one, or change the ramp of one that runs."""
+    fields = asked.model_dump()
+    running, service = of(request), request.app.state.service
+    try:
+        made = Experiment.of(fields.pop("name"), fields)
+        for adapter in made.arms.values():
+            await run_in_threadpool(service.find, adapter, admin)
+        await run_in_threadpool(running.start, made)
+    except ValueError as error:
+        raise Refused(400, str(error)) from error
+    return await described(request, made, True)
+
+
+@router.post("/v1/experiments/{name}/end")
+async def end(name: str, request: Request, admin: Admin) -> dict[str, Any]:
+    """Stop assigning; the log and the evidence stay."""
+    try:
+        await run_in_threadpool(of(request).end, name)
+    except ValueError as error:
+        raise Refused(404, str(error)) from error
+    return await experiment(name, request, admin)
+
+
+async def described(
+    request: Request, experiment: Experiment, runs: bool, points: int = 0
+) -> dict[str, Any]:
+    """An experiment with its evidence, as JSON: no infinity and no NaN, which JSON has not."""
+    found = await run_in_threadpool(of(request).evidence, experiment.name, points)
+    comparisons = [{**asdict(each), "verdict": each.verdict} for each in found]
+    settings = {"name": experiment.name, **experiment.fields, "running": runs}
+    return finite({**settings, "comparisons": comparisons})
+
+
+def finite(value: Any) -> Any:
+    """Infinite evidence as 1e300, what is unknown as null.
+
+    >>> finite({"e": float("inf"), "difference": float("nan"), "pairs": (3,)})
+    {'e': 1e+300, 'difference': None, 'pairs': [3]}
+    """
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    if isinstance(value, float):
+        return None if value != value else max(-1e300, min(value, 1e300))
+    return value

@@ -1,0 +1,253 @@
+"""Experiments and failover over HTTP: who answers, what the response says, what counts."""
+
+import json
+from concurrent.futures import Future
+
+import httpx
+import pytest
+
+from minilora.hub import Hub
+from minilora.serving.assignment import Experiment
+from minilora.serving.experiments import Experiments
+from minilora.serving.failover import Failover, Limits
+from minilora.serving.tenants import Tenants
+
+from .live import serving, small_service
+from .small import FOLDERS, small_bank
+
+ASKED = [{"role": "user", "content": "Hull status?"}]
+OLD, NEW = "naval@1.0.0", "naval@2.0.0"
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    """``naval`` in two versions, the older one the champion; ``lone`` without a champion."""
+    made = Hub(tmp_path_factory.mktemp("hub"))
+    made.push("naval", FOLDERS["a"], version="1.0.0")
+    made.push("naval", FOLDERS["b"], version="2.0.0")
+    made.push("lone", FOLDERS["c"], version="1.0.0")
+    made.alias("naval@1.0.0", "champion")
+    return made
+
+
+@pytest.fixture(scope="module")
+def solo():
+    bank = small_bank()
+    names = {OLD: "a", NEW: "b", "lone@1.0.0": "c", None: None}
+    return {
+        spec: bank.generate([(name, ASKED)], max_new_tokens=8)[0] for spec, name in names.items()
+    }
+
+
+def ask(address, model, *, key="", fallback="", id="", **fields):
+    headers = {"x-minilora-fallback": fallback, "authorization": f"Bearer {key or 'none'}"}
+    headers |= {"x-request-id": id} if id else {}
+    body = {"model": model, "messages": ASKED, "temperature": 0, "max_tokens": 8, **fields}
+    return httpx.post(f"{address}/v1/chat/completions", json=body, headers=headers, timeout=30)
+
+
+def told(answer):
+    """(text, adapter, why) of an answer."""
+    body = answer.json()
+    origin = body["minilora"]
+    return body["choices"][0]["message"]["content"], origin["adapter"], origin["why"]
+
+
+def break_adapter(service, spec):
+    """The adapter cannot be read from now on, as from a damaged disk."""
+    fetch = service.bank.fetch
+
+    def fetched(chosen):
+        if any(name == spec for name, _, _ in chosen):
+            failed = Future()
+            failed.set_exception(OSError("the disk is gone"))
+            return failed
+        return fetch(chosen)
+
+    service.bank.fetch = fetched
+    return lambda: setattr(service.bank, "fetch", fetch)
+
+
+def test_users_get_their_arm_and_feedback_counts_for_it(hub, solo, tmp_path):
+    experiments = Experiments(tmp_path)
+    plan = Experiment("greeting", "naval", {"old": OLD, "new": NEW})
+    service = small_service(hub=hub, experiments=experiments)
+    with serving(service) as address:
+        fields = {"name": plan.name, "model": plan.model, "arms": dict(plan.arms)}
+        assert httpx.post(f"{address}/v1/experiments", json=fields).status_code == 200
+        for number in range(12):
+            user = f"user-{number}"
+            arm = plan.arm(plan.unit(user))
+            text, adapter, why = told(ask(address, "naval", user=user, id=f"r{number}"))
+            assert (text, adapter) == (solo[plan.arms[arm]], plan.arms[arm])
+            assert why == f"the experiment greeting drew its arm {arm}"
+            score = {"request_id": f"chatcmpl-r{number}", "score": float(arm == "new")}
+            reply = httpx.post(f"{address}/v1/feedback", json=score).json()
+            assert (reply["experiment"], reply["arm"]) == ("greeting", arm)
+        assert told(ask(address, "naval"))[1] == OLD  # nobody's: the champion
+        assert told(ask(address, NEW, user="user-0"))[1] == NEW  # a version was asked for
+
+        found = httpx.get(f"{address}/v1/experiments/greeting?points=5").json()
+        (comparison,) = found["comparisons"]
+        assert found["running"]
+        assert comparison["wins"] == comparison["now"]["pairs"] == min(comparison["users"])
+        assert comparison["verdict"].startswith("undecided")
+        ended = httpx.post(f"{address}/v1/experiments/greeting/end").json()
+        assert not ended["running"]
+        assert told(ask(address, "naval", user="user-0"))[1] == OLD
+
+
+def test_what_feedback_and_experiments_refuse(hub, tmp_path):
+    with serving(small_service(hub=hub, experiments=Experiments(tmp_path))) as address:
+        arms = {"old": OLD, "new": NEW}
+        good = {"name": "greeting", "model": "naval", "arms": arms}
+
+        def status(path, **fields):
+            answer = httpx.post(f"{address}/v1/{path}", json=fields)
+            assert answer.status_code < 400 or answer.json()["error"]["message"]
+            return answer.status_code
+
+        assert status("experiments", **good, ramp=2.0) == 400
+        assert status("experiments", **{**good, "arms": {"old": OLD, "new": "naval@9.9.9"}}) == 404
+        assert status("experiments", **{**good, "arms": {"old": OLD}}) == 400
+        assert status("experiments/none/end") == 404
+        assert httpx.get(f"{address}/v1/experiments/none").status_code == 404
+        assert status("feedback", request_id="r1", score=1.5) == 400
+        assert status("feedback", request_id="r1", score=1, correction="x") == 400  # learns nothing
+        assert status("feedback", request_id="unknown", score=1) == 200  # counted for nothing
+        assert status("experiments", **good) == 200
+        ask(address, "naval", user="ann", id="r1")
+        assert status("feedback", request_id="r1", score=1) == 200
+        assert status("feedback", request_id="r1", score=1) == 200
+        assert status("feedback", request_id="r1", score=0) == 409
+
+
+def test_feedback_on_another_tenants_request_counts_nothing(hub, tmp_path):
+    tenants = Tenants(tmp_path / "keys.sqlite")
+    admin = tenants.add("boss", admin=True)
+    one, other = (tenants.add(name, adapters=["naval"]) for name in ("one", "other"))
+    lone = tenants.add("lone", adapters=["lone"])
+    experiments = Experiments(tmp_path)
+    experiments.start(Experiment("greeting", "naval", {"old": OLD, "new": "lone@1.0.0"}))
+    experiments.start(Experiment("plain", "naval@champion", {"old": OLD, "new": NEW}))
+    service = small_service(hub=hub, experiments=experiments, tenants=tenants)
+    with serving(service) as address:
+        why = [told(ask(address, "naval", key=one, user=f"u{n}"))[1] for n in range(8)]
+        assert set(why) == {OLD}  # no right to one of the arms: no part in the experiment
+        ask(address, "naval@champion", key=one, user="u", id="r1")
+        for key, arm in (
+            (other, None),
+            (one, experiments.assign("naval@champion", "u", "one").arm),
+        ):
+            answer = httpx.post(
+                f"{address}/v1/feedback",
+                json={"request_id": "r1", "score": 1},
+                headers={"authorization": f"Bearer {key}"},
+            )
+            assert answer.json()["arm"] == arm
+        for key, status in ((one, 403), (lone, 403), (admin, 200), ("", 401)):
+            headers = {"authorization": f"Bearer {key or 'none'}"}
+            assert httpx.get(f"{address}/v1/experiments", headers=headers).status_code == status
+
+
+def test_a_failing_adapter_is_answered_for_by_its_champion_and_comes_back(hub, solo):
+    clock = [0.0]
+    failover = Failover(Limits(failures=3, window=6, successes=2), clock=lambda: clock[0])
+    service = small_service(hub=hub, failover=failover)
+    with serving(service) as address:
+        assert told(ask(address, NEW))[:2] == (solo[NEW], NEW)
+        mend = break_adapter(service, NEW)
+        for number in range(5):
+            text, adapter, why = told(ask(address, NEW))
+            assert (text, adapter) == (solo[OLD], OLD)
+            reason = "it failed just now" if number < 3 else "3 of its last 4 answers failed"
+            assert why == f"{OLD} answers for {NEW}: {reason}"
+        assert failover.states() == {NEW: "3 of its last 4 answers failed"}
+        mend()
+        assert told(ask(address, NEW))[1] == OLD  # the cool-down
+        clock[0] = 6.0
+        for _ in range(3):
+            assert told(ask(address, NEW))[:2] == (solo[NEW], NEW)
+        assert failover.states() == {}
+
+
+def test_the_base_steps_in_only_where_the_caller_allowed_it(hub, solo):
+    service = small_service(hub=hub, failover=Failover(Limits(failures=2, window=4)))
+    with serving(service) as address:
+        break_adapter(service, "lone@1.0.0")
+        assert ask(address, "lone").status_code == 500  # the failure itself
+        text, adapter, why = told(ask(address, "lone", fallback="base"))
+        assert (text, adapter) == (solo[None], None)
+        assert why == "the base answers for lone@1.0.0: it failed just now"
+        refused = ask(address, "lone")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert refused.json()["error"]["code"] == "failing"
+        assert ask(address, "lone", fallback="base").headers["x-minilora-adapter"] == "small"
+        assert ask(address, "lone", fallback="anything").status_code == 400
+
+
+def test_an_adapter_that_is_damaged_in_the_hub_is_answered_for(hub, solo):
+    service = small_service(hub=hub, failover=Failover(Limits(failures=2, window=4)))
+    load = service.bank.load
+
+    def damaged(name, folder, **settings):
+        if name == NEW:
+            raise ValueError("a tensor is not finite")
+        return load(name, folder, **settings)
+
+    service.bank.load = damaged
+    with serving(service) as address:
+        for _ in range(3):
+            assert told(ask(address, NEW))[:2] == (solo[OLD], OLD)
+
+
+def test_after_the_first_byte_nobody_steps_in(hub, solo):
+    service = small_service(hub=hub, failover=Failover())
+    take = service.engine.batch.take
+
+    def spoiled(first, logits):
+        for slot, row in zip(service.engine.batch.running[first:], logits, strict=False):
+            if len(slot.answer.ids) >= 3 and slot.answer.request.adapter[0][0] == NEW:
+                row.fill_(float("nan"))
+        take(first, logits)
+
+    service.engine.batch.take = spoiled
+    with serving(service) as address:
+        lines = ask(address, NEW, stream=True).text.split("\n\n")
+    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+    said = "".join(e["choices"][0]["delta"].get("content") or "" for e in events if "choices" in e)
+    assert solo[NEW].startswith(said)
+    assert said
+    assert events[-1]["error"]["code"] == "adapter_failed"
+    assert "data: [DONE]" not in lines
+
+
+def test_an_arm_that_is_shown_to_be_worse_is_answered_for_by_the_champion(hub, solo, tmp_path):
+    experiments = Experiments(tmp_path)
+    experiments.start(Experiment("greeting", "naval", {"old": OLD, "new": NEW}))
+    failover = Failover(worse=experiments.worse)
+    with serving(small_service(hub=hub, experiments=experiments, failover=failover)) as address:
+        for number in range(40):
+            drawn = experiments.assign("naval", str(number))
+            experiments.record(drawn, f"r{number}")
+            experiments.outcome(f"r{number}", float(drawn.arm == "old"))
+        experiments.read_at = -1e9
+        text, adapter, why = told(ask(address, NEW))
+        assert (text, adapter) == (solo[OLD], OLD)
+        assert "did worse in the experiment greeting (E = " in why
+        experiments.end("greeting")
+        assert told(ask(address, NEW))[1] == NEW
+
+
+@pytest.mark.parametrize("wrong", ["400", "503"])
+def test_what_is_the_callers_fault_or_the_queues_opens_nothing(hub, wrong):
+    failover = Failover(Limits(failures=1, window=1))
+    service = small_service(hub=hub, failover=failover)
+    with serving(service) as address:
+        if wrong == "400":
+            answer = ask(address, NEW, max_tokens=0)
+        else:
+            service.engine.most_waiting = 0
+            answer = ask(address, NEW)
+    assert answer.status_code == int(wrong)
+    assert failover.states() == {}
