@@ -48,7 +48,7 @@ LAYER = (
         thread="hao-ai-lab/FastVideo #781",
         caught_by="test_invariants.py::test_1_injected_and_untrained_it_computes_the_base_to_the_bit"),
     Bug(name="dropout on the base", where="lora.layer:LoRALayer.adapt",
-        right="y = base(x)", wrong="y = base(F.dropout(x, self.lora_dropout, self.training))",
+        right="y = base(x)\n", wrong="y = base(F.dropout(x, self.lora_dropout, self.training))\n",
         story="Dropout is put in front of the whole layer instead of the adapter. "
               "The frozen model is then trained against noise in itself.",
         thread="", caught_by="test_invariants.py::test_dropout_never_reaches_the_base_path"),
