@@ -10,6 +10,7 @@ In reading order:
     method_bugs.py of LoRA's cousins and rivals
     serving_bugs.py of many adapters at once
     job_bugs.py    of jobs that are killed
+    traffic_bugs.py of experiments, failover and gateways
     catalog.py     each bug as one wrong line of this package, with its story
     release.py     show a bug; let it loose for a moment
 
