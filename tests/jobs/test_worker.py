@@ -1,6 +1,9 @@
 """A worker: wishes in every state, data that are poisoned, disks that are full."""
 
+import contextlib
 import errno
+import os
+import subprocess
 import threading
 
 import pytest
@@ -10,6 +13,8 @@ from minilora.jobs import Queue, Worker
 from minilora.jobs import worker as worker_module
 from minilora.jobs.forecast import Limits
 from minilora.jobs.tables import JOBS
+
+from .test_steps import by_hand, same, weights
 
 STEPS = ("prepare", "train", "evaluate", "register")
 
@@ -192,3 +197,41 @@ def test_the_hub_has_the_tenants_adapters_apart(queue, spec, tmp_path):
     run(queue, tmp_path)
     assert [v.name for v in Hub(tmp_path / "hub", "acme").list()] == ["naval"]
     assert Hub(tmp_path / "hub").list() == ()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 3 MB of its own."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if os.name == "nt" or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_is_full_for_a_while_costs_time_and_no_bit(small_disk, spec, tmp_path):
+    """The disk of queue, work and hub fills up as training begins, and is empty again later."""
+    queue = Queue(small_disk / "jobs", lease=0.5, tries=1000)
+    job, filler = queue.submit(spec), small_disk / "filler"
+
+    def fill(work):
+        if not tried:
+            with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+                while file.write(bytes(4096)):
+                    pass
+            threading.Timer(2.0, filler.unlink).start()
+        tried.append(work.job.fence)
+        return train(work)
+
+    tried, train = [], worker_module.STEP["train"]
+    worker = Worker(queue, small_disk / "hub")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(worker_module.STEP, "train", fill)
+        worker.run(job.id)
+    job = queue.job(job.id)
+    assert job.status == "succeeded", job.error
+    assert len(tried) > 1
+    assert same(weights(Hub(small_disk / "hub"), "naval"), by_hand(spec, tmp_path / "by hand"))
