@@ -26,6 +26,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import audit_routes, completions, health, model_routes, traffic_routes
@@ -33,7 +34,6 @@ from .refusals import Refused
 from .service import Service
 from .streams import Doorbell
 
-MOST_BYTES = 8_000_000  # of a body
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 logger = logging.getLogger("minilora.serving")
 
@@ -55,7 +55,6 @@ def create_app(service: Service, *, routers: Sequence[APIRouter] = ()) -> FastAP
         docs_url=None,  # Swagger's page would load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=MOST_BYTES,
     )
     app.state.service = service
     own = (completions.router, model_routes.router, traffic_routes.router)
@@ -118,8 +117,18 @@ def invalid(found: dict[str, Any]) -> Refused:
 
 
 async def on_http_error(request: Request, error: Any) -> JSONResponse:
-    """What Starlette refuses; its headers, such as ``Allow``, are kept."""
-    return refusal(Refused(error.status_code, str(error.detail), headers=error.headers))
+    """What Starlette refuses; its headers are kept, and ``Allow`` is of all the path's routes."""
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(methods_of(request.app, request.url.path))
+    return refusal(Refused(error.status_code, str(error.detail), headers=headers))
+
+
+def methods_of(app: FastAPI, path: str) -> list[str]:
+    """What can be done with a path; Starlette knows its first route's methods only."""
+    templates = app.openapi()["paths"].items()
+    fitting = [operations for each, operations in templates if compile_path(each)[0].match(path)]
+    return sorted({method.upper() for operations in fitting for method in operations})
 
 
 async def on_our_fault(request: Request, error: Exception) -> JSONResponse:
@@ -127,7 +136,8 @@ async def on_our_fault(request: Request, error: Exception) -> JSONResponse:
     name = getattr(request.state, "request_id", "?")
     logger.error("request %s failed", name, exc_info=error)
     message = f"something went wrong in the server; request {name} in its log"
-    return refusal(Refused(500, message, code="internal_error"))
+    headers = {"x-request-id": name}  # this one passes by RequestIds
+    return refusal(Refused(500, message, code="internal_error", headers=headers))
 
 
 class RequestIds:
