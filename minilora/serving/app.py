@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import audit_routes, completions, health, model_routes, traffic_routes
+from . import audit_routes, completions, health, model_routes, page_routes, traffic_routes
 from .refusals import Refused
 from .service import Service
 from .streams import Doorbell
@@ -58,7 +58,7 @@ def create_app(service: Service, *, routers: Sequence[APIRouter] = ()) -> FastAP
     )
     app.state.service = service
     own = (completions.router, model_routes.router, traffic_routes.router)
-    for router in (*own, audit_routes.router, health.router, *routers):
+    for router in (*own, audit_routes.router, page_routes.router, health.router, *routers):
         app.include_router(router)
     app.add_exception_handler(Refused, on_refused)
     app.add_exception_handler(RequestValidationError, on_invalid)
