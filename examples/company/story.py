@@ -33,7 +33,7 @@ class Sizes:
 
     train: int = 240
     valid: int = 60
-    epochs: float = 4.0
+    epochs: float = 8.0
     feedback: int = 60
     windows: int = 48
     regression: int = 60
