@@ -92,5 +92,6 @@ def nucleus(logits: Tensor, top_p: float) -> Tensor:
     """(batch, vocab) logits, −∞ outside the fewest likeliest tokens that together reach top_p."""
     ordered, places = logits.sort(dim=-1, descending=True)
     p = ordered.softmax(dim=-1)
-    outside = p.cumsum(dim=-1) - p >= top_p  # likelier tokens reach it already; the first stays
+    outside = p.cumsum(dim=-1) - p >= top_p  # likelier tokens reach it already
+    outside[:, 0] = False  # the first stays, also where top_p is 0 in the logits' precision
     return logits.masked_fill(outside.scatter(-1, places, outside), -torch.inf)
