@@ -14,6 +14,7 @@ from .method_bugs import METHODS
 from .replay_bugs import REPLAY
 from .serving_bugs import SERVING
 from .soft_bugs import SOFT
+from .traffic_bugs import TRAFFIC
 
 LAYER = (
     Bug(name="unscaled alpha", where="lora.hyperparameters:scaling_of",
@@ -226,5 +227,5 @@ TRAINING = (
 
 BUGS = (
     *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *FILES, *TRAINING, *REPLAY),
-    *(*METHODS, *SERVING, *SOFT),
+    *(*METHODS, *SERVING, *SOFT, *TRAFFIC),
 )

@@ -118,7 +118,8 @@ def wrong_code(bug: Bug, module: Any, function: Any) -> CodeType:
         )
     changed = textwrap.dedent(source.replace(bug.right, bug.wrong))
     # without decorators: they are around the function already
-    plain = changed[changed.index("def ") :]
+    asynchronous = inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function)
+    plain = changed[changed.index("async def " if asynchronous else "def ") :]
     # super() reads __class__ from around its function
     around = function.__code__.co_freevars
     whole = (

@@ -23,6 +23,8 @@ In reading order:
     hub_names.py                     names of the hub where a folder is asked for; ``train --push``
     jobs.py                          the queue of jobs, and its workers
     serve.py, serve_keys.py          the OpenAI API for a base and its adapters; who may ask
+    serve_experiment.py              the evidence of its experiments
+    serve_workers.py                 several processes behind one address
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
 """

@@ -13,7 +13,9 @@ from typing import Any
 
 from .hub_names import add_hub_option
 from .options import add_base_option, add_device_option, check_device
+from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys
+from .serve_workers import add_worker_options, end_with_the_gateway, run_gateway
 
 EPILOG = """examples:
   minilora serve                                     the shipped base and the adapters of ./hub
@@ -48,16 +50,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--audit-texts", action="store_true", help="with questions and answers")
     about = "MB of greedy answers kept for each tenant (default: %(default)s, none)"
     add("--answer-cache", type=float, default=0, metavar="MB", help=about)
-    add_keys(parser.add_subparsers(dest="action", metavar="keys"))
+    about = "which adapters share a name's users: experiments.toml (docs/traffic.md)"
+    add("--experiments", type=Path, metavar="FILE", help=about)
+    late = "a first token after more seconds counts as a failure of its adapter"
+    add("--latency", type=float, metavar="SECONDS", help=late)
+    add_worker_options(parser)
+    actions = parser.add_subparsers(dest="action", metavar="keys | experiment")
+    add_keys(actions)
+    add_experiment(actions)
 
 
 def run(options: argparse.Namespace) -> int:
     """``minilora serve``. Raises ``ValueError`` without the extra."""
     if options.action == "keys":
         return run_keys(options)
+    if options.action == "experiment":
+        return run_experiment(options)
     try:
         import uvicorn
 
+        if options.workers or options.service:
+            return run_gateway(options)
         from ..serving.app import create_app
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'minilora[serve]'") from error
@@ -90,6 +103,8 @@ def run(options: argparse.Namespace) -> int:
             super().handle_exit(sig, frame)
 
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has drained
+    if options.worker:
+        end_with_the_gateway()
     Server(config).run()
     print("stopped")
     return 0
@@ -114,7 +129,10 @@ def service_of(options: argparse.Namespace) -> Any:
     from ..serving import AdapterBank, Engine, Service
     from ..serving.answer_cache import AnswerCache
     from ..serving.audit import Audit
+    from ..serving.experiments import Experiments
+    from ..serving.failover import Failover, Limits
     from ..serving.tenants import Tenants
+    from ..serving.traffic import check_arms
     from .hub_names import adapter_folder
 
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
@@ -131,7 +149,8 @@ def service_of(options: argparse.Namespace) -> Any:
     answers = int(options.answer_cache * 1_000_000)
     texts = options.audit_texts
     audited = options.audit or texts
-    return Service(
+    experiments = Experiments(options.state, options.experiments)
+    service = Service(
         engine,
         bank,
         base_name=name,
@@ -139,9 +158,13 @@ def service_of(options: argparse.Namespace) -> Any:
         router=None if hub is None else hub.router,
         root=options.root,
         tenants=Tenants(options.state / "keys.sqlite"),
+        experiments=experiments,
+        failover=Failover(Limits(budget=options.latency), experiments.worse),
         audit=Audit(options.state / "audit.sqlite", texts=texts) if audited else None,
         answers=AnswerCache(bank.fingerprint.tensors, answers) if answers else None,
     )
+    check_arms(service)
+    return service
 
 
 def ready_text(service: Any, host: str, port: int) -> str:

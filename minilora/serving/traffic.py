@@ -105,3 +105,13 @@ class Turns:
         if not ok:
             self.failed.append(choice.adapter)
             self.error = self.error or error
+
+
+def check_arms(service: Service) -> None:
+    """Raise ``ValueError`` where an experiment that runs has an arm that cannot be answered."""
+    for experiment, runs in service.experiments.all() if service.experiments else []:
+        for adapter in experiment.arms.values() if runs else []:
+            try:
+                service.find(adapter, None if service.tenants is None else LOCAL)
+            except Refused as refused:
+                raise ValueError(f"experiment {experiment.name!r}: {refused}") from refused

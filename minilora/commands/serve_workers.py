@@ -1,0 +1,116 @@
+"""``minilora serve --workers N``: N whole servers on this machine behind one address.
+
+The gateway (serving/gateway.py) loads no model. It starts the workers with the same options, keeps
+them running, and sends an adapter's requests to the same few of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import threading
+from typing import Any
+
+OWN = ("workers", "service", "host", "port", "worker", "action")  # not the workers'
+
+
+def add_worker_options(parser: argparse.ArgumentParser) -> None:
+    """``--workers``, ``--service``, and what the gateway tells its workers."""
+    add = parser.add_argument
+    many = "processes behind one address (default: this one alone)"
+    add("--workers", type=int, default=0, metavar="N", help=many)
+    own = "these adapters are another server's, a domain of its own; may be repeated"
+    add("--service", action="append", default=[], metavar="NAME,…=URL", help=own)
+    add("--worker", action="store_true", help=argparse.SUPPRESS)
+
+
+def worker_arguments(options: argparse.Namespace) -> list[str]:
+    """The command line of a worker with the same options.
+
+    >>> worker_arguments(argparse.Namespace(adapter=["a=x"], qlora=True, name=None, workers=2))
+    ['serve', '--worker', '--port', '0', '--adapter', 'a=x', '--qlora']
+    """
+    words = ["serve", "--worker", "--port", "0"]
+    for name, value in vars(options).items():
+        option = f"--{name.replace('_', '-')}"
+        if name in OWN or value is None or value is False:
+            continue
+        if isinstance(value, list):
+            words += [word for each in value for word in (option, str(each))]
+        else:
+            words += [option] if value is True else [option, str(value)]
+    return words
+
+
+def end_with_the_gateway() -> None:
+    """In a worker: stop when the gateway's end of the pipe closes, however the gateway ended."""
+
+    def wait() -> None:
+        while os.read(0, 4096):  # not sys.stdin: its lock would be held while Python ends
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="gateway", daemon=True).start()
+
+
+def services_of(options: argparse.Namespace) -> list[tuple[list[str], str]]:
+    """(adapters, address) of each ``--service``. Raises ``ValueError``."""
+    found = []
+    for given in options.service:
+        names, _, address = given.partition("=")
+        if not names or not address.startswith(("http://", "https://")):
+            raise ValueError(f"--service: expected NAME,…=http://…, got {given!r}")
+        found.append((names.split(","), address.rstrip("/")))
+    return found
+
+
+def run_gateway(options: argparse.Namespace) -> int:
+    """Serve until a signal. Raises ``ValueError``."""
+    if options.workers < 1:
+        raise ValueError(f"--workers: expected at least 1, got {options.workers}")
+    asyncio.run(serve(options))
+    print("stopped")
+    return 0
+
+
+async def serve(options: argparse.Namespace) -> None:
+    """The workers, the gateway before them, and a socket."""
+    import uvicorn
+
+    from ..serving.gateway import Gateway
+    from ..serving.upstreams import Upstream
+    from ..serving.workers import Workers
+
+    services = [Upstream(url, url, names) for names, url in services_of(options)]
+    workers = Workers(worker_arguments(options), options.workers, grace=options.grace)
+
+    class Server(uvicorn.Server):
+        """Says when it is ready."""
+
+        async def startup(self, sockets: Any = None) -> None:
+            """Listen, then say so."""
+            await super().startup(sockets)
+            if self.started:
+                port = self.servers[0].sockets[0].getsockname()[1]
+                host = "localhost" if options.host == "127.0.0.1" else options.host
+                many = f"{options.workers} workers" + (
+                    f", {len(services)} services" * bool(services)
+                )
+                print(f"ready at http://{host}:{port}   {many}", flush=True)
+
+    async with workers, Gateway([*workers.upstreams, *services]) as gateway:
+        config = uvicorn.Config(
+            gateway,
+            host=options.host,
+            port=options.port,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=options.grace,
+        )
+        signal.signal(
+            signal.SIGTERM, lambda *_: None
+        )  # uvicorn raises it again when it has drained
+        await Server(config).serve()
