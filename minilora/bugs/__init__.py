@@ -9,6 +9,7 @@ In reading order:
     soft_bugs.py   of soft prompts, prefixes and heads
     method_bugs.py of LoRA's cousins and rivals
     serving_bugs.py of many adapters at once
+    tenant_bugs.py of keys, quotas and caches of many tenants
     traffic_bugs.py of experiments, failover and gateways
     catalog.py     each bug as one wrong line of this package, with its story
     release.py     show a bug; let it loose for a moment

@@ -122,6 +122,11 @@ def add_jobs(router: APIRouter, tuning: FineTuning) -> None:
         with noted(tuning.service.audit, caller, request.state.request_id, "fine-tune", name):
             return job_object(tuning.create(asked, caller, key, again))
 
+    @router.post("/v1/fine_tuning/forecast")
+    def forecast(asked: CreateJob, caller: Caller) -> dict[str, Any]:
+        """What such a job would need; nothing is queued. Ours, not OpenAI's."""
+        return tuning.forecast(asked, caller)
+
     @router.get(root)
     def list_jobs(
         request: Request, caller: Caller, after: str | None = None, limit: Limit = 20

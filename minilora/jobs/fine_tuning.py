@@ -54,8 +54,8 @@ class FineTuning:
         except ValueError as error:
             raise Refused(400, str(error), code="wrong_state") from error
 
-    def create(self, asked: CreateJob, caller: Any, key: str, again: bool) -> Job:
-        """The job of a request, checked whole before it is queued. Raises ``Refused``."""
+    def specified(self, asked: CreateJob, caller: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The spec that a request means, and the request as it is kept. Raises ``Refused``."""
         if asked.model != self.service.base_name:
             raise unknown_model(asked.model)
         name = asked.suffix or f"{asked.model}-tuned"
@@ -76,7 +76,21 @@ class FineTuning:
         request |= {"hyperparameters": asked.settings.model_dump()}
         request |= {"files": {str(self.uploads.path(f)): f.filename for f in files.values()}}
         hub = getattr(self.service.hub, "tenant", None)
-        request |= {"hub_tenant": hub} if hub else {}
+        return values, request | ({"hub_tenant": hub} if hub else {})
+
+    def forecast(self, asked: CreateJob, caller: Any) -> dict[str, Any]:
+        """What a job of this request would need, by the ledger; nothing is queued. Raises
+        ``Refused``, as ``create`` would."""
+        values, request = self.specified(asked, caller)
+        try:
+            foreseen = check_spec(Spec.parse(values, files=True), self.limits).as_dict()
+        except ValueError as error:
+            raise refused(error, request) from error
+        return {"object": "fine_tuning.forecast", **foreseen}
+
+    def create(self, asked: CreateJob, caller: Any, key: str, again: bool) -> Job:
+        """The job of a request, checked whole before it is queued. Raises ``Refused``."""
+        values, request = self.specified(asked, caller)
         key = key or json.dumps([values, request], sort_keys=True)
         if again and (earlier := self.earlier(key, caller)):
             return earlier
@@ -84,12 +98,7 @@ class FineTuning:
             check_spec(Spec.parse(values, files=True), self.limits)
             return self.queue.submit(values, tenant=name_of(caller), key=key, request=request)
         except ValueError as error:
-            message = without_paths(str(error), request)
-            full = "quota" in message
-            code = "quota_exceeded" if full else "invalid_training_job"
-            raise Refused(
-                429 if full else 400, message, param="training_file", code=code
-            ) from error
+            raise refused(error, request) from error
 
     def earlier(self, key: str, caller: Any) -> Job | None:
         """The newest job of the same key, ended or not."""
@@ -115,6 +124,14 @@ class FineTuning:
         spec = {"name": name, "base": self.base, "data": data, "train": train}
         spec |= {"method": more.method, "evaluation": more.evaluation}
         return spec | ({"replay": more.replay} if more.replay else {})
+
+
+def refused(error: ValueError, request: Mapping[str, Any]) -> Refused:
+    """What is wrong with a job, without paths of this machine."""
+    message = without_paths(str(error), dict(request))
+    full = "quota" in message
+    code = "quota_exceeded" if full else "invalid_training_job"
+    return Refused(429 if full else 400, message, param="training_file", code=code)
 
 
 def name_of(caller: Any) -> str:

@@ -4,7 +4,9 @@ ledger is asked. A base is not opened for that, only its tokenizer.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..files import read_json
 from ..ledger.shapes import architecture
@@ -14,13 +16,36 @@ from ..model.tokenizer_files import load_tokenizer
 from ..training.batches import encode_all
 from ..training.config import TrainConfig, settings_for
 from ..training.readers import DataSet, read_examples
-from .forecast import Limits, check_plan
+from .forecast import Limits, check_plan, size
 from .spec import Spec
 
 
-def check_spec(spec: Spec, limits: Limits) -> DataSet:
+@dataclass(frozen=True)
+class Foreseen:
+    """A spec's data as they were read, its steps, its longest row, the ledger's bytes a step."""
+
+    read: DataSet
+    steps: int
+    longest: int
+    planned: int | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The numbers, and a sentence that says them."""
+        count = len(self.read.examples)
+        memory = (
+            "" if self.planned is None else f" A step needs {size(self.planned)}, by the ledger."
+        )
+        message = (
+            f"{count:,} examples, the longest of {self.longest} tokens; {self.steps:,} steps."
+            f"{memory} How long it takes is measured when it begins."
+        )
+        numbers = {"examples": count, "longest": self.longest, "steps": self.steps}
+        return {"message": message, **numbers, "planned_bytes": self.planned}
+
+
+def check_spec(spec: Spec, limits: Limits) -> Foreseen:
     """Raise ``ValueError`` for rows that cannot be learnt from, or a step that will not fit;
-    returns what was read.
+    returns what can be foreseen.
     """
     data, folder = spec.data, Path(spec.base.folder or SHIPPED)
     read = read_examples(data.train, skip_bad=data.skip_bad)
@@ -30,8 +55,9 @@ def check_spec(spec: Spec, limits: Limits) -> DataSet:
     tokenizer = load_tokenizer(folder, llama_config(about, folder).vocab_size)
     config = training_config(spec, architecture(about).parameters)
     rows = encode_all(tokenizer, read.examples, config.max_length)
-    check_plan(spec, config, max(len(row.ids) for row in rows), limits)
-    return read
+    longest = max(len(row.ids) for row in rows)
+    planned = check_plan(spec, config, longest, limits)
+    return Foreseen(read, config.for_examples(len(rows)).steps, longest, planned)
 
 
 def training_config(spec: Spec, parameters: int, **more: object) -> TrainConfig:

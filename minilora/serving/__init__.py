@@ -34,9 +34,11 @@ In reading order:
     access.py         who asks, and whether the JSON is sound
     completions.py    /v1/chat/completions and /v1/completions
     traffic_routes.py /v1/feedback, /v1/experiments
+    page_routes.py    the page at /; versions of an adapter, and its champion
     model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
     audit_routes.py   /v1/audit: a tenant's own part of the log
     health.py         /health, /ready, /metrics
+    slow_clients.py   connections whose request does not arrive
     app.py            ``create_app``: endpoints, errors, request ids
     upstreams.py      several servers: which are well, and which has an adapter: rendezvous hashing
     relay.py          one request to one of them and back; another only before the first byte

@@ -23,16 +23,33 @@ from starlette.responses import Response
 
 from .refusals import Refused
 
+MOST_BYTES = 8_000_000  # of a body
+
 
 class StrictRequest(Request):
-    """A request whose JSON has each name once."""
+    """A request whose JSON has each name once, and whose body is not too long."""
+
+    async def body(self) -> bytes:
+        """The body. Raises ``HTTPException`` (413) as soon as it is too long."""
+        if not hasattr(self, "_body"):  # where starlette's class keeps it
+            pieces, size = [], 0
+            async for piece in self.stream():
+                pieces.append(piece)
+                size += len(piece)
+                if size > MOST_BYTES:
+                    raise HTTPException(413, f"expected a body of at most {MOST_BYTES:,} bytes")
+            self._body = b"".join(pieces)
+        return self._body
 
     async def json(self) -> Any:
         """The body. Raises ``json.JSONDecodeError`` and ``HTTPException``, which FastAPI knows."""
         try:
             text = (await self.body()).decode("utf-8")  # RFC 8259, section 8.1
             value = json.loads(
-                text, object_pairs_hook=each_name_once, parse_constant=refuse_constant
+                text,
+                object_pairs_hook=each_name_once,
+                parse_constant=refuse_constant,
+                parse_float=number,
             )
             if "\\ud" in text.lower():  # half a letter can be written, and never sent on
                 json.dumps(value, ensure_ascii=False).encode("utf-8")
@@ -53,6 +70,16 @@ def each_name_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {twice!r:.80} stands twice in one object")
     return whole
+
+
+def number(text: str) -> float:
+    """A number with a point or an exponent; 2.0 is the 2 that 2 is, as JSON has one kind.
+
+    >>> number("2.0"), number("0.5")
+    (2, 0.5)
+    """
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) < 2**63 else value
 
 
 def refuse_constant(name: str) -> float:

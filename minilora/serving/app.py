@@ -26,14 +26,14 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from . import audit_routes, completions, health, model_routes, traffic_routes
+from . import audit_routes, completions, health, model_routes, page_routes, traffic_routes
 from .refusals import Refused
 from .service import Service
 from .streams import Doorbell
 
-MOST_BYTES = 8_000_000  # of a body
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 logger = logging.getLogger("minilora.serving")
 
@@ -55,11 +55,10 @@ def create_app(service: Service, *, routers: Sequence[APIRouter] = ()) -> FastAP
         docs_url=None,  # Swagger's page would load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        max_body_size=MOST_BYTES,
     )
     app.state.service = service
     own = (completions.router, model_routes.router, traffic_routes.router)
-    for router in (*own, audit_routes.router, health.router, *routers):
+    for router in (*own, audit_routes.router, page_routes.router, health.router, *routers):
         app.include_router(router)
     app.add_exception_handler(Refused, on_refused)
     app.add_exception_handler(RequestValidationError, on_invalid)
@@ -125,8 +124,18 @@ def invalid(found: dict[str, Any]) -> Refused:
 
 
 async def on_http_error(request: Request, error: Any) -> JSONResponse:
-    """What Starlette refuses; its headers, such as ``Allow``, are kept."""
-    return refusal(Refused(error.status_code, str(error.detail), headers=error.headers))
+    """What Starlette refuses; its headers are kept, and ``Allow`` is of all the path's routes."""
+    headers = dict(error.headers or {})
+    if "Allow" in headers:
+        headers["Allow"] = ", ".join(methods_of(request.app, request.url.path))
+    return refusal(Refused(error.status_code, str(error.detail), headers=headers))
+
+
+def methods_of(app: FastAPI, path: str) -> list[str]:
+    """What can be done with a path; Starlette knows its first route's methods only."""
+    templates = app.openapi()["paths"].items()
+    fitting = [operations for each, operations in templates if compile_path(each)[0].match(path)]
+    return sorted({method.upper() for operations in fitting for method in operations})
 
 
 async def on_our_fault(request: Request, error: Exception) -> JSONResponse:
@@ -134,15 +143,15 @@ async def on_our_fault(request: Request, error: Exception) -> JSONResponse:
     name = getattr(request.state, "request_id", "?")
     logger.error("request %s failed", name, exc_info=error)
     message = f"something went wrong in the server; request {name} in its log"
-    return refusal(Refused(500, message, code="internal_error"))
+    headers = {"x-request-id": name}  # this one passes by RequestIds
+    return refusal(Refused(500, message, code="internal_error", headers=headers))
 
 
 class RequestIds:
     """Each request has an id, the client's own ``x-request-id`` or a new one, and is told it.
 
-    Two more things are settled here, before anything reads the request. One with both
-    ``Content-Length`` and ``Transfer-Encoding`` may be one request to a proxy and two to us (RFC
-    9112, section 6.3), so it is refused. A body that is too large gets an error in our shape.
+    Before anything reads it: a request with both ``Content-Length`` and ``Transfer-Encoding`` may
+    be one to a proxy and two to us (RFC 9112, section 6.3), so it is refused.
     """
 
     def __init__(self, app: ASGIApp):
@@ -157,20 +166,11 @@ class RequestIds:
         given = headers.get("x-request-id", "")
         name = given if SANE_ID.fullmatch(given) else secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = name
-        refused: Refused | None = None
 
         async def named(message: Message) -> None:
-            nonlocal refused
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)["x-request-id"] = name
-                plain = Headers(raw=message["headers"]).get("content-type", "")
-                if message["status"] == 413 and plain.startswith("text/plain"):
-                    words = f"expected a body of at most {MOST_BYTES:,} bytes"
-                    refused = Refused(413, words, code="body_too_large")
-                    refused.headers["x-request-id"] = name
-                    await refusal(refused)(scope, receive, send)
-            if refused is None:
-                await send(message)
+            await send(message)
 
         if "content-length" in headers and "transfer-encoding" in headers:
             words = "expected Content-Length or Transfer-Encoding, got both"

@@ -24,7 +24,8 @@ from .reply_forms import DONE, ChatForm, Form, TextForm, event
 from .streams import Part
 
 router = APIRouter(route_class=StrictRoute, tags=["generation"])
-STREAM = {"text/event-stream": {"schema": {"type": "string"}}}
+EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+STREAM = {"text/event-stream": {"schema": EVENT}}
 
 
 def described(reply: Any) -> dict[int | str, dict[str, Any]]:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 
 from .access import Admin
 from .refusals import wait_first
-from .replies import ERRORS, Status
+from .replies import ERRORS, PLAIN, Status
 from .service import Service
 
 router = APIRouter(tags=["operation"])
@@ -39,7 +39,7 @@ async def ready(request: Request) -> Status:
     return Status(status="ready")
 
 
-@router.get("/metrics", response_class=PlainTextResponse, responses=ERRORS)
+@router.get("/metrics", response_class=Response, responses={**PLAIN, **ERRORS})
 async def metrics(request: Request, admin: Admin) -> PlainTextResponse:
     """Prometheus' text format."""
     service: Service = request.app.state.service

@@ -7,7 +7,7 @@ predibase/lorax #798).
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from fastapi.responses import PlainTextResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -15,7 +15,7 @@ from .access import Admin, Caller, StrictRoute
 from .audit import noted
 from .protocol import LoadRequest, UnloadRequest
 from .refusals import unknown_model
-from .replies import ERRORS, ModelCard, ModelList
+from .replies import ERRORS, PLAIN, ModelCard, ModelList
 from .service import Service
 
 router = APIRouter(route_class=StrictRoute, tags=["models"], responses=ERRORS)
@@ -44,20 +44,21 @@ async def model(model: str, request: Request, caller: Caller) -> ModelCard:
     return card(service, model)
 
 
-@router.post("/v1/load_lora_adapter", response_class=PlainTextResponse)
-async def load(asked: LoadRequest, request: Request, admin: Admin) -> str:
+@router.post("/v1/load_lora_adapter", response_class=Response, responses=PLAIN)
+async def load(asked: LoadRequest, request: Request, admin: Admin) -> PlainTextResponse:
     """Load an adapter under a name, from a folder below the server's root or from its hub."""
     service: Service = request.app.state.service
     name, path, replace = asked.lora_name, asked.lora_path, asked.load_inplace
     with noted(service.audit, admin, request.state.request_id, "load", name):
         digest = await run_in_threadpool(service.load, name, path, replace)
-    return f"Success: LoRA adapter '{name}' added successfully. Content {digest}"
+    done = f"Success: LoRA adapter '{name}' added successfully. Content {digest}"
+    return PlainTextResponse(done)
 
 
-@router.post("/v1/unload_lora_adapter", response_class=PlainTextResponse)
-async def unload(asked: UnloadRequest, request: Request, admin: Admin) -> str:
+@router.post("/v1/unload_lora_adapter", response_class=Response, responses=PLAIN)
+async def unload(asked: UnloadRequest, request: Request, admin: Admin) -> PlainTextResponse:
     """Forget a loaded name; requests in progress keep what they have."""
     service: Service = request.app.state.service
     with noted(service.audit, admin, request.state.request_id, "unload", asked.lora_name):
         await run_in_threadpool(service.unload, asked.lora_name)
-    return f"Success: LoRA adapter '{asked.lora_name}' removed successfully."
+    return PlainTextResponse(f"Success: LoRA adapter '{asked.lora_name}' removed successfully.")

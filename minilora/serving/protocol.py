@@ -51,6 +51,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "tool_calls": (([],), "this server calls no tools"),
 }
 
+SEEDS = 9_223_372_036_854_776_000  # OpenAI says so; 2**63, as JSON writes it
 Text = Annotated[str, Field(min_length=1)]
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
@@ -100,7 +101,7 @@ class Sampled(Asked):
     temperature: float | None = Field(None, ge=0, le=2, description="0: the likeliest; default 1")
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=1, le=2**31)
-    seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="choice i draws with seed+i")
+    seed: int | None = Field(None, ge=-SEEDS, le=SEEDS, description="choice i draws with seed+i")
     n: int | None = Field(None, ge=1, le=16)
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     stream: bool | None = None

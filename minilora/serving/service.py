@@ -160,9 +160,14 @@ class Service:
                 raise Refused(400, f"{name!r} is taken: choose another name", param="lora_name")
             try:
                 folder = self.folder(path)
+            except (ValueError, OSError) as error:
+                message = f"{path[:80]!r}: {error}"
+                raise Refused(404, message, param="lora_path", code="adapter_not_found") from error
+            try:
                 return self.bank.load(name, folder, replace=replace)
             except (ValueError, OSError) as error:
-                raise Refused(400, f"{name}: {error}", param="lora_path") from error
+                reason = str(error).replace(str(folder), path)
+                raise Refused(400, f"{name}: {reason}", param="lora_path") from error
 
     def folder(self, path: str) -> Path:
         """The folder of a path that came in a request. Raises ``Refused``, ``ValueError``."""
@@ -173,10 +178,9 @@ class Service:
                 return folder
         if self.hub is not None and "/" not in path and "\\" not in path:
             return self.hub.pull(path)
-        places = "a folder under the server's --root" if self.root else "(the server has no --root)"
-        raise Refused(
-            400, f"expected {places} or a name of the hub, got {path!r:.80}", param="lora_path"
-        )
+        places = "a folder under the server's --root" if self.root else "(there is no --root)"
+        message = f"expected {places} or a name of the hub, got {path!r:.80}"
+        raise Refused(404, message, param="lora_path", code="adapter_not_found")
 
     def unload(self, name: str) -> None:
         """Forget a loaded name. Raises ``Refused``."""

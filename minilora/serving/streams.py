@@ -75,15 +75,18 @@ class Reader:
 
     def new_part(self) -> Part | None:
         """What has come since the last call; None if nothing. Raises ``RequestFailed``."""
-        pieces, events, new = [], self.answer.events, False
+        tokens, events = [], self.answer.events
         while not events.empty():
-            new, event = True, self.answer.next_event()
+            event = self.answer.next_event()
             if isinstance(event, Finished):
-                pieces.append(event.text[len(self.text.shown) :])
-                return Part(self.index, "".join(pieces), self.new_logprobs(), event)
-            pieces.append(self.text.push(event))
-        text = "".join(pieces)
-        return Part(self.index, text, self.new_logprobs() if text else (), None) if new else None
+                rest = event.text[len(self.text.shown) :]
+                return Part(self.index, rest, self.new_logprobs(), event)
+            tokens.append(event)
+        if not tokens:
+            return None
+        self.text.ids += tokens[:-1]  # decoded once, however many came
+        text = self.text.push(tokens[-1])
+        return Part(self.index, text, self.new_logprobs() if text else (), None)
 
     def new_logprobs(self) -> Sequence[TokenLogprob]:
         """Of the tokens since the last part that had text."""

@@ -22,7 +22,7 @@ from .replies import ERRORS
 from .tenants import LOCAL
 
 router = APIRouter(route_class=StrictRoute, tags=["traffic"], responses=ERRORS)
-Share = Annotated[float, Field(ge=0, le=1, strict=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class FeedbackRequest(Asked):

@@ -230,3 +230,20 @@ def test_quotas_of_a_tenant(place, rival):
         rival.fine_tuning.jobs.cancel(job.id)
     finally:
         queue.set_quota("rival")
+
+
+def test_a_forecast_says_what_a_job_would_need_and_queues_nothing(place, acme):
+    address, queue, _, keys = place
+    before, file = len(queue.jobs("acme")), upload(acme)
+    body = {"model": "minilora-base", "training_file": file.id, "suffix": "acme-naval"}
+    head = {"authorization": f"Bearer {keys['acme']}"}
+    url = f"{address}/v1/fine_tuning/forecast"
+    found = httpx.post(url, json={**body, "hyperparameters": {"n_epochs": 2}}, headers=head).json()
+    assert (found["examples"], len(queue.jobs("acme"))) == (40, before)
+    assert found["steps"] == -(-2 * 40 // 32)
+    assert found["planned_bytes"] > 5e6
+    assert found["message"].startswith("40 examples, the longest of ")
+    broken = upload(acme, b'{"messages": []}\n').id
+    refused = httpx.post(url, json={**body, "training_file": broken}, headers=head)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["code"] == "invalid_training_job"

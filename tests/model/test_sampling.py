@@ -35,3 +35,9 @@ def test_the_nucleus_is_of_the_likeliest_k():
     random = torch.Generator().manual_seed(0)
     assert set(sample(logits, 1.0, 2, random, 0.5).tolist()) == {0}  # 4/7 of the two
     assert set(sample(logits, 1.0, None, random, 0.5).tolist()) == {0, 1}
+
+
+def test_a_nucleus_smaller_than_any_float_keeps_the_likeliest():
+    """5e-324 is above 0 and becomes 0 in float32; schemathesis asked a server for it."""
+    logits = torch.tensor([[0.1, 2.0, 0.3]])
+    assert nucleus(logits, 5e-324).isfinite().tolist() == [[False, True, False]]

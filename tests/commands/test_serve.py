@@ -1,0 +1,152 @@
+"""``minilora serve`` as people start it: ready soon, drained at the end; the docs' lines run."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+import minilora
+from minilora.hub import Hub
+
+DOCS = Path(minilora.__file__).parents[1] / "docs" / "serving.md"
+
+
+@contextmanager
+def served(folder, *options):
+    """(process, address, the lines that it printed when it was ready)."""
+    command = [sys.executable, "-m", "minilora.commands.cli", "serve", "--port", "0", *options]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        lines = [process.stdout.readline() for _ in range(3)]
+        address = re.search(r"http://\S+", lines[0])
+        assert address, lines + process.stdout.readlines()
+        yield process, address[0], "".join(lines)
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A hub with an adapter of the shipped base."""
+    folder = tmp_path_factory.mktemp("served")
+    model = minilora.load_base()
+    minilora.inject(model)
+    Hub(folder / "hub").push("naval", minilora.save_adapter(model, folder / "mine" / "adapter"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    began = time.monotonic()
+    with served(folder, "--adapter", "mine=mine/adapter") as (process, address, lines):
+        yield process, address, lines, time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_it_is_ready_soon_and_says_what_to_do_next(server):
+    _, address, lines, seconds = server
+    assert seconds < 60  # ten on a machine that is not shared; docs/serving.md has the figure
+    assert "minilora-base, mine, naval" in lines
+    assert "curl" in lines
+    assert "OpenAI(" in lines
+    assert httpx.get(f"{address}/ready").status_code == 200
+
+
+@pytest.mark.slow
+def test_the_lines_that_it_prints_work(server):
+    *_, lines, _ = server
+    command = re.search(r"curl .*", lines)[0]
+    got = json.loads(
+        subprocess.run(command, shell=True, capture_output=True, check=True, text=True).stdout
+    )
+    assert got["minilora"]["adapter"].startswith("naval@")
+
+
+@pytest.mark.slow
+def test_sigterm_ends_what_runs_and_takes_nothing_new(folder):
+    with served(folder) as (process, address, _):
+        with openai.OpenAI(base_url=f"{address}/v1", api_key="x", max_retries=0) as client:
+            stream = client.completions.create(
+                model="minilora-base", prompt="Hull", max_tokens=400, seed=1, stream=True
+            )
+            next(stream)
+            process.send_signal(signal.SIGTERM)
+            chunks = list(stream)
+            assert chunks[-1].choices[0].finish_reason in ("length", "stop")
+            with pytest.raises(openai.APIError):
+                client.completions.create(model="minilora-base", prompt="Hull", max_tokens=1)
+        assert process.wait(timeout=30) == 0
+        assert "stopped" in process.stdout.read()
+
+
+BAD = [
+    (["--adapter", "naval"], "expected NAME=FOLDER"),
+    (["--adapter", "auto=mine/adapter"], "another name"),
+    (["--adapter", "x=nowhere"], "nowhere"),
+    (["--slots", "0"], "at least one slot"),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_options_are_one_line(folder, options, message, capsys, monkeypatch):
+    from minilora.commands.cli import main
+
+    monkeypatch.chdir(folder)
+    assert main(["serve", *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def shell_blocks():
+    """The commands of docs/serving.md, in order."""
+    return re.findall(r"```bash\n(.*?)```", DOCS.read_text(encoding="utf-8"), re.S)
+
+
+@pytest.mark.slow
+def test_the_lines_of_the_docs_run(folder, monkeypatch):
+    """Each is executed against a server that was started as the docs say."""
+    model = minilora.load_base()
+    minilora.inject(model)
+    minilora.save_adapter(model, folder / "adapters" / "other")
+    options = ["--adapter", "mine=mine/adapter", "--root", "adapters"]
+    root = str(DOCS.parents[1])
+    with served(folder, *options) as (_, address, _):
+        env = {**os.environ, "SERVER": address, "OMP_NUM_THREADS": "1", "PYTHONPATH": root}
+        env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"
+        outputs = []
+        for block in shell_blocks():
+            done = subprocess.run(
+                ["bash", "-ec", block],
+                env=env,
+                cwd=root,
+                capture_output=True,
+                text=True,
+                timeout=120,
+            )
+            assert done.returncode == 0, done.stderr
+            assert '"error"' not in done.stdout
+            outputs.append(done.stdout)
+    models, chat, stream, completion, loaded, unloaded, operated, measured = outputs
+    assert [card["id"] for card in json.loads(models)["data"]] == ["minilora-base", "mine", "naval"]
+    assert json.loads(chat)["minilora"]["adapter"] == "mine"
+    assert stream.rstrip().endswith("data: [DONE]")
+    assert '"total_tokens"' in stream
+    assert len(json.loads(completion)["choices"]) == 2
+    assert loaded.startswith("Success")
+    assert unloaded.startswith("Success")
+    assert "minilora_tokens_total" in operated
+    assert "tokens/s" in measured

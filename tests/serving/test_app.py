@@ -1,0 +1,92 @@
+"""What the server says of itself is true: requests made from its own description find nothing."""
+
+import httpx
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, settings
+
+from minilora.serving.app import create_app
+
+from .live import serving, small_service
+
+SERVICE = small_service("ab", slots=4, on_feedback=lambda *_: True)
+schema = schemathesis.openapi.from_dict(create_app(SERVICE).openapi())
+
+
+@pytest.fixture(scope="module")
+def address():
+    with serving(SERVICE) as address:
+        yield address
+
+
+QUIET = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
+
+
+def known(prompt):
+    """A prompt in ids of the vocabulary, whose size the description does not say."""
+    if isinstance(prompt, list):
+        return [known(each) for each in prompt]
+    sound = isinstance(prompt, int | float) and not isinstance(prompt, bool) and prompt >= 0
+    return int(prompt) % 1536 if sound and prompt == int(prompt) else prompt
+
+
+def call(case, address):
+    """Ask for a model that exists, for few tokens; the rest is schemathesis'."""
+    if isinstance(case.body, dict) and case.path.endswith("completions"):
+        case.body |= {"max_tokens": 3} if case.body.get("max_tokens") is None else {}
+        named = case.body.get("model")
+        case.body |= {"model": "a"} if isinstance(named, str) and named else {}
+        case.body |= {"prompt": known(case.body.get("prompt"))} if "prompt" in case.body else {}
+    case.call_and_validate(base_url=address)
+
+
+@schema.parametrize()
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate], **QUIET)
+def test_the_description_holds(case, address):
+    call(case, address)
+
+
+@pytest.mark.long
+@schema.parametrize()
+@settings(max_examples=400, **QUIET)
+def test_the_description_holds_for_long(case, address):
+    call(case, address)
+
+
+def test_operation(address):
+    assert httpx.get(f"{address}/health").json() == {"status": "ok"}
+    assert httpx.get(f"{address}/ready").json() == {"status": "ready"}
+    body = {"model": "a", "prompt": "Hull", "max_tokens": 4, "temperature": 0}
+    httpx.post(f"{address}/v1/completions", json=body)
+    text = httpx.get(f"{address}/metrics").text
+    assert 'minilora_tokens_total{kind="generated",model="a"}' in text
+    assert "minilora_rows_running 0.0" in text
+    SERVICE.draining = True
+    try:
+        got = httpx.get(f"{address}/ready")
+        assert (got.status_code, got.headers["retry-after"]) == (503, "5")
+        assert httpx.get(f"{address}/health").status_code == 200
+        got = httpx.post(f"{address}/v1/completions", json=body)
+        assert (got.status_code, got.json()["error"]["code"]) == (503, "draining")
+    finally:
+        SERVICE.draining = False
+
+
+def test_labels_are_bounded():
+    from minilora.serving.metrics import MOST, Metrics
+
+    metrics = Metrics()
+    labels = {metrics.label(f"name-{n}@1.{n}.0") for n in range(3 * MOST)}
+    assert len(labels) == MOST + 1
+    assert metrics.label("name-5@2.0.0") == "name-5"
+
+
+def test_a_bug_is_a_500_without_details(monkeypatch):
+    service = small_service("a")
+    with serving(service) as address:
+        monkeypatch.setattr(service, "names", lambda tenant: 1 / 0)
+        got = httpx.get(f"{address}/v1/models")
+    assert got.status_code == 500
+    assert got.json()["error"]["code"] == "internal_error"
+    assert got.headers["x-request-id"] in got.json()["error"]["message"]
+    assert "division" not in got.text

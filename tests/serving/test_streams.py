@@ -1,0 +1,117 @@
+"""A client that leaves frees its row; one that reads slowly, or never, holds nobody up."""
+
+import asyncio
+import json
+import socket
+import threading
+
+import httpx
+import openai
+import pytest
+
+from minilora.serving.streams import Doorbell
+
+from .live import eventually, serving, small_service
+from .small import small_bank
+
+ASKED = [{"role": "user", "content": "Hull status?"}]
+
+
+@pytest.fixture(scope="module")
+def service():
+    service = small_service(slots=4)
+    take = service.engine.batch.take
+
+    def slow(first, logits):  # a step takes its time, so that an answer is still going on
+        threading.Event().wait(0.01)
+        take(first, logits)
+
+    service.engine.batch.take = slow
+    return service
+
+
+@pytest.fixture(scope="module")
+def address(service):
+    with serving(service) as address:
+        yield address
+
+
+def raw(address, body, path="/v1/chat/completions"):
+    """A socket on which a request was sent."""
+    host, port = address.removeprefix("http://").split(":")
+    connection = socket.create_connection((host, int(port)))
+    content = json.dumps(body).encode()
+    connection.sendall(
+        f"POST {path} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(content)}\r\n\r\n".encode()
+        + content
+    )
+    return connection
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["stream", "json"])
+def test_a_client_that_leaves_frees_its_row_within_a_step(address, service, stream):
+    steps, step = [], service.engine.step
+
+    def counted():
+        steps.append(1)
+        return step()
+
+    body = {"model": "a", "messages": ASKED, "max_tokens": 80, "temperature": 1, "stream": stream}
+    connection = raw(address, {**body, "n": 3, "seed": 1})
+    eventually(lambda: len(service.engine.batch.running) == 3)
+    before = [slot.answer for slot in service.engine.batch.running]
+    connection.close()
+    eventually(lambda: service.engine.cancels or not service.engine.batch.in_use)
+    service.engine.step, after = counted, len(steps)
+    try:
+        eventually(lambda: not service.engine.batch.in_use)
+    finally:
+        service.engine.step = step
+    assert len(steps) - after <= 2
+    assert all(len(answer.ids) < 80 for answer in before)
+
+
+def test_an_openai_stream_that_is_closed_frees_its_row(address, service):
+    with openai.OpenAI(base_url=f"{address}/v1", api_key="x") as client:
+        stream = client.chat.completions.create(
+            model="a", messages=ASKED, max_tokens=80, stream=True, seed=1
+        )
+        next(iter(stream))
+        assert len(service.engine.batch.in_use) == 1
+        stream.close()
+    eventually(lambda: not service.engine.batch.in_use)
+
+
+def test_who_reads_nothing_holds_nobody_up(address, service):
+    deaf = [
+        raw(address, {"model": "a", "messages": ASKED, "max_tokens": 60, "stream": True})
+        for _ in range(3)
+    ]
+    half = [raw(address, {"model": "a"}) for _ in range(3)]
+    for connection in half:
+        connection.sendall(b"POST /v1/chat/completions HTTP/1.1\r\ncontent-le")  # and no more
+    body = {"model": "b", "messages": ASKED, "max_tokens": 8, "temperature": 0}
+    got = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=20).json()
+    expected = small_bank().generate([("b", ASKED)], max_new_tokens=8)[0]
+    assert got["choices"][0]["message"]["content"] == expected
+    eventually(lambda: not service.engine.batch.in_use, 20)  # computed, though nobody has read
+    for connection in [*deaf, *half]:
+        connection.close()
+
+
+def test_many_rings_are_one_call_into_the_loop():
+    async def main():
+        loop, calls = asyncio.get_running_loop(), []
+        call = loop.call_soon_threadsafe
+        bell = Doorbell(loop)
+        bell.loop = type("Loop", (), {"call_soon_threadsafe": lambda _, f: calls.append(call(f))})()
+        events = [asyncio.Event() for _ in range(64)]
+        presses = [bell.button(event) for event in events]
+        await asyncio.to_thread(lambda: [press() for press in presses])
+        await asyncio.gather(*(event.wait() for event in events))
+        presses[0]()
+        await asyncio.sleep(0)
+        return len(calls)
+
+    assert asyncio.run(main()) in (2, 3)  # the loop may wake between two rings
