@@ -1,7 +1,7 @@
 """The methods on other bases: the shipped one in four bits, and SmolLM2.
 
     python -m benchmarks.elsewhere [--steps 100]                        # floats beside NF4
-    python -m benchmarks.elsewhere --llm smollm2 [--llm-steps 40]       # and SmolLM2-135M
+    python -m benchmarks.elsewhere --llm smollm2 [--llm-steps 30]       # and SmolLM2-135M
 
 Floats and NF4: ``CHOSEN`` methods at the rate that ``benchmarks.methods`` found, one seed, the same
 examples on both; exact match on held-out logs of naval code. SmolLM2: LoRA, DoRA, VeRA and a prefix
@@ -32,8 +32,8 @@ from .matrix import QUIET, prose_bits
 from .methods import METHODS, Method, held_out_loss
 
 CHOSEN = (
-    *("LoRA q, v, r=8", "DoRA q, v, r=8", "PiSSA q, v, r=8", "AdaLoRA q, v, 12 to 8"),
-    *("VeRA q, v, r=256", "(IA)³ k, v, down", "BitFit, all", "Houlsby, k=8", "prefix, k=16"),
+    *("LoRA q, v, r=8", "DoRA q, v, r=8", "PiSSA q, v, r=8", "VeRA q, v, r=256"),
+    *("(IA)³ k, v, down", "Houlsby, k=8", "prefix, k=16"),
 )
 LLM = (
     Method("LoRA q, v, r=8", LoraConfig(r=8), (2e-3,)),
@@ -97,7 +97,7 @@ def main() -> None:
     """Both bases of the first part in turns, then SmolLM2."""
     settings = options(
         __doc__,
-        **{"steps": 100, "batch": 16, "logs": 200, "llm": "", "llm_steps": 40},
+        **{"steps": 100, "batch": 16, "logs": 200, "llm": "", "llm_steps": 30},
         **{"llm_batch": 4, "llm_logs": 20, "rates": str(RESULTS / "cpu" / "methods.json")},
     )
     rows = kept(settings)

@@ -22,7 +22,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ from minilora import (
     VeraConfig,
     data,
 )
-from minilora.lora.attached import AttachedConfig
+from minilora.lora.adapter_config import AttachedConfig
 from minilora.training.batches import encode_all, pad
 from minilora.training.config import TrainConfig
 from minilora.training.history import History
@@ -52,8 +52,10 @@ from minilora.training.run import set_up
 
 from .common import Row, measure, options, ratios, save
 from .matrix import QUIET, fixed_costs, manual, prose_bits
+from .methods_table import code_lines
 
 TEXT = "Report each reading of the ship's log in naval code, one after the other."
+ROOM = 440  # tokens of a text that leave room for a soft prompt
 MORE = 2  # rates beyond the three, where the best stands at the edge
 
 
@@ -106,6 +108,7 @@ METHODS = (
     Method("full", None, (5e-4, 1e-3, 2e-3), replayed=True),
     Method("from random weights", None, (1e-3, 2e-3, 4e-3), scratch=True),
     Method("LoRA q, v, r=8", LoraConfig(r=8), (5e-3, 1e-2, 2e-2), replayed=True),
+    Method("LoRA q, v, half the rate", LoraConfig(r=8), (1e-2,)),  # was the short search right?
     Method("LoRA all, r=2", LoraConfig(2, 4, "all-linear"), (5e-3, 1e-2, 2e-2), replayed=True),
     Method(
         "rsLoRA q, v, r=32", LoraConfig(r=32, lora_alpha=16, use_rslora=True), (2.5e-3, 5e-3, 1e-2)
@@ -147,7 +150,7 @@ def search(method: Method, settings: Any, tried: dict[str, float]) -> Row:
     for rate in method.rates:
         if str(rate) not in tried:
             tried[str(rate)] = loss(rate)
-    most = len(method.rates) + MORE
+    most = len(method.rates) + MORE if len(method.rates) > 1 else 1
     while (further := beyond(tried)) is not None and len(tried) < most:
         tried[str(further)] = loss(further)
     best = float(min(tried, key=tried.__getitem__))
@@ -194,6 +197,9 @@ def run_naval(
 def run_manual(method: Method, rate: float, seed: int, settings: Any) -> float:
     """Bits a byte on held-out pages after training on Python's manual, at naval code's rate."""
     task, text = manual()
+    if isinstance(method.config, AttachedConfig):  # its rows need some of the model's positions
+        encode = minilora.load_base().tokenizer.encode
+        task = replace(task, train=[e for e in task.train if len(encode(e.output)) < ROOM])
     model, _ = method.train(task, settings.text_steps, 4, rate, seed)
     return minilora.bits_per_byte(model, text)
 
@@ -248,8 +254,10 @@ def main() -> None:
             say(f"{method.name:<22}{row['trainable']:,} trained")
     for method in METHODS:
         row = rows[method.name]
+        row["code_lines"] = code_lines(method.name)
         tried = row.get("tried", {})
-        if not tried or (beyond(tried) and len(tried) < len(method.rates) + MORE):
+        more = len(method.rates) > 1 and len(tried) < len(method.rates) + MORE
+        if not tried or (beyond(tried) and more):
             before = row.get("rate")
             row |= search(method, settings, tried)
             row |= deepcopy(empty) if row["rate"] != before else {}  # runs at another rate go
@@ -258,7 +266,7 @@ def main() -> None:
         for method in METHODS:
             row = rows[method.name]
             run: Any = partial(run_naval, method, row["rate"], seed, settings, prose)
-            if len(row["seeds"]) <= seed:
+            if len(row["seeds"]) <= seed and not (method.scratch and seed):
                 row["seeds"].append(run())
                 say(f"seed {seed}  {method.name:<22}{scores(row['seeds'][-1])}")
             if len(row["manual_bits"]) <= seed < settings.text_seeds:
@@ -267,6 +275,7 @@ def main() -> None:
             if method.replayed and len(row["replay_seeds"]) <= seed < settings.replay_seeds:
                 row["replay_seeds"].append(run(replay=SelfReplay(0.25, 128)))
                 say(f"seed {seed}  {method.name:<22}{scores(row['replay_seeds'][-1])}, replay")
+    say("all there")
 
 
 def scores(row: Row) -> str:

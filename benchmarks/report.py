@@ -16,6 +16,17 @@ from minilora.plots.style import save_figure
 
 from .common import RESULTS
 from .figure import benchmark_figure, forgetting_figure
+from .methods_table import (
+    CLAIMS_HEAD,
+    ELSEWHERE_HEAD,
+    METHODS_HEAD,
+    claims_rows,
+    elsewhere_rows,
+    methods_figure,
+    methods_rows,
+    rank_head,
+    rank_rows,
+)
 from .serving_tables import (
     GENERATION,
     SERVING,
@@ -102,6 +113,7 @@ def summary(results: Results) -> str:
     )
     # without the time to a loss, which is in docs/benchmarks.md
     head, *rows = [[*row[:4], *row[5:]] for row in (MATRIX, *matrix_rows(matrix))]
+    note = f"{PICTURE}\n\n{note}" if "methods" in results else note
     return f"{text}\n\n{note}\n\n{table(head, rows)}\n\n{machine_line(results['train_step'])}."
 
 
@@ -174,6 +186,7 @@ def whole(results: Results) -> str:
         *([("refusals", REFUSED, REFUSALS, refusal_rows)] if "refusals" in results else []),
         ("scaling", fitted, ("cost", "grows with", "k", "expected"), scaling_rows),
     )
+    parts = (*parts, *methods_parts(results))
     text = [
         "# Benchmarks",
         WRITTEN_BY,
@@ -183,6 +196,40 @@ def whole(results: Results) -> str:
         tabled = table(head, rows(results[name]))
         text += [f"## {name}", *([note] if note else []), tabled, machine_line(results[name])]
     return "\n\n".join(text) + "\n"
+
+
+def methods_parts(results: Results) -> list[tuple[str, str, Any, Any]]:
+    """The parts about methods, of those results that there are."""
+    parts: list[tuple[str, str, Any, Any]] = []
+    if "methods" in results:
+        parts.append(("methods", methods_note(results["methods"]), METHODS_HEAD, methods_rows))
+    if "elsewhere" in results:
+        parts.append(("elsewhere", ELSEWHERE, ELSEWHERE_HEAD, elsewhere_rows))
+    if "best_rank" in results:
+        parts.append(("best_rank", RANKS, rank_head(results["best_rank"]), rank_rows))
+    return parts
+
+
+def methods_note(result: dict[str, Any]) -> str:
+    """How the methods were run, and their claims."""
+    settings = result["settings"]
+    examples = settings["steps"] * settings["batch"]
+    return "\n\n".join(
+        [
+            "![What a method learns, and what it forgets](methods.png)",
+            f"Naval code, {examples:,} examples in steps of {settings['batch']}, at the best rate "
+            f"of a search of {settings['search_steps']} steps a rate: three rates, up to two more "
+            "at an edge, the same for each. A short search favours high rates: the row at half of "
+            "LoRA's shows what that costs, and how little a few points between two rows say. Mean "
+            "(range) over the seeds in the last column. Forgot: bits a byte lost on the base's own "
+            "prose; with self-replay (a quarter of the rows): exact, forgot. A step and a forward "
+            "are ratios of the processor's time.",
+            "What the papers claim, in their abstracts, and what came here. Batch: rows with "
+            "different adapters of this kind in one batch of `AdapterBank`; lines: of the module, "
+            "without docstrings, comments and blank lines.",
+            table(CLAIMS_HEAD, claims_rows(result)),
+        ]
+    )
 
 
 def facts_note(result: dict[str, Any]) -> str:
@@ -217,6 +264,17 @@ def kernel_note(result: dict[str, Any]) -> str:
     )
 
 
+ELSEWHERE = (
+    "One seed; the shipped base at the rates above with the same examples in floats and in four "
+    "bits; SmolLM2 by a short run at a rate that was not searched for. Loss: nats an answer token, "
+    "of the last steps (SmolLM2: on held-out logs)."
+)
+RANKS = "Held-out loss in nats an answer token, and each rank's distance from it; one seed."
+PICTURE = (
+    "![What a method learns, and what it forgets](docs/methods.png)\n\n"
+    "Every method at its own best rate, the size of a dot what is shipped; figures, costs and what "
+    "the papers claim: [docs/benchmarks.md](docs/benchmarks.md#methods)."
+)
 IN_CONTEXT = "The same with a real language model; one run, untuned."
 REFUSED = (
     "SmolLM2-135M-Instruct, asked for 50 things to decline and 10 harmless ones in the same words, "
@@ -244,6 +302,8 @@ def main() -> None:
     write_text(ROOT / "docs" / "benchmarks.md", whole(results))
     save_figure(benchmark_figure(results), ROOT / "docs" / "benchmarks.png")
     save_figure(forgetting_figure(results["forgetting"]["rows"]), ROOT / "docs" / "forgetting.png")
+    if "methods" in results:
+        save_figure(methods_figure(results["methods"]), ROOT / "docs" / "methods.png")
     print("README.md, docs/benchmarks.md and the figures beside it show the results.")
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..ledger.estimate import DTYPES, GB, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
 from ..ledger.method_costs import COUSINS, default_config
 from ..ledger.shapes import architecture, presets
+from ..lora.adapter_config import AttachedConfig
 from ..lora.config import LoraConfig, read_targets
 from ..plots.style import save_figure, short
 
@@ -155,8 +156,12 @@ def print_plan(planned: Plan) -> None:
 
 
 def what_trains(planned: Plan) -> str:
-    """The rank, where the method has one, and on how many modules."""
+    """The rank, where the method has one, and on how many modules; or what stands beside them."""
     config: Any = planned.config
+    if isinstance(config, AttachedConfig):
+        rows = getattr(config, "num_virtual_tokens", None)
+        kind = getattr(config, "kind", "")
+        return f"{rows} rows before each text" if rows else f"{kind}, in each layer"
     r = getattr(config, "r", getattr(config, "init_r", None))
     modules = f"{planned.adapted} {'norms' if config.takes_norms else 'Linears'}"
     return f"r = {r} on {modules}" if r else f"on {modules}"

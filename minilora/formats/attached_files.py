@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lora.attached import Attached, AttachedConfig, adapters_of, attach, attached_modules
+from ..lora.adapter_config import AttachedConfig
+from ..lora.attached import Attached, adapters_of, attach, attached_modules
 from ..lora.paths import unwrapped
 from ..methods.bottleneck import BottleneckConfig
 from ..methods.prefix_tuning import PrefixTuningConfig

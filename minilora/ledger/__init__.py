@@ -9,6 +9,8 @@ In reading order:
     storage.py         bytes of weights, scales, adapters and files
     planned_sites.py   the sites of a planned model
     method_costs.py    what each method keeps, trains and stores
+    attached_costs.py  the same of soft prompts, prefixes, bottlenecks
+    extra_costs.py     what trains beside adapters: heads, biases, rows of the vocabulary
     activations.py     what autograd keeps for the backward pass
     flops.py           floating-point operations a token
     estimate.py        ``plan``: all of that for one fine-tune, nothing allocated

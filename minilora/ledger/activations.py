@@ -20,7 +20,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from .attached_costs import NOTHING, Beside, bottleneck_bytes
 from .dimensions import Architecture, LinearShape
+from .extra_costs import NONE, Extras
 from .method_costs import AtSite
 
 
@@ -37,10 +39,19 @@ class Work:
     trains_base: bool = False
     dropout: bool = False
     trains_norms: bool = False
+    beside: Beside = NOTHING
+    extras: Extras = NONE
+
+    @property
+    def trains_input(self) -> bool:
+        """Whether a gradient reaches the first block's input."""
+        whole = self.trains_base or self.trains_norms
+        return whole or self.beside.rows > 0 or self.extras.trains_embedding
 
     def learns(self, linear: LinearShape) -> bool:
         """Whether something in this Linear gets a gradient."""
-        return self.trains_base or linear.name in self.adapted
+        whole = linear.name in self.extras.linears or linear.name in self.extras.biases
+        return self.trains_base or linear.name in self.adapted or whole
 
 
 @dataclass(frozen=True)
@@ -66,9 +77,10 @@ class Kept:
 
 def kept(arch: Architecture, work: Work, checkpointing: bool = False) -> Kept:
     """Bytes that a step keeps for backward; plain shapes keep the inputs of what learns."""
-    grad, blocks, widest, inputs, worst = work.trains_base or work.trains_norms, [], 0, 0, 0
+    grad, blocks, widest, inputs, worst = work.trains_input, [], 0, 0, 0
     row = work.tokens * arch.hidden * work.size
-    for block in arch.blocks.values():
+    for name, block in arch.blocks.items():
+        grad = grad or any(norm.startswith(f"{name}.") for norm in work.extras.norms)
         # the first norm keeps the block's input itself
         shared = (work.size == 4 or not arch.rms) and grad
         size, grad = block_bytes(arch, block, work, grad)
@@ -83,6 +95,10 @@ def kept(arch: Architecture, work: Work, checkpointing: bool = False) -> Kept:
     head += 4 * logits + (8 * work.labels if logits else 0)  # log-probabilities in float32, targets
     always = 8 * work.seq * arch.head_dim if arch.rotary and blocks else 0  # cos, sin
     always += 8 * work.tokens if work.trains_base and arch.hidden else 0  # the embedding's rows
+    always += 8 * work.tokens * work.extras.trains_embedding
+    always += work.tokens * arch.hidden * work.size * len(work.extras.norms)  # normalized
+    if work.beside.cached and blocks:  # the mask over keys that stand before the text
+        always += work.seq * (work.seq + work.beside.cached) * work.size
     loss_passing = logits * (work.size + 8)
     block_passing = logits * work.size + 3 * work.tokens * widest * work.size
     at_end = max(blocks, default=0)
@@ -104,13 +120,21 @@ def block_bytes(
         if f"o{second}" in by_role:
             size, grad = attention_bytes(arch, by_role, second, work, grad)
             total += size
+    sizes = work.size, work.adapter_size
+    if work.beside.kind == "houlsby":
+        total += bottleneck_bytes(work.beside, arch.hidden, work.tokens, sizes, False)
+        grad = True
     experts = [each for each in arch.experts if each.block == block[0].block]
     size = sum(expert_bytes(each, work, grad) for each in experts)
     if "down" not in by_role:
         return total + size + norm_bytes(arch, work, grad), grad
     total += size
+    stream_is_kept = grad and work.size == 4  # by the norm before the MLP
     size, grad = mlp_bytes(arch, by_role, work, grad)
-    return total + size, grad
+    if work.beside.kind:
+        shared = work.beside.kind == "parallel" and stream_is_kept
+        size += bottleneck_bytes(work.beside, arch.hidden, work.tokens, sizes, shared)
+    return total + size, grad or bool(work.beside.kind)
 
 
 def expert_bytes(experts: LinearShape, work: Work, grad: bool) -> int:
@@ -127,10 +151,13 @@ def attention_bytes(
     projections = [by_role[role] for role in roles if role in by_role]
     q_and_k, o = projections[:2], by_role[f"o{second}"]
     total = norm_bytes(arch, work, grad) + input_bytes(projections, work)
-    inside = grad or any(map(work.learns, projections))
+    inside = grad or any(map(work.learns, projections)) or work.beside.cached > 0
     if inside:
         # q, k, v, result; log Σ exp
         total += work.tokens * (4 * o.in_features * work.size + 4 * arch.heads)
+        # keys and values that stand before each text
+        before = work.tokens // work.seq * work.beside.cached
+        total += 2 * before * o.in_features * work.size
         if arch.rotary and work.size != 4:  # cos and sin, rounded once for q and once for k
             rounded = sum(grad or work.learns(linear) for linear in q_and_k)
             total += 2 * work.seq * arch.head_dim * work.size * rounded
@@ -171,6 +198,7 @@ def input_bytes(readers: list[LinearShape], work: Work, shared: bool = False) ->
     """
     width, total, keep = readers[0].in_features, 0, work.trains_base
     for linear in readers:
+        keep = keep or linear.name in work.extras.linears
         if (here := work.adapted.get(linear.name)) is None:
             continue
         total += (work.tokens * here.a_token + here.once) * work.adapter_size

@@ -19,26 +19,19 @@ mixed precision, several devices.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from ..lora.adapter_config import AdapterConfig
+from ..lora.adapter_config import AdapterConfig, AttachedConfig
 from ..lora.config import LoraConfig
-from ..lora.extras import HEADS
 from ..lora.matches import Site
 from .activations import Work, kept
+from .attached_costs import NOTHING, Beside, beside
 from .dimensions import Architecture
+from .extra_costs import NONE, ROWS, Extras, extras
 from .flops import flops_a_token
-from .method_costs import (
-    COUSINS,
-    AtSite,
-    at_site,
-    default_config,
-    file_shapes,
-    frozen_numbers,
-    method_name,
-)
+from .method_costs import COUSINS, at_site, default_config, file_shapes, frozen_numbers, method_name
 from .planned_sites import choose
 from .shapes import Source, architecture
 from .storage import OPTIMIZER_BYTES, file_bytes, parameter_sizes, weight_bytes
@@ -111,7 +104,7 @@ class Plan:
 
     model: str
     method: str
-    config: AdapterConfig | None
+    config: AdapterConfig | AttachedConfig | None
     settings: Settings
     parameters: int
     active: int  # of them, those that one token passes: fewer than all in a mixture of experts
@@ -152,7 +145,7 @@ class Plan:
 
 def plan(
     source: Source,
-    config: AdapterConfig | None = None,
+    config: AdapterConfig | AttachedConfig | None = None,
     method: str = "lora",
     settings: Settings | None = None,
     **changes: Any,
@@ -171,16 +164,14 @@ def plan(
     check_arguments(config, method, changes)
     arch, settings = architecture(source), replace(settings or Settings(), **changes)
     config, method = config_and_method(arch, config, method)
-    sites = choose(arch, config) if config else []
     size, adapter_size = DTYPES[settings.dtype], DTYPES[settings.adapter_dtype or "float32"]
-    tensors = [n for site in sites for n in config.shapes(site).values()] if config else []
-    sizes = list(map(math.prod, tensors))
-    frozen = frozen_numbers(config, sites) if config else 0
-    adapter = sum(sizes)
-    trained = sizes if config else parameter_sizes(arch)
-    gradients = sum(trained) * (adapter_size if config else size)
+    added = added_by(arch, config)
+    trained = [*added.sizes, *added.extras.parameters.values()] if config else parameter_sizes(arch)
+    adapter, frozen, of_base = sum(added.sizes), added.frozen, added.extras.numbers
+    gradients = adapter * adapter_size + of_base * size if config else sum(trained) * size
     weights, constants, opened = weight_bytes(arch, size, method == "qlora", settings.double_quant)
-    work = work_of(settings, config, sites)
+    weights += of_base * size  # their originals, set aside
+    work = work_of(settings, config, added)
     saved = kept(arch, work, settings.checkpointing)
     block_passing = saved.block_passing + opened
     moments = ((saved.at_loss, saved.loss_passing), (saved.in_block, block_passing))
@@ -196,7 +187,10 @@ def plan(
     }
     resident = weights + constants + by_category["adapters"] + by_category["optimizer"]
     at_end = gradients + saved.at_end + block_passing
-    forward, backward = flops_a_token(arch, work, settings.checkpointing)
+    longer = work.seq / settings.seq  # with a soft prompt's rows
+    forward, backward = (
+        round(longer * flops) for flops in flops_a_token(arch, work, settings.checkpointing)
+    )
     return Plan(
         model=arch.name,
         method=method,
@@ -205,23 +199,53 @@ def plan(
         parameters=arch.parameters + adapter,
         active=arch.active_parameters + adapter,
         trainable=sum(trained),
-        adapted=len(sites),
+        adapted=len(added.sites),
         bytes=by_category,
         peak=resident + max(activations + temporary, at_end),
         activations_peak=saved.saved,
         adapter_bytes=(adapter + frozen) * adapter_size,
-        adapter_file_bytes=file_bytes(file_shapes(config, sites), adapter_size) if config else 0,
+        adapter_file_bytes=file_bytes(added.file, adapter_size) if config else 0,
         flops_forward=forward,
         flops_backward=backward,
     )
 
 
+@dataclass(frozen=True)
+class Added:
+    """What a config adds to a planned model: tensors that train, others, its file; and where."""
+
+    sites: list[Site] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
+    frozen: int = 0
+    file: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    beside: Beside = NOTHING
+    extras: Extras = NONE
+
+
+def added_by(arch: Architecture, config: AdapterConfig | AttachedConfig | None) -> Added:
+    """What a config adds; nothing where everything trains."""
+    if config is None:
+        return Added()
+    if isinstance(config, AttachedConfig):
+        attached = beside(arch, config)
+        return Added(sizes=attached.sizes(), file=attached.file, beside=attached)
+    sites = choose(arch, config)
+    sizes = [math.prod(n) for site in sites for n in config.shapes(site).values()]
+    file, more = dict(file_shapes(config, sites)), NONE
+    if isinstance(config, LoraConfig):
+        more = extras(arch, config)
+        sizes += [tokens * width for tokens, width in more.rows.values()]
+        file |= {f"base_model.model.{name}": (n,) for name, n in more.parameters.items()}
+        file |= {f"base_model.model.{name}{ROWS}": shape for name, shape in more.rows.items()}
+    return Added(sites, sizes, frozen_numbers(config, sites), file, extras=more)
+
+
 def check_arguments(config: Any, method: str, changes: dict[str, Any]) -> None:
     """Raise ``ValueError`` or ``TypeError`` on an unknown method or setting, or a wrong config."""
     check_choice("method", method, METHODS)
-    if not isinstance(config, AdapterConfig | None):
+    if not isinstance(config, AdapterConfig | AttachedConfig | None):
         raise TypeError(
-            f"config must be a LoraConfig, got a {type(config).__name__}; "
+            f"config must be a LoraConfig or another method's, got a {type(config).__name__}; "
             "pass settings by name: plan(model, seq=512)"
         )
     if config is not None and method in COUSINS and method_name(config) != method:
@@ -242,8 +266,8 @@ def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
 
 
 def config_and_method(
-    arch: Architecture, config: AdapterConfig | None, method: str
-) -> tuple[AdapterConfig | None, str]:
+    arch: Architecture, config: AdapterConfig | AttachedConfig | None, method: str
+) -> tuple[AdapterConfig | AttachedConfig | None, str]:
     """The config that is planned, None where everything trains; and the method's name."""
     targets = "all-linear" if arch.family == "shapes" else ("q_proj", "v_proj")
     if method == "full":
@@ -251,43 +275,25 @@ def config_and_method(
     if config is None and method in COUSINS:
         return default_config(method, targets), method
     config = config or LoraConfig(target_modules=targets)
-    check_counted(config)
     return config, method if method == "qlora" else method_name(config)
 
 
-def check_counted(config: AdapterConfig) -> None:
-    """Raise ``ValueError`` for what trains beside the adapters: it would be left out."""
-    if not isinstance(config, LoraConfig):
-        return
-    heads = config.task_type if config.task_type in HEADS else None
-    beside = {
-        "modules_to_save": config.modules_to_save,
-        "bias": config.bias if config.bias != "none" else None,
-        "trainable_token_indices": config.trainable_token_indices,
-        "task_type": heads,
-    }
-    for name, value in beside.items():
-        if value:
-            raise ValueError(
-                f"{name}={value!r} trains more than the adapters, and plan does not count it yet: "
-                "leave it out, and add what it trains"
-            )
-
-
-def work_of(settings: Settings, config: AdapterConfig | None, sites: list[Site]) -> Work:
+def work_of(settings: Settings, config: Any, added: Added) -> Work:
     """The sizes that decide the activations, from the settings."""
-    tokens = settings.batch * settings.seq
-    linears = sites if config is not None and not config.takes_norms else []
-    adapted: dict[str, AtSite] = {s.path: at_site(config, s) for s in linears} if config else {}
+    norms = config is not None and getattr(config, "takes_norms", False)
+    adapted = {} if norms else {site.path: at_site(config, site) for site in added.sites}
     dropout = getattr(config, "lora_dropout", 0) or getattr(config, "vera_dropout", 0)
+    texts, seq = settings.batch, settings.seq + added.beside.rows
     return Work(
-        tokens=tokens,
-        seq=settings.seq,
-        labels=tokens if settings.labels is None else settings.labels,
+        tokens=texts * seq,
+        seq=seq,
+        labels=texts * settings.seq if settings.labels is None else settings.labels,
         size=DTYPES[settings.dtype],
         adapter_size=DTYPES[settings.adapter_dtype or "float32"],
         adapted=adapted,
         trains_base=config is None,
         dropout=bool(dropout),
-        trains_norms=config is not None and config.takes_norms,
+        trains_norms=norms,
+        beside=added.beside,
+        extras=added.extras,
     )

@@ -31,6 +31,9 @@ READ_TOGETHER = (
     ("down",),
 )
 
+# the Linears behind which a bottleneck stands, by its kind
+BOTTLENECKS = {"houlsby": ("o", "down"), "pfeiffer": ("down",), "parallel": ("down",)}
+
 
 def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -> tuple[int, int]:
     """(forward, backward) FLOPs a token of a step; ``work.labels`` of its tokens reach the head."""
@@ -44,27 +47,55 @@ def flops_a_token(arch: Architecture, work: Work, checkpointing: bool = False) -
             # ∂A, ∂B, ∂h, and ∂x where something earlier learns
             backward += once * here.trains_products + adapter
             backward -= 0 if grad else here.products * here.r * linear.in_features
-        backward += share * product * (grad + work.trains_base)
+        trains = work.trains_base or linear.name in work.extras.linears
+        backward += share * product * (grad + trains)
+        if linear.role in BOTTLENECKS.get(work.beside.kind, ()):
+            each = 2 * arch.hidden * work.beside.width  # of its two products
+            before = grad or work.learns(linear)
+            adapter += 2 * each
+            backward += (3 + before) * each
         attention = 0
         if linear.role in ("o", "o'"):
-            attention = 4 * work.seq * linear.in_features
+            attention = 4 * (work.seq + work.beside.cached) * linear.in_features
+            grad = grad or work.beside.cached > 0
             backward += 2.5 * attention * grad
         forward += share * product + adapter + attention
-        # a down without an adapter saves nothing, so checkpointing does not compute it again
-        if linear.block and (linear.role != "down" or linear.name in work.adapted):
-            again += product + adapter + attention
+        if linear.block:
+            again += computed_again(arch, work, linear, grad, product + adapter + attention)
     return round(forward), round(backward + (again if checkpointing else 0))
+
+
+def computed_again(
+    arch: Architecture, work: Work, linear: LinearShape, grad: bool, whole: float
+) -> float:
+    """Of a Linear's ``whole`` forward, what checkpointing computes a second time.
+
+    It stops at the last tensor that the backward pass wants. A down without an adapter saves
+    nothing; a bottleneck behind it wants its own first product; a parallel one in a block where
+    nothing else learns wants nothing of the MLP.
+    """
+    one = 2 * arch.hidden * work.beside.width  # a product of a bottleneck
+    kind = work.beside.kind
+    if kind == "parallel" and linear.role in ("gate", "up", "gate_up") and not grad:
+        return 0
+    if linear.role != "down" or linear.name in work.adapted:
+        return whole
+    if kind == "parallel":
+        return 2 * one if grad else one
+    return 2 * linear.weights + one if kind else 0
 
 
 def input_gradients(arch: Architecture, work: Work) -> Iterator[tuple[LinearShape, bool]]:
     """Every Linear, and whether its input gets a gradient: whether anything before it learns."""
-    grad = work.trains_base or work.trains_norms
+    grad = work.trains_input
     for name, block in arch.blocks.items():
         linears = [*block, *(experts for experts in arch.experts if experts.block == name)]
         for roles in READ_TOGETHER:
             readers = [linear for linear in linears if linear.role in roles]
             yield from ((linear, grad) for linear in readers)
             grad = grad or any(map(work.learns, readers))
+            grad = grad or (bool(work.beside.cached) and "k" in roles)
+            grad = grad or any(role in roles for role in BOTTLENECKS.get(work.beside.kind, ()))
     for linear in arch.linears:
         if not linear.block:
             yield linear, grad

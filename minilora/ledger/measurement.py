@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lora.trained_copies import trained_copies
 from ..nf4.linear import NF4Linear
 from .estimate import CATEGORIES
 from .tensor_tracker import Watch, watched
@@ -34,6 +35,7 @@ ADAPTERS = (  # names of the methods' tensors, ours and PEFT's
     *("lora_A", "lora_B", "lora_E", "lora_magnitude_vector", "start_A", "start_B", "alive"),
     *("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "ia3_l", "bias_delta"),
     *("tuned_weight", "tuned_bias", "ln_tuning_layers"),
+    *("rows", "soft_prompt", "prefix", "attention_adapter", "output_adapter"),
 )
 CONSTANTS = ("absmax", "absmax2", "offset")  # a 4-bit weight's scales
 
@@ -227,6 +229,8 @@ def measure(
     watch = Watch()
     for part in parts(model):
         watch.see(part.tensor, part.category)
+    for trained in trained_copies(model).values():  # set aside, yet there
+        watch.see(trained.original, "weights")
     for parameter in model.parameters():
         if parameter.grad is not None:
             watch.see(parameter.grad, "gradients")

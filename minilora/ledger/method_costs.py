@@ -11,6 +11,8 @@
     AdaLoRA     yes               r, and E ∘ A once         r (in + out + 1)
     norms       –                 a normalized row a norm   the width, for each norm
 
+Soft prompts, prefixes and bottlenecks stand in attached_costs.py.
+
 ``activations.py`` and ``flops.py`` ask here; ``tests/ledger/test_method_costs.py`` measures each on
 the shipped base. No torch until a method other than LoRA is planned.
 """
@@ -21,11 +23,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ..lora.adapter_config import AdapterConfig
+from ..lora.adapter_config import AdapterConfig, AttachedConfig
 from ..lora.config import LoraConfig
 from ..lora.matches import Site
 
-COUSINS = ("dora", "pissa", "olora", "vera", "ia3", "adalora", "bitfit", "ln_tuning")
+TOKENS = 20  # rows before a text, where none are named
+COUSINS = (
+    *("rslora", "dora", "pissa", "olora", "vera", "ia3", "adalora", "bitfit", "ln"),
+    *("prompt", "prefix", "bottleneck"),
+)
 
 
 class AtSite(NamedTuple):
@@ -39,16 +45,20 @@ class AtSite(NamedTuple):
     trains_products: bool = True  # whether A and B get gradients
 
 
-def default_config(method: str, targets: Any, r: int = 8) -> AdapterConfig:
+def default_config(method: str, targets: Any, r: int = 8) -> AdapterConfig | AttachedConfig:
     """A method's config for these targets, with LoRA's rank where it has one.
 
     >>> default_config("dora", ["q_proj"]).use_dora
     True
     """
     alpha = 2 * r
-    if method in ("dora", "pissa", "olora"):
-        more: dict[str, Any] = {"init_lora_weights": method}
-        return LoraConfig(r, alpha, targets, **({"use_dora": True} if method == "dora" else more))
+    if method in ("rslora", "dora", "pissa", "olora"):
+        return LoraConfig(
+            *(r, alpha, targets),
+            use_rslora=method == "rslora",
+            use_dora=method == "dora",
+            init_lora_weights=method if method in ("pissa", "olora") else True,
+        )
     if method == "vera":
         from ..methods.vera import VeraConfig
 
@@ -66,17 +76,27 @@ def default_config(method: str, targets: Any, r: int = 8) -> AdapterConfig:
         from ..methods.ia3 import IA3Config
 
         return IA3Config()  # its own targets: keys, values, the feed-forward's last Linear
+    if method in ("prompt", "prefix"):
+        from ..methods.prefix_tuning import PrefixTuningConfig
+        from ..methods.prompt_tuning import PromptTuningConfig
+
+        return PromptTuningConfig(TOKENS) if method == "prompt" else PrefixTuningConfig(TOKENS)
+    if method == "bottleneck":
+        from ..methods.bottleneck import BottleneckConfig
+
+        return BottleneckConfig()
     from ..methods.norm_tuning import LNTuningConfig
 
     return LNTuningConfig()
 
 
-def method_name(config: AdapterConfig) -> str:
+def method_name(config: AdapterConfig | AttachedConfig) -> str:
     """The method of a config, as the command line writes it."""
-    if isinstance(config, LoraConfig):
-        start = config.init_lora_weights
-        return "dora" if config.use_dora else start if isinstance(start, str) else "lora"
-    return config.peft_type.lower()
+    if not isinstance(config, LoraConfig):
+        return config.peft_type.lower().removesuffix("_tuning")
+    if isinstance(config.init_lora_weights, str):
+        return config.init_lora_weights
+    return "dora" if config.use_dora else "rslora" if config.use_rslora else "lora"
 
 
 def at_site(config: AdapterConfig, site: Site) -> AtSite:
@@ -93,7 +113,7 @@ def at_site(config: AdapterConfig, site: Site) -> AtSite:
         return AtSite(0, shape[0] == 1, 0 if shape[0] == 1 else site.out_features)
     if method == "adalora":
         return AtSite(r, True, r, once=r * site.in_features)
-    return AtSite(r, method == "lora", r)
+    return AtSite(r, method in ("lora", "rslora"), r)
 
 
 def frozen_numbers(config: AdapterConfig, sites: Sequence[Site]) -> int:

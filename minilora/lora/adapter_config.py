@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .patterns import check_layers, check_patterns, check_regex
 
@@ -97,3 +97,20 @@ class AdapterConfig:
     def _set(self, name: str, value: object) -> None:
         """Put the checked form of a field in its place."""
         object.__setattr__(self, name, value)
+
+
+class AttachedConfig:
+    """A config of a method beside the stream (attached.py): a frozen dataclass."""
+
+    peft_type: ClassVar[str]
+
+    def build(self, model: nn.Module) -> dict[tuple[str, str], Any]:
+        """The modules for a model, by (path of the host, name); changes nothing.
+
+        Raises ``ValueError`` for a model that cannot have them.
+        """
+        raise NotImplementedError
+
+    def fields(self, model: nn.Module) -> dict[str, Any]:
+        """The config as it is written to a file."""
+        raise NotImplementedError

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from .adapter_config import AttachedConfig
 from .adapter_layer import AdapterLayer, adapter_layers
 from .paths import named_modules, plain_path, unwrapped
 from .selection import InjectReport
@@ -49,23 +50,6 @@ class Attached(nn.Module):
         for handle in self.handles:
             handle.remove()
         self.handles = []
-
-
-class AttachedConfig:
-    """A config of such a method: a frozen dataclass."""
-
-    peft_type: ClassVar[str]
-
-    def build(self, model: nn.Module) -> dict[tuple[str, str], Attached]:
-        """The modules for a model, by (path of the host, name); changes nothing.
-
-        Raises ``ValueError`` for a model that cannot have them.
-        """
-        raise NotImplementedError
-
-    def fields(self, model: nn.Module) -> dict[str, Any]:
-        """The config as it is written to a file."""
-        raise NotImplementedError
 
 
 def attached_modules(model: nn.Module) -> Iterator[tuple[str, Attached]]:

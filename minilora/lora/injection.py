@@ -18,9 +18,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ..nf4.linear import NF4Linear
-from .adapter_config import AdapterConfig
+from .adapter_config import AdapterConfig, AttachedConfig
 from .adapter_layer import AdapterLayer, adapter_layers
-from .attached import AttachedConfig, adapters_of, attach, attached_modules, detach_all, report_of
+from .attached import adapters_of, attach, attached_modules, detach_all, report_of
 from .config import LoraConfig
 from .extras import Extras, modules_to_train, plan_extras
 from .foreign_saves import warn_before_saving

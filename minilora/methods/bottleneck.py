@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lora.attached import Attached, AttachedConfig
+from ..lora.adapter_config import AttachedConfig
+from ..lora.attached import Attached
 from ..lora.linears import made_beside
 from .checks import check_whole
 from .streams import decoder_of

@@ -16,9 +16,8 @@ from functools import partial
 from torch import nn
 
 from ..lora import injection
-from ..lora.adapter_config import AdapterConfig
+from ..lora.adapter_config import AdapterConfig, AttachedConfig
 from ..lora.adapter_layer import AdapterLayer
-from ..lora.attached import AttachedConfig
 from ..lora.config import LoraConfig
 from ..lora.linears import is_linear
 from ..lora.selection import InjectReport, Match

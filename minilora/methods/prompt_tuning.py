@@ -31,7 +31,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lora.attached import Attached, AttachedConfig
+from ..lora.adapter_config import AttachedConfig
+from ..lora.attached import Attached
 from .checks import check_whole
 from .streams import check_room, check_text, decoder_of, has_past
 

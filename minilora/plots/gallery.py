@@ -55,7 +55,12 @@ def methods(dark: bool = False) -> Figure:
     titles = {
         **{"lora": "LoRA q, v, r = 8", "dora": "DoRA q, v, r = 8", "pissa": "PiSSA q, v, r = 8"},
         **{"vera": "VeRA q, v, r = 256", "adalora": "AdaLoRA q, v, 12 to 8"},
-        **{"ia3": "(IA)³ k, v, down", "bitfit": "BitFit q, v", "ln_tuning": "norms"},
+        **{"ia3": "(IA)³ k, v, down", "bitfit": "BitFit q, v", "ln": "norms"},
+        **{
+            "prompt": "prompt, k = 20",
+            "prefix": "prefix, k = 20",
+            "bottleneck": "Pfeiffer, d / 16",
+        },
     }
     plans = [plan("llama-3-8b", method=method) for method in titles]
     trained, shipped = [p.trainable for p in plans], [p.adapter_file_bytes for p in plans]

@@ -188,8 +188,10 @@ def test_presets_and_charts_are_listed_and_one_is_drawn(capsys, tmp_path):
     ("words", "said"),
     [
         (["--method", "vera", "--target", "q_proj,v_proj"], "vera: r = 256 on 64 Linears"),
-        (["--ln_tuning"], "ln_tuning: on 65 norms"),
+        (["--ln"], "ln: on 65 norms"),
         (["--ia3"], "ia3: on 96 Linears"),
+        (["--prefix"], "prefix: 20 rows before each text"),
+        (["--method", "bottleneck"], "bottleneck: pfeiffer, in each layer"),
         (["--dora", "--r", "4", "--target", "v_proj"], "dora: r = 4 on 32 Linears"),
         (["--adalora"], "adalora: r = 12 on 224 Linears"),
     ],

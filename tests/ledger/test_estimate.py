@@ -102,6 +102,10 @@ def test_the_qlora_paper_s_65b():
         ("flan-t5-small", LoraConfig(r=8, target_modules=["q", "wi_0"])),
         ("roberta-base", LoraConfig(r=2, target_modules=ALL)),
         ("mistral-7b", LoraConfig(r=4, target_modules=["lm_head", "up_proj"])),
+        ("llama-2-7b", LoraConfig(modules_to_save=["lm_head", "layers.3.mlp"])),
+        ("gpt2", LoraConfig(target_modules=["c_attn"], bias="all")),
+        ("roberta-base", LoraConfig(target_modules=["query"], bias="lora_only")),
+        ("qwen3-0.6b", LoraConfig(trainable_token_indices=[3, 5])),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -337,7 +341,7 @@ def test_a_rank_above_the_matrix_is_allowed_and_warned_of():
 NO_MATCH = (
     r"no module matches 'q_proj', 'v_proj'; did you mean 'c_proj'\? Linears of this model: c_attn"
 )
-BY_NAME = r"config must be a LoraConfig, got a Settings; pass settings by name"
+BY_NAME = r"config must be a LoraConfig or another method's, got a Settings; pass settings by name"
 SETTING = r"unknown setting 'r', expected batch, seq, .*go into LoraConfig\(r=…\)"
 BAD_SOURCES = [
     ("llama-4-8b", None, "nearest presets: llama-3-8b"),
@@ -352,10 +356,11 @@ BAD_SOURCES = [
         LoraConfig(target_modules=["lm_head"]),
         "lm_head, whose weight is tied to the embedding",
     ),
-    ("base", LoraConfig(modules_to_save=["norm"]), "plan does not count it yet"),
-    ("base", LoraConfig(bias="all"), "bias='all' trains more .* does not count it yet"),
-    ("base", LoraConfig(trainable_token_indices=[3]), "plan does not count it yet"),
-    ("base", LoraConfig(task_type="SEQ_CLS"), "task_type='SEQ_CLS' trains more"),
+    ("base", LoraConfig(modules_to_save=["nrm"]), "modules_to_save: no module is named 'nrm'"),
+    ("base", LoraConfig(modules_to_save=["embed_tokens"]), "is tied to lm_head, which would train"),
+    ("base", LoraConfig(bias="all"), "bias='all': this model has no such biases"),
+    ("base", LoraConfig(trainable_token_indices={"nrm": [3]}), "'nrm' must name one module"),
+    ("base", LoraConfig(task_type="SEQ_CLS"), "named classifier or score, and the config of base"),
     ([(8, -8)], None, "out must be a whole number of at least 1, got -8"),
 ]
 BAD_SETTINGS = [

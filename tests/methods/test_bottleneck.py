@@ -1,14 +1,22 @@
 """Bottlenecks: the numbers of the ``adapters`` library, from committed vectors."""
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import minilora
 from minilora import BottleneckConfig, Llama, LlamaConfig, inject
 from minilora.lora.attached import attached_modules
+
+from ..tolerance import AS_CLOSE, unit_roundoff
+from .test_prompt_tuning import shapes
 
 SIZES = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5}
@@ -39,6 +47,66 @@ def test_forward_and_gradients_are_those_of_adapters(kind):
     for name, parameter in own.items():
         expected = GOLDEN[f"{kind}.grad.{name}"]
         torch.testing.assert_close(parameter.grad, expected, rtol=1e-3, atol=1e-4)
+
+
+def with_bottlenecks(model, kind, parts):
+    """transformers' Llama with the papers' equations, on its own modules."""
+
+    def up(x, place):
+        down_weight, down_bias, up_weight, up_bias = (p.to(x) for p in parts[place])
+        inside = F.linear(x, down_weight, down_bias)
+        inside = F.silu(inside) if kind == "houlsby" else F.relu(inside)
+        return (4 if kind == "parallel" else 1) * F.linear(inside, up_weight, up_bias)
+
+    for i, layer in enumerate(model.model.layers):
+        place, seen = f"model.layers.{i}.output_adapter", []
+        if kind == "houlsby":
+            name = f"model.layers.{i}.attention_adapter"
+            layer.self_attn.register_forward_hook(
+                lambda module, x, y, name=name: (y[0] + up(y[0], name), *y[1:])
+            )
+            layer.mlp.register_forward_hook(lambda module, x, y, place=place: y + up(y, place))
+        elif kind == "pfeiffer":
+            layer.register_forward_hook(lambda module, x, y, place=place: y + up(y, place))
+        else:
+            norm = layer.post_attention_layernorm
+            norm.register_forward_pre_hook(lambda module, x, seen=seen: seen.append(x[0]))
+            layer.mlp.register_forward_hook(
+                lambda module, x, y, place=place, seen=seen: y + up(seen.pop(), place)
+            )
+    return model
+
+
+@given(shapes(), st.sampled_from(KINDS))
+def test_forward_and_gradients_are_the_equations_in_every_shape_and_dtype(case, kind):
+    sizes, k, ids, dtype = case
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, rms_norm_eps=1e-5))
+    theirs = theirs.to(dtype).eval()
+    ours = Llama(LlamaConfig(**sizes, tie_word_embeddings=False)).to(dtype).eval()
+    ours.load_state_dict(theirs.state_dict())
+    inject(ours, BottleneckConfig(kind, size=k))
+    results = []
+    for part in (part for _, part in attached_modules(ours)):
+        for parameter in part.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    for width in (None, dtype, torch.float64):
+        own = {".".join(part.place): part for _, part in attached_modules(ours)}
+        parts = {
+            name: [p.detach().clone().requires_grad_() for p in part.parameters()]
+            for name, part in own.items()
+        }
+        model, trained = ours, [p for part in own.values() for p in part.parameters()]
+        if width is not None:
+            model = with_bottlenecks(copy.deepcopy(theirs).to(width), kind, parts)
+            trained = [p for part in parts.values() for p in part]
+        output = model(ids)
+        logits = getattr(output, "logits", output)
+        c = torch.linspace(-1, 1, logits.numel()).view(logits.shape).to(logits)
+        (logits * c).sum().backward()
+        results.append([logits.detach().double(), *(p.grad.double() for p in trained)])
+    for value, other, truth in zip(*results, strict=True):
+        floor = 8 * AS_CLOSE * unit_roundoff(dtype) * (truth.abs().max() + 1)
+        assert (value - truth).abs().max() <= AS_CLOSE * (other - truth).abs().max() + floor
 
 
 def test_the_parallel_one_starts_at_the_base_and_the_others_near_it():

@@ -7,6 +7,8 @@ import warnings
 import pytest
 import torch
 import transformers
+from hypothesis import given
+from hypothesis import strategies as st
 from peft import PeftModel, get_peft_model
 from peft import PrefixTuningConfig as TheirPrefix
 from peft import PromptTuningConfig as TheirPrompt
@@ -31,7 +33,8 @@ from minilora import (
 )
 from minilora.lora.attached import attached_modules
 
-from ..tolerance import assert_as_close, exactly
+from ..strategies import seeds
+from ..tolerance import AS_CLOSE, assert_as_close, exactly, unit_roundoff
 
 SIZES = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -93,6 +96,51 @@ def test_forward_and_gradients_equal_pefts(name, tmp_path):
     torch.testing.assert_close(
         grad, peft.prompt_encoder.default.embedding.weight.grad, rtol=1e-3, atol=1e-4
     )
+
+
+@st.composite
+def shapes(draw):
+    """A small Llama's sizes, k rows, ids, a dtype."""
+    groups = draw(st.sampled_from([(1, 1), (2, 1), (4, 2)]))
+    sizes = {"vocab_size": 16, "intermediate_size": draw(st.integers(3, 20))}
+    sizes |= {"hidden_size": groups[0] * draw(st.sampled_from([2, 4, 8]))}
+    sizes |= {"num_hidden_layers": draw(st.integers(1, 2))}
+    sizes |= {"num_attention_heads": groups[0], "num_key_value_heads": groups[1]}
+    shape = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    torch.manual_seed(draw(seeds))
+    dtype = draw(st.sampled_from([torch.float32, torch.bfloat16]))
+    return sizes, draw(st.integers(1, 6)), torch.randint(0, 16, shape), dtype
+
+
+@given(shapes(), st.sampled_from(["prompt", "prefix"]))
+def test_forward_and_gradients_are_pefts_in_every_shape_and_dtype(case, name):
+    """PEFT in float64 is the truth; ours may err as much as PEFT in the dtype, times AS_CLOSE."""
+    sizes, k, ids, dtype = case
+    config = transformers.LlamaConfig(**sizes, rms_norm_eps=1e-5)
+    theirs = transformers.LlamaForCausalLM(config).to(dtype).eval()
+    ours = Llama(LlamaConfig(**sizes, tie_word_embeddings=False)).to(dtype).eval()
+    ours.load_state_dict(theirs.state_dict())
+    kinds = {"prompt": (PromptTuningConfig, TheirPrompt)}
+    kinds["prefix"] = (PrefixTuningConfig, TheirPrefix)
+    inject(ours, kinds[name][0](k))
+    peft = get_peft_model(theirs, kinds[name][1](task_type="CAUSAL_LM", num_virtual_tokens=k))
+    ((_, part),) = attached_modules(ours)
+    (mine,) = part.parameters()
+    peer = peft.prompt_encoder.default.embedding.weight
+    with torch.no_grad():
+        peer.copy_(torch.randn_like(mine))
+        mine.copy_(peer)
+    wide, skipped, results = copy.deepcopy(peft).double(), k if name == "prompt" else 0, []
+    true = wide.prompt_encoder.default.embedding.weight
+    for model, parameter in ((ours, mine), (peft, peer), (wide, true)):
+        logits = model(ids) if model is ours else model(ids).logits[:, skipped:]
+        c = torch.linspace(-1, 1, logits.numel()).view(logits.shape).to(logits)
+        (logits * c).sum().backward()
+        results.append((logits.detach().double(), parameter.grad.double()))
+    for value, other, truth in zip(*results, strict=True):
+        floor = 8 * AS_CLOSE * unit_roundoff(dtype) * (truth.abs().max() + 1)
+        allowed = AS_CLOSE * (other - truth).abs().max() + floor
+        assert (value - truth).abs().max() <= allowed
 
 
 @kinds

@@ -1,0 +1,247 @@
+"""The field's table, its claims and its picture, from the results of ``benchmarks.methods``.
+
+A claim is what an abstract says, in our words; beside it stands what this base and this budget
+gave. A base of 1.3 M parameters and one synthetic task do not refute a paper about billions: the
+column says where the claim did not carry over.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+import minilora
+from minilora.plots.style import hue, in_house_style, new_figure
+
+from .tables import megabytes, spread
+
+LORA = "LoRA q, v, r=8"
+METHODS_HEAD = (
+    *("method", "trainable", "KB to ship", "peak MB", "step / LoRA's", "forward", "merged"),
+    *("rate", "naval, exact", "steps to 90%", "forgot", "with self-replay", "manual, bits a byte"),
+    "seeds",
+)
+CLAIMS_HEAD = ("method", "lines", "swap", "batch", "merge", "claimed", "measured", "read in")
+ELSEWHERE_HEAD = ("base", "method", "trainable", "KB to ship", "rate", "loss", "exact", "forgot")
+
+
+class Facts(NamedTuple):
+    """What is known of a method without a run; ``against``: the row that the claim is about."""
+
+    claim: str = ""
+    source: str = ""
+    against: str = LORA
+    batch: bool = False  # whether one batch of our bank can hold rows with different adapters of it
+
+
+PAPERS = {
+    LORA: Facts("on par with full fine-tuning or better", "2106.09685", "full", True),
+    "LoRA q, v, half the rate": Facts("learns less and forgets less", "2405.09673", "full", True),
+    "LoRA all, r=2": Facts("", "", batch=True),
+    "rsLoRA q, v, r=32": Facts("higher ranks learn better, over √r", "2312.03732", batch=True),
+    "LoRA+ q, v, r=8": Facts("1 to 2% better, up to 2 × faster", "2402.12354", batch=True),
+    "DoRA q, v, r=8": Facts("consistently better than LoRA", "2402.09353"),
+    "PiSSA q, v, r=8": Facts("faster convergence, better in the end", "2404.02948", batch=True),
+    "OLoRA q, v, r=8": Facts("converges faster, performs better", "2406.01775", batch=True),
+    "AdaLoRA q, v, 12 to 8": Facts("notably better at a low budget", "2303.10512"),
+    "VeRA q, v, r=256": Facts("as good with a tenth of the parameters", "2310.11454"),
+    "(IA)³ k, v, down": Facts("better than few-shot prompts with tiny files", "2205.05638", "full"),
+    "BitFit, all": Facts("competitive with full at little data", "2106.10199", "full"),
+    "norms": Facts("over 20% better than LoRA (images and text)", "2312.11420"),
+    "Houlsby, k=8": Facts("within 0.4% of full (GLUE)", "1902.00751", "full"),
+    "prompt, k=64": Facts("matches full only from billions of parameters on", "2104.08691", "full"),
+}  # fmt: skip
+
+
+MODULES = {  # where a method is written, by the beginning of its row's name
+    **{"LoRA": "lora/layer.py", "rsLoRA": "lora/layer.py", "DoRA": "methods/dora.py"},
+    **{"PiSSA": "methods/pissa.py", "OLoRA": "methods/pissa.py", "VeRA": "methods/vera.py"},
+    **{"AdaLoRA": "methods/adalora.py", "(IA)": "methods/ia3.py", "BitFit": "methods/bitfit.py"},
+    **{"norms": "methods/norm_tuning.py", "prefix": "methods/prefix_tuning.py"},
+    **{"prompt": "methods/prompt_tuning.py", "Houlsby": "methods/bottleneck.py"},
+    **{"Pfeiffer": "methods/bottleneck.py", "parallel": "methods/bottleneck.py"},
+}
+
+
+def code_lines(method: str) -> int | None:
+    """Lines of a method's module that are neither blank, comment nor docstring."""
+    file = next((file for start, file in MODULES.items() if method.startswith(start)), None)
+    if file is None:
+        return None
+    text = (Path(minilora.__file__).parent / file).read_text(encoding="utf-8")
+    documents = set[int]()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            documents |= set(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    return sum(bool(line) and line[0] != "#" and i not in documents for i, line in lines)
+
+
+def finished(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The base's row, and those of methods that have run at least once."""
+    return [row for row in result["rows"] if row.get("seeds") or "prose_bits" in row]
+
+
+def mean(row: dict[str, Any], key: str, runs: str = "seeds") -> float:
+    """A score's mean over the seeds."""
+    return statistics.mean(seed[key] for seed in row[runs])
+
+
+def steps_to(row: dict[str, Any], share: float = 0.9) -> str:
+    """The median step at which so many watched logs were right, and how many runs got there."""
+    first = [
+        next((step for step, right in seed["curve"] if right >= share), None)
+        for seed in row["seeds"]
+    ]
+    reached = [step for step in first if step is not None]
+    if not reached:
+        return "—"
+    count = "" if len(reached) == len(first) else f" ({len(reached)} of {len(first)})"
+    return f"{statistics.median(reached):.0f}{count}"
+
+
+def methods_rows(result: dict[str, Any]) -> list[list[str]]:
+    """One line a method: what it costs, what it learns, what it loses."""
+    base, *rows = finished(result)
+    scores = [f"{base['exact_match']:.0%}", "", "0", "", f"{base['manual_bits']:.2f}", ""]
+    lines = [[base["method"], "0", "0", "", "", "1", "1", "", *scores]]
+    for row in rows:
+        replayed = row["replay_seeds"]
+        kept = f"{mean(row, 'exact_match', 'replay_seeds'):.0%}, +" if replayed else "—"
+        lines.append(
+            [
+                *(row["method"], f"{row['trainable']:,}", f"{row['shipped_bytes'] / 1e3:,.0f}"),
+                *(megabytes(row["peak_bytes"]), f"{row['step']:.2f}"),
+                f"{row['latency_unmerged']:.2f}",
+                f"{row['latency_merged']:.2f}" if "latency_merged" in row else "—",
+                *(f"{row['rate']:g}", spread([s["exact_match"] for s in row["seeds"]], ".0%")),
+                *(steps_to(row), f"+{mean(row, 'forgotten'):.2f}"),
+                kept + (f"{mean(row, 'forgotten', 'replay_seeds'):.2f}" if replayed else ""),
+                f"{statistics.mean(row['manual_bits']):.2f}" if row["manual_bits"] else "—",
+                str(len(row["seeds"])),
+            ]
+        )
+    return lines
+
+
+def claims_rows(result: dict[str, Any]) -> list[list[str]]:
+    """What a paper says of its method, and what came of it here."""
+    rows = {row["method"]: row for row in finished(result)[1:]}
+    lines = []
+    for name, row in rows.items():
+        facts = PAPERS.get(name, Facts())
+        measured = ""
+        if facts.claim and facts.against in rows:
+            measured = compared(row, yardstick(rows, facts.against))
+        adapter = name not in ("full", "from random weights")
+        merges = "latency_merged" in row
+        yes = {True: "yes", False: "no"}
+        lines.append(
+            [
+                *(name, str(row.get("code_lines") or ""), yes[adapter], yes[facts.batch]),
+                *(yes[merges] if adapter else "", facts.claim, measured, facts.source),
+            ]
+        )
+    return lines
+
+
+def yardstick(rows: dict[str, dict[str, Any]], name: str) -> dict[str, Any]:
+    """The row that a claim is about; LoRA's is the better of its two rates."""
+    if name != LORA:
+        return rows[name]
+    both = [row for other, row in rows.items() if other.startswith("LoRA q, v,")]
+    return max(both, key=lambda row: mean(row, "exact_match"))
+
+
+def compared(row: dict[str, Any], other: dict[str, Any]) -> str:
+    """A method's exact match, forgetting and steps against another's."""
+    points = 100 * (mean(row, "exact_match") - mean(other, "exact_match"))
+    lost = mean(row, "forgotten") - mean(other, "forgotten")
+    steps = f"; to 80% in {steps_to(row, 0.8)} steps, not {steps_to(other, 0.8)}"
+    return f"{points:+.0f} points, forgot {lost:+.2f} against {other['method']}{steps}"
+
+
+def elsewhere_rows(result: dict[str, Any]) -> list[list[str]]:
+    """The methods on four bits and on SmolLM2."""
+    return [
+        [
+            *(row["base"], row["method"], f"{row['trainable']:,}"),
+            *(f"{row['shipped_bytes'] / 1e3:,.0f}", f"{row['rate']:g}"),
+            f"{row.get('held_out_loss', row['loss']):.3f}",
+            *(f"{row['exact_match']:.0%}", f"{row['forgotten']:+.2f}"),
+        ]
+        for row in result["rows"]
+    ]
+
+
+@in_house_style
+def methods_figure(result: dict[str, Any]) -> Figure:
+    """Naval code learnt against prose forgotten, a dot a method, as large as what is shipped."""
+    figure, axes = new_figure(1, (10, 6), [1])
+    rows = [row for row in finished(result)[1:] if row["method"] != "from random weights"]
+    for row in rows:
+        lost, right = mean(row, "forgotten"), 100 * mean(row, "exact_match")
+        index = colour_of(row["method"])
+        axes.scatter(lost, right, s=dot(row["shipped_bytes"]), color=hue(index), alpha=0.75)
+        style = {"color": hue(index), "fontsize": 9, "va": "center"}
+        beside = (5 + (dot(row["shipped_bytes"]) / math.pi) ** 0.5, 0)
+        if "half" in row["method"]:  # DoRA stands beside it
+            beside, style["ha"] = (0, -13), "center"
+        axes.annotate(row["method"], (lost, right), beside, "data", "offset points", **style)
+        if row["replay_seeds"]:
+            kept = (
+                mean(row, "forgotten", "replay_seeds"),
+                100 * mean(row, "exact_match", "replay_seeds"),
+            )
+            axes.plot([lost, kept[0]], [right, kept[1]], color=hue(index), linewidth=0.8)
+            axes.scatter(
+                *kept, s=dot(row["shipped_bytes"]), facecolors="none", edgecolors=hue(index)
+            )
+    axes.set(title="What a method learns, and what it forgets")
+    axes.set(ylabel="% of held-out logs right", xlabel="bits a byte lost on the base's own prose")
+    axes.margins(x=0.16, y=0.08)
+    note = "dot: bytes to ship; open dot: with self-replay"
+    axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=9, color=hue(6))
+    return figure
+
+
+def dot(size: int) -> float:
+    """A dot's area in square points: as the root of the bytes, or a whole model covers the rest."""
+    return 0.35 * size**0.5
+
+
+def colour_of(method: str) -> int:
+    """One hue a family: full, LoRA's relatives, vectors, beside the weights."""
+    if method == "full":
+        return 6
+    if method.startswith(("VeRA", "(IA)", "BitFit", "norms")):
+        return 1
+    if method.startswith(("Houlsby", "Pfeiffer", "parallel", "prefix", "prompt")):
+        return 2
+    return 0
+
+
+def rank_rows(result: dict[str, Any]) -> list[list[str]]:
+    """A base a line: full's loss, and each rank's gap to it."""
+    rows = result["rows"]
+    ranks = sorted({row["rank"] for row in rows if row["rank"]})
+    lines = []
+    for base in dict.fromkeys(row["base"] for row in rows):
+        of = {row["rank"]: row for row in rows if row["base"] == base}
+        if None in of:
+            gaps = [f"{of[r]['loss'] - of[None]['loss']:+.3f}" if r in of else "" for r in ranks]
+            size = f"{of[None]['parameters']:,}"
+            lines.append([base, size, f"{of[None]['loss']:.3f}", *gaps])
+    return lines
+
+
+def rank_head(result: dict[str, Any]) -> Sequence[str]:
+    """The columns of ``rank_rows``."""
+    ranks = sorted({row["rank"] for row in result["rows"] if row["rank"]})
+    return ("base", "parameters", "full's loss", *(f"r={rank}" for rank in ranks))
