@@ -109,7 +109,7 @@ async def promote(
     service: Service = request.app.state.service
     hub = service.hub
     if hub is None:
-        raise Refused(400, "this server has no hub: start it with --hub")
+        raise Refused(404, "this server has no hub: start it with --hub")
     spec = f"{name}@{asked.version}"
     with noted(service.audit, admin, request.state.request_id, "promote", spec):
         try:
