@@ -23,8 +23,8 @@ TENANTS = (
         caught_by="serving/test_answer_cache.py::test_whatever_an_answer_depends_on_is_in_its_key[tenant]"),
     Bug(name="the clock that was set back", where="serving.quotas:refresh",
         right="token_level + max(0, ?1 - at) * tokens", wrong="token_level + (?1 - at) * tokens",
-        story="The clock goes back by two days, the bucket loses two days' worth of tokens, and "
-              "clients that are far from their limit are refused.",
+        story="The clock goes back by two days, and the bucket loses two days' worth of tokens. "
+              "Clients that are far from their limit are refused.",
         thread="varnish/libvmod-vsthrottle #4",
         caught_by="serving/test_tenants.py::test_a_clock_set_back_gives_nothing_and_stops_nothing[-1]"),
     Bug(name="compared up to the first difference", where="serving.tenants:Tenants.who",
