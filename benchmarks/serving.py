@@ -4,14 +4,16 @@
 
 The shipped base, adapters of rank 8 on q and v, all different.
 
-    step        64 rows in one pass, each with one of N adapters, over the same pass of the base:
-                prefill (64 tokens a row) and decode (one); PEFT's way is ``adapter_names``
-    batching    the same requests by the engine with 64 slots, with one, by PEFT and transformers as
-                one padded batch: useful tokens a second
-    arrivals    requests that come one after the other, as recorded by a seed, from three tenants:
+    step        64 rows in one pass over the same pass of the base: prefill (64 tokens a row) and
+                decode (one). Of N adapters each row has its own where N reaches, 64 distinct ones
+                at most; PEFT's way is ``adapter_names``
+    batching    the same requests by the engine with 64 slots, with one, by ``generate`` one after
+                the other, by PEFT and transformers as one padded batch: useful tokens a second
+    arrivals    requests that come one after the other, as recorded by a seed, from two tenants:
                 seconds to the first token and to the end
-    memory, load, swap      bytes of N adapters; adapters read from disk a second; another adapter
-                into a row, beside PEFT's ``set_adapter``
+    newcomer    a request that comes while 63 stream: to its first token, in steps of the others
+    memory      bytes of N adapters
+    swap        another adapter: PEFT's ``set_adapter``, ours in a model and in a row, from disk
 
 Logits and tokens are compared before anything is timed. Times are processor time of one thread, so
 they hold on a busy machine; ``arrivals`` has wall time beside it.
@@ -27,79 +29,33 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
-from torch import Tensor, nn
 
 import minilora
-from minilora.lora.layer import lora_layers
+from minilora.formats import load_low_rank
 from minilora.lora.twin import twin
-from minilora.model.cache import KVCache
 from minilora.serving import AdapterBank, Engine
 from minilora.serving.layer import AdapterRows
 
 from .common import Row, kept_rows, measure, options, rows_of, save
 from .generation import SHIPPED
+from .serving_runs import (
+    asked,
+    by_engine,
+    by_generate,
+    by_padding,
+    make_adapters,
+    our_pass,
+    peft_model,
+    peft_pass,
+    spent,
+    switchable,
+)
 
 ROWS, TIME, MOST_OF_PEFT = 64, 64, 64
-PARTS = ["memory", "step", "batching", "arrivals", "swap"]
+PARTS = ["memory", "step", "batching", "arrivals", "newcomer", "swap"]
 BASE, OURS, PEFT = "base alone", "minilora", "PEFT, adapter_names"
-
-
-def make_adapters(count: int, root: Path) -> list[Path]:
-    """So many different adapters on disk."""
-    model = minilora.load_base()
-    minilora.inject(model, minilora.LoraConfig(r=8))
-    folders = []
-    for number in range(count):
-        torch.manual_seed(number)
-        for _, layer in lora_layers(model):
-            layer.reset_parameters()
-            nn.init.normal_(layer.lora_B, std=0.05)
-        folders.append(minilora.save_adapter(model, root / str(number)))
-    return folders
-
-
-def peft_model(folders: list[Path]) -> Any:
-    """transformers' model of the shipped base with these adapters, by number."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
-    model = peft.PeftModel.from_pretrained(model, str(folders[0]), adapter_name="0")
-    for number, folder in enumerate(folders[1:], 1):
-        model.load_adapter(str(folder), adapter_name=str(number))
-    return model.eval()
-
-
-def our_pass(model: Any, ids: Tensor, past: Tensor | None) -> Callable[[], Tensor]:
-    """A pass of a Llama over ids behind a past, again and again."""
-    if past is None:
-        return lambda: model.next_logits(ids, None, KVCache(multiple=16))
-    cache = KVCache(multiple=16)
-    model.next_logits(past, None, cache)
-    lengths = list(cache.lengths)
-
-    def run() -> Tensor:
-        cache.lengths[:] = lengths
-        return model.next_logits(ids, None, cache)
-
-    return run
-
-
-def peft_pass(
-    model: Any, ids: Tensor, past: Tensor | None, names: list[str]
-) -> Callable[[], Tensor]:
-    """The same of PEFT's mixed batch."""
-    more = {"adapter_names": names, "logits_to_keep": 1, "use_cache": True}
-    if past is None:
-        return lambda: model(input_ids=ids, **more).logits[:, -1]
-    cache = model(input_ids=past, **more).past_key_values
-
-    def run() -> Tensor:
-        logits = model(input_ids=ids, past_key_values=cache, **more).logits[:, -1]
-        cache.crop(-ids.shape[1])  # forget the token again
-        return logits
-
-    return run
 
 
 @torch.inference_mode()
@@ -111,7 +67,8 @@ def steps(bank: AdapterBank, folders: list[Path], counts: list[int], seconds: fl
     base, model = twin(bank.base).eval(), twin(bank.base).eval()
     rows = AdapterRows(model, max_rank=8, size=ROWS)
     for count in counts:
-        names = [str(draw.randrange(count)) for _ in range(ROWS)]
+        numbers = [n % count for n in range(ROWS)] if count < ROWS else range(count)
+        names = [str(n) for n in draw.sample(numbers, ROWS)]
         for row, name in enumerate(names):
             held = bank.hold(name)
             rows.admit(row, held.parts)
@@ -129,50 +86,17 @@ def steps(bank: AdapterBank, folders: list[Path], counts: list[int], seconds: fl
     return results
 
 
-def asked(count: int) -> list[tuple[list[int], int, str]]:
-    """Requests: prompt ids, new tokens, adapter."""
-    draw = random.Random(1)
-    return [
-        ([draw.randrange(3, 1500) for _ in range(draw.randint(8, 64))], draw.randint(8, 64), str(n))
-        for n in range(count)
-    ]
-
-
-def by_engine(engine: Engine, requests: list[Any]) -> list[list[int]]:
-    """All at once; the engine has as many slots as it has."""
-    answers = [
-        engine.submit(prompt, name, max_new_tokens=new, ends=())
-        for number, (prompt, new, name) in enumerate(requests)
-    ]
-    while engine.step():
-        pass
-    return [answer.ids for answer in answers]
-
-
-def by_padding(model: Any, requests: list[Any], names: bool) -> list[list[int]]:
-    """One batch, padded on the left, until the last row is done."""
-    longest, new = max(len(p) for p, *_ in requests), max(n for _, n, _ in requests)
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p, *_ in requests])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p, *_ in requests])
-    more = {"adapter_names": [name for *_, name in requests]} if names else {}
-    out = model.generate(
-        input_ids=ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0,
-        eos_token_id=None, **more,
-    )  # fmt: skip
-    return [
-        row[longest : longest + n].tolist() for row, (_, n, _) in zip(out, requests, strict=True)
-    ]
-
-
 def batching(bank: AdapterBank, folders: list[Path], count: int, seconds: float) -> list[Row]:
     """Useful tokens a second of the same requests, by each."""
     requests = asked(count)
     theirs = peft_model(folders[:count])
     plain = transformers.AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
     many, one = (Engine(bank, slots) for slots in (64, 1))
+    model, switch = switchable(folders[:count])
     runs: dict[str, Callable[[], Any]] = {
         "minilora, 64 slots": lambda: by_engine(many, requests),
         "minilora, one at a time": lambda: by_engine(one, requests),
+        "minilora, generate one after the other": lambda: by_generate(model, switch, requests),
         "PEFT, one padded batch": lambda: by_padding(theirs, requests, True),
         "transformers, padded, no adapters": lambda: by_padding(plain, requests, False),
         "minilora, 64 slots, no adapters": lambda: by_engine(
@@ -182,7 +106,7 @@ def batching(bank: AdapterBank, folders: list[Path], count: int, seconds: float)
     ours, peers = by_engine(many, requests), by_padding(theirs, requests, True)
     same = sum(map(list.__eq__, ours, peers)) / count
     assert same > 0.9, f"only {same:.0%} of the answers equal PEFT's"
-    assert ours == by_engine(one, requests)
+    assert ours == by_engine(one, requests) == by_generate(model, switch, requests)
     times = measure(runs, seconds, 3, "cpu", time.thread_time)  # a round takes ten seconds
     tokens = sum(new for _, new, _ in requests)
     rows = rows_of(times, "minilora, 64 slots", what="batching", requests=count, same=same)
@@ -224,6 +148,34 @@ def arrivals(bank: AdapterBank, count: int) -> list[Row]:
     return rows
 
 
+def newcomer(bank: AdapterBank, rounds: int = 7) -> list[Row]:
+    """Processor time from a request to its first token while 63 others stream."""
+    names = bank.names()
+    requests = [(p, 64, names[n % len(names)]) for n, (p, *_) in enumerate(asked(ROWS))]
+    waits, decodes, prefills = [], [], []
+    for _ in range(rounds):
+        engine = Engine(bank, ROWS)
+        for prompt, new, name in requests[1:]:
+            engine.submit(prompt, name, max_new_tokens=new, ends=())
+        while len(engine.batch.running) < ROWS - 1:
+            engine.step()
+        decodes.append(spent(engine.step))
+        prompt, new, name = requests[0]
+        late = engine.submit(prompt, name, max_new_tokens=new, ends=())
+        waits.append(spent(engine.step))
+        assert late.first_token is not None, "expected the first token within the next step"
+        engine.close()
+        alone = Engine(bank, ROWS)
+        alone.submit(prompt, name, max_new_tokens=1, ends=())
+        prefills.append(spent(alone.step))
+    wait, decode, prefill = map(statistics.median, (waits, decodes, prefills))
+    row: Row = {"what": "newcomer", "streaming": ROWS - 1, "wait": wait, "decode": decode}
+    row |= {"prefill": prefill, "rounds": rounds}
+    print(f"first token after {1e3 * wait:.1f} ms; a step {1e3 * decode:.1f}, prefill alone "
+          f"{1e3 * prefill:.1f}", flush=True)  # fmt: skip
+    return [row]
+
+
 def percentiles(values: list[float]) -> dict[str, float]:
     """The median and the 95th."""
     return {"p50": statistics.median(values), "p95": statistics.quantiles(values, n=20)[-1]}
@@ -235,8 +187,12 @@ def swaps(bank: AdapterBank, folders: list[Path], seconds: float) -> list[Row]:
     rows = AdapterRows(twin(bank.base), max_rank=8, size=ROWS)
     held = [bank.hold(str(n)) for n in range(min(2, len(folders)))]
     turn = iter(range(10**9))
+    swapped, (_, switch) = switchable(folders[:1])[0], switchable(folders[:2])
+    parts = load_low_rank(folders[0])
     runs = {
         "PEFT, set_adapter": lambda: theirs.set_adapter(str(next(turn) % len(theirs.peft_config))),
+        "minilora, swap_adapter": lambda: minilora.swap_adapter(swapped, parts),
+        "minilora, AdapterSwitch": lambda: switch.to(str(next(turn) % len(switch.ready))),
         "minilora, into a row": lambda: rows.admit(0, held[next(turn) % len(held)].parts),
         "minilora, load: read and checked": lambda: bank.load("0", folders[0]),
         "minilora, read again after eviction": lambda: bank.read_again("0", bank.known["0"]),
@@ -245,7 +201,7 @@ def swaps(bank: AdapterBank, folders: list[Path], seconds: float) -> list[Row]:
         times = measure(runs, seconds, 7, "cpu", time.thread_time)
     measured = rows_of(times, "PEFT, set_adapter", what="swap")
     for row in measured:
-        print(f"{row['contestant']:<36}{1e3 * row['seconds']:.3f} ms", flush=True)
+        print(f"{row['contestant']:<36}{1e6 * row['seconds']:,.1f} µs", flush=True)
     return measured
 
 
@@ -271,6 +227,8 @@ def main() -> None:
             results += batching(bank, folders, settings.requests, settings.seconds)
         if "arrivals" in settings.parts:
             results += arrivals(bank, settings.requests)
+        if "newcomer" in settings.parts:
+            results += newcomer(bank)
         if "swap" in settings.parts:
             results += swaps(bank, folders, settings.seconds)
     results.sort(key=lambda row: PARTS.index(row["what"]))

@@ -51,9 +51,16 @@ def serving_rows(result: dict[str, Any]) -> list[list[str]]:
         figure += f"{row['tokens_a_second']:,.0f} tokens/s; first token of the small tenant "
         figure += f"{tenants['small']:.2f} s, of the large {tenants['large']:.2f} s"
         lines.append(["arrivals, wall time", f"minilora, {row['slots']} slots", figure, ""])
+    for row in pick(result, what="newcomer"):
+        figure = f"first token after {1e3 * row['wait']:.1f} ms; a step of the others "
+        figure += f"{1e3 * row['decode']:.1f} ms, its prefill alone {1e3 * row['prefill']:.1f} ms"
+        what = f"a request while {row['streaming']} stream"
+        lines.append([what, "minilora", figure, f"{row['wait'] / row['decode']:.2f} steps"])
     for row in pick(result, what="swap"):
-        figure = f"{1e3 * row['seconds']:.3f} ms"
-        lines.append(["another adapter", row["contestant"], figure, quartiled(row["ratio"])])
+        figure = f"{1e6 * row['seconds']:,.1f} µs"
+        ratio = row["ratio"]["median"]
+        beside = quartiled(row["ratio"]) if ratio > 0.01 else f"1 / {1 / ratio:,.0f}"
+        lines.append(["another adapter", row["contestant"], figure, beside])
     for row in pick(result, what="memory"):
         figure = f"{megabytes(row['bytes'], 1)} MB"
         lines.append([f"memory of {row['adapters']:,} adapters", "minilora", figure, ""])

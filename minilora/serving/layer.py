@@ -78,8 +78,6 @@ class RowLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(rows, …, in) to (rows, …, out)."""
         y, (A, B) = self.base(x), self.seen
-        if len(x) % len(A):
-            raise ValueError(f"expected inputs of the {len(A)} rows in the window, got {len(x)}")
         if x.dtype == y.dtype == A.dtype and is_ours_alone(self.base, y):
             return add_rows(y, x, A, B)
         return add_rows_plainly(y, x, A, B)
@@ -91,9 +89,7 @@ class RowLinear(nn.Module):
             start, end = end, end + len(factors.A)
             self.A[row, start:end] = factors.A
             self.B[row, start:end].copy_(factors.B).mul_(weight)
-        self.A[row, end:] = (
-            0  # a leftover A alone would do no harm, but it costs nothing to be sure
-        )
+        self.A[row, end:] = 0  # a leftover A alone would do no harm; it costs nothing to be sure
         self.B[row, end:] = 0
 
     def move(self, source: int, target: int) -> None:
@@ -155,10 +151,6 @@ class AdapterRows:
                 own = [(factors[path], weight) for factors, weight in parts if path in factors]
                 layer.put(row, own)
 
-    def clear(self, row: int) -> None:
-        """The row has no adapter any more: the base."""
-        self.admit(row, [])
-
     def move(self, source: int, target: int) -> None:
         """Copy a row onto another, as when the last row fills a gap."""
         with torch.no_grad():
@@ -188,11 +180,6 @@ class AdapterRows:
         layer.look_at(*self.window)
         self.model.set_submodule(path, layer)
         self.layers[path] = layer
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all buffers."""
-        return sum(layer.A.nbytes + layer.B.nbytes for layer in self.layers.values())
 
 
 def total_ranks(parts: Sequence[Weighted]) -> dict[str, int]:

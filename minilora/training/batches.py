@@ -14,7 +14,7 @@ Which examples a step gets, and which of the two it does with them, order.py dec
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -130,6 +130,19 @@ def encode_all(
             stacklevel=2,
         )
     return fitting
+
+
+def encoder() -> Callable[..., list[Encoded]]:
+    """``encode_all`` that encodes the same examples once, for all jobs that have them."""
+    known: dict[tuple[int, int], list[Encoded]] = {}
+
+    def encode(tokenizer: Any, examples: Sequence[Any], max_length: int) -> list[Encoded]:
+        key = id(examples), max_length  # the jobs keep them alive
+        if key not in known:
+            known[key] = encode_all(tokenizer, examples, max_length)
+        return known[key]
+
+    return encode
 
 
 def pad(rows: Sequence[Encoded]) -> Batch:

@@ -71,12 +71,13 @@ def set_up(
     task: Task,
     config: TrainConfig,
     replay: Replay | Sequence[Replay] | None = None,
+    encode: Callable[..., list[Encoded]] = encode_all,
 ) -> Run:
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
     replays = as_list(replay)
     tokenizer: Any = unwrapped(model).tokenizer
-    rows = encode_all(tokenizer, task.train, config.max_length)
-    held_out = encode_all(tokenizer, task.valid, config.max_length) if task.valid else []
+    rows = encode(tokenizer, task.train, config.max_length)
+    held_out = encode(tokenizer, task.valid, config.max_length) if task.valid else []
     valid = sample_of(held_out, config)
     check_sizes(model, [*rows, *valid])
     config = config.for_examples(len(rows))

@@ -351,6 +351,21 @@ def test_one_bad_adapter_does_not_block_the_good_ones(engine, monkeypatch, tmp_p
     assert names.count("a") == 1
 
 
+def test_production_stack_331_an_adapter_is_there_for_all_as_soon_as_it_is_loaded(engine):
+    """vllm-project/production-stack #331: the router did not see an adapter that was loaded."""
+    engine.step()
+    with pytest.raises(ValueError, match="there is no adapter 'late'"):
+        submit(engine, 1, "late")
+    engine.bank.load("late", FOLDERS["e"])
+    assert "late" in engine.bank.names()
+    answer = submit(engine, 1, "late")
+    engine.bank.unload("late")
+    with pytest.raises(ValueError, match="there is no adapter 'late'"):
+        submit(engine, 1, "late")
+    finish(engine)
+    check_alone(answer, engine.log[answer])
+
+
 def test_what_can_never_be_answered_is_refused_before_anything(engine):
     bad = [
         ({"prompt": []}, "the prompt is empty"),

@@ -153,7 +153,7 @@ def test_sglang_8103_nothing_of_the_rows_last_adapter_is_left():
     fresh, fresh_rows = model_and_rows()
     fresh_rows.admit(0, [(small, 1.0)])
     assert torch.equal(after[0], fresh(x)[0])
-    rows.clear(0)
+    rows.admit(0, [])
     assert torch.equal(model(x), alone)
     assert not any(layer.A.any() or layer.B.any() for layer in rows.layers.values())
 
@@ -183,7 +183,7 @@ def test_rows_move_and_the_window_chooses():
     assert torch.equal(model(x[[3, 2]].flatten(0, 1)), whole[[3, 2]].flatten(0, 1))  # OPT's form
     rows.admit(2, [(adapter(3, "0"), 1.0)])  # a new module is seen through the same window
     assert model(x[:2]).shape == (2, 3, 6)
-    with pytest.raises(ValueError, match="expected inputs of the 2 rows in the window, got 3"):
+    with pytest.raises(ValueError, match="3 rows do not divide into 2 groups"):
         model(x[:3])
     for window in ((-1, 2), (2, 2), (0, 5)):
         with pytest.raises(ValueError, match="expected rows within the 4 there are, got"):
@@ -205,11 +205,10 @@ def test_a_weighted_sum_stands_side_by_side_and_must_fit():
     assert isinstance(model[2], nn.Linear)  # nothing was changed
 
 
-def test_other_sizes_begin_empty_and_bytes_are_counted():
+def test_other_sizes_begin_empty():
     model, rows = model_and_rows()
     rows.admit(0, [(adapter(1, "0"), 1.0)])
-    assert rows.nbytes == 4 * 4 * (6 + 6) * 4
     rows.resize(9)
-    assert rows.nbytes == 9 * 4 * (6 + 6) * 4
+    assert rows.layers["0"].A.shape == (9, 4, 6)
     x = torch.randn(9, 6)
     assert torch.equal(model[0](x), model[0].base(x))

@@ -105,6 +105,22 @@ def test_the_adapter_can_be_saved_and_is_the_one_in_the_model(tmp_path):
     assert not outcome.model.training
 
 
+def test_a_task_of_several_jobs_is_encoded_once(monkeypatch):
+    from minilora.training import batches
+
+    seen, encode = [], batches.encode_all
+    monkeypatch.setattr(
+        batches,
+        "encode_all",
+        lambda tok, examples, most: seen.append(most) or encode(tok, examples, most),
+    )
+    settings = TrainConfig(steps=1, batch_size=2, validate_every=0)
+    jobs = {str(seed): Job(TASK, settings=replace(settings, seed=seed)) for seed in range(3)}
+    jobs["shorter"] = Job(TASK, settings=replace(settings, max_length=300))
+    train_many(minilora.load_base(), jobs)
+    assert sorted(seen) == [300, 300, settings.max_length, settings.max_length]
+
+
 def test_one_job_alone_is_its_own_run():
     """The common pass of one job has nobody to pad for."""
     outcome = train_many(minilora.load_base(), {"a": VARIED["dropout"]})["a"]
