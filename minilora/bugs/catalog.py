@@ -49,9 +49,7 @@ LAYER = (
         thread="hao-ai-lab/FastVideo #781",
         caught_by="test_invariants.py::test_1_injected_and_untrained_it_computes_the_base_to_the_bit"),
     Bug(name="dropout on the base", where="lora.layer:LoRALayer.adapt",
-        right="y, factors = base(x), self._parameters",
-        wrong="y, factors = "
-              "base(F.dropout(x, self.lora_dropout, self.training)), self._parameters",
+        right="y = base(x)\n", wrong="y = base(F.dropout(x, self.lora_dropout, self.training))\n",
         story="Dropout is put in front of the whole layer instead of the adapter. "
               "The frozen model is then trained against noise in itself.",
         thread="", caught_by="test_invariants.py::test_dropout_never_reaches_the_base_path"),
@@ -61,7 +59,7 @@ LAYER = (
         story="The dropout mask is drawn for one row and shared by all. "
               "A batch of 64 is then one draw, not 64.",
         thread="", caught_by="test_invariants.py::test_dropout_is_drawn_anew_for_every_row"),
-    Bug(name="a gradient without its scale", where="lora.layer:AddLowRank.backward",
+    Bug(name="a gradient without its scale", where="lora.layer:gradients_of_factors",
         right="(g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)",
         wrong="g.T @ h.reshape(-1, len(A))",
         story="A hand-written backward forgets α/r in one of three places. "

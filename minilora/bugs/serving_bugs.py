@@ -58,4 +58,25 @@ SERVING = (
               "nothing more.",
         thread="leonickson1/Swiftlet #7",
         caught_by="serving/test_growing_text.py::test_a_letter_of_several_tokens_is_shown_whole"),
+    Bug(name="an answer for nobody", where="serving.streams:cancelled_when_gone",
+        right='(await request.receive())["type"] != "http.disconnect"',
+        wrong="await asyncio.Event().wait()",
+        story="The server looks at the client only when it sends. An answer in JSON is sent once, "
+              "at its end, so who left long ago keeps a row until then. A user saw a server "
+              "go on generating after the connection was closed.",
+        thread="vllm-project/vllm #54947",
+        caught_by="serving/test_streams.py::test_a_client_that_leaves_frees_its_row_within_a_step[json]"),
+    Bug(name="nobody is likely enough", where="model.sampling:nucleus",
+        right="outside[:, 0] = False", wrong="pass",
+        story="A top_p of 5e-324 is above 0, and 0 in float32: the likeliest token is cut off too, "
+              "and the request ends with an error of torch's. Requests made from the server's own "
+              "description found it.",
+        thread="",
+        caught_by="model/test_sampling.py::test_a_nucleus_smaller_than_any_float_keeps_the_likeliest"),
+    Bug(name="one text, two meanings", where="serving.access:each_name_once",
+        right="if len(whole) < len(pairs):", wrong="if False:",
+        story="A name that stands twice in a JSON object is taken from its last place, as Python "
+              "does. A proxy that checked the first one has let another request through.",
+        thread="",
+        caught_by="serving/test_completions.py::test_broken_json_is_a_400_in_the_usual_shape[twice]"),
 )  # fmt: skip

@@ -6,6 +6,7 @@ In reading order:
     linears.py         the three kinds of Linear behind one set of questions
     adapter_layer.py   what every adapted Linear has: a base, a switch, a merge that is taken back
     layer.py           ``LoRALayer``: A, B, scaling, a hand-written backward
+    watchers.py        who might see what passes between a base and its adapter
     embedding.py       ``LoRAEmbedding``: the same beside a table of vectors
     token_rows.py      a few rows of such a table, trained
     trained_copies.py  Parameters that train whole: a head, biases; the originals set aside

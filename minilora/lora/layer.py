@@ -10,9 +10,10 @@ Source: LoRA (arXiv 2106.09685) section 4.1; that bound is Kaiming-uniform with 
 
 The fast path adds the update *into the base's output*, in place: the sum then needs no second
 (tokens, out) tensor, and that tensor is most of what an adapter costs. ``AddLowRank`` does so for
-training too, with a backward derived by hand. It is right only while nobody else holds that output;
-``is_ours_alone`` knows who might. ``add_low_rank_plainly`` is the equation as written: the oracle
-in tests/lora/test_layer.py, and the path for every other case.
+training too, with a backward derived by hand, and ``BaseAndLowRank`` where both read the same x.
+That is right only while nobody else holds the base's output: watchers.py knows who might.
+``add_low_rank_plainly`` is the equation as written: the oracle in tests/lora/test_layer.py, and the
+path for every other case.
 
 With few values (one token's row) the second tensor is small, and calls are what an adapter costs:
 ``add_few`` makes two, which is less than asking whose the output is. benchmarks/forward.py compares
@@ -30,17 +31,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
-from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
-from ..nf4.linear import NF4Linear
+from ..nf4.linear import FrozenProduct, NF4Linear
 from .adapter_layer import AdapterLayer
 from .hyperparameters import check_all, scaling_of
-from .linears import is_conv1d, made_beside
+from .linears import made_beside, weight_of
 from .paths import named_modules
+from .watchers import can_share, is_ours_alone
 
-MODULE = nn.Module.__module__
 FEW = 1 << 14  # values of y: below, a second tensor costs less than asking whose the first one is
 
 
@@ -87,13 +85,18 @@ class LoRALayer(AdapterLayer):
 
     def adapt(self, base: nn.Module, x: Tensor) -> Tensor:
         """``y = base(x) + scaling · (dropout(x) Aᵀ) Bᵀ``: (…, in) to (…, out)."""
-        y, factors = base(x), self._parameters  # faster than self.lora_A, which asks three dicts
+        factors = self._parameters  # faster than self.lora_A, which asks three dicts
         A: Tensor = factors["lora_A"]  # type: ignore[assignment]
         B: Tensor = factors["lora_B"]  # type: ignore[assignment]
-        if self.training and self.lora_dropout > 0:
+        drops = self.training and self.lora_dropout > 0
+        few, trains = is_small(x, self.in_features, self.out_features), torch.is_grad_enabled()
+        if trains and not few and not drops and x.dtype == A.dtype and can_share(base, x):
+            return BaseAndLowRank.apply(base, x, A, B, self.scaling)
+        y = base(x)
+        if drops:
             x = F.dropout(x, self.lora_dropout)
         if x.dtype == y.dtype == A.dtype:
-            if is_small(y):
+            if few:
                 return add_few(y, x, A, B, self.scaling)
             if is_ours_alone(base, y):
                 return add_low_rank(y, x, A, B, self.scaling)
@@ -149,10 +152,10 @@ def add_low_rank_plainly(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: fl
     return (y + F.linear(F.linear(x.to(A.dtype), A), B) * scaling).to(y.dtype)
 
 
-def is_small(y: Tensor) -> bool:
+def is_small(x: Tensor, inputs: int, outputs: int) -> bool:
     """Whether y has few values, where sizes are numbers: a trace or a compiler keeps them open."""
     open_sizes = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return not open_sizes and y.numel() <= FEW
+    return not open_sizes and x.numel() * outputs <= FEW * inputs
 
 
 def add_few(y: Tensor, x: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
@@ -201,55 +204,53 @@ class AddLowRank(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x, A, B, h = ctx.saved_tensors
-        if torch.is_grad_enabled():  # backward(create_graph=True)
-            h = F.linear(x, A)
-        g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
-        dh = (g @ B).mul_(ctx.scaling)  # (tokens, r)
-        dx = dA = dB = None
-        if ctx.needs_input_grad[1]:
-            dx = (dh @ A).view(x.shape)  # (…, in)
-        if ctx.needs_input_grad[2]:
-            dA = dh.T @ x.reshape(-1, x.shape[-1])  # (r, in)
-        if ctx.needs_input_grad[3]:
-            dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)  # (out, r)
+        dh, dA, dB = gradients_of_factors(ctx, grad, x, A, B, h)
+        dx = (dh @ A).view(x.shape) if ctx.needs_input_grad[1] else None  # (…, in)
         return grad, dx, dA, dB, None
 
 
-def is_ours_alone(base: nn.Module, y: Tensor) -> bool:
-    """Whether the base's output is a plain tensor that nobody else holds, so we may write to it.
+class BaseAndLowRank(torch.autograd.Function):
+    """``base(x) + scaling · (x Aᵀ) Bᵀ`` of a frozen base, with one gradient of x for both.
 
-    Others that might: a hook, the base's or a global one; a ``forward`` that someone replaced; a
-    subclass; a mode that records operations, as selective checkpointing does; torch.func,
-    forward-mode differentiation and torch.compile, which replay operations; autocast, which casts
-    between them. tests/lora/test_layer.py has a case for each.
+        ∂x = ∂y W0 + ∂h A
+
+    Autograd would make a tensor of each, and add them up. (A and B: as above.)
     """
-    known = type(base) is nn.Linear or type(base) is NF4Linear or is_conv1d(base)
-    hooks = base._forward_hooks or base._backward_hooks or base._backward_pre_hooks
-    if not known or hooks or _has_any_global_hook() or is_replaced(base):
-        return False
-    if type(y) is not Tensor or not y.is_contiguous() or torch._C._is_any_autocast_enabled():
-        return False
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    if forward_ad._current_level >= 0 or torch.jit.is_tracing():
-        return False
-    if torch._C._len_torch_function_stack():
-        return False
-    return not torch._C._len_torch_dispatch_stack() or not any_recorder()
+
+    @staticmethod
+    def forward(
+        ctx: Any, base: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: float
+    ) -> Tensor:
+        four_bits = isinstance(base, NF4Linear)  # which the backward dequantizes again
+        y = FrozenProduct.apply(x, base.bias, base.quantized) if four_bits else base(x)
+        h = F.linear(x, A)
+        add_product(y, h, B, scaling)
+        ctx.save_for_backward(x, A, B, h, None if four_bits else weight_of(base))
+        ctx.scaling, ctx.base = scaling, base
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x, A, B, h, W0 = ctx.saved_tensors
+        dh, dA, dB = gradients_of_factors(ctx, grad, x, A, B, h)
+        dx = None
+        if ctx.needs_input_grad[1]:
+            W0 = ctx.base.quantized.dequantize(grad.dtype) if W0 is None else W0
+            dx = (grad.reshape(-1, grad.shape[-1]) @ W0).addmm_(dh, A).view(x.shape)  # (…, in)
+        return None, dx, dA, dB, None
 
 
-def is_replaced(base: nn.Module) -> bool:
-    """Whether someone replaced the ``forward`` or ``__call__`` of a base, or ``F.linear``."""
-    kind = type(base)
-    own = "forward" in vars(base) or F.linear is not torch._C._nn.linear
-    return own or module_of(kind.forward) != kind.__module__ or module_of(kind.__call__) != MODULE
-
-
-def module_of(function: Any) -> str:
-    """The module in which a function was written, whatever it says of itself."""
-    return getattr(function, "__globals__", {}).get("__name__", "")
-
-
-def any_recorder() -> bool:
-    """Whether a dispatch mode may keep the tensors it sees; the ledger's says that it does not."""
-    return any(getattr(mode, "keeps_tensors", True) for mode in _get_current_dispatch_mode_stack())
+def gradients_of_factors(
+    ctx: Any, grad: Tensor, x: Tensor, A: Tensor, B: Tensor, h: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """∂h (tokens, r), and ∂A and ∂B where they are asked for."""
+    if torch.is_grad_enabled():  # backward(create_graph=True)
+        h = F.linear(x, A)
+    g = grad.reshape(-1, grad.shape[-1])  # (tokens, out)
+    dh = (g @ B).mul_(ctx.scaling)  # (tokens, r)
+    dA = dB = None
+    if ctx.needs_input_grad[2]:
+        dA = dh.T @ x.reshape(-1, x.shape[-1])  # (r, in)
+    if ctx.needs_input_grad[3]:
+        dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)  # (out, r)
+    return dh, dA, dB

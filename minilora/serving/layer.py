@@ -26,9 +26,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..lora.layer import is_ours_alone
 from ..lora.linears import linear_shape, made_beside
 from ..lora.rows import add_rows, add_rows_plainly
+from ..lora.watchers import is_ours_alone
 
 
 class Factors(NamedTuple):

@@ -22,7 +22,8 @@ from torch.utils.checkpoint import (
 )
 
 from minilora import LoraConfig, NF4Linear, level0
-from minilora.lora.layer import AddLowRank, LoRALayer, add_low_rank_plainly, is_ours_alone
+from minilora.lora.layer import AddLowRank, BaseAndLowRank, LoRALayer, add_low_rank_plainly
+from minilora.lora.watchers import is_ours_alone
 
 from ..strategies import cases
 from ..tolerance import assert_as_close, backward_bound, exactly, forward_bound, gamma
@@ -286,7 +287,10 @@ def test_the_update_is_added_into_the_bases_output_which_is_no_second_tensor(tra
 
 
 def test_the_hand_written_backward_is_the_one_that_runs():
-    layer, x = LoRALayer(nn.Linear(5, 7), r=2), torch.randn(3, 5)
+    layer, x = LoRALayer(nn.Linear(5, 7), r=2, lora_dropout=0.5), torch.randn(3, 5)
+    assert type(layer(x).grad_fn).__name__ == "AddLowRankBackward"  # the adapter's x is another
+    assert type(layer.eval()(x).grad_fn).__name__ == "BaseAndLowRankBackward"
+    layer.base.requires_grad_(True)
     assert type(layer(x).grad_fn).__name__ == "AddLowRankBackward"
     with torch.no_grad():
         assert layer(x).grad_fn is None
@@ -458,6 +462,38 @@ def test_a_second_derivative_passes_gradgradcheck():
 
     assert torch.autograd.gradcheck(update, (y, x, A, B))
     assert torch.autograd.gradgradcheck(update, (y, x, A, B))
+
+
+@pytest.mark.parametrize("kind", ["floats", "a bias", "four bits"])
+def test_the_gradient_of_base_and_adapter_in_one_is_that_of_the_plain_line(kind):
+    """Each input's, by an independent path; and the second derivative by finite differences."""
+    base = nn.Linear(64, 7, bias=kind == "a bias")
+    layer = LoRALayer(NF4Linear.from_linear(base) if kind == "four bits" else base, r=2)
+    nn.init.normal_(layer.lora_B)
+    x, gradients = torch.randn(2, 3, 64, requires_grad=True), []
+    inputs = (x, layer.lora_A, layer.lora_B)
+    weight = layer.base.weight.double()
+    bias = None if layer.base.bias is None else layer.base.bias.double()
+    wide = [each.detach().double().requires_grad_() for each in inputs]
+    product = nn.functional.linear(wide[0], weight, bias)
+    truth = add_low_rank_plainly(product, *wide, layer.scaling)
+    for y, leaves in ((layer(x), inputs), (plainly(layer, x), inputs), (truth, wide)):
+        gradients.append(torch.autograd.grad(y.square().sum(), leaves))
+    assert type(layer(x).grad_fn).__name__ == "BaseAndLowRankBackward"
+    for ours, plain, exact in zip(*gradients, strict=True):
+        assert_as_close(ours, plain, exact)
+
+
+def test_base_and_adapter_in_one_have_a_second_derivative():
+    base = nn.Linear(5, 7).double().requires_grad_(False)
+    wide = {"dtype": torch.float64, "requires_grad": True}
+    x, A, B = (torch.randn(*shape, **wide) for shape in ((3, 5), (2, 5), (7, 2)))
+
+    def both(x, A, B):
+        return BaseAndLowRank.apply(base, x, A, B, 1.5)
+
+    assert torch.autograd.gradcheck(both, (x, A, B))
+    assert torch.autograd.gradgradcheck(both, (x, A, B))
 
 
 def test_only_a_and_b_of_a_bare_layer_train():
