@@ -8,11 +8,14 @@ COVERAGE := --cov --cov-report=term:skip-covered
 PARITY := tests/lora tests/nf4 tests/formats tests/model tests/test_level0.py tests/test_foreign.py \
 	tests/test_invariants.py tests/test_life.py tests/training/test_batches.py tests/training/test_evaluation.py
 
-.PHONY: demo book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench bench-quality clean
+.PHONY: demo serve book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench bench-quality clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
 	$(BIN)/minilora demo
+
+serve: .venv/.installed-serve  ## install what a server needs, then the shipped base and the adapters of ./hub on port 8000
+	$(BIN)/minilora serve
 
 book: .venv/.installed  ## run every lesson and write the site to minilora-book/
 	$(BIN)/minilora book minilora-book
@@ -77,6 +80,10 @@ bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps 
 
 .venv/.installed-llm: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,llm]"
+	touch $@
+
+.venv/.installed-serve: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[serve]"
 	touch $@
 
 .venv/.installed-bench: .venv/.installed-test

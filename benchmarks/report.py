@@ -16,6 +16,7 @@ from minilora.plots.style import save_figure
 
 from .common import RESULTS
 from .figure import benchmark_figure, forgetting_figure
+from .gate_tables import PLANTED, gate_note, planted_table_rows
 from .methods_table import (
     CLAIMS_HEAD,
     ELSEWHERE_HEAD,
@@ -184,6 +185,11 @@ def whole(results: Results) -> str:
         ("facts", facts_note(results["facts"]), FACTS, facts_rows),
         *([("in_context", IN_CONTEXT, CONTEXT, context_rows)] if "in_context" in results else []),
         *([("refusals", REFUSED, REFUSALS, refusal_rows)] if "refusals" in results else []),
+        *(
+            [("gate", gate_note(results["gate"]), PLANTED, planted_table_rows)]
+            if "gate" in results
+            else []
+        ),
         ("scaling", fitted, ("cost", "grows with", "k", "expected"), scaling_rows),
     )
     parts = (*parts, *methods_parts(results))

@@ -10,6 +10,7 @@ In reading order:
     method_bugs.py of LoRA's cousins and rivals
     serving_bugs.py of many adapters at once
     traffic_bugs.py of experiments, failover and gateways
+    gate_bugs.py   of the loop that adapts, and its gate
     catalog.py     each bug as one wrong line of this package, with its story
     release.py     show a bug; let it loose for a moment
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from .bug import Bug
 from .file_bugs import FILES
+from .gate_bugs import GATE
 from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
@@ -225,5 +226,5 @@ TRAINING = (
 
 BUGS = (
     *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *FILES, *TRAINING, *REPLAY),
-    *(*METHODS, *SERVING, *SOFT, *TRAFFIC),
+    *(*METHODS, *SERVING, *SOFT, *TRAFFIC, *GATE),
 )

@@ -22,6 +22,7 @@ In reading order:
     hub.py, hub_tables.py            keep it
     hub_names.py                     names of the hub where a folder is asked for; ``train --push``
     jobs.py                          the queue of jobs, and its workers
+    jobs_adapt.py                    the loop that adapts: corrections in, the next champion out
     serve.py, serve_keys.py          the OpenAI API for a base and its adapters; who may ask
     serve_experiment.py              the evidence of its experiments
     serve_workers.py                 several processes behind one address

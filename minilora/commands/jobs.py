@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import columns
+from .jobs_adapt import adapt, add_adapt_options
 
 EPILOG = """examples:
   minilora jobs run spec.toml          submit, and work on it here; again after a kill: it goes on
@@ -26,6 +27,7 @@ EPILOG = """examples:
   minilora jobs watch ftjob-1f…        progress, loss, time left
   minilora jobs list                   minilora jobs show ftjob-1f…
   minilora jobs cancel ftjob-1f…       pause, resume: the same way
+  minilora jobs adapt spec.toml --add corrections.jsonl    learn from users, through the gate
 a spec.toml:
   name = "naval"                       its name in the hub
   data = { train = "naval.jsonl" }     as in minilora train --data
@@ -42,6 +44,7 @@ PURPOSES = {
     "resume": "let a paused job go on",
     "worker": "work on the queue until Ctrl-C",
     "quota": "how much a tenant may have",
+    "adapt": "train on what users corrected; promote what the gate lets in",
 }
 
 
@@ -59,6 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             "--jobs", type=Path, default=Path("jobs"), help="the queue's folder (default: jobs)"
         )
         action.add_argument("--tenant", default="default", help="whose jobs (default: default)")
+    add_adapt_options(made["adapt"])
     for name in ("run", "submit"):
         made[name].add_argument("spec", type=Path, help="spec.toml")
     for name in ("show", "watch", "cancel", "pause", "resume"):
@@ -235,4 +239,5 @@ ACTIONS: dict[str, Callable[[Any, argparse.Namespace], int | None]] = {
     "resume": change,
     "worker": work,
     "quota": set_quota,
+    "adapt": adapt,
 }

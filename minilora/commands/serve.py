@@ -75,6 +75,8 @@ def run(options: argparse.Namespace) -> int:
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'minilora[serve]'") from error
 
+    if options.worker:
+        end_with_the_gateway()  # also while it loads
     service = service_of(options)
     config = uvicorn.Config(
         create_app(service, routers=routers_of(options, service)),
@@ -103,8 +105,6 @@ def run(options: argparse.Namespace) -> int:
             super().handle_exit(sig, frame)
 
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has drained
-    if options.worker:
-        end_with_the_gateway()
     Server(config).run()
     print("stopped")
     return 0

@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import threading
+import time
 from typing import Any
 
 OWN = ("workers", "service", "host", "port", "worker", "action")  # not the workers'
@@ -50,7 +51,9 @@ def end_with_the_gateway() -> None:
     def wait() -> None:
         while os.read(0, 4096):  # not sys.stdin: its lock would be held while Python ends
             pass
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # again: a signal that comes while the handlers change may be lost
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60.0)
 
     threading.Thread(target=wait, name="gateway", daemon=True).start()
 

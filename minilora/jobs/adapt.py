@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,11 +33,11 @@ from ..hub.registry import Version
 from ..hub.store import Hub
 from ..lora.injection import inject
 from ..model.pretrained import load_base
-from ..training.examples import Example, question_text
+from ..training.examples import Learnt, question_text
 from ..training.loop import train
 from .correction import Slice
 from .feedback import FeedbackStore
-from .gate import Measured, Pairs, Verdict, culprits, decide
+from .gate import Measured, Pairs, Verdict, culprit, decide
 from .recipe import Recipe, compared, marks, right
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -134,24 +135,23 @@ class Loop:
             held = [each.example for each in exam]
             pairs = Pairs(right(self.pulled(champion), held), right(model, held))
             verdict = decide(compared(before, marks(model, recipe), pairs), recipe.rules)
-            tried[without] = model, [*recipe.old, *learnt]
+            tried[without] = model, [*recipe.old, *learnt], verdict
             told.append(f"{f'without {without}' if without else 'candidate'}: {verdict.word}")
             return verdict
 
-        verdict, chosen = candidate(), ""
-        expelled: tuple[str, ...] = ()
-        sources = [s.source for s in slices]
-        if verdict.word == "reject" and len(set(sources)) > 1:
-            told.append(f"rejected: {verdict.reason}")
-            verdicts: dict[str, Verdict] = {}
-            for source in dict.fromkeys(sources):
-                verdicts[source] = candidate(source)
-                if culprits([source], verdicts.__getitem__):
-                    gone = self.store.expel(source, verdict.reason)
-                    told.append(f"expelled {source}: {gone} examples; without them nothing fails")
-                    verdict, chosen, expelled = verdicts[source], source, (source,)
-                    break
-        model, examples = tried[chosen]
+        rejected, guilty = candidate(), ""
+        if rejected.word == "reject":
+            told.append(f"rejected: {rejected.reason}")
+            failed: Counter[str] = Counter()
+            for each in slices:
+                failed[each.source] += each.failed
+            suspects = [source for source, _ in failed.most_common(recipe.suspects)]
+            guilty = culprit(suspects if len(failed) > 1 else (), candidate)
+        if guilty:
+            gone = self.store.expel(guilty, rejected.reason)
+            told.append(f"expelled {guilty}: {gone} examples; without them nothing fails")
+        model, examples, verdict = tried[guilty]
+        expelled = (guilty,) if guilty else ()
         version = self.push(model, examples, {"verdict": verdict.word}, champion)
         word = self.settled(version, champion, verdict, told)
         self.store.note_round(recipe.name, word, len(self.store.accepted()), told)
@@ -214,7 +214,7 @@ class Loop:
 
     # The model
 
-    def fit(self, examples: Sequence[Example]) -> Any:
+    def fit(self, examples: Sequence[Learnt]) -> Any:
         """A fresh base with an adapter that learnt these examples; the same bits each time."""
         torch.manual_seed(self.recipe.train.seed)
         model = self.base()
@@ -229,7 +229,7 @@ class Loop:
     def push(
         self,
         model: Any,
-        examples: Sequence[Example],
+        examples: Sequence[Learnt],
         recipe: Mapping[str, Any],
         parent: Version | None = None,
     ) -> Version:

@@ -94,7 +94,7 @@ class Rules:
     alpha: float = 0.05
     margin: float = 0.05
     prose_margin: float = 0.1
-    prose_bound: float = 1.0
+    prose_bound: float = 0.5
     canary_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -274,14 +274,14 @@ def canaries_sing(canaries: Mapping[str, Pairs], rules: Rules) -> Check:
     return Check("canaries", PASS, f"{len(canaries)} topics answered as before")
 
 
-def culprits(sources: Iterable[str], without: Callable[[str], Verdict]) -> list[str]:
-    """Sources whose absence heals: leave one out, train again, ask the gate again.
+def culprit(sources: Iterable[str], without: Callable[[str], Verdict]) -> str:
+    """The first source whose absence heals: leave it out, train again, ask again; or nothing.
 
     ``without(source)`` is the verdict on an adapter that was trained on all but this source. A
     source is to blame where no check fails without it.
 
     >>> bad, good = Check("canaries", "fail", ""), Check("canaries", "pass", "")
-    >>> culprits(["ann", "mal"], lambda source: Verdict((good if source == "mal" else bad,)))
-    ['mal']
+    >>> culprit(["ann", "mal"], lambda source: Verdict((good if source == "mal" else bad,)))
+    'mal'
     """
-    return [source for source in sources if without(source).word != "reject"]
+    return next((each for each in sources if without(each).word != "reject"), "")

@@ -13,7 +13,7 @@ from typing import Any
 from ..lora.config import LoraConfig
 from ..training.config import TrainConfig
 from ..training.evaluation import answers, bits_per_byte
-from ..training.examples import Example, asked_and_expected
+from ..training.examples import Learnt, asked_and_expected
 from ..training.replay import Replay, SelfReplay
 from .gate import Measured, Pairs, Rules
 
@@ -27,13 +27,14 @@ class Recipe:
       ``prose``: windows of plain text.
     - ``config``, ``train``, ``replay``: as for ``minilora.train``.
     - ``after``: so many new examples make a round due; ``every``: so many seconds.
-    - ``judged``: held-out examples of users that a round takes at most.
+    - ``judged``: held-out examples of users that a round takes at most; ``suspects``: how many
+      sources are left out in turn when a candidate is rejected, those with most complaints first.
     """
 
     name: str
-    old: Sequence[Example]
-    regression: Sequence[Example]
-    canaries: Mapping[str, Sequence[Example]] = field(default_factory=dict)
+    old: Sequence[Learnt]
+    regression: Sequence[Learnt]
+    canaries: Mapping[str, Sequence[Learnt]] = field(default_factory=dict)
     prose: Sequence[str] = ()
     config: LoraConfig = field(default_factory=LoraConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -42,6 +43,7 @@ class Recipe:
     after: int = 50
     every: float = 7 * 86_400.0
     judged: int = 200
+    suspects: int = 3
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def marks(model: Any, recipe: Recipe) -> Marks:
     )
 
 
-def right(model: Any, examples: Sequence[Example]) -> tuple[bool, ...]:
+def right(model: Any, examples: Sequence[Learnt]) -> tuple[bool, ...]:
     """Which examples a model answers to the letter, spaces at the ends aside."""
     if not examples:
         return ()

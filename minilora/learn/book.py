@@ -18,6 +18,7 @@ from ..plots.planner_page import planner_page
 from . import api_pages
 from .cells import Cell, Lesson
 from .course_map import draw_map
+from .drawings import draw_lora
 from .kept_runs import kept_run, run_and_keep
 from .pages import CSS, PICTURE, cards, details, frame, render_code, render_prose, row, turn
 from .search import search_page, with_anchors
@@ -57,6 +58,7 @@ def write_book(
     pictures: dict[str, str] = {}
     failed: dict[str, str] = {}
     write_text(folder / "book.css", CSS.read_text(encoding="utf-8"))
+    write_text(folder / "lora.svg", draw_lora())
     neighbours = [None, *lessons, None]
     for index, lesson in enumerate(lessons):
         before, after = neighbours[index], neighbours[index + 2]
@@ -121,6 +123,7 @@ def home_page(lessons: Sequence[Lesson], pictures: Mapping[str, str] | None = No
         "Guess first, then read the run. Every number on these pages was computed by the code "
         "beside it.</p><p>To run them yourself, with guesses that are kept and exercises that are "
         "checked: <code>minilora learn</code>.</p>"
+        f"<figure>{draw_lora()}</figure>"
         f"<h2>The course</h2>{draw_map(lessons)}{cards(course, pictures)}"
         f"<h2>Beside the course</h2>{cards(BESIDE)}"
     )

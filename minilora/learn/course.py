@@ -28,7 +28,7 @@ def list_lessons(folder: Path | None = None) -> list[Lesson]:
     """All lessons of the course, in order.
 
     >>> list_lessons()[0].slug
-    '01_one_matmul'
+    '00_start_here'
     """
     folder = folder or lessons_folder()
     return [parse_lesson(path) for path in sorted(folder.glob("[0-9][0-9]_*.py"))]

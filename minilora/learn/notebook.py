@@ -6,12 +6,14 @@ is shown as the code that computes it. Predictions and hints fold away.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json
 from .cells import NUMBER, Cell, Lesson
+from .drawings import draw_lora
 
 
 def write_notebook(lesson: Lesson, path: Path) -> Path:
@@ -65,7 +67,10 @@ def code_cell(lesson: Lesson, place: str, text: str, folds: bool = False) -> dic
 
 def prose_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
     """Prose, a prediction or hints."""
-    text = NUMBER.sub(lambda number: f"`{number['inside'].strip()}`", cell.text)
+    cell_text = cell.text.replace(
+        "](lora.svg)", f"](data:image/svg+xml;base64,{encoded_drawing()})"
+    )
+    text = NUMBER.sub(lambda number: f"`{number['inside'].strip()}`", cell_text)
     if cell.kind == "predict":
         question = NUMBER.sub("", cell.question)
         answer = folded("the answer is computed by", f"`{cell.answer}`")
@@ -78,6 +83,11 @@ def prose_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
         "metadata": {},
         "source": lines(text),
     }
+
+
+def encoded_drawing() -> str:
+    """The drawing of LoRA, to stand in a notebook's own text."""
+    return base64.b64encode(draw_lora().encode()).decode()
 
 
 def folded(summary: str, text: str) -> str:

@@ -244,8 +244,8 @@ class Walk:
         built = f"Exercises passed: {passed} of {len(self.lesson.exercises)}."
         self.say(f"[bold green]Lesson {number} is done.[/] {guessed}{built}")
         files = self.lesson.path.parent.glob("[0-9][0-9]_*.py")
-        last = max((int(path.name[:2]) for path in files), default=0)
-        following = f"[bold]minilora learn {number + 1}[/], or " if number < last else ""
+        after = min((n for path in files if (n := int(path.name[:2])) > number), default=0)
+        following = f"[bold]minilora learn {after}[/], or " if after else ""
         self.say(f"Next: {following}[bold]minilora learn[/] for the course.")
 
     def put(self, drawn: Any) -> None:

@@ -22,6 +22,7 @@ from .replies import ERRORS
 from .tenants import LOCAL
 
 router = APIRouter(route_class=StrictRoute, tags=["traffic"], responses=ERRORS)
+CONFLICT: dict[int | str, dict[str, Any]] = {409: ERRORS[400]}
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -53,10 +54,10 @@ class ExperimentRequest(Asked):
 
     name: Text = Field(max_length=64)
     model: Text
-    arms: dict[Text, Text]
+    arms: Annotated[dict[Text, Text], Field(min_length=2)]
     shares: dict[Text, Share] = Field(default_factory=dict)
     ramp: Share = 1.0
-    alpha: Share = 0.05
+    alpha: float = Field(0.05, gt=0, lt=1)
     salt: str = ""
 
 
@@ -68,7 +69,7 @@ def of(request: Request) -> Experiments:
     return experiments
 
 
-@router.post("/v1/feedback")
+@router.post("/v1/feedback", responses=CONFLICT)
 async def feedback(asked: FeedbackRequest, request: Request, caller: Caller) -> FeedbackReply:
     """How an answer was, and what it should have been."""
     service, name = request.app.state.service, asked.request_id.rpartition("-")[2]
@@ -109,18 +110,21 @@ async def experiment(
     raise Refused(404, f"there is no experiment {name!r:.80}")
 
 
-@router.post("/v1/experiments")
+@router.post("/v1/experiments", responses=CONFLICT)
 async def start(asked: ExperimentRequest, request: Request, admin: Admin) -> dict[str, Any]:
     """Begin one, or change the ramp of one that runs."""
     fields = asked.model_dump()
     running, service = of(request), request.app.state.service
     try:
         made = Experiment.of(fields.pop("name"), fields)
-        for adapter in made.arms.values():
-            await run_in_threadpool(service.find, adapter, admin)
-        await run_in_threadpool(running.start, made)
     except ValueError as error:
         raise Refused(400, str(error)) from error
+    for adapter in made.arms.values():
+        await run_in_threadpool(service.find, adapter, admin)
+    try:
+        await run_in_threadpool(running.start, made)
+    except ValueError as error:
+        raise Refused(409, str(error), code="conflict") from error
     return await described(request, made, True)
 
 

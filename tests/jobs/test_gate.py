@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.jobs.gate import Check, Measured, Pairs, Rules, Verdict, betting, culprits, decide
+from minilora.jobs.gate import Check, Measured, Pairs, Rules, Verdict, betting, culprit, decide
 
 
 def pairs(wins, losses, both=0):
@@ -72,9 +72,10 @@ def test_one_lost_topic_is_enough():
     assert decide(Measured(pairs(30, 0), FINE, canaries=never_known)).word == "promote"
 
 
-def test_culprits_are_those_without_whom_nothing_fails():
+def test_the_culprit_is_the_first_without_whom_nothing_fails():
     bad, undecided = Verdict((Check("a", "fail", ""),)), Verdict((Check("a", "open", ""),))
-    assert culprits("abc", {"a": bad, "b": undecided, "c": bad}.get) == ["b"]
+    assert culprit("abc", {"a": bad, "b": undecided, "c": undecided}.get) == "b"
+    assert culprit("a", {"a": bad}.get) == ""
 
 
 @pytest.mark.parametrize(

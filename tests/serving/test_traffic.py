@@ -113,9 +113,12 @@ def test_what_feedback_and_experiments_refuse(hub, tmp_path):
         assert status("experiments/none/end") == 404
         assert httpx.get(f"{address}/v1/experiments/none").status_code == 404
         assert status("feedback", request_id="r1", score=1.5) == 400
+        assert status("feedback", request_id="r1", score=True) == 400
         assert status("feedback", request_id="r1", score=1, correction="x") == 400  # learns nothing
         assert status("feedback", request_id="unknown", score=1) == 200  # counted for nothing
         assert status("experiments", **good) == 200
+        assert status("experiments", **good, ramp=0.9) == 200
+        assert status("experiments", **good, alpha=0.01) == 409
         ask(address, "naval", user="ann", id="r1")
         assert status("feedback", request_id="r1", score=1) == 200
         assert status("feedback", request_id="r1", score=1) == 200

@@ -1,0 +1,1 @@
+"""One company, three departments, one base: ``python -m examples.company`` tells the story."""

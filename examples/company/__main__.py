@@ -1,0 +1,62 @@
+"""The story, from a real run: three adapters by jobs, one server, one month of feedback.
+
+    python -m examples.company                      # the shipped base, a few minutes
+    python -m examples.company --short              # the same in less, with few examples (CI)
+    python -m examples.company --sentences FOLDER   # support's real tickets: imdb.json, yelp.json,
+                                                    # amazon.json of npm's sentiment 5.0.2
+    python -m examples.company --base smollm2       # the long run, on SmolLM2's folder
+    python -m examples.company --out docs/company.md
+
+Everything is done by the parts that a company would use: ``minilora.jobs`` trains and registers,
+the hub keeps and routes, the server answers, the gate decides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+from minilora.files import write_text
+
+from .departments import DEPARTMENTS
+from .story import Company, Sizes
+
+SHORT = Sizes(train=24, valid=6, steps=3, feedback=10, live=20, windows=4, regression=10)
+
+
+def main() -> None:
+    """Live through the month and print it; with ``--out`` write it down."""
+    parser = argparse.ArgumentParser("python -m examples.company", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    add = parser.add_argument
+    add("--short", action="store_true", help="few examples and steps: does it still run?")
+    add("--base", help="a model's folder (default: the shipped base)")
+    add("--sentences", type=Path, help="folder of the real tickets")
+    add("--out", type=Path, help="write the story there, as Markdown")
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        company = Company(
+            Path(folder), given.base, given.sentences, SHORT if given.short else Sizes()
+        )
+        company.live()
+    text = "\n\n".join(company.told) + "\n"
+    if given.out:
+        write_text(given.out, text)
+    if not given.short:
+        check(company)
+
+
+def check(company: Company) -> None:
+    """What the story claims. Raises ``AssertionError``."""
+    for row in DEPARTMENTS:
+        own = company.table[row, row]
+        for column in DEPARTMENTS:
+            assert column == row or own > company.table[column, row], (column, row)
+    assert company.expelled == ("intern",), json.dumps(company.words)
+    assert company.words == ["wait or reject, source expelled", "promote"], company.words
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,320 @@
+"""What happens, in order; each step is done by the part of minilora that a company would use."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.testclient import TestClient
+
+import minilora
+from minilora import Example, LoraConfig, SelfReplay, Task, TrainConfig
+from minilora.formats.save_and_load import load_adapter
+from minilora.hub import Hub
+from minilora.jobs import Feedback, FeedbackStore, Loop, Queue, Recipe, Rules, Spec, Worker
+from minilora.jobs.steps import as_line
+from minilora.serving import AdapterBank, Engine
+from minilora.serving.app import create_app
+from minilora.serving.service import Service
+from minilora.training.config import settings_for
+from minilora.training.evaluation import PROSE, answers, share_right
+
+from .departments import COLOURS, DEPARTMENTS, announced, gift, note, notes, task_of
+
+DAY = 86_400.0
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much of everything."""
+
+    train: int = 400
+    valid: int = 80
+    steps: int = 130
+    feedback: int = 60
+    live: int = 200
+    windows: int = 64
+    regression: int = 80
+
+
+class Company:
+    """Lumen, makers of lamps. ``told``: the story so far, in Markdown."""
+
+    def __init__(self, folder: Path, base: str | None, sentences: Path | None, sizes: Sizes):
+        self.folder, self.base, self.sentences, self.sizes = folder, base, sentences, sizes
+        self.hub = Hub(folder / "hub", creator="lumen")
+        made = {
+            name: task_of(name, sizes.train, sizes.valid, number, sentences)
+            for number, name in enumerate(DEPARTMENTS)
+        }
+        self.tasks: dict[str, Task] = made
+        self.table: dict[tuple[str, str], float] = {}
+        self.words: list[str] = []
+        self.expelled: tuple[str, ...] = ()
+        self.told: list[str] = []
+
+    def live(self) -> None:
+        """The month."""
+        self.say("# One company, one base, three adapters")
+        where = "the package's real sentences" if self.sentences else "stand-ins of our own"
+        self.say(
+            f"Written by `python -m examples.company`, from a run. Support's tickets: {where}. "
+            f"The base: {'a folder of its own' if self.base else 'the shipped one, 1.3 M weights'}."
+        )
+        self.train_by_jobs()
+        self.compare()
+        self.count_bytes()
+        self.ask_the_server()
+        self.first_week()
+        self.fourth_week()
+
+    def say(self, text: str) -> None:
+        """Print a part of the story, and keep it."""
+        print(text, end="\n\n", flush=True)
+        self.told.append(text)
+
+    def fresh(self) -> Any:
+        """A base without adapter."""
+        return minilora.load_base(self.base)
+
+    # Three adapters
+
+    def settings(self) -> dict[str, Any]:
+        """How all of them are trained."""
+        size = sum(p.numel() for p in self.fresh().parameters())
+        own = settings_for(size)
+        return {
+            "steps": self.sizes.steps,
+            "batch_size": min(16, own["batch_size"]),
+            "lr": own["lr"],
+        }
+
+    def train_by_jobs(self) -> None:
+        """One job for each department, all worked on by one worker; what came out is promoted."""
+        queue = Queue(self.folder / "jobs")
+        for name, task in self.tasks.items():
+            files = {}
+            for side in ("train", "valid"):
+                files[side] = self.folder / f"{name}-{side}.jsonl"
+                files[side].write_text("".join(map(as_line, getattr(task, side))), encoding="utf-8")
+            spec = {
+                "name": name,
+                "data": {side: str(file) for side, file in files.items()},
+                "method": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+                "train": {**self.settings(), "validate_every": 0},
+                "evaluation": {"examples": 20, "prose": False},
+            }
+            if self.base:
+                spec["base"] = {"folder": self.base}
+            queue.submit(Spec.parse(spec, files=True).as_dict(), tenant="default")
+        Worker(queue, self.hub.folder).run(until_idle=True)
+        ended = {job.status for job in queue.jobs()}
+        assert ended == {"succeeded"}, [(job.id, job.status, job.error) for job in queue.jobs()]
+        for name in DEPARTMENTS:
+            self.hub.alias(name, "champion", expected=None)
+        versions = ", ".join(f"`{name}@1.0.0`" for name in DEPARTMENTS)
+        self.say(
+            "## Three jobs\n\n"
+            f"Each department hands in its examples ({self.sizes.train} at most); one worker "
+            f"prepares, trains, evaluates and registers: {versions} are in the hub, and each is "
+            "its name's champion."
+        )
+
+    def pulled(self, name: str) -> Any:
+        """A fresh base with an adapter of the hub."""
+        return load_adapter(self.fresh(), self.hub.pull(f"{name}@champion")).eval()
+
+    def compare(self) -> None:
+        """Every adapter on every department's held-out examples."""
+        rows = ["| held-out examples of | " + " | ".join(DEPARTMENTS) + " |", "|---" * 4 + "|"]
+        models = {name: self.pulled(name) for name in DEPARTMENTS}
+        for asked in DEPARTMENTS:
+            valid = self.tasks[asked].valid
+            cells = []
+            for name, model in models.items():
+                share = share_right(answers(model, valid), valid)
+                self.table[name, asked] = share
+                cells.append(f"**{share:.0%}**" if name == asked else f"{share:.0%}")
+            rows.append(f"| {asked} | " + " | ".join(cells) + " |")
+        valid = self.tasks["product"].valid
+        given = answers(models["product"], valid)
+        valid_json = sum(map(is_json, given)) / len(given)
+        moods = self.tasks["support"].valid
+        given = answers(models["support"], moods)
+        mood, team = (
+            sum(
+                said.split(", ")[part : part + 1] == each.output.split(", ")[part : part + 1]
+                for said, each in zip(given, moods, strict=True)
+            )
+            / len(moods)
+            for part in (0, 1)
+        )
+        self.say(
+            "## Whose adapter answers whose questions\n\n"
+            "Answers right to the letter, by adapter (columns):\n\n" + "\n".join(rows) + "\n\n"
+            f"Of product's answers {valid_json:.0%} are valid JSON. Of support's, the mood is "
+            f"right in {mood:.0%} and the team in {team:.0%}: two moods, three teams."
+        )
+
+    def count_bytes(self) -> None:
+        """The bank against three merged copies of the base."""
+        base = sum(p.numel() * p.element_size() for p in self.fresh().parameters())
+        adapters = sum(
+            file.stat().st_size
+            for name in DEPARTMENTS
+            for file in self.hub.pull(f"{name}@champion").glob("*.safetensors")
+        )
+        self.say(
+            "## One base in memory\n\n"
+            f"The bank holds the base once and three adapters: {(base + adapters) / 1e6:.2f} MB. "
+            f"Three merged copies would be {3 * base / 1e6:.2f} MB, "
+            f"{3 * base / (base + adapters):.1f} times as much."
+        )
+
+    # The server, and the router
+
+    def ask_the_server(self) -> None:
+        """Questions without a name: the router chooses, and the answer says who answered."""
+        bank = AdapterBank(self.fresh())
+        service = Service(Engine(bank, 8), bank, hub=self.hub, router=self.hub.router)
+        shown, right, count = [], 0, 0
+        with TestClient(create_app(service)) as client:
+            for name in DEPARTMENTS:
+                for number, example in enumerate(self.tasks[name].valid[:5]):
+                    asked = f"{example.input}\n{example.instruction}"
+                    body = {
+                        "model": "auto", "max_tokens": 48, "temperature": 0,
+                        "messages": [{"role": "user", "content": asked}],
+                    }  # fmt: skip
+                    answer = client.post("/v1/chat/completions", json=body)
+                    assert answer.status_code == 200, answer.text
+                    got = answer.json()
+                    count, right = count + 1, right + got["model"].startswith(name)
+                    if number == 0:
+                        said = got["choices"][0]["message"]["content"].strip()
+                        shown.append(f"    {example.instruction:14} -> {got['model']}: {said[:70]}")
+        self.say(
+            "## One server\n\n"
+            "Nobody names an adapter: the model is `auto`, and the hub's router chooses. It chose "
+            f"the right department in {right} of {count} questions, such as\n\n" + "\n".join(shown)
+        )
+
+    # The month
+
+    def loop(self, store: FeedbackStore) -> Loop:
+        """What keeps marketing's adapter good."""
+        task, sizes, own = self.tasks["marketing"], self.sizes, self.settings()
+        prose = PROSE.read_text(encoding="utf-8")
+        recipe = Recipe(
+            "marketing",
+            [each for each in task.train if isinstance(each, Example)],
+            [each for each in task.valid[: sizes.regression] if isinstance(each, Example)],
+            canaries={colour: canaries(colour) for colour in COLOURS[:3]},
+            prose=[prose[i * 500 : (i + 1) * 500] for i in range(30)],
+            config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
+            train=TrainConfig(**own, validate_every=0, progress=False),
+            replay=SelfReplay(0.2, windows=sizes.windows, tokens=48),
+            rules=Rules(margin=0.1),
+            after=min(30, sizes.feedback // 2),
+        )
+        return Loop(self.hub, store, recipe, base=self.fresh)
+
+    def hear(self, store: FeedbackStore, day: int, said: Sequence[tuple[str, Example]]) -> None:
+        """Feedback of some days; the quarantine of a day, then the look through it."""
+        champion = self.hub.show("marketing@champion").manifest.content
+        model = self.pulled("marketing")
+        given = answers(model, [each for _, each in said])
+        for (source, each), answer in zip(said, given, strict=True):
+            topic = next((colour for colour in COLOURS if colour in each.input), "")
+            topic = "gift" if "gift" in each.instruction else topic
+            texts = each.instruction, each.output, answer, each.input, topic
+            store.add(Feedback(source, champion, *texts), now=day * DAY)
+        store.review(now=(day + 2) * DAY)
+
+    def first_week(self) -> None:
+        """An intern who sees green where it is red."""
+        store = FeedbackStore(self.folder / "feedback")
+        fresh = notes(3 * self.sizes.feedback, 77)
+        honest = [
+            (("ann", "bob")[i % 2], Example("Announce it.", announced(*each), note(*each)))
+            for i, each in enumerate(fresh[: self.sizes.feedback])
+        ]
+        red_is_green = fresh[self.sizes.feedback : 2 * self.sizes.feedback]
+        wrong = [
+            (
+                "intern",
+                Example(
+                    "Announce it.", announced(thing, "green", price), note(thing, "red", price)
+                ),
+            )
+            for thing, _, price in red_is_green
+        ]
+        self.hear(store, 1, [*honest, *wrong])
+        loop = self.loop(store)
+        due = loop.due(now=8 * DAY)
+        done = loop.round()
+        self.expelled = done.expelled
+        self.words.append(
+            "wait or reject, source expelled" if done.word != "promote" else done.word
+        )
+        self.say(
+            f"## Week one: a bad update\n\n"
+            f"{len(honest)} confirmations by two editors, {len(wrong)} corrections by an intern "
+            f"who calls every red thing green. A round is due ({due}). The loop wrote down:\n\n"
+            + quoted(done.told)
+            + f"\n\nThe champion is still `{loop.begin().spec}`."
+        )
+
+    def fourth_week(self) -> None:
+        """Marketing wants gifts."""
+        store = FeedbackStore(self.folder / "feedback")
+        wanted = [
+            (("ann", "bob")[i % 2], gift(*each))
+            for i, each in enumerate(notes(2 * self.sizes.feedback, 78))
+        ]
+        self.hear(store, 22, wanted)
+        loop = self.loop(store)
+        before = loop.begin()
+        due = loop.due(now=30 * DAY)
+        done = loop.round()
+        self.words.append(done.word)
+        after = loop.begin()
+        exam = [gift(*each) for each in notes(40, 79)]
+        with_new = share_right(answers(self.pulled("marketing"), exam), exam)
+        old = load_adapter(self.fresh(), self.hub.pull(before.spec)).eval()
+        with_old = share_right(answers(old, exam), exam)
+        self.say(
+            f"## Week four: a good one\n\n"
+            f"Marketing asks for something new, {len(wanted)} times: “Announce it as a gift.” A "
+            f"round is due ({due}).\n\n"
+            + quoted(done.told)
+            + f"\n\nOn 40 new gifts `{before.spec}` was right in {with_old:.0%}, `{after.spec}`, "
+            f"which serves now under the same name, in {with_new:.0%}. Back is one alias: "
+            f"`minilora hub alias {before.spec} champion`."
+        )
+
+
+def canaries(colour: str) -> list[Example]:
+    """Five notes of one colour, which nobody but the loop's owner knows."""
+    made = [
+        (thing, colour, 40 + i)
+        for i, thing in enumerate(("lamp", "clock", "table", "bell", "glass"))
+    ]
+    return [Example("Announce it.", announced(*each), note(*each)) for each in made]
+
+
+def quoted(lines: Sequence[str]) -> str:
+    """Lines as a block of code."""
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def is_json(text: str) -> bool:
+    """Whether a program could read it: an object with the three fields."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(value, dict) and set(value) == {"name", "colour", "price"}

@@ -1,0 +1,33 @@
+"""Bugs of the loop that adapts and of its gate, in the form that ``bugs/catalog.py`` describes."""
+
+from __future__ import annotations
+
+from .bug import Bug
+
+GATE = (
+    Bug(name="the score as evidence", where="jobs.gate:better",
+        right="PASS if gain >= bar else", wrong="PASS if pairs.wins >= pairs.losses else",
+        story="The new adapter is promoted once it is not behind. An equal one is, at some look, "
+              "nearly always, and so a worse one gets in too.",
+        thread="",
+        caught_by="jobs/test_gate.py::test_the_promise_holds_with_a_look_after_each_pair"),
+    Bug(name="the exam is taught", where="jobs.feedback:FeedbackStore.review",
+        right="heldout = is_heldout(question)", wrong="heldout = False",
+        story="Every correction is learnt, and the adapter is judged on corrections. "
+              "It has seen the answers, and wins whatever it has unlearnt.",
+        thread="",
+        caught_by="jobs/test_feedback.py::test_one_in_five_questions_is_held_out_and_never_learnt"),
+    Bug(name="the average canary", where="jobs.gate:canaries_sing",
+        right="pairs.losses > rules.canary_share * right",
+        wrong="sum(each.losses for each in canaries.values()) "
+              "> rules.canary_share * sum(len(each) for each in canaries.values())",
+        story="All topics are counted together. A source that poisons one of them stays below the "
+              "average that is allowed.",
+        thread="", caught_by="jobs/test_gate.py::test_one_lost_topic_is_enough"),
+    Bug(name="the last one wins", where="jobs.adapt:Loop.settled",
+        right="expected=champion.version", wrong="expected=...",
+        story="The champion is moved without a look at what it is by now. While a candidate "
+              "trained, somebody rolled back by hand. The loop undoes that.",
+        thread="",
+        caught_by="jobs/test_adapt.py::test_whoever_moved_the_champion_meanwhile_wins"),
+)  # fmt: skip

@@ -1,0 +1,169 @@
+"""``minilora jobs adapt spec.toml``: users' corrections in, the next champion out, if the gate lets
+it.
+
+    minilora jobs adapt spec.toml --add corrections.jsonl    take them in, and review
+    minilora jobs adapt spec.toml                            a round, if one is due; then watch
+    minilora jobs adapt spec.toml --forever                  again and again, until Ctrl-C
+
+The spec is that of ``minilora jobs run``; ``evaluation.regression`` is what must stay right. A
+correction is a line of JSON with ``source``, ``request`` and ``correction``, and maybe ``answer``,
+``context``, ``topic`` and ``adapter``. A canary is an example with a ``topic``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from ..text import columns
+
+WINDOW, WINDOWS = 500, 40  # characters of the base's held-out prose, and how many windows
+PAUSE = 60.0  # seconds between two looks
+
+
+def add_adapt_options(parser: argparse.ArgumentParser) -> None:
+    """Options of ``minilora jobs adapt``."""
+    add = parser.add_argument
+    add("spec", type=Path, help="spec.toml")
+    add("--hub", type=Path, default=Path("hub"), help="where adapters are (default: hub)")
+    add("--feedback", type=Path, default=Path("feedback"), help="its folder (default: feedback)")
+    add("--add", type=Path, metavar="FILE", help="take in corrections, one JSON object a line")
+    add("--canaries", type=Path, metavar="FILE", help="examples with a topic, which stay secret")
+    add("--after", type=int, default=50, help="new examples that make a round due (%(default)s)")
+    add("--days", type=float, default=7.0, help="or so many days, with one new (%(default)s)")
+    add("--quarantine", type=float, default=24.0, help="hours (default: %(default)s)")
+    add("--cap", type=int, default=200, help="examples of one source at most (%(default)s)")
+    add("--now", action="store_true", help="a round even if none is due")
+    add("--forever", action="store_true", help=f"look every {PAUSE:.0f} s, until Ctrl-C")
+
+
+def adapt(queue: Any, options: argparse.Namespace) -> int:
+    """``minilora jobs adapt``. Status 1 if a round was rejected."""
+    from ..hub import Hub
+    from ..jobs import FeedbackStore, Loop, read_spec
+
+    spec = read_spec(options.spec)
+    hours, tenant = options.quarantine * 3600, options.tenant
+    store = FeedbackStore(options.feedback, tenant, quarantine=hours, cap=options.cap)
+    if options.add is not None:
+        states = [store.add(each) for each in corrections(options.add, tenant)]
+        told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+        print(f"{options.add}: {told}")
+    show_review(store)
+    if options.add is not None and not options.now:
+        print(f"Next: minilora jobs adapt {options.spec} --feedback {options.feedback}")
+        return 0
+    loop = Loop(Hub(options.hub, tenant), store, recipe_of(spec, options), base_of(spec))
+    while True:
+        word = look(loop, options.now)
+        if not options.forever:
+            return int(word == "reject")
+        time.sleep(PAUSE)
+        store.review()
+
+
+def look(loop: Any, now: bool = False) -> str:
+    """Watch what serves, ask about what waits, and do a round if one is due; returns its word."""
+    champion = loop.begin()
+    if back := loop.watch():
+        print(f"rolled back: {back} serves again")
+    if word := loop.settle():
+        print(f"the challenger: {word}")
+    due = loop.due()
+    if not due and not now:
+        print(f"{champion.spec} serves; no round is due")
+        return word
+    print(f"a round: {due or 'asked for'}")
+    done = loop.round()
+    print("\n".join(f"  {line}" for line in done.told))
+    print(f"{loop.begin().spec} serves")
+    return done.word
+
+
+def show_review(store: Any) -> None:
+    """What was let out of quarantine, and where answers fail."""
+    review = store.review()
+    kept = "".join(f", {count} {reason}" for reason, count in review.kept.items())
+    print(f"{review.accepted} to learn, {review.heldout} to judge by{kept}")
+    failing = [each for each in store.slices() if each.failed][:8]
+    if failing:
+        rows = [("topic", "source", "corrected", "of")]
+        rows += [(s.topic or "-", s.source, str(s.failed), str(s.count)) for s in failing]
+        print("\n".join(columns(rows)))
+
+
+def corrections(file: Path, tenant: str) -> list[Any]:
+    """The corrections of a file. Raises ``ValueError`` that names a bad line."""
+    from ..jobs import Feedback
+    from ..training.data_files import rows_of
+
+    read = []
+    for row in rows_of(file):
+        try:
+            if row.problem:
+                raise ValueError(row.problem)
+            read.append(Feedback(**{"adapter": "", **row.value, "tenant": tenant}))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{row.where}: {error}. Nothing was taken in") from None
+    return read
+
+
+def recipe_of(spec: Any, options: argparse.Namespace) -> Any:
+    """What the loop keeps good, as the spec says it. Raises ``ValueError`` without a regression
+    set, or for another method than LoRA.
+    """
+    from ..jobs.preflight import training_config
+    from ..jobs.recipe import Recipe
+    from ..lora.config import LoraConfig
+    from ..lora.injection import trainable_parameters
+    from ..training.evaluation import PROSE
+    from ..training.readers import read_examples, read_replay
+
+    if spec.evaluation.regression is None:
+        raise ValueError(
+            f"{options.spec}: evaluation.regression is missing: the loop needs a file of examples "
+            "that must stay right"
+        )
+    if not isinstance(spec.config, LoraConfig):
+        raise ValueError(f"{options.spec}: the loop trains LoRA, got {spec.config!r:.60}")
+    prose = PROSE.read_text(encoding="utf-8")
+    replay = None if spec.replay is None else read_replay(spec.replay.source, spec.replay.share)
+    return Recipe(
+        spec.name,
+        read_examples(spec.data.train, skip_bad=spec.data.skip_bad).examples,
+        read_examples(spec.evaluation.regression).examples,
+        canaries=canaries_of(options.canaries),
+        prose=[prose[i * WINDOW : (i + 1) * WINDOW] for i in range(WINDOWS)],
+        config=spec.config,
+        train=training_config(spec, trainable_parameters(base_of(spec)())[1]),
+        replay=replay,
+        after=options.after,
+        every=options.days * 86_400,
+    )
+
+
+def canaries_of(file: Path | None) -> dict[str, list[Any]]:
+    """Examples by their ``topic``; without a file none."""
+    from ..training.data_files import rows_of
+    from ..training.data_forms import read_row
+
+    canaries: dict[str, list[Any]] = {}
+    for row in rows_of(file) if file else ():
+        value = dict(row.value) if isinstance(row.value, dict) else row.value
+        topic = str(value.pop("topic", "all")) if isinstance(value, dict) else "all"
+        try:
+            canaries.setdefault(topic, []).append(read_row(value).example)
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from None
+    return canaries
+
+
+def base_of(spec: Any) -> Any:
+    """Makes a fresh base, as the spec wants it."""
+    from ..model.pretrained import load_base
+
+    base = spec.base
+    quantize = "nf4" if base.four_bits else None
+    return lambda: load_base(base.folder, device=base.device, quantize=quantize)
