@@ -24,6 +24,7 @@ from .pages import CSS, PICTURE, cards, details, frame, render_code, render_pros
 from .search import search_page, with_anchors
 
 MODULES = "Each module with its equation, its source and its code side by side."
+WHAT_LORA_IS = "x goes through the frozen W0 and through the thin A and B; the results are added"
 PLANNER = "Bytes, parameters and cards, for your model and your settings."
 BESIDE = (
     ("package.html", "The package, to be read", MODULES),
@@ -123,7 +124,7 @@ def home_page(lessons: Sequence[Lesson], pictures: Mapping[str, str] | None = No
         "Guess first, then read the run. Every number on these pages was computed by the code "
         "beside it.</p><p>To run them yourself, with guesses that are kept and exercises that are "
         "checked: <code>minilora learn</code>.</p>"
-        f"<figure>{draw_lora()}</figure>"
+        f'<figure><img src="lora.svg" alt="{html.escape(WHAT_LORA_IS)}" width="620"></figure>'
         f"<h2>The course</h2>{draw_map(lessons)}{cards(course, pictures)}"
         f"<h2>Beside the course</h2>{cards(BESIDE)}"
     )

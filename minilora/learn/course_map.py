@@ -24,7 +24,7 @@ STYLE = """
 .map a text { fill: var(--link); text-anchor: middle }
 .map .part { font-weight: 700 }
 .map path { fill: none; stroke: var(--soft) }
-.map .far { stroke-dasharray: 2 3 }
+.map .far { stroke: var(--line) }
 """.strip()
 
 
@@ -51,17 +51,17 @@ def draw_map(lessons: Sequence[Lesson]) -> str:
         numbers = [each.number for each in lessons if part_of(each.number) == part]
         corner |= {n: ((BOX + GAP) * i, TOP + ROW * row) for i, n in enumerate(numbers)}
     width = max(x for x, _ in corner.values()) + BOX + 2
-    drawn = [
+    words = [
         f'<text class="part" x="1" y="{TOP + ROW * row - 8}">{escape(PARTS[part])}</text>'
         for row, part in enumerate(parts)
     ]
-    drawn += [
+    drawn = [
         way(corner[first], corner[lesson.number])
         for lesson in lessons
         for first in first_lessons(lesson)
         if first in corner
     ]
-    drawn += [box(lesson, *corner[lesson.number]) for lesson in lessons]
+    drawn += words + [box(lesson, *corner[lesson.number]) for lesson in lessons]
     size = f'viewBox="0 0 {width} {ROW * len(parts)}" width="{width}"'
     title = "<title>The lessons in order; an arrow comes from what to know first</title>"
     style = f"<style>{STYLE}</style>"
