@@ -10,6 +10,7 @@ from __future__ import annotations
 from .bug import Bug
 from .file_bugs import FILES
 from .gate_bugs import GATE
+from .job_bugs import JOBS
 from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
@@ -226,5 +227,5 @@ TRAINING = (
 
 BUGS = (
     *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *FILES, *TRAINING, *REPLAY),
-    *(*METHODS, *SERVING, *SOFT, *TRAFFIC, *GATE),
+    *(*METHODS, *SERVING, *SOFT, *TRAFFIC, *GATE, *JOBS),
 )

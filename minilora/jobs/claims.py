@@ -92,7 +92,7 @@ class Claims:
             update(db, job, **fenced)
             self.settle(db, job)
         elif job.tries >= self.tries:
-            error = f"{died}, for the {job.tries}th time without progress in between"
+            error = f"{died}: it has cost {job.tries} workers in a row without any progress"
             update(db, job, status="failed", ended=now, error=error, **fenced)
             note(db, job.id, now, error, level="error")
         else:

@@ -97,6 +97,7 @@ class Queue(Claims):
 
     def wish(self, id: str, tenant: str | None, wish: str, allowed: tuple[str, ...]) -> Job:
         """Note a wish, and fulfil it at once where nobody is at work."""
+        self.job(id, tenant)  # where there is no queue, asking makes none
         with JOBS.writing(self.folder) as db:
             job = find(db, id, tenant)
             if job.status not in allowed:
@@ -111,6 +112,7 @@ class Queue(Claims):
 
     def resume(self, id: str, tenant: str | None = None) -> Job:
         """Let a paused job go on. Raises as ``cancel``, for a job that is not paused."""
+        self.job(id, tenant)
         with JOBS.writing(self.folder) as db:
             job = find(db, id, tenant)
             if job.status == "running" and job.wish == "pause":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -126,45 +126,37 @@ def fits(value: Any, annotation: str) -> bool:
 
 
 def wrong_settings(table: Mapping[str, Any]) -> Iterator[Problem]:
-    """Settings that ``TrainConfig`` refuses, each alone, then together."""
+    """Settings that ``TrainConfig`` refuses."""
     from ..training.config import TrainConfig
 
-    wrong = False
-    for key, value in table.items():
-        try:
-            if key in OURS:
-                raise ValueError(f"train.{key} is the job's own: leave it out")
-            TrainConfig(**{"out": "out", key: value})
-        except (ValueError, TypeError) as error:
-            wrong = True
-            yield ("train", key), str(error)
-    if not wrong:
-        try:
-            TrainConfig(**{"out": "out", **table})
-        except (ValueError, TypeError) as error:
-            yield ("train", ""), str(error)
+    if ours := [key for key in table if key in OURS]:
+        yield ("train", ours[0]), f"train.{ours[0]} is the job's own: leave it out"
+        return
+    yield from refused("train", table, lambda values: TrainConfig(**{"out": "out", **values}))
 
 
 def wrong_method(table: Mapping[str, Any]) -> Iterator[Problem]:
-    """A kind that is unknown, and what its config refuses, each alone, then together."""
+    """A kind that is unknown, and what its config refuses."""
     kind = {"kind": table["kind"]} if "kind" in table else {}
+    yield from refused("method", table, lambda values: config_of({**kind, **values}))
+
+
+def refused(
+    section: str, table: Mapping[str, Any], make: Callable[[Mapping[str, Any]], object]
+) -> Iterator[Problem]:
+    """What ``make`` says of a table: of the keys that are wrong alone, else of all together."""
     try:
-        config_of(kind)
-    except (ValueError, TypeError) as error:
-        yield ("method", "kind"), str(error)
+        make(table)
         return
-    wrong = False
+    except (ValueError, TypeError) as error:
+        together = str(error)
+    alone = []
     for key, value in table.items():
         try:
-            config_of({**kind, key: value})
+            make({key: value})
         except (ValueError, TypeError) as error:
-            wrong = True
-            yield ("method", key), str(error)
-    if not wrong:
-        try:
-            config_of(table)
-        except (ValueError, TypeError) as error:
-            yield ("method", ""), str(error)
+            alone.append(((section, key), str(error)))
+    yield from alone or [((section, ""), together)]
 
 
 def config_of(method: Mapping[str, Any]) -> Any:
