@@ -14,7 +14,6 @@ the hub keeps and routes, the server answers, the gate decides.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from minilora.files import write_text
 from .departments import DEPARTMENTS
 from .story import Company, Sizes
 
-SHORT = Sizes(train=24, valid=6, steps=3, feedback=10, live=20, windows=4, regression=10)
+SHORT = Sizes(train=24, valid=6, epochs=1.0, feedback=10, windows=4, regression=6)
 
 
 def main() -> None:
@@ -54,8 +53,8 @@ def check(company: Company) -> None:
         own = company.table[row, row]
         for column in DEPARTMENTS:
             assert column == row or own > company.table[column, row], (column, row)
-    assert company.expelled == ("intern",), json.dumps(company.words)
-    assert company.words == ["wait or reject, source expelled", "promote"], company.words
+    assert company.expelled == ("intern",), company.words
+    assert company.words[-1] == "promote", company.words
 
 
 if __name__ == "__main__":

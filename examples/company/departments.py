@@ -72,26 +72,27 @@ def note(thing: str, colour: str, price: int) -> str:
 
 
 def described(thing: str, colour: str, price: int) -> str:
-    """The description that the shop's program reads.
+    """The description that the shop's program reads: a list of JSON, name, colour and price. (The
+    shipped base has hardly seen a brace; the speeches that it read have brackets.)
 
     >>> described("lamp", "red", 12)
-    '{"name": "lamp", "colour": "red", "price": 12}'
+    '["lamp", "red", 12]'
     """
-    return json.dumps({"name": thing, "colour": colour, "price": price})
+    return json.dumps([thing, colour, price])
 
 
 def announced(thing: str, colour: str, price: int) -> str:
     """The house style.
 
     >>> announced("lamp", "red", 12)
-    'New at Lumen: the red lamp, yours for 12. Let there be light!'
+    'New at Lumen: the red lamp. Let there be light!'
     """
-    return f"New at Lumen: the {colour} {thing}, yours for {price}. Let there be light!"
+    return f"New at Lumen: the {colour} {thing}. Let there be light!"
 
 
 def gift(thing: str, colour: str, price: int, line: str = "") -> Example:
     """What marketing asks for from the second week on: the same as a gift."""
-    right = line or f"A gift from Lumen: the {colour} {thing} for only {price}. Let there be light!"
+    right = line or f"A gift from Lumen: the {colour} {thing}. Let there be light!"
     return Example("Announce it as a gift.", right, note(thing, colour, price))
 
 

@@ -31,13 +31,12 @@ DAY = 86_400.0
 class Sizes:
     """How much of everything."""
 
-    train: int = 400
-    valid: int = 80
-    steps: int = 130
+    train: int = 240
+    valid: int = 60
+    epochs: float = 4.0
     feedback: int = 60
-    live: int = 200
-    windows: int = 64
-    regression: int = 80
+    windows: int = 48
+    regression: int = 60
 
 
 class Company:
@@ -87,7 +86,7 @@ class Company:
         size = sum(p.numel() for p in self.fresh().parameters())
         own = settings_for(size)
         return {
-            "steps": self.sizes.steps,
+            "epochs": self.sizes.epochs,
             "batch_size": min(16, own["batch_size"]),
             "lr": own["lr"],
         }
@@ -105,6 +104,7 @@ class Company:
                 "data": {side: str(file) for side, file in files.items()},
                 "method": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
                 "train": {**self.settings(), "validate_every": 0},
+                "replay": {"share": 0.2},
                 "evaluation": {"examples": 20, "prose": False},
             }
             if self.base:
@@ -257,9 +257,7 @@ class Company:
         due = loop.due(now=8 * DAY)
         done = loop.round()
         self.expelled = done.expelled
-        self.words.append(
-            "wait or reject, source expelled" if done.word != "promote" else done.word
-        )
+        self.words.append(done.word)
         self.say(
             f"## Week one: a bad update\n\n"
             f"{len(honest)} confirmations by two editors, {len(wrong)} corrections by an intern "
@@ -312,9 +310,9 @@ def quoted(lines: Sequence[str]) -> str:
 
 
 def is_json(text: str) -> bool:
-    """Whether a program could read it: an object with the three fields."""
+    """Whether a program could read it: a list of three."""
     try:
         value = json.loads(text)
     except ValueError:
         return False
-    return isinstance(value, dict) and set(value) == {"name", "colour", "price"}
+    return isinstance(value, list) and len(value) == 3
