@@ -1,6 +1,6 @@
 """The methods on other bases: the shipped one in four bits, and SmolLM2.
 
-    python -m benchmarks.elsewhere [--steps 100]                        # floats beside NF4
+    python -m benchmarks.elsewhere [--steps 60]                        # floats beside NF4
     python -m benchmarks.elsewhere --llm smollm2 [--llm-steps 30]       # and SmolLM2-135M
 
 Floats and NF4: ``CHOSEN`` methods at the rate that ``benchmarks.methods`` found, one seed, the same
@@ -32,7 +32,7 @@ from .matrix import QUIET, prose_bits
 from .methods import METHODS, Method, held_out_loss
 
 CHOSEN = (
-    *("LoRA q, v, r=8", "DoRA q, v, r=8", "PiSSA q, v, r=8", "VeRA q, v, r=256"),
+    *("LoRA q, v, r=8", "DoRA q, v, r=8", "VeRA q, v, r=256"),
     *("(IA)³ k, v, down", "Houlsby, k=8", "prefix, k=16"),
 )
 LLM = (
@@ -97,7 +97,7 @@ def main() -> None:
     """Both bases of the first part in turns, then SmolLM2."""
     settings = options(
         __doc__,
-        **{"steps": 100, "batch": 16, "logs": 200, "llm": "", "llm_steps": 30},
+        **{"steps": 60, "batch": 16, "logs": 100, "llm": "", "llm_steps": 30},
         **{"llm_batch": 4, "llm_logs": 20, "rates": str(RESULTS / "cpu" / "methods.json")},
     )
     rows = kept(settings)

@@ -9,7 +9,9 @@ import torch
 
 from benchmarks import __main__ as everything
 from benchmarks import (
+    best_rank,
     common,
+    elsewhere,
     facts,
     figure,
     forgetting,
@@ -19,6 +21,7 @@ from benchmarks import (
     matrix,
     memory,
     methods,
+    methods_table,
     nf4,
     quality,
     refusals,
@@ -49,6 +52,8 @@ TINY = {
     " --parts dice nothing improvement",
     methods: "--steps 2 --batch 4 --text-steps 1 --seeds 1 --logs 2 --seconds 0.01"
     " --search-steps 2 --search-batch 4",
+    elsewhere: "--steps 2 --batch 2 --logs 2",
+    best_rank: "--steps 1 --batch 2 --logs 2",
     matrix: "--seeds 1 --steps 1 --text-steps 1 --logs 2 --seconds 0.01",
 }
 
@@ -79,6 +84,9 @@ def test_a_benchmark_runs_and_keeps_its_rows(benchmark, arguments, tmp_path, mon
         monkeypatch.setattr(methods, "METHODS", [again, again, lora])
         manual, text = methods.manual()
         monkeypatch.setattr(methods, "manual", lambda: (manual, text[:2000]))
+    monkeypatch.setattr(elsewhere, "CHOSEN", ["LoRA q, v, r=8"])
+    monkeypatch.setattr(best_rank, "SIZES", {})
+    monkeypatch.setattr(best_rank, "RANKS", [1])
     if benchmark is matrix:
         monkeypatch.setattr(matrix, "METHODS", [matrix.METHODS[0], matrix.METHODS[-1]])
         manual, text = matrix.manual()
@@ -145,6 +153,22 @@ def test_the_readme_and_the_page_are_what_the_results_say():
     assert report.whole(results) == page, fix
     assert len(figure.benchmark_figure(results).axes) == 3
     assert len(figure.forgetting_figure(results["forgetting"]["rows"]).axes) == 2
+    assert len(methods_table.methods_figure(results["methods"]).axes) == 1
+
+
+def test_the_claims_beside_what_was_measured():
+    rows = {row[0]: row for row in methods_table.claims_rows(report.read()["methods"])}
+    assert rows["DoRA q, v, r=8"][2:5] == ["yes", "no", "yes"]
+    assert rows["prefix, k=16"][2:5] == ["yes", "no", "no"]
+    assert "against LoRA q, v, half the rate" in rows["LoRA+ q, v, r=8"][6]
+    assert methods_table.code_lines("BitFit, all") == int(rows["BitFit, all"][1])
+    assert methods_table.code_lines("full") is None
+
+
+def test_a_search_goes_on_where_the_best_rate_stands_at_the_edge():
+    assert methods.beyond({"0.1": 1.0, "0.2": 0.5}) == 0.4
+    assert methods.beyond({"0.1": 0.4, "0.2": 0.5}) == 0.05
+    assert methods.beyond({"0.1": 1.0, "0.2": 0.5, "0.4": 0.6}) is None
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ In reading order:
     soft_bugs.py   of soft prompts, prefixes and heads
     method_bugs.py of LoRA's cousins and rivals
     serving_bugs.py of many adapters at once
+    tenant_bugs.py of keys, quotas and caches of many tenants
     job_bugs.py    of jobs that are killed
     traffic_bugs.py of experiments, failover and gateways
     gate_bugs.py   of the loop that adapts, and its gate

@@ -16,6 +16,7 @@ from .method_bugs import METHODS
 from .replay_bugs import REPLAY
 from .serving_bugs import SERVING
 from .soft_bugs import SOFT
+from .tenant_bugs import TENANTS
 from .traffic_bugs import TRAFFIC
 
 LAYER = (
@@ -227,5 +228,5 @@ TRAINING = (
 
 BUGS = (
     *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *FILES, *TRAINING, *REPLAY),
-    *(*METHODS, *SERVING, *SOFT, *TRAFFIC, *GATE, *JOBS),
+    *(*METHODS, *SERVING, *SOFT, *TENANTS, *TRAFFIC, *GATE, *JOBS),
 )

@@ -72,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
         if options.workers or options.service:
             return run_gateway(options)
         from ..serving.app import create_app
+        from ..serving.slow_clients import ImpatientProtocol
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'minilora[serve]'") from error
 
@@ -84,6 +85,7 @@ def run(options: argparse.Namespace) -> int:
         port=options.port,
         log_level="warning",
         access_log=False,
+        http=ImpatientProtocol,
         timeout_graceful_shutdown=options.grace,
     )
 

@@ -83,6 +83,7 @@ async def serve(options: argparse.Namespace) -> None:
     import uvicorn
 
     from ..serving.gateway import Gateway
+    from ..serving.slow_clients import ImpatientProtocol
     from ..serving.upstreams import Upstream
     from ..serving.workers import Workers
 
@@ -110,6 +111,7 @@ async def serve(options: argparse.Namespace) -> None:
             port=options.port,
             log_level="warning",
             access_log=False,
+            http=ImpatientProtocol,
             lifespan="off",
             timeout_graceful_shutdown=options.grace,
         )

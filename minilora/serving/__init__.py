@@ -38,6 +38,7 @@ In reading order:
     model_routes.py   /v1/models, /v1/load_lora_adapter, /v1/unload_lora_adapter
     audit_routes.py   /v1/audit: a tenant's own part of the log
     health.py         /health, /ready, /metrics
+    slow_clients.py   connections whose request does not arrive
     app.py            ``create_app``: endpoints, errors, request ids
     upstreams.py      several servers: which are well, and which has an adapter: rendezvous hashing
     relay.py          one request to one of them and back; another only before the first byte

@@ -44,12 +44,16 @@ class StrictRequest(Request):
     async def json(self) -> Any:
         """The body. Raises ``json.JSONDecodeError`` and ``HTTPException``, which FastAPI knows."""
         try:
-            return json.loads(
-                await self.body(),
+            text = (await self.body()).decode("utf-8")  # RFC 8259, section 8.1
+            value = json.loads(
+                text,
                 object_pairs_hook=each_name_once,
                 parse_constant=refuse_constant,
                 parse_float=number,
             )
+            if "\\ud" in text.lower():  # half a letter can be written, and never sent on
+                json.dumps(value, ensure_ascii=False).encode("utf-8")
+            return value
         except json.JSONDecodeError:
             raise
         except RecursionError as error:
@@ -101,7 +105,10 @@ async def caller_of(request: Request) -> Any:
     tenants = request.app.state.service.tenants
     if tenants is None:
         return None
-    kind, _, token = request.headers.get("authorization", "").partition(" ")
+    given = request.headers.getlist("authorization")
+    if len(given) > 1:  # a proxy may have checked the other one
+        raise Refused(400, "expected one authorization header, got several")
+    kind, _, token = "".join(given).partition(" ")
     return await run_in_threadpool(tenants.who, token.strip() if kind.lower() == "bearer" else None)
 
 

@@ -50,7 +50,7 @@ def create_app(service: Service, *, routers: Sequence[APIRouter] = ()) -> FastAP
     >>> sorted(path for path in app.openapi()["paths"] if "completions" in path)
     ['/v1/chat/completions', '/v1/completions']
     """
-    app = FastAPI(
+    app = Application(
         title="minilora",
         docs_url=None,  # Swagger's page would load scripts from elsewhere
         redoc_url=None,
@@ -64,8 +64,15 @@ def create_app(service: Service, *, routers: Sequence[APIRouter] = ()) -> FastAP
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(Exception, on_our_fault)
-    app.add_middleware(RequestIds)
     return app
+
+
+class Application(FastAPI):
+    """FastAPI, with ``RequestIds`` around all of it, its own refusals too."""
+
+    def build_middleware_stack(self) -> ASGIApp:
+        """What stands between the socket and the endpoints."""
+        return RequestIds(super().build_middleware_stack())
 
 
 @asynccontextmanager
@@ -141,7 +148,11 @@ async def on_our_fault(request: Request, error: Exception) -> JSONResponse:
 
 
 class RequestIds:
-    """Each request has an id, the client's own ``x-request-id`` or a new one, and is told it."""
+    """Each request has an id, the client's own ``x-request-id`` or a new one, and is told it.
+
+    Before anything reads it: a request with both ``Content-Length`` and ``Transfer-Encoding`` may
+    be one to a proxy and two to us (RFC 9112, section 6.3), so it is refused.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -151,7 +162,8 @@ class RequestIds:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        given = headers.get("x-request-id", "")
         name = given if SANE_ID.fullmatch(given) else secrets.token_hex(12)
         scope.setdefault("state", {})["request_id"] = name
 
@@ -160,4 +172,9 @@ class RequestIds:
                 MutableHeaders(scope=message)["x-request-id"] = name
             await send(message)
 
+        if "content-length" in headers and "transfer-encoding" in headers:
+            words = "expected Content-Length or Transfer-Encoding, got both"
+            closing = {"connection": "close"}
+            await refusal(Refused(400, words, headers=closing))(scope, receive, named)
+            return
         await self.app(scope, receive, named)

@@ -19,6 +19,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
@@ -153,6 +154,7 @@ class Generation:
         """The prompts' ids. Raises ``Refused``."""
         param = "messages" if isinstance(self.asked, ChatRequest) else "prompt"
         model: Any = self.service.engine.model
+        self.refuse_hopeless(model, param)
         try:
             prompts = self.asked.prompts(model.tokenizer)
         except ValueError as error:  # a template that refuses these messages
@@ -168,6 +170,14 @@ class Generation:
             raise Refused(400, message, param=param, code="context_length_exceeded")
         self.prompt_tokens = sum(map(len, prompts))
         return prompts
+
+    def refuse_hopeless(self, model: Any, param: str) -> None:
+        """Refuse a text that cannot fit, before a minute is spent on its tokens."""
+        positions = model.config.max_position_embeddings
+        most = positions * longest_token(model.tokenizer)
+        if (size := max(self.asked.sizes())) > most:
+            message = f"this model has {positions} positions, at most {most:,} bytes; got {size:,}"
+            raise Refused(400, message, param=param, code="context_length_exceeded")
 
     def turns(self) -> Turns:
         """Who may answer, in turn. Raises ``Refused``."""
@@ -279,3 +289,9 @@ class Generation:
 def overloaded(message: str) -> Refused:
     """503: too many requests are waiting."""
     return wait_first(1, message, 503, "overloaded")
+
+
+@lru_cache(maxsize=8)
+def longest_token(tokenizer: Any) -> int:
+    """The most bytes of text that a token can stand for."""
+    return max(len(token.encode()) for token in tokenizer.raw.get_vocab(with_added_tokens=False))

@@ -24,7 +24,7 @@ from .access import Admin, Caller, StrictRoute
 from .audit import noted
 from .protocol import Asked, Text
 from .refusals import Refused, unknown_model
-from .replies import ERRORS
+from .replies import ERRORS, ErrorReply
 from .service import CHAMPION, Service
 
 PAGE = Path(__file__).parent / "page.html"
@@ -101,7 +101,7 @@ def card(version: Version) -> dict[str, Any]:
     }
 
 
-@router.post("/v1/adapters/{name}/champion")
+@router.post("/v1/adapters/{name}/champion", responses={409: {"model": ErrorReply}})
 async def promote(
     name: str, asked: ChampionRequest, request: Request, admin: Admin
 ) -> dict[str, Any]:
@@ -109,7 +109,7 @@ async def promote(
     service: Service = request.app.state.service
     hub = service.hub
     if hub is None:
-        raise Refused(400, "this server has no hub: start it with --hub")
+        raise Refused(404, "this server has no hub: start it with --hub")
     spec = f"{name}@{asked.version}"
     with noted(service.audit, admin, request.state.request_id, "promote", spec):
         try:

@@ -162,6 +162,10 @@ class ChatRequest(Sampled):
         messages = [message.plain() for message in self.messages]
         return [tokenizer.apply_chat_template(messages, add_generation_prompt=True)]
 
+    def sizes(self) -> list[int]:
+        """Bytes of the prompt; a message has its marks besides its text."""
+        return [sum(4 + len(message.plain()["content"].encode()) for message in self.messages)]
+
     @property
     def question(self) -> str:
         """What the router reads: the last message."""
@@ -190,6 +194,11 @@ class CompletionRequest(Sampled):
         if isinstance(several[0], int):
             several = [several]  # one prompt in ids
         return [tokenizer.encode_text(p) if isinstance(p, str) else list(p) for p in several]
+
+    def sizes(self) -> list[int]:
+        """Bytes of each prompt that is a text."""
+        several = self.prompt if isinstance(self.prompt, list) else [self.prompt]
+        return [len(prompt.encode()) if isinstance(prompt, str) else 0 for prompt in several]
 
     @property
     def question(self) -> str:

@@ -150,7 +150,7 @@ def test_one_variants_file_does_not_go_into_anothers_layers(tmp_path):
 
 def test_a_bank_and_a_sum_refuse_them_by_name(tmp_path):
     from minilora.formats.peft_files import read_adapter_files
-    from minilora.serving.adapter_store import check_additive
+    from minilora.serving.adapter_files import check_additive
 
     ours, _, theirs = trained("dora")
     save_adapter(ours, tmp_path / "dora")

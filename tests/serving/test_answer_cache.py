@@ -34,6 +34,10 @@ def test_two_lists_of_parts_have_one_key_only_if_they_are_equal(one, other):
     assert (hash_of_parts(one) == hash_of_parts(other)) == (one == other)
 
 
+def test_vllm_44701_one_text_in_two_places_has_two_keys():
+    assert hash_of_parts([("tenant", "naval")]) != hash_of_parts([("adapter", "naval")])
+
+
 OTHERS = {
     "tenant": replace(BASIC, tenant="zeta"),
     "prompt": replace(BASIC, prompt=(1, 2)),
