@@ -75,7 +75,7 @@ def test_after_ctrl_c_the_next_call_is_right(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(bank.engine.batch.adapters, "move", interrupted)
         patch.setattr(
-            bank.engine.batch, "give", lambda slot, token: "stop" if slot is first() else None
+            bank.engine.batch, "give", lambda slot, *_: "stop" if slot is first() else None
         )
         with pytest.raises(KeyboardInterrupt):
             bank.generate(rows, 6)

@@ -150,9 +150,8 @@ def test_a_stream_passes_piece_by_piece_and_its_lost_server_is_told():
             lines = []
             async with it.client.stream("POST", "/v1/completions", json=body) as answer:
                 async for line in answer.aiter_lines():
-                    if line:
-                        lines.append(line)
-                    if len(lines) == 2:
+                    lines += [line] if line else []
+                    if line and len(lines) == 2:
                         os.kill(int(answer.headers["x-pid"]), signal.SIGKILL)
             assert lines[:2] == ["data: f", "data: e"]
             assert "data: [DONE]" not in lines

@@ -77,7 +77,8 @@ SHARED = ("accumulate", "max_length", "pack", "bf16", "fp16", "checkpointing", "
 def test_defaults_are_the_same_in_python_and_on_the_command_line():
     options = vars(cli.parser_of("train").parse_args(["--data", "some.jsonl", "--out", "folder"]))
     lora, config = LoraConfig(), TrainConfig()
-    assert (options["r"], tuple(options["target"])) == (lora.r, lora.target_modules)
+    assert options["r"] is None, "not given: the method's own, as the command's help says"
+    assert tuple(options["target"]) == lora.target_modules
     assert (options["dropout"], options["rslora"]) == (lora.lora_dropout, lora.use_rslora)
     assert lora.lora_alpha == 2 * lora.r, "which is what the command's help says of --alpha"
     sizes = {"lr": config.lr, "steps": config.steps, "batch_size": config.batch_size}

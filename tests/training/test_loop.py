@@ -408,18 +408,18 @@ def full_disk(*_, **__):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_line_of_its_log(
-    tmp_path, monkeypatch
-):
+def test_a_disk_that_is_full_for_a_while_costs_neither_the_run_nor_a_line_of_its_log(tmp_path):
     settings = {**QUICK, "steps": 6, "validate_every": 3}
     whole = train(adapted(), TASK, out=tmp_path / "whole", **settings)
 
+    disk = pytest.MonkeyPatch()  # of its own: undoing the test's would undo conftest's too
+
     def fill(record):
         if record["step"] == 1:
-            monkeypatch.setattr(Path, "open", full_disk)
-            monkeypatch.setattr("minilora.files.tempfile.mkstemp", full_disk)
+            disk.setattr(Path, "open", full_disk)
+            disk.setattr("minilora.files.tempfile.mkstemp", full_disk)
         if record["step"] == 4:
-            monkeypatch.undo()
+            disk.undo()
 
     with pytest.warns(UserWarning, match="full") as caught:
         history = train(
