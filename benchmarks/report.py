@@ -160,7 +160,7 @@ def whole(results: Results) -> str:
     kept = (
         "![What is lost, and what keeps it](forgetting.png)\n\nOn the shipped base; see "
         "`benchmarks/forgetting.py` for the groups. Mean (range) over the seeds; CPU seconds on a "
-        "machine with other work. A row of one seed is one run."
+        "machine with other work."
     )
     asked = "Equal examples, each question in so many wordings; 100 held-out logs."
     grown = "Greedy, a prompt of 40 tokens a row; all make the same. On a machine with other work."

@@ -289,10 +289,27 @@ class Company:
             f"Marketing asks for something new, {len(wanted)} times: “Announce it as a gift.” A "
             f"round is due ({due}).\n\n"
             + quoted(done.told)
+            + misblamed(done.expelled)
             + f"\n\nOn 40 new gifts `{before.spec}` was right in {with_old:.0%}, `{after.spec}`, "
             f"which serves now under the same name, in {with_new:.0%}. Back is one alias: "
             f"`minilora hub alias {before.spec} champion`."
         )
+
+
+def misblamed(expelled: Sequence[str]) -> str:
+    """A paragraph where the loop expelled somebody honest; nothing where it did not.
+
+    >>> misblamed(["intern"])
+    ''
+    """
+    honest = ", ".join(name for name in expelled if name != "intern")
+    if not honest:
+        return ""
+    return (
+        f"\n\n**The loop blamed the wrong one.** It expelled {honest}, who is honest, and kept the "
+        "intern's corrections. The champion answers one canary of red only; with so few, a round "
+        "without any one source can pass by luck. Take canaries that the champion answers surely."
+    )
 
 
 def canaries(colour: str) -> list[Example]:

@@ -6,7 +6,7 @@ A key comes as ``Authorization: Bearer …``. Without any key in the database ev
 **One JSON, one meaning.** ``{"model": "a", "model": "b"}`` is ``a`` to one parser and ``b`` to
 another; a proxy that checks the first and a server that takes the second disagree about who may do
 what (RFC 8259, section 4: names "SHOULD be unique"). Here it is an error, and so are ``NaN`` and
-``Infinity``, which are no JSON.
+``Infinity``, which are not JSON.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def number(text: str) -> float:
 
 def refuse_constant(name: str) -> float:
     """Python's ``json`` would take them."""
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a number of JSON")
 
 
 class StrictRoute(APIRoute):

@@ -184,7 +184,7 @@ async def read(request: Request) -> bytes:
 
 
 def json_fields(body: bytes) -> dict[str, Any]:
-    """A body's fields; none of what is no JSON object: the server says what is wrong with it."""
+    """A body's fields; none of what is not a JSON object: the server says what is wrong with it."""
     try:
         fields = json.loads(body)
     except (ValueError, RecursionError):

@@ -210,8 +210,11 @@ def test_neutral_values_and_a_repeated_message_are_accepted(client):
     first = client.chat.completions.create(
         model="a", tools=[], response_format={"type": "text"}, presence_penalty=0, **GREEDY
     )
+    plain = client.chat.completions.create(model="a", **GREEDY)
+    assert first.choices[0].message.content == plain.choices[0].message.content
     again = [*ASKED, first.choices[0].message.model_dump(), *ASKED]
-    client.chat.completions.create(model="a", messages=again, max_tokens=2)
+    longer = client.chat.completions.create(model="a", messages=again, max_tokens=2)
+    assert longer.usage.prompt_tokens > 2 * first.usage.prompt_tokens
 
 
 def test_an_unknown_model_is_a_404_and_never_the_base(client):
