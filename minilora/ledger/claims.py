@@ -32,7 +32,12 @@ STORED = {"16 bits": False, "4 bits": True}  # how the base is
 
 
 class Claim(NamedTuple):
-    """A row: what is claimed, and the bytes that each of the cards needs by the plan."""
+    """A row: what is claimed, and the bytes that each of the cards needs by the plan.
+
+    >>> first = next(check_claims())
+    >>> first.model, first.card, f"{first.needed['4 bits'] / 1e9:.1f} GB"
+    ('llama-2-7b', 'A100', '6.0 GB')
+    """
 
     model: str
     use: str
