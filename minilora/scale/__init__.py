@@ -7,6 +7,7 @@ In reading order:
 
     federated.py     many clients' A and B as one adapter: what is exact, and what is not
     privacy.py       clipping, noise, and how much privacy they come to
+    ray_serve.py     replicas on Ray Serve: adapters multiplexed, answers and errors of the server
 
 Imports the library's wings, the hub and serving. Their own libraries are the extra ``[scale]``.
 """
