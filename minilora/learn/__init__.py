@@ -12,6 +12,7 @@ In reading order:
     pieces.py           one file of pieces from earlier lessons
     workspace.py        the learner's folder        record.py     progress in it
     terminal.py         the console                 exercise.py   an answer judged and recorded
+    quiz.py             old questions between new lessons
     walk.py             a lesson, cell by cell      watch.py      each save checked
     submissions.py      what a class hands in       grade.py      who has built what
     notebook.py         a lesson as a notebook
