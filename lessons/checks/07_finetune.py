@@ -22,6 +22,15 @@ def descend(W, batches, rate, momentum):
 
 
 @cases(
+    first={
+        "size_in": 5,
+        "size_out": 3,
+        "steps": 5,
+        "rate": 0.1,
+        "momentum": 0.7,
+        "left_behind": False,
+        "seed": 0,
+    },
     size_in=integers(1, 5),
     size_out=integers(1, 4),
     steps=integers(2, 6),
@@ -130,6 +139,28 @@ def keeps_tensors(loss_of, batches, optimizer):
     return losses
 
 
+def as_given(loss_of, batches, optimizer):
+    """The loop that the lesson starts from."""
+    losses = []
+    for batch in batches:
+        loss_of(batch).backward()
+        optimizer.zero_grad()
+        optimizer.step()
+        losses.append(loss_of(batch))
+    return losses
+
+
+def order_alone(loss_of, batches, optimizer):
+    """One fault of three repaired."""
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss_of(batch).backward()
+        optimizer.step()
+        losses.append(loss_of(batch))
+    return losses
+
+
 WRONG = {
     "train_steps": {
         "never clears": never_clears,
@@ -138,5 +169,7 @@ WRONG = {
         "loss after": loss_after,
         "clears after": clears_after,
         "keeps tensors": keeps_tensors,
+        "as it was given": as_given,
+        "one of three repaired": order_alone,
     }
 }

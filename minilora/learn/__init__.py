@@ -10,7 +10,8 @@ In reading order:
     checking.py         what a checker is made of: random cases, a comparison, a sentence
     judge.py            a learner's answer, in its own process, with a limit
     workspace.py        the learner's folder        record.py     progress in it
-    terminal.py         the console                 walk.py       a lesson, cell by cell
+    terminal.py         the console                 exercise.py   an answer judged and recorded
+    walk.py             a lesson, cell by cell      watch.py      each save checked
     submissions.py      what a class hands in       grade.py      who has built what
     notebook.py         a lesson as a notebook
     equations.py        equations as MathML         pages.py      the parts of a page
@@ -29,10 +30,10 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
-    from .checking import Wrong, cases, check, close
+    from .checking import Wrong, cases, check, close, forbid
     from .figures import show
     from .short import full_or_short, is_short
 
-__all__ = ["Wrong", "cases", "check", "close", "full_or_short", "is_short", "show"]
+__all__ = ["Wrong", "cases", "check", "close", "forbid", "full_or_short", "is_short", "show"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -1,4 +1,4 @@
-"""The parts of a checker: ``Wrong``, ``cases``, ``close``; and ``check``, which a lesson calls.
+"""The parts of a checker: ``Wrong``, ``cases``, ``close``, ``forbid``; and a lesson's ``check``.
 
 A checker tries an answer on random cases and compares it with an independent oracle:
 
@@ -8,12 +8,16 @@ A checker tries an answer on random cases and compares it with an independent or
         close(answer(x), np.swapaxes(x, 0, 1), what="xᵀ", case=f"x {x.shape}")
 
 ``cases`` draws with hypothesis, derandomized, so that a class gets the same cases, and shrinks to
-the smallest failing one.
+the smallest failing one. A transpose or a factor cannot be seen in a matrix of one number, so a
+checker may name a case that is tried before all others: ``first={"rows": 3, "columns": 5, …}``.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
+import textwrap
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,12 +35,13 @@ class Wrong(Exception):
 
 
 def cases(
-    examples: int = EXAMPLES, /, **strategies: Any
+    examples: int = EXAMPLES, /, *, first: dict[str, Any] | None = None, **strategies: Any
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Decorate a body that takes drawn values by keyword; a call runs it on ``examples`` cases.
 
-    Positional arguments of the call come first: ``check_x(answer)``. The ``Wrong`` of the smallest
-    failing case is raised.
+    Positional arguments of the call come first: ``check_x(answer)``. The ``Wrong`` of the case
+    ``first``, if there is one and it fails, is raised; else that of the smallest failing case.
+    Raises ``ValueError`` when ``first`` and the strategies have different names.
 
     >>> from hypothesis.strategies import integers
     >>> @cases(n=integers(0, 100))
@@ -45,9 +50,14 @@ def cases(
     >>> check_double(lambda n: 2 * n)
     """
 
+    if first is not None and set(first) != set(strategies):
+        raise ValueError(f"first must name {', '.join(strategies)}, got {', '.join(first)}")
+
     def decorate(body: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(body)
         def run(*args: Any) -> None:
+            if first is not None:
+                body(*args, **first)
             from hypothesis import HealthCheck, Phase, given, settings
 
             @settings(
@@ -154,6 +164,31 @@ def guess(wrong: np.ndarray, right: np.ndarray) -> str:
     if factor == -1:
         return ". It has the wrong sign everywhere"
     return f". It is {factor:.2f} times the right answer"
+
+
+LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def forbid(answer: Callable[..., Any], *names: str, loops: bool = False) -> None:
+    """Raise ``Wrong`` where an answer uses a name, or a loop, that its exercise rules out.
+
+    An exercise whose specification is a slow loop needs such a rule, or the loop is its answer. The
+    source is read: a function without one (of another language, or typed into a prompt) is let
+    through, and so is a loop in a helper of the learner's own.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(answer))
+        tree = ast.parse(source)
+    except (OSError, TypeError, SyntaxError):
+        return
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", getattr(node, "id", None))
+        looping = loops and isinstance(node, LOOPS)
+        if looping or name in names:
+            line = getattr(node, "lineno", 1)
+            text = source.splitlines()[line - 1].strip()
+            rule = "no loop" if looping else f"no {name}"
+            raise Wrong(f"line {line} of your function, `{text}`: the rule here is {rule}")
 
 
 def check(function: Callable[..., Any]) -> None:
