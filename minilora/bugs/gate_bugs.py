@@ -33,7 +33,8 @@ GATE = (
     Bug(name="guilty by luck", where="jobs.blame:culprit",
         right="if trial.evidence >= bar and not trial.verdict.harmful",
         wrong="if not trial.verdict.harmful",
-        story="A source is expelled because no check fails in a training without it. Near a bar that "
-              "happens by luck: our own example expelled an honest editor so, and kept the intern.",
+        story="A source is expelled because no check fails in a training without it. Near a bar "
+              "that happens by luck: our own example expelled an honest editor, and kept the one "
+              "who taught wrong.",
         thread="", caught_by="jobs/test_blame.py::test_luck_expels_nobody"),
 )  # fmt: skip
