@@ -60,7 +60,7 @@ def dice_rows(runs: int, seed: int) -> list[Row]:
         for gain in GAINS:
             drawn = dice.random((runs, LOOKS[-1]))
             won, lost = drawn < (differing + gain) / 2, drawn > 1 - (differing - gain) / 2
-            ends = [decision(w, l) for w, l in zip(won, lost, strict=True)]
+            ends = [decision(*each) for each in zip(won, lost, strict=True)]
             needed = pairs_needed(abs(gain), differing) if gain else None
             for look in LOOKS:
                 by_then = [word for word, seen in ends if seen <= look]
