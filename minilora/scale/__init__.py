@@ -5,7 +5,19 @@ and that averaging A and B separately is wrong.
 
 In reading order:
 
+    distributed.py  several processes train one adapter: ``join``, for torchrun
+
 Imports the library's wings, the hub and serving. Their own libraries are the extra ``[scale]``.
 """
 
-__all__: list[str] = []
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_imports
+
+if TYPE_CHECKING:
+    from ..training.ranks import RankLost
+    from .distributed import Ranks, join
+
+__all__ = ["RankLost", "Ranks", "join"]
+if not TYPE_CHECKING:  # or a type checker would take every name for there
+    __getattr__, __dir__ = lazy_imports(__name__)
