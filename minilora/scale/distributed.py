@@ -31,6 +31,7 @@ import json
 import os
 import signal
 import tempfile
+import threading
 import time
 import warnings
 import zlib
@@ -79,11 +80,30 @@ def join(device: str = "cpu", timeout: float = 1800.0) -> Iterator[Alone]:
     except (RuntimeError, ValueError) as error:
         raise RankLost(f"the {world} ranks did not find each other: {first_line(error)}") from error
     ranks = Ranks(dist.get_rank(), world, device)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), ending_in_words(ranks):
         if not ranks.writes:
             warnings.simplefilter("ignore")
         yield ranks
     dist.destroy_process_group()  # not after an error: the others may be gone
+
+
+@contextlib.contextmanager
+def ending_in_words(ranks: Alone) -> Iterator[None]:
+    """SIGTERM, by which torchrun ends its processes, asks for an end after the step in progress.
+
+    After ``RankLost`` it stays so: a process that is ending anyway shall say why.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals belong to the main thread
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: ranks.interrupted.set())
+    try:
+        yield
+    except RankLost:
+        before = signal.getsignal(signal.SIGTERM)
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def own_device(device: str) -> str:
@@ -103,8 +123,6 @@ class Ranks(Alone):
     >>> list(ranks.own(5)), ranks.writes, ranks.divide(TrainConfig(batch_size=32)).part_size
     ([1, 3], False, 16)
     """
-
-    signals = (signal.SIGINT, signal.SIGTERM)  # torchrun sends the second to end its processes
 
     def __init__(self, rank: int, world: int, device: str = "cpu"):
         super().__init__()
@@ -244,5 +262,6 @@ def mark(value: Any) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an error says, without the place in torch's source."""
-    return next(iter(str(error).splitlines()), type(error).__name__).rpartition("] ")[2]
+    """The first sentence of what an error says, without the place in torch's source."""
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    return line.rpartition(".cc:")[2].partition("] ")[2].partition(". ")[0] or line

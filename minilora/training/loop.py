@@ -90,7 +90,7 @@ def go(
 ) -> History:
     """All steps that are left, observed; then the best state, or word of the interruption."""
     ranks = run.ranks
-    with interrupt_flag(ranks.interrupted, ranks.signals):
+    with interrupt_flag(ranks.interrupted):
         records = observed(model, task, run, callbacks, bar)
         while not ranks.stopped() and next(records, None) is not None:
             pass

@@ -148,9 +148,7 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def interrupt_flag(
-    flag: threading.Event | None = None, signals: Sequence[int] = (signal.SIGINT,)
-) -> Iterator[threading.Event]:
+def interrupt_flag(flag: threading.Event | None = None) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, which the loop reads between steps; a second one stops."""
     flag = flag or threading.Event()
     if threading.current_thread() is not threading.main_thread():
@@ -158,13 +156,12 @@ def interrupt_flag(
         return
 
     def set_flag(number: int, frame: Any) -> None:
-        if flag.is_set() and number == signal.SIGINT:
+        if flag.is_set():
             raise KeyboardInterrupt
         flag.set()
 
-    before = [(number, signal.signal(number, set_flag)) for number in signals]
+    before = signal.signal(signal.SIGINT, set_flag)
     try:
         yield flag
     finally:
-        for number, handler in before:
-            signal.signal(number, handler)
+        signal.signal(signal.SIGINT, before)

@@ -15,7 +15,6 @@ Dropout is seeded by part: it does not matter which rank computes a part.
 from __future__ import annotations
 
 import contextlib
-import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -39,7 +38,6 @@ class Alone:
     """
 
     rank, world = 0, 1
-    signals: tuple[int, ...] = (signal.SIGINT,)  # which ask for an end after the step in progress
 
     def __init__(self) -> None:
         self.interrupted = threading.Event()
