@@ -12,7 +12,7 @@ import torch
 from minilora.scale.distributed import Ranks
 from minilora.training.ranks import RankLost
 
-PATIENCE = 30.0  # seconds, until a rank that is waited for counts as gone
+PATIENCE = 20.0  # seconds, until a rank that is waited for counts as gone
 
 
 class Meeting:
@@ -64,7 +64,7 @@ def together(world, work):
             results[rank] = error
         finally:
             meeting.over = True
-            if isinstance(results[rank], BaseException) or meeting.barrier.n_waiting:
+            if meeting.barrier.n_waiting:
                 meeting.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(world)]
