@@ -5,7 +5,9 @@ and that averaging A and B separately is wrong.
 
 In reading order:
 
-    distributed.py  several processes train one adapter: ``join``, for torchrun
+    distributed.py   several processes train one adapter: ``join``, for torchrun
+    federated.py     many clients' A and B as one adapter: what is exact, and what is not
+    privacy.py       clipping, noise, and how much privacy they come to
 
 Imports the library's wings, the hub and serving. Their own libraries are the extra ``[scale]``.
 """
@@ -17,7 +19,9 @@ from ..lazy import lazy_imports
 if TYPE_CHECKING:
     from ..training.ranks import RankLost
     from .distributed import Ranks, join
+    from .federated import Update, aggregate, relative_error
+    from .privacy import clip, epsilon
 
-__all__ = ["RankLost", "Ranks", "join"]
+__all__ = ["RankLost", "Ranks", "Update", "aggregate", "clip", "epsilon", "join", "relative_error"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)
