@@ -6,6 +6,7 @@ and that averaging A and B separately is wrong.
 In reading order:
 
     distributed.py   several processes train one adapter: ``join``, for torchrun
+    fsdp.py          a base that one card cannot hold, sharded over them
     federated.py     many clients' A and B as one adapter: what is exact, and what is not
     privacy.py       clipping, noise, and how much privacy they come to
 
@@ -20,8 +21,20 @@ if TYPE_CHECKING:
     from ..training.ranks import RankLost
     from .distributed import Ranks, join
     from .federated import Update, aggregate, relative_error
+    from .fsdp import save_together, shard_base
     from .privacy import clip, epsilon
 
-__all__ = ["RankLost", "Ranks", "Update", "aggregate", "clip", "epsilon", "join", "relative_error"]
+__all__ = [
+    "RankLost",
+    "Ranks",
+    "Update",
+    "aggregate",
+    "clip",
+    "epsilon",
+    "join",
+    "relative_error",
+    "save_together",
+    "shard_base",
+]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -142,6 +142,15 @@ class Ranks(Alone):
             )
         return replace(config, accumulate=parts)
 
+    def own(self, parts: int) -> range:
+        """Which of a step's parts this rank computes."""
+        if self.sharded and parts % self.world:
+            raise ValueError(
+                f"a sharded base is gathered by all ranks together: expected a multiple of "
+                f"{self.world} parts a step, got {parts}; --accumulate {self.world}, no replay"
+            )
+        return super().own(parts)
+
     def add_up(self, model: nn.Module, losses: list[float]) -> list[float]:
         """Sum the gradients of all ranks in place, and the losses (0 for a part of another's)."""
         parameters = [p for p in model.parameters() if p.requires_grad]
@@ -162,6 +171,8 @@ class Ranks(Alone):
 
     def each(self, count: int, value: Callable[[int], float]) -> list[float]:
         """``value`` of every number below ``count``, each computed by one of the ranks."""
+        if self.sharded:
+            return super().each(count, value)
         values = torch.zeros(count, dtype=torch.float64, device=self.device)
         for number in self.own(count):
             values[number] = value(number)

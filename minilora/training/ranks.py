@@ -38,6 +38,7 @@ class Alone:
     """
 
     rank, world = 0, 1
+    sharded = False  # whether the ranks hold the base together, and so compute in step
 
     def __init__(self) -> None:
         self.interrupted = threading.Event()
