@@ -13,7 +13,8 @@ In reading order:
     settings.py      the settings of a federation
     wire.py          what travels, and what the server keeps
     rounds.py        what a client does, what the server does, and both in one process
-    ray_serve.py     replicas on Ray Serve: adapters multiplexed, answers and errors of the server
+    replica.py       the server's application inside one process of a fleet
+    ray_serve.py     replicas on Ray Serve: adapters multiplexed, another try before the first byte
 
 Imports the library's wings, the hub and serving. Their own libraries are the extra ``[scale]``.
 """

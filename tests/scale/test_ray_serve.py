@@ -1,4 +1,4 @@
-"""Ray Serve: an application driven in one process, retries against replicas that die; then Ray.
+"""Ray Serve: retries against replicas that die where the test says; then Ray itself.
 
 The last tests start Ray (a minute on two quiet cores) and are run by ``make test-scale``. They are
 skipped where Ray is not installed.
@@ -21,26 +21,13 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import minilora
-from minilora.scale import ray_serve
-from minilora.scale.ray_serve import (
-    Deployment,
-    Ingress,
-    Loaded,
-    ReplicaOf,
-    adapter_asked,
-    pieces_of,
-    running,
-    scope_of,
-    through,
-)
+from minilora.scale.ray_serve import Ingress, adapter_asked, pieces_of, running
+from minilora.scale.replica import Deployment
 from minilora.serving import AdapterBank, Engine, Service
 from minilora.serving.app import create_app
 
 from ..serving.adapters import make_adapter
-from ..serving.live import small_service
-from ..serving.small import FOLDERS, small_bank
-
-JSON = [(b"content-type", b"application/json")]
+from .test_replica import JSON, asked
 
 
 class Died(Exception):
@@ -54,114 +41,6 @@ def ray(monkeypatch):
     errors.RayActorError = Died
     monkeypatch.setitem(sys.modules, "ray", types.ModuleType("ray"))
     monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
-
-
-def asked(model, **more):
-    """The body of a question."""
-    messages = [{"role": "user", "content": "Hull?"}]
-    fields = {"model": model, "messages": messages, "temperature": 0, "max_tokens": 8, **more}
-    return json.dumps(fields).encode()
-
-
-async def collected(answer):
-    """(status, headers) and the pieces of an answer."""
-    start, *pieces = [each async for each in answer]
-    return start, pieces
-
-
-def ask(replica, *bodies, path="/v1/chat/completions"):
-    """What a replica's application answers to these bodies, all at once."""
-
-    async def run():
-        await replica.open()
-        scopes = [scope_of("POST", path, "", JSON) for _ in bodies]
-        answers = [
-            collected(through(replica.app, scope, body))
-            for scope, body in zip(scopes, bodies, strict=True)
-        ]
-        try:
-            return await asyncio.gather(*answers)
-        finally:
-            await replica.context.__aexit__(None, None, None)
-
-    return asyncio.run(run())
-
-
-@pytest.fixture
-def replica(monkeypatch):
-    """A replica of the small base."""
-    service = small_service()
-    monkeypatch.setattr(ray_serve, "service_of", lambda deployment: service)
-    return ReplicaOf(Deployment({name: str(FOLDERS[name]) for name in "abcde"}))
-
-
-def text_of(pieces):
-    """The text in a whole answer."""
-    return json.loads(b"".join(pieces))["choices"][0]["message"]["content"]
-
-
-def test_a_replica_answers_all_at_once_as_the_single_server_does(replica):
-    from fastapi.testclient import TestClient
-
-    names = ["a", "b", "small", "c"] * 3
-    found = ask(replica, *(asked(name) for name in names))
-    with TestClient(create_app(small_service())) as client:
-        for name, ((status, _), pieces) in zip(names, found, strict=True):
-            alone = client.post("/v1/chat/completions", content=asked(name), headers=dict(JSON))
-            assert status == alone.status_code == 200
-            assert text_of(pieces) == alone.json()["choices"][0]["message"]["content"]
-
-
-def test_errors_keep_their_shape_and_streams_their_pieces(replica):
-    (unknown, broken, stream) = ask(replica, asked("nobody"), b"{", asked("a", stream=True))
-    assert unknown[0][0] == 404
-    assert json.loads(unknown[1][0])["error"]["code"] == "model_not_found"
-    assert broken[0][0] == 400
-    assert "error" in json.loads(broken[1][0])
-    headers = dict(stream[0][1])
-    assert headers[b"content-type"].startswith(b"text/event-stream")
-    assert len(stream[1]) > 2
-    assert stream[1][-1].endswith(b"data: [DONE]\n\n")
-
-
-def test_an_application_that_fails_is_an_error_of_the_loop():
-    async def broken(scope, receive, send):
-        raise ZeroDivisionError("here")
-
-    with pytest.raises(ZeroDivisionError, match="here"):
-        asyncio.run(collected(through(broken, scope_of("GET", "/", "", []), b"")))
-
-
-def test_leaving_the_loop_ends_the_application():
-    ended = []
-
-    async def endless(scope, receive, send):
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": []})
-            while True:
-                await send({"type": "http.response.body", "body": b"x", "more_body": True})
-        finally:
-            ended.append(True)
-
-    async def leave():
-        answer = through(endless, scope_of("GET", "/", "", []), b"")
-        async for piece in answer:
-            if piece == b"x":
-                break
-        await answer.aclose()
-        await asyncio.sleep(0)
-
-    asyncio.run(leave())
-    assert ended == [True]
-
-
-def test_an_adapter_that_ray_lets_go_is_forgotten():
-    bank = small_bank("a")
-    held = Loaded(bank, "a")
-    del held
-    assert bank.names() == []
-    held = Loaded(bank, "a")
-    del held  # its name is gone already: nothing to forget
 
 
 class Replicas:
@@ -224,18 +103,6 @@ def test_the_model_s_name_is_read_and_anything_else_is_left_to_the_application()
         assert adapter_asked("/v1/completions", body, ["naval"]) == ""
     assert adapter_asked("/v1/models", b'{"model": "naval"}', ["naval"]) == ""
     assert adapter_asked("/v1/chat/completions", b'{"model": "naval"}', ["naval"]) == "naval"
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"most_adapters": 0}, "most_adapters must be at least 1, got 0"),
-        ({"replicas": 0}, "replicas must be at least 1, got 0"),
-    ],
-)
-def test_settings_that_mean_nothing_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Deployment({}, **settings)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
