@@ -50,10 +50,8 @@ def train(work: Work) -> Place:
             replay = replace(replay, windows=old.windows)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        ticks: list[Callable[[dict[str, Any]], None]] = [
-            Ticks(work.pulse, steps, every),
-            Keeper(model, work.output, spec, steps),
-        ]
+        keeper = Keeper(model, work.output, spec, steps)
+        ticks: list[Callback] = [Ticks(work.pulse, steps, every), keeper]
         history = run_training(model, task, config, replay=replay, callbacks=ticks)
     for warning in caught:
         work.pulse.say(str(warning.message), f"warning {warning.message}", level="warn")
