@@ -154,3 +154,15 @@ def test_ctrl_c_while_a_chart_trains_stops_the_charts(short_runs, monkeypatch):
     )
     with pytest.raises(KeyboardInterrupt):
         gallery.runs()
+
+
+def test_a_fine_tune_shows_what_was_said_and_what_was_forgotten():
+    bits = {"replay": 0.07, "no replay": 1.6}
+    figure = charts.finetune_figure(
+        [2.0], [0], [2.0], [0.0], 1000, 10, forgotten=bits, answers=["before  Hello", "after  Hi"]
+    )
+    right = figure.axes[2]
+    assert right.get_title(loc="left") == "What was forgotten"
+    assert [bar.get_width() for bar in right.patches] == list(bits.values())
+    assert figure.get_suptitle() == "before  Hello\nafter  Hi"
+    assert "10 of 1,000" in figure.get_supxlabel()
