@@ -26,6 +26,7 @@ In reading order:
     metrics.py        what is counted, for Prometheus
     service.py        ``Service``: the parts of a server, and what a model's name means
     protocol.py       what may be asked over HTTP, field by field
+    prompts.py        prompts as token ids, and what bounds their number
     replies.py        what is answered, field by field
     streams.py        from the engine's thread into an event loop; clients that leave
     traffic.py        who answers a request: an experiment's arm, or who steps in for it

@@ -32,7 +32,7 @@ from ..lora.twin import twin
 from ..model.transformer import Llama
 from .adapter_store import AdapterStore, Choice, Held, is_ready
 from .fairness import DeficitRoundRobin
-from .requests import Answer, Busy, Known, Request, checked_request
+from .requests import Answer, Busy, Event, Known, Request, checked_request
 from .row_batch import MULTIPLE, RowBatch
 
 
@@ -92,19 +92,31 @@ class Engine:
         seed: int = 0,
         ends: Sequence[int] | None = None,
         logprobs: int | None = None,
-        notify: Callable[[], None] | None = None,
+        raw: bool = False,
+        notify: Callable[[Event], None] | None = None,
         known: Callable[[Request], Known | None] | None = None,
     ) -> Answer:
         """Queue a request; any thread may call. The answer comes as the engine gets to it.
 
         ``prompt``: a text, (instruction, context), messages, or token ids. ``ends``: the tokens
         that end it; None: the tokenizer's. ``logprobs``: with so many others beside each.
-        ``notify``: called in the engine's thread after each event. ``known``: an answer that is
+        ``raw``: what comes after a text, with its spaces.
+        ``notify``: called in the engine's thread with each event. ``known``: an answer that is
         there already, or None. Raises ``Busy``, and ``ValueError`` for what can never be answered
         (an unknown adapter, a prompt beyond the positions, …), before anything is done.
         """
         model, settings = self.model, (max_new_tokens, temperature, top_k, seed)
-        asked = (prompt, self.bank.check(adapter), tenant, stop, ends, settings, top_p, logprobs)
+        asked = (
+            prompt,
+            self.bank.check(adapter),
+            tenant,
+            stop,
+            ends,
+            settings,
+            top_p,
+            logprobs,
+            raw,
+        )
         answer = Answer(checked_request(model, *asked), model.tokenizer, self.cancel, notify)
         if known is not None and answer.replay(known(answer.request)):
             return answer
