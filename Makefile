@@ -8,7 +8,8 @@ COVERAGE := --cov --cov-report=term:skip-covered
 PARITY := tests/lora tests/nf4 tests/formats tests/model tests/test_level0.py tests/test_foreign.py \
 	tests/test_invariants.py tests/test_life.py tests/training/test_batches.py tests/training/test_evaluation.py
 
-.PHONY: demo serve book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm mutants bench bench-quality clean
+.PHONY: demo serve book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm test-scale test-gpu \
+	mutants bench bench-quality clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed  ## install, then teach the shipped model naval code
@@ -51,6 +52,15 @@ test-nf4: .venv/.installed-test  ## four bits with each variant of the kernel th
 test-llm: .venv/.installed-llm smollm2/config.json  ## the tests that need SmolLM2-135M-Instruct; fetches 93 MB once
 	$(BIN)/python -m pytest -m llm tests
 
+test-gpu: .venv/.installed-test  ## what needs a CUDA card, and two benchmarks there; says which card it was
+	$(BIN)/python -c "import torch; print(torch.cuda.get_device_name() if torch.cuda.is_available() else exit('no CUDA card here'))"
+	$(BIN)/python -m pytest -m gpu tests
+	$(BIN)/python -m benchmarks.forward --device cuda
+	$(BIN)/python -m benchmarks.train_step --device cuda
+
+test-scale: .venv/.installed-scale  ## several processes as machines: torchrun, Flower, Ray Serve; the long ones too
+	$(BIN)/python -m pytest -m scale tests/scale
+
 mutants: .venv/.installed-mutants  ## break the core modules one operator at a time; which of it do the tests notice?
 	$(BIN)/python -m tests.mutants
 
@@ -84,6 +94,10 @@ bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps 
 
 .venv/.installed-serve: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[serve]"
+	touch $@
+
+.venv/.installed-scale: .venv/.installed-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,scale]"
 	touch $@
 
 .venv/.installed-bench: .venv/.installed-test

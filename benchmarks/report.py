@@ -90,7 +90,7 @@ def machine_line(result: dict[str, Any]) -> str:
 
 
 def summary(results: Results) -> str:
-    """The README's part: the lines that answer the usual questions, and the matrix."""
+    """The README's part: the lines that answer the usual questions, and the methods' picture."""
     lines = [forward_line(results["forward"], 512, "a prompt of 512 rows")]
     lines.append(forward_line(results["forward"], 1, "one row"))
     for row in pick(results["train_step"], model="6 layers, d=768"):
@@ -105,17 +105,8 @@ def summary(results: Results) -> str:
     lines += [generation_line(results["generation"]), serving_line(results["serving"])]
     lines += quality_lines(results["quality"])
     text = table(("what", "figure: median (quartiles)", "`python -m benchmarks.…`"), lines)
-    matrix = results["matrix"]
-    seeds, settings = len(matrix["rows"][1]["seeds"]), matrix["settings"]
-    note = (
-        f"Every method on the shipped base, {seeds} seeds, mean (range), "
-        f"{settings['steps']} steps of naval code and {settings['text_steps']} of Python's manual; "
-        "forgot: bits a byte lost on the base's own prose (`benchmarks.matrix`):"
-    )
-    # without the time to a loss, which is in docs/benchmarks.md
-    head, *rows = [[*row[:4], *row[5:]] for row in (MATRIX, *matrix_rows(matrix))]
-    note = f"{PICTURE}\n\n{note}" if "methods" in results else note
-    return f"{text}\n\n{note}\n\n{table(head, rows)}\n\n{machine_line(results['train_step'])}."
+    shown = f"\n\n{PICTURE}" if "methods" in results else ""
+    return f"{text}{shown}\n\n{machine_line(results['train_step'])}."
 
 
 def forward_line(result: dict[str, Any], rows: int, what: str) -> list[str]:

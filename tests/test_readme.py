@@ -17,10 +17,17 @@ from minilora.training.data import naval_log
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+USING = (ROOT / "docs" / "using.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README + USING, re.DOTALL)
 PYTHON = [(code, BLOCKS[i + 1][1]) for i, (kind, code) in enumerate(BLOCKS) if kind == "python"]
 FIRST_SCREEN = PYTHON[0]  # tests/commands/test_demo.py runs it
-COMMANDS = [line for kind, code in BLOCKS if kind == "sh" for line in code.splitlines()]
+
+
+def commands(text):
+    """The words of each minilora command that a text shows, without comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    lines = [line for code in blocks for line in code.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("minilora ")]
 
 
 def printed_by(code):
@@ -59,9 +66,6 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
         for e in naval_log(40, 1).train
     ]
     Path("my.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    shown = [
-        shlex.split(line, comments=True)[1:] for line in COMMANDS if line.startswith("minilora ")
-    ]
     course = [
         "learn",
         "learn",
@@ -70,20 +74,16 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
         "notebook",
         "grade",
         "book",
-    ]  # run by learn/test_learn.py, learn/test_book.py and tests/zoo
-    assert [words[0] for words in shown] == [
-        *course,
-        "train",
-        "generate",
-        "merge",
-        "export",
-        "generate",
-        "plan",
-        "plan",
-        "chart",
-    ]
+    ]  # tests/learn, tests/zoo
+    used = ["train", "generate", "merge", "export"]
+    plans = ["plan", "plan", "chart"]
+    readme, using = commands(README), commands(USING)
+    assert [words[0] for words in readme] == [*course, *used, *plans]
+    assert [words[0] for words in using] == [*used, "generate"]
+    assert readme[len(course) :][: len(used)] == using[: len(used)]
+    shown = using + readme[-len(plans) :]
     answers = []
-    for words in shown[len(course) :]:
+    for words in shown:
         if words[0] == "train":
             words[words.index("--steps") + 1] = "3"
         assert main(words) == 0

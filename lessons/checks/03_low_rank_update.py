@@ -7,6 +7,7 @@ from minilora.learn import Wrong, cases, close
 
 
 @cases(
+    first={"front": [2, 3], "size_in": 5, "size_out": 7, "r": 3, "s": 0.7, "seed": 0},
     front=lists(integers(1, 4), min_size=1, max_size=3),
     size_in=integers(1, 7),
     size_out=integers(1, 7),

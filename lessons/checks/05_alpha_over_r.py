@@ -9,6 +9,7 @@ from minilora.learn import Wrong, cases, close
 
 
 @cases(
+    first={"tokens": 9, "size_in": 5, "size_out": 7, "r": 3, "s": 0.7, "rate": 0.3, "seed": 0},
     tokens=integers(1, 9),
     size_in=integers(1, 8),
     size_out=integers(1, 8),

@@ -22,6 +22,15 @@ def descend(W, batches, rate, momentum):
 
 
 @cases(
+    first={
+        "size_in": 5,
+        "size_out": 3,
+        "steps": 5,
+        "rate": 0.1,
+        "momentum": 0.7,
+        "left_behind": False,
+        "seed": 0,
+    },
     size_in=integers(1, 5),
     size_out=integers(1, 4),
     steps=integers(2, 6),

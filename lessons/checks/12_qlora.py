@@ -27,6 +27,7 @@ class Codes:
 
 
 @cases(
+    first={"leading": [2, 3], "size_in": 5, "size_out": 3, "seed": 0},
     leading=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     size_in=st.integers(1, 6),
     size_out=st.integers(1, 6),

@@ -7,6 +7,7 @@ from minilora.learn import Wrong, cases, close
 
 
 @cases(
+    first={"rows": 7, "columns": 5, "r": 3, "alpha": 2.0, "dtype": torch.float32, "seed": 0},
     rows=st.integers(1, 9),
     columns=st.integers(1, 9),
     r=st.integers(1, 5),

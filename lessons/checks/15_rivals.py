@@ -8,6 +8,7 @@ from minilora.learn import Wrong, cases, close
 
 
 @cases(
+    first={"k": 3, "d": 3, "lengths": [5, 3], "left": False, "seed": 0},
     k=st.integers(1, 4),
     d=st.integers(1, 3),
     lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3),
@@ -43,6 +44,7 @@ def check_with_prompt(answer, k, d, lengths, left, seed):
 
 
 @cases(
+    first={"leading": [2, 3], "d": 5, "k": 3, "seed": 0},
     leading=st.lists(st.integers(1, 3), min_size=1, max_size=3),
     d=st.integers(1, 5),
     k=st.integers(1, 4),

@@ -7,6 +7,7 @@ from minilora.learn import Wrong, cases, close
 
 
 @cases(
+    first={"ranks": [3, 2], "size_in": 5, "size_out": 3, "seed": 0},
     ranks=st.lists(st.integers(1, 4), min_size=1, max_size=4),
     size_in=st.integers(1, 6),
     size_out=st.integers(1, 6),
@@ -34,6 +35,7 @@ def check_combine_exactly(answer, ranks, size_in, size_out, seed):
 
 
 @cases(
+    first={"count": 3, "rows": 3, "columns": 4, "density": 0.5, "seed": 0},
     count=st.integers(1, 4),
     rows=st.integers(1, 4),
     columns=st.integers(1, 4),

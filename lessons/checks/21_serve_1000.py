@@ -7,6 +7,7 @@ from minilora.learn import Wrong, cases, close
 
 
 @cases(
+    first={"rows": 5, "time": 3, "size_in": 5, "size_out": 6, "r": 3, "seed": 0},
     rows=st.integers(1, 5),
     time=st.integers(1, 4),
     size_in=st.integers(1, 6),

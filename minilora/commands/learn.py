@@ -21,20 +21,24 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--from", dest="start", type=int, metavar="N", help=begin)
     add("--reset", action="store_true", help="forget your progress; your own file stays")
     add("--reveal", action="store_true", help="show this lesson's solutions and write them out")
+    add("--watch", action="store_true", help="check your file on every save")
     add("--folder", type=Path, default=FOLDER, help="your folder (default: %(default)s)")
     add("--limit", type=float, default=LIMIT, help="seconds for a check (default: %(default)g)")
 
 
 def run(options: argparse.Namespace) -> int:
     """``minilora learn``."""
+    if options.watch:
+        return watch(options)
     if options.lesson is None or options.list:
         if options.start is not None or options.reset or options.reveal:
             raise ValueError("which lesson? For example: minilora learn 1 --reset")
         print_course(options.folder)
         return 0
+    from ..learn.exercise import reveal
     from ..learn.record import Record
     from ..learn.terminal import make_console
-    from ..learn.walk import Walk, reveal
+    from ..learn.walk import Walk
 
     lesson = find_lesson(options.lesson)
     if options.reset or options.reveal or options.start is not None:
@@ -61,6 +65,28 @@ def run(options: argparse.Namespace) -> int:
     walk = Walk(lesson, options.folder, limit=options.limit)
     finished = walk.go()
     return 0 if finished or walk.asking else 1
+
+
+def watch(options: argparse.Namespace) -> int:
+    """``minilora learn [lesson] --watch``: 0 when all has passed, 1 when it was left before."""
+    if options.reset or options.reveal or options.start is not None or options.list:
+        raise ValueError("--watch goes with a lesson and nothing else: minilora learn 5 --watch")
+    from ..learn.record import Record
+    from ..learn.terminal import make_console
+    from ..learn.watch import Watch
+    from ..learn.workspace import open_answer_file
+
+    record, console = Record(options.folder), make_console()
+    if record.note:
+        console.print(record.note)
+    if options.lesson is None:
+        lessons = list_lessons()
+        files = {lesson: options.folder / lesson.path.name for lesson in lessons}
+    else:
+        lessons = [find_lesson(options.lesson)]
+        files = {lesson: open_answer_file(lesson, options.folder) for lesson in lessons}
+    watching = Watch(lessons, record, console, files.__getitem__, options.limit)
+    return 0 if watching.go() else 1
 
 
 def print_course(folder: Path) -> None:
@@ -91,6 +117,6 @@ def done_text(lesson: Any, entry: dict[str, Any] | None) -> str:
     if entry is None:
         return ""
     passed = sum(bool(e["passed"]) for e in entry["exercises"].values())
-    share = min(99, 100 * entry["cell"] // len(lesson.cells))
-    reading = "read" if entry["finished"] else f"{share}%"
+    share = 100 * len(entry["seen"]) // len(lesson.cells)  # cells that --from skipped do not count
+    reading = "read" if share == 100 else f"{share}%"
     return f"{reading}, built {passed} of {len(lesson.exercises)}"

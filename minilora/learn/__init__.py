@@ -10,7 +10,8 @@ In reading order:
     checking.py         what a checker is made of: random cases, a comparison, a sentence
     judge.py            a learner's answer, in its own process, with a limit
     workspace.py        the learner's folder        record.py     progress in it
-    terminal.py         the console                 walk.py       a lesson, cell by cell
+    terminal.py         the console                 exercise.py   an answer judged and recorded
+    walk.py             a lesson, cell by cell      watch.py      each save checked
     submissions.py      what a class hands in       grade.py      who has built what
     notebook.py         a lesson as a notebook
     equations.py        equations as MathML         pages.py      the parts of a page

@@ -1,12 +1,13 @@
 """The learner's progress: ``progress.json`` in their own folder, readable, whole at any moment.
 
-    {"lessons": {"01_one_matmul": {"cell": 7, "finished": false, "seconds": 212.0,
+    {"lessons": {"01_one_matmul": {"cell": 7, "seen": [0, 1, 2, 3, 4, 5, 6],
+        "finished": false, "seconds": 212.0,
         "predictions": {"rows_that_light_up": {"said": "1", "answer": 1, "right": true}},
         "exercises": {"weight_gradient":
             {"passed": true, "tries": 2, "hints": 1, "revealed": false}}}}}
 
-``cell`` is the next cell to be shown. After each step the file is written under another name, then
-renamed.
+``cell`` is the next cell to be shown; ``seen`` are the cells that were shown, as some may have been
+skipped. After each step the file is written under another name, then renamed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 from ..files import read_json, write_json
 
 FILE = "progress.json"
-ENTRY: dict[str, Any] = {"cell": int, "finished": bool, "seconds": int | float}
+ENTRY: dict[str, Any] = {"cell": int, "seen": list, "finished": bool, "seconds": int | float}
 ENTRY |= {"predictions": dict, "exercises": dict}
 EXERCISE: dict[str, Any] = {"passed": bool, "tries": int, "hints": int, "revealed": bool}
 
@@ -49,7 +50,7 @@ class Record:
 
     def lesson(self, slug: str) -> dict[str, Any]:
         """One lesson's entry; a new one begins at cell 0."""
-        fresh: dict[str, Any] = {"cell": 0, "finished": False, "seconds": 0.0}
+        fresh: dict[str, Any] = {"cell": 0, "seen": [], "finished": False, "seconds": 0.0}
         return self.lessons.setdefault(slug, {**fresh, "predictions": {}, "exercises": {}})
 
     def exercise(self, slug: str, name: str) -> dict[str, Any]:
@@ -73,6 +74,8 @@ def check_progress(progress: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if not isinstance(lessons, dict):
         raise ValueError("'lessons' must be an object")
     for slug, entry in lessons.items():
+        if isinstance(entry, dict) and isinstance(entry.get("cell"), int):
+            entry.setdefault("seen", list(range(entry["cell"])))  # files of version 0.1 lack it
         check_types(entry, ENTRY, f"the entry {slug!r}")
         for name, exercise in entry["exercises"].items():
             check_types(exercise, EXERCISE, f"the exercise {name!r}")

@@ -16,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from .cells import Cell, Lesson, read_choices, same_answer
+from .exercise import judge_and_record, reveal
 from .figures import Stage, on_stage
-from .judge import LIMIT, judge_file
+from .judge import LIMIT
 from .record import Record
 from .run import Session
 from .terminal import BAR, Counted, code, folded, make_console, open_file, prose
-from .workspace import open_answer_file, write_solutions
-
-SHOWN = 10  # lines that the learner's code printed
-TITLES = {"to do": "Still to do:", "wrong": "Not yet.", "timeout": "Stopped:"}
+from .workspace import open_answer_file
 
 
 class Left(Exception):
@@ -61,6 +59,7 @@ class Walk:
                 for index in range(self.reached, len(self.lesson.cells)):
                     self.step(index)
                     self.reached = index + 1
+                    self.entry["seen"] = sorted({*self.entry["seen"], index})
                     self.keep()
         except (Left, EOFError, KeyboardInterrupt):
             self.keep()
@@ -141,7 +140,7 @@ class Walk:
         if took > 2:
             self.say(f"[dim]took {took:.0f} s[/]")
         for asked in self.waiting:
-            self.compare(asked)
+            self.compare(asked, named=len(self.waiting) > 1)
         if self.waiting or took > 2 or figures:
             self.say("")
         self.waiting = []
@@ -160,22 +159,25 @@ class Walk:
         self.entry["predictions"][cell.name] = {"said": guess}
         self.keep()
 
-    def compare(self, cell: Cell) -> None:
-        """Say whether a prediction was right."""
+    def compare(self, cell: Cell, named: bool = False) -> None:
+        """Say whether a prediction was right; ``named``: which one, where a cell settles two."""
         from rich.markup import escape
 
         answer = self.session.answer(cell)
         number = f"{answer:.4g}" if isinstance(answer, float) else str(answer)
         shown = read_choices(self.session.prose(cell)).get(number, number)
+        topic = cell.name.replace("_", " ")
         prediction = self.entry["predictions"].get(cell.name, {})
         guess = str(prediction.get("said", ""))
         if not self.asking or not guess:
-            self.say(f"[cyan]The answer to the prediction:[/] {escape(shown)}")
+            which = f" {topic}" if named else ""
+            self.say(f"[cyan]The answer to the prediction{which}:[/] {escape(shown)}")
             return
         right = same_answer(guess, answer)
         prediction.update(answer=answer, right=right)
         verdict = "[green]You were right[/]" if right else "[yellow]Not as predicted[/]"
-        self.say(f"{verdict}: you said {escape(guess)}, it is {escape(shown)}.")
+        which = f", {topic}" if named else ""
+        self.say(f"{verdict}{which}: you said {escape(guess)}, it is {escape(shown)}.")
 
     def exercise(self, name: str) -> None:
         """Check the learner's file until it passes, is skipped, or its solution is shown."""
@@ -195,7 +197,7 @@ class Walk:
                     reveal(self.record, self.lesson, name, self.console)
                 return
             elif key == "":
-                if self.judge(name, file, entry):
+                if self.judge(name, file):
                     return
             else:
                 self.say(f"Your code goes into {file}; save it there and press Enter here.")
@@ -207,30 +209,10 @@ class Walk:
         self.keep()
         self.put(prose(f"**Hint {entry['hints']} of {len(hints)}.** {hints[entry['hints'] - 1]}"))
 
-    def judge(self, name: str, file: Path, entry: dict[str, Any]) -> bool:
+    def judge(self, name: str, file: Path) -> bool:
         """Check the learner's answer in a process of its own; True when it passed."""
-        from rich.text import Text
-
-        live = self.console.is_terminal
-        with self.console.status("checking …") if live else contextlib.nullcontext():
-            verdict = judge_file(self.lesson, name, file, self.limit)
-        passed = verdict.status == "passed"
-        entry["tries"] += 1
-        entry["passed"] = entry["passed"] or passed
         self.keep()
-        if verdict.printed:
-            lines = verdict.printed.rstrip().splitlines()
-            where = f", at the end ({SHOWN} lines)" if len(lines) > SHOWN else ""
-            text = "\n".join([f"your code printed{where}:", *lines[-SHOWN:]])
-            self.console.print(text, style="dim", markup=False)
-        if passed:
-            saved = write_earned(self.record, self.lesson)
-            self.say(f"[green]Passed.[/] A solution to compare with yours: {saved}")
-            return True
-        title = TITLES.get(verdict.status, "It does not run:")
-        message = verdict.message or f"fill in {name} in {file}."
-        self.console.print(Text.assemble((f"{title} ", "yellow"), " ".join(message.split())))
-        return False
+        return judge_and_record(self.record, self.lesson, name, file, self.console, self.limit)
 
     def farewell(self) -> None:
         """The lesson's score, and the next lesson."""
@@ -282,19 +264,3 @@ class Walk:
         if line.lower() in ("q", "quit"):
             raise Left
         return line
-
-
-def write_earned(record: Record, lesson: Lesson) -> Path:
-    """Write the solutions of the exercises that the learner has passed or revealed."""
-    exercises = record.lesson(lesson.slug)["exercises"].items()
-    earned = [name for name, entry in exercises if entry["passed"] or entry["revealed"]]
-    return write_solutions(lesson, record.folder, earned)
-
-
-def reveal(record: Record, lesson: Lesson, name: str, console: Any) -> None:
-    """Show a solution, write it out, and record that it was shown."""
-    record.exercise(lesson.slug, name)["revealed"] = True
-    record.save()
-    saved = write_earned(record, lesson)
-    console.print(code(saved.read_text(encoding="utf-8")))
-    console.print(f"Saved as {saved}.")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from minilora.commands.cli import main
+from minilora.commands.learn import done_text
 from minilora.learn import Wrong, check, close, show, terminal
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
 from minilora.learn.course import find_lesson, find_lessons, list_lessons, load_solutions
@@ -149,6 +150,35 @@ def test_a_choice_is_asked_for_again_and_the_answer_is_spelled_out(
     assert "Not as predicted: you said A), it is b) four." in out
     assert "Here Enter continues and q leaves" in out
     assert "Your code goes into" in out
+
+
+def test_predictions_that_one_cell_settles_are_told_apart(lesson, tmp_path, monkeypatch, capsys):
+    text = lesson.path.read_text(encoding="utf-8")
+    second = "# answer: total\n\n# %% [predict] half_of_it\n# And half?\n# answer: total / 2\n"
+    lesson.path.write_text(text.replace("# answer: total\n", second), encoding="utf-8")
+    out, _ = walk(parse_lesson(lesson.path), tmp_path, monkeypatch, capsys, "4", "3", "", "q")
+    assert "You were right, total: you said 4, it is 4." in out
+    assert "Not as predicted, half of it: you said 3, it is 2." in out
+
+
+def test_cells_that_were_skipped_do_not_count_as_read(lesson, tmp_path, monkeypatch, capsys):
+    assert main(["learn", str(lesson.path), "--from", "4", "--folder", str(tmp_path)]) == 0
+    walk(lesson, tmp_path, monkeypatch, capsys, "q")
+    entry = Record(tmp_path).lesson("01_two")
+    assert (entry["cell"], entry["seen"]) == (6, [3, 4, 5])
+    assert done_text(lesson, entry) == "37%, built 0 of 1"
+    _, done = walk(lesson, tmp_path, monkeypatch, capsys, "s")
+    entry = Record(tmp_path).lesson("01_two")
+    assert (done, entry["finished"]) == (True, True)
+    assert done_text(lesson, entry) == "62%, built 0 of 1"
+    walk(lesson, tmp_path, monkeypatch, capsys, "", "", "s")
+    assert done_text(lesson, Record(tmp_path).lesson("01_two")) == "read, built 0 of 1"
+
+
+def test_progress_of_version_0_1_counts_what_was_read(tmp_path):
+    old = {"cell": 4, "finished": False, "seconds": 1.0, "predictions": {}, "exercises": {}}
+    (tmp_path / "progress.json").write_text(json.dumps({"lessons": {"01_two": old}}))
+    assert Record(tmp_path).lesson("01_two")["seen"] == [0, 1, 2, 3]
 
 
 def test_the_last_lesson_names_no_next_one(lesson, tmp_path, monkeypatch, capsys):

@@ -356,6 +356,7 @@ def test_attention_that_reads_weights_is_left_in_floats():
         quantize_base(model)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu(base):
     model = quantize_base(base.cuda())

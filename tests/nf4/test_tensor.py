@@ -325,6 +325,7 @@ def test_a_quantized_tensor_is_not_changed_afterwards():
         nf4.quantize(torch.ones(64)).block_size = 128
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_a_gpu_the_bytes_are_the_same():
     weight = torch.randn(300, 200)

@@ -1,0 +1,62 @@
+"""The checker's sentences: what a class is told when an answer is a multiple of the right one."""
+
+import pytest
+from hypothesis.strategies import integers
+
+from minilora.learn import Wrong, cases, close
+from minilora.learn.checking import judge_answer
+from minilora.learn.course import find_lesson, load_checks, load_solutions
+
+GIVE_ARRAYS = [
+    (1, "weight_gradient"),
+    (3, "lora_gradients"),
+    (5, "first_update"),
+    (7, "train_steps"),
+    (12, "lean_product"),
+    (13, "merge_once"),
+    (14, "row_factor"),
+    (14, "importance"),
+    (15, "with_prompt"),
+    (15, "bottleneck"),
+    (17, "train_through_knobs"),
+    (19, "ties"),
+    (21, "mixed_rows"),
+    (24, "one_pass_product"),
+]
+
+
+def twice(value):
+    """Two times an array, or each of several."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(twice, value))
+    return 2 * value
+
+
+@pytest.mark.parametrize(("number", "name"), GIVE_ARRAYS)
+def test_an_answer_twice_too_large_is_told_so(number, name):
+    lesson = find_lesson(number)
+    right = getattr(load_solutions(lesson.path), name)
+    checker = getattr(load_checks(lesson.path), f"check_{name}")
+    status, message = judge_answer(checker, lambda *given: twice(right(*given)))
+    assert status == "wrong"
+    assert "It is 2.00 times the right answer" in message
+
+
+def test_the_first_case_is_tried_before_the_drawn_ones():
+    tried = []
+
+    @cases(5, first={"n": 1000}, n=integers(0, 9))
+    def check(answer, n):
+        tried.append(n)
+        close(answer(n), n, case=f"n = {n}")
+
+    check(lambda n: n)
+    assert tried[0] == 1000
+    assert set(tried[1:]) <= set(range(10))
+    with pytest.raises(Wrong, match="n = 1000"):
+        check(lambda n: n + 1)
+
+
+def test_a_first_case_names_what_is_drawn():
+    with pytest.raises(ValueError, match="first must name n, got m"):
+        cases(first={"m": 1}, n=integers(0, 9))
