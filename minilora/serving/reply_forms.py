@@ -73,9 +73,9 @@ class Pieces:
     written once.
 
     >>> pieces = Pieces({"id": "chatcmpl-1"}, ChatForm(tokenizer=None))
-    >>> pieces.event(Part(0, "Hull", (), None))
-    'data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"Hull"},\
-"logprobs":null,"finish_reason":null}]}\n\n'
+    >>> print(pieces.event(Part(0, "Hull", (), None)).strip())
+    data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"Hull"},"logprobs":null,"fin\
+ish_reason":null}]}
     """
 
     def __init__(self, head: dict[str, Any], form: Form):
