@@ -28,4 +28,5 @@ In reading order:
     serve_workers.py                 several processes behind one address
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
+    plan_questions.py                serving, several cards, money, spot instances, storage
 """

@@ -97,7 +97,7 @@ COMMANDS = {
     ),
     "plan": Command(
         "Plan",
-        "what a fine-tune will cost: parameters, bytes, FLOPs",
+        "what a fine-tune will cost: bytes, FLOPs, cards, hours; what serving it takes",
         "minilora plan llama-3-8b --r 16 --target all-linear --qlora --chart plan.png",
     ),
     "chart": Command(

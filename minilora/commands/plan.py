@@ -1,4 +1,7 @@
-"""``minilora plan``: a fine-tune's cost as a table, as JSON, as a picture, as an HTML page."""
+"""``minilora plan``: a fine-tune's cost as a table, as JSON, as a picture, as an HTML page.
+
+Its other questions (serving, cards, money, spot, storage) are in ``plan_questions.py``.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from ..ledger.shapes import architecture, presets
 from ..lora.adapter_config import AttachedConfig
 from ..lora.config import LoraConfig, read_targets
 from ..plots.style import save_figure, short
+from . import plan_questions
 
 TERMS = """
 weights: the base as it is stored, a 4-bit weight in half a byte. constants: the scales of 4-bit
@@ -60,6 +64,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--dark", action="store_true", help="the chart for dark slides")
     page = "write the interactive planner, one HTML file (a model is chosen there), and stop"
     add("--page", type=Path, help=page)
+    plan_questions.add_options(parser)
     parser.add_argument_group("what the table says", TERMS)
 
 
@@ -75,7 +80,7 @@ def run(options: argparse.Namespace) -> int:
         for name in presets():
             print(f"{name:16}{short(architecture(name).parameters):>6}")
         return 0
-    if options.model is None:
+    if options.model is None and options.question is None:
         raise ValueError(
             "which model? Name a preset (minilora plan --list), a config.json, "
             "or a folder that holds one"
@@ -93,6 +98,9 @@ def run(options: argparse.Namespace) -> int:
         warnings.simplefilter("always")
         targets = read_targets(options.target)
         config = LoraConfig(options.r, 2 * options.r, targets)
+        if options.question is not None:
+            print(*plan_questions.answer(options, config, settings), sep="\n")
+            return 0
         cousin = options.method in COUSINS
         chosen = default_config(options.method, targets, options.r) if cousin else config
         planned = plan(options.model, chosen, options.method, settings)

@@ -14,6 +14,10 @@ In reading order:
     activations.py     what autograd keeps for the backward pass
     flops.py           floating-point operations a token
     estimate.py        ``plan``: all of that for one fine-tune, nothing allocated
+    serving_costs.py   ``plan_serving``: a base, its adapters, keys and values of texts in flight
+    cards.py           ``plan_cards``: how many cards a fine-tune needs
+    money.py           hours, spot instances, storage
+    claims.py          a table that is often repeated, and what the plan says of it
     tensor_tracker.py  which tensors live while a step runs
     measurement.py     ``measure`` and ``count``: the same on a live model
 
@@ -25,8 +29,12 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
+    from .cards import Cards, plan_cards
+    from .claims import Claim, check_claims
     from .estimate import CATEGORIES, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
     from .measurement import Count, Measured, Tally, count, measure
+    from .money import Spot, Storage, best_interval, hours, plan_storage
+    from .serving_costs import ServingPlan, plan_serving
     from .shapes import architecture, presets
 
 __all__ = [
@@ -34,15 +42,26 @@ __all__ = [
     "GPUS",
     "METHODS",
     "OPTIMIZERS",
+    "Cards",
+    "Claim",
     "Count",
     "Measured",
     "Plan",
+    "ServingPlan",
     "Settings",
+    "Spot",
+    "Storage",
     "Tally",
     "architecture",
+    "best_interval",
+    "check_claims",
     "count",
+    "hours",
     "measure",
     "plan",
+    "plan_cards",
+    "plan_serving",
+    "plan_storage",
     "presets",
 ]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
