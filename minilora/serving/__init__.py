@@ -9,6 +9,7 @@ In reading order:
     growing_text.py   the text of an answer while its tokens arrive
     requests.py       what is asked, checked; the answer as it comes
     fairness.py       who comes next: deficit round robin among tenants
+    waiting.py        who waits, for a turn or for an adapter
     exactness.py      whether this machine's kernels make a row independent of its neighbours
     row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
     engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
