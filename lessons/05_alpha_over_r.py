@@ -12,8 +12,7 @@
 #
 # The LoRA paper gives a reason for dividing by r: whoever changes the rank need not search for a
 # new learning rate. The rsLoRA paper says that this is the wrong power of r. Both are claims about
-# how far the model moves. So we let it move, once: one step of the optimizer, on the shipped base,
-# at several ranks, and measure how much its outputs change.
+# how far the model moves. So we let it take one step and measure how much its outputs change.
 
 # %% [markdown]
 # ## Predict
@@ -33,6 +32,7 @@
 
 # %%
 import copy
+import itertools
 
 import torch
 
@@ -151,8 +151,7 @@ show(
 # {{ moves["gradient descent"]["α/r"][0] / moves["gradient descent"]["α/r"][-1]:.0f}} times less at
 # r = 128 than at r = 8. With Adam it is α/r that is level, and α/√r grows
 # {{ moves["Adam"]["α/√r"][-1] / moves["Adam"]["α/√r"][0]:.1f}} times.
-
-# %% [markdown]
+#
 # ## Explain
 #
 # Start from B = 0 and take one step with rate η. Call G = gᵀ x, (out, in), the gradient that the
@@ -192,8 +191,7 @@ for optimizer, law in laws.items():
     assert max(divided) < 1.4 * min(divided)
 
 # %% [markdown]
-# They do. This is the first step only. What the rules do to a long run is for experiments; the
-# rsLoRA paper's argument is about all of training as r grows.
+# They do, in the first step. (The rsLoRA paper's argument is about all of training as r grows.)
 #
 # With Adam only s · η counts in the first step, so people say that α and the rate are one
 # number. Are they?
@@ -240,8 +238,7 @@ assert max(ends_frozen) < 1.01 * min(ends_frozen), "and what makes the differenc
 # end at one loss. But A moves by about η a step as well, whatever α is, and at the largest rate it
 # is another matrix within 12 steps. So α and the rate are two dials: their product sets how fast
 # B's part grows, and the rate alone how far A leaves its random start.
-
-# %% [markdown]
+#
 # ## Break it: a merge without s
 #
 # A merge written as W₀ + B A, tested with r = 8 and α = 8, and then used with another α.
@@ -265,28 +262,37 @@ assert differences[16] > 0.1
 # With α = r the scale is 1, and forgetting it costs nothing. PEFT once merged an adapter's *bias*
 # without s, and its tests did not see it, because r and lora_alpha are both 8 by default; the fix
 # gave the test another α (huggingface/peft #2489). Test with α ≠ r, always.
-
-# %% [markdown]
+#
 # ## Build: the first update
 #
-# Difficulty ●●○ · Importance ●●●, the whole lesson is in it · 10 minutes
+# Difficulty ●●○ · Importance ●●●, the whole lesson is in it · 10 minutes · What is wanted, as code
+# that is right, and far too slow:
+
+
+# %%
+def slow_first_update(g, x, A, s, rate):
+    """ΔW after one step of gradient descent from B = 0, number by number."""
+    change, (tokens, size_out), (r, size_in) = g.T @ x * 0, g.shape, A.shape
+    for o, i, k, t, j in itertools.product(*map(range, (size_out, size_in, r, tokens, size_in))):
+        change[o, i] -= rate * s * s * g[t, o] * x[t, j] * A[k, j] * A[k, i]
+    return change
+
 
 # %% [exercise] first_update
 import torch
 
 
 def first_update(g, x, A, s, rate):
-    """ΔW (out, in) after one step of gradient descent from B = 0, without autograd or W₀.
+    """The same numbers as slow_first_update. The rule: no loop, and no autograd.
 
-    g (tokens, out) is ∂L/∂y at the start, x (tokens, in), A (r, in), s the scale, rate the
-    learning rate.
+    g (tokens, out) is ∂L/∂y, x (tokens, in), A (r, in). Returns ΔW (out, in).
     """
     raise NotImplementedError("TODO: B after the step, then s · B A")
 
 
 # %% [hints] first_update
-# 1. Only B moves in the first step (lesson 04). Which gradient does it get? It is the first
-#    formula in Explain.
+# 1. An index that stands twice on the right and not on the left is a matrix product: t, j and k.
+#    In which order do you take them? Lesson 04 says which gradient B gets in the first step.
 # 2. B₁ is minus rate times s times g.T @ (x @ A.T), (out, r). Then ΔW has the factor s once more.
 # 3. return s * B1 @ A, with B1 = -rate * s * g.T @ (x @ A.T).
 
@@ -339,8 +345,7 @@ assert 2.3 < borrowed / reference < 3.5
 # - α · rate decides Adam's first step, and no more. With one product, 12 steps ended between
 #   {{ min(ends):.2f}} and {{ max(ends):.2f}}. "α is 2 to 4 r" is a habit, not a law: quote α with
 #   the rate, the optimizer and the rule, or the number says nothing.
-
-# %% [markdown]
+#
 # ## Open question
 #
 # One rate moved both factors here. LoRA+ (arXiv 2402.12354) gives B a larger rate than A. Look at

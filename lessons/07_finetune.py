@@ -282,9 +282,12 @@ assert 1.35 < unrelated < 1.48
 # what you wanted, only the answers say, on examples that were not in the training.
 
 # %% [markdown]
-# ## Build: the training loop
+# ## Build: repair the training loop
 #
-# Difficulty ●○○ · Importance ●●●, every line of it can be wrong in silence · 10 minutes
+# Difficulty ●●○ · Importance ●●●, every line of it can be wrong in silence · 10 minutes
+#
+# This one runs, and raises nothing. It has three faults that real loops have had; each alone spoils
+# a run without a word. Find them (the checker tells what it sees, not where it is).
 
 
 # %% [exercise] train_steps
@@ -295,14 +298,20 @@ def train_steps(loss_of, batches, optimizer):
     optimizer that already holds the parameters. A step's loss is the one before its update.
     Gradients must not pile up, whatever was there before.
     """
-    raise NotImplementedError("TODO: four calls for each batch, in the right order")
+    losses = []
+    for batch in batches:
+        loss_of(batch).backward()
+        optimizer.zero_grad()
+        optimizer.step()
+        losses.append(loss_of(batch))
+    return losses
 
 
 # %% [hints] train_steps
-# 1. For each batch: the loss, its gradient, the update, and old gradients cleared at a moment when
-#    they are no longer needed.
-# 2. `backward()` adds to `.grad`. So `optimizer.zero_grad()` comes before it.
-#    `loss.item()` is the float.
+# 1. Ask of each line: which gradients are there now? Which weights does this loss see? What does
+#    the list keep alive?
+# 2. `backward()` adds to `.grad`, `step()` uses it: so nothing may clear it between the two.
+#    `loss.item()` is the float, without the graph behind it.
 # 3. loss = loss_of(batch); optimizer.zero_grad(); loss.backward(); optimizer.step(); then
 #    append loss.item().
 

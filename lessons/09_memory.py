@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 09 · Where do the bytes go?
 #
-# Know first: lesson 06 · Difficulty ●●○ · 11 minutes to read · 10 seconds to run
+# Know first: lesson 06 · Difficulty ●●○ · 13 minutes to read · 10 seconds to run
 #
 # "Will it fit on my card?" is the first question of every fine-tune. A training step holds five
 # kinds of numbers:
@@ -222,41 +222,83 @@ assert unfrozen.peaks["optimizer"] > measured["full"].peaks["optimizer"]
 assert unfrozen.peak > measured["full"].peak > measured["LoRA"].peak
 
 # %% [markdown]
-# More than full fine-tuning: all of it, and the adapters on top. "Using LoRA" saves nothing by
-# itself. What saves is the `requires_grad = False` on everything else, so look at the number of
-# trainable parameters before each run.
+# More than full fine-tuning: all of it, and the adapters on top. What saves is the `requires_grad =
+# False` on everything else, so look at the number of trainable parameters before each run.
 #
 # ## Build: predict a 7B model
 #
 # Difficulty ●○○ · Importance ●●● · 5 minutes
 #
-# Activations aside, a fine-tune can be predicted on the back of an envelope.
+# Activations aside, this walks through the memory of a step, one number after another:
+
+
+# %%
+def slow_training_bytes(frozen, bits, trainable):
+    """Bytes of weights, gradients and AdamW's moments; right, and hours for a model of 7B."""
+    held = 0.0
+    for _ in range(frozen):
+        held += bits / 8
+    for _ in range(trainable):
+        for _ in ("the number", "its gradient", "its mean", "its mean of squares"):
+            held += 32 / 8
+    return held
 
 
 # %% [exercise] training_bytes
 def training_bytes(frozen, bits, trainable):
-    """Bytes of weights, gradients and AdamW's moments in a training step (activations left out).
+    """The same as slow_training_bytes, at once. The rule: no loop.
 
-    frozen: how many weights are frozen; bits: what each of them takes, such as 32, 16 or 4.127.
-    trainable: how many numbers are trained; these, their gradients and both of their moments are
-    float32.
+    bits: what each frozen weight takes, such as 32, 16 or 4.127.
     """
     raise NotImplementedError("TODO: one term for the frozen, one for the trained")
 
 
 # %% [hints] training_bytes
-# 1. Look at the formula under "Explain". A frozen weight has neither a gradient nor moments.
-# 2. A byte has 8 bits. A trained number is there four times: itself, its gradient, two
-#    moments, 4 bytes each.
+# 1. Each loop adds the same number each time. A frozen weight has neither a gradient nor moments.
+# 2. A byte has 8 bits. A trained number is there four times, 4 bytes each.
 # 3. `frozen * bits / 8 + trainable * (4 + 4 + 8)`
 
 # %%
 check(training_bytes)
 
 # %% [markdown]
-# ## Run: popular claims
+# ## Build: 24 GB are needed, 16 are there
 #
-# Now the envelope, held against what one can read.
+# Difficulty ●●○ · Importance ●●●, everybody's first evening · 10 minutes
+#
+# This run does not fit on a card of 16 GB. Change two settings so that it does:
+
+# %%
+RUN = {"batch": 2, "seq": 448, "checkpointing": False, "optimizer": "adamw"}
+RUN |= {"adapter_dtype": "float32", "dtype": "bfloat16"}
+wide = LoraConfig(r=64, lora_alpha=128, target_modules="all-linear")
+too_big = plan("llama-2-7b", wide, "lora", **RUN)
+print(f"at the peak {too_big.peak / 1e9:.1f} GB, of these activations", end=" ")
+print(f"{too_big.bytes['activations'] / 1e9:.1f} GB")
+assert 23e9 < too_big.peak < 25e9
+
+
+# %% [exercise] two_settings
+def two_settings():
+    """Two settings of RUN with new values, {name: value, name: value}: 16 GB are then enough.
+
+    The rule: the run must stay the same run. So the base keeps its dtype and is not quantized, all
+    tokens stay in the step, and the optimizer stays an AdamW (of "adamw", "adamw8bit" and "sgd").
+    """
+    raise NotImplementedError("TODO: which part of the peak is the largest? And which the next?")
+
+
+# %% [hints] two_settings
+# 1. Ask `plan("llama-2-7b", wide, "lora", **RUN | {"checkpointing": True}).bytes`, and so on.
+# 2. The largest part after the weights is activations, and one setting makes them small. Then 0.3
+#    GB are missing; they are in the moments, or in what each adapter keeps.
+# 3. `{"checkpointing": True, "optimizer": "adamw8bit"}`, or bfloat16 adapters.
+
+# %%
+check(two_settings)
+
+# %% [markdown]
+# ## Run: popular claims, held against the envelope
 
 # %%
 llama = plan("llama-2-7b", everywhere16, "qlora", **big)

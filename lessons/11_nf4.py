@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 11 · Why uneven levels?
 #
-# Know first: lesson 10 · Difficulty ●●○ · 10 minutes to read · 10 seconds to run
+# Know first: lesson 10 · Difficulty ●●○ · 11 minutes to read · 10 seconds to run
 #
 # Four bits number sixteen levels. Where should the levels lie? Int4 lays them out evenly, like the
 # marks on a ruler. But the weights of a trained matrix are not spread evenly: they crowd around
@@ -207,7 +207,21 @@ assert not (to_levels(sparse, NAIVE)[zeros] == 0).any()
 # One float32 a block of 64 is half a bit a weight. *Double quantization* puts the scales into 8
 # bits. They are all positive, so their mean is taken off first, else half of the codes would never
 # be used. Then it is the absmax scheme of lesson 10, in blocks of 256 scales, with codes from -127
-# to 127. (bitsandbytes reads the codes through a table with finer steps near zero.)
+# to 127. (bitsandbytes reads the codes through a table with finer steps near zero.) The
+# specification is code that is right, and takes a minute for the scales of one large layer:
+
+
+# %%
+def slow_quantize_scales(absmax):
+    """Scales (blocks,) ≥ 0 in 8 bits: codes (blocks,) int8, absmax2 (⌈blocks/256⌉,), offset ()."""
+    offset, codes, absmax2 = absmax.mean(), [], []
+    for start in range(0, len(absmax), 256):  # the last run may be shorter
+        run = [float(scale - offset) for scale in absmax[start : start + 256]]
+        largest = max(abs(centred) for centred in run)
+        absmax2.append(largest)
+        for centred in run:  # the code that gives back the nearest value
+            codes.append(min(range(-127, 128), key=lambda c: abs(c / 127 * largest - centred)))
+    return torch.tensor(codes, dtype=torch.int8), torch.tensor(absmax2), offset
 
 
 # %% [exercise] quantize_scales
@@ -215,11 +229,9 @@ import torch
 
 
 def quantize_scales(absmax):
-    """Scales (blocks,) float32, all ≥ 0, in 8 bits: returns (codes, absmax2, offset).
+    """The same three tensors as slow_quantize_scales. The rule: no loop.
 
-    offset () is the mean of all scales. absmax2 (⌈blocks/256⌉,) is the largest |scale - offset| in
-    each run of 256 scales; the last run may be shorter. codes (blocks,) int8 are round(127 · (scale
-    - offset) / absmax2), and 0 where absmax2 is 0.
+    Where all scales of a run are equal, any code gives them back; return 0 there.
     """
     raise NotImplementedError("TODO: take off the mean, then absmax by runs of 256")
 

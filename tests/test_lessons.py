@@ -7,11 +7,13 @@ import sys
 import pytest
 
 from minilora.learn import validate_lesson
-from minilora.learn.course import lessons_folder, list_lessons
-from minilora.learn.run import run_apart
+from minilora.learn.course import lessons_folder, list_lessons, list_repairs
+from minilora.learn.run import Session, run_apart
 
-LESSONS = list_lessons()
-EXERCISES = [(lesson, cell) for lesson in LESSONS for cell in lesson.exercises.values()]
+LESSONS, REPAIRS = list_lessons(), list_repairs()
+EXERCISES = [
+    (lesson, cell) for lesson in (*LESSONS, *REPAIRS) for cell in lesson.exercises.values()
+]
 each_lesson = pytest.mark.parametrize("lesson", LESSONS, ids=[lesson.slug for lesson in LESSONS])
 
 
@@ -39,7 +41,7 @@ def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(le
 def test_names_of_exercises_are_unique_and_numbers_run_on():
     names = [cell.name for _, cell in EXERCISES]
     assert len(set(names)) == len(names)
-    numbers = [lesson.number for lesson in LESSONS]
+    numbers = [lesson.number for lesson in (*LESSONS, *REPAIRS)]
     assert numbers == sorted(set(numbers))
 
 
@@ -51,6 +53,34 @@ def test_the_map_in_the_readme_is_the_course():
     assert rows == [
         (one.slug[:2], one.slug, one.question, one.difficulty, str(one.minutes), str(one.seconds))
         for one in LESSONS
+    ]
+
+
+@pytest.mark.parametrize("repair", REPAIRS, ids=[repair.slug for repair in REPAIRS])
+def test_a_repair_starts_broken_shows_the_damage_and_says_what_to_do(repair, capsys):
+    session = Session(repair)
+    for cell in repair.cells:
+        if cell.kind in ("code", "exercise") and not cell.checks:
+            session.run(cell)
+    assert capsys.readouterr().out
+    (name,) = repair.exercises
+    assert "NotImplementedError" not in repair.exercises[name].text
+    assert repair.hints(name)
+    assert [*validate_lesson.check_prose(repair)] == []
+
+
+def test_the_repairs_are_listed_in_the_readme():
+    readme = (lessons_folder() / "README.md").read_text(encoding="utf-8")
+    row = r"(?m)^\| \[(\d\d)\]\(repairs/(\S+)\.py\) \| (.+?) \| ([●○]{3}) \| (\d+) \|$"
+    assert re.findall(row, readme) == [
+        (
+            one.slug[:2],
+            one.slug,
+            one.question.removeprefix("Repair: "),
+            one.difficulty,
+            str(one.minutes),
+        )
+        for one in REPAIRS
     ]
 
 

@@ -103,7 +103,8 @@ def test_the_wheel_holds_every_wing():
     named = set(re.findall(r'"([\w.]+)"', listed[1]))
     faces = [file.relative_to(PACKAGE.parent) for file in PACKAGE.rglob("__init__.py")]
     folders = {".".join(face.parts[:-1]) for face in faces}
-    lessons = {"minilora.lessons", "minilora.lessons.checks", "minilora.lessons.solutions"}
+    courses = ("minilora.lessons", "minilora.lessons.repairs")
+    lessons = {f"{course}{part}" for course in courses for part in ("", ".checks", ".solutions")}
     assert named == folders | lessons
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from hypothesis.strategies import booleans, floats, integers, sampled_from
 
-from minilora.learn import Wrong, cases, close
+from minilora.learn import Wrong, cases, close, forbid
 
 
 @cases(
@@ -18,7 +18,7 @@ from minilora.learn import Wrong, cases, close
     rate=floats(0.01, 2),
     seed=integers(0, 999),
 )
-def check_first_update(answer, tokens, size_in, size_out, r, s, rate, seed):
+def check_update(answer, tokens, size_in, size_out, r, s, rate, seed):
     """One real step of SGD on a random layer, then s · B A."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -34,6 +34,12 @@ def check_first_update(answer, tokens, size_in, size_out, r, s, rate, seed):
     shapes = f"g {tuple(g.shape)}, x {tuple(x.shape)}, A {tuple(A.shape)}"
     case = f"{shapes}, s = {s:.3g}, rate = {rate:.3g}"
     close(answer(g, x, A.clone(), s, rate), (s * B @ moved_A).detach(), what="ΔW", case=case)
+
+
+def check_first_update(answer):
+    """The rule, then the numbers."""
+    forbid(answer, "backward", "autograd", "requires_grad_", "requires_grad", loops=True)
+    check_update(answer)
 
 
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}
@@ -155,6 +161,21 @@ def upside_down(r, alpha, new_r, use_rslora, optimizer):
     return law(new_r, alpha, r, use_rslora, optimizer)
 
 
+def slow_loop(g, x, A, s, rate):
+    """The specification itself."""
+    change = torch.zeros(g.shape[1], x.shape[1], dtype=g.dtype)
+    for o in range(g.shape[1]):
+        change[o] = -rate * s**2 * g[:, o] @ x @ A.T @ A
+    return change
+
+
+def by_autograd(g, x, A, s, rate):
+    """Lets torch find ∂B."""
+    B = torch.zeros(g.shape[1], len(A), dtype=g.dtype, requires_grad=True)
+    (s * x @ A.T @ B.T * g).sum().backward()
+    return -s * rate * B.grad @ A
+
+
 WRONG = {
     "first_update": {
         "one s": unsquared,
@@ -163,6 +184,8 @@ WRONG = {
         "only B": only_B,
         "transposed": transposed,
         "averaged": averaged,
+        "the slow loop": slow_loop,
+        "by autograd": by_autograd,
     },
     "matching_alpha": {
         "same scale": same_scale,

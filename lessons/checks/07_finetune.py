@@ -139,6 +139,28 @@ def keeps_tensors(loss_of, batches, optimizer):
     return losses
 
 
+def as_given(loss_of, batches, optimizer):
+    """The loop that the lesson starts from."""
+    losses = []
+    for batch in batches:
+        loss_of(batch).backward()
+        optimizer.zero_grad()
+        optimizer.step()
+        losses.append(loss_of(batch))
+    return losses
+
+
+def order_alone(loss_of, batches, optimizer):
+    """One fault of three repaired."""
+    losses = []
+    for batch in batches:
+        optimizer.zero_grad()
+        loss_of(batch).backward()
+        optimizer.step()
+        losses.append(loss_of(batch))
+    return losses
+
+
 WRONG = {
     "train_steps": {
         "never clears": never_clears,
@@ -147,5 +169,7 @@ WRONG = {
         "loss after": loss_after,
         "clears after": clears_after,
         "keeps tensors": keeps_tensors,
+        "as it was given": as_given,
+        "one of three repaired": order_alone,
     }
 }

@@ -73,6 +73,14 @@ SERVING = (
               "description found it.",
         thread="",
         caught_by="model/test_sampling.py::test_a_nucleus_smaller_than_any_float_keeps_the_likeliest"),
+    Bug(name="a fast path that calls no hook", where="model.decoding:is_plain",
+        right="hooks = module._forward_hooks or module._forward_pre_hooks", wrong="hooks = False",
+        story="The short way to a token takes the weights of the layers and calls no module. A "
+              "hook, which may change an output, then sees the prompt and no token behind it. "
+              "torch's encoder layer left its hooks out in just such a fast path, and asks for "
+              "them since.",
+        thread="pytorch/pytorch #128413",
+        caught_by="model/test_decoding.py::test_a_hook_sees_every_token[norm]"),
     Bug(name="one text, two meanings", where="serving.access:each_name_once",
         right="if len(whole) < len(pairs):", wrong="if False:",
         story="A name that stands twice in a JSON object is taken from its last place, as Python "

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..learn.course import find_lesson, list_lessons
+from ..learn.course import find_lesson, list_lessons, list_repairs
 from ..learn.workspace import FOLDER
 
 LIMIT = 60.0  # seconds for a check
@@ -80,7 +80,7 @@ def watch(options: argparse.Namespace) -> int:
     if record.note:
         console.print(record.note)
     if options.lesson is None:
-        lessons = list_lessons()
+        lessons = [*list_lessons(), *list_repairs()]
         files = {lesson: options.folder / lesson.path.name for lesson in lessons}
     else:
         lessons = [find_lesson(options.lesson)]
@@ -99,17 +99,19 @@ def print_course(folder: Path) -> None:
     console, record = make_console(), Record(folder)
     if record.note:
         console.print(record.note)
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("", "question", ""):
-        table.add_column(title)
-    table.add_column("minutes", justify="right", no_wrap=True)
-    table.add_column("done", no_wrap=True)
-    for lesson in list_lessons():
-        done = done_text(lesson, record.lessons.get(lesson.slug))
-        minutes = str(lesson.minutes)
-        table.add_row(lesson.slug[:2], lesson.question, lesson.difficulty, minutes, done)
-    console.print(table)
-    console.print("\nWalk one with, for example: [bold]minilora learn 1[/]")
+    for heading, lessons in (("question", list_lessons()), ("repair these", list_repairs())):
+        table = Table(box=None, padding=(0, 2, 0, 0))
+        for title in ("", heading, ""):
+            table.add_column(title)
+        table.add_column("minutes", justify="right", no_wrap=True)
+        table.add_column("done", no_wrap=True)
+        for lesson in lessons:
+            done = done_text(lesson, record.lessons.get(lesson.slug))
+            minutes, question = str(lesson.minutes), lesson.question.removeprefix("Repair: ")
+            table.add_row(lesson.slug[:2], question, lesson.difficulty, minutes, done)
+        console.print(table)
+        console.print()
+    console.print("Walk one with, for example: [bold]minilora learn 1[/]")
 
 
 def done_text(lesson: Any, entry: dict[str, Any] | None) -> str:

@@ -38,10 +38,13 @@ class Data:
 
 @dataclass(frozen=True)
 class Replayed:
-    """Old rows beside the new ones: a ``share`` of all, from the base itself or from a file."""
+    """Old rows beside the new ones: a ``share`` of all, from the base itself (so many ``windows``)
+    or from a file.
+    """
 
     share: float = 0.25
     source: str = "self"
+    windows: int | None = None
 
 
 @dataclass(frozen=True)

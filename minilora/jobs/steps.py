@@ -41,6 +41,7 @@ from ..training.config import TrainConfig
 from ..training.examples import Conversation, Document, Task, overlap, question_text, split_examples
 from ..training.loop import train as run_training
 from ..training.readers import read_examples, read_replay, summarize
+from ..training.replay import SelfReplay
 from ..training.run import checkpoint_file
 from .evaluation import evaluate_adapter
 from .forecast import Limits, check_fit, forecast
@@ -169,6 +170,8 @@ def train(work: Work) -> Place:
     replay = None
     if (old := spec.replay) is not None:
         replay = read_replay(old.source, old.share, skip_bad=spec.data.skip_bad)
+        if old.windows is not None and isinstance(replay, SelfReplay):
+            replay = replace(replay, windows=old.windows)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ticks = [Ticks(work.pulse, steps, every)]
@@ -271,7 +274,8 @@ def register(work: Work) -> Place:
     more: dict[str, Any] = {"job": job.id, "kind": spec.method.get("kind", "lora")}
     if spec.replay:
         more |= {"replay": spec.replay.share, "replay_from": spec.replay.source}
-    metadata = lineage(task, config, metrics, **more)
+    more |= job.request.get("recipe", {})
+    metadata = lineage(task, config, metrics, job.request.get("parent", ""), **more)
 
     def place() -> dict[str, Any]:
         there = hub.list(spec.name) if (work.hub / FILE).exists() else []

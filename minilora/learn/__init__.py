@@ -30,10 +30,10 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
-    from .checking import Wrong, cases, check, close
+    from .checking import Wrong, cases, check, close, forbid
     from .figures import show
     from .short import full_or_short, is_short
 
-__all__ = ["Wrong", "cases", "check", "close", "full_or_short", "is_short", "show"]
+__all__ = ["Wrong", "cases", "check", "close", "forbid", "full_or_short", "is_short", "show"]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

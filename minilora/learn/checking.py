@@ -1,4 +1,4 @@
-"""The parts of a checker: ``Wrong``, ``cases``, ``close``; and ``check``, which a lesson calls.
+"""The parts of a checker: ``Wrong``, ``cases``, ``close``, ``forbid``; and a lesson's ``check``.
 
 A checker tries an answer on random cases and compares it with an independent oracle:
 
@@ -14,7 +14,10 @@ checker may name a case that is tried before all others: ``first={"rows": 3, "co
 
 from __future__ import annotations
 
+import ast
 import functools
+import inspect
+import textwrap
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +164,31 @@ def guess(wrong: np.ndarray, right: np.ndarray) -> str:
     if factor == -1:
         return ". It has the wrong sign everywhere"
     return f". It is {factor:.2f} times the right answer"
+
+
+LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+def forbid(answer: Callable[..., Any], *names: str, loops: bool = False) -> None:
+    """Raise ``Wrong`` where an answer uses a name, or a loop, that its exercise rules out.
+
+    An exercise whose specification is a slow loop needs such a rule, or the loop is its answer. The
+    source is read: a function without one (of another language, or typed into a prompt) is let
+    through, and so is a loop in a helper of the learner's own.
+    """
+    try:
+        source = textwrap.dedent(inspect.getsource(answer))
+        tree = ast.parse(source)
+    except (OSError, TypeError, SyntaxError):
+        return
+    for node in ast.walk(tree):
+        name = getattr(node, "attr", getattr(node, "id", None))
+        looping = loops and isinstance(node, LOOPS)
+        if looping or name in names:
+            line = getattr(node, "lineno", 1)
+            text = source.splitlines()[line - 1].strip()
+            rule = "no loop" if looping else f"no {name}"
+            raise Wrong(f"line {line} of your function, `{text}`: the rule here is {rule}")
 
 
 def check(function: Callable[..., Any]) -> None:

@@ -34,15 +34,24 @@ def list_lessons(folder: Path | None = None) -> list[Lesson]:
     return [parse_lesson(path) for path in sorted(folder.glob("[0-9][0-9]_*.py"))]
 
 
+def list_repairs() -> list[Lesson]:
+    """The short scripts that start broken, in order; their numbers are above the lessons'.
+
+    >>> list_repairs()[0].slug
+    '91_bias_trains'
+    """
+    return list_lessons(lessons_folder() / "repairs")
+
+
 def find_lesson(number: str | int, folder: Path | None = None) -> Lesson:
-    """The lesson of a number (5, "05"), a slug, or a file of your own.
+    """The lesson or the repair of a number (5, "05"), a slug, or a file of your own.
 
     Raises ``ValueError``, which lists the lessons, when there is none.
     """
     name, lessons = str(number), list_lessons(folder)
     if name.endswith(".py"):
         return parse_lesson(name)
-    for lesson in lessons:
+    for lesson in (*lessons, *(list_repairs() if folder is None else ())):
         same_number = name.isdigit() and int(name) == lesson.number
         if same_number or name in (lesson.slug, lesson.slug[3:]):
             return lesson
@@ -72,14 +81,15 @@ def find_lessons(names: Sequence[str] | None) -> list[Lesson]:
 
 
 def find_exercise(name: str, folder: Path | None = None) -> Path | None:
-    """The file of the lesson that checks an exercise, in the course or in ``folder``.
+    """The file of the lesson that checks an exercise, in the course and its repairs or ``folder``.
 
-    No two lessons of the course have an exercise of the same name.
+    No two of them have an exercise of the same name.
     """
-    folder = folder or lessons_folder()
-    for path in sorted((folder / "checks").glob("*.py")):
-        if re.search(rf"(?m)^def check_{name}\(", path.read_text(encoding="utf-8")):
-            return folder / path.name
+    course = lessons_folder()
+    for place in [folder] if folder else [course, course / "repairs"]:
+        for path in sorted((place / "checks").glob("*.py")):
+            if re.search(rf"(?m)^def check_{name}\(", path.read_text(encoding="utf-8")):
+                return place / path.name
     return None
 
 

@@ -3,8 +3,9 @@
     python -m minilora.learn.validate_lesson lessons/05_alpha_over_r.py
 
 It runs in a fresh process within its budget; its sections stand in order; its prose holds no result
-that the run did not compute; no figure is blank; each stub is to do, each solution passes, each
-wrong answer is rejected with a message that helps. The tests of the course call these functions.
+that the run did not compute; no figure is blank; each stub is to do (one that starts broken is
+wrong), each solution passes, each wrong answer is rejected with a message that helps. The tests of
+the course call these functions.
 """
 
 from __future__ import annotations
@@ -123,8 +124,9 @@ def check_exercise(lesson: Lesson, cell: Cell) -> Iterator[str]:
     namespace: dict[str, Any] = {}
     exec(cell.text, namespace)
     status, message = judge_answer(checker, namespace[cell.name])
-    if status != "to do":
-        yield f"{cell.name}: the stub is '{status}' ({message}), expected 'to do'"
+    given = "to do" if "NotImplementedError" in cell.text else "wrong"  # a stub, or a broken one
+    if status != given:
+        yield f"{cell.name}: the stub is '{status}' ({message}), expected '{given}'"
     status, message = judge_answer(checker, solution)
     if status != "passed":
         yield f"{cell.name}: the solution is '{status}': {message}"

@@ -5,7 +5,9 @@ In reading order:
     config.py           the sizes and switches of a Llama, and of its kin
     rotary.py           positions as angles, stretched for long texts
     cache.py            keys and values of past tokens, one slot a row, written in place
+    blocks.py           one layer: norm, attention, MLP
     transformer.py      embedding, blocks, head: a whole Llama on a few screens
+    decoding.py         one new token a row, in fewer calls than the modules make
     sampling.py         the likeliest token, or one drawn with a temperature, top_k and top_p
     generation.py       one token after the other; the protocol that training asks for logits
     sandbox.py          Jinja for strangers, with limits on time and size

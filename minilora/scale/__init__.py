@@ -7,6 +7,10 @@ In reading order:
 
     federated.py     many clients' A and B as one adapter: what is exact, and what is not
     privacy.py       clipping, noise, and how much privacy they come to
+    shards.py        one data set dealt to clients, alike or not
+    settings.py      the settings of a federation
+    wire.py          what travels, and what the server keeps
+    rounds.py        what a client does, what the server does, and both in one process
 
 Imports the library's wings, the hub and serving. Their own libraries are the extra ``[scale]``.
 """
@@ -18,7 +22,21 @@ from ..lazy import lazy_imports
 if TYPE_CHECKING:
     from .federated import Update, aggregate, relative_error
     from .privacy import clip, epsilon
+    from .rounds import Round, federate, final_model
+    from .settings import Rounds
+    from .shards import split_among
 
-__all__ = ["Update", "aggregate", "clip", "epsilon", "relative_error"]
+__all__ = [
+    "Round",
+    "Rounds",
+    "Update",
+    "aggregate",
+    "clip",
+    "epsilon",
+    "federate",
+    "final_model",
+    "relative_error",
+    "split_among",
+]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

@@ -3,7 +3,7 @@
 import pytest
 from hypothesis.strategies import integers
 
-from minilora.learn import Wrong, cases, close
+from minilora.learn import Wrong, cases, close, forbid
 from minilora.learn.checking import judge_answer
 from minilora.learn.course import find_lesson, load_checks, load_solutions
 
@@ -60,3 +60,21 @@ def test_the_first_case_is_tried_before_the_drawn_ones():
 def test_a_first_case_names_what_is_drawn():
     with pytest.raises(ValueError, match="first must name n, got m"):
         cases(first={"m": 1}, n=integers(0, 9))
+
+
+def test_a_rule_names_the_line_that_breaks_it():
+    def walked(x):
+        total = 0
+        for each in x:
+            total += each
+        return total
+
+    def borrowed(x):
+        return x.sum()
+
+    forbid(borrowed, "mean", loops=True)
+    forbid(len, "mean", loops=True)  # has no source of its own
+    with pytest.raises(Wrong, match=r"line 3 .*`for each in x:`: the rule here is no loop"):
+        forbid(walked, loops=True)
+    with pytest.raises(Wrong, match=r"line 2 .*the rule here is no sum"):
+        forbid(borrowed, "sum")
