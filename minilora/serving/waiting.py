@@ -101,5 +101,5 @@ class Waiting:
             future.add_done_callback(self.release)
             answer.fail(error)
         self.loading.clear()
-        while (answer := self.turns.pop()) is not None:
-            answer.fail(error)
+        while (next_one := self.turns.pop()) is not None:
+            next_one.fail(error)
