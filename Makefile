@@ -59,7 +59,7 @@ test-gpu: .venv/.installed-test  ## what needs a CUDA card, and two benchmarks t
 	$(BIN)/python -m benchmarks.train_step --device cuda
 
 test-scale: .venv/.installed-scale  ## several processes as machines: torchrun, Flower, Ray Serve; the long ones too
-	$(BIN)/python -m pytest -m scale tests/scale
+	$(BIN)/python -m pytest -m "long or not long" tests/scale
 
 mutants: .venv/.installed-mutants  ## break the core modules one operator at a time; which of it do the tests notice?
 	$(BIN)/python -m tests.mutants
