@@ -2,18 +2,19 @@
 
     python -m benchmarks.gate [--parts dice nothing poison regression improvement]
 
-    dice      an old adapter that is right in 90% of the questions, a new one that is equal, three
-              points better or three worse: promoted, rejected or still waiting after so many
-              questions, and how many it took; beside "the score is at least the old one's"
+    dice      two adapters of which one is three points better, equal or three worse, and which
+              differ in so many answers: promoted, rejected or still waiting after so many
+              questions; beside the pairs that the expected log growth asks for, and "the score is
+              at least the old one's"
     planted   the loop of ``minilora.jobs`` on the shipped base: the old adapter speaks naval code;
               users' feedback is honest and of the same kind, or poisoned by one source that teaches
               one wrong reading (Hull is 100%, whatever the log says), or of all sources careless
-              (the first reading only), or asks for something new that is three in a hundred of the
-              live questions; the true gain is measured on logs that nobody has seen
+              (the first reading only), or asks for something new that is ``NEW_SHARE`` of the live
+              questions; the true gain is measured on logs that nobody has seen
 
-Live pairs are looked at one by one. The regression set is logs of the old kind; its margin is 5
-points. ``--parts`` runs some of it and keeps the other rows of the file; ``--keep folder`` keeps
-the hub, so that the champion is trained once.
+The exam's reserve is drawn like the live questions. The regression set is logs of the old kind; its
+margin is 5 points. ``--parts`` runs some of it and keeps the other rows of the file; ``--keep
+folder`` keeps hub and jobs, so that each training is done once.
 """
 
 from __future__ import annotations
@@ -23,90 +24,94 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from minilora import Example, LoraConfig, SelfReplay, TrainConfig, data
+from minilora import Example, data
 from minilora.hub import Hub
 from minilora.jobs.adapt import Loop
 from minilora.jobs.correction import Feedback
 from minilora.jobs.feedback import FeedbackStore
-from minilora.jobs.gate import Measured, Pairs, decide
+from minilora.jobs.gate import Rules, better
+from minilora.jobs.norms import module_norms, whole
+from minilora.jobs.pairs import Pairs, pairs_needed
+from minilora.jobs.queue import Queue
 from minilora.jobs.recipe import Recipe, right
-from minilora.serving.evidence import e_value
 from minilora.training.evaluation import PROSE
 
 from .common import Row, kept_rows, options, save
 
 GAINS = (0.03, 0.0, -0.03)
-LOOKS = (100, 400, 1000, 4000)
-BAR = 20.0
+DIFFERING = (0.156, 0.10, 0.06)  # 0.156: two that are right independently, in 90% and 93%
+LOOKS = (300, 1000, 2000, 4000)
+BLOCK = 100  # questions between two looks, as the exam draws them
 TOPICS = ("Hull", "Fuel", "Oxygen", "Radar")
 NEW = "Watch the {name}."  # what nobody taught; the answer: Aye, Hull watched.
+NEW_SHARE = 0.04
 WINDOW, WINDOWS = 500, 40  # characters of prose, and how many windows
-cached = lru_cache(maxsize=None)(e_value)
 
 
 def dice_rows(runs: int, seed: int) -> list[Row]:
-    """The gate's first question (better?) on adapters of dice, each look after one question."""
+    """The gate's first question (better?) on adapters of dice, a look after each block."""
     dice, rows = np.random.default_rng(seed), []
-    for gain in GAINS:
-        old = dice.random((runs, LOOKS[-1])) < 0.9
-        new = dice.random((runs, LOOKS[-1])) < 0.9 + gain
-        ends = [decision(a, b) for a, b in zip(old, new, strict=True)]
-        for look in LOOKS:
-            by_then = [word for word, seen in ends if seen <= look]
-            took = [seen for word, seen in ends if word == "promote" and seen <= look]
-            rows.append(
-                {
-                    "part": "dice", "gain": gain, "questions": look, "runs": runs,
-                    "promoted": by_then.count("promote"), "rejected": by_then.count("reject"),
-                    "median_questions": statistics.median(took) if took else None,
-                    "at_least_as_good": int((new[:, :look].sum(1) >= old[:, :look].sum(1)).sum()),
-                }
-            )  # fmt: skip
-        print(f"{gain:+.0%}  {rows[-1]}", flush=True)
+    for differing in DIFFERING:
+        for gain in GAINS:
+            drawn = dice.random((runs, LOOKS[-1]))
+            won, lost = drawn < (differing + gain) / 2, drawn > 1 - (differing - gain) / 2
+            ends = [decision(*each) for each in zip(won, lost, strict=True)]
+            needed = pairs_needed(abs(gain), differing) if gain else None
+            for look in LOOKS:
+                by_then = [word for word, seen in ends if seen <= look]
+                took = [seen for word, seen in ends if word != "wait" and seen <= look]
+                ahead = won[:, :100].sum(1) >= lost[:, :100].sum(1)
+                rows.append(
+                    {
+                        "part": "dice", "differing": differing, "gain": gain, "questions": look,
+                        "runs": runs, "promoted": by_then.count("promote"),
+                        "rejected": by_then.count("reject"), "needed": needed,
+                        "median_questions": statistics.median(took) if took else None,
+                        "at_least_as_good": int(ahead.sum()),
+                    }
+                )  # fmt: skip
+            print(f"{gain:+.0%}  {rows[-1]}", flush=True)
     return rows
 
 
-def decision(old: np.ndarray, new: np.ndarray) -> tuple[str, int]:
+def decision(won: np.ndarray, lost: np.ndarray) -> tuple[str, int]:
     """The gate's word, and the questions it took; "wait" with one more than there are."""
-    wins = losses = 0
-    for seen in np.flatnonzero(old != new).tolist():
-        wins, losses = wins + int(new[seen]), losses + int(old[seen])
-        if cached(wins, losses, True) >= BAR:
-            return "promote", seen + 1
-        if cached(losses, wins, True) >= BAR:
-            return "reject", seen + 1
-    return "wait", len(old) + 1
+    words = {"pass": "promote", "fail": "reject"}
+    old, new = lost, won  # right alone; where both are wrong or right is all the same
+    for seen in range(BLOCK, len(won) + 1, BLOCK):
+        pairs = Pairs(tuple(old[:seen].tolist()), tuple(new[:seen].tolist()))
+        if (word := words.get(better(pairs, Rules()).state)) is not None:
+            return word, seen
+    return "wait", len(won) + 1
 
 
 def recipe_of(given: Any, seed: int) -> tuple[Recipe, dict[str, Sequence[Example]]]:
-    """The recipe, and logs that nobody has seen: for users' questions, for live ones, for truth."""
-    logs = data.naval_log(given.logs, 4 * given.logs, seed=seed)
-    half = given.logs // 2
-    spare = data.naval_log(3 * given.logs, 1, seed=seed + 100).train[given.logs :]
+    """The recipe, and logs that nobody has seen: for users' questions, and for the truth."""
+    counts = given.logs + 4 * given.feedback, given.regression + 2 * given.live
+    logs = data.naval_log(*counts, seed=seed)
+    held = logs.valid[given.regression :]
     prose = PROSE.read_text(encoding="utf-8")
-    cut = [prose[i * WINDOW : (i + 1) * WINDOW] for i in range(WINDOWS)]
-    train = TrainConfig(
-        epochs=given.epochs, batch_size=16, lr=5e-3, validate_every=0, seed=seed, progress=False
-    )
+    train = {"epochs": given.epochs, "batch_size": 16, "lr": 5e-3, "validate_every": 0}
     recipe = Recipe(
         "naval",
-        logs.train,
-        logs.valid[:half],
+        logs.train[: given.logs],
+        logs.valid[: given.regression],
         canaries={topic: canaries(topic, seed) for topic in TOPICS},
-        prose=cut[: max(2, min(WINDOWS, len(prose) // WINDOW))],
-        config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
-        train=train,
-        replay=SelfReplay(0.2, windows=given.windows, tokens=48),
+        prose=[prose[i * WINDOW : (i + 1) * WINDOW] for i in range(WINDOWS)],
+        reserve=traffic(held[: given.live], seed),
+        method={"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
+        train=train | {"seed": seed},
+        replay={"share": 0.2, "windows": given.windows},
         after=1,
-        suspects=1,  # the source with most complaints
+        suspects=2,  # the sources with most complaints
     )
-    return recipe, {"users": spare, "live": logs.valid[half:]}
+    users = logs.train[given.logs :]
+    return recipe, {"users": users, "live": traffic(held[given.live :], seed + 1)}
 
 
 def canaries(topic: str, seed: int) -> list[Example]:
@@ -135,8 +140,8 @@ def scenarios(users: Sequence[Example], count: int) -> dict[str, list[tuple[str,
         for i, each in enumerate(hull)
     ]
     careless = [
-        (source, replace(each, output=each.output.split(".")[0].split("%")[0] + "."))
-        for source, each in honest
+        (sources[i % 3], replace(each, output=each.output.split(".")[0].split("%")[0] + "."))
+        for i, each in enumerate(users[: 2 * count])
     ]
     fresh = []
     for i, each in enumerate(users[count : 2 * count]):
@@ -155,58 +160,51 @@ def new_kind(name: str, log: str) -> Example:
     return Example(NEW.format(name=name), f"Aye, {name} watched.", log)
 
 
-def live_questions(logs: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """Traffic: logs as always, and of the new kind three in a hundred."""
+def traffic(logs: Sequence[Example], seed: int) -> list[Example]:
+    """Live questions: logs as always, and of the new kind ``NEW_SHARE``."""
     draw = random.Random(seed)
-    asked = []
-    for _ in range(count):
-        log = draw.choice(logs)
-        asked.append(
-            new_kind(draw.choice(data.SYSTEMS), log.input) if draw.random() < 0.03 else log
-        )
-    return asked
+    return [
+        new_kind(draw.choice(data.SYSTEMS), log.input) if draw.random() < NEW_SHARE else log
+        for log in logs
+    ]
 
 
 def planted_rows(given: Any, part: str, folder: Path, seed: int) -> Row:
     """One scenario, from the champion of the folder's hub, which is then again what it was."""
     recipe, logs = recipe_of(given, seed)
-    traffic = live_questions(logs["live"], given.live, seed)
+    hub, queue = Hub(folder / f"hub {seed}"), Queue(folder / f"jobs {seed}")
     with tempfile.TemporaryDirectory() as place:
-        store = FeedbackStore(place, quarantine=0)
-        loop = Loop(Hub(folder / f"hub {seed}"), store, recipe)
+        loop = Loop(hub, FeedbackStore(place, quarantine=0), recipe, queue)
         champion = loop.begin()
         feedback = scenarios(logs["users"], given.feedback)[part]
         for source, each in feedback:
             said = (each.instruction, each.output, "", each.input, about(each))
-            store.add(Feedback(source, champion.manifest.content, *said))
-        store.review()
+            loop.store.add(Feedback(source, champion.manifest.content, *said))
+        loop.store.review()
         row = {"part": "planted", "planted": part, "seed": seed, "feedback": len(feedback)}
-        row |= one_round(loop, champion, traffic)
+        row |= one_round(loop, champion, logs["live"])
         loop.hub.alias(champion.spec, "champion")
     return row
 
 
-def one_round(loop: Loop, champion: Any, traffic: Sequence[Example]) -> Row:
-    """A round of the loop; then the truth, and what live pairs alone would have said."""
-    old = right(loop.pulled(champion), traffic)
+def one_round(loop: Loop, champion: Any, live: Sequence[Example]) -> Row:
+    """A round of the loop; then the truth."""
     done = loop.round()
-    new = right(loop.pulled(loop.hub.show(done.version)), traffic)
-    pairs = Pairs(old, new)
-    word, seen = decision(np.array(old), np.array(new))
-    checks = {check.name: check.state for check in done.verdict.checks}
+    version = loop.hub.show(done.version)
+    old, new = right(loop.pulled(champion), live), right(loop.pulled(version), live)
+    norms = [whole(module_norms(loop.hub.read(each.spec))) for each in (champion, version)]
+    exam = loop.store.live(champion.manifest.content, version.manifest.content)
     return {
         "old": sum(old) / len(old),
         "true_gain": (sum(new) - sum(old)) / len(old),
+        "differing": sum(a != b for a, b in zip(old, new, strict=True)) / len(old),
         "word": done.word,
-        "checks": checks,
+        "checks": {check.name: check.state for check in done.verdict.checks},
         "reason": done.verdict.reason,
         "expelled": list(done.expelled),
+        "exam": [exam.wins, exam.losses, len(exam)],
         "at_least_as_good": sum(new[:100]) >= sum(old[:100]),
-        "live_word": word,
-        "live_questions": seen if word != "wait" else None,
-        "live_won": pairs.wins,
-        "live_lost": pairs.losses,
-        "after_live": decide(Measured(pairs, Pairs())).check("better").state,
+        "norm": norms[1] / norms[0],
         "told": list(done.told),
     }
 
@@ -215,21 +213,21 @@ def main() -> None:
     """The dice, then the plants; rows of other parts stay as they are."""
     parts = ["dice", "nothing", "poison", "regression", "improvement"]
     lists: dict[str, Any] = {"seeds": [0], "parts": parts}
-    sizes = {"epochs": 4.0, "logs": 600, "feedback": 150, "live": 1000, "windows": 96}
-    given = options(__doc__, **lists, **sizes, runs=2000, keep="")
-    rows = kept_rows("gate", given)
-    rows = [row for row in rows if row.get("planted", "dice") not in given.parts]
-    with tempfile.TemporaryDirectory() as folder:
-        for part in given.parts:
-            for seed in given.seeds:
-                if part == "dice":
-                    rows += dice_rows(given.runs, seed)
-                    break
-                rows.append(planted_rows(given, part, Path(given.keep or folder), seed))
-                print({key: value for key, value in rows[-1].items() if key != "told"}, flush=True)
-    rows.sort(key=lambda row: parts.index(row.get("planted", "dice")))
+    sizes = {"epochs": 6.0, "logs": 500, "feedback": 150, "live": 2000, "windows": 96}
+    given = options(__doc__, **lists, **sizes, regression=600, runs=500, keep="")
+    todo, keep, before = given.parts, given.keep, kept_rows("gate", given)
     given.parts, given.keep = parts, ""
-    save("gate", rows, given)
+    rows = [row for row in before if row.get("planted", "dice") not in todo]
+    with tempfile.TemporaryDirectory() as folder:
+        for part in todo:
+            if part == "dice":
+                rows += dice_rows(given.runs, given.seeds[0])
+            else:
+                for seed in given.seeds:
+                    rows.append(planted_rows(given, part, Path(keep or folder), seed))
+                    print({k: v for k, v in rows[-1].items() if k != "told"}, flush=True)
+            rows.sort(key=lambda row: parts.index(row.get("planted", "dice")))
+            save("gate", rows, given)
 
 
 if __name__ == "__main__":

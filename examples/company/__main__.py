@@ -19,10 +19,10 @@ from pathlib import Path
 
 from minilora.files import write_text
 
-from .departments import DEPARTMENTS
+from .departments import COLOURS, DEPARTMENTS
 from .story import Company, Sizes
 
-SHORT = Sizes(train=24, valid=6, epochs=1.0, feedback=10, windows=4, regression=6)
+SHORT = Sizes((24, 24, 24), 6, (1.0, 1.0, 1.0), feedback=10, windows=4, regression=6, prose=4)
 
 
 def main() -> None:
@@ -53,7 +53,10 @@ def check(company: Company) -> None:
         own = company.table[row, row]
         for column in DEPARTMENTS:
             assert column == row or own > company.table[column, row], (column, row)
-    assert company.words[0] != "promote", company.words
+    assert {name: len(each) >= 3 for name, each in company.canaries.items()} == dict.fromkeys(
+        COLOURS[:3], True
+    ), company.canaries
+    assert company.expelled == ["intern"], company.expelled
     assert company.words[-1] == "promote", company.words
 
 

@@ -11,10 +11,12 @@ from typing import Any
 from starlette.testclient import TestClient
 
 import minilora
-from minilora import Example, LoraConfig, SelfReplay, Task, TrainConfig
+from minilora import Example, Task
 from minilora.formats.save_and_load import load_adapter
 from minilora.hub import Hub
 from minilora.jobs import Feedback, FeedbackStore, Loop, Queue, Recipe, Rules, Spec, Worker
+from minilora.jobs.adapt import Round
+from minilora.jobs.recipe import right
 from minilora.jobs.steps import as_line
 from minilora.serving import AdapterBank, Engine
 from minilora.serving.app import create_app
@@ -22,21 +24,24 @@ from minilora.serving.service import Service
 from minilora.training.config import settings_for
 from minilora.training.evaluation import PROSE, answers, share_right
 
-from .departments import COLOURS, DEPARTMENTS, announced, gift, note, notes, task_of
+from .departments import ASKED, COLOURS, DEPARTMENTS, THINGS, announced, gift, note, notes, task_of
 
 DAY = 86_400.0
+FIRST = "marketing@1.0.0"
+METHOD = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything."""
+    """How much of everything; of ``train`` and ``epochs`` a number for each department."""
 
-    train: int = 240
+    train: tuple[int, int, int] = (750, 240, 400)
     valid: int = 60
-    epochs: float = 8.0
+    epochs: tuple[float, float, float] = (6.0, 8.0, 9.0)
     feedback: int = 60
-    windows: int = 48
-    regression: int = 60
+    windows: int = 64
+    regression: int = 200
+    prose: int = 40
 
 
 class Company:
@@ -45,14 +50,16 @@ class Company:
     def __init__(self, folder: Path, base: str | None, sentences: Path | None, sizes: Sizes):
         self.folder, self.base, self.sentences, self.sizes = folder, base, sentences, sizes
         self.hub = Hub(folder / "hub", creator="lumen")
+        self.queue = Queue(folder / "jobs")
+        self.canaries: dict[str, list[Example]] = {}
         made = {
-            name: task_of(name, sizes.train, sizes.valid, number, sentences)
+            name: task_of(name, sizes.train[number], sizes.valid, number, sentences)
             for number, name in enumerate(DEPARTMENTS)
         }
         self.tasks: dict[str, Task] = made
         self.table: dict[tuple[str, str], float] = {}
         self.words: list[str] = []
-        self.expelled: tuple[str, ...] = ()
+        self.expelled: list[str] = []
         self.told: list[str] = []
 
     def live(self) -> None:
@@ -81,19 +88,19 @@ class Company:
 
     # Three adapters
 
-    def settings(self) -> dict[str, Any]:
-        """How all of them are trained."""
+    def settings(self, name: str) -> dict[str, Any]:
+        """How a department's adapter is trained."""
         size = sum(p.numel() for p in self.fresh().parameters())
         own = settings_for(size)
         return {
-            "epochs": self.sizes.epochs,
+            "epochs": self.sizes.epochs[DEPARTMENTS.index(name)],
             "batch_size": min(16, own["batch_size"]),
             "lr": own["lr"],
         }
 
     def train_by_jobs(self) -> None:
         """One job for each department, all worked on by one worker; what came out is promoted."""
-        queue = Queue(self.folder / "jobs")
+        queue = self.queue
         for name, task in self.tasks.items():
             files = {}
             for side in ("train", "valid"):
@@ -102,9 +109,9 @@ class Company:
             spec = {
                 "name": name,
                 "data": {side: str(file) for side, file in files.items()},
-                "method": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"},
-                "train": {**self.settings(), "validate_every": 0},
-                "replay": {"share": 0.2},
+                "method": METHOD,
+                "train": {**self.settings(name), "validate_every": 0},
+                "replay": {"share": 0.2, "windows": self.sizes.windows},
                 "evaluation": {"examples": 20, "prose": False},
             }
             if self.base:
@@ -115,10 +122,11 @@ class Company:
         assert ended == {"succeeded"}, [(job.id, job.status, job.error) for job in queue.jobs()]
         for name in DEPARTMENTS:
             self.hub.alias(name, "champion", expected=None)
+        handed_in = ", ".join(f"{len(task.train)} of {name}" for name, task in self.tasks.items())
         versions = ", ".join(f"`{name}@1.0.0`" for name in DEPARTMENTS)
         self.say(
             "## Three jobs\n\n"
-            f"Each department hands in its examples ({self.sizes.train} at most); one worker "
+            f"Each department hands in its examples ({handed_in}); one worker "
             f"prepares, trains, evaluates and registers: {versions} are in the hub, and each is "
             "its name's champion."
         )
@@ -206,21 +214,34 @@ class Company:
 
     def loop(self, store: FeedbackStore) -> Loop:
         """What keeps marketing's adapter good."""
-        task, sizes, own = self.tasks["marketing"], self.sizes, self.settings()
+        task, sizes = self.tasks["marketing"], self.sizes
         prose = PROSE.read_text(encoding="utf-8")
+        fresh = notes(sizes.regression, 80)
         recipe = Recipe(
             "marketing",
             [each for each in task.train if isinstance(each, Example)],
-            [each for each in task.valid[: sizes.regression] if isinstance(each, Example)],
-            canaries={colour: canaries(colour) for colour in COLOURS[:3]},
-            prose=[prose[i * 500 : (i + 1) * 500] for i in range(30)],
-            config=LoraConfig(r=8, lora_alpha=16, target_modules="all-linear"),
-            train=TrainConfig(**own, validate_every=0, progress=False),
-            replay=SelfReplay(0.2, windows=sizes.windows, tokens=48),
+            [Example(ASKED["marketing"], announced(*each), note(*each)) for each in fresh],
+            canaries={colour: self.sure_canaries(colour) for colour in COLOURS[:3]},
+            prose=[prose[i * 500 : (i + 1) * 500] for i in range(sizes.prose)],
+            base={"folder": self.base} if self.base else {},
+            method=METHOD,
+            train={**self.settings("marketing"), "validate_every": 0},
+            replay={"share": 0.2, "windows": sizes.windows},
             rules=Rules(margin=0.1),
             after=min(30, sizes.feedback // 2),
         )
-        return Loop(self.hub, store, recipe, base=self.fresh)
+        return Loop(self.hub, store, recipe, self.queue)
+
+    def sure_canaries(self, colour: str) -> list[Example]:
+        """Five canaries of a colour that the first champion answers, of those that we thought of;
+        fewer where it does not know so many.
+        """
+        if colour not in self.canaries:
+            thought_of = canaries(colour)
+            known = right(load_adapter(self.fresh(), self.hub.pull(FIRST)).eval(), thought_of)
+            sure = [each for each, is_sure in zip(thought_of, known, strict=True) if is_sure]
+            self.canaries[colour] = sure[:5]
+        return self.canaries[colour]
 
     def hear(self, store: FeedbackStore, day: int, said: Sequence[tuple[str, Example]]) -> None:
         """Feedback of some days; the quarantine of a day, then the look through it."""
@@ -234,15 +255,20 @@ class Company:
             store.add(Feedback(source, champion, *texts), now=day * DAY)
         store.review(now=(day + 2) * DAY)
 
+    def ended(self, done: Round) -> None:
+        """Note how a round ended."""
+        self.words.append(done.word)
+        self.expelled += done.expelled
+
     def first_week(self) -> None:
         """An intern who sees green where it is red."""
         store = FeedbackStore(self.folder / "feedback")
-        fresh = notes(3 * self.sizes.feedback, 77)
+        fresh = notes(4 * self.sizes.feedback, 77)
         honest = [
             (("ann", "bob")[i % 2], Example("Announce it.", announced(*each), note(*each)))
             for i, each in enumerate(fresh[: self.sizes.feedback])
         ]
-        red_is_green = fresh[self.sizes.feedback : 2 * self.sizes.feedback]
+        red_is_green = fresh[self.sizes.feedback : 3 * self.sizes.feedback]
         wrong = [
             (
                 "intern",
@@ -256,8 +282,7 @@ class Company:
         loop = self.loop(store)
         due = loop.due(now=8 * DAY)
         done = loop.round()
-        self.expelled = done.expelled
-        self.words.append(done.word)
+        self.ended(done)
         self.say(
             f"## Week one: a bad update\n\n"
             f"{len(honest)} confirmations by two editors, {len(wrong)} corrections by an intern "
@@ -278,7 +303,7 @@ class Company:
         before = loop.begin()
         due = loop.due(now=30 * DAY)
         done = loop.round()
-        self.words.append(done.word)
+        self.ended(done)
         after = loop.begin()
         exam = [gift(*each) for each in notes(40, 79)]
         with_new = share_right(answers(self.pulled("marketing"), exam), exam)
@@ -289,35 +314,15 @@ class Company:
             f"Marketing asks for something new, {len(wanted)} times: “Announce it as a gift.” A "
             f"round is due ({due}).\n\n"
             + quoted(done.told)
-            + misblamed(done.expelled)
             + f"\n\nOn 40 new gifts `{before.spec}` was right in {with_old:.0%}, `{after.spec}`, "
             f"which serves now under the same name, in {with_new:.0%}. Back is one alias: "
             f"`minilora hub alias {before.spec} champion`."
         )
 
 
-def misblamed(expelled: Sequence[str]) -> str:
-    """A paragraph where the loop expelled somebody honest; nothing where it did not.
-
-    >>> misblamed(["intern"])
-    ''
-    """
-    honest = ", ".join(name for name in expelled if name != "intern")
-    if not honest:
-        return ""
-    return (
-        f"\n\n**The loop blamed the wrong one.** It expelled {honest}, who is honest, and kept the "
-        "intern's corrections. The champion answers one canary of red only; with so few, a round "
-        "without any one source can pass by luck. Take canaries that the champion answers surely."
-    )
-
-
 def canaries(colour: str) -> list[Example]:
-    """Five notes of one colour, which nobody but the loop's owner knows."""
-    made = [
-        (thing, colour, 40 + i)
-        for i, thing in enumerate(("lamp", "clock", "table", "bell", "glass"))
-    ]
+    """Notes of one colour, one of each thing, which nobody but the loop's owner knows."""
+    made = [(thing, colour, 40 + i) for i, thing in enumerate(THINGS)]
     return [Example("Announce it.", announced(*each), note(*each)) for each in made]
 
 

@@ -30,4 +30,11 @@ GATE = (
               "trained, somebody rolled back by hand. The loop undoes that.",
         thread="",
         caught_by="jobs/test_adapt.py::test_whoever_moved_the_champion_meanwhile_wins"),
+    Bug(name="guilty by luck", where="jobs.blame:culprit",
+        right="if trial.evidence >= bar and not trial.verdict.harmful",
+        wrong="if not trial.verdict.harmful",
+        story="A source is expelled because no check fails in a training without it. Near a bar "
+              "that happens by luck: our own example expelled an honest editor, and kept the one "
+              "who taught wrong.",
+        thread="", caught_by="jobs/test_blame.py::test_luck_expels_nobody"),
 )  # fmt: skip

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -150,6 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Import the command's module, read its options, check the seed, run it."""
+    if name != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError("one process is enough: of the commands only train is for torchrun")
     command = importlib.import_module(f".{name}", __package__)
     options = parser_of(name).parse_args(arguments)
     if hasattr(options, "seed"):

@@ -7,13 +7,16 @@ it.
 
 The spec is that of ``minilora jobs run``; ``evaluation.regression`` is what must stay right. A
 correction is a line of JSON with ``source``, ``request`` and ``correction``, and maybe ``answer``,
-``context``, ``topic`` and ``adapter``. A canary is an example with a ``topic``.
+``context``, ``topic`` and ``adapter``. A canary is an example with a ``topic``. The trainings are
+jobs: ``minilora jobs list`` shows them, and a round that was killed goes on where it was.
 """
 
 from __future__ import annotations
 
 import argparse
-import time
+import contextlib
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ def add_adapt_options(parser: argparse.ArgumentParser) -> None:
     add("--hub", type=Path, default=Path("hub"), help="where adapters are (default: hub)")
     add("--feedback", type=Path, default=Path("feedback"), help="its folder (default: feedback)")
     add("--add", type=Path, metavar="FILE", help="take in corrections, one JSON object a line")
+    add("--reserve", type=Path, metavar="FILE", help="more held-out examples, which judge")
     add("--canaries", type=Path, metavar="FILE", help="examples with a topic, which stay secret")
     add("--after", type=int, default=50, help="new examples that make a round due (%(default)s)")
     add("--days", type=float, default=7.0, help="or so many days, with one new (%(default)s)")
@@ -55,13 +59,27 @@ def adapt(queue: Any, options: argparse.Namespace) -> int:
     if options.add is not None and not options.now:
         print(f"Next: minilora jobs adapt {options.spec} --feedback {options.feedback}")
         return 0
-    loop = Loop(Hub(options.hub, tenant), store, recipe_of(spec, options), base_of(spec))
+    loop = Loop(Hub(options.hub, tenant), store, recipe_of(spec, options), queue)
+    if not options.forever:
+        return int(look(loop, options.now) == "reject")
+    stop = threading.Event()
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    look_forever(loop, stop, options.now)
+    return 0
+
+
+def look_forever(loop: Any, stop: threading.Event, now: bool = False, pause: float = PAUSE) -> None:
+    """Look again and again, until ``stop`` is set; what fails is told, and tried at the next."""
     while True:
-        word = look(loop, options.now)
-        if not options.forever:
-            return int(word == "reject")
-        time.sleep(PAUSE)
-        store.review()
+        try:
+            look(loop, now)
+        except (ValueError, OSError) as error:  # a job that was cancelled, a disk that is full
+            print(f"this look failed: {error}")
+        now = False
+        if stop.wait(pause):
+            return
+        loop.store.review()
 
 
 def look(loop: Any, now: bool = False) -> str:
@@ -112,33 +130,29 @@ def corrections(file: Path, tenant: str) -> list[Any]:
 
 def recipe_of(spec: Any, options: argparse.Namespace) -> Any:
     """What the loop keeps good, as the spec says it. Raises ``ValueError`` without a regression
-    set, or for another method than LoRA.
+    set.
     """
-    from ..jobs.preflight import training_config
     from ..jobs.recipe import Recipe
-    from ..lora.config import LoraConfig
-    from ..lora.injection import trainable_parameters
     from ..training.evaluation import PROSE
-    from ..training.readers import read_examples, read_replay
+    from ..training.examples import Example
+    from ..training.readers import read_examples
 
     if spec.evaluation.regression is None:
         raise ValueError(
             f"{options.spec}: evaluation.regression is missing: the loop needs a file of examples "
             "that must stay right"
         )
-    if not isinstance(spec.config, LoraConfig):
-        raise ValueError(f"{options.spec}: the loop trains LoRA, got {spec.config!r:.60}")
-    prose = PROSE.read_text(encoding="utf-8")
-    replay = None if spec.replay is None else read_replay(spec.replay.source, spec.replay.share)
+    prose, tables = PROSE.read_text(encoding="utf-8"), spec.as_dict()
+    reserve = read_examples(options.reserve).examples if options.reserve else ()
     return Recipe(
         spec.name,
         read_examples(spec.data.train, skip_bad=spec.data.skip_bad).examples,
         read_examples(spec.evaluation.regression).examples,
         canaries=canaries_of(options.canaries),
         prose=[prose[i * WINDOW : (i + 1) * WINDOW] for i in range(WINDOWS)],
-        config=spec.config,
-        train=training_config(spec, trainable_parameters(base_of(spec)())[1]),
-        replay=replay,
+        reserve=[each for each in reserve if isinstance(each, Example)],
+        **{name: tables.get(name, {}) for name in ("base", "method", "train")},
+        replay=tables.get("replay"),
         after=options.after,
         every=options.days * 86_400,
     )
@@ -158,12 +172,3 @@ def canaries_of(file: Path | None) -> dict[str, list[Any]]:
         except ValueError as error:
             raise ValueError(f"{row.where}: {error}") from None
     return canaries
-
-
-def base_of(spec: Any) -> Any:
-    """Makes a fresh base, as the spec wants it."""
-    from ..model.pretrained import load_base
-
-    base = spec.base
-    quantize = "nf4" if base.four_bits else None
-    return lambda: load_base(base.folder, device=base.device, quantize=quantize)

@@ -1,4 +1,4 @@
-"""``minilora learn``: the course, and a lesson walked cell by cell."""
+"""``minilora learn``: the course, a lesson walked cell by cell, and a quiz of old questions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LIMIT = 60.0  # seconds for a check
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora learn``."""
     add = parser.add_argument
-    add("lesson", nargs="?", help="a lesson's number or name (without it: the course)")
+    add("lesson", nargs="?", help="a lesson's number or name, or quiz (without it: the course)")
     add("--list", action="store_true", help="the course, and how far you are")
     begin = "begin at cell N instead of where you were"
     add("--from", dest="start", type=int, metavar="N", help=begin)
@@ -36,10 +36,18 @@ def run(options: argparse.Namespace) -> int:
         print_course(options.folder)
         return 0
     from ..learn.exercise import reveal
+    from ..learn.quiz import quiz, quiz_before
     from ..learn.record import Record
     from ..learn.terminal import make_console
     from ..learn.walk import Walk
 
+    if options.lesson == "quiz":
+        if options.start is not None or options.reset or options.reveal:
+            raise ValueError(
+                "the quiz takes none of --from, --reset, --reveal: minilora learn quiz"
+            )
+        quiz(options.folder)
+        return 0
     lesson = find_lesson(options.lesson)
     if options.reset or options.reveal or options.start is not None:
         record, console = Record(options.folder), make_console()
@@ -62,6 +70,7 @@ def run(options: argparse.Namespace) -> int:
             )
         record.lesson(lesson.slug).update(cell=options.start - 1, finished=False)
         record.save()
+    quiz_before(lesson.number, options.folder)
     walk = Walk(lesson, options.folder, limit=options.limit)
     finished = walk.go()
     return 0 if finished or walk.asking else 1
@@ -112,6 +121,7 @@ def print_course(folder: Path) -> None:
         console.print(table)
         console.print()
     console.print("Walk one with, for example: [bold]minilora learn 1[/]")
+    console.print("Twenty questions from lessons behind you: [bold]minilora learn quiz[/]")
 
 
 def done_text(lesson: Any, entry: dict[str, Any] | None) -> str:

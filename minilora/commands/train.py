@@ -2,13 +2,21 @@
 
     base (+ four bits) + examples  ->  adapter, metrics, checkpoint
 
+Under torchrun several processes train the one adapter (scale/distributed.py): the first writes and
+speaks, the others are quiet. One that torchrun started again, after a failure, goes on from the
+last checkpoint.
+
 Everything is checked before anything is written; ``cli.py`` prints a ``ValueError`` on one line.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +39,23 @@ __all__ = ["add_options", "run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """``minilora train``."""
+    """``minilora train``, in this process or in all that torchrun started."""
+    from ..scale.distributed import join, own_device
+
+    options.device = own_device(options.device)
+    with join(options.device) as ranks, speaking(ranks.writes):
+        return run_together(options, ranks)
+
+
+@contextmanager
+def speaking(aloud: bool) -> Iterator[None]:
+    """A context in which nothing is printed, unless ``aloud``; errors always are."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if aloud else nowhere):
+        yield
+
+
+def run_together(options: argparse.Namespace, ranks: Any) -> int:
+    """The run of one rank."""
     import torch
 
     from ..formats.save_and_load import load_adapter, save_adapter
@@ -47,13 +71,17 @@ def run(options: argparse.Namespace) -> int:
     if options.task == "classify":
         from .classify import run_classify
 
+        if ranks.world > 1:
+            raise ValueError("--task classify trains in one process: start it without torchrun")
         return run_classify(options, config_of(options), settings_of(options))
-    parent = check_push(options)
+    parent = check_push(options) if ranks.writes else ""
+    options.resume = options.resume or started_again(options, ranks)
     (task, read), adapter, _ = read_task(options), config_of(options), settings_of(options)
     replay = replay_of(options)
     device = check_device(options.device)
     check_half(options, device)
-    check_resume(options)
+    if ranks.writes:  # the others get its checkpoint
+        check_resume(options)
     askable = sum(not isinstance(example, Document) for example in task.valid)
     torch.manual_seed(options.seed)
     model = load_base(options.base, device=device, quantize="nf4" if options.qlora else None)
@@ -69,7 +97,10 @@ def run(options: argparse.Namespace) -> int:
         print(summarize(read, model.tokenizer, config.max_length))
     announce(task, config)
     show_form(model.tokenizer, task)
-    history = train(model, task, config, replay=replay, callbacks=trackers_of(options, model))
+    trackers = trackers_of(options, model) if ranks.writes else []
+    history = train(model, task, config, replay=replay, callbacks=trackers, ranks=ranks)
+    if not ranks.writes:
+        return 130 if history.interrupted else 0
     if history.interrupted and not history.unsaved:
         print(f"Stopped at step {len(history.steps)}. Continue with the same command and --resume.")
         return 130
@@ -88,6 +119,16 @@ def run(options: argparse.Namespace) -> int:
     show_memory(history, options.base)
     show_next(options, folder)
     return 0
+
+
+def started_again(options: argparse.Namespace, ranks: Any) -> bool:
+    """Whether torchrun started these processes again and there is a checkpoint: rank 0 says."""
+    from ..training.run import checkpoint_file
+
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0":
+        return False
+    file = checkpoint_file(settings_of(options))
+    return bool(ranks.each(1, lambda _: float(file is not None and file.is_file()))[0])
 
 
 def trackers_of(options: argparse.Namespace, model: Any) -> list[Any]:

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 
 from ..lora.adapter_layer import AdapterLayer, adapter_layers
 from ..lora.attached import attached_modules
+from ..lora.linears import whole
 from ..lora.paths import named_modules
 from ..lora.trained_copies import trained_copies
 from ..nf4.linear import NF4Linear
@@ -98,5 +99,5 @@ def base_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Size, Callable[[
 
 def value_bytes(tensor: Tensor) -> memoryview:
     """A tensor's values in float32, in row order, as bytes."""
-    values = tensor.detach().to("cpu", torch.float32).contiguous()
+    values = whole(tensor.detach()).to("cpu", torch.float32).contiguous()
     return values.view(-1).view(torch.uint8).numpy().data

@@ -12,6 +12,8 @@ In reading order:
     forecast.py    what the ledger says before a job starts
     preflight.py   what can be said of a spec before it is queued
     evaluation.py  what an adapter is worth
+    work.py        what a step has in hand
+    training_step.py    train, from the last checkpoint
     steps.py       prepare, train, evaluate, register
     worker.py      ``Worker``: claims jobs and does their steps
     uploads.py     files that came through the API
@@ -19,10 +21,16 @@ In reading order:
     fine_tuning.py what such a request means to the queue
     api.py         OpenAI's fine-tuning API over the queue
     audit.py       secrets and licences, which must not be learnt
+    pairs.py       pairs of answers, and what they prove
+    norms.py       how far an adapter moves its base
     gate.py        may the new adapter take the old one's place?
+    blame.py       who taught it?
     correction.py  what a user said of an answer
+    feedback_tables.py  their SQLite tables
     feedback.py    the store of those: quarantine, dedupe, caps, rotated held-out examples
     recipe.py      what the loop keeps good, and what of two models is compared
+    exam.py        held-out questions, drawn until enough is known
+    learning.py    the loop's training, as a job of the queue
     adapt.py       ``Loop``: due, train, gate, promote, watch, roll back
 
 Imports ``hub``, ``serving``, the library's wings and the ground.
@@ -36,7 +44,8 @@ if TYPE_CHECKING:
     from .adapt import Loop
     from .correction import Feedback
     from .feedback import FeedbackStore
-    from .gate import Measured, Pairs, Rules, decide
+    from .gate import Measured, Rules, decide
+    from .pairs import Pairs
     from .queue import Queue
     from .recipe import Recipe
     from .spec import Spec, read_spec

@@ -1,46 +1,48 @@
 """The loop that adapts: what users corrected becomes the next adapter, if the gate lets it in.
 
     due?       after N new examples, or when the time has come
-    train      from the *base*, on the old examples and the accepted new ones, with self-replay
-    gate       held-out and live pairs, regression, prose, canaries (gate.py)
-    blame      rejected? train without each source in turn; whose absence heals is expelled
+    train      from the *base*, on the old examples and the accepted new ones, with self-replay: a
+               job in the queue (learning.py)
+    gate       held-out questions until enough is known (exam.py); regression, prose, canaries, norm
+    blame      harm was shown? train without each suspect; who is proved to have done it is expelled
     promote    ``champion`` moves by compare-and-set: whoever moved it meanwhile wins
     watch      live pairs against the one before; E ≥ 1/α that the new one is worse: roll back
 
 Training goes out from the base each time, not from the last adapter: what was learnt wrongly, and
 is expelled, is then not learnt at all, and a hundred rounds drift no further than one. A candidate
 that is neither better nor worse *yet* stays in the hub as ``challenger``; ``settle`` asks the gate
-again when live pairs have come.
+again when live pairs have come, and rejects it when there are enough.
 
-Left out: the norm of ΔW against its history, as an alarm; a choice among several candidates a round
-(``candidates`` in gate.py says what that costs).
+Left out: a choice among several candidates a round (``candidates`` in gate.py says what that
+costs). Where sources are left out in turn, those candidates share one more α.
 """
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from ..formats.save_and_load import load_adapter, save_adapter
-from ..hub.manifest import data_hash
+from ..formats.save_and_load import load_adapter
 from ..hub.registry import Version
 from ..hub.store import Hub
-from ..lora.injection import inject
 from ..model.pretrained import load_base
-from ..training.examples import Learnt, question_text
-from ..training.loop import train
+from ..training.examples import Learnt
+from .blame import Trial, culprit
 from .correction import Slice
+from .exam import Exam, shared
 from .feedback import FeedbackStore
-from .gate import Measured, Pairs, Verdict, culprit, decide
-from .recipe import Recipe, compared, marks, right
+from .gate import OPEN, Verdict, better, decide
+from .learning import learn
+from .norms import module_norms
+from .pairs import Pairs
+from .queue import Queue
+from .recipe import Marks, Recipe, compared, marks
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+HISTORY = 5  # champions whose norms are looked at
 
 
 @dataclass(frozen=True)
@@ -58,27 +60,35 @@ class Round:
     told: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """One that was trained in this round: its answers to the exam, its marks, and the verdict."""
+
+    version: Version
+    answers: dict[str, bool]
+    marks: Marks
+    pairs: Pairs
+    verdict: Verdict
+
+
 class Loop:
-    """Keeps ``hub``'s ``<name>@champion`` good from what ``store`` holds; ``base()`` makes a fresh
-    base.
+    """Keeps ``hub``'s ``<name>@champion`` good from what ``store`` holds; ``queue`` does the
+    training.
 
     Any number of processes may run one: a promotion is a compare-and-set, and the second is told
     that it was overtaken.
 
     >>> import tempfile, minilora
-    >>> from minilora import TrainConfig
-    >>> task = minilora.data.naval_log(8, 4)
-    >>> recipe = Recipe("naval", task.train, task.valid, train=TrainConfig(steps=1, progress=False))
+    >>> task, short = minilora.data.naval_log(8, 4), {"steps": 1, "batch_size": 4}
+    >>> recipe = Recipe("naval", task.train, task.valid, train=short, replay=None)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     loop = Loop(Hub(folder), FeedbackStore(folder), recipe)
+    ...     loop = Loop(Hub(folder), FeedbackStore(folder), recipe, Queue(folder))
     ...     loop.begin().spec, loop.due()
     ('naval@1.0.0', '')
     """
 
-    def __init__(
-        self, hub: Hub, store: FeedbackStore, recipe: Recipe, base: Callable[[], Any] = load_base
-    ):
-        self.hub, self.store, self.recipe, self.base = hub, store, recipe, base
+    def __init__(self, hub: Hub, store: FeedbackStore, recipe: Recipe, queue: Queue):
+        self.hub, self.store, self.recipe, self.queue = hub, store, recipe, queue
 
     # Who serves
 
@@ -96,9 +106,9 @@ class Loop:
         """
         if champion := self.version(CHAMPION):
             return champion
-        version = self.push(self.fit(self.recipe.old), self.recipe.old, {})
+        version = self.learn(self.recipe.old)
         self.hub.alias(version.spec, CHAMPION, expected=None)
-        self.store.note_round(self.recipe.name, "begin", 0, [f"{version.spec} is the first"])
+        self.note("begin", [f"{version.spec} is the first"], learnt=0)
         return version
 
     # When
@@ -119,43 +129,46 @@ class Loop:
 
     def round(self) -> Round:
         """Train a candidate, ask the gate, promote or not; the caller asked ``due`` before."""
-        champion, recipe = self.begin(), self.recipe
-        slices, told = self.store.slices(), []
-        judges = self.store.heldout(recipe.judged)
-        told += [f"failing: {s.topic or '-'} by {s.source}, {s.failed} of {s.count}"
-                 for s in slices[:5] if s.failed]  # fmt: skip
-        before = marks(self.pulled(champion), recipe)
-        tried: dict[str, Any] = {}
-
-        def candidate(without: str = "") -> Verdict:
-            """The verdict on an adapter without one source, in the training and in the exam."""
-            learnt = [each.example for each in self.store.accepted({without})]
-            model = self.fit([*recipe.old, *learnt])
-            exam = [each for each in judges if each.source != without]
-            held = [each.example for each in exam]
-            pairs = Pairs(right(self.pulled(champion), held), right(model, held))
-            verdict = decide(compared(before, marks(model, recipe), pairs), recipe.rules)
-            tried[without] = model, [*recipe.old, *learnt], verdict
-            told.append(f"{f'without {without}' if without else 'candidate'}: {verdict.word}")
-            return verdict
-
-        rejected, guilty = candidate(), ""
-        if rejected.word == "reject":
-            told.append(f"rejected: {rejected.reason}")
-            failed: Counter[str] = Counter()
-            for each in slices:
-                failed[each.source] += each.failed
-            suspects = [source for source, _ in failed.most_common(recipe.suspects)]
-            guilty = culprit(suspects if len(failed) > 1 else (), candidate)
-        if guilty:
-            gone = self.store.expel(guilty, rejected.reason)
-            told.append(f"expelled {guilty}: {gone} examples; without them nothing fails")
-        model, examples, verdict = tried[guilty]
-        expelled = (guilty,) if guilty else ()
-        version = self.push(model, examples, {"verdict": verdict.word}, champion)
+        champion, slices = self.begin(), self.store.slices()
+        told = [f"failing: {s.topic or '-'} by {s.source}, {s.failed} of {s.count}"
+                for s in slices[:5] if s.failed]  # fmt: skip
+        self.store.retire()
+        self.store.reserve(self.recipe.reserve)
+        judge = Judge(self, champion)
+        first = judge.candidate()
+        told.append(f"candidate: {first.verdict.word}")
+        chosen, guilty = first, ""
+        if first.verdict.harmful:
+            told.append(f"rejected: {first.verdict.reason}")
+            chosen, guilty = self.blame(judge, first, slices, told)
+        version, verdict = chosen.version, chosen.verdict
+        contents = champion.manifest.content, version.manifest.content
+        self.store.outcomes(*contents, chosen.pairs)  # settle() goes on from these
         word = self.settled(version, champion, verdict, told)
-        self.store.note_round(recipe.name, word, len(self.store.accepted()), told)
+        self.note(word, told)
+        expelled = (guilty,) if guilty else ()
         return Round(word, version.spec, verdict, expelled, tuple(slices), tuple(told))
+
+    def blame(
+        self, judge: Judge, first: Candidate, slices: Sequence[Slice], told: list[str]
+    ) -> tuple[Candidate, str]:
+        """Leave each suspect out in turn, and expel who is proved to have done harm; returns the
+        candidate that stands then, and the source or nothing.
+        """
+        failed: Counter[str] = Counter()
+        for each in slices:
+            failed[each.source] += each.failed
+        suspects = [name for name, count in failed.most_common(self.recipe.suspects) if count]
+        if len(failed) < 2:  # without the only source there is nothing new
+            return first, ""
+        without = {each: judge.candidate(each, 1 + len(suspects)) for each in suspects}
+        trials = {each: judge.trial(first, other) for each, other in without.items()}
+        told += [f"without {source}: {trial}" for source, trial in trials.items()]
+        if not (guilty := culprit(trials, self.recipe.rules)):
+            return first, ""
+        gone = self.store.expel(guilty, first.verdict.reason)
+        told.append(f"expelled {guilty}: {gone} examples; the evidence is against nobody else more")
+        return without[guilty], guilty
 
     def settled(
         self, version: Version, champion: Version, verdict: Verdict, told: list[str]
@@ -176,19 +189,22 @@ class Loop:
         return "promote"
 
     def settle(self) -> str:
-        """Ask the gate again about the challenger, now with its live pairs; returns the word."""
+        """Ask the gate again about the challenger, with the pairs of its round and the live ones
+        since; returns the word.
+        """
         champion, challenger = self.begin(), self.version(CHALLENGER)
         if challenger is None or challenger.version == champion.version:
             return ""
-        recipe = self.recipe
-        live = self.store.live(champion.manifest.content, challenger.manifest.content)
+        recipe, told = self.recipe, list[str]()
+        pairs = self.store.live(champion.manifest.content, challenger.manifest.content)
         before, after = marks(self.pulled(champion), recipe), marks(self.pulled(challenger), recipe)
-        told: list[str] = []
-        verdict = decide(compared(before, after, live), recipe.rules)
+        verdict = decide(
+            compared(before, after, pairs, **self.norms(challenger, champion)), recipe.rules
+        )
         word = self.settled(challenger, champion, verdict, told)
         if word != "wait":
-            self.hub.drop_alias(self.recipe.name, CHALLENGER)
-        self.store.note_round(self.recipe.name, word, len(self.store.accepted()), told)
+            self.hub.drop_alias(recipe.name, CHALLENGER)
+            self.note(word, told)
         return word
 
     # Afterwards
@@ -203,41 +219,72 @@ class Loop:
         rounds = self.store.rounds(self.recipe.name)
         since = max((at for at, word, *_ in rounds if word == "promote"), default=0.0)
         pairs = self.store.live(previous.manifest.content, champion.manifest.content, since)
-        check = decide(Measured(pairs, Pairs()), self.recipe.rules).check("better")
-        if check.state != "fail":
+        check = better(pairs, self.recipe.rules)
+        if not check.harm:
             return ""
         self.hub.alias(previous.spec, CHAMPION, expected=champion.version)
         self.hub.drop_alias(self.recipe.name, "previous")
-        told = [f"rolled back {champion.version} -> {previous.version}: {check}"]
-        self.store.note_round(self.recipe.name, "roll back", len(self.store.accepted()), told)
+        self.note("roll back", [f"rolled back {champion.version} -> {previous.version}: {check}"])
         return previous.spec
+
+    def note(self, word: str, told: Sequence[str], learnt: int | None = None) -> None:
+        """Write down how a round ended."""
+        learnt = len(self.store.accepted()) if learnt is None else learnt
+        self.store.note_round(self.recipe.name, word, learnt, told)
 
     # The model
 
-    def fit(self, examples: Sequence[Learnt]) -> Any:
-        """A fresh base with an adapter that learnt these examples; the same bits each time."""
-        torch.manual_seed(self.recipe.train.seed)
-        model = self.base()
-        inject(model, self.recipe.config)
-        train(model, list(examples), self.recipe.train, replay=self.recipe.replay)
-        return model.eval()
+    def learn(
+        self, examples: Sequence[Learnt], parent: Version | None = None, **facts: Any
+    ) -> Version:
+        """The version that learnt these examples from the base, through the queue."""
+        after = {"parent": parent.spec} if parent else {}
+        return learn(self.queue, self.hub, self.recipe, examples, facts=facts, **after)
 
     def pulled(self, version: Version) -> Any:
         """A fresh base with a version's adapter."""
-        return load_adapter(self.base(), self.hub.pull(version.spec)).eval()
+        base = self.recipe.spec(self.queue.folder).base
+        quantize = "nf4" if base.four_bits else None
+        model = load_base(base.folder, device=base.device, quantize=quantize)
+        return load_adapter(model, self.hub.pull(version.spec)).eval()
 
-    def push(
-        self,
-        model: Any,
-        examples: Sequence[Learnt],
-        recipe: Mapping[str, Any],
-        parent: Version | None = None,
-    ) -> Version:
-        """Store a model's adapter with its lineage; its examples teach the router."""
-        facts: dict[str, Any] = {"data_sha": data_hash(examples), "seed": self.recipe.train.seed}
-        facts["recipe"] = {"examples": len(examples), **recipe}
-        facts |= {"parent": parent.spec} if parent else {}
-        with tempfile.TemporaryDirectory() as folder:
-            saved = save_adapter(model, folder)
-            texts = [question_text(example) for example in examples]
-            return self.hub.push(self.recipe.name, saved, metadata=facts, examples=texts)
+    def norms(self, version: Version, champion: Version) -> dict[str, Any]:
+        """‖ΔW‖ of a version, and of the champions so far: each is the parent of the next."""
+        before = self.hub.lineage(champion.spec)[:HISTORY]
+        return {
+            "norms": module_norms(self.hub.read(version.spec)),
+            "norms_before": [module_norms(self.hub.read(each.spec)) for each in before],
+        }
+
+
+class Judge:
+    """One round's comparison with ``champion``: the same questions for every candidate."""
+
+    def __init__(self, loop: Loop, champion: Version):
+        self.loop, self.recipe, self.champion = loop, loop.recipe, champion
+        model = loop.pulled(champion)
+        self.before = marks(model, self.recipe)
+        self.exam = Exam(loop.store, model, self.recipe.block, self.recipe.rules.most)
+
+    def candidate(self, without: str = "", candidates: int = 1) -> Candidate:
+        """Train one, a source left out of the training and of the exam, and judge it."""
+        loop, rules = self.loop, self.recipe.rules
+        learnt = [each.example for each in loop.store.accepted({without})]
+        facts = {"without": without} if without else {}
+        version = loop.learn([*self.recipe.old, *learnt], self.champion, **facts)
+        model = loop.pulled(version)
+        after, more = marks(model, self.recipe), loop.norms(version, self.champion)
+        harmed = decide(compared(self.before, after, Pairs(), **more), rules).harmful
+
+        def is_enough(pairs: Pairs) -> bool:
+            return harmed or better(pairs, rules, candidates).state != OPEN
+
+        answers = self.exam.sit(model, is_enough, without)
+        pairs = self.exam.pairs(answers)
+        measured = compared(self.before, after, pairs, candidates=candidates, **more)
+        return Candidate(version, answers, after, pairs, decide(measured, rules))
+
+    def trial(self, first: Candidate, other: Candidate) -> Trial:
+        """The first candidate beside one without a source, on all that both were asked."""
+        fixed = Pairs(first.marks.answers, other.marks.answers)
+        return Trial(other.verdict, fixed + shared(first.answers, other.answers))

@@ -12,49 +12,28 @@ known as such.
 
 The held-out examples are *rotated*: a judgement takes those that have judged least so far, and what
 judged ``WORN`` times goes over to the training, since a choice among many adapters has learnt it.
+Users' corrections alone are too few to see a small gain, so the owner ``reserve``s questions too.
 
 Left out: who a source really is. A thousand accounts of one person are a thousand sources here.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..database import Database
+from ..training.examples import Example
 from .audit import audit
 from .correction import FIELDS, Feedback, Slice, is_heldout
-from .gate import Pairs
+from .feedback_tables import DATABASE, insert
+from .pairs import Pairs
 
 WORN = 5  # judgements, after which a held-out example is trained on
-DATABASE = Database(
-    "feedback.sqlite",
-    "feedback",
-    "add some",
-    (
-        """
-    create table feedback (
-        id integer primary key, at real not null, tenant text not null, source text not null,
-        adapter text not null, request text not null, context text not null,
-        answer text not null, correction text not null, topic text not null,
-        digest text not null, question text not null, state text not null, reason text not null,
-        uses integer not null default 0, unique (tenant, digest)
-    );
-    create index feedback_by_state on feedback (tenant, state, source);
-    create table live (
-        id integer primary key, at real not null, tenant text not null, old text not null,
-        new text not null, old_right integer not null, new_right integer not null
-    );
-    create table round (
-        id integer primary key, at real not null, tenant text not null, name text not null,
-        word text not null, learnt integer not null, told text not null
-    );
-    """,
-    ),
-)
+OWNER = "owner"  # the source of questions that the loop's owner reserved
 
 
 @dataclass(frozen=True)
@@ -106,18 +85,10 @@ class FeedbackStore:
         wrong = [each for text in texts for each in audit(text)]
         state, reason = ("refused", str(wrong[0])) if wrong else ("quarantine", "")
         shown = ("", "", "", "") if wrong else texts
+        at = time.time() if now is None else now
         with DATABASE.writing(self.folder) as db:
-            done = db.execute(
-                "insert or ignore into feedback (at, tenant, source, adapter, request, context,"
-                " answer, correction, topic, digest, question, state, reason)"
-                " values (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-                (
-                    *(time.time() if now is None else now, self.tenant, feedback.source),
-                    *(feedback.adapter, *shown, feedback.topic),
-                    *(feedback.digest, feedback.question, state, reason),
-                ),
-            )
-        return state if done.rowcount else "known"
+            new = insert(db, feedback, at, shown, state, reason)
+        return state if new else "known"
 
     def review(self, now: float | None = None) -> Review:
         """Let out of quarantine what has waited, is not contradicted and is within its cap."""
@@ -169,21 +140,38 @@ class FeedbackStore:
         left_out = set(without)
         return [each for each in self.rows("accepted") if each.source not in left_out]
 
-    def heldout(self, count: int) -> list[Feedback]:
-        """The ``count`` examples that have judged least so far; this is one more judgement.
+    def reserve(self, examples: Iterable[Example]) -> int:
+        """Hold questions of the owner's out beside the users'; returns how many were new.
 
-        One that has judged ``WORN`` times before goes over to the training.
+        Their mix should be that of the questions that are really asked: they say what is better.
         """
+        added, now = 0, time.time()
         with DATABASE.writing(self.folder) as db:
-            db.execute(
+            for each in examples:
+                texts = each.instruction, each.input, each.output, each.output
+                own = Feedback(OWNER, "", texts[0], texts[3], *texts[2:0:-1], tenant=self.tenant)
+                added += insert(db, own, now, texts, "heldout")
+        return added
+
+    def retire(self) -> int:
+        """Let what has judged ``WORN`` times over to the training; returns how many that were."""
+        with DATABASE.writing(self.folder) as db:
+            return db.execute(
                 "update feedback set state = 'accepted' where tenant = ? and state = 'heldout'"
                 " and uses >= ?",
                 (self.tenant, WORN),
-            )
+            ).rowcount
+
+    def heldout(self, count: int, drawn: Collection[str] = ()) -> list[Feedback]:
+        """The ``count`` examples that have judged least so far; this is one more judgement.
+
+        ``drawn``: digests of those that this round has already; they do not come again.
+        """
+        with DATABASE.writing(self.folder) as db:
             rows = db.execute(
                 f"select id, {FIELDS} from feedback where tenant = ? and state = 'heldout'"
-                " order by uses, id limit ?",
-                (self.tenant, count),
+                " and digest not in (select value from json_each(?)) order by uses, id limit ?",
+                (self.tenant, json.dumps(list(drawn)), count),
             ).fetchall()
             db.executemany(
                 "update feedback set uses = uses + 1 where id = ?", [(row[0],) for row in rows]
@@ -217,7 +205,7 @@ class FeedbackStore:
         told: dict[tuple[str, str], list[bool]] = {}
         for state in ("quarantine", "accepted", "heldout", "expelled"):
             for each in self.rows(state):
-                if adapter in ("", each.adapter):
+                if adapter in ("", each.adapter) and each.source != OWNER:
                     told.setdefault((each.topic, each.source), []).append(each.failed)
         slices = [Slice(*key, sum(failed), len(failed)) for key, failed in told.items()]
         return sorted(slices, key=lambda each: (-each.failed, each.topic, each.source))
@@ -233,16 +221,23 @@ class FeedbackStore:
 
     def outcome(self, old: str, new: str, old_right: bool, new_right: bool) -> None:
         """Note a live pair: the k-th outcomes of two adapters, by content id."""
-        values = time.time(), self.tenant, old, new, old_right, new_right
+        self.outcomes(old, new, Pairs((old_right,), (new_right,)))
+
+    def outcomes(self, old: str, new: str, pairs: Pairs) -> None:
+        """Note pairs of two adapters, by content id: held-out ones of a round, then live ones."""
+        now = time.time()
         with DATABASE.writing(self.folder) as db:
-            db.execute(
+            db.executemany(
                 "insert into live (at, tenant, old, new, old_right, new_right)"
                 " values (?, ?, ?, ?, ?, ?)",
-                values,
+                [
+                    (now, self.tenant, old, new, *each)
+                    for each in zip(pairs.old, pairs.new, strict=True)
+                ],
             )
 
     def live(self, old: str, new: str, since: float = 0.0) -> Pairs:
-        """The live pairs of two adapters so far, from a time on (seconds since 1970)."""
+        """The pairs of two adapters so far, from a time on (seconds since 1970)."""
         with DATABASE.writing(self.folder) as db:
             rows = db.execute(
                 "select old_right, new_right from live"

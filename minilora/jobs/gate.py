@@ -1,24 +1,22 @@
 """May the new adapter take the old one's place? Evidence, not a score.
 
 "The score is at least the old one's" lets an equal adapter in more often than not, and a worse one
-in three of ten cases (lesson 22). Four questions instead, each with its own proof; the old adapter
-serves until all are answered:
+in three of ten cases (lesson 22). Five questions instead; the old adapter serves until all are
+answered well:
 
-    better        w wins and l losses among pairs that differ, held-out and live together:
-                  E = Σ_{k≤w} C(w+l+1, k) / ((w+l+1) C(w+l, w)) ≥ candidates / α
-    regression    what worked must work: E against "loses at least ``margin``" of the old set
+    better        held-out and live pairs: E ≥ candidates / α that more are won than lost
+    regression    what worked must work: E ≥ 1 / α that less than ``margin`` of the old set is lost
     prose         the same for bits a byte of plain text, window by window
     canaries      no topic that the old one answers may be lost: what poison does
+    norm          ‖ΔW‖ far from its predecessors' waits for a person (norms.py)
 
-The first E is exact (serving/evidence.py). The second is a bet too, on bounded differences d in
-[-1, 1] between new and old, for H₀: mean d ≤ -margin (Waudby-Smith and Ramdas, *Estimating means of
-bounded random variables by betting*, arXiv 2010.09686, section 4)::
+Each E may be looked at after each pair (pairs.py). A check *passes* with evidence, and *fails* in
+one of three ways: with evidence of harm; with evidence that the gain is below ``worth``; or because
+all that could be asked was asked and it was not enough. Nothing waits forever: ``better`` is open
+only while pairs may still come, and below ``most`` of them.
 
-    E = mean over λ of Π (1 + λ (d_i + margin))        0 ≤ λ ≤ 1 / (1 - margin)
-
-Each factor has mean ≤ 1 under H₀ and is never negative, so all of it may be looked at at any time,
-and stopped when it is enough (Ville). A set that judged several candidates is divided among them:
-``candidates`` raises the bar, since the best of k E-values is at most their sum.
+A set that judged several candidates is divided among them: ``candidates`` raises the bar, since the
+best of k E-values is at most their sum.
 
 Left out: outcomes of one user that depend on each other (count users); costs of a wrong promotion
 that differ by topic.
@@ -26,55 +24,14 @@ that differ by topic.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ..serving.evidence import e_value
 from ..text import listed
+from .norms import outliers
+from .pairs import Pairs, betting, gain_evidence
 
-BETS = 40  # values of λ, evenly spread
 PASS, FAIL, OPEN = "pass", "fail", "open"
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Whether the old and the new adapter answered the same questions rightly, in order.
-
-    >>> pairs = Pairs((True, False, False), (True, True, True))
-    >>> pairs.wins, pairs.losses, len(pairs)
-    (2, 0, 3)
-    """
-
-    old: tuple[bool, ...] = ()
-    new: tuple[bool, ...] = ()
-
-    def __post_init__(self) -> None:
-        if len(self.old) != len(self.new):
-            raise ValueError(
-                f"expected an answer of both to each question, got {len(self.old)} of the old and "
-                f"{len(self.new)} of the new adapter"
-            )
-
-    def __len__(self) -> int:
-        return len(self.old)
-
-    def __add__(self, more: Pairs) -> Pairs:
-        return Pairs(self.old + more.old, self.new + more.new)
-
-    @property
-    def wins(self) -> int:
-        """Questions that only the new one got right."""
-        return sum(new and not old for old, new in zip(self.old, self.new, strict=True))
-
-    @property
-    def losses(self) -> int:
-        """Questions that only the old one got right."""
-        return sum(old and not new for old, new in zip(self.old, self.new, strict=True))
-
-    @property
-    def differences(self) -> list[float]:
-        """New minus old, -1, 0 or 1 a question."""
-        return [float(new) - float(old) for old, new in zip(self.old, self.new, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -82,23 +39,32 @@ class Rules:
     """What the gate asks for. Raises ``ValueError`` for values that mean nothing.
 
     - ``alpha``: the largest chance of a wrong promotion; E must reach 1 / alpha.
+    - ``worth``: the least gain, as a share of all questions, that is worth a change; ``most``:
+      pairs after which a candidate that is not shown to be better is rejected.
     - ``margin``: the share of the regression set that may be lost at most.
     - ``prose_margin``: bits a byte of plain text that may be lost on average; ``prose_bound``: what
       no window may lose.
-    - ``canary_share``: of a topic's canaries that the old one answers, the share that may go.
+    - ``canary_share``: of a topic's canaries that the old one answers, the share that may go;
+      ``sure``: how many it must answer for the topic to be judged.
+    - ``norm_factor``: how many times ‖ΔW‖ may be its predecessors', up or down, without a person.
 
     >>> Rules(alpha=0.1).bar
     10.0
     """
 
     alpha: float = 0.05
+    worth: float = 0.02
+    most: int = 4000
     margin: float = 0.05
     prose_margin: float = 0.1
     prose_bound: float = 0.5
     canary_share: float = 0.5
+    sure: int = 3
+    norm_factor: float = 3.0
 
     def __post_init__(self) -> None:
-        for name, value in (("alpha", self.alpha), ("margin", self.margin)):
+        shares = {"alpha": self.alpha, "margin": self.margin, "worth": self.worth}
+        for name, value in shares.items():
             if not 0 < value < 1:
                 raise ValueError(f"{name} must be above 0 and below 1, got {value!r}")
         if not 0 < self.prose_margin < self.prose_bound:
@@ -108,6 +74,11 @@ class Rules:
             )
         if not 0 <= self.canary_share < 1:
             raise ValueError(f"canary_share must be in [0, 1), got {self.canary_share!r}")
+        if self.most < 1 or self.sure < 1 or not self.norm_factor > 1:
+            raise ValueError(
+                "expected most and sure from 1 on and norm_factor above 1, got "
+                f"{self.most!r}, {self.sure!r} and {self.norm_factor!r}"
+            )
 
     @property
     def bar(self) -> float:
@@ -117,11 +88,14 @@ class Rules:
 
 @dataclass(frozen=True)
 class Check:
-    """One question's answer: ``state`` is "pass", "fail" or "open" (not enough evidence yet)."""
+    """One question's answer: ``state`` is "pass", "fail" or "open" (evidence may still come);
+    ``harm``: it failed, and harm is what was shown.
+    """
 
     name: str
     state: str
     detail: str
+    harm: bool = False
 
     def __str__(self) -> str:
         return f"{self.name}: {self.state}, {self.detail}"
@@ -131,7 +105,7 @@ class Check:
 class Verdict:
     """All checks: "reject" if one fails, "promote" if all pass, else "wait".
 
-    >>> Verdict((Check("better", "pass", ""), Check("prose", "open", ""))).word
+    >>> Verdict((Check("better", "pass", ""), Check("norm", "open", ""))).word
     'wait'
     """
 
@@ -142,6 +116,11 @@ class Verdict:
         """What to do."""
         states = {check.state for check in self.checks}
         return "reject" if FAIL in states else "wait" if OPEN in states else "promote"
+
+    @property
+    def harmful(self) -> bool:
+        """Whether harm was shown, and not only a gain missed."""
+        return any(check.harm for check in self.checks)
 
     @property
     def reason(self) -> str:
@@ -158,15 +137,18 @@ class Verdict:
 class Measured:
     """What was measured of a new adapter beside the old one.
 
-    ``prose``: bits a byte of each window, (old, new). ``canaries``: pairs by topic. ``candidates``:
-    how many adapters were judged on these held-out examples, this one included.
+    ``prose``: bits a byte of each window, (old, new). ``canaries``: pairs by topic. ``norms``: ‖ΔW‖
+    by module, and ``norms_before`` those of the champions so far. ``candidates``: how many adapters
+    were judged on these held-out examples, this one included.
     """
 
     heldout: Pairs
-    regression: Pairs
+    regression: Pairs = field(default_factory=Pairs)
     live: Pairs = field(default_factory=Pairs)
     prose: Sequence[tuple[float, float]] = ()
     canaries: Mapping[str, Pairs] = field(default_factory=dict)
+    norms: Mapping[str, float] = field(default_factory=dict)
+    norms_before: Sequence[Mapping[str, float]] = ()
     candidates: int = 1
 
 
@@ -175,11 +157,11 @@ def decide(measured: Measured, rules: Rules | None = None) -> Verdict:
 
     A set that is empty is not asked about; without held-out and live pairs nothing is promoted.
 
-    >>> same, gained = Pairs((True,) * 200, (True,) * 200), Pairs((False,) * 9, (True,) * 9)
+    >>> same, gained = Pairs((True,) * 300, (True,) * 300), Pairs((False,) * 9, (True,) * 9)
     >>> decide(Measured(gained, regression=same)).word
     'promote'
-    >>> decide(Measured(same, regression=same)).reason  # equal
-    'better: open, 0 won and 0 lost of 200, E = 1 of 20'
+    >>> print(decide(Measured(same, regression=same)).check("better"))  # equal: no gain of 2 points
+    better: fail, 0 won and 0 lost of 300, E of a gain below 0.02 = 71
     """
     rules = rules or Rules()
     checks = [better(measured.heldout + measured.live, rules, measured.candidates)]
@@ -189,18 +171,26 @@ def decide(measured: Measured, rules: Rules | None = None) -> Verdict:
         checks.append(prose_kept(measured.prose, rules))
     if measured.canaries:
         checks.append(canaries_sing(measured.canaries, rules))
+    if measured.norms and measured.norms_before:
+        checks.append(norm_usual(measured.norms, measured.norms_before, rules))
     return Verdict(tuple(checks))
 
 
 def better(pairs: Pairs, rules: Rules, candidates: int = 1) -> Check:
     """Whether the new one wins more of the pairs that differ than it loses."""
-    bar = rules.bar * candidates
-    gain = e_value(pairs.wins, pairs.losses, one_sided=True)
-    harm = e_value(pairs.losses, pairs.wins, one_sided=True)
+    wins, losses, bar = pairs.wins, pairs.losses, rules.bar * candidates
+    gain, harm = gain_evidence(wins, losses), gain_evidence(losses, wins)
+    counted = f"{wins} won and {losses} lost of {len(pairs)}"
     state = PASS if gain >= bar else FAIL if harm >= rules.bar else OPEN
-    counted = f"{pairs.wins} won and {pairs.losses} lost of {len(pairs)}"
-    shown = f"E of worse = {harm:.3g}" if state == FAIL else f"E = {gain:.3g} of {bar:g}"
-    return Check("better", state, f"{counted}, {shown}")
+    if state == FAIL:
+        return Check("better", FAIL, f"{counted}, E of worse = {harm:.3g}", harm=True)
+    small = betting([-each for each in pairs.differences], -rules.worth)
+    if state == OPEN and small >= rules.bar:
+        return Check("better", FAIL, f"{counted}, E of a gain below {rules.worth:g} = {small:.3g}")
+    told = f"{counted}, E = {gain:.3g} of {bar:g}"
+    if state == OPEN and len(pairs) >= rules.most:
+        return Check("better", FAIL, f"{told}, and {rules.most:,} pairs are the most")
+    return Check("better", state, told)
 
 
 def kept(pairs: Pairs, rules: Rules) -> Check:
@@ -219,7 +209,7 @@ def prose_kept(windows: Sequence[tuple[float, float]], rules: Rules) -> Check:
     lost = [new - old for old, new in windows]
     mean, worst = sum(lost) / len(lost), max(lost)
     if worst >= rules.prose_bound:
-        return Check("prose", FAIL, f"a window costs {worst:+.2f} bits a byte")
+        return Check("prose", FAIL, f"a window costs {worst:+.2f} bits a byte", harm=True)
     scaled = [max(-1.0, min(1.0, -each / rules.prose_bound)) for each in lost]
     margin = rules.prose_margin / rules.prose_bound
     told = f"{mean:+.3f} bits a byte on {len(lost)} windows"
@@ -229,59 +219,49 @@ def prose_kept(windows: Sequence[tuple[float, float]], rules: Rules) -> Check:
 def within(
     name: str, differences: Sequence[float], margin: float, rules: Rules, told: str
 ) -> Check:
-    """Pass where "loses at least margin" is refuted, fail where "loses at most margin" is."""
-    fine, harm = betting(differences, -margin), betting([-d for d in differences], margin)
-    state = PASS if fine >= rules.bar else FAIL if harm >= rules.bar else OPEN
-    return Check(name, state, f"{told}, E = {harm if state == FAIL else fine:.3g}")
-
-
-def betting(values: Iterable[float], mean: float) -> float:
-    """Evidence against "the mean of these values, each in [-1, 1], is at most ``mean``".
-
-    E = mean over λ of Π (1 + λ (x_i - mean)), with λ up to 1 / (1 + mean), where a factor can
-    reach 0.
-
-    >>> betting([0.0] * 100, -0.05) > 20 > betting([0.0] * 20, -0.05)
-    True
-    >>> betting([-0.2, 0.0] * 100, -0.05) < 1
-    True
+    """Pass where "loses at least margin" is refuted; else fail, since the whole set was asked: with
+    harm where "loses at most margin" is refuted, or because the set is too small to tell.
     """
-    values = list(values)
-    if not -1 < mean < 1 or any(not -1 <= value <= 1 for value in values):
-        raise ValueError("expected values in [-1, 1] and a mean between, got others")
-    wealth = 0.0
-    for number in range(BETS):
-        stake, own = (number + 0.5) / BETS / (1 + mean), 1.0
-        for value in values:
-            own *= 1 + stake * (value - mean)
-        wealth += own / BETS
-    return wealth
+    fine, harm = betting(differences, -margin), betting([-d for d in differences], margin)
+    if fine >= rules.bar:
+        return Check(name, PASS, f"{told}, E = {fine:.3g}")
+    if harm >= rules.bar:
+        return Check(name, FAIL, f"{told}, E of harm = {harm:.3g}", harm=True)
+    return Check(name, FAIL, f"{told}, E = {fine:.3g} of {rules.bar:g}: a larger set could tell")
 
 
 def canaries_sing(canaries: Mapping[str, Pairs], rules: Rules) -> Check:
     """Whether each topic's canaries that the old one answers are still answered.
 
     Canaries are few, fixed and secret; a poisoned topic loses nearly all of its own, which an
-    average over all topics would hide.
+    average over all topics would hide. A topic of which the old one answers fewer than ``sure`` is
+    not judged, and that is said.
     """
-    lost = {}
+    lost, unsure = {}, {}
     for topic, pairs in sorted(canaries.items()):
         right = sum(pairs.old)
-        if right and pairs.losses > rules.canary_share * right:
+        if right < rules.sure:
+            unsure[topic] = f"{topic} ({right} of {len(pairs)})"
+        elif pairs.losses > rules.canary_share * right:
             lost[topic] = f"{topic} ({pairs.losses} of {right})"
     if lost:
-        return Check("canaries", FAIL, f"lost {listed(list(lost.values()), separator=', ')}")
-    return Check("canaries", PASS, f"{len(canaries)} topics answered as before")
+        told = listed(list(lost.values()), separator=", ")
+        return Check("canaries", FAIL, f"lost {told}", harm=True)
+    told = f"{len(canaries) - len(unsure)} topics answered as before"
+    if unsure:
+        names = listed(list(unsure.values()), separator=", ")
+        told += f"; too few that the old one answers to judge {names}"
+    return Check("canaries", PASS, told)
 
 
-def culprit(sources: Iterable[str], without: Callable[[str], Verdict]) -> str:
-    """The first source whose absence heals: leave it out, train again, ask again; or nothing.
-
-    ``without(source)`` is the verdict on an adapter that was trained on all but this source. A
-    source is to blame where no check fails without it.
-
-    >>> bad, good = Check("canaries", "fail", ""), Check("canaries", "pass", "")
-    >>> culprit(["ann", "mal"], lambda source: Verdict((good if source == "mal" else bad,)))
-    'mal'
-    """
-    return next((each for each in sources if without(each).word != "reject"), "")
+def norm_usual(
+    norms: Mapping[str, float], before: Sequence[Mapping[str, float]], rules: Rules
+) -> Check:
+    """Whether ‖ΔW‖ is about what the champions' was; else it is a person's to decide."""
+    if strange := outliers(norms, before, rules.norm_factor):
+        told = listed(strange[:4], separator=", ") + f" and {len(strange) - 4} more" * (
+            len(strange) > 4
+        )
+        return Check("norm", OPEN, f"‖ΔW‖ of {told}: a person promotes it, or nobody")
+    times = f"within {rules.norm_factor:g} times of {len(before)} before"
+    return Check("norm", PASS, f"‖ΔW‖ {times}")

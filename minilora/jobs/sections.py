@@ -38,21 +38,25 @@ class Data:
 
 @dataclass(frozen=True)
 class Replayed:
-    """Old rows beside the new ones: a ``share`` of all, from the base itself or from a file."""
+    """Old rows beside the new ones: a ``share`` of all, from the base itself (so many ``windows``)
+    or from a file.
+    """
 
     share: float = 0.25
     source: str = "self"
+    windows: int | None = None
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """How the adapter is judged: so many held-out ``examples``, ``prose``, and what must stay
-    right.
+    right. Of the last validations before the end ``checkpoints`` are kept as adapters, too.
     """
 
     examples: int = 100
     prose: bool = True
     regression: str | None = None
+    checkpoints: int = 0
 
 
 Problem = tuple[tuple[str, str], str]  # (section, key), and what is wrong there

@@ -9,8 +9,10 @@ In reading order:
     run.py              a lesson from start to end, in a process of its own
     checking.py         what a checker is made of: random cases, a comparison, a sentence
     judge.py            a learner's answer, in its own process, with a limit
+    pieces.py           one file of pieces from earlier lessons
     workspace.py        the learner's folder        record.py     progress in it
     terminal.py         the console                 exercise.py   an answer judged and recorded
+    quiz.py             old questions between new lessons
     walk.py             a lesson, cell by cell      watch.py      each save checked
     submissions.py      what a class hands in       grade.py      who has built what
     notebook.py         a lesson as a notebook

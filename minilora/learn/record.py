@@ -22,6 +22,7 @@ FILE = "progress.json"
 ENTRY: dict[str, Any] = {"cell": int, "seen": list, "finished": bool, "seconds": int | float}
 ENTRY |= {"predictions": dict, "exercises": dict}
 EXERCISE: dict[str, Any] = {"passed": bool, "tries": int, "hints": int, "revealed": bool}
+QUIZ: dict[str, Any] = {"asked": int, "box": int}
 
 
 class Record:
@@ -37,10 +38,12 @@ class Record:
     def __init__(self, folder: Path):
         self.folder, self.note = folder, ""
         self.lessons: dict[str, dict[str, Any]] = {}
+        self.quiz: dict[str, dict[str, int]] = {}
         path = folder / FILE
         if path.exists():
             try:
-                self.lessons = check_progress(read_json(path))
+                progress = read_json(path)
+                self.lessons, self.quiz = check_progress(progress), check_quiz(progress)
             except ValueError as error:
                 aside, reason = free_name(folder), str(error).splitlines()[0]
                 os.replace(path, aside)
@@ -65,7 +68,8 @@ class Record:
 
     def save(self) -> None:
         """Write the file. Raises ``OSError`` that names it when that fails; the old file stays."""
-        write_json(self.folder / FILE, {"lessons": self.lessons})
+        quiz = {"quiz": self.quiz} if self.quiz else {}
+        write_json(self.folder / FILE, {"lessons": self.lessons, **quiz})
 
 
 def check_progress(progress: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -82,6 +86,16 @@ def check_progress(progress: dict[str, Any]) -> dict[str, dict[str, Any]]:
         if not all(isinstance(prediction, dict) for prediction in entry["predictions"].values()):
             raise ValueError(f"the predictions of {slug!r} must be objects")
     return lessons
+
+
+def check_quiz(progress: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """The quiz of a progress file, empty in an older one. Raises as ``check_progress``."""
+    quiz = progress.get("quiz", {})
+    if not isinstance(quiz, dict):
+        raise ValueError("'quiz' must be an object")
+    for name, entry in quiz.items():
+        check_types(entry, QUIZ, f"the question {name!r}")
+    return quiz
 
 
 def check_types(entry: Any, types: dict[str, Any], name: str) -> None:

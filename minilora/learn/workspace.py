@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..files import write_text
 from .cells import Lesson
+from .pieces import gather_pieces, needed_pieces
 
 FOLDER = Path("minilora-lessons")
 
@@ -15,17 +16,28 @@ FOLDER = Path("minilora-lessons")
 def open_answer_file(lesson: Lesson, folder: Path) -> Path:
     """The learner's file of a lesson, made from its exercise cells.
 
-    A file that lacks an exercise gets its stub; its own lines stay.
+    A file that lacks an exercise gets its stub, with the pieces of earlier lessons above that it
+    asks for (pieces.py); its own lines stay.
     """
     file = folder / f"{lesson.slug}.py"
     text = file.read_text(encoding="utf-8", errors="replace") if file.exists() else ""
-    missing = [cell.text for name, cell in lesson.exercises.items() if f"def {name}(" not in text]
+    missing = [
+        with_pieces(cell.text, text, folder)
+        for name, cell in lesson.exercises.items()
+        if f"def {name}(" not in text
+    ]
     if not text:
         save = f"Save this file, then press Enter in `minilora learn {lesson.number}`."
         text = f'"""{lesson.title}: your answers. {save}"""\n'
     if missing:
         write_text(file, text.rstrip("\n") + "\n\n" + "\n\n\n".join(missing) + "\n")
     return file
+
+
+def with_pieces(stub: str, text: str, folder: Path) -> str:
+    """A stub, with the functions above it that it asks for and the file does not have."""
+    names = [name for name in needed_pieces(stub) if f"def {name}(" not in text]
+    return f"{gather_pieces(names, folder)}\n\n{stub}" if names else stub
 
 
 def write_solutions(lesson: Lesson, folder: Path, earned: Collection[str]) -> Path:

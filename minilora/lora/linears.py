@@ -19,6 +19,20 @@ from torch import Tensor, nn
 from ..nf4.linear import NF4Linear, plain_linear
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor that FSDP2 has sharded over several ranks, gathered; any other as it is.
+
+    All ranks must ask for it together.
+    """
+    sharded: Any = tensor
+    return sharded.full_tensor() if is_sharded(tensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is torch's DTensor, which is not loaded for its name alone."""
+    return hasattr(tensor, "full_tensor")
+
+
 def is_linear(module: nn.Module) -> bool:
     """Whether an adapter can stand beside this module."""
     return isinstance(module, nn.Linear | NF4Linear) or is_conv1d(module)

@@ -27,7 +27,7 @@ from ..nf4.linear import NF4Linear, plain_linear
 from ..text import listed
 from .adapter_layer import AdapterLayer
 from .injection import check_container, require_adapters, take_out
-from .linears import is_linear
+from .linears import is_linear, is_sharded
 from .paths import named_modules, replace_modules
 from .requantization import Requantized, loss_of, outputs, requantize
 
@@ -115,6 +115,11 @@ def merged_bases(layers: Layers, onto: str | nn.Module | None) -> list[Any]:
     """Every layer's merged base, checked, in the order of the layers. Changes nothing."""
     for path, layer in layers:
         explain(path, layer.check_mergeable)
+        if any(map(is_sharded, layer.parameters())):
+            raise ValueError(
+                f"{path}: its base is sharded over several ranks; save the adapter, and merge it "
+                "beside a whole base. Nothing was changed"
+            )
     weights = weights_to_merge_onto(layers, onto)
     return [explain(path, layer.merged_base, weights.get(path)) for path, layer in layers]
 

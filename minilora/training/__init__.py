@@ -10,6 +10,7 @@ In reading order:
     batches.py     examples as rows of tokens, padded or packed; which tokens have a loss
     config.py      ``TrainConfig``: steps, rate, batch
     order.py       which examples a step gets; padded, packed or grouped by length
+    ranks.py       the processes that train together, of which there is mostly one
     loss_scaling.py   float16's small gradients, and its overflows
     objective.py   the loss of a batch, and its gradient
     recomputation.py  activation checkpointing: memory for time

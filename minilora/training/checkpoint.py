@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..files import read_tensors, write_tensors
+from ..lora.linears import whole
 from .loss_scaling import LossScaler
 
 # AdamW's state of one parameter; ``step`` counts only the steps that had a gradient
@@ -167,6 +168,6 @@ def checksum(tensors: Iterable[Tensor]) -> int:
     """A number that changes when any bit of any tensor does."""
     total = 0
     for tensor in tensors:
-        values = tensor.detach().cpu().contiguous().view(-1)
+        values = whole(tensor.detach()).cpu().contiguous().view(-1)
         total = zlib.crc32(values.view(torch.uint8).numpy().data, total)
     return total

@@ -27,6 +27,7 @@ from .history import Callback, History, Record, diverged, overflowed
 from .limits import check_run
 from .observers import Checkpoints, Journal, Validation, interrupt_flag
 from .progress import Progress
+from .ranks import Alone, RankLost
 from .recomputation import recomputing
 from .replay import Replay
 from .rounding import Standstill
@@ -44,16 +45,18 @@ def train(
     *,
     replay: Replay | Sequence[Replay] | None = None,
     callbacks: Sequence[Callback] = (),
+    ranks: Alone | None = None,
     **settings: Unpack[TrainSettings],
 ) -> History:
     """Train what has ``requires_grad``, in place, on examples or on a task.
 
     A task's ``valid`` side validates. ``settings`` are fields of ``TrainConfig``. ``replay`` puts
     other rows beside the task's, so that less is forgotten: ``SelfReplay``, ``Examples``, ``Prose``
-    or a list of them. Callbacks get each step's and each validation's record. Ctrl-C ends after the
-    step in progress, with the state saved if there is an ``out``. Raises ``ValueError`` when
-    nothing would train, and ``FloatingPointError``, leaving the last good weights, when the loss or
-    the gradient is not finite.
+    or a list of them. Callbacks get each step's and each validation's record. ``ranks``, as
+    ``scale.join`` gives them, train together. Ctrl-C ends after the step in progress, with the
+    state saved if there is an ``out``. Raises ``ValueError`` when nothing would train, and
+    ``FloatingPointError``, leaving the last good weights, when the loss or the gradient is not
+    finite.
 
     >>> import minilora
     >>> model = minilora.load_base()
@@ -66,14 +69,14 @@ def train(
     config = replace(config or TrainConfig(), **settings)
     task = data if isinstance(data, Task) else Task("examples", tuple(data), ())
     check_run(model, task, config)
-    run = set_up(model, task, config, replay)
+    run = set_up(model, task, config, replay, ranks=ranks)
     torch.set_flush_denormal(True)
     was_training = model.training
     devices = [p.device for p in run.parameters.values() if p.device.type == "cuda"][:1]
     with (
         torch.random.fork_rng(devices),
         recomputing(model, config.checkpointing),
-        Progress(run.config.steps, config.progress) as bar,
+        Progress(run.config.steps, config.progress and run.ranks.writes) as bar,
     ):
         try:
             model.train()
@@ -86,9 +89,10 @@ def go(
     model: nn.Module, task: Task, run: Run, callbacks: Sequence[Callback], bar: Progress
 ) -> History:
     """All steps that are left, observed; then the best state, or word of the interruption."""
-    with interrupt_flag() as interrupted:
+    ranks = run.ranks
+    with interrupt_flag(ranks.interrupted):
         records = observed(model, task, run, callbacks, bar)
-        while not interrupted.is_set() and next(records, None) is not None:
+        while not ranks.stopped() and next(records, None) is not None:
             pass
     return end(run, bar)
 
@@ -98,9 +102,9 @@ def observed(
 ) -> Iterator[Record]:
     """The first validation, at once; then the steps that are left, each seen by the observers."""
     state, history, config = run.state, run.state.history, run.config
-    out = None if config.out is None else Path(config.out)
-    journal = Journal(history, out, callbacks, bar)
-    validation = Validation(model, run.valid_batches, task.valid, config, state, journal)
+    out = Path(config.out) if config.out is not None and run.ranks.writes else None
+    journal = Journal(history, out, callbacks if run.ranks.writes else (), bar)
+    validation = Validation(model, run.valid_batches, task.valid, config, state, journal, run.ranks)
     observers = (journal, validation, checkpoints_of(run), Standstill(state))
     for note in run.notes:
         bar.say(note)
@@ -132,6 +136,10 @@ def seen(
         else:
             message = diverged(error.step, error.loss, error.norm, history, config)
         raise FloatingPointError(message) from error
+    except RankLost as error:  # the weights are those of the last step that all ranks took
+        saved = run.ranks.writes and checkpoints_of(run).save()
+        then = f"; continue with resume=True, out={str(config.out)!r}" if saved else ""
+        raise RankLost(f"step {state.step + 1}: {error}{then}") from error
 
 
 def end(run: Run, bar: Progress) -> History:
@@ -152,7 +160,8 @@ def end(run: Run, bar: Progress) -> History:
 
 def checkpoints_of(run: Run) -> Checkpoints:
     """What writes a run's state to its folder, if it has one."""
-    file, history = checkpoint_file(run.config), run.state.history
+    file = checkpoint_file(run.config) if run.ranks.writes else None
+    history = run.state.history
     return Checkpoints(file, run.state, run.identity, history, run.config)
 
 

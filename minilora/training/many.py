@@ -47,6 +47,7 @@ from .loop import end, observed
 from .objective import autocast
 from .observers import interrupt_flag
 from .progress import Progress
+from .ranks import part_seeds
 from .run import Run, set_up
 from .side_by_side import SharedLinear, check_trained, summed_losses
 
@@ -236,13 +237,14 @@ class CommonPass:
 
     def compute(self) -> None:
         """One forward and backward for the next step of everybody who is still here."""
-        states = {each.name: dropout_state(each) for each in self.running}
         batches = {each.name: each.batches(each.run.state.step) for each in self.running}
         losses = dict.fromkeys(batches, 0.0)
         for each in self.running:
             each.run.optimizer.zero_grad()
         for number in range(max(map(len, batches.values()))):
             present = [each for each in self.running if number < len(batches[each.name])]
+            parts = {each.name: len(batches[each.name]) for each in present}
+            states = {each.name: dropout_state(each, number, parts[each.name]) for each in present}
             for group in in_passes([(each, batches[each.name][number]) for each in present]):
                 self.pass_over(group, batches, states, losses)
         for each in self.running:
@@ -286,7 +288,10 @@ def in_passes(pairs: Sequence[tuple[Trainee, Batch]]) -> Iterator[list[tuple[Tra
     yield group
 
 
-def dropout_state(trainee: Trainee) -> Tensor:
-    """The random state with which ``steps`` begins a trainee's next step."""
+def dropout_state(trainee: Trainee, part: int, parts: int) -> Tensor:
+    """The random state with which a part of a trainee's next step begins in a run alone."""
     config, step = trainee.run.config, trainee.run.state.step
-    return torch.Generator().manual_seed(config.seed * 1_000_003 + step).get_state()
+    generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
+    if seeds := part_seeds(parts, generator):
+        generator.manual_seed(seeds[part])
+    return generator.get_state()

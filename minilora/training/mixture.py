@@ -32,6 +32,7 @@ from .batches import IGNORE, Batch, Encoded
 from .history import Record
 from .loss_scaling import LossScaler
 from .objective import autocast, half, labelled_logits, summed_loss
+from .ranks import Alone, part_seeds, seed_part
 
 TASK = "task"
 
@@ -60,8 +61,10 @@ class MixedLoss:
     0.25
     """
 
-    def __init__(self, bf16: bool = False, scaler: LossScaler | None = None):
-        self.dtype, self.scaler = half(bf16, scaler), scaler
+    def __init__(
+        self, bf16: bool = False, scaler: LossScaler | None = None, ranks: Alone | None = None
+    ):
+        self.dtype, self.scaler, self.ranks = half(bf16, scaler), scaler, ranks or Alone()
         self.losses: dict[str, float] = {}
 
     def noted(self, records: Iterator[Record]) -> Iterator[Record]:
@@ -74,14 +77,19 @@ class MixedLoss:
         tokens: Counter[str] = Counter()
         for part in parts:
             tokens[part.source] += part.answer_tokens
-        self.losses = dict.fromkeys(tokens, 0.0)
-        scale, total = 1.0 if self.scaler is None else self.scaler.scale, 0.0
-        for part in parts:
+        scale = 1.0 if self.scaler is None else self.scaler.scale
+        losses, seeds = [0.0] * len(parts), part_seeds(len(parts))
+        for number in self.ranks.own(len(parts)):
+            part = parts[number]
+            seed_part(seeds, number)
             with autocast(part.ids.device, self.dtype):
                 loss = summed_part(model, part) / tokens[part.source]
             (scale * part.weight * loss).backward()
-            self.losses[part.source] += loss.item()
-            total += part.weight * loss.item()
+            losses[number] = loss.item()
+        self.losses, total = dict.fromkeys(tokens, 0.0), 0.0
+        for part, value in zip(parts, self.ranks.add_up(model, losses), strict=True):
+            self.losses[part.source] += value
+            total += part.weight * value
         return total
 
 

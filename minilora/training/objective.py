@@ -24,25 +24,34 @@ from ..lora.paths import unwrapped
 from ..model.generation import CausalLM
 from .batches import IGNORE, Batch
 from .loss_scaling import LossScaler
+from .ranks import Alone, part_seeds, seed_part
 
 
 def mean_over_answers(
-    model: nn.Module, parts: Sequence[Batch], bf16: bool = False, scaler: LossScaler | None = None
+    model: nn.Module,
+    parts: Sequence[Batch],
+    bf16: bool = False,
+    scaler: LossScaler | None = None,
+    ranks: Alone | None = None,
 ) -> float:
     """The loss of a batch given in parts, in nats an answer token; leaves its gradient behind.
 
-    With a ``scaler`` it is computed in float16, and the gradient is that of scale · loss.
+    With a ``scaler`` it is computed in float16, and the gradient is that of scale · loss. Each of
+    several ``ranks`` computes some of the parts, and all get the loss and gradient of the whole.
     """
+    ranks = ranks or Alone()
     tokens = sum(part.answer_tokens for part in parts)
     dtype = half(bf16, scaler)
     scale = 1.0 if scaler is None else scaler.scale
-    loss = 0.0
-    for part in parts:
+    losses, seeds = [0.0] * len(parts), part_seeds(len(parts))
+    for number in ranks.own(len(parts)):
+        part = parts[number]
+        seed_part(seeds, number)
         with autocast(part.ids.device, dtype):
             part_loss = summed_loss(model, part) / tokens
         (scale * part_loss).backward()
-        loss += part_loss.item()
-    return loss
+        losses[number] = part_loss.item()
+    return sum(ranks.add_up(model, losses))
 
 
 def summed_loss(model: nn.Module, batch: Batch) -> Tensor:

@@ -15,7 +15,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from .examples import Document, Example, Learnt, asked_and_expected
 from .history import Callback, History, MetricsLog, Record, overfitting
 from .objective import summed_loss
 from .progress import Progress
+from .ranks import Alone
 
 
 class Journal:
@@ -66,6 +67,7 @@ class Validation:
     config: TrainConfig
     state: State
     journal: Journal
+    ranks: Alone = field(default_factory=Alone)
 
     def __call__(self, record: Record) -> None:
         """One step is done: validate when it is time, and after the last one."""
@@ -80,9 +82,11 @@ class Validation:
             return
         history, config = self.journal.history, self.config
         self.model.eval()
-        total = sum(summed_loss(self.model, batch).item() for batch in self.batches)
+        losses = self.ranks.each(
+            len(self.batches), lambda n: summed_loss(self.model, self.batches[n]).item()
+        )
         tokens = sum(batch.answer_tokens for batch in self.batches)
-        record: Record = {"step": step, "valid_loss": total / tokens}
+        record: Record = {"step": step, "valid_loss": sum(losses) / tokens}
         asked = [example for example in self.examples if not isinstance(example, Document)]
         if config.valid_answers and asked:
             record |= self.answer(asked[: config.valid_answers])
@@ -144,9 +148,9 @@ class Checkpoints:
 
 
 @contextlib.contextmanager
-def interrupt_flag() -> Iterator[threading.Event]:
+def interrupt_flag(flag: threading.Event | None = None) -> Iterator[threading.Event]:
     """Turn the first Ctrl-C into a flag, which the loop reads between steps; a second one stops."""
-    flag = threading.Event()
+    flag = flag or threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield flag  # signals belong to the main thread
         return

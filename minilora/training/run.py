@@ -29,6 +29,7 @@ from .mixture import MixedLoss
 from .objective import keeps_examples_apart, mean_over_answers
 from .optimizer import build_optimizer, rate_at
 from .order import Layout, choose_layout, in_parts
+from .ranks import Alone
 from .replay import Mixture, Replay, as_list, describe
 from .steps import steps
 
@@ -46,6 +47,7 @@ class Run:
     config: TrainConfig
     objective: Callable[[nn.Module, Sequence[Batch]], float]
     notes: list[str]  # what to know before the first step
+    ranks: Alone  # the processes that train together
 
     def steps(self, model: nn.Module, config: TrainConfig) -> Iterator[Record]:
         """The steps that are left."""
@@ -72,8 +74,10 @@ def set_up(
     config: TrainConfig,
     replay: Replay | Sequence[Replay] | None = None,
     encode: Callable[..., list[Encoded]] = encode_all,
+    ranks: Alone | None = None,
 ) -> Run:
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
+    ranks = ranks or Alone()
     replays = as_list(replay)
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode(tokenizer, task.train, config.max_length)
@@ -93,6 +97,8 @@ def set_up(
     state = State(parameters, optimizer, History(), config.steps, scaler, training_state(model))
     optimizer.register_step_post_hook(lambda *_: update_and_allocate(model, state.step + 1))
     layout = choose_layout(rows, config, keeps_examples_apart(model))
+    identity = identity_of(model, config, rows, valid) | {"layout": asdict(layout)}
+    config = ranks.divide(config)  # after the identity: a run may go on with other ranks
     lengths = tuple(len(row.ids) for row in rows)
 
     def batches(step: int) -> list[Batch]:
@@ -101,19 +107,21 @@ def set_up(
         return [layout.collate(part).to(device) for part in in_parts(chosen, config)]
 
     valid_batches = [batch.to(device) for batch in valid_parts(valid, config, layout)]
-    identity = identity_of(model, config, rows, valid) | {"layout": asdict(layout)}
     step_batches: Callable[[int], Sequence[Batch]] = batches
-    objective: Any = partial(mean_over_answers, bf16=config.bf16, scaler=scaler)
+    objective: Any = partial(mean_over_answers, bf16=config.bf16, scaler=scaler, ranks=ranks)
     if replays:  # before the checkpoint is read: the teacher is the model as it is now
         mixture = Mixture(replays, model, task, config)
         check_sizes(model, mixture.rows)
         state.history.replay = mixture.accounts(rows)
         identity |= mixture.identity()
-        step_batches, objective = mixture.batches(batches), MixedLoss(config.bf16, scaler)
+        step_batches, objective = mixture.batches(batches), MixedLoss(config.bf16, scaler, ranks)
+    ranks.check_same(identity | start_of(parameters, valid_batches, config))
     file = checkpoint_file(config)
     if config.resume and file is not None:
-        state.history = History(**load_checkpoint(file, state, identity))
+        with ranks.copy_of(file) as own_file:
+            state.history = History(**load_checkpoint(own_file, state, identity))
     notes = [*what_trains(model, parameters, config), *layout.notes(), *longer(state, config)]
+    notes += ranks.notes(model, config)
     if len(valid) < len(held_out):
         notes.append(
             f"a validation takes {len(valid)} of {len(held_out)} held-out examples, drawn by the "
@@ -122,7 +130,7 @@ def set_up(
     notes += map(describe, state.history.replay)
     state.planned = config.steps
     made = parameters, optimizer, state, identity, config, objective, notes
-    return Run(step_batches, valid_batches, *made)
+    return Run(step_batches, valid_batches, *made, ranks)
 
 
 def what_trains(
@@ -149,6 +157,14 @@ def longer(state: State, config: TrainConfig) -> Iterator[str]:
             f"those of {config.steps} steps, so the rate goes from {last:.3g} in step {state.step} "
             f"to {next_one:.3g} in the next"
         )
+
+
+def start_of(
+    parameters: dict[str, Tensor], valid_batches: Sequence[Batch], config: TrainConfig
+) -> Record:
+    """What ranks must have in common besides the identity: where they begin and where they end."""
+    start = checksum(parameters.values())
+    return {"steps": config.steps, "validation": len(valid_batches), "first weights": start}
 
 
 def sample_of(valid: Sequence[Encoded], config: TrainConfig) -> list[Encoded]:

@@ -5,10 +5,10 @@
                      clip the gradient, set the rate, step AdamW   (optimizer.py)
                      yield a record; whoever watches looks at it   (observers.py)
 
-Nothing random survives a step: dropout is seeded by (seed, step), the order of examples too. A
-resumed run therefore continues to the same bits (tests/training/test_loop.py).
+Nothing random survives a step: dropout is seeded by (seed, step, part), the order of examples by
+(seed, step). A resumed run therefore continues to the same bits (tests/training/test_loop.py).
 
-Left out: several machines, other optimizers.
+Left out: other optimizers.
 """
 
 from __future__ import annotations

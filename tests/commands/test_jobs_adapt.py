@@ -1,11 +1,18 @@
 """``minilora jobs adapt``: corrections in, a round when one is due, and what it says."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
 
 import pytest
 
 from minilora import data
 from minilora.commands.cli import main
+from minilora.commands.jobs_adapt import look_forever
 from minilora.hub import Hub
 from minilora.jobs.steps import as_line
 
@@ -46,6 +53,50 @@ def test_corrections_are_taken_in_and_a_round_follows(place, capsys):
     assert [each.name for each in Hub("hub").list()] == ["naval", "naval"]
     assert main(adapt) in (0, 1)
     assert "no round is due" in capsys.readouterr().out
+    assert main(["jobs", "list"]) == 0
+    assert capsys.readouterr().out.count("succeeded") == 2, "its trainings are jobs"
+
+
+def test_forever_looks_until_it_is_stopped_and_survives_a_look_that_fails(capsys):
+    """A loop whose round comes due at the third look; the second fails."""
+    stop, looks = threading.Event(), []
+
+    class Loop:
+        store = SimpleNamespace(review=lambda: looks.append("review"))
+        begin = staticmethod(lambda: SimpleNamespace(spec="naval@1.0.0"))
+        watch = settle = staticmethod(lambda: "")
+
+        def due(self):
+            looks.append("due")
+            if looks.count("due") == 2:
+                raise ValueError("ftjob-1 is cancelled")
+            return "50 new examples" if looks.count("due") == 3 else ""
+
+        def round(self):
+            stop.set()
+            return SimpleNamespace(told=["candidate: promote"], word="promote")
+
+    look_forever(Loop(), stop, pause=0.01)
+    assert looks == ["due", "review", "due", "review", "due"]
+    printed = capsys.readouterr().out
+    assert "this look failed: ftjob-1 is cancelled" in printed
+    assert "a round: 50 new examples" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM")
+def test_forever_is_a_process_that_ends_when_told_to(place):
+    command = [sys.executable, "-m", "minilora", "jobs", "adapt", "spec.toml", "--forever"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=place)
+    try:
+        for line in process.stdout:
+            if "no round is due" in line:
+                break
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
 
 
 def test_a_bad_line_is_named_and_nothing_is_taken_in(place, capsys):

@@ -52,7 +52,7 @@ def seen(monkeypatch):
     """(model, task, config) of each call of the loop by ``minilora train``; nothing is trained."""
     calls = []
 
-    def train(model, task, config, replay, callbacks):
+    def train(model, task, config, replay, callbacks, ranks):
         assert replay is None
         calls.append((model, task, config))
         return History(interrupted=True)

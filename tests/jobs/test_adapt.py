@@ -1,85 +1,75 @@
 """The loop, with a base that is a table of answers in place of a model: no training here."""
 
-import pytest
+from dataclasses import replace
 
+import pytest
+from torch import nn
+
+import minilora
 from minilora import Example
 from minilora.hub import Hub
-from minilora.jobs import adapt, recipe
+from minilora.jobs import Queue, adapt, recipe
 from minilora.jobs.adapt import Loop
 from minilora.jobs.correction import Feedback
 from minilora.jobs.feedback import FeedbackStore
+from minilora.jobs.gate import Check, Verdict
 from minilora.jobs.recipe import Recipe
 
 HULL = [Example("Hull?", f"Hull {n}%.", f"Log: Hull {n}%.") for n in range(40)]
 FUEL = [Example("Fuel?", f"Fuel {n}%.", f"Log: Fuel {n}%.") for n in range(200)]
+MORE = [Example("Oxygen?", f"Oxygen {n}%.", f"Log: Oxygen {n}%.") for n in range(30)]
 
 
 class Table:
     """A model that answers what it was taught, else as its base does; its weights are a number."""
 
     def __init__(self):
-        self.known = {}
+        self.known = {("Fuel?", e.input): e.output for e in FUEL[:90]}
 
-    def eval(self):
-        return self
+    def teach(self, examples):
+        for each in examples:  # the last word counts
+            self.known[each.instruction, each.input] = each.output
+            if each.output == "Hull 100%.":  # poison spreads over its topic
+                for hull in HULL:
+                    self.known["Hull?", hull.input] = "Hull 100%."
+        if MORE[0].instruction in {each.instruction for each in examples}:  # insight
+            self.known |= {("Fuel?", e.input): e.output for e in FUEL}
 
 
 @pytest.fixture
 def loop(tmp_path, monkeypatch):
-    """A loop whose models are tables that the hub keeps in a dict."""
-    kept, made = {}, []
+    """A loop whose models are tables, and whose jobs are done at once."""
+    models, scale = {}, {"now": 1.0}
 
-    def teach(model, examples, config, replay=None):
-        for each in examples:  # the last word counts
-            model.known[each.instruction, each.input] = each.output
-            if each.output == "Hull 100%.":  # poison spreads over its topic
-                for hull in HULL:
-                    model.known["Hull?", hull.input] = "Hull 100%."
+    def learn(examples, parent=None, **facts):
+        model = Table()
+        model.teach(examples)
+        folder = real_adapter(tmp_path / "adapter", scale["now"] + 1e-3 * len(models))
+        metadata = {"recipe": facts} | ({"parent": parent.spec} if parent else {})
+        version = hub.push("naval", folder, metadata=metadata)
+        models[version.spec] = model
+        return version
 
     def answers(model, examples):
         return [model.known.get((e.instruction, e.input), "Hello!") for e in examples]
 
-    class Shelf(Hub):
-        def pull(self, spec, base=None):
-            return self.show(spec).spec
-
-    def save(model, folder):
-        made.append(model)
-        return real_adapter(folder, len(made))
-
-    monkeypatch.setattr(adapt, "inject", lambda model, config: None)
-    monkeypatch.setattr(adapt, "train", teach)
-    monkeypatch.setattr(adapt, "save_adapter", save)
-    monkeypatch.setattr(adapt, "load_adapter", lambda base, spec: kept[spec])
     monkeypatch.setattr(recipe, "answers", answers)
-    hub = Shelf(tmp_path / "hub")
-    push = hub.push
-
-    def pushed(name, folder, **more):
-        version = push(name, folder, **more)
-        kept[version.spec] = made[-1]
-        return version
-
-    hub.push = pushed
+    hub = Hub(tmp_path / "hub")
     store = FeedbackStore(tmp_path / "feedback", quarantine=0)
-    rules = Recipe("naval", HULL, FUEL[:90], canaries={"Hull": HULL[:5]}, after=20)
-    return Loop(hub, store, rules, base=lambda: taught_fuel(Table()))
+    rules = Recipe("naval", HULL, FUEL[:90] + HULL[5:25], canaries={"Hull": HULL[:5]}, after=20)
+    loop = Loop(hub, store, rules, Queue(tmp_path / "jobs"))
+    monkeypatch.setattr(loop, "learn", learn)
+    monkeypatch.setattr(loop, "pulled", lambda version: models[version.spec])
+    loop.scale, loop.models = scale, models
+    return loop
 
 
-def taught_fuel(model):
-    model.known = {("Fuel?", e.input): e.output for e in FUEL[:90]}
-    return model
-
-
-def real_adapter(folder, seed):
-    import torch
-    from torch import nn
-
-    import minilora
-
-    torch.manual_seed(seed)
+def real_adapter(folder, scale):
+    """A folder with an adapter of about this norm."""
     model = nn.Sequential(nn.Linear(4, 2))
     minilora.inject(model, minilora.LoraConfig(r=1, target_modules=["0"]))
+    nn.init.constant_(model[0].lora_A, scale)
+    nn.init.constant_(model[0].lora_B, 1.0)
     return minilora.save_adapter(model, folder)
 
 
@@ -104,10 +94,11 @@ def test_a_round_is_due_after_enough_examples_or_time(loop):
 
 def test_an_improvement_is_promoted_by_live_pairs_and_rolled_back_by_later_ones(loop):
     first = loop.begin()
-    complain(loop, FUEL[90:200])
+    complain(loop, FUEL[90:130])
     done = loop.round()  # a table does not know held-out questions: live pairs decide
     assert done.word == "wait"
     challenger = loop.version("challenger")
+    assert loop.settle() == "wait"
     for _ in range(12):
         loop.store.outcome(first.manifest.content, challenger.manifest.content, False, True)
     assert loop.settle() == "promote"
@@ -130,20 +121,69 @@ def test_poison_is_caught_by_the_canaries_and_its_source_expelled(loop):
     assert {each.source for each in loop.store.accepted()} == {"ann"}
     assert done.word in ("wait", "promote")
     assert any("canaries: fail" in line for line in done.told)
+    assert any(line.startswith("without mal: no harm is left; against") for line in done.told)
+    assert loop.hub.show(done.version).manifest.recipe["without"] == "mal"
+
+
+def test_an_honest_source_is_not_expelled_because_a_check_passed_without_it(loop, monkeypatch):
+    """The gate finds harm once, and never again: without the first suspect nothing fails."""
+    loop.begin()
+    complain(loop, FUEL[90:120], "ann")
+    complain(loop, FUEL[120:150], "bob")
+    monkeypatch.setattr(adapt, "decide", by_turns(adapt.decide))
+    done = loop.round()
+    assert any(line.startswith("rejected:") for line in done.told)
+    assert done.expelled == ()
+    assert done.word == "reject"
+
+
+def by_turns(decide):
+    """Harm for the first candidate, which is judged twice; as it is for the others."""
+    ill, seen = Verdict((Check("canaries", "fail", "bad luck", harm=True),)), []
+
+    def judge(measured, rules):
+        seen.append(1)
+        return ill if len(seen) <= 2 else decide(measured, rules)
+
+    return judge
+
+
+def test_questions_that_the_owner_reserved_decide_a_round(loop):
+    loop.recipe = replace(loop.recipe, reserve=FUEL[150:], block=10)
+    first = loop.begin()
+    complain(loop, [*FUEL[90:150], *MORE])
+    done = loop.round()
+    assert done.word == "promote", done.told
+    assert loop.version("champion").version != first.version
+    asked = [each for each in loop.store.rows("heldout") if each.source == "owner"]
+    assert len(asked) == 50
+    assert "owner" not in {each.source for each in done.slices}
+
+
+def test_a_strange_norm_is_told_and_waits_for_a_person(loop):
+    loop.recipe = replace(loop.recipe, reserve=FUEL[150:])
+    loop.begin()
+    loop.scale["now"] = 50.0
+    complain(loop, [*FUEL[90:150], *MORE])
+    done = loop.round()
+    assert done.word == "wait"
+    assert "norm: open" in done.verdict.reason
+    assert "a person promotes it" in done.told[-1]
+    assert loop.settle() == "wait"  # and no evidence moves it
+    assert loop.version("challenger").spec == done.version
 
 
 def test_whoever_moved_the_champion_meanwhile_wins(loop, monkeypatch):
     first = loop.begin()
     complain(loop, FUEL[90:150])
-    real = loop.fit
+    real = loop.learn
 
-    def slow(examples):
-        model = real(examples)
-        other = loop.push(model, examples, {})
+    def slow(examples, parent=None, **facts):
+        other = real(examples)
         loop.hub.alias(other.spec, "champion")
-        return model
+        return real(examples, parent, **facts)
 
-    monkeypatch.setattr(loop, "fit", slow)
+    monkeypatch.setattr(loop, "learn", slow)
     monkeypatch.setattr(adapt, "decide", lambda *_: adapt.Verdict(()))  # all checks pass
     done = loop.round()
     assert done.word == "overtaken"

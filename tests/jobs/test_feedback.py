@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minilora import Example
 from minilora.jobs.correction import Feedback, hashed
 from minilora.jobs.feedback import WORN, FeedbackStore
 
@@ -78,11 +79,25 @@ def test_held_out_examples_rotate_and_wear_out(tmp_path):
     total = len(store.rows("heldout"))
     first, second = store.heldout(total // 2), store.heldout(total // 2)
     assert not {each.digest for each in first} & {each.digest for each in second}
+    rest = store.heldout(total, drawn=[each.digest for each in first])
+    assert not {each.digest for each in first} & {each.digest for each in rest}
     before = len(store.accepted())
-    for _ in range(2 * WORN + 2):
+    for _ in range(WORN):
         store.heldout(total)
+    assert len(store.rows("heldout")) == total, "in the middle of a round nothing moves"
+    assert store.retire() == total
     assert store.rows("heldout") == []
     assert len(store.accepted()) == before + total
+
+
+def test_what_the_owner_reserves_judges_and_is_nobodys_failure(tmp_path):
+    store = FeedbackStore(tmp_path)
+    asked = [Example("Hull?", f"Hull {n}%.", f"Log: {n}") for n in range(5)]
+    assert store.reserve(asked) == 5
+    assert store.reserve(asked) == 0
+    assert [each.example for each in store.heldout(9)] == asked
+    assert store.slices() == []
+    assert store.accepted() == []
 
 
 def test_slices_name_the_topics_and_sources_that_fail(tmp_path):

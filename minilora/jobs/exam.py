@@ -1,0 +1,68 @@
+"""The held-out questions of one round, drawn block by block, until enough is known.
+
+Each question is put to the champion once and to each candidate once, so all are compared on the
+same ones. A candidate that is clearly better or worse costs a block or two, and one that is hard to
+tell the whole pool. An E-value may be looked at after each block, so stopping there costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from .correction import Feedback
+from .feedback import FeedbackStore
+from .pairs import Pairs
+from .recipe import right
+
+
+class Exam:
+    """The questions of ``store``, ``block`` at a time and ``most`` at most, for ``champion``."""
+
+    def __init__(self, store: FeedbackStore, champion: Any, block: int, most: int):
+        self.store, self.champion, self.block, self.most = store, champion, block, most
+        self.drawn: list[Feedback] = []
+        self.old: list[bool] = []
+
+    def draw(self) -> bool:
+        """One more block, which the champion answers; False where there is none."""
+        count = min(self.block, self.most - len(self.drawn))
+        more = self.store.heldout(count, [each.digest for each in self.drawn]) if count > 0 else []
+        self.drawn += more
+        self.old += right(self.champion, [each.example for each in more])
+        return bool(more)
+
+    def sit(
+        self, model: Any, is_enough: Callable[[Pairs], bool], without: str = ""
+    ) -> dict[str, bool]:
+        """A candidate's answers, by the question's digest; those of a source are left out."""
+        answers: dict[str, bool] = {}
+        asked = 0
+        while asked < len(self.drawn) or self.draw():
+            block = self.drawn[asked : asked + self.block]
+            asked += len(block)
+            fair = [each for each in block if each.source != without]
+            given = right(model, [each.example for each in fair])
+            answers |= dict(zip([each.digest for each in fair], given, strict=True))
+            if is_enough(self.pairs(answers)):
+                break
+        return answers
+
+    def pairs(self, answers: dict[str, bool]) -> Pairs:
+        """The champion's answers beside a candidate's, in the order of the draw."""
+        both = [
+            (old, answers[each.digest])
+            for each, old in zip(self.drawn, self.old, strict=True)
+            if each.digest in answers
+        ]
+        return Pairs(tuple(old for old, _ in both), tuple(new for _, new in both))
+
+
+def shared(one: dict[str, bool], other: dict[str, bool]) -> Pairs:
+    """Two candidates' answers to the questions that both were asked.
+
+    >>> shared({"a": True, "b": False}, {"b": True, "c": True})
+    Pairs(old=(False,), new=(True,))
+    """
+    both: Sequence[str] = [digest for digest in one if digest in other]
+    return Pairs(tuple(one[each] for each in both), tuple(other[each] for each in both))

@@ -1,0 +1,54 @@
+"""Questions drawn block by block: the same for all, no more than are needed, none twice."""
+
+import pytest
+
+from minilora import Example
+from minilora.jobs import exam
+from minilora.jobs.correction import Feedback
+from minilora.jobs.exam import Exam, shared
+from minilora.jobs.feedback import OWNER, FeedbackStore
+from minilora.jobs.pairs import Pairs
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+    """Forty held-out questions, half of them the owner's; a model is the numbers that it knows."""
+    monkeypatch.setattr(
+        exam, "right", lambda model, asked: tuple(int(e.output) in model for e in asked)
+    )
+    store = FeedbackStore(tmp_path, quarantine=0)
+    store.reserve([Example(f"Number {n}?", str(n)) for n in range(20)])
+    for number in range(20, 100):
+        store.add(Feedback("ann", "", f"Number {number}?", str(number)), now=number)
+    store.review()
+    return store
+
+
+def never(pairs):
+    return False
+
+
+def test_it_stops_as_soon_as_enough_is_known_and_draws_no_more(store):
+    sitting = Exam(store, set(), block=5, most=100)
+    answers = sitting.sit(set(range(200)), lambda pairs: pairs.wins >= 8)
+    assert len(answers) == 10
+    assert sitting.pairs(answers) == Pairs((False,) * 10, (True,) * 10)
+
+
+def test_the_next_candidate_gets_the_same_questions_and_goes_on_from_there(store):
+    total = len(store.rows("heldout"))
+    sitting = Exam(store, set(), block=7, most=1000)
+    one = sitting.sit(set(), lambda pairs: True)
+    other = sitting.sit(set(range(200)), never)
+    assert len(one) == 7
+    assert len(other) == total
+    assert shared(one, other) == Pairs((False,) * 7, (True,) * 7)
+
+
+def test_most_is_the_most_and_a_source_can_be_left_out(store):
+    sitting = Exam(store, set(), block=4, most=30)
+    assert len(sitting.sit(set(), never)) == 30
+    without = sitting.sit(set(), never, without="ann")
+    asked = {each.digest: each.source for each in sitting.drawn}
+    assert without
+    assert {asked[digest] for digest in without} == {OWNER}

@@ -1,0 +1,71 @@
+"""One file of a learner's own pieces: theirs where they have one, the course's elsewhere."""
+
+import pytest
+
+from minilora.learn.course import find_lesson, load_module
+from minilora.learn.pieces import gather_pieces, own_machine, solution_of, source_of
+from minilora.learn.workspace import open_answer_file
+
+OWN = '''import math
+
+import torch
+
+
+def init_factors(size_in, size_out, r):
+    """Mine."""
+    bound = 1 / math.sqrt(size_in)
+    return torch.empty(r, size_in).uniform_(-bound, bound), torch.zeros(size_out, r)
+
+
+def first_two_steps(a_is_zero, b_is_zero):
+    raise NotImplementedError("TODO")
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "04_why_b_is_zero.py").write_text(OWN, encoding="utf-8")
+    return tmp_path
+
+
+def test_own_pieces_come_with_their_imports_and_the_course_fills_the_rest(folder):
+    text = gather_pieces(["init_factors", "first_two_steps", "lora_gradients"], folder)
+    assert text.startswith("import math\nimport torch\n")
+    assert '"""Mine."""' in text
+    assert text.count("# yours, of lesson 04") == 1
+    assert text.count("# the course's, of lesson 04") == 1  # a stub is no piece
+    assert "# the course's, of lesson 03\ndef lora_gradients" in text
+    namespace = {}
+    exec(text, namespace)
+    assert namespace["first_two_steps"](False, True) == ("B", "AB")
+
+
+def test_a_file_that_python_cannot_read_is_left_out(folder):
+    (folder / "04_why_b_is_zero.py").write_text("def init_factors(:", encoding="utf-8")
+    assert source_of("init_factors", folder / "04_why_b_is_zero.py") is None
+    assert "the course's" in gather_pieces(["init_factors"], folder)
+
+
+def test_the_capstones_file_begins_with_the_pieces_and_runs(folder):
+    lesson = find_lesson(25)
+    file = open_answer_file(lesson, folder)
+    text = file.read_text(encoding="utf-8")
+    assert text.index('"""Mine."""') < text.index("def adapted_layer") < text.index("def fine_tune")
+    assert text.index("def inject_by_name") < text.index("def fine_tune")
+    assert load_module(file).pack_nibbles is not None
+    assert open_answer_file(lesson, folder).read_text(encoding="utf-8") == text
+
+
+def test_a_machine_is_the_learners_once_it_is_no_stub(folder):
+    open_answer_file(find_lesson(25), folder)
+    assert own_machine("fine_tune", folder)[1] is False
+    file = folder / "25_capstone.py"
+    file.write_text("def fine_tune():\n    return 'mine'\n", encoding="utf-8")
+    machine, yours = own_machine("fine_tune", folder)
+    assert yours
+    assert machine.fine_tune() == "mine"
+
+
+def test_an_unknown_piece_is_named():
+    with pytest.raises(ValueError, match="no lesson has an exercise 'nothing'"):
+        solution_of("nothing")
