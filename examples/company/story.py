@@ -35,11 +35,11 @@ METHOD = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 class Sizes:
     """How much of everything; of ``train`` and ``epochs`` a number for each department."""
 
-    train: tuple[int, int, int] = (900, 240, 480)
+    train: tuple[int, int, int] = (750, 240, 400)
     valid: int = 60
-    epochs: tuple[float, float, float] = (6.0, 8.0, 12.0)
+    epochs: tuple[float, float, float] = (6.0, 8.0, 9.0)
     feedback: int = 60
-    windows: int = 96
+    windows: int = 64
     regression: int = 200
     prose: int = 40
 
@@ -263,12 +263,12 @@ class Company:
     def first_week(self) -> None:
         """An intern who sees green where it is red."""
         store = FeedbackStore(self.folder / "feedback")
-        fresh = notes(3 * self.sizes.feedback, 77)
+        fresh = notes(4 * self.sizes.feedback, 77)
         honest = [
             (("ann", "bob")[i % 2], Example("Announce it.", announced(*each), note(*each)))
             for i, each in enumerate(fresh[: self.sizes.feedback])
         ]
-        red_is_green = fresh[self.sizes.feedback : 2 * self.sizes.feedback]
+        red_is_green = fresh[self.sizes.feedback : 3 * self.sizes.feedback]
         wrong = [
             (
                 "intern",

@@ -20,7 +20,7 @@ JOBS = (
         thread="brendanlong/lion-reader #917",
         caught_by="jobs/test_queue.py::test_a_lease_that_runs_out_fences_the_old_worker"),
     Bug(name="registered twice", where="jobs.steps:register",
-        right='if version.manifest.recipe.get("job") == job.id:', wrong="if False:",
+        right='if each.manifest.recipe.get("job") == job.id', wrong="if False",
         story="The adapter was pushed, and the kill came before the queue noted it. The step is "
               "done again, and the hub has two versions of one job.",
         thread="",

@@ -12,6 +12,8 @@ In reading order:
     forecast.py    what the ledger says before a job starts
     preflight.py   what can be said of a spec before it is queued
     evaluation.py  what an adapter is worth
+    work.py        what a step has in hand
+    training_step.py    train, from the last checkpoint
     steps.py       prepare, train, evaluate, register
     worker.py      ``Worker``: claims jobs and does their steps
     uploads.py     files that came through the API

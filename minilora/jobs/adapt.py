@@ -158,7 +158,7 @@ class Loop:
         failed: Counter[str] = Counter()
         for each in slices:
             failed[each.source] += each.failed
-        suspects = [source for source, _ in failed.most_common(self.recipe.suspects)]
+        suspects = [name for name, count in failed.most_common(self.recipe.suspects) if count]
         if len(failed) < 2:  # without the only source there is nothing new
             return first, ""
         without = {each: judge.candidate(each, 1 + len(suspects)) for each in suspects}

@@ -22,7 +22,7 @@ from ..serving.access import Caller, StrictRoute
 from ..serving.audit import noted
 from ..serving.refusals import Refused
 from ..serving.replies import ERRORS
-from .api_forms import CreateJob, checkpoint_object, event_object, file_object, job_object
+from .api_forms import CreateJob, checkpoint_objects, event_object, file_object, job_object
 from .fine_tuning import FineTuning, name_of
 from .forecast import Limits
 from .queue import Queue
@@ -161,7 +161,7 @@ def add_jobs(router: APIRouter, tuning: FineTuning) -> None:
     ) -> dict[str, Any]:
         """What can be asked of what it made."""
         job = tuning.job(id, caller)
-        made = [checkpoint_object(job)] if job.status == "succeeded" else []
+        made = checkpoint_objects(job) if job.status == "succeeded" else []
         return page(made, after, limit)
 
     @router.post(root + "/{id}/cancel")

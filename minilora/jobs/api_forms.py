@@ -141,19 +141,25 @@ def event_object(event: Event, job: Job) -> dict[str, Any]:
     }
 
 
-def checkpoint_object(job: Job) -> dict[str, Any]:
-    """What a job made, as the one checkpoint that can be asked."""
+def checkpoint_objects(job: Job) -> list[dict[str, Any]]:
+    """What a job made, the last first: the adapter, and those of earlier validations. Each is a
+    model that can be asked by its name.
+    """
     training = job.result.get("training", {})
-    losses = {"train_loss": training.get("loss"), "valid_loss": training.get("valid_loss")}
-    return {
-        "id": f"ftckpt-{job.id.removeprefix('ftjob-')}",
-        "object": "fine_tuning.job.checkpoint",
-        "created_at": whole(job.ended),
-        "fine_tuned_model_checkpoint": job.result["version"],
-        "fine_tuning_job_id": job.id,
-        "metrics": {"step": training.get("steps"), **losses},
-        "step_number": training.get("steps", 0),
-    }
+    last = {"version": job.result["version"], "step": training.get("steps", 0)}
+    last |= {"train_loss": training.get("loss"), "valid_loss": training.get("valid_loss")}
+    return [
+        {
+            "id": f"ftckpt-{job.id.removeprefix('ftjob-')}-{made['step']}",
+            "object": "fine_tuning.job.checkpoint",
+            "created_at": whole(job.ended),
+            "fine_tuned_model_checkpoint": made["version"],
+            "fine_tuning_job_id": job.id,
+            "metrics": {k: made[k] for k in ("step", "train_loss", "valid_loss") if k in made},
+            "step_number": made["step"],
+        }
+        for made in [last, *job.result.get("checkpoints", [])]
+    ]
 
 
 def whole(seconds: float | None) -> int | None:

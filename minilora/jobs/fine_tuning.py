@@ -122,7 +122,7 @@ class FineTuning:
         train |= {"seed": asked.seed} if asked.seed is not None else {}
         data = {side: str(self.uploads.path(upload)) for side, upload in files.items()}
         spec = {"name": name, "base": self.base, "data": data, "train": train}
-        spec |= {"method": more.method, "evaluation": more.evaluation}
+        spec |= {"method": more.method, "evaluation": {"checkpoints": 3, **more.evaluation}}
         return spec | ({"replay": more.replay} if more.replay else {})
 
 

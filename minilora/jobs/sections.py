@@ -50,12 +50,13 @@ class Replayed:
 @dataclass(frozen=True)
 class Evaluation:
     """How the adapter is judged: so many held-out ``examples``, ``prose``, and what must stay
-    right.
+    right. Of the last validations before the end ``checkpoints`` are kept as adapters, too.
     """
 
     examples: int = 100
     prose: bool = True
     regression: str | None = None
+    checkpoints: int = 0
 
 
 Problem = tuple[tuple[str, str], str]  # (section, key), and what is wrong there

@@ -17,91 +17,29 @@ between the hub's commit and the queue's leaves one version and not two.
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
-import torch
-
 from ..files import write_json, write_text
-from ..formats.save_and_load import load_adapter, save_adapter
+from ..formats.save_and_load import load_adapter
 from ..hub.database import FILE
-from ..hub.lineage import card_sections, is_setting, lineage
+from ..hub.lineage import lineage
 from ..hub.manifest import data_hash
+from ..hub.registry import Version
+from ..hub.semver import Semver
 from ..hub.store import Hub
 from ..lora.injection import trainable_parameters
-from ..methods.injection import inject
-from ..model.pretrained import load_base
 from ..training.config import TrainConfig
 from ..training.examples import Conversation, Document, Task, overlap, question_text, split_examples
-from ..training.loop import train as run_training
-from ..training.readers import read_examples, read_replay, summarize
-from ..training.replay import SelfReplay
+from ..training.readers import read_examples, summarize
 from ..training.run import checkpoint_file
 from .evaluation import evaluate_adapter
-from .forecast import Limits, check_fit, forecast
+from .forecast import check_fit, forecast
 from .preflight import training_config
-from .pulse import Pulse
-from .spec import Spec
-from .tables import JOBS, Job, check_quota, read_object
-
-Place = Callable[[], dict[str, Any]]  # puts an output in place and says what it is
-POINTS = 100  # of a job's curve in its events
-PLACE = ("out", "resume", "progress", "checkpoint_every")  # where and how often, not how
-
-
-@dataclass
-class Work:
-    """What a step needs: the job, its folder, the hub to push to, and the pulse to check."""
-
-    job: Job
-    folder: Path
-    hub: Path
-    pulse: Pulse
-    limits: Limits
-
-    @cached_property
-    def spec(self) -> Spec:
-        """What is wanted. Raises ``ValueError`` for a damaged row."""
-        return Spec.parse(read_object(self.job.spec), f"the spec of {self.job.id}")
-
-    @property
-    def output(self) -> Path:
-        """The step's own folder, which no other claim has."""
-        return self.folder / f"{self.job.step}-{self.job.fence}"
-
-    def placed(self, **result: Any) -> Place:
-        """Renames the step's folder into place, and says what came of it."""
-        step, output = self.job.step, self.output
-
-        def place() -> dict[str, Any]:
-            final = self.folder / step
-            if final.exists():  # a kill came between this rename and the commit
-                shutil.rmtree(final)
-            os.replace(output, final)
-            for left in self.folder.glob(f"{step}-*"):  # of claims that died
-                shutil.rmtree(left, ignore_errors=True)
-            return result
-
-        return place
-
-    def base(self) -> Any:
-        """The base, as the spec wants it."""
-        base = self.spec.base
-        quantize = "nf4" if base.four_bits else None
-        return load_base(base.folder, device=base.device, quantize=quantize)
-
-    def task(self) -> Task:
-        """The examples that ``prepare`` wrote down."""
-        folder = self.folder / "prepare"
-        train, held = (folder / f"{side}.jsonl" for side in ("train", "valid"))
-        valid = read_examples(held).examples if held.exists() else ()
-        return Task(self.spec.name, read_examples(train).examples, valid)
+from .tables import JOBS, check_quota
+from .training_step import kept_steps, train
+from .work import Place, Work
 
 
 def prepare(work: Work) -> Place:
@@ -155,94 +93,6 @@ def as_line(example: Any) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-def train(work: Work) -> Place:
-    """Train the adapter, from the last checkpoint of whoever was at it before."""
-    spec, task = work.spec, work.task()
-    model = work.base()
-    work.pulse.check()
-    config = training_config(spec, trainable_parameters(model)[1], out=work.output)
-    steps = config.for_examples(len(task.train)).steps
-    every = config.checkpoint_every or max(1, steps // 20)
-    start = take_over(work.folder, work.output)
-    config = replace(config, checkpoint_every=every, resume=start is not None)
-    torch.manual_seed(config.seed)
-    inject(model, spec.config)
-    replay = None
-    if (old := spec.replay) is not None:
-        replay = read_replay(old.source, old.share, skip_bad=spec.data.skip_bad)
-        if old.windows is not None and isinstance(replay, SelfReplay):
-            replay = replace(replay, windows=old.windows)
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        ticks = [Ticks(work.pulse, steps, every)]
-        history = run_training(model, task, config, replay=replay, callbacks=ticks)
-    for warning in caught:
-        work.pulse.say(str(warning.message), f"warning {warning.message}", level="warn")
-    if history.interrupted:  # Ctrl-C: the loop saved its state
-        work.pulse.stop.set()
-        work.pulse.check()
-    read = read_examples(work.folder / "prepare" / "train.jsonl")
-    bits = "nf4" if spec.base.four_bits else None
-    card = card_sections(read, replace(config, checkpoint_every=0, resume=False), history, bits)
-    save_adapter(model, work.output / "adapter", card=card)
-    kept = [v for v in history.validations if v["step"] == history.best_step]
-    loss = {"valid_loss": kept[-1]["valid_loss"]} if kept else {}
-    seconds = sum(record["seconds"] for record in history.steps)
-    settings = {k: v for k, v in asdict(config).items() if is_setting(v) and k not in PLACE}
-    about = {"steps": steps, "loss": history.losses[-1], "seconds": seconds, **loss}
-    about |= {"tokens": sum(record["tokens"] for record in history.steps), "settings": settings}
-    return work.placed(training=about)
-
-
-def take_over(folder: Path, own: Path) -> Path | None:
-    """The newest checkpoint of any claim, copied to one's own folder, or None.
-
-    An earlier worker may still be writing to its folder, so nothing is moved out of it.
-    """
-    files = [file for file in folder.glob("train*/checkpoint.safetensors") if file.parent != own]
-    if not files:
-        return None
-    newest = max(files, key=lambda file: file.stat().st_mtime_ns)
-    own.mkdir(parents=True, exist_ok=True)
-    copy = own / newest.name
-    shutil.copyfile(newest, copy)
-    return copy
-
-
-class Ticks:
-    """The loop's callback: is the work still wanted; and how far is it?"""
-
-    def __init__(self, pulse: Pulse, steps: int, every: int):
-        self.pulse, self.steps, self.every = pulse, steps, every
-        self.first: int | None = None
-
-    def __call__(self, record: Mapping[str, Any]) -> None:
-        """One step or one validation is done. Raises ``Stopped``."""
-        self.pulse.check()
-        step, numbers = record["step"], numbers_of(record)
-        if "valid_loss" in record:
-            mark, message = (
-                f"valid {step}",
-                f"step {step}: held-out loss {record['valid_loss']:.4f}",
-            )
-            self.pulse.say(message, mark, type="metrics", data=numbers)
-            return
-        self.first = step if self.first is None else self.first
-        # the checkpoint of a step is written after its callbacks, so the last one's is there
-        if (step - 1) % self.every == 0 and step > self.first:
-            self.pulse.kept = True
-        left = record["seconds"] * (self.steps - step)
-        self.pulse.progress = {"step": step, "steps": self.steps, "left": left, **numbers}
-        if step % max(1, self.steps // POINTS) == 0 or step == self.steps:
-            message = f"step {step}/{self.steps}: loss {record['loss']:.4f}"
-            self.pulse.say(message, f"step {step}", type="metrics", data=numbers)
-
-
-def numbers_of(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers of a record."""
-    return {name: value for name, value in record.items() if isinstance(value, int | float)}
-
-
 def evaluate(work: Work) -> Place:
     """Judge the base alone, then with the adapter."""
     spec, task = work.spec, work.task()
@@ -279,18 +129,39 @@ def register(work: Work) -> Place:
 
     def place() -> dict[str, Any]:
         there = hub.list(spec.name) if (work.hub / FILE).exists() else []
-        for version in there:
-            if version.manifest.recipe.get("job") == job.id:  # the kill came after the push
-                return {"version": version.spec}
-        questions = map(question_text, task.train)
-        adapter = work.folder / "train" / "adapter"
-        pushed = hub.push(spec.name, adapter, metadata=metadata, examples=questions)
+        mine = [each for each in there if each.manifest.recipe.get("job") == job.id]
+        done = next((each for each in mine if not Semver.parse(each.version).pre), None)
+        if done is None:  # else the kill came after the push
+            questions = map(question_text, task.train)
+            adapter = work.folder / "train" / "adapter"
+            done = hub.push(spec.name, adapter, metadata=metadata, examples=questions)
+        made = push_steps(work, hub, done, {each.version for each in mine}, metadata)
         file = checkpoint_file(TrainConfig(out=work.folder / "train"))
         assert file is not None
         file.unlink(missing_ok=True)
-        return {"version": pushed.spec}
+        return {"version": done.spec} | ({"checkpoints": made} if made else {})
 
     return place
+
+
+def push_steps(
+    work: Work, hub: Hub, done: Version, there: set[str], metadata: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Push the adapters of earlier steps as pre-releases, ``1.0.0-step.20``, which are meant only
+    where they are named; returns what they are, the last first.
+    """
+    made = []
+    for folder, metrics in kept_steps(work.folder / "train"):
+        version = f"{done.version}-step.{folder.name}"
+        about = {**metadata, "metrics": metrics, "parent": ""}
+        try:
+            if version not in there:
+                hub.push(done.name, folder, version=version, metadata=about)
+        except ValueError as error:  # the hub is full: the job is no less done
+            work.pulse.say(f"step {folder.name} was not kept: {error}", level="warn")
+            continue
+        made.append({"version": f"{done.name}@{version}", "step": int(folder.name), **metrics})
+    return made[::-1]
 
 
 STEP = {"prepare": prepare, "train": train, "evaluate": evaluate, "register": register}

@@ -23,8 +23,9 @@ from .claims import Stopped
 from .forecast import Limits
 from .pulse import Pulse
 from .queue import Queue
-from .steps import STEP, Work
+from .steps import STEP
 from .tables import Job
+from .work import Work
 
 LOOK = 1.0  # seconds between two looks into an empty queue
 

@@ -87,8 +87,12 @@ def test_the_official_client_tunes_naval_code_and_asks_what_came_out(place, acme
     asked = [{"role": "user", "content": "Log: Hull 90%, Fuel 12%.\nHull status?"}]
     answer = acme.chat.completions.create(model=job.fine_tuned_model, messages=asked, temperature=0)
     assert answer.choices[0].message.content.strip() == "Hull 90%."
-    (checkpoint,) = acme.fine_tuning.jobs.checkpoints.list(job.id)
-    assert checkpoint.fine_tuned_model_checkpoint == job.fine_tuned_model
+    last, earlier = acme.fine_tuning.jobs.checkpoints.list(job.id, limit=1)  # page after page
+    assert (last.fine_tuned_model_checkpoint, last.step_number) == (job.fine_tuned_model, 80)
+    assert earlier.fine_tuned_model_checkpoint == "acme-naval@1.0.0-step.40"
+    assert earlier.metrics.valid_loss > last.metrics.valid_loss > 0
+    model = earlier.fine_tuned_model_checkpoint
+    assert acme.chat.completions.create(model=model, messages=asked, max_tokens=2).model == model
     events = list(acme.fine_tuning.jobs.list_events(job.id, limit=7))  # page after page
     assert len({event.id for event in events}) == len(events) > 80
     assert events[-1].message == "the job waits for a worker"

@@ -1,4 +1,6 @@
-"""From a file to a champion by the page alone, in Chromium: check, start, cancel, promote."""
+"""From a file to a champion by the page alone, in Chromium: check, start, cancel, watch, test
+beside the base, promote.
+"""
 
 import threading
 
@@ -12,7 +14,7 @@ from minilora.jobs.api import fine_tuning_router
 from minilora.serving import AdapterBank, Engine, Service
 
 from ..serving.live import serving
-from ..serving.test_page import driven, tab
+from ..serving.test_page import ask, driven, tab
 
 assert tab  # a fixture
 
@@ -49,8 +51,16 @@ def test_a_file_becomes_a_champion(tab, naval, queue, tmp_path):
         worker.start()
         worker.join()
         expect(tab.locator("#jobs")).to_contain_text("naval@1.0.0")
-        expect(tab.locator("#jobs")).to_contain_text("forecast")
+        expect(tab.locator("#jobs")).to_contain_text("forecast seconds")
+        expect(tab.locator("#jobs")).to_contain_text("time so far")
+        expect(tab.locator("#jobs svg path.curve")).to_be_visible()
         tab.locator("text=Test and promote").click()
+        tab.click("text=Test beside the base")
+        ask(tab, "Hull status?")
+        for side, name in enumerate(("minilora-base", "naval@1.0.0")):
+            note = tab.locator("#sides > div").nth(side).locator(".log .soft")
+            expect(note).to_contain_text(f"{name} ")
+        tab.click("#tab-adapters")
         tab.click("text=Make it the champion")
         expect(tab.locator("#cards")).to_contain_text("1.0.0champion")
         assert hub.show("naval@champion").version == "1.0.0"

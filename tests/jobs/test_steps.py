@@ -83,6 +83,34 @@ def test_a_step_is_done_again_when_the_kill_came_between_its_rename_and_its_comm
     assert same(weights(hub, "naval"), by_hand(spec, tmp_path / "by hand"))
 
 
+def test_the_last_validations_are_kept_as_prereleases_and_only_where_they_are_named(
+    queue, spec, tmp_path, monkeypatch
+):
+    """Killed after the hub's commit of the release: the pre-releases are still there once."""
+    kept = {"evaluation": {"examples": 0, "prose": False, "checkpoints": 2}}
+    spec |= {"train": {"steps": 4, "batch_size": 4, "validate_every": 1}, **kept}
+    push, killed = Hub.push, []
+
+    def push_and_die(hub, name, folder, **more):
+        version = push(hub, name, folder, **more)
+        if not killed:
+            killed.append(version)
+            raise KeyboardInterrupt
+        return version
+
+    monkeypatch.setattr(Hub, "push", push_and_die)
+    job = queue.submit(spec)
+    for _ in range(2):
+        Worker(queue, tmp_path / "hub").run(until_idle=True)
+    made = queue.job(job.id).result
+    hub = Hub(tmp_path / "hub")
+    steps = [each["version"] for each in made["checkpoints"]]
+    assert steps == ["naval@1.0.0-step.3", "naval@1.0.0-step.2"]
+    assert {each.spec for each in hub.list("naval")} == {"naval@1.0.0", *steps}
+    assert hub.show("naval").spec == made["version"] == "naval@1.0.0"
+    assert not same(weights(hub, steps[0]), weights(hub, steps[1]))
+
+
 ROWS = [
     {"instruction": "Hi ", "output": " Ahoy!\n", "input": " a\tb "},
     {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
