@@ -257,7 +257,10 @@ check(inject_by_name)
 
 # %%
 tokens = {}
-for way in ({"trainable_token_indices": [300, 301]}, {"modules_to_save": ["embed_tokens"]}):
+for way in (
+    {"trainable_token_indices": [300, 301]},
+    {"modules_to_save": ["embed_tokens", "lm_head"]},
+):
     speaking = minilora.load_base()
     targets = minilora.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], **way)
     minilora.inject(speaking, targets)
@@ -268,8 +271,9 @@ assert 20 * tokens["trainable_token_indices"] < tokens["modules_to_save"]
 # %% [markdown]
 # Two rows are {{ tokens["trainable_token_indices"]:,}} numbers, the table
 # {{ tokens["modules_to_save"]:,}}. This base's head is *tied*: it is the same table, so a token is
-# written with the row that it is read with. Make a table larger before the adapter goes in, and in
-# the same way wherever it is loaded, or the shapes do not fit.
+# written with the row that it is read with, and `inject` refuses to copy one of the two alone. Make
+# a table larger before the adapter goes in, and in the same way wherever it is loaded, or the
+# shapes do not fit.
 
 # %% [markdown]
 # ## What you can now defend

@@ -1,5 +1,5 @@
 # %% [markdown]
-# Forty questions that people ask, each with three sentences, a lesson, a line of code and a number.
+# Questions that people ask, each with three sentences, a lesson, a line of code and a number.
 #
 # A cell of code computes; the prose after it has the question as its heading, the answer with the
 # numbers filled in, and a last line that names the lesson, a file and a line in it.
@@ -332,9 +332,10 @@ whole, moments = gb("qlora"), plan("llama-3-8b", EVERYWHERE, "qlora").bytes["opt
 # %% [markdown]
 # ## Do I need a paged optimizer?
 #
-# It moves Adam's moments to the CPU when the card is full. With LoRA these moments are
-# {{ moments:.2f}} GB of {{ whole:.0f}} GB for Llama-3-8B, so there is little to move. Gradient
-# checkpointing saves {{ (whole - gb("qlora", checkpointing=True)) / moments:.0f}} times as much.
+# It moves Adam's moments to the CPU when the card is full, under any method. With LoRA these
+# moments are {{ moments:.2f}} GB of {{ whole:.0f}} GB for Llama-3-8B, so there is little to move.
+# Gradient checkpointing saves {{ (whole - gb("qlora", checkpointing=True)) / moments:.0f}} times as
+# much.
 #
 # Lesson 09 · minilora/ledger/estimate.py · `optimizer   = trainable · 8`
 
@@ -648,3 +649,132 @@ read_share = read / len(values)
 # often it then follows a new log. Train how to answer, retrieve what to answer.
 #
 # Lesson 18 · lessons/solutions/18_facts.py · `counts[1] += changed[word] in shown`
+
+# %%
+from torch.utils.checkpoint import checkpoint
+
+untouched = {}
+for reentrant in (True, False):
+    layer = LoRALayer(nn.Linear(16, 16), r=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = checkpoint(layer, torch.randn(4, 16), use_reentrant=reentrant)
+    if out.requires_grad:
+        out.sum().backward()
+    untouched[reentrant] = layer.lora_B.grad is None
+
+# %% [markdown]
+# ## With gradient checkpointing nothing trains: what is enable_input_require_grads for?
+#
+# PyTorch's older, reentrant checkpointing gives no gradient to a block whose input needs none, and
+# the output of a frozen embedding needs none. Of the two kinds {{ sum(untouched.values())}} left B
+# without one here. Either make the inputs require a gradient, which is what that call does, or pass
+# `use_reentrant=False`.
+#
+# Lesson 09 · minilora/training/recomputation.py · `def recomputing(`
+
+# %%
+adams = [plan("llama-3-8b", EVERYWHERE, "qlora", optimizer=o) for o in ("adamw", "adamw8bit")]
+wide, narrow = (each.bytes["optimizer"] / 1e9 for each in adams)
+
+# %% [markdown]
+# ## Do I need an 8-bit Adam?
+#
+# Not with LoRA: the moments shrink from {{ wide:.2f}} to {{ narrow:.2f}} GB, of
+# {{ adams[0].total / 1e9:.0f}} GB in all for Llama-3-8B. For full fine-tuning they are the largest
+# part, and there it counts. Nobody here measured what 8 bits cost in quality, and one user saw the
+# loss rise with it and not with 32 (artidoro/qlora #78).
+#
+# Lesson 09 · minilora/ledger/estimate.py · `OPTIMIZERS = ("adamw", "adamw8bit", "sgd")`
+
+# %%
+torch.manual_seed(0)
+A, B = torch.randn(8, 64), torch.randn(64, 8)
+off = apart(torch.cat([B, torch.zeros(64, 8)], 1) @ torch.cat([A, torch.randn(8, 64)]), B @ A)
+smaller_B, smaller_A = solution_of("best_factors")(B @ A, 4)
+cut = apart(smaller_B @ smaller_A, B @ A)
+
+# %% [markdown]
+# ## Can I change the rank of an adapter that I have?
+#
+# Up, exactly: put random rows below A and zero columns beside B, and keep α / r, so that ΔW changes
+# by rounding only ({{ off:.0e}}). Down, by the best rank-k approximation: random factors of rank 8
+# cut to 4 were off by {{ cut:.0%}}, trained ones by less, as their spectrum falls. Look at the
+# singular values before you cut.
+#
+# Lesson 02 · lessons/solutions/02_rank.py · `return U[:, :r] * S[:r], Vh[:r]`
+
+# %%
+from minilora.training.batches import pad
+from minilora.training.objective import summed_loss
+
+model, one_batch = adapted().eval(), []
+for start in range(0, 64, 8):
+    part = pad(encoded[start : start + 8])
+    with torch.no_grad():
+        one_batch.append(float(summed_loss(model, part) / part.answer_tokens))
+
+# %% [markdown]
+# ## Is a loss that goes up and down normal?
+#
+# Yes, batches differ: eight batches of 8 examples had losses from {{ min(one_batch):.1f}} to
+# {{ max(one_batch):.1f}} with weights that did not move at all. Judge by a held-out loss or a mean
+# over many steps. A loss that rises for good is another thing, and mostly the rate.
+#
+# Lesson 25 · minilora/training/objective.py · `F.cross_entropy(logits.float(), labels`
+
+# %%
+half_precision = LoRALayer(nn.Linear(64, 64, bias=False).bfloat16(), r=4)
+kept_in = half_precision.lora_A.element_size()
+comes_out = half_precision(torch.randn(2, 64).bfloat16()).element_size()
+
+# %% [markdown]
+# ## Do float32 adapters turn a 16-bit model into a slow float32 one?
+#
+# Only if nobody rounds the sum back. Here A and B have {{ kept_in}} bytes a number and the layer's
+# output {{ comes_out}}, like its input, so the next layer stays in 16 bits. A library that forgets
+# this computes in float32 from the first adapter on (ml-explore/mlx-examples #613).
+#
+# Lesson 09 · minilora/lora/layer.py · `* scaling).to(y.dtype)`
+
+# %%
+scale_as_saved = LoRALayer(nn.Linear(8, 8), r=8, lora_alpha=16).scaling
+scale_forgotten = LoRALayer(nn.Linear(8, 8), r=8, lora_alpha=8).scaling
+
+# %% [markdown]
+# ## It answers well here and badly in another program: where do I look?
+#
+# Compare the logits of one prompt first, with ids and not text. If they differ, it is the base's
+# weights or the scale: a reader that forgets α = 16 at rank 8 applies {{ scale_forgotten:g}} where
+# training had {{ scale_as_saved:g}}. If they agree, it is the chat template, the sampling or the
+# token that ends.
+#
+# Lesson 25 · minilora/lora/hyperparameters.py · `def scaling_of(`
+
+# %%
+model = adapted()
+first = minilora.train(model, task, steps=10, lr=5e-3, **quick).losses
+further = minilora.train(model, task, steps=10, lr=5e-3, **quick).losses
+
+# %% [markdown]
+# ## Can I train a finished adapter further, or align it with DPO?
+#
+# Further, yes: load it and train; a second run of ten steps began at {{ further[0]:.1f}}, the first
+# at {{ first[0]:.1f}}. DPO is not part of this package, so no lesson shows it. In a library that
+# has it, either go on with the same adapter or merge it first and begin a new one.
+#
+# Lesson 07 · minilora/commands/train_options.py · `--adapter`
+
+# %%
+coarse = nf4.quantize(W, block_size=256, kind="int4").dequantize()
+lost_there = apart(nf4.quantize(coarse + D, block_size=256, kind="int4").dequantize() - coarse, D)
+
+# %% [markdown]
+# ## Can I merge into an int8, GPTQ or GGUF base?
+#
+# The rule is the same for all: make floats of it, add ΔW, and quantize again if you must, which
+# loses what is smaller than a step. In a four-bit int4 with blocks of 256 a ΔW of half a percent of
+# W came back off by {{ lost_there:.0%}} of itself. This package has NF4, and exports GGUF; for
+# other formats, merge in 16 bits and use their own quantizer.
+#
+# Lesson 13 · minilora/lora/merging.py · `def merge_and_requantize(`

@@ -1,4 +1,4 @@
-"""Forty questions that people ask: docs/questions.md, and a page each on the site.
+"""Questions that people ask: docs/questions.md, and a page each on the site.
 
 ``lessons/questions.py`` is the only source: a cell of code computes, the prose after it is the
 question, an answer in three sentences with numbers from that code, and a last line that names the

@@ -28,8 +28,8 @@ def test_the_document_is_what_the_cells_compute(answers):
                 assert a == pytest.approx(b, rel=0.15, abs=0.3), line
 
 
-def test_there_are_forty_each_with_three_sentences_a_lesson_a_line_and_a_number(answers):
-    assert len(answers) == len({answer.page for answer in answers}) == 40
+def test_there_are_forty_and_more_each_with_three_sentences_a_lesson_a_line_and_a_number(answers):
+    assert len(answers) == len({answer.page for answer in answers}) >= 40
     sources = re.split(r"(?m)^# ## ", (lessons_folder() / questions.FILE).read_text("utf-8"))[1:]
     for answer, source in zip(answers, sources, strict=True):
         ends = re.findall(r"[.?](?=\s|$)", answer.text)
@@ -52,7 +52,7 @@ def test_a_line_that_is_not_there_is_named(answers):
 def test_each_has_a_page_that_links_to_its_lesson_and_its_neighbours(answers):
     lessons = list_lessons()
     pages = questions.question_pages(answers, lessons)
-    assert len(pages) == 41
+    assert len(pages) == len(answers) + 1
     home = pages["questions.html"]
     for answer in answers:
         assert f'href="{answer.page}"' in home
