@@ -14,6 +14,7 @@ from .job_bugs import JOBS
 from .merge_bugs import MERGE
 from .method_bugs import METHODS
 from .replay_bugs import REPLAY
+from .scale_bugs import SCALE
 from .serving_bugs import SERVING
 from .soft_bugs import SOFT
 from .tenant_bugs import TENANTS
@@ -228,5 +229,5 @@ TRAINING = (
 
 BUGS = (
     *(*LAYER, *MERGE, *FOUR_BITS, *FILES_AND_NAMES, *FILES, *TRAINING, *REPLAY),
-    *(*METHODS, *SERVING, *SOFT, *TENANTS, *TRAFFIC, *GATE, *JOBS),
+    *(*METHODS, *SERVING, *SOFT, *TENANTS, *TRAFFIC, *GATE, *JOBS, *SCALE),
 )
