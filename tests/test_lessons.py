@@ -66,6 +66,7 @@ def test_a_repair_starts_broken_shows_the_damage_and_says_what_to_do(repair, cap
     (name,) = repair.exercises
     assert "NotImplementedError" not in repair.exercises[name].text
     assert repair.hints(name)
+    assert [cell.checks for cell in repair.cells if cell.checks] == [name]
     assert [*validate_lesson.check_prose(repair)] == []
 
 

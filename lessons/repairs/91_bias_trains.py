@@ -40,15 +40,17 @@ def adapted_linear(linear, r, alpha):
 # One step of training, then the adapter is taken away:
 
 # %%
+from minilora.learn import check
+
 torch.manual_seed(0)
 given = nn.Linear(6, 4)
-x, before = torch.randn(5, 6), None
+x = torch.randn(5, 6)
 layer = adapted_linear(given, r=2, alpha=4)
 before = layer(x).detach()
 optimizer = torch.optim.SGD([p for p in layer.parameters() if p.requires_grad], lr=0.5)
 (layer(x) - 1).square().mean().backward()
 optimizer.step()
-left = float((given(x) - before).abs().max())
+left = float((given(x) - before).detach().abs().max())
 print(f"without its update the layer differs from what it was by {left:.2f}")
 assert left > 0.1
 
@@ -58,8 +60,6 @@ assert left > 0.1
 # 3. `linear.requires_grad_(False)` freezes all parameters of a module, whatever they are called.
 
 # %%
-from minilora.learn import check
-
 check(adapted_linear)
 
 # %% [markdown]

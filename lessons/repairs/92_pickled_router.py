@@ -50,6 +50,8 @@ def make_router(names, centroids):
 import tempfile
 from pathlib import Path
 
+from minilora.learn import check
+
 
 class Greeting:
     """When it is read from a pickle, it calls a function of its author's choice."""
@@ -76,8 +78,6 @@ except TypeError as error:
 #    ValueError it makes one.
 
 # %%
-from minilora.learn import check
-
 check(make_router)
 
 # %% [markdown]

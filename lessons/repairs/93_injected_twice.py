@@ -53,6 +53,8 @@ def make_hub(model):
 # Two adapters, then the first again:
 
 # %%
+from minilora.learn import check
+
 torch.manual_seed(0)
 model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3)), torch.randn(4, 6)
 hub = make_hub(model)
@@ -76,8 +78,6 @@ assert drift > 0.05
 #    `self.active = list(adapter)`.
 
 # %%
-from minilora.learn import check
-
 check(make_hub)
 
 # %% [markdown]

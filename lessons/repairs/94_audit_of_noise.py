@@ -27,6 +27,8 @@ def fine_tuning_worked(base, tuned, x, y):
 # Two layers that have nothing to do with each other, or with the examples:
 
 # %%
+from minilora.learn import check
+
 torch.manual_seed(0)
 base, stranger = torch.nn.Linear(8, 4), torch.nn.Linear(8, 4)
 x, y = torch.randn(50, 8), torch.randn(50, 4)
@@ -40,8 +42,6 @@ assert fine_tuning_worked(base, stranger, x, y)
 # 3. `d.mean() > 2 * d.std() / len(d) ** 0.5`, as a bool; torch's std divides by n - 1.
 
 # %%
-from minilora.learn import check
-
 check(fine_tuning_worked)
 
 # %% [markdown]

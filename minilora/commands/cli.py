@@ -42,12 +42,6 @@ COMMANDS = {
         "Learn", "the lessons: from one matrix multiply to a merged QLoRA", "minilora learn 1"
     ),
     "book": Command("Learn", "lessons and package as a site of plain pages", "minilora book site"),
-    "notebook": Command("Teach", "a lesson as a Jupyter notebook", "minilora notebook 1-5"),
-    "grade": Command(
-        "Teach",
-        "check the exercises in learners' folders",
-        "minilora grade class/* --lesson 1-5 --csv grades.csv",
-    ),
     "train": Command(
         "Use",
         "fine-tune a base on your own examples",
@@ -82,17 +76,17 @@ COMMANDS = {
         "minilora analyze mine/adapter --data my.jsonl --out analysis.png",
     ),
     "hub": Command(
-        "Keep",
+        "Serve",
         "adapters by name and version, with where they come from",
         "minilora hub push naval mine/adapter --data my.jsonl",
     ),
     "jobs": Command(
-        "Keep",
+        "Serve",
         "from data to a registered adapter: queued, watched, resumed after any kill",
         "minilora jobs run spec.toml",
     ),
     "serve": Command(
-        "Keep",
+        "Serve",
         "the OpenAI API for a base and its adapters, on this machine",
         "minilora serve --port 8000 --adapter naval=mine/adapter",
     ),
@@ -110,6 +104,12 @@ COMMANDS = {
         "Plan",
         "time everything beside the peers (in a checkout of the repository)",
         "minilora bench forward",
+    ),
+    "notebook": Command("Teach", "a lesson as a Jupyter notebook", "minilora notebook 1-5"),
+    "grade": Command(
+        "Teach",
+        "check the exercises in learners' folders",
+        "minilora grade class/* --lesson 1-5 --csv grades.csv",
     ),
 }
 

@@ -27,21 +27,16 @@ from ..lora.merging import merge, merge_and_requantize, merge_and_unload, unmerg
 from ..lora.weight_diff import audit
 from ..model.pretrained import load_base, save_model
 from ..nf4.linear import NF4Linear
-from ..plots.charts import finetune_figure
 from ..plots.style import save_figure
 from ..training import data
 from ..training.evaluation import answers, bits_per_byte, exact_match
 from ..training.history import History
 from ..training.loop import train
 from .demo_pace import REPLAY, Pace, pace_for
+from .demo_picture import ASKED, draw, picture_of
 from .footprint import footprint_table, measure_footprints
 from .options import add_base_option, add_device_option, add_seed_option, check_device
 
-ASKED = (
-    ("Log: Hull 90%, Fuel 12%, Oxygen 98%.", "How much Fuel is left?"),
-    ("Log: Engines stop, Fuel 12%, Oxygen 98%.", "Status?"),
-    ("Log: Shield 7%, Cargo 61%, Engines half, Radar 33%.", "How are the Radar and the Engines?"),
-)
 QUESTIONS = [data.Example(question, output="", input=log) for log, question in ASKED]
 
 
@@ -105,7 +100,8 @@ def run_demo(
         without = show_without_replay(original, lora, pace, before)
     merge_error, unmerged_to_the_bit = show_merge(model)
     original = load_base(base, device=device, quantize="nf4" if qlora else None)
-    trainable = write_artifacts(model, history, out, original)
+    told = picture_of(old_answers, new_answers, before, after, without)
+    trainable = write_artifacts(model, history, out, original, told)
     heading("7. What a training step held in memory")
     footprints = measure_footprints(pace.task, lora, pace.settings, base=base, device=device)
     print(footprint_table(footprints))
@@ -224,14 +220,19 @@ def show_merge(model: Any) -> tuple[float, bool]:
     return error, restored
 
 
-def write_artifacts(model: Any, history: History, out: Path, original: Any) -> int:
-    """Chapter 6: the files with their sizes; returns the number of trainable parameters."""
+def write_artifacts(
+    model: Any, history: History, out: Path, original: Any, told: dict[str, Any]
+) -> int:
+    """Chapter 6: the files with their sizes; returns the number of trainable parameters.
+
+    ``told``: what else the figure shows.
+    """
     heading("6. On disk")
     trainable, total = trainable_parameters(model)
     save_adapter(model, out / "adapter")
     plain = merge_and_unload(copy.deepcopy(model), onto=merge_target(model))
     save_model(plain, out / "merged", dtype=torch.float16)
-    save_figure(draw(history, total - trainable, trainable), out / "demo.png")
+    save_figure(draw(history, total - trainable, trainable, told), out / "demo.png")
     for name, purpose in (
         ("adapter", "the adapter; PEFT opens it"),
         ("merged", "one model; transformers opens it"),
@@ -280,13 +281,6 @@ def merge_target(model: Any) -> str | None:
     """A base in four bits is merged onto its dequantized weights, one in floats onto its own."""
     bases = [layer.base for _, layer in lora_layers(model)]
     return "dequantized" if any(isinstance(base, NF4Linear) for base in bases) else None
-
-
-def draw(history: History, full: int, trainable: int) -> Any:
-    """The demo's figure from its history."""
-    keys = ("step", "valid_loss", "exact_match")
-    curves = ([record[key] for record in history.validations] for key in keys)
-    return finetune_figure(history.losses, *curves, full, trainable)
 
 
 def heading(text: str) -> None:

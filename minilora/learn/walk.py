@@ -187,7 +187,9 @@ class Walk:
             return
         file = open_answer_file(self.lesson, self.folder)
         entry = self.record.exercise(self.lesson.slug, name)
-        self.say(f"Write [bold]{name}[/] in [bold]{file}[/]; save it, then press Enter.")
+        empty = "NotImplementedError" in self.lesson.exercises[name].text
+        verb = "Write" if empty else "Repair"
+        self.say(f"{verb} [bold]{name}[/] in [bold]{file}[/]; save it, then press Enter.")
         while True:
             key = self.ask("Enter checks · h hint · s skip · r reveal · q leave").lower()
             if key == "h":

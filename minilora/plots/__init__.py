@@ -7,6 +7,7 @@ In reading order:
     parameter_charts.py  the charts of counts: parameters by rank, by model, by module
     analysis_charts.py   the charts of what a fine-tune changed
     evidence_charts.py   the chart of an experiment: the evidence over time
+    panels.py            small multiples: panels that share their axes
     gallery.py           each chart with the figures it shows
     planner_page.py      the planner as one HTML file
 

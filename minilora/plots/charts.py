@@ -47,14 +47,15 @@ def memory_chart(
     every_bar = [bar for rows in bars.values() for bar in rows]
     categories = [name for name in every_bar[0] if any(bar[name] for bar in every_bar)]
     alone = len(models) == 1
-    size = (9.6, 5.4) if alone else (2.6 + 2.0 * len(models), 4.9)
+    size = (9.6, 5.4) if alone else (2.6 + 2.3 * len(models), 4.9)
+    edge = len(bars) + (0.35 if alone else 0.6)  # between small bars and it stand the cards' names
     figure, panels = one_axes(*size, columns=len(models))
     panels = np.atleast_1d(panels)
     for i, (axes, model) in enumerate(zip(panels, models, strict=True)):
         tallest = stack_bars(axes, [rows[i] for rows in bars.values()], categories)
-        card_lines(axes, gpus, tallest, len(bars), gap=0.06 if alone else 0.095)
+        card_lines(axes, gpus, tallest, edge, gap=0.06 if alone else 0.095)
         axes.set(title=model, xticks=range(len(bars)), xticklabels=list(bars))
-        axes.set(xlim=(-0.6 if alone else -1.0, len(bars) + 0.35), ylim=(0, tallest * 1.13))
+        axes.set(xlim=(-0.6 if alone else -0.8, edge), ylim=(0, tallest * 1.13))
         axes.grid(visible=False)
         axes.yaxis.set_major_formatter("{x:,g}")
     panels[0].set_ylabel("bytes of a training step, GB")
@@ -87,7 +88,7 @@ def stack_bars(axes: Any, bars: Sequence[Mapping[str, float]], categories: Seque
 
 
 def card_lines(
-    axes: Any, gpus: Mapping[str, float], tallest: float, methods: int, gap: float
+    axes: Any, gpus: Mapping[str, float], tallest: float, edge: float, gap: float
 ) -> None:
     """Cards within the scale as dashed lines, without those too close to the one above."""
     last = -tallest
@@ -96,8 +97,7 @@ def card_lines(
         within = 0.05 * tallest < height <= 1.08 * tallest
         if within and abs(last - height) > gap * tallest:
             axes.axhline(height, color=hue(GREY), linestyle=(0, (4, 3)), linewidth=1, zorder=0.5)
-            right = (methods + 0.35, height)
-            label(axes, name, right, (-2, 2), ha="right", color=hue(GREY), fontsize=9)
+            label(axes, name, (edge, height), (-2, 2), ha="right", color=hue(GREY), fontsize=9)
             last = height
 
 
@@ -129,12 +129,16 @@ def finetune_figure(
     exact_matches: Sequence[float],
     full_parameters: int,
     adapter_parameters: int,
+    forgotten: Mapping[str, float] | None = None,
+    answers: Sequence[str] = (),
 ) -> Figure:
     """A fine-tune at a glance: loss and exact match by step, and trained parameters against all.
 
     ``losses`` has one value a step, nats an answer token; the ``valid_…`` arrays and
-    ``exact_matches`` (0 to 1) have one value a validation. Raises ``ValueError`` when these differ
-    in length, or when nothing is given.
+    ``exact_matches`` (0 to 1) have one value a validation. ``forgotten``, bits a byte gained on old
+    prose by name, is drawn in place of the parameters, which are then told in a line; ``answers``
+    are lines of text above all. Raises ``ValueError`` when the arrays differ in length, or when
+    nothing is given.
 
     >>> figure = finetune_figure([2.0, 1.0], [0, 2], [2.0, 1.1], [0.0, 1.0], 1000, 10)
     >>> len(figure.axes)
@@ -146,7 +150,8 @@ def finetune_figure(
             f"{len(valid_steps)} steps, {len(valid_losses)} validation losses, "
             f"{len(exact_matches)} exact matches"
         )
-    figure, (left, middle, right) = new_figure(3, (13, 3.8), [1.25, 1.1, 1])
+    height = 3.8 + 0.24 * len(answers)
+    figure, (left, middle, right) = new_figure(3, (13, height), [1.25, 1.1, 1])
     blue, orange, green = hue(0), hue(1), hue(2)
     left.plot(range(1, len(losses) + 1), losses, color=blue, alpha=0.35, linewidth=1)
     left.plot(valid_steps, valid_losses, color=orange, marker="o", markersize=4)
@@ -160,8 +165,27 @@ def finetune_figure(
     middle.set(ylabel="% of held-out logs", ylim=(-4, 106))
     last = (valid_steps[-1], percent[-1])
     label(middle, f"{percent[-1]:.0f}%", last, (-8, -18), color=green, ha="right")
-    parameter_bars(right, full_parameters, adapter_parameters)
+    if forgotten:
+        forgotten_bars(right, forgotten)
+        share = f"trained: {adapter_parameters:,} of {full_parameters:,} parameters"
+        figure.supxlabel(share, fontsize=11)
+    else:
+        parameter_bars(right, full_parameters, adapter_parameters)
+    if answers:
+        text: Any = {"ha": "left", "fontsize": 11, "family": "monospace"}
+        figure.suptitle("\n".join(answers), x=0.01, **text)
     return figure
+
+
+def forgotten_bars(axes: Any, forgotten: Mapping[str, float]) -> None:
+    """Bits a byte that each adapter has lost on old prose."""
+    axes.barh(list(forgotten), list(forgotten.values()), color=hue(1), height=0.5)
+    axes.set(title="What was forgotten", xlabel="bits a byte more on old prose")
+    axes.set_xlim(min(0, *forgotten.values()), 1.35 * max(*forgotten.values(), 0.01))
+    axes.invert_yaxis()
+    axes.grid(axis="y", visible=False)
+    for row, bits in enumerate(forgotten.values()):
+        label(axes, f"{bits:+.2f}", (max(bits, 0), row), va="center")
 
 
 def parameter_bars(axes: Any, full_parameters: int, adapter_parameters: int) -> None:

@@ -1,7 +1,8 @@
 """Charts of trained parameters, by model, rank and target. Arrays in, ``Figure`` out.
 
 An adapter of rank r on a matrix (in, out) trains r (in + out) parameters (Hu et al. 2021, §5.1), so
-lines by rank are straight. Each chart takes ``dark=True``.
+lines by rank are straight. Each chart takes ``dark=True``. On a logarithmic axis counts are dots: a
+bar has no zero to begin at, and one of 1/2,400 looks like half.
 """
 
 from __future__ import annotations
@@ -24,15 +25,18 @@ def trainable_chart(names: Sequence[str], full: Sequence[int], lora: Sequence[in
     check_alike(names=names, full=full, lora=lora)
     figure, axes = one_axes(height=1.4 + 0.62 * len(names))
     rows = np.arange(len(names))[::-1]
-    axes.barh(rows + 0.2, full, color=hue(GREY), height=0.36)
-    axes.barh(rows - 0.2, lora, color=hue(0), height=0.36)
+    axes.hlines(rows, lora, full, color=hue(GREY), linewidth=1)
+    axes.plot(full, rows, "o", color=hue(GREY))
+    axes.plot(lora, rows, "o", color=hue(0))
     for row, whole, part in zip(rows, full, lora, strict=True):
-        share = f"{100 * part / whole:.2g}%"
-        label(axes, f"full {short(whole)}", (whole, row + 0.2), va="center")
-        label(axes, f"LoRA {short(part)}  ({share})", (part, row - 0.2), va="center")
+        label(axes, f"full {short(whole)}", (whole, row), (0, 7), ha="center")
+        label(axes, f"LoRA {short(part)}", (part, row), (0, 7), ha="center", color=hue(0))
+        middle = (float(whole) * float(part)) ** 0.5  # of a logarithmic axis
+        label(axes, f"1/{whole / part:,.0f}", (middle, row), (0, -12), ha="center", fontsize=9)
     axes.set(title="What is trained", yticks=rows, yticklabels=names)
     axes.set(xlabel="trainable parameters (log scale)", xscale="log")
-    axes.set_xlim(min(lora) / 4, max(full) * 25)
+    axes.set_xlim(min(lora) / 4, max(full) * 4)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(axis="y", visible=False)
     return figure
 
@@ -45,10 +49,10 @@ def methods_chart(
     check_alike(names=names, trained=trained, shipped=shipped)
     figure, axes = one_axes(width=8.6, height=1.4 + 0.42 * len(names))
     order = np.argsort(trained)
-    axes.barh(range(len(names)), np.asarray(trained)[order], color=hue(0), height=0.6)
+    axes.plot(np.asarray(trained)[order], range(len(names)), "o", color=hue(0))
     for row, index in enumerate(order):
         text = f"{short(trained[index])}, file {shipped[index] / 1e6:.1f} MB"
-        label(axes, text, (trained[index], row), va="center")
+        label(axes, text, (trained[index], row), (7, 0), va="center")
     axes.set(title=f"What each method trains of {model}")
     axes.set(yticks=range(len(names)), yticklabels=[names[i] for i in order])
     axes.set(xlabel="trainable parameters (log scale)", xscale="log")

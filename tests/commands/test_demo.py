@@ -49,7 +49,7 @@ def test_the_base_is_untouched_and_the_merge_is_exact(demo):
 def test_the_artifacts_open_in_the_peers(demo):
     from peft import PeftModel
 
-    from minilora.commands.demo import ASKED
+    from minilora.commands.demo_picture import ASKED
     from minilora.model.pretrained import SHIPPED
 
     out, figures = demo

@@ -64,8 +64,10 @@ def test_no_text_lies_over_another_or_outside(name):
 
 def test_bars_are_as_long_as_the_counts():
     figure = parameter_charts.trainable_chart(["a", "b"], [1000, 2_000_000], [10, 5000])
-    assert [bar.get_width() for bar in figure.axes[0].patches] == [1000, 2_000_000, 10, 5000]
-    assert any("5k" in text and "0.25%" in text for text in texts(figure))
+    assert not figure.axes[0].patches, "a bar on a logarithmic axis shows 1/400 as half"
+    dots = [[*map(int, line.get_xdata())] for line in figure.axes[0].get_lines()]
+    assert dots == [[1000, 2_000_000], [10, 5000]]
+    assert {"LoRA 5k", "1/400"} <= set(texts(figure))
 
 
 def test_stacked_bars_add_up_and_show_the_cards_within_their_scale():
@@ -152,3 +154,15 @@ def test_ctrl_c_while_a_chart_trains_stops_the_charts(short_runs, monkeypatch):
     )
     with pytest.raises(KeyboardInterrupt):
         gallery.runs()
+
+
+def test_a_fine_tune_shows_what_was_said_and_what_was_forgotten():
+    bits = {"replay": 0.07, "no replay": 1.6}
+    figure = charts.finetune_figure(
+        [2.0], [0], [2.0], [0.0], 1000, 10, forgotten=bits, answers=["before  Hello", "after  Hi"]
+    )
+    right = figure.axes[2]
+    assert right.get_title(loc="left") == "What was forgotten"
+    assert [bar.get_width() for bar in right.patches] == list(bits.values())
+    assert figure.get_suptitle() == "before  Hello\nafter  Hi"
+    assert "10 of 1,000" in figure.get_supxlabel()

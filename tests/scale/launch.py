@@ -51,7 +51,7 @@ def ended(process, folder, timeout):
     return Ended(code, (folder / "out").read_text(), (folder / "err").read_text())
 
 
-def torchrun(world, *words, folder, timeout=180, options=(), **variables):
+def torchrun(world, *words, folder, timeout=400, options=(), **variables):
     """A whole run of ``torchrun`` with so many ranks."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [*TORCHRUN, "--standalone", "--nproc-per-node", world, *options, *words]
@@ -73,7 +73,7 @@ def children(process):
     return ranks
 
 
-def wait_until(done, timeout=120.0):
+def wait_until(done, timeout=400.0):
     """Look again and again, for so many seconds at most."""
     until = time.monotonic() + timeout
     while not done():

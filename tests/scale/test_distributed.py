@@ -354,7 +354,7 @@ def test_without_torchrun_join_gives_one_process(monkeypatch):
 
 
 def test_dropout_is_seeded_by_part_and_not_by_rank():
-    """Another number of ranks, or of parts before it, draws the same mask for a part."""
+    """The parts have masks of their own, and it does not matter which rank draws them."""
     config = LoraConfig(r=4, lora_dropout=0.5)
     model = injected(config)
     with torch.no_grad():
@@ -369,15 +369,16 @@ def test_dropout_is_seeded_by_part_and_not_by_rank():
         def add_up(self, model, losses):
             return losses
 
-    def losses(own):
-        torch.manual_seed(5)
-        return own, mean_over_answers(model, parts, ranks=own)
+    def loss(parts, own, seed=5):
+        torch.manual_seed(seed)
+        return mean_over_answers(model, parts, ranks=own)
 
     model.train()
-    both = losses(Only(0, 1))[1]
-    assert both == losses(Only(0, 2))[1] + losses(Only(1, 2))[1]
-    torch.manual_seed(6)
-    assert both != mean_over_answers(model, parts, ranks=Only(0, 1))
+    one, first, second = Only(0, 1), Only(0, 2), Only(1, 2)
+    assert loss(parts, one) == loss(parts, first) + loss(parts, second)
+    assert loss(parts, one) != loss(parts, one, seed=6)
+    twice = [parts[1], parts[1]]
+    assert loss(twice, first) != loss(twice, second)
 
 
 def test_metrics_are_json(tmp_path):

@@ -91,6 +91,7 @@ def killed_on_the_way(data, tmp_path, rank, number, *more, torchruns=()):
     out, log = tmp_path / "out", tmp_path / "log"
     log.mkdir()
     endless = options(data, out, "--steps=4000", "--checkpoint-every=1", "--validate-every=0")
+    endless += ["--dropout=0"]  # whose masks are those of parts, and three ranks make four parts
     command = [*TORCHRUN, "--standalone", "--nproc-per-node=2", *torchruns, *TRAIN, *endless, *more]
     file = out / "metrics.jsonl"
     with started(command, log) as process:
@@ -108,7 +109,7 @@ def killed_on_the_way(data, tmp_path, rank, number, *more, torchruns=()):
 def test_when_a_rank_is_killed_the_others_end_with_a_sentence_and_the_run_resumes(
     data, tmp_path, rank
 ):
-    """With one process, with two, and with three; the oracle is a run that nobody killed."""
+    """With one process and with two to the same bits, with three nearly: it has other parts."""
     run, seconds = killed_on_the_way(data, tmp_path, rank, signal.SIGKILL)
     assert run.code != 0
     [sentence] = run.sentences()
@@ -118,7 +119,7 @@ def test_when_a_rank_is_killed_the_others_end_with_a_sentence_and_the_run_resume
     out = tmp_path / "out"
     done = len(metrics(out))
     saved = (out / "checkpoint.safetensors").read_bytes()
-    words = [f"--steps={done + 3}", "--validate-every=0"]
+    words = [f"--steps={done + 3}", "--validate-every=0", "--dropout=0"]
     for world in (1, 2, 3):
         (out / "checkpoint.safetensors").write_bytes(saved)
         again = options(data, out, *words, "--resume")
@@ -152,7 +153,7 @@ def test_torchrun_starts_a_killed_run_again_from_its_checkpoint(data, tmp_path):
     with started([*TORCHRUN, *restarts, *TRAIN, *options(data, out, *words)], log) as process:
         wait_until(lambda: file.is_file() and len(file.read_bytes().splitlines()) > 5)
         os.kill(children(process)[1], signal.SIGKILL)
-        run = ended(process, log, 180)
+        run = ended(process, log, 400)
     assert run.code == 0, run.err[-2000:]
     assert main(["train", *options(data, tmp_path / "alone", *words)]) == 0
     assert adapter(out) == adapter(tmp_path / "alone")
@@ -200,7 +201,7 @@ def test_two_hosts_with_a_wire_between_them(data, tmp_path):
         log = tmp_path / f"log_{name}"
         log.mkdir()
         with started(["unshare", "-rmn", "bash", "-c", "\n".join(lines)], log) as process:
-            run = ended(process, log, 200)
+            run = ended(process, log, 400)
         said = [(tmp_path / f"{name}_{host}.log").read_text()[-1500:] for host in "ab"]
         assert run.code == 0, said
     sent = [int((tmp_path / n).read_text().split("vb:")[1].split()[8]) for n in ("short", "long")]
