@@ -255,6 +255,11 @@ class Machines:
     def link(self):
         self.start("link", "flower-superlink", "--insecure", "--port", str(self.port),
                    "--disable-runtime-dependency-installation")  # fmt: skip
+        self.wait_for(self.answers)
+
+    def answers(self):
+        with socket.socket() as own:
+            return own.connect_ex(("127.0.0.1", self.port)) == 0
 
     def node(self, name, file):
         self.start(name, "flower-supernode", "--insecure", "--superlink",
