@@ -59,7 +59,7 @@ test-gpu: .venv/.installed-test  ## what needs a CUDA card, and two benchmarks t
 	$(BIN)/python -m benchmarks.train_step --device cuda
 
 test-scale: .venv/.installed-scale  ## several processes as machines: torchrun, Flower, Ray Serve; the long ones too
-	$(BIN)/python -m pytest -m scale tests/scale
+	$(BIN)/python -m pytest -m "long or not long" tests/scale
 
 test-flower: .venv-flower/.installed  ## federated rounds on Flower, its processes on loopback too; about ten minutes
 	.venv-flower/bin/python -m pytest -m "long or not long" tests/scale/test_flower.py tests/scale/test_privacy.py
