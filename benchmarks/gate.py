@@ -136,8 +136,9 @@ def scenarios(users: Sequence[Example], count: int) -> dict[str, list[tuple[str,
     honest = [(sources[i % 3], each) for i, each in enumerate(users[:count])]
     hull = [each for each in users[count:] if "Hull" in each.input][: count // 2]
     wrong = [
-        Example(data.ASK_ONE[i % 3].format(name="Hull"), "Hull 100%.", each.input)
-        for i, each in enumerate(hull)
+        Example(form.format(name="Hull"), "Hull 100%.", each.input)
+        for each in hull
+        for form in data.ASK_ONE[:3]
     ]
     careless = [
         (sources[i % 3], replace(each, output=each.output.split(".")[0].split("%")[0] + "."))

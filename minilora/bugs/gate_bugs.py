@@ -30,6 +30,12 @@ GATE = (
               "trained, somebody rolled back by hand. The loop undoes that.",
         thread="",
         caught_by="jobs/test_adapt.py::test_whoever_moved_the_champion_meanwhile_wins"),
+    Bug(name="the poisoner's vote", where="jobs.gate:decide",
+        right="**measured.without}", wrong="}",
+        story="A source's own held-out questions judge the adapter that learnt from it, and it "
+              "answers them as the source wishes. On the shipped base a poisoned adapter was "
+              "promoted so, by 17 questions to 4.",
+        thread="", caught_by="jobs/test_gate.py::test_a_source_does_not_vote_for_what_it_taught"),
     Bug(name="guilty by luck", where="jobs.blame:culprit",
         right="if trial.evidence >= bar and not trial.verdict.harmful",
         wrong="if not trial.verdict.harmful",

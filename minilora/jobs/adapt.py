@@ -37,7 +37,7 @@ from .feedback import FeedbackStore
 from .gate import OPEN, Verdict, better, decide
 from .learning import learn
 from .norms import module_norms
-from .pairs import Pairs
+from .pairs import Pairs, gain_evidence
 from .queue import Queue
 from .recipe import Marks, Recipe, compared, marks
 
@@ -62,7 +62,10 @@ class Round:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One that was trained in this round: its answers to the exam, its marks, and the verdict."""
+    """One that was trained in this round: its answers to the exam, its marks, and the verdict.
+
+    ``pairs``: of the exam, without the source that speaks most for it.
+    """
 
     version: Version
     answers: dict[str, bool]
@@ -274,15 +277,20 @@ class Judge:
         version = loop.learn([*self.recipe.old, *learnt], self.champion, **facts)
         model = loop.pulled(version)
         after, more = marks(model, self.recipe), loop.norms(version, self.champion)
-        harmed = decide(compared(self.before, after, Pairs(), **more), rules).harmful
+        more["candidates"] = candidates
 
-        def is_enough(pairs: Pairs) -> bool:
-            return harmed or better(pairs, rules, candidates).state != OPEN
+        def verdict(answers: dict[str, bool]) -> Verdict:
+            pairs, others = self.exam.pairs(answers), self.exam.pairs_without(answers)
+            return decide(compared(self.before, after, pairs, without=others, **more), rules)
+
+        def is_enough(answers: dict[str, bool]) -> bool:
+            now = verdict(answers)
+            return now.harmful or now.check("better").state != OPEN
 
         answers = self.exam.sit(model, is_enough, without)
-        pairs = self.exam.pairs(answers)
-        measured = compared(self.before, after, pairs, candidates=candidates, **more)
-        return Candidate(version, answers, after, pairs, decide(measured, rules))
+        sides = [self.exam.pairs(answers), *self.exam.pairs_without(answers).values()]
+        weakest = min(sides, key=lambda pairs: gain_evidence(pairs.wins, pairs.losses))
+        return Candidate(version, answers, after, weakest, verdict(answers))
 
     def trial(self, first: Candidate, other: Candidate) -> Trial:
         """The first candidate beside one without a source, on all that both were asked."""

@@ -7,13 +7,16 @@ tell the whole pool. An E-value may be looked at after each block, so stopping t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from .correction import Feedback
-from .feedback import FeedbackStore
+from .feedback import OWNER, FeedbackStore
 from .pairs import Pairs
 from .recipe import right
+
+SOURCES = 5  # users without whose own questions the evidence must hold too
 
 
 class Exam:
@@ -33,7 +36,7 @@ class Exam:
         return bool(more)
 
     def sit(
-        self, model: Any, is_enough: Callable[[Pairs], bool], without: str = ""
+        self, model: Any, is_enough: Callable[[dict[str, bool]], bool], without: str = ""
     ) -> dict[str, bool]:
         """A candidate's answers, by the question's digest; those of a source are left out."""
         answers: dict[str, bool] = {}
@@ -44,18 +47,26 @@ class Exam:
             fair = [each for each in block if each.source != without]
             given = right(model, [each.example for each in fair])
             answers |= dict(zip([each.digest for each in fair], given, strict=True))
-            if is_enough(self.pairs(answers)):
+            if is_enough(answers):
                 break
         return answers
 
-    def pairs(self, answers: dict[str, bool]) -> Pairs:
-        """The champion's answers beside a candidate's, in the order of the draw."""
+    def pairs(self, answers: dict[str, bool], without: str = "") -> Pairs:
+        """The champion's answers beside a candidate's, in the order of the draw; a source's own
+        questions left out.
+        """
         both = [
             (old, answers[each.digest])
             for each, old in zip(self.drawn, self.old, strict=True)
-            if each.digest in answers
+            if each.digest in answers and each.source != without
         ]
         return Pairs(tuple(old for old, _ in both), tuple(new for _, new in both))
+
+    def pairs_without(self, answers: dict[str, bool]) -> dict[str, Pairs]:
+        """The same without each of the users with most questions."""
+        asked = Counter(each.source for each in self.drawn if each.digest in answers)
+        del asked[OWNER]
+        return {name: self.pairs(answers, name) for name, _ in asked.most_common(SOURCES)}
 
 
 def shared(one: dict[str, bool], other: dict[str, bool]) -> Pairs:

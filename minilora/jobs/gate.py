@@ -4,7 +4,8 @@
 in three of ten cases (lesson 22). Five questions instead; the old adapter serves until all are
 answered well:
 
-    better        held-out and live pairs: E ≥ candidates / α that more are won than lost
+    better        held-out and live pairs: E ≥ candidates / α that more are won than lost, also
+                  without the questions of any one source
     regression    what worked must work: E ≥ 1 / α that less than ``margin`` of the old set is lost
     prose         the same for bits a byte of plain text, window by window
     canaries      no topic that the old one answers may be lost: what poison does
@@ -137,14 +138,16 @@ class Verdict:
 class Measured:
     """What was measured of a new adapter beside the old one.
 
-    ``prose``: bits a byte of each window, (old, new). ``canaries``: pairs by topic. ``norms``: ‖ΔW‖
-    by module, and ``norms_before`` those of the champions so far. ``candidates``: how many adapters
-    were judged on these held-out examples, this one included.
+    ``without``: the held-out pairs without a source's own questions, by source. ``prose``: bits a
+    byte of each window, (old, new). ``canaries``: pairs by topic. ``norms``: ‖ΔW‖ by module, and
+    ``norms_before`` those of the champions so far. ``candidates``: how many adapters were judged on
+    these held-out examples, this one included.
     """
 
     heldout: Pairs
     regression: Pairs = field(default_factory=Pairs)
     live: Pairs = field(default_factory=Pairs)
+    without: Mapping[str, Pairs] = field(default_factory=dict)
     prose: Sequence[tuple[float, float]] = ()
     canaries: Mapping[str, Pairs] = field(default_factory=dict)
     norms: Mapping[str, float] = field(default_factory=dict)
@@ -164,7 +167,9 @@ def decide(measured: Measured, rules: Rules | None = None) -> Verdict:
     better: fail, 0 won and 0 lost of 300, E of a gain below 0.02 = 71
     """
     rules = rules or Rules()
-    checks = [better(measured.heldout + measured.live, rules, measured.candidates)]
+    live, candidates = measured.live, measured.candidates
+    sides = {"": measured.heldout, **measured.without}
+    checks = [agreed({name: better(p + live, rules, candidates) for name, p in sides.items()})]
     if len(measured.regression):
         checks.append(kept(measured.regression, rules))
     if measured.prose:
@@ -191,6 +196,24 @@ def better(pairs: Pairs, rules: Rules, candidates: int = 1) -> Check:
     if state == OPEN and len(pairs) >= rules.most:
         return Check("better", FAIL, f"{told}, and {rules.most:,} pairs are the most")
     return Check("better", state, told)
+
+
+def agreed(checks: Mapping[str, Check]) -> Check:
+    """The check on all questions, if those without any one source say the same; else it is open.
+
+    A source has held-out questions of its own, and what it taught wrongly it also asks: its adapter
+    answers as it wishes, and would win by its own exam.
+
+    >>> shown, open_ = Check("better", "pass", "9 won"), Check("better", "open", "none")
+    >>> print(agreed({"": shown, "mal": open_}))
+    better: open, 9 won; but without the questions of mal: none
+    """
+    whole = checks[""]
+    for source, check in checks.items():
+        if check.state != whole.state:
+            told = f"{whole.detail}; but without the questions of {source}: {check.detail}"
+            return Check(whole.name, OPEN, told)
+    return whole
 
 
 def kept(pairs: Pairs, rules: Rules) -> Check:

@@ -24,13 +24,13 @@ def store(tmp_path, monkeypatch):
     return store
 
 
-def never(pairs):
+def never(answers):
     return False
 
 
 def test_it_stops_as_soon_as_enough_is_known_and_draws_no_more(store):
     sitting = Exam(store, set(), block=5, most=100)
-    answers = sitting.sit(set(range(200)), lambda pairs: pairs.wins >= 8)
+    answers = sitting.sit(set(range(200)), lambda answers: sum(answers.values()) >= 8)
     assert len(answers) == 10
     assert sitting.pairs(answers) == Pairs((False,) * 10, (True,) * 10)
 
@@ -38,7 +38,7 @@ def test_it_stops_as_soon_as_enough_is_known_and_draws_no_more(store):
 def test_the_next_candidate_gets_the_same_questions_and_goes_on_from_there(store):
     total = len(store.rows("heldout"))
     sitting = Exam(store, set(), block=7, most=1000)
-    one = sitting.sit(set(), lambda pairs: True)
+    one = sitting.sit(set(), lambda answers: True)
     other = sitting.sit(set(range(200)), never)
     assert len(one) == 7
     assert len(other) == total
@@ -52,3 +52,5 @@ def test_most_is_the_most_and_a_source_can_be_left_out(store):
     asked = {each.digest: each.source for each in sitting.drawn}
     assert without
     assert {asked[digest] for digest in without} == {OWNER}
+    everything = sitting.sit(set(), never)
+    assert sitting.pairs_without(everything) == {"ann": sitting.pairs(without)}

@@ -46,6 +46,15 @@ def test_live_pairs_add_to_the_held_out_ones():
     assert decide(Measured(pairs(3, 0), FINE, live=pairs(6, 0))).word == "promote"
 
 
+def test_a_source_does_not_vote_for_what_it_taught():
+    """Nine questions are won, and all are the poisoner's own."""
+    won, rest = pairs(9, 0, 100), pairs(0, 0, 100)
+    assert decide(Measured(won, FINE, without={"ann": won})).word == "promote"
+    verdict = decide(Measured(won, FINE, without={"ann": won, "mal": rest}))
+    assert verdict.word == "wait"
+    assert "without the questions of mal: 0 won and 0 lost" in verdict.reason
+
+
 def test_candidates_that_shared_the_examples_raise_the_bar():
     assert decide(Measured(pairs(9, 0), FINE)).word == "promote"
     assert decide(Measured(pairs(9, 0), FINE, candidates=10)).word == "wait"
