@@ -13,6 +13,7 @@ In reading order:
     settings.py      the settings of a federation
     wire.py          what travels, and what the server keeps
     rounds.py        what a client does, what the server does, and both in one process
+    flower.py        the same between real machines; needs flwr
 
 Imports the library's wings, the hub and serving. Their own libraries are the extra ``[scale]``.
 """
