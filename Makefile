@@ -8,7 +8,7 @@ COVERAGE := --cov --cov-report=term:skip-covered
 PARITY := tests/lora tests/nf4 tests/formats tests/model tests/test_level0.py tests/test_foreign.py \
 	tests/test_invariants.py tests/test_life.py tests/training/test_batches.py tests/training/test_evaluation.py
 
-.PHONY: demo serve book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm test-scale test-gpu \
+.PHONY: demo serve book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm test-scale test-flower test-gpu \
 	mutants bench bench-quality clean
 .DEFAULT_GOAL := demo
 
@@ -59,7 +59,10 @@ test-gpu: .venv/.installed-test  ## what needs a CUDA card, and two benchmarks t
 	$(BIN)/python -m benchmarks.train_step --device cuda
 
 test-scale: .venv/.installed-scale  ## several processes as machines: torchrun, Flower, Ray Serve; the long ones too
-	$(BIN)/python -m pytest -m scale tests/scale
+	$(BIN)/python -m pytest -m "long or not long" tests/scale
+
+test-flower: .venv-flower/.installed  ## federated rounds on Flower, its processes on loopback too; about ten minutes
+	.venv-flower/bin/python -m pytest -m "long or not long" tests/scale/test_flower.py tests/scale/test_privacy.py
 
 mutants: .venv/.installed-mutants  ## break the core modules one operator at a time; which of it do the tests notice?
 	$(BIN)/python -m tests.mutants
@@ -73,6 +76,7 @@ bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes 
 bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps it, an hour; goes on where it was stopped
 	$(BIN)/python -m benchmarks.forgetting
 	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.overfitting
 	$(BIN)/python -m benchmarks.report
 
 .venv/.installed: pyproject.toml constraints.txt
@@ -100,9 +104,16 @@ bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,scale]"
 	touch $@
 
+.venv-flower/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-flower
+	grep -vE '^(rich|uvicorn|starlette|fastapi)==' constraints.txt > .venv-flower/constraints.txt
+	.venv-flower/bin/python -m pip install --quiet --disable-pip-version-check --constraint .venv-flower/constraints.txt \
+		--editable ".[flower]" pytest hypothesis dp-accounting==0.6.0
+	touch $@
+
 .venv/.installed-bench: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,bench]"
 	touch $@
 
 clean:
-	rm -rf minilora/nf4/_kernel.* .venv minilora-demo minilora-book smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants
+	rm -rf minilora/nf4/_kernel.* .venv .venv-flower minilora-demo minilora-book smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants

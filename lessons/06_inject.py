@@ -249,6 +249,33 @@ def inject_by_name(model, names, wrap):
 check(inject_by_name)
 
 # %% [markdown]
+# ## Run: a token of your own
+#
+# Linears are not all that one may want to train. A new special token has a row of its own in the
+# embedding, and no adapter elsewhere teaches the model what it means. `modules_to_save` trains a
+# whole copy of the table and stores it; `trainable_token_indices` trains the rows that you name.
+
+# %%
+tokens = {}
+for way in (
+    {"trainable_token_indices": [300, 301]},
+    {"modules_to_save": ["embed_tokens", "lm_head"]},
+):
+    speaking = minilora.load_base()
+    targets = minilora.LoraConfig(r=8, target_modules=["q_proj", "v_proj"], **way)
+    minilora.inject(speaking, targets)
+    tokens[next(iter(way))] = minilora.trainable_parameters(speaking)[0] - report.trainable
+print("trained beside the adapter:", tokens)
+assert 20 * tokens["trainable_token_indices"] < tokens["modules_to_save"]
+
+# %% [markdown]
+# Two rows are {{ tokens["trainable_token_indices"]:,}} numbers, the table
+# {{ tokens["modules_to_save"]:,}}. This base's head is *tied*: it is the same table, so a token is
+# written with the row that it is read with, and `inject` refuses to copy one of the two alone. Make
+# a table larger before the adapter goes in, and in the same way wherever it is loaded, or the
+# shapes do not fit.
+
+# %% [markdown]
 # ## What you can now defend
 #
 # - An adapter goes into a model by its modules' names. The class that wrote the forward is not

@@ -143,7 +143,9 @@ def draw():
         axes.bar_label(bars, fmt=form)
         axes.invert_yaxis()
     left.set(xscale="log", xlim=(5, 60_000), xlabel="kB", title="what a machine sends")
-    right.set(xlim=(0, 100), xlabel="distance from the true average, %", title="two as one")
+    right.set(
+        xlim=(0, 100), xlabel="distance from the true average, %", title="two adapters as one"
+    )
     return figure
 
 

@@ -13,7 +13,7 @@ In reading order:
     job_bugs.py    of jobs that are killed
     traffic_bugs.py of experiments, failover and gateways
     gate_bugs.py   of the loop that adapts, and its gate
-    scale_bugs.py  of several ranks
+    scale_bugs.py  of several ranks, and of clients
     catalog.py     each bug as one wrong line of this package, with its story
     release.py     show a bug; let it loose for a moment
 

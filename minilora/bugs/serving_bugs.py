@@ -81,6 +81,20 @@ SERVING = (
               "them since.",
         thread="pytorch/pytorch #128413",
         caught_by="model/test_decoding.py::test_a_hook_sees_every_token[norm]"),
+    Bug(name="a word without its space", where="serving.growing_text:GrowingText.grow",
+        right="self.start, self.read = self.read, len(self.tokens)",
+        wrong="self.start = self.read = len(self.tokens)",
+        story="The new tokens of a stream are decoded without the one before them and put behind "
+              "the text. A decoder that drops the space where a text begins then drops it before "
+              "every word.",
+        thread="",
+        caught_by="serving/test_growing_text.py::test_a_text_goes_on_with_its_spaces_whatever_the_decoder_does_where_a_text_begins"),
+    Bug(name="who shouts has all rows", where="serving.waiting:Waiting.next",
+        right="self.turns.pop(self.shares.full(rows + soon, rested))", wrong="self.turns.pop()",
+        story="Turns are fair, and the one who asks for one row gets it at once. But a step takes "
+              "as long as all its rows and prompts, and nearly all are the other's.",
+        thread="",
+        caught_by="serving/test_waiting.py::test_beside_another_it_has_its_share_and_the_other_waits_for_nothing"),
     Bug(name="one text, two meanings", where="serving.access:each_name_once",
         right="if len(whole) < len(pairs):", wrong="if False:",
         story="A name that stands twice in a JSON object is taken from its last place, as Python "

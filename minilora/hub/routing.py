@@ -8,6 +8,8 @@ but made again. Nothing here is the truth: the folder ``router/`` may be deleted
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 from .blobs import digest, write_durably
@@ -41,9 +43,9 @@ def router_of(examples: dict[str, str], read: Callable[[str], bytes], folder: Pa
         )
     key = digest(repr(sorted(examples.items())).encode())[:16]
     for file in sorted(folder.glob(f"{key}-*")):
-        content = file.read_bytes()
-        if digest(content) == file.name.partition("-")[2]:
-            return load_router(content)
+        stat = file.stat()
+        with suppress(ValueError):
+            return kept_router(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     router = Router.fit({name: load_counts(read(sha)) for name, sha in examples.items()})
     content = save_router(router)
     try:
@@ -54,3 +56,14 @@ def router_of(examples: dict[str, str], read: Callable[[str], bytes], folder: Pa
         if not file.name.startswith(key):
             file.unlink(missing_ok=True)
     return router
+
+
+@lru_cache(maxsize=4)
+def kept_router(file: Path, identity: tuple[int, ...]) -> Router:
+    """A router from its file, read once for as long as ``identity`` (inode, size, time) is the
+    same. Raises ``ValueError`` for one whose content is not what its name says.
+    """
+    content = file.read_bytes()
+    if digest(content) != file.name.partition("-")[2]:
+        raise ValueError(f"{file} is damaged")
+    return load_router(content)

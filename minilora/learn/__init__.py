@@ -20,6 +20,7 @@ In reading order:
     house.py            the picture of the wings    course_map.py the course's own
     drawings.py         what LoRA is; which way of adapting to choose
     api_pages.py        the package as pages        search.py     the page that finds things
+    questions.py        what people ask, answered by a run
     kept_runs.py        runs that need not be made again
     book.py             the course as a site
     validate_lesson.py  whether a lesson keeps its promises

@@ -21,12 +21,15 @@ from .course_map import draw_map
 from .drawings import draw_lora
 from .kept_runs import kept_run, run_and_keep
 from .pages import CSS, PICTURE, cards, details, frame, render_code, render_prose, row, turn
+from .questions import question_pages, read_answers
 from .search import search_page, with_anchors
 
 MODULES = "Each module with its equation, its source and its code side by side."
 WHAT_LORA_IS = "x goes through the frozen W0 and through the thin A and B; the results are added"
 PLANNER = "Bytes, parameters and cards, for your model and your settings."
+QUESTIONS = "What people ask about LoRA, each with a lesson, a line of code and a number."
 BESIDE = (
+    ("questions.html", "Questions that people ask", QUESTIONS),
     ("package.html", "The package, to be read", MODULES),
     ("api.html", "API", "Every public name, from its docstring."),
     ("planner.html", "What will this fine-tune cost?", PLANNER),
@@ -80,6 +83,8 @@ def write_book(
     say("the package …")
     pages |= {f"module-{name}.html": api_pages.module_page(name) for name in api_pages.CORE}
     pages["package.html"], pages["api.html"] = api_pages.package_page(), api_pages.api_page()
+    say("the questions …")
+    pages |= question_pages(read_answers(), lessons)
     pages["search.html"] = search_page(pages)
     pages["planner.html"] = planner_page("index.html")
     pages["index.html"] = home_page(lessons, pictures)  # last, as it links to the others

@@ -15,6 +15,7 @@ CSS = Path(__file__).parent / "book.css"
 PICTURE = "The picture's code"
 PLACES = {
     "index.html": "minilora",
+    "questions.html": "Questions",
     "package.html": "The package",
     "api.html": "API",
     "planner.html": "Planner",

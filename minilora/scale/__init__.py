@@ -13,6 +13,7 @@ In reading order:
     settings.py      the settings of a federation
     wire.py          what travels, and what the server keeps
     rounds.py        what a client does, what the server does, and both in one process
+    flower.py        the same between real machines; needs flwr
     replica.py       the server's application inside one process of a fleet
     ray_serve.py     replicas on Ray Serve: adapters multiplexed, another try before the first byte
 

@@ -73,7 +73,7 @@ def join(device: str = "cpu", timeout: float = 1800.0) -> Iterator[Alone]:
         return
     device = own_device(device)
     if device.startswith("cuda"):
-        torch.cuda.set_device(device)
+        choose_card(device)
     backend = "nccl" if device.startswith("cuda") else "gloo"
     try:
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
@@ -104,6 +104,17 @@ def ending_in_words(ranks: Alone) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def choose_card(device: str) -> None:
+    """Make this rank's card its own. Raises ``ValueError`` where there are fewer cards."""
+    cards = torch.cuda.device_count()
+    if (torch.device(device).index or 0) >= cards:
+        raise ValueError(
+            f"this rank wants {device}, and this machine has {cards} cards: start as many ranks "
+            "here, or take --device cpu"
+        )
+    torch.cuda.set_device(device)
 
 
 def own_device(device: str) -> str:

@@ -9,6 +9,7 @@ In reading order:
     growing_text.py   the text of an answer while its tokens arrive
     requests.py       what is asked, checked; the answer as it comes
     fairness.py       who comes next: deficit round robin among tenants
+    waiting.py        who waits, for a turn or for an adapter
     exactness.py      whether this machine's kernels make a row independent of its neighbours
     row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
     engine.py         ``Engine``: submit, stream, cancel; one thread that owns the model
@@ -26,6 +27,7 @@ In reading order:
     metrics.py        what is counted, for Prometheus
     service.py        ``Service``: the parts of a server, and what a model's name means
     protocol.py       what may be asked over HTTP, field by field
+    prompts.py        prompts as token ids, and what bounds their number
     replies.py        what is answered, field by field
     streams.py        from the engine's thread into an event loop; clients that leave
     traffic.py        who answers a request: an experiment's arm, or who steps in for it

@@ -95,6 +95,7 @@ def key_of(request: Request, base: str) -> bytes:
         ("ends", packed(sampling.ends)),
         *(("stop", stop) for stop in request.stops),
         ("logprobs", repr(request.logprobs)),
+        ("raw", repr(request.raw)),
     ]
     return hash_of_parts(parts)
 

@@ -26,14 +26,15 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
-from starlette.routing import compile_path
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from . import audit_routes, completions, health, model_routes, page_routes, traffic_routes
 from .refusals import Refused
 from .service import Service
-from .streams import Doorbell
+from .streams import Doorbells
 
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
 SANE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 logger = logging.getLogger("minilora.serving")
 
@@ -79,7 +80,7 @@ class Application(FastAPI):
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     """The engine's thread, as long as the application runs."""
     service: Service = app.state.service
-    app.state.bell = Doorbell(asyncio.get_running_loop())
+    app.state.bells = Doorbells(asyncio.get_running_loop())
     service.metrics.watch(service.engine)
     with service.engine:
         yield
@@ -126,16 +127,21 @@ def invalid(found: dict[str, Any]) -> Refused:
 async def on_http_error(request: Request, error: Any) -> JSONResponse:
     """What Starlette refuses; its headers are kept, and ``Allow`` is of all the path's routes."""
     headers = dict(error.headers or {})
-    if "Allow" in headers:
-        headers["Allow"] = ", ".join(methods_of(request.app, request.url.path))
+    if error.status_code == 405:
+        headers["Allow"] = ", ".join(methods_of(request.app, request.scope))
     return refusal(Refused(error.status_code, str(error.detail), headers=headers))
 
 
-def methods_of(app: FastAPI, path: str) -> list[str]:
+def methods_of(app: FastAPI, scope: Scope) -> list[str]:
     """What can be done with a path; Starlette knows its first route's methods only."""
-    templates = app.openapi()["paths"].items()
-    fitting = [operations for each, operations in templates if compile_path(each)[0].match(path)]
-    return sorted({method.upper() for operations in fitting for method in operations})
+    return sorted(
+        method
+        for method in METHODS
+        if any(
+            route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in app.router.routes
+        )
+    )
 
 
 async def on_our_fault(request: Request, error: Exception) -> JSONResponse:

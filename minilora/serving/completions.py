@@ -20,7 +20,7 @@ from .generation import Generation
 from .protocol import ChatRequest, CompletionRequest
 from .refusals import Refused
 from .replies import ERRORS, ChatReply, CompletionReply
-from .reply_forms import DONE, ChatForm, Form, TextForm, event
+from .reply_forms import DONE, ChatForm, Form, Pieces, TextForm, event
 from .streams import Part
 
 router = APIRouter(route_class=StrictRoute, tags=["generation"])
@@ -141,16 +141,21 @@ class Sent:
         head: dict[str, Any] = self.head(self.form.chunk_object)
         if counted:
             head["usage"] = None
+        written = Pieces(head, self.form)
         begun: set[int] = set()
         async with aclosing(parts):
             try:
                 part: Part | None = first
                 while part is not None:
-                    origin = {} if begun else {"minilora": self.origin()}
-                    choice = self.form.chunk(part, part.index not in begun, self.logprobs)
-                    begun.add(part.index)
-                    if part.text or part.end is not None or choice.get("delta"):
-                        yield event({**head, "choices": [choice], **origin})
+                    if part.index in begun and part.end is None and not self.logprobs:
+                        if part.text:
+                            yield written.event(part)
+                    else:
+                        origin = {} if begun else {"minilora": self.origin()}
+                        choice = self.form.chunk(part, part.index not in begun, self.logprobs)
+                        begun.add(part.index)
+                        if part.text or part.end is not None or choice.get("delta"):
+                            yield event({**head, "choices": [choice], **origin})
                     part = await anext(parts, None)
             except Refused as refused:  # the status is gone: the client raises this event
                 yield event(refused.body())

@@ -30,10 +30,12 @@ import torch
 
 from ..lora.twin import twin
 from ..model.transformer import Llama
-from .adapter_store import AdapterStore, Choice, Held, is_ready
-from .fairness import DeficitRoundRobin
-from .requests import Answer, Busy, Known, Request, checked_request
+from .adapter_store import AdapterStore, Choice, Held
+from .requests import Answer, Busy, Event, Known, Request, checked_request
 from .row_batch import MULTIPLE, RowBatch
+from .waiting import Waiting
+
+BETWEEN_PREFILLS = 4  # tokens of each row, before a tenant beside others begins one more
 
 
 class Engine:
@@ -68,9 +70,9 @@ class Engine:
             )
         self.bank, self.most_waiting = bank, most_waiting
         self.model = twin(base).eval()
-        self.batch = RowBatch(self.model, bank.max_rank, slots, prefill_tokens, self.refund)
-        self.waiting: DeficitRoundRobin[Answer] = DeficitRoundRobin()
-        self.loading: deque[tuple[Answer, Future[Held]]] = deque()  # the readers have them
+        self.waiting = Waiting(bank, slots, self.ring)
+        ended = self.waiting.refund
+        self.batch = RowBatch(self.model, bank.max_rank, slots, prefill_tokens, ended)
         self.suspects: deque[Answer] = deque()  # of a prefill that failed: each alone now
         self.arrivals: deque[Answer] = deque()
         self.cancels: deque[Answer] = deque()
@@ -92,27 +94,29 @@ class Engine:
         seed: int = 0,
         ends: Sequence[int] | None = None,
         logprobs: int | None = None,
-        notify: Callable[[], None] | None = None,
+        raw: bool = False,
+        notify: Callable[[Event], None] | None = None,
         known: Callable[[Request], Known | None] | None = None,
     ) -> Answer:
         """Queue a request; any thread may call. The answer comes as the engine gets to it.
 
         ``prompt``: a text, (instruction, context), messages, or token ids. ``ends``: the tokens
         that end it; None: the tokenizer's. ``logprobs``: with so many others beside each.
-        ``notify``: called in the engine's thread after each event. ``known``: an answer that is
+        ``raw``: what comes after a text, with its spaces.
+        ``notify``: called in the engine's thread with each event. ``known``: an answer that is
         there already, or None. Raises ``Busy``, and ``ValueError`` for what can never be answered
         (an unknown adapter, a prompt beyond the positions, …), before anything is done.
         """
-        model, settings = self.model, (max_new_tokens, temperature, top_k, seed)
-        asked = (prompt, self.bank.check(adapter), tenant, stop, ends, settings, top_p, logprobs)
+        settings = max_new_tokens, temperature, top_k, seed
+        model, chosen = self.model, self.bank.check(adapter)
+        asked = prompt, chosen, tenant, stop, ends, settings, top_p, logprobs, raw
         answer = Answer(checked_request(model, *asked), model.tokenizer, self.cancel, notify)
         if known is not None and answer.replay(known(answer.request)):
             return answer
         with self.wake:
             if self.closed:
                 raise Busy("this engine is closed")
-            waiting = len(self.waiting) + len(self.arrivals) + len(self.loading)
-            if waiting >= self.most_waiting:
+            if len(self.waiting) + len(self.arrivals) >= self.most_waiting:
                 raise Busy(f"{self.most_waiting} requests are waiting: ask again later")
             self.arrivals.append(answer)
             self.wake.notify()
@@ -141,41 +145,26 @@ class Engine:
         except BaseException as error:  # Ctrl-C: no row is left half way
             self.batch.fail_all(error)
             raise
-        return bool(self.batch.in_use or self.loading or self.suspects or len(self.waiting))
+        return bool(self.batch.in_use or self.suspects or len(self.waiting))
 
     def hear(self) -> None:
         """Take in what other threads left."""
         while self.arrivals:
-            answer = self.arrivals.popleft()
-            self.waiting.push(answer.request.tenant, answer, answer.request.cost)
+            self.waiting.push(self.arrivals.popleft())
         while self.cancels:
             self.drop(self.cancels.popleft())
 
     def drop(self, answer: Answer) -> None:
         """End an answer that somebody cancelled, wherever it is."""
         rows = [row for row, slot in enumerate(self.batch.in_use) if slot.answer is answer]
-        loading = [entry for entry in self.loading if entry[0] is answer]
         if rows:
             self.batch.retire(rows[0], "cancelled")
             return
-        for entry in loading:
-            self.loading.remove(entry)
-            entry[1].add_done_callback(self.release)
         if answer in self.suspects:
             self.suspects.remove(answer)
-        elif not loading and not self.waiting.remove(answer):
+        elif not self.waiting.remove(answer):
             return  # it has ended
         answer.finish("cancelled")
-
-    def release(self, future: Future[Held]) -> None:
-        """Unpin adapters that nobody waits for any more."""
-        if future.exception() is None:
-            self.bank.release(future.result())
-
-    def refund(self, answer: Answer) -> None:
-        """Credit the tenant with the tokens that an answer did not need."""
-        unused = answer.request.sampling.max_new_tokens - len(answer.ids)
-        self.waiting.refund(answer.request.tenant, unused)
 
     def admit(self) -> None:
         """Give free rows to the next answers, as many as fit into one prefill."""
@@ -183,30 +172,17 @@ class Engine:
             answer = self.suspects.popleft()
             self.give_row(answer, self.bank.fetch(answer.request.adapter))
             return
-        while self.batch.has_room(1) and (entry := self.next_ready()) is not None:
+        while self.batch.has_room(1):
+            in_rows = [slot.answer for slot in self.batch.in_use]
+            rested = not self.batch.running or self.batch.decoded >= BETWEEN_PREFILLS
+            entry = self.waiting.next(in_rows, rested)
+            if entry is None:
+                return
             answer, future = entry
             if not self.batch.has_room(len(answer.request.prompt)):
-                self.loading.appendleft(entry)  # the first of the next step
+                self.waiting.put_back(entry)
                 return
             self.give_row(answer, future)
-
-    def next_ready(self) -> tuple[Answer, Future[Held]] | None:
-        """The next answer in turn whose adapter is in memory; the others' are being read."""
-        for entry in self.loading:
-            if is_ready(entry[1]):
-                self.loading.remove(entry)
-                return entry
-        for place, (again, future) in enumerate(self.loading):
-            if future.done() and not is_ready(future):  # no room; there may be some by now
-                self.loading[place] = again, self.bank.fetch(again.request.adapter)
-                break
-        while (answer := self.waiting.pop()) is not None:
-            future = self.bank.fetch(answer.request.adapter)
-            if is_ready(future):
-                return answer, future
-            self.loading.append((answer, future))
-            future.add_done_callback(self.ring)
-        return None
 
     def give_row(self, answer: Answer, future: Future[Held]) -> None:
         """Copy an answer's adapters into the next row; what is wrong with them is its error."""
@@ -252,17 +228,16 @@ class Engine:
                 busy = self.step()
                 with self.wake:
                     calm = not (self.arrivals or self.cancels or self.closed)
-                    if calm and (not busy or self.only_reads()):
+                    if calm and (not busy or self.reads_only()):
                         self.wake.wait(None if not busy else 0.01)
         finally:  # whatever happened: nobody waits for a thread that is gone
             with self.wake:
                 self.closed = True
             self.end_all()
 
-    def only_reads(self) -> bool:
-        """Whether everything waits for adapters that are being read."""
-        reading = self.loading and not any(future.done() for _, future in self.loading)
-        return bool(reading) and not self.batch.in_use and not self.suspects
+    def reads_only(self) -> bool:
+        """Whether nothing can be done before an adapter has been read."""
+        return self.waiting.only_reads() and not self.batch.in_use and not self.suspects
 
     def ring(self, _: Any = None) -> None:
         """Wake the engine's thread."""
@@ -285,11 +260,7 @@ class Engine:
         for answer in [*self.arrivals, *self.suspects]:
             answer.fail(error)
         self.batch.fail_all(error)
-        for answer, future in self.loading:
-            future.add_done_callback(self.release)
-            answer.fail(error)
-        while (waiting := self.waiting.pop()) is not None:
-            waiting.fail(error)
+        self.waiting.fail_all(error)
 
     def __enter__(self) -> Engine:
         return self.start()

@@ -15,10 +15,50 @@ Left out: weights of tenants, and taking a row away from a request in progress.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable, Container, Iterable
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
+LATELY = 10.0  # seconds
+
+
+class Shares:
+    """How many of ``slots`` rows a tenant may hold: its part of those who asked lately.
+
+    A row costs all others time in every step, and a prompt holds up all rows, so whoever fills the
+    batch slows down who asks for one row. While a tenant is alone it may have all rows, and begin
+    them at any time. Beside others it has its share, and its further prompts wait until the rows
+    have got a few tokens since the last ones; the first row of a tenant waits for nothing.
+
+    >>> shares = Shares(slots=64, clock=lambda: 0.0)
+    >>> shares.asks("max")
+    >>> shares.full(["max"] * 40)
+    set()
+    >>> shares.asks("ann")
+    >>> shares.full(["max"] * 40)
+    {'max'}
+    """
+
+    def __init__(self, slots: int, clock: Callable[[], float] = time.monotonic):
+        self.slots, self.clock = slots, clock
+        self.last: dict[str, float] = {}  # when each tenant asked
+
+    def asks(self, tenant: str) -> None:
+        """A tenant asks for something."""
+        self.last[tenant] = self.clock()
+
+    def full(self, holders: Iterable[str], rested: bool = True) -> set[str]:
+        """Who gets no further row now; ``holders``: the tenant of each row.
+
+        Without ``rested`` that is whoever has one, unless it is alone.
+        """
+        rows, now = Counter(holders), self.clock()
+        self.last = {each: at for each, at in self.last.items() if now - at < LATELY or rows[each]}
+        alone = len(self.last) < 2
+        share = self.slots if alone else max(1, self.slots // len(self.last)) if rested else 1
+        return {tenant for tenant, held in rows.items() if held >= share}
 
 
 class DeficitRoundRobin(Generic[Item]):
@@ -45,26 +85,29 @@ class DeficitRoundRobin(Generic[Item]):
         self.queues.setdefault(tenant, deque()).append((item, cost))
         self.credit.setdefault(tenant, 0)
 
-    def pop(self) -> Item | None:
-        """The next item; None when nothing waits."""
-        self.skip_idle_rounds()
-        while self.queues:
-            tenant, queue = next(iter(self.queues.items()))
-            item, cost = queue[0]
+    def pop(self, blocked: Container[str] = ()) -> Item | None:
+        """The next item of a tenant that is not ``blocked``; None when there is none."""
+        turns = deque(tenant for tenant in self.queues if tenant not in blocked)
+        self.skip_idle_rounds(turns)
+        while turns:
+            tenant = turns[0]
+            item, cost = self.queues[tenant][0]
             if cost <= self.credit[tenant]:
-                queue.popleft()
+                self.queues[tenant].popleft()
                 self.credit[tenant] -= cost
                 self.forget_if_empty(tenant)
                 return item
             self.credit[tenant] += self.quantum
             self.queues.move_to_end(tenant)
+            turns.rotate(-1)
         return None
 
-    def skip_idle_rounds(self) -> None:
-        """Give at once the credit of the rounds in which nobody could be served."""
-        short = [queue[0][1] - self.credit[tenant] for tenant, queue in self.queues.items()]
+    def skip_idle_rounds(self, turns: Iterable[str]) -> None:
+        """Give at once the credit of the rounds in which none of these could be served."""
+        turns = list(turns)
+        short = [self.queues[tenant][0][1] - self.credit[tenant] for tenant in turns]
         rounds = -(-max(0, min(short, default=0)) // self.quantum)
-        for tenant in self.queues:
+        for tenant in turns:
             self.credit[tenant] += rounds * self.quantum
 
     def refund(self, tenant: str, tokens: int) -> None:

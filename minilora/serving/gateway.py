@@ -34,6 +34,7 @@ from .upstreams import Upstream, candidates, of_domain
 MOST_BYTES = 64_000_000
 PATIENCE = 30.0  # seconds that a request waits for a server to come back
 GENERATION = ("/v1/chat/completions", "/v1/completions")
+OWN = ("/health", "/ready", "/metrics")
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
 
@@ -92,6 +93,8 @@ class Gateway:
     async def answer(self, request: Request, body: bytes, send: Send) -> Response | None:
         """A response, or None when it has been sent already. Raises ``Refused``."""
         path, well = request.url.path, [u for u in self.upstreams if u.up.is_set()]
+        if path in OWN and request.method != "GET":
+            raise Refused(405, "Method Not Allowed", headers={"allow": "GET"})
         if path in ("/health", "/ready"):
             if not well:
                 raise wait_first(2, "no server is ready", 503, "no_server")

@@ -1,7 +1,7 @@
 """One request for text from its arrival to its end, whoever it is for and however it is sent.
 
-    prompt     → token ids, in a thread: a long text must not hold up the others' streams
     target     → which adapter, by name, by the router, by an experiment
+    prompt     → token ids, in a thread: a long text must not hold up the others' streams
     admission  → the tenant's quotas, charged once however many answers it is
     answers    → the engine; the first event comes before anything is sent
 
@@ -17,14 +17,14 @@ import hashlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import Any
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from .prompts import checked_prompts, least_prompts, most_tokens
 from .protocol import ChatRequest, CompletionRequest
 from .quotas import Admission
 from .refusals import Refused, unknown_model, wait_first
@@ -34,7 +34,6 @@ from .streams import Part, cancelled_when_gone, parts_of
 from .tenants import LOCAL
 from .traffic import FAULTS, HEADER, Turns
 
-MOST_ANSWERS = 64
 logger = logging.getLogger("minilora.serving")
 
 
@@ -52,6 +51,9 @@ class Generation:
         self.id: str = request.state.request_id
         self.created, self.began = int(time.time()), time.monotonic()
         self.target: Target | None = None
+        self.turns: Turns | None = None
+        self.admission = Admission(None, 0, "", self.id)
+        self.row: int | None = None  # of the audit log
         self.prompt_tokens = 0
         self.answers: list[Answer] = []
         self.ends: list[Finished] = []
@@ -70,19 +72,11 @@ class Generation:
         """Do it. Raises ``Refused``, before the first part or, when the engine fails, later."""
         if self.service.draining:
             raise wait_first(5, "this server is stopping: ask again", 503, "draining")
-        prompts = await run_in_threadpool(self.checked_prompts)
-        row = await run_in_threadpool(self.written_down)
         status = 499  # the client has left, unless it turns out otherwise
         try:
-            turns = await run_in_threadpool(self.turns)
-            self.target = await run_in_threadpool(turns.next)
-            with await run_in_threadpool(self.admission, prompts) as admission:
-                try:
-                    async for part in self.attempts(turns, prompts):
-                        yield part
-                finally:
-                    turns.report(None)  # unless it was reported: the client has left
-                    admission.settle(self.prompt_tokens + self.generated)
+            prompts = await run_in_threadpool(self.let_in)
+            async for part in self.attempts(prompts):
+                yield part
             if self.completed:
                 status = 200
         except Refused as refused:
@@ -94,29 +88,63 @@ class Generation:
         finally:
             if self.target is not None:
                 self.count(self.target.model, status)
-            self.write_down_end(row, status)
+            if self.writes:
+                await run_in_threadpool(self.close, status)
+            else:
+                self.close(status)
 
-    def admission(self, prompts: Sequence[list[int]]) -> Any:
-        """The tenant's quotas, for the time of the request. Raises ``Refused``."""
-        if self.service.tenants is None:
-            return Admission(None, 0, "", self.id)
-        model: Any = self.service.engine.model
-        positions = model.config.max_position_embeddings
-        longest = [min(len(prompt) + self.limit, positions) for prompt in prompts]
-        body = hashlib.sha256(self.asked.model_dump_json().encode()).hexdigest()
-        most = sum(longest) * (self.asked.n or 1)
-        return self.service.tenants.begin(self.tenant, self.id, most, body)
+    def let_in(self) -> list[list[int]]:
+        """Everything before the first token, in a thread; the prompts. Raises ``Refused``.
+
+        The quota is asked before the prompts are tokenized, with the fewest tokens that they can
+        have: a text that is refused costs nothing.
+        """
+        service, asked, fallback = self.service, self.asked, self.request.headers.get(HEADER, "")
+        self.row = self.written_down()
+        asking = asked.model, asked.question, asked.user, self.id, fallback
+        self.turns = Turns(service, self.tenant, *asking)
+        self.target = self.turns.next()
+        model: Any = service.engine.model
+        least = least_prompts(asked, model)
+        if service.tenants is None:
+            prompts = checked_prompts(asked, model)
+        else:
+            body = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
+            service.tenants.check(self.tenant, self.id, self.most(least), body)
+            prompts = checked_prompts(asked, model)
+            most = self.most(map(len, prompts))
+            self.admission = service.tenants.begin(self.tenant, self.id, most, body)
+        self.prompt_tokens = sum(map(len, prompts))
+        return prompts
+
+    def most(self, lengths: Iterable[int]) -> int:
+        """The most tokens that it can take with prompts of these lengths."""
+        positions = self.service.engine.model.config.max_position_embeddings
+        return most_tokens(self.asked, lengths, self.service.usual_tokens, positions)
+
+    @property
+    def writes(self) -> bool:
+        """Whether its end is written into a file."""
+        return self.service.audit is not None or self.admission.session is not None
+
+    def close(self, status: int) -> None:
+        """Give back what was not used, and write down how it ended."""
+        if self.turns is not None:
+            self.turns.report(None)  # unless it was reported: the client has left
+        self.admission.settle(self.prompt_tokens + self.generated)
+        if self.row is not None:
+            self.write_down_end(self.row, status)
 
     @property
     def tenant_name(self) -> str:
         """Whose request it is."""
         return LOCAL.name if self.tenant is None else self.tenant.name
 
-    def written_down(self) -> int:
+    def written_down(self) -> int | None:
         """The beginning in the audit log, if there is one. Raises ``Refused``."""
         audit, chat = self.service.audit, isinstance(self.asked, ChatRequest)
         if audit is None:
-            return 0
+            return None
         text = self.asked.model_dump_json(include={"messages", "prompt"}) if audit.texts else None
         action = "chat" if chat else "completion"
         return audit.begin(self.tenant_name, self.id, action, self.asked.model, text)
@@ -145,52 +173,13 @@ class Generation:
         firsts = [each.first_token for each in self.answers if each.first_token is not None]
         return min(firsts, default=None)
 
-    @property
-    def limit(self) -> int:
-        """The most new tokens of one answer."""
-        return self.asked.limit(self.service.usual_tokens)
-
-    def checked_prompts(self) -> list[list[int]]:
-        """The prompts' ids. Raises ``Refused``."""
-        param = "messages" if isinstance(self.asked, ChatRequest) else "prompt"
-        model: Any = self.service.engine.model
-        self.refuse_hopeless(model, param)
-        try:
-            prompts = self.asked.prompts(model.tokenizer)
-        except ValueError as error:  # a template that refuses these messages
-            raise Refused(400, str(error), param=param) from error
-        answers, positions = (
-            len(prompts) * (self.asked.n or 1),
-            model.config.max_position_embeddings,
-        )
-        if answers > MOST_ANSWERS:
-            raise Refused(400, f"expected at most {MOST_ANSWERS} answers, got {answers}", param="n")
-        if (longest := max(map(len, prompts))) >= positions:
-            message = f"this model has {positions} positions, and the prompt takes {longest}"
-            raise Refused(400, message, param=param, code="context_length_exceeded")
-        self.prompt_tokens = sum(map(len, prompts))
-        return prompts
-
-    def refuse_hopeless(self, model: Any, param: str) -> None:
-        """Refuse a text that cannot fit, before a minute is spent on its tokens."""
-        positions = model.config.max_position_embeddings
-        most = positions * longest_token(model.tokenizer)
-        if (size := max(self.asked.sizes())) > most:
-            message = f"this model has {positions} positions, at most {most:,} bytes; got {size:,}"
-            raise Refused(400, message, param=param, code="context_length_exceeded")
-
-    def turns(self) -> Turns:
-        """Who may answer, in turn. Raises ``Refused``."""
-        asked, fallback = self.asked, self.request.headers.get(HEADER, "")
-        return Turns(
-            self.service, self.tenant, asked.model, asked.question, asked.user, self.id, fallback
-        )
-
-    async def attempts(self, turns: Turns, prompts: Sequence[list[int]]) -> AsyncIterator[Part]:
+    async def attempts(self, prompts: Sequence[list[int]]) -> AsyncIterator[Part]:
         """The parts of the first target that answers: another one only before the first part.
 
         Raises ``Refused``.
         """
+        turns = self.turns
+        assert turns is not None
         while True:
             begun, began = False, time.monotonic()
             try:
@@ -218,7 +207,7 @@ class Generation:
         """The answers' parts. Raises ``Refused``."""
         rung = asyncio.Event()
         with cancelled_when_gone(self.request, self.answers):
-            self.submit(prompts, self.request.app.state.bell.button(rung))
+            self.submit(prompts, rung)
             try:
                 async for part in parts_of(self.answers, rung):
                     if part.end is not None:
@@ -241,7 +230,7 @@ class Generation:
         if self.service.answers is not None and not answer.replayed:
             self.service.answers.keep(answer, finished)
 
-    def submit(self, prompts: Sequence[list[int]], notify: Any) -> None:
+    def submit(self, prompts: Sequence[list[int]], rung: asyncio.Event) -> None:
         """Queue every answer. Raises ``Refused``."""
         asked, target = self.asked, self.target
         temperature = 1.0 if asked.temperature is None else asked.temperature
@@ -250,19 +239,21 @@ class Generation:
             "tenant": self.tenant_name,
             "known": self.service.answers and self.service.answers.find,
             "stop": asked.stop or (),
-            "max_new_tokens": self.limit,
+            "max_new_tokens": asked.limit(self.service.usual_tokens),
             "temperature": temperature if temperature >= 1e-6 else 0.0,  # in the limit it is greedy
             "top_k": asked.top_k,
             "top_p": asked.top_p,
             "logprobs": asked.top_logprobs_wanted,
-            "notify": notify,
+            "raw": isinstance(asked, CompletionRequest),
         }
+        bells, stream = self.request.app.state.bells, bool(asked.stream)
         try:
             for prompt in prompts:
                 for number in range(asked.n or 1):
                     choice = None if target is None else target.adapter
                     wrapped = (seed + number + 2**63) % 2**64 - 2**63
-                    answer = self.service.engine.submit(prompt, choice, seed=wrapped, **settings)
+                    own = {"seed": wrapped, "notify": bells.button(rung, stream)}
+                    answer = self.service.engine.submit(prompt, choice, **own, **settings)
                     self.answers.append(answer)
                     if target is not None and (chosen := answer.request.adapter):
                         self.target = replace(target, digest=chosen[0][1].content)  # the truth
@@ -289,9 +280,3 @@ class Generation:
 def overloaded(message: str) -> Refused:
     """503: too many requests are waiting."""
     return wait_first(1, message, 503, "overloaded")
-
-
-@lru_cache(maxsize=8)
-def longest_token(tokenizer: Any) -> int:
-    """The most bytes of text that a token can stand for."""
-    return max(len(token.encode()) for token in tokenizer.raw.get_vocab(with_added_tokens=False))

@@ -5,6 +5,16 @@ decodes to U+FFFD, or with the beginning of a stop string. Both are held back un
 So are spaces at the end, which an answer loses. What is shown is never taken back::
 
     shown + held back = text of the tokens so far
+
+**A token costs the same wherever it stands.** Its text cannot be had alone: many decoders drop a
+space where a text begins, and a letter may take several tokens. So a window of the last few tokens
+is decoded, once without the new ones and once with them, and the difference is what they say::
+
+    text += decode(tokens[start:])[len(decode(tokens[start:read])) :]
+
+The window moves on when the text ends with a whole letter (the two offsets of huggingface/
+text-generation-inference and of vLLM's detokenizer; ``DecodeStream`` in tokenizers does the same).
+Left out: decoders that change text already written, as WordPiece's clean-up of spaces does.
 """
 
 from __future__ import annotations
@@ -16,6 +26,8 @@ from typing import Any
 class GrowingText:
     """The answer of a conversation, token by token; ``stops`` end it and are not part of it.
 
+    ``raw``: no answer but what comes after a text, so it keeps its spaces at both ends.
+
     >>> import minilora
     >>> tokenizer = minilora.load_base().tokenizer
     >>> text = GrowingText(tokenizer, prompt=[2], stops=["90 per"])
@@ -25,29 +37,51 @@ class GrowingText:
     (True, 'Hull')
     """
 
-    def __init__(self, tokenizer: Any, prompt: list[int], stops: Sequence[str] = ()):
+    def __init__(
+        self, tokenizer: Any, prompt: list[int], stops: Sequence[str] = (), raw: bool = False
+    ):
         self.tokenizer, self.prompt, self.stops = tokenizer, prompt, tuple(stops)
+        self.raw, self.lead = raw, "" if raw else tokenizer.lead
         self.ids: list[int] = []
-        self.shown = ""
+        self.tokens = (
+            prompt[-1:] if raw or tokenizer.has_template else []
+        )  # without marks, with context
+        self.start, self.read = 0, len(self.tokens)  # the window, and what of it is in ``text``
+        self.text = self.shown = ""
         self.stopped = False
 
-    def push(self, token: int) -> str:
-        """Add a token; returns the text that can be shown now, often a word, sometimes nothing."""
-        self.ids.append(token)
-        text = self.cut(self.tokenizer.answer_text(self.prompt, self.ids, complete=False))
+    def push(self, *ids: int) -> str:
+        """Add tokens; returns the text that can be shown now, often a word, sometimes nothing."""
+        self.ids += ids
+        text = self.text + self.grow(ids)
+        text = self.cut("" if self.lead.startswith(text) else text.removeprefix(self.lead))
         if not self.stopped:
             text = text.rstrip("\ufffd")
             text = text[: len(text) - may_begin(text, self.stops)]
-        text = text.rstrip()
+        text = text if self.raw else text.rstrip()
         if not text.startswith(self.shown) or text == self.shown:
             return ""
         piece, self.shown = text[len(self.shown) :], text
         return piece
 
+    def grow(self, ids: Sequence[int]) -> str:
+        """The text that new tokens add; ``text`` keeps it unless it ends in half a letter."""
+        marks, decode = self.tokenizer.marks.names, self.tokenizer.raw.decode
+        self.tokens += [token for token in ids if token not in marks]
+        before = decode(self.tokens[self.start : self.read], skip_special_tokens=False)
+        after = decode(self.tokens[self.start :], skip_special_tokens=False)
+        new = after[len(before) :]
+        if new and not new.endswith("\ufffd"):
+            self.text += new
+            self.start, self.read = self.read, len(self.tokens)
+        return new
+
     def finish(self) -> str:
         """The whole answer."""
-        text = self.cut(self.tokenizer.answer_text(self.prompt, self.ids))
-        return text.rstrip()
+        if self.raw:
+            whole = GrowingText(self.tokenizer, self.prompt, raw=True)
+            return self.cut(whole.grow(self.ids))
+        return self.cut(self.tokenizer.answer_text(self.prompt, self.ids)).rstrip()
 
     def cut(self, text: str) -> str:
         """The text before the stop that is complete first (of several, the first to begin)."""

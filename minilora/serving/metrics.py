@@ -98,7 +98,7 @@ class EngineState:
             "minilora_rows_running": ("rows in use", len(engine.batch.in_use)),
             "minilora_waiting": (
                 "requests without a row",
-                len(engine.waiting) + len(engine.arrivals) + len(engine.loading),
+                len(engine.waiting) + len(engine.arrivals),
             ),
             "minilora_adapter_bytes": ("adapters in memory, in bytes", nbytes),
             "minilora_adapters": ("adapters in memory", adapters),

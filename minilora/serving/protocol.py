@@ -14,7 +14,7 @@ Left out: images, sound, tools, forced JSON, penalties, ``logit_bias``, ``echo``
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -143,6 +143,7 @@ class ChatMessage(Asked):
 class ChatRequest(Sampled):
     """``POST /v1/chat/completions``."""
 
+    param: ClassVar[str] = "messages"
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31)
     logprobs: bool | None = None
@@ -175,6 +176,7 @@ class ChatRequest(Sampled):
 class CompletionRequest(Sampled):
     """``POST /v1/completions``: one prompt or several, as texts or as token ids."""
 
+    param: ClassVar[str] = "prompt"
     prompt: (
         Text
         | Annotated[list[Text], Field(min_length=1, max_length=16)]

@@ -25,6 +25,7 @@ import logging
 import os
 import secrets
 import sqlite3
+from collections.abc import Callable
 
 from ..database import Session
 from ..files import is_running
@@ -64,6 +65,29 @@ class Admission:
 
     def __exit__(self, *_: object) -> None:
         self.settle(0)
+
+
+def let_in(
+    session: Session, clock: Callable[[], float], tenant: str, request: str, tokens: int,
+    body: str, keep: bool = True,
+) -> int:  # fmt: skip
+    """``refresh`` and ``admit``, undone at once unless it is to be kept; the number of the run.
+
+    Raises ``Refused``; 503 when the file cannot be written.
+    """
+    try:
+        with session.writing() as db:  # on its own: a refusal must not undo it
+            refresh(db, tenant, clock())
+        with session.writing() as db:
+            db.execute("savepoint before")
+            run = admit(db, tenant, request, tokens, body, clock())
+            if not keep:
+                db.execute("rollback to before")
+    except OSError as error:
+        logger.exception("request %s cannot be counted", request)
+        message = "the server cannot count requests just now"
+        raise wait_first(5, message, 503, "accounting_failed") from error
+    return run
 
 
 def admit(

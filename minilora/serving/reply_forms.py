@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 from .requests import TokenLogprob
@@ -29,6 +31,7 @@ def event(data: Any) -> str:
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
+BLANK = "\0"  # where a text will stand
 DONE = "data: [DONE]\n\n"
 
 
@@ -40,9 +43,19 @@ class Form:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
 
+    @cached_property
+    def before(self) -> list[int]:
+        """A token that ends in a letter."""
+        return self.tokenizer.encode("a")[-1:]
+
     def token(self, id: int, logprob: float) -> dict[str, Any]:
-        """A token as the API lists it; half a letter has no bytes of its own."""
-        text = self.tokenizer.raw.decode([id], skip_special_tokens=False)
+        """A token as the API lists it; half a letter has no bytes of its own.
+
+        Read behind another token: many decoders drop a space where a text begins.
+        """
+        decode = self.tokenizer.raw.decode
+        before = decode(self.before, skip_special_tokens=False)
+        text = decode([*self.before, id], skip_special_tokens=False)[len(before) :]
         whole = "\ufffd" not in text
         return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
 
@@ -53,6 +66,30 @@ class Form:
     def chunk(self, part: Part, first: bool, logprobs: bool) -> dict[str, Any]:
         """The choice of a chunk."""
         raise NotImplementedError
+
+
+class Pieces:
+    """The events of a stream's pieces of text: they differ in their text alone, so the rest is
+    written once.
+
+    >>> pieces = Pieces({"id": "chatcmpl-1"}, ChatForm(tokenizer=None))
+    >>> print(pieces.event(Part(0, "Hull", (), None)).strip())
+    data: {"id":"chatcmpl-1","choices":[{"index":0,"delta":{"content":"Hull"},"logprobs":null,"fin\
+ish_reason":null}]}
+    """
+
+    def __init__(self, head: dict[str, Any], form: Form):
+        self.head, self.form = head, form
+        self.around: dict[int, list[str]] = {}  # of each choice: before and after the text
+
+    def event(self, part: Part) -> str:
+        """The event of a part that is neither the first of its choice nor the last."""
+        if part.index not in self.around:
+            choice = self.form.chunk(replace(part, text=BLANK), False, False)
+            whole = event({**self.head, "choices": [choice]})
+            self.around[part.index] = whole.rsplit(json.dumps(BLANK), 1)
+        before, after = self.around[part.index]
+        return f"{before}{json.dumps(part.text)}{after}"
 
 
 def text_of(parts: Sequence[Part]) -> str:

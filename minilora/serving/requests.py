@@ -38,6 +38,7 @@ class Request:
     """A request that was checked; ``prompt`` are token ids, ``stops`` end the text before them.
 
     ``logprobs``: how many tokens to list beside each chosen one; None: the answer has none.
+    ``raw``: it goes on with a text, so its spaces at both ends are kept.
     """
 
     prompt: tuple[int, ...]
@@ -46,6 +47,7 @@ class Request:
     sampling: Sampling
     stops: tuple[str, ...]
     logprobs: int | None = None
+    raw: bool = False
 
     @property
     def cost(self) -> int:
@@ -91,6 +93,7 @@ class Finished:
     took: float
 
 
+Event = Finished | RequestFailed | int  # what an engine says of an answer: a token, or the end
 Known = tuple[Finished, tuple[TokenLogprob, ...]]  # an answer that was given before
 
 
@@ -102,13 +105,13 @@ class Answer:
         request: Request,
         tokenizer: Any,
         cancel: Callable[[Answer], None],
-        notify: Callable[[], None] | None = None,
+        notify: Callable[[Event], None] | None = None,
     ):
         self.request, self.tokenizer = request, tokenizer
         self.key: tuple[tuple[str, float], ...] = ()
         self.submitted = time.monotonic()
         self.first_token: float | None = None
-        self.events: queue.SimpleQueue[int | Finished | RequestFailed] = queue.SimpleQueue()
+        self.events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self.cancelling, self.notify = cancel, notify
         self.ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []  # of the ids, if the request asks for them
@@ -154,7 +157,8 @@ class Answer:
 
     def text(self) -> GrowingText:
         """An empty text, for tokens of this answer."""
-        return GrowingText(self.tokenizer, list(self.request.prompt), self.request.stops)
+        request = self.request
+        return GrowingText(self.tokenizer, list(request.prompt), request.stops, request.raw)
 
     def whole_text(self) -> str:
         """The text of all tokens so far."""
@@ -162,14 +166,14 @@ class Answer:
         text.ids = self.ids
         return text.finish()
 
-    def put(self, event: int | Finished | RequestFailed) -> None:
+    def put(self, event: Event) -> None:
         """The engine's side: pass on a token or the end."""
         if self.first_token is None and isinstance(event, int):
             self.first_token = time.monotonic()
         self.events.put(event)
         try:
             if self.notify is not None:
-                self.notify()
+                self.notify(event)
         except Exception:  # who asked cannot hear any more; the engine's thread goes on
             self.notify = None
             self.cancelling(self)
@@ -214,6 +218,7 @@ def checked_request(
     settings: tuple[int, float, int | None, int],
     top_p: float | None,
     logprobs: int | None = None,
+    raw: bool = False,
 ) -> Request:
     """A request, for no more tokens than there are positions left. Raises ``ValueError``.
 
@@ -229,7 +234,7 @@ def checked_request(
     ids = prompt_ids(model.tokenizer, prompt, positions)
     most = min(sampling.max_new_tokens, positions - len(ids))
     sampling = replace(sampling, max_new_tokens=most)
-    return Request(ids, chosen, tenant, sampling, checked_stops(stop), logprobs)
+    return Request(ids, chosen, tenant, sampling, checked_stops(stop), logprobs, raw)
 
 
 def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:

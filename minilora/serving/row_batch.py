@@ -63,6 +63,7 @@ class RowBatch:
         self.cache = KVCache(MULTIPLE, self.size)
         self.running: list[Slot] = []  # row i is running[i]
         self.prefilling: list[Slot] = []  # in the rows after those
+        self.decoded = 0  # tokens of each row since the last prefill
 
     @property
     def in_use(self) -> list[Slot]:
@@ -86,7 +87,7 @@ class RowBatch:
 
     def prefill(self) -> None:
         """A pass over the new prompts, or over the next part of a long one."""
-        first, group = len(self.running), self.prefilling
+        first, group, self.decoded = len(self.running), self.prefilling, 0
         prompts = [slot.answer.request.prompt for slot in group]
         parts = [
             prompt[slot.done : slot.done + self.prefill_tokens]
@@ -111,6 +112,7 @@ class RowBatch:
     def decode(self) -> None:
         """The next token of every row."""
         n, count = len(self.running), max(len(self.running), self.least)
+        self.decoded += 1
         ids = torch.tensor([slot.answer.ids[-1] for slot in self.running] + [0] * (count - n))
         kept = None
         if count > n:  # rows without a text keep nothing of what they compute

@@ -6,6 +6,12 @@ the request and wakes the loop; the loop then takes all tokens that are there. W
 step of the engine rings 64 times and wakes the loop once. A loop that is late takes several tokens
 at once, so a slow machine sends longer pieces instead of falling behind.
 
+**A token is cheap, an event of a stream is not**: its JSON, its frame and its way into the socket
+cost the event loop as much as a small model's token. So a first token and an end are sent at once,
+and what comes between waits for at most ``PAUSE``: a stream is as long as ever, in fewer pieces. An
+answer that is sent whole wakes nobody before its end. (vLLM's ``stream_interval`` counts tokens
+instead, so a slow model's reader waits for longer.)
+
 **Who has left is noticed while waiting.** A server that looks only when it sends goes on computing
 an answer in JSON to the end for nobody (vllm-project/vllm #9428, #54947; sgl-project/sglang
 #36552). Here one task waits for ``http.disconnect`` beside the answer, in both forms, and cancels
@@ -26,33 +32,63 @@ from dataclasses import dataclass
 from starlette.requests import Request
 
 from .growing_text import GrowingText
-from .requests import Answer, Finished, TokenLogprob
+from .requests import Answer, Event, Finished, TokenLogprob
+
+PAUSE = 0.05  # seconds; a reader's eye sees no difference, and first tokens do not wait
 
 
 class Doorbell:
-    """Rung in any thread; sets events of one event loop, many with one call into it."""
+    """Rung in any thread; sets events of one event loop, many with one call into it.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self.loop = loop
+    It is answered at most once in ``pause`` seconds.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, pause: float = 0.0):
+        self.loop, self.pause = loop, pause
         self.rung: deque[asyncio.Event] = deque()
-        self.called = False
+        self.called, self.answered = False, float("-inf")
 
-    def button(self, event: asyncio.Event) -> Callable[[], None]:
-        """What to press for this event: ``notify`` of a request."""
+    def press(self, event: asyncio.Event) -> None:
+        """Have an event set in the loop soon."""
+        self.rung.append(event)
+        if not self.called:  # else the loop will find this event too: it lowers the flag first
+            self.called = True
+            self.loop.call_soon_threadsafe(self.hear)
 
-        def press() -> None:
-            self.rung.append(event)
-            if not self.called:  # else the loop will find this event too: it lowers the flag first
-                self.called = True
-                self.loop.call_soon_threadsafe(self.answer)
-
-        return press
+    def hear(self) -> None:
+        """The loop's side: answer now, or when the pause is over."""
+        wait = self.answered + self.pause - self.loop.time()
+        if wait > 0:
+            self.loop.call_later(wait, self.answer)
+        else:
+            self.answer()
 
     def answer(self) -> None:
-        """The loop's side."""
-        self.called = False
+        """Set all events that it was rung for."""
+        self.called, self.answered = False, self.loop.time()
         while self.rung:
             self.rung.popleft().set()
+
+
+class Doorbells:
+    """Of one event loop: one for what is sent at once, one for what may wait for ``PAUSE``."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop):
+        self.at_once, self.soon = Doorbell(loop), Doorbell(loop, PAUSE)
+
+    def button(self, event: asyncio.Event, stream: bool) -> Callable[[Event], None]:
+        """What to press for an answer's events: its ``notify``; without ``stream``, for its end."""
+        begun = False
+
+        def press(what: Event) -> None:
+            nonlocal begun
+            first, begun = not begun, True
+            if not isinstance(what, int) or (stream and first):
+                self.at_once.press(event)
+            elif stream:
+                self.soon.press(event)
+
+        return press
 
 
 @dataclass(frozen=True)
@@ -84,8 +120,7 @@ class Reader:
             tokens.append(event)
         if not tokens:
             return None
-        self.text.ids += tokens[:-1]  # decoded once, however many came
-        text = self.text.push(tokens[-1])
+        text = self.text.push(*tokens)
         return Part(self.index, text, self.new_logprobs() if text else (), None)
 
     def new_logprobs(self) -> Sequence[TokenLogprob]:

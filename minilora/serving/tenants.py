@@ -29,8 +29,8 @@ from typing import NamedTuple
 from ..database import Database, Session
 from ..hub.semver import check_name
 from ..text import did_you_mean
-from .quotas import Admission, admit, refresh
-from .refusals import Refused, wait_first
+from .quotas import Admission, let_in
+from .refusals import Refused
 
 EVERY = "*"  # a right to all adapters
 KEY = re.compile(r"ml-([0-9a-f]{12})-([A-Za-z0-9_-]{43})")
@@ -273,18 +273,15 @@ class Tenants:
         for another request under an id, 503 when the file cannot be written.
         """
         session = self.opened() if tenant.limited else None
-        if session is None:
-            return Admission(None, 0, tenant.name, request_id)
-        try:
-            with session.writing() as db:  # on its own: a refusal must not undo it
-                refresh(db, tenant.name, self.clock())
-            with session.writing() as db:
-                run = admit(db, tenant.name, request_id, tokens, body, self.clock())
-        except OSError as error:
-            logger.exception("request %s cannot be counted", request_id)
-            message = "the server cannot count requests just now"
-            raise wait_first(5, message, 503, "accounting_failed") from error
+        asked = tenant.name, request_id, tokens, body
+        run = 0 if session is None else let_in(session, self.clock, *asked)
         return Admission(session, run, tenant.name, request_id)
+
+    def check(self, tenant: Tenant, request_id: str, tokens: int, body: str = "") -> None:
+        """Raise what ``begin`` would for at least so many tokens; nothing is taken."""
+        session = self.opened() if tenant.limited else None
+        if session is not None:
+            let_in(session, self.clock, tenant.name, request_id, tokens, body, keep=False)
 
 
 def hash_of(token: str | None) -> bytes:

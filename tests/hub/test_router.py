@@ -122,6 +122,7 @@ def test_the_hub_refits_when_adapters_come_and_go(tmp_path):
     before = file.stat().st_mtime_ns
     assert torch.equal(hub.router().W, first.W)
     assert file.stat().st_mtime_ns == before, "read, not fitted again"
+    assert hub.router() is hub.router(), "and read once"
     flip_bit(file)
     assert torch.equal(hub.router().W, first.W), "a damaged file is made again"
     hub.push("kitchen", make_adapter(tmp_path / "mine", 3), examples=TOPICS["kitchen"])

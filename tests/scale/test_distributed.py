@@ -353,6 +353,13 @@ def test_without_torchrun_join_gives_one_process(monkeypatch):
     assert own_device("cpu") == "cpu"
 
 
+def test_a_rank_without_a_card_says_so(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))
+    with pytest.raises(ValueError, match="this rank wants cuda:"), join("cuda"):
+        pass
+
+
 def test_dropout_is_seeded_by_part_and_not_by_rank():
     """The parts have masks of their own, and it does not matter which rank draws them."""
     config = LoraConfig(r=4, lora_dropout=0.5)

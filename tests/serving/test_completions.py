@@ -7,6 +7,8 @@ import httpx
 import openai
 import pytest
 
+from minilora.serving import Engine
+
 from .live import serving, small_service
 from .small import BASE, TOKENIZER, small_bank
 
@@ -124,7 +126,10 @@ def test_log_probabilities_are_the_models(client, solo):
 
 def test_completions_go_on_with_a_text(client):
     prompt = TOKENIZER.encode_text("The hull")
-    engine_text = small_bank().generate([("a", prompt)], max_new_tokens=6)[0]
+    with Engine(small_bank(), slots=4) as engine:
+        ids = engine.submit(prompt, "a", max_new_tokens=6).result().ids
+    # as the text goes on: behind the prompt, with the space between them
+    engine_text = TOKENIZER.raw.decode([*prompt, *ids])[len("The hull") :]
     for form in ("The hull", ["The hull"], prompt, [prompt]):
         got = client.completions.create(model="a", prompt=form, max_tokens=6, temperature=0)
         assert got.choices[0].text == engine_text
@@ -133,7 +138,14 @@ def test_completions_go_on_with_a_text(client):
     )
     assert [choice.index for choice in two.choices] == [0, 1, 2, 3]
     assert two.choices[1].text == engine_text
-    assert len(two.choices[0].logprobs.tokens) == 6
+    listed = two.choices[1].logprobs
+    assert "".join(listed.tokens) == engine_text
+    starts = [engine_text[at:] for at in listed.text_offset]
+    assert all(map(str.startswith, starts, listed.tokens))
+    chunks = client.completions.create(
+        model="a", prompt="The hull", max_tokens=6, temperature=0, stream=True
+    )
+    assert "".join(each.choices[0].text for each in chunks) == engine_text
 
 
 def test_a_mark_that_a_user_types_stays_text(client):

@@ -126,7 +126,7 @@ def test_a_setting_of_another_kind_is_refused_at_submit(engine, name, value):
 
 
 def test_a_notify_that_raises_ends_its_own_answer():
-    def broken():
+    def broken(event):
         raise RuntimeError("the loop is closed")
 
     with Engine(small_bank(), slots=4) as engine:

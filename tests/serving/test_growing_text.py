@@ -1,10 +1,15 @@
 """What is shown is never taken back, never half a letter, never a part of a stop string."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
 
 from minilora.serving.growing_text import GrowingText, may_begin
+from minilora.serving.reply_forms import ChatForm
 
 from .small import TOKENIZER
 
@@ -50,3 +55,57 @@ def test_a_letter_of_several_tokens_is_shown_whole():
 def test_a_beginning_of_a_stop_is_held_back(text, expected):
     assert may_begin(text, ["abc", "\n\n"]) == expected
     assert may_begin(text, []) == 0
+
+
+def llama_like():
+    """A tokenizer as Llama 2's: a space begins a word, bytes stand for letters that it lacks."""
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *"abc.", "▁a", "ab", "▁ab"]
+    merges = [("▁", "a"), ("a", "b"), ("▁a", "b")]
+    ids = {token: number for number, token in enumerate(tokens)}
+    raw = Tokenizer(BPE(ids, merges, unk_token="<unk>", byte_fallback=True))
+    raw.pre_tokenizer = pre_tokenizers.Metaspace()
+    steps = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()
+    raw.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
+
+    def encode(text):
+        return raw.encode(text).ids
+
+    marks = SimpleNamespace(names={})
+    return SimpleNamespace(raw=raw, marks=marks, has_template=False, lead="", encode=encode)
+
+
+@given(st.lists(st.sampled_from(["ab", " ab", " a", "é", "字", "🙂", ".", " "]), max_size=20))
+def test_a_text_goes_on_with_its_spaces_whatever_the_decoder_does_where_a_text_begins(words):
+    tokenizer, text = llama_like(), "".join(words)
+    prompt = tokenizer.encode("a c")
+    ids = tokenizer.encode(f"c{text}")[2:]  # behind the word's beginning and its letter
+    growing = GrowingText(tokenizer, prompt, raw=True)
+    pieces = [growing.push(token) for token in ids]
+    assert growing.finish() == text
+    assert text.startswith("".join(pieces))
+    assert not any("\ufffd" in piece for piece in pieces)
+
+
+def test_a_token_late_in_an_answer_costs_what_an_early_one_does():
+    counts = []
+
+    class Counting:
+        def decode(self, ids, **settings):
+            counts.append(len(ids))
+            return TOKENIZER.raw.decode(ids, **settings)
+
+    growing = GrowingText(TOKENIZER, PROMPT)
+    ids = TOKENIZER.answer("The hull is 🙂 at 90 percent. " * 20)[:-1]
+    growing.tokenizer = SimpleNamespace(marks=TOKENIZER.marks, raw=Counting())
+    for token in ids:
+        growing.push(token)
+    assert len(ids) > 200
+    assert max(counts) <= 8  # a letter has up to four tokens, and the window one more
+    assert growing.shown == TOKENIZER.answer_text(PROMPT, ids).rstrip()
+
+
+def test_a_tokens_own_text_has_its_space():
+    form = ChatForm(llama_like())
+    token = form.tokenizer.raw.token_to_id("▁ab")
+    assert form.token(token, -1.0)["token"] == " ab"
+    assert form.token(form.tokenizer.raw.token_to_id("<0xC3>"), -1.0)["bytes"] is None

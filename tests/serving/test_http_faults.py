@@ -10,6 +10,9 @@ import httpx
 import openai
 import pytest
 
+from minilora.serving.app import create_app
+from minilora.serving.tenants import Limits, Tenants
+
 from .live import eventually, serving, small_service
 from .small import FOLDERS, small_bank
 
@@ -46,6 +49,38 @@ def test_a_header_of_a_megabyte(address):
     except httpx.TransportError:
         pass  # it hung up before all was sent
     assert still_answers(address)
+
+
+def test_a_method_that_a_path_has_not_is_405_and_says_which_it_has(service, address):
+    paths = create_app(service).openapi()["paths"]
+    allowed = {path: {method.upper() for method in methods} for path, methods in paths.items()}
+    for path, methods in {**allowed, "/": {"GET"}}.items():
+        for method in {"GET", "POST", "PUT", "DELETE", "PATCH"} - methods:
+            got = httpx.request(method, f"{address}{path.replace('{', '').replace('}', '')}")
+            assert got.status_code == 405, (method, path)
+            assert set(got.headers["allow"].split(", ")) == methods, (method, path)
+            assert got.json()["error"]["message"] == "Method Not Allowed"
+
+
+def test_a_text_is_not_tokenized_for_a_tenant_whose_quota_is_used_up(tmp_path, monkeypatch):
+    with Tenants(tmp_path / "keys.sqlite") as tenants:
+        key, service = (
+            tenants.add("acme", ["*"], Limits(requests=1)),
+            small_service(tenants=tenants),
+        )
+        texts, headers = [], {"authorization": f"Bearer {key}"}
+        tokenizer = type(service.engine.model.tokenizer)
+        encode = tokenizer.encode_text
+        spied = lambda self, text: (texts.append(text), encode(self, text))[1]  # noqa: E731
+        monkeypatch.setattr(tokenizer, "encode_text", spied)
+        body = {"model": "a", "prompt": "The hull", "max_tokens": 2}
+        with serving(service) as address:
+            statuses = [
+                httpx.post(f"{address}/v1/completions", json=body, headers=headers).status_code
+                for _ in range(3)
+            ]
+    assert statuses == [200, 429, 429]
+    assert texts == ["The hull"]
 
 
 def test_a_prompt_of_100_000_tokens_is_refused_soon_and_others_go_on(address):

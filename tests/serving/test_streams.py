@@ -4,12 +4,15 @@ import asyncio
 import json
 import socket
 import threading
+from contextlib import suppress
+from unittest.mock import Mock
 
 import httpx
 import openai
 import pytest
 
-from minilora.serving.streams import Doorbell
+from minilora.serving.requests import RequestFailed
+from minilora.serving.streams import Doorbell, Doorbells
 
 from .live import eventually, serving, small_service
 from .small import small_bank
@@ -100,18 +103,42 @@ def test_who_reads_nothing_holds_nobody_up(address, service):
         connection.close()
 
 
-def test_many_rings_are_one_call_into_the_loop():
+@pytest.mark.parametrize("pause", [0, 0.05])
+def test_many_rings_are_one_call_into_the_loop(pause):
     async def main():
-        loop, calls = asyncio.get_running_loop(), []
-        call = loop.call_soon_threadsafe
-        bell = Doorbell(loop)
-        bell.loop = type("Loop", (), {"call_soon_threadsafe": lambda _, f: calls.append(call(f))})()
+        loop = asyncio.get_running_loop()
+        bell = Doorbell(loop, pause)
+        bell.loop = Mock(wraps=loop)
         events = [asyncio.Event() for _ in range(64)]
-        presses = [bell.button(event) for event in events]
-        await asyncio.to_thread(lambda: [press() for press in presses])
+        await asyncio.to_thread(lambda: [bell.press(event) for event in events])
         await asyncio.gather(*(event.wait() for event in events))
-        presses[0]()
+        bell.press(events[0])
         await asyncio.sleep(0)
-        return len(calls)
+        return bell.loop.call_soon_threadsafe.call_count
 
     assert asyncio.run(main()) in (2, 3)  # the loop may wake between two rings
+
+
+def test_a_first_token_and_an_end_wake_the_loop_at_once_and_what_is_between_waits():
+    async def main(stream):
+        loop, heard = asyncio.get_running_loop(), []
+        bells = Doorbells(loop)
+        bells.soon.pause = 0.3
+        event = asyncio.Event()
+        press = bells.button(event, stream)
+
+        async def after(what, most):
+            event.clear()
+            press(what)
+            began = loop.time()
+            with suppress(TimeoutError):
+                await asyncio.wait_for(event.wait(), most)
+                heard.append(loop.time() - began)
+
+        for what in (1, 2, 3, RequestFailed()):
+            await after(what, 2.0 if stream else 0.01)
+        return heard
+
+    first, second, third, end = asyncio.run(main(stream=True))
+    assert max(first, second, end) < 0.25 <= third  # the pause is after the second, not before
+    assert len(asyncio.run(main(stream=False))) == 1  # its end alone

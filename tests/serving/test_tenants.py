@@ -270,6 +270,22 @@ def test_requests_at_once_are_counted_and_leaving_the_block_ends_one(tenants):
         pass
 
 
+def test_a_check_says_what_a_beginning_would_and_takes_nothing(tenants, clock):
+    limits = Limits(requests=2, tokens=100, concurrent=1)
+    acme = tenants.who(tenants.add("acme", limits=limits))
+    for _ in range(5):
+        tenants.check(acme, "1", 100)
+    assert status_of(tenants.check, acme, "1", 101) == 400
+    with tenants.begin(acme, "1", 60) as admission:
+        assert status_of(tenants.check, acme, "2", 1) == 429  # one at once
+        admission.settle(60)
+    assert status_of(tenants.check, acme, "2", 41) == 429
+    clock.now -= 3600  # set back: the bucket fills from there on
+    assert status_of(tenants.check, acme, "2", 41) == 429
+    clock.now += 60
+    tenants.check(acme, "2", 41)
+
+
 def test_threads_of_one_server_let_through_no_more_than_the_quota(tenants):
     key = tenants.add("acme", limits=Limits(requests=10))
     through = []

@@ -1,0 +1,780 @@
+# %% [markdown]
+# Questions that people ask, each with three sentences, a lesson, a line of code and a number.
+#
+# A cell of code computes; the prose after it has the question as its heading, the answer with the
+# numbers filled in, and a last line that names the lesson, a file and a line in it.
+# `minilora/learn/questions.py` makes docs/questions.md and the pages of the site of it.
+
+# %%
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import minilora
+from minilora import LoraConfig, LoRALayer, data
+from minilora.learn.pieces import solution_of
+from minilora.ledger import plan
+from minilora.training.batches import IGNORE, encode_all
+
+EVERYWHERE = LoraConfig(r=8, target_modules="all-linear")
+
+
+def gb(method, config=EVERYWHERE, model="llama-3-8b", **settings):
+    return plan(model, config, method, **settings).total / 1e9
+
+
+def apart(a, b):
+    return float((a - b).norm() / b.norm())
+
+
+def adapted(config=EVERYWHERE):
+    torch.manual_seed(0)
+    model = minilora.load_base()
+    minilora.inject(model, config)
+    return model
+
+
+# %%
+torch.manual_seed(0)
+linear = nn.Linear(256, 256, bias=False)
+x, target = torch.randn(64, 256), torch.randn(64, 256)
+moved = []
+for layer in (LoRALayer(linear, r=8, lora_alpha=16), linear.requires_grad_(True)):
+    old = layer.delta_weight() if isinstance(layer, LoRALayer) else layer.weight.detach().clone()
+    train = [p for p in layer.parameters() if p.requires_grad]
+    loss = (layer(x) - target).square().mean()
+    loss.backward()
+    torch.optim.Adam(train, lr=1e-3).step()
+    new = layer.delta_weight() if isinstance(layer, LoRALayer) else layer.weight.detach()
+    moved.append(float((new - old).square().mean().sqrt()))
+
+# %% [markdown]
+# ## Why does LoRA want about ten times the rate of full fine-tuning?
+#
+# At one rate LoRA moves the weight less, because B's step acts through the small A. In Adam's first
+# step on a 256 × 256 matrix full training moved it {{ moved[1] / moved[0]:.1f}} times as far as
+# LoRA of rank 8 with α = 16. So begin about that much higher, and search, as ten is a habit and no
+# law.
+#
+# Lesson 05 · minilora/lora/layer.py · `bound = 1 / math.sqrt(self.in_features)`
+
+# %%
+scales = [LoRALayer(nn.Linear(64, 64), r=r, lora_alpha=16).scaling for r in (8, 64)]
+
+# %% [markdown]
+# ## Must α be twice the rank?
+#
+# No: α only sets the scale s = α / r, and Adam's first step moves ΔW by rate times s. Why everyone
+# takes 2 r is asked in unslothai/unsloth #1304, and answered there by intuition; with α = 16 the
+# scale is {{ scales[0]:g}} at rank 8 and {{ scales[1]:g}} at rank 64. Fix α, search the rate, and
+# name both.
+#
+# Lesson 05 · minilora/lora/layer.py · `self.scaling = scaling_of(r, lora_alpha, use_rslora)`
+
+# %%
+tokenizer = minilora.load_base().tokenizer
+encoded = encode_all(tokenizer, data.naval_log(100, 2).train, 512)
+labels = sum(label != IGNORE for row in encoded for label in row.labels)
+model = adapted(LoraConfig(r=1, target_modules="all-linear"))
+rank_1 = minilora.trainable_parameters(model)[0]
+
+# %% [markdown]
+# ## Which rank for how much data?
+#
+# Count what trains against what teaches: a hundred naval logs hold {{ labels:,}} answer tokens, and
+# rank 1 on all Linears of the shipped base is {{ rank_1:,}} numbers already. So little data does
+# not call for a high rank, and a low rank alone does not stop overfitting. Lesson 08 searches the
+# rate for each rank, without which a comparison of ranks compares rates.
+#
+# Lesson 08 · minilora/lora/config.py · `r: int = 8`
+
+# %%
+two, seven = (
+    plan("llama-3-8b", LoraConfig(r=8, target_modules=t)).trainable
+    for t in (["q_proj", "v_proj"], "all-linear")
+)
+
+# %% [markdown]
+# ## Which layers should I adapt?
+#
+# All Linears, unless you have measured something better: where matters more than the rank, and with
+# all seven kinds you need not know where. On Llama-3-8B rank 8 on q and v trains {{ two:,}}
+# numbers, on all Linears {{ seven:,}}. Both are little beside the base, so memory is no reason to
+# leave layers out.
+#
+# Lesson 08 · minilora/lora/config.py · `target_modules: str | Sequence[str] = ("q_proj", "v_proj")`
+
+# %%
+model = minilora.load_base()
+text = "The sea was calm, and the ship lay at anchor. " * 20
+before = minilora.bits_per_byte(model, text)
+minilora.inject(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
+torch.manual_seed(0)
+task = data.naval_log(160, 16)
+quick = {"batch_size": 8, "validate_every": 0, "progress": False, "seed": 0}
+history = minilora.train(model, task, steps=20, lr=2e-2, **quick)
+lost = minilora.bits_per_byte(model, text) - before
+base = minilora.load_base()
+kept = all(
+    torch.equal(p, dict(base.named_parameters())[n])
+    for n, p in minilora.unload(model).named_parameters()
+)
+
+# %% [markdown]
+# ## Does LoRA forget, when the base is frozen?
+#
+# Yes: every input goes through W + s B A, whatever W is. After 20 quick steps on naval code a plain
+# text cost {{ lost:.1f}} bits a byte more, and the base was the same to the bit ({{ kept}}). The
+# frozen base gives you a way back, not a model that remembers.
+#
+# Lesson 07 · minilora/lora/layer.py · `return self.scaling * (self.lora_B`
+
+# %%
+own = minilora.SelfReplay(windows=4, tokens=16)
+model = adapted()
+short = minilora.train(
+    model, data.naval_log(8, 2), replay=own, steps=2, batch_size=8, validate_every=0, progress=False
+)
+
+# %% [markdown]
+# ## What is replay, and does it need the old data?
+#
+# Rows of the old kind beside the new ones; with `SelfReplay` the model writes them itself, so no
+# old data is needed. By default {{ short.replay[0]["rows"]:.0%}} of a batch's rows are replayed,
+# and their loss, the distance to the model as it was, begins at
+# {{ short.steps[0]["windows_loss"]:.0f}}. Replay what you want to keep: prose keeps prose, and only
+# answers keep answers.
+#
+# Lesson 16 · minilora/training/replay.py · `share: float = 0.25`
+
+# %%
+model = adapted()
+few = data.naval_log(12, 40)
+seen = minilora.train(model, few, steps=30, lr=5e-3, **{**quick, "validate_every": 30})
+held = seen.validations[-1]["valid_loss"]
+fitted = seen.losses[-1]
+
+# %% [markdown]
+# ## How much data do I need, and does LoRA prevent overfitting?
+#
+# It does not prevent it: with 12 examples the last batch's loss was {{ fitted:.1f}} and that of
+# unseen logs {{ held:.1f}}. Enough is when a second half of your data no longer lowers the held-out
+# loss, so measure with half of it first. Keep a held-out set that no training sees.
+#
+# Lesson 08 · minilora/training/loop.py · `Validation(model, run.valid_batches, task.valid`
+
+# %%
+layer, row = LoRALayer(nn.Linear(64, 64), r=8, lora_dropout=0.5), torch.randn(8, 64)
+nn.init.normal_(layer.lora_B)
+noise = (layer(row) - layer(row)).abs().max().item()
+layer.eval()
+quiet = (layer(row) - layer(row)).abs().max().item()
+
+# %% [markdown]
+# ## What does lora_dropout do, and is it off when I evaluate?
+#
+# It drops a part of the adapter's inputs in training mode, and the base still sees all of x. Two
+# calls with dropout 0.5 differed by up to {{ noise:.0f}} in training mode and by {{ quiet:.0f}}
+# after `eval()`. A model that you forgot to put into `eval()` answers with noise.
+#
+# Lesson 08 · minilora/lora/layer.py · `x = F.dropout(x, self.lora_dropout)`
+
+# %%
+shrunk = (1 - 2e-4 * 0.1) ** (2 * 1000)
+
+# %% [markdown]
+# ## What does weight decay do to an adapter?
+#
+# It pulls A and B toward zero, so the model toward its base, and not toward a small W. A thousand
+# steps at the rate 2e-4 with decay 0.1 leave {{ shrunk:.0%}} of ΔW where nothing else pulls. At
+# usual settings it is weak, and the learning rate and the number of steps decide.
+#
+# Lesson 08 · minilora/training/optimizer.py · `param_groups(model, parameters, lr, weight_decay`
+
+# %%
+share = labels / sum(len(row.ids) for row in encoded)
+
+# %% [markdown]
+# ## Why must the loss see the answers only?
+#
+# Or the model learns to write your prompts. Of the tokens of a naval example {{ share:.0%}} are
+# answer; all others get the label {{ IGNORE}}, which the loss leaves out. The loss is divided by
+# the answer tokens of the whole batch, not averaged part by part.
+#
+# Lesson 07 · minilora/training/batches.py · `labels = [token if is_learnt else IGNORE`
+
+# %%
+last = tokenizer.decode([encoded[0].ids[encoded[0].labels.index(encoded[0].labels[-1])]])
+learnt_end = sum(row.labels[-1] != IGNORE for row in encoded) / len(encoded)
+
+# %% [markdown]
+# ## Why does my model never stop answering?
+#
+# Because nobody taught it the token that ends an answer: it was masked, or the template left it
+# out. Here {{ learnt_end:.0%}} of a hundred encoded examples end in a token that the loss sees.
+# Train and generate with the same chat template, and look at one encoded example before you train.
+#
+# Lesson 07 · minilora/model/turns.py · `ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]`
+
+# %%
+ends = {}
+for rate in (5e-3, 2e-1):
+    torch.manual_seed(0)
+    model = adapted()
+    ends[rate] = minilora.train(model, task, steps=12, lr=rate, clip=0.0, **quick).losses[-1]
+
+# %% [markdown]
+# ## My loss jumps up and stays there: why?
+#
+# Nearly always the rate: at 5e-3 twelve steps came to {{ ends[5e-3]:.0f}}, at 0.2 to
+# {{ ends[2e-1]:.0f}}. A user of LLaVA who saw such a jump reports that a rate ten times lower cured
+# it (haotian-liu/LLaVA #1301). Lower the rate, warm up, clip the gradient.
+#
+# Lesson 05 · minilora/training/steps.py · `norm = nn.utils.clip_grad_norm_(parameters`
+
+# %%
+largest, step = torch.finfo(torch.float16).max, torch.finfo(torch.bfloat16).eps
+float16_sum = torch.tensor(60000.0, dtype=torch.float16) * 2
+
+# %% [markdown]
+# ## fp16 or bf16?
+#
+# bf16 where the card has it: fp16 ends at {{ largest:,.0f}}, and twice 60,000 is
+# {{ float16_sum.item()}} there, so its loss must be scaled (in artidoro/qlora #117 a loss of zero
+# went away with `fp16=True`). bf16 reaches as far as float32 and keeps few digits, a step of
+# {{ step:.4f}} at 1. Either way A and B stay in float32, or small steps vanish.
+#
+# Lesson 09 · minilora/lora/layer.py · `A and B are float32 when`
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    model = adapted(LoraConfig(target_modules=["q_proj", "v_proj"]))
+    files = sorted(minilora.save_adapter(model, folder).iterdir())
+    size = sum(file.stat().st_size for file in files)
+numbers = minilora.trainable_parameters(model)[0]
+
+# %% [markdown]
+# ## Which files is an adapter?
+#
+# Two, as in PEFT: the tensors and a small JSON with r, α and the targets; and here a model card
+# beside them. For the shipped base these {{ len(files)}} files take {{ size / 1000:.0f}} kB, about
+# four bytes for each of {{ numbers:,}} numbers. Without the JSON nobody knows the scale.
+#
+# Lesson 20 · minilora/formats/peft_files.py · `CONFIG, TENSORS, PREFIX = "adapter_config.json"`
+
+# %%
+other = minilora.load_base()
+with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    minilora.save_adapter(model, folder)
+    with torch.no_grad():
+        other.get_parameter("model.layers.0.self_attn.q_proj.weight").mul_(1.01)
+    minilora.load_adapter(other, folder)
+
+# %% [markdown]
+# ## Can I put an adapter on another base?
+#
+# If the shapes fit, it loads, and it was trained as a difference to other weights. One matrix of
+# the base made 1% larger gave {{ len(caught)}} warning here, by a fingerprint in the adapter's
+# file; PEFT's file names its base and has none. Measure it there, or train it again.
+#
+# Lesson 20 · minilora/formats/save_and_load.py · `compare its answers before you rely on them`
+
+# %%
+copies, adapters = 1000 * 16.06, 1000 * plan("llama-3-8b", EVERYWHERE).adapter_file_bytes / 1e9
+
+# %% [markdown]
+# ## Can I use several adapters on one base at once?
+#
+# Yes, each row of a batch with its own: a thousand adapters of Llama-3-8B are {{ adapters:.0f}} GB
+# of files, a thousand merged models {{ copies:,.0f}} GB. Each row is answered as it is alone.
+# Merging one, answering and unmerging it again is the slow way.
+#
+# Lesson 21 · minilora/serving/bank.py · `class AdapterBank`
+
+# %%
+torch.manual_seed(0)
+parts = [(torch.randn(4, 64), torch.randn(64, 4), 2.0) for _ in range(2)]
+exact = sum(s * B @ A for A, B, s in parts)
+A, B = solution_of("combine_exactly")(parts, [1.0, 1.0])
+summed = 2.0 * sum(B for _, B, _ in parts) @ sum(A for A, _, _ in parts)
+wrong, right = apart(summed, exact), apart(B @ A, exact)
+
+# %% [markdown]
+# ## Can I add two adapters?
+#
+# The weights exactly, by putting the factors side by side: off by {{ right:.0e}}, at the sum of the
+# ranks. Summing A with A and B with B is off by {{ wrong:.0%}}, as it multiplies one adapter's B by
+# the other's A. Their effects do not add up even then, so measure both tasks.
+#
+# Lesson 19 · minilora/lora/combining.py · `A = torch.cat([part.A for _, part in parts])`
+
+# %%
+cast = 2 * 128_256 * 4096 * (4 - 2) / 1e9
+
+# %% [markdown]
+# ## What does prepare_model_for_kbit_training do?
+#
+# In PEFT it freezes the base, casts what is still in 16 bits (embedding, head, norms) to float32
+# and turns gradient checkpointing on. For Llama-3-8B the embedding and the head alone then take
+# {{ cast:.1f}} GB more, and a user measured 81,076 MB with it and 63,082 MB without, where bf16
+# LoRA took 72,840 (bitsandbytes #1569). Here `inject` after quantizing freezes, and `checkpointing`
+# is a switch of its own.
+#
+# Lesson 12 · minilora/nf4/linear.py · `return model.requires_grad_(False)`
+
+# %%
+whole, moments = gb("qlora"), plan("llama-3-8b", EVERYWHERE, "qlora").bytes["optimizer"] / 1e9
+
+# %% [markdown]
+# ## Do I need a paged optimizer?
+#
+# It moves Adam's moments to the CPU when the card is full, under any method. With LoRA these
+# moments are {{ moments:.2f}} GB of {{ whole:.0f}} GB for Llama-3-8B, so there is little to move.
+# Gradient checkpointing saves {{ (whole - gb("qlora", checkpointing=True)) / moments:.0f}} times as
+# much.
+#
+# Lesson 09 · minilora/ledger/estimate.py · `optimizer   = trainable · 8`
+
+# %%
+lora, qlora = gb("lora"), gb("qlora")
+lean_lora, lean_qlora = (gb(m, checkpointing=True) for m in ("lora", "qlora"))
+
+# %% [markdown]
+# ## Why does four bits take more memory than I expected, or more than 16?
+#
+# Four bits shrink the base alone: with 2,048 tokens Llama-3-8B takes {{ lora:.0f}} GB with LoRA and
+# {{ qlora:.0f}} GB with QLoRA, the rest being activations. More than in 16 bits it gets where
+# autograd keeps every dequantized weight, or a helper casts to float32 (huggingface/peft #785 has
+# such a case: with the same batch of 96 only four bits ran out of memory). With checkpointing the
+# two are {{ lean_lora:.0f}} and {{ lean_qlora:.0f}} GB.
+#
+# Lesson 12 · minilora/nf4/linear.py · `dx = grad @ ctx.weight.dequantize(grad.dtype)`
+
+# %%
+kept_lora, flops = (
+    gb("lora", checkpointing=True),
+    [plan("llama-3-8b", EVERYWHERE, checkpointing=on).flops_backward for on in (False, True)],
+)
+
+# %% [markdown]
+# ## What does gradient checkpointing cost, and what does it save?
+#
+# It computes each block's forward a second time, and keeps only the blocks' inputs. LoRA on
+# Llama-3-8B falls from {{ lora:.0f}} to {{ kept_lora:.0f}} GB, and the backward computes
+# {{ flops[1] / flops[0]:.1f}} times as much. Where memory is short, try it before fewer bits.
+#
+# Lesson 09 · minilora/training/recomputation.py · `def recomputing(`
+
+# %%
+eight = {m: gb(m, checkpointing=True) for m in ("full", "lora", "qlora")}
+
+# %% [markdown]
+# ## How much memory does an 8B model take to train?
+#
+# With 2,048 tokens and checkpointing {{ eight["full"]:.0f}} GB for everything,
+# {{ eight["lora"]:.0f}} GB with LoRA and {{ eight["qlora"]:.0f}} GB with QLoRA. The number of
+# tokens counts as much as the model. `minilora plan llama-3-8b` prints it for your settings.
+#
+# Lesson 09 · minilora/ledger/estimate.py · `trainable   = Σ r (in + out)`
+
+# %%
+seventy = plan("llama-2-70b", EVERYWHERE, "qlora", seq=512, checkpointing=True)
+
+# %% [markdown]
+# ## Can QLoRA train 70B in 16 or 24 GB?
+#
+# No: the four-bit codes alone are {{ seventy.bytes["weights"] / 1e9:.0f}} GB. A step with 512
+# tokens and checkpointing takes {{ seventy.total / 1e9:.0f}} GB. One card of 48 GB is the smallest
+# that holds it.
+#
+# Lesson 09 · minilora/ledger/estimate.py · `a 4-bit weight is half a byte`
+
+# %%
+work = [plan("llama-3-8b", EVERYWHERE, m).flops_backward for m in ("lora", "full")]
+work = [back + plan("llama-3-8b", EVERYWHERE).flops_forward for back in work]
+
+# %% [markdown]
+# ## Is a LoRA step faster than a full one?
+#
+# It computes {{ work[0] / work[1]:.0%}} as much, since a frozen weight needs no gradient of its
+# own. On small layers the many little products take that back, so measure the time. The memory that
+# it saves is the larger gain.
+#
+# Lesson 07 · minilora/ledger/flops.py · `backward += share * product * (grad + trains)`
+
+# %%
+more = 8 * (4096 + 4096) / 4096**2
+
+# %% [markdown]
+# ## Is an adapter slow when it is not merged?
+#
+# On one 4,096 × 4,096 matrix rank 8 adds {{ more:.1%}} to the arithmetic. What it costs in time is
+# calls: much for one row in a narrow layer, little in a wide one. Merge if you serve one adapter,
+# leave it beside the base if you serve many.
+#
+# Lesson 13 · minilora/lora/layer.py · `def add_few(`
+
+# %%
+one, small = torch.ones(1).bfloat16(), torch.full((1,), 0.001).bfloat16()
+merged = (one + small).item()
+W, D = torch.randn(256, 256) * 0.02, torch.randn(256, 256) * 1e-4
+rounded = apart((W.bfloat16() + D.bfloat16()).float() - W.bfloat16().float(), D)
+
+# %% [markdown]
+# ## Does merging lose anything?
+#
+# In float32 only rounding; in bf16 1 + 0.001 is {{ merged:g}}, so small changes vanish. Of a ΔW of
+# half a percent of W a bf16 merge was off by {{ rounded:.0%}} of ΔW. Sum in float32, and compare
+# the merged model's answers before you ship it.
+#
+# Lesson 13 · minilora/lora/layer.py · `return weight.to(delta) + delta, bias`
+
+# %%
+from minilora import nf4
+
+held_W = nf4.quantize(W).dequantize()
+again = apart(nf4.quantize(held_W + D).dequantize() - held_W, D)
+
+# %% [markdown]
+# ## Can I merge a QLoRA adapter into the four-bit base?
+#
+# Best into the dequantized base, in 16 or 32 bits. Rounded to four bits again, that ΔW was off by
+# {{ again:.0%}} of itself, as the levels are far apart; PEFT warns of it, and its maintainer says
+# that it cannot be avoided (huggingface/peft #2321). Merging onto the original 16-bit base is a
+# third thing, for training never saw those weights.
+#
+# Lesson 13 · minilora/lora/merging.py · `def merge_and_requantize(`
+
+# %%
+passes = 0.5 + 1 + 1 + 4 + 4 + 4
+
+# %% [markdown]
+# ## Why is QLoRA slower than LoRA?
+#
+# Every product unpacks the codes first, and the backward does so again. With plain tensors that
+# moves {{ passes:.1f}} bytes over memory for a weight of half a byte. A user of open-instruct
+# reports five times LoRA's time (allenai/open-instruct #109); how much it is depends on the kernel
+# and on the number of tokens.
+#
+# Lesson 24 · minilora/nf4/linear.py · `transposed = weight.dequantize(x.dtype).T`
+
+# %%
+layer = LoRALayer(nn.Linear(16, 16), r=4)
+layer(torch.randn(8, 16)).square().sum().backward()
+grad_A, grad_B = layer.lora_A.grad.abs().max().item(), layer.lora_B.grad.abs().max().item()
+
+# %% [markdown]
+# ## Why does B start at zero, and A not?
+#
+# So that ΔW is zero and the model starts as its base. One zero is enough: in the first step A's
+# gradient is {{ grad_A:.0f}} and B's is not ({{ grad_B > 0}}), so B moves, and then A does. Two
+# zeros would never move.
+#
+# Lesson 04 · minilora/lora/layer.py · `nn.init.zeros_(self.lora_B)`
+
+# %%
+try:
+    refused = ""
+    minilora.inject(minilora.load_base(), LoraConfig(target_modules=["q_proj", "query"]))
+except ValueError as error:
+    refused = str(error)
+
+# %% [markdown]
+# ## Nothing seems to train: what do I look at first?
+#
+# How many layers got an adapter. With a name that fits nothing beside one that fits, `inject` here
+# refuses ("query" is named in its message: {{ "query" in refused}}), where PEFT goes on with the 12
+# layers that fit. Then count what has `requires_grad`, and look at ‖B‖ after a step.
+#
+# Lesson 06 · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
+
+# %%
+torch.manual_seed(0)
+unrelated = apart(torch.randn(256, 256), torch.randn(256, 256))
+
+# %% [markdown]
+# ## How do I know that the fine-tune worked?
+#
+# By answers to questions that it has not seen, compared with the base's. A norm of the change
+# proves nothing: two random matrices differ by {{ unrelated:.2f}} of their norm. Look at ten
+# answers with your own eyes as well.
+#
+# Lesson 07 · minilora/training/evaluation.py · `def exact_match(`
+
+# %%
+error = (0.25 / 100) ** 0.5
+evidence = solution_of("paired_e_value")([False] * 5, [True] * 5)
+
+# %% [markdown]
+# ## How many questions does it take to say that one adapter is better?
+#
+# On a hundred questions one standard error is up to {{ error:.0%}}, so a few points are noise. Ask
+# both the same questions and count those that differ: five of five won is an E-value of
+# {{ evidence:.1f}}, and the gate asks for 20. Do not judge on the set on which you chose.
+#
+# Lesson 22 · minilora/jobs/gate.py · `state = PASS if gain >= bar else FAIL if`
+
+# %%
+both = [LoraConfig(r=8, target_modules="all-linear", use_dora=on) for on in (False, True)]
+dora = plan("llama-3-8b", both[1]).trainable / plan("llama-3-8b", both[0]).trainable - 1
+
+# %% [markdown]
+# ## Is DoRA, or another cousin, better than LoRA?
+#
+# Sometimes, and less than a rate that was not searched makes it look. DoRA trains {{ dora:.0%}}
+# more numbers on Llama-3-8B and pays for a norm of each row in every step. Compare at each method's
+# best rate, with equal cost.
+#
+# Lesson 14 · minilora/methods/dora.py · `return torch.linalg.norm(weight.to(delta) + delta, dim=1)`
+
+# %%
+prompt, lora_8 = 20 * 4096, plan("llama-3-8b", EVERYWHERE).trainable
+
+# %% [markdown]
+# ## LoRA or prompt tuning?
+#
+# A soft prompt of 20 rows trains {{ prompt:,}} numbers on Llama-3-8B where LoRA of rank 8 trains
+# {{ lora_8:,}}. It acts before the text only, and learned least of all that lesson 15 tried on the
+# small base; on one a hundred times as large twenty rows were enough (`docs/soft_tokens.md`). LoRA
+# merges, and a prompt costs its rows in every call.
+#
+# Lesson 15 · minilora/methods/prompt_tuning.py · `class SoftPrompt(Attached)`
+
+# %%
+rows, all_rows = 2 * 2 * 4096, 2 * 128_256 * 4096
+
+# %% [markdown]
+# ## How do I add new tokens, and what about a tied head?
+#
+# Make the embedding larger before you train or load, then train only the new rows with
+# `trainable_token_indices`. These are {{ rows:,}} numbers for two tokens of Llama-3-8B, in the
+# embedding and the head, where `modules_to_save` trains and stores {{ all_rows:,}} (full
+# fine-tuning of those layers, as a maintainer says in huggingface/peft #334). A tied head must stay
+# tied, or the token is read with one row and written with another.
+#
+# Lesson 06 · minilora/lora/token_rows.py · `class TokenRows`
+
+# %%
+torch.manual_seed(0)
+normal = torch.randn(64 * 1024)
+errors = {
+    kind: apart(nf4.quantize(normal, kind=kind).dequantize(), normal)
+    for kind in ("nf4", "fp4", "int4")
+}
+bits = [nf4.quantize(normal, double_quant=on).bits_per_weight for on in (False, True)]
+
+# %% [markdown]
+# ## NF4, FP4 or int4?
+#
+# On normal weights the error is {{ errors["nf4"]:.1%}} with NF4, {{ errors["int4"]:.1%}} with int4
+# and {{ errors["fp4"]:.1%}} with FP4. On uniform weights int4 wins, so "optimal" speaks of a
+# distribution. Trained weights look normal.
+#
+# Lesson 11 · minilora/nf4/codebook.py · `if kind == "nf4":`
+
+# %%
+gradients = []
+for accumulate in (1, 4):
+    torch.manual_seed(0)
+    model = adapted()
+    run = minilora.train(model, task, steps=2, lr=5e-3, accumulate=accumulate, **quick)
+    gradients.append(run.losses[-1])
+
+# %% [markdown]
+# ## Is accumulating four small batches the same as one large one?
+#
+# Yes, if the loss is divided by the answer tokens of the whole batch. After two steps of 8
+# examples, at once and in four parts, the losses were {{ gradients[0]:.3f}} and
+# {{ gradients[1]:.3f}}. Averaging part by part is another objective, whenever the parts differ in
+# length.
+#
+# Lesson 07 · minilora/training/objective.py · `answer tokens of *all* parts`
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    ends = []
+    for steps in ((6,), (3, 6)):
+        torch.manual_seed(0)
+        model = adapted()
+        for last_step in steps:
+            torch.manual_seed(0)
+            settings = {**quick, "out": Path(folder, str(len(steps))), "warmup": 0.0}
+            keep = {"checkpoint_every": 3, "resume": last_step == 6 and len(steps) == 2}
+            run = minilora.train(model, task, steps=last_step, lr=1e-3, **settings, **keep)
+        ends.append(run.losses[-1])
+went_on = len(run.losses)
+
+# %% [markdown]
+# ## Can I stop a run and go on later?
+#
+# Yes: `resume` takes factors, optimizer, order of the data and step from the checkpoint. A run
+# stopped at step 3 of 6 went on to step {{ went_on}}. The same command with `--resume` continues
+# it, and a job that is killed at any moment does so by itself.
+#
+# Lesson 20 · minilora/training/checkpoint.py · `def load_checkpoint(`
+
+# %%
+layer = LoRALayer(nn.Linear(64, 48), r=8)
+nn.init.normal_(layer.lora_B)
+rank = int(torch.linalg.matrix_rank(layer.delta_weight()))
+
+# %% [markdown]
+# ## Why is so thin an update enough?
+#
+# ΔW has rank {{ rank}} at r = 8, whatever it learns, and one task pulls the weights in few strong
+# directions. Lesson 17 cuts the ΔW of full training to rank k and asks for the answers, as energy
+# is not function. What is far from what the base knows needs more.
+#
+# Lesson 17 · minilora/analysis/spectra.py · `torch.linalg.svd(update.float(), full_matrices=False)`
+
+# %%
+reader, values = minilora.load_base().eval(), [str(n) for n in range(11, 99, 8)]
+asked = [
+    (data.ASK_ONE[3].format(name="Hull"), data.log_line([("Hull", value)])) for value in values
+]
+read = sum(
+    value in text for value, text in zip(values, reader.generate_texts(asked, 24), strict=True)
+)
+read_share = read / len(values)
+
+# %% [markdown]
+# ## Shall I train facts into it, or put them into the prompt?
+#
+# Into the prompt, if they may change: the untrained base reads {{ read_share:.0%}} of the values
+# that stand in its log. Training on facts teaches the model not to look, and lesson 18 counts how
+# often it then follows a new log. Train how to answer, retrieve what to answer.
+#
+# Lesson 18 · lessons/solutions/18_facts.py · `counts[1] += changed[word] in shown`
+
+# %%
+from torch.utils.checkpoint import checkpoint
+
+untouched = {}
+for reentrant in (True, False):
+    layer = LoRALayer(nn.Linear(16, 16), r=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        out = checkpoint(layer, torch.randn(4, 16), use_reentrant=reentrant)
+    if out.requires_grad:
+        out.sum().backward()
+    untouched[reentrant] = layer.lora_B.grad is None
+
+# %% [markdown]
+# ## With gradient checkpointing nothing trains: what is enable_input_require_grads for?
+#
+# PyTorch's older, reentrant checkpointing gives no gradient to a block whose input needs none, and
+# the output of a frozen embedding needs none. Of the two kinds {{ sum(untouched.values())}} left B
+# without one here. Either make the inputs require a gradient, which is what that call does, or pass
+# `use_reentrant=False`.
+#
+# Lesson 09 · minilora/training/recomputation.py · `def recomputing(`
+
+# %%
+adams = [plan("llama-3-8b", EVERYWHERE, "qlora", optimizer=o) for o in ("adamw", "adamw8bit")]
+wide, narrow = (each.bytes["optimizer"] / 1e9 for each in adams)
+
+# %% [markdown]
+# ## Do I need an 8-bit Adam?
+#
+# Not with LoRA: the moments shrink from {{ wide:.2f}} to {{ narrow:.2f}} GB, of
+# {{ adams[0].total / 1e9:.0f}} GB in all for Llama-3-8B. For full fine-tuning they are the largest
+# part, and there it counts. Nobody here measured what 8 bits cost in quality, and one user saw the
+# loss rise with it and not with 32 (artidoro/qlora #78).
+#
+# Lesson 09 · minilora/ledger/estimate.py · `OPTIMIZERS = ("adamw", "adamw8bit", "sgd")`
+
+# %%
+torch.manual_seed(0)
+A, B = torch.randn(8, 64), torch.randn(64, 8)
+off = apart(torch.cat([B, torch.zeros(64, 8)], 1) @ torch.cat([A, torch.randn(8, 64)]), B @ A)
+smaller_B, smaller_A = solution_of("best_factors")(B @ A, 4)
+cut = apart(smaller_B @ smaller_A, B @ A)
+
+# %% [markdown]
+# ## Can I change the rank of an adapter that I have?
+#
+# Up, exactly: put random rows below A and zero columns beside B, and keep α / r, so that ΔW changes
+# by rounding only ({{ off:.0e}}). Down, by the best rank-k approximation: random factors of rank 8
+# cut to 4 were off by {{ cut:.0%}}, trained ones by less, as their spectrum falls. Look at the
+# singular values before you cut.
+#
+# Lesson 02 · lessons/solutions/02_rank.py · `return U[:, :r] * S[:r], Vh[:r]`
+
+# %%
+from minilora.training.batches import pad
+from minilora.training.objective import summed_loss
+
+model, one_batch = adapted().eval(), []
+for start in range(0, 64, 8):
+    part = pad(encoded[start : start + 8])
+    with torch.no_grad():
+        one_batch.append(float(summed_loss(model, part) / part.answer_tokens))
+
+# %% [markdown]
+# ## Is a loss that goes up and down normal?
+#
+# Yes, batches differ: eight batches of 8 examples had losses from {{ min(one_batch):.1f}} to
+# {{ max(one_batch):.1f}} with weights that did not move at all. Judge by a held-out loss or a mean
+# over many steps. A loss that rises for good is another thing, and mostly the rate.
+#
+# Lesson 25 · minilora/training/objective.py · `F.cross_entropy(logits.float(), labels`
+
+# %%
+half_precision = LoRALayer(nn.Linear(64, 64, bias=False).bfloat16(), r=4)
+kept_in = half_precision.lora_A.element_size()
+comes_out = half_precision(torch.randn(2, 64).bfloat16()).element_size()
+
+# %% [markdown]
+# ## Do float32 adapters turn a 16-bit model into a slow float32 one?
+#
+# Only if nobody rounds the sum back. Here A and B have {{ kept_in}} bytes a number and the layer's
+# output {{ comes_out}}, like its input, so the next layer stays in 16 bits. A library that forgets
+# this computes in float32 from the first adapter on (ml-explore/mlx-examples #613).
+#
+# Lesson 09 · minilora/lora/layer.py · `* scaling).to(y.dtype)`
+
+# %%
+scale_as_saved = LoRALayer(nn.Linear(8, 8), r=8, lora_alpha=16).scaling
+scale_forgotten = LoRALayer(nn.Linear(8, 8), r=8, lora_alpha=8).scaling
+
+# %% [markdown]
+# ## It answers well here and badly in another program: where do I look?
+#
+# Compare the logits of one prompt first, with ids and not text. If they differ, it is the base's
+# weights or the scale: a reader that forgets α = 16 at rank 8 applies {{ scale_forgotten:g}} where
+# training had {{ scale_as_saved:g}}. If they agree, it is the chat template, the sampling or the
+# token that ends.
+#
+# Lesson 25 · minilora/lora/hyperparameters.py · `def scaling_of(`
+
+# %%
+model = adapted()
+first = minilora.train(model, task, steps=10, lr=5e-3, **quick).losses
+further = minilora.train(model, task, steps=10, lr=5e-3, **quick).losses
+
+# %% [markdown]
+# ## Can I train a finished adapter further, or align it with DPO?
+#
+# Further, yes: load it and train; a second run of ten steps began at {{ further[0]:.1f}}, the first
+# at {{ first[0]:.1f}}. DPO is not part of this package, so no lesson shows it. In a library that
+# has it, either go on with the same adapter or merge it first and begin a new one.
+#
+# Lesson 07 · minilora/commands/train_options.py · `--adapter`
+
+# %%
+coarse = nf4.quantize(W, block_size=256, kind="int4").dequantize()
+lost_there = apart(nf4.quantize(coarse + D, block_size=256, kind="int4").dequantize() - coarse, D)
+
+# %% [markdown]
+# ## Can I merge into an int8, GPTQ or GGUF base?
+#
+# The rule is the same for all: make floats of it, add ΔW, and quantize again if you must, which
+# loses what is smaller than a step. In a four-bit int4 with blocks of 256 a ΔW of half a percent of
+# W came back off by {{ lost_there:.0%}} of itself. This package has NF4, and exports GGUF; for
+# other formats, merge in 16 bits and use their own quantizer.
+#
+# Lesson 13 · minilora/lora/merging.py · `def merge_and_requantize(`

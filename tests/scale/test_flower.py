@@ -1,0 +1,347 @@
+"""Flower's two apps: in this process through a Grid of twenty lines, then as processes on loopback.
+
+They run where flwr is installed, in an environment of its own (docs/scale.md, make test-flower).
+"""
+
+import itertools
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+flwr = pytest.importorskip("flwr", reason="flwr lives in its own environment: make test-flower")
+from flwr.app import (  # noqa: E402
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp import Grid  # noqa: E402
+from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+
+from minilora import data, load_base  # noqa: E402
+from minilora.files import write_text  # noqa: E402
+from minilora.formats.save_and_load import load_adapter  # noqa: E402
+from minilora.lora.combining import low_rank_parts  # noqa: E402
+from minilora.scale import Rounds, federate, split_among  # noqa: E402
+from minilora.scale.flower import (  # noqa: E402
+    LoraRounds,
+    client_app,
+    packed,
+    rounds_of,
+    server_app,
+    unpacked,
+    write_app,
+)
+from minilora.scale.privacy import flower_sigma  # noqa: E402
+from minilora.scale.rounds import first_parts  # noqa: E402
+from minilora.scale.wire import read_round, sent  # noqa: E402
+
+LOGS = data.naval_log(40, 10)
+CONFIG = {"rounds": 2, "steps": 1, "batch-size": 2, "r": 2, "fewest": 2, "lora-alpha": 4.0}
+NODES = (11, 22)
+
+
+def write_logs(folder, clients=2):
+    """Each client's own file of logs."""
+    files = []
+    for name, examples in split_among(LOGS.train, clients).items():
+        lines = [json.dumps(asdict(example)) for example in examples]
+        files.append(write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n"))
+    return files
+
+
+class OneProcess(Grid):
+    """A Grid that calls the client app itself and keeps every message, both ways."""
+
+    def __init__(self, files, config, broken=()):
+        self.contexts = {
+            node: Context(1, node, {"data": str(file)}, RecordDict(), dict(config))
+            for node, file in zip(NODES, files, strict=True)
+        }
+        self.broken, self.messages, self.numbers = broken, [], itertools.count()
+        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower's own, 1.42
+
+    run = None
+    set_run = create_message = push_messages = pull_messages = None
+
+    def get_node_ids(self):
+        return list(NODES)
+
+    def send_and_receive(self, messages, *, timeout=None):
+        for message in messages:
+            node = message.metadata.dst_node_id
+            if node in self.broken:
+                reply = Message(Error(code=1, reason="node is gone"), reply_to=message)
+            else:
+                reply = client_app(message, self.contexts[node])
+            self.messages.append((message, reply))
+            yield reply
+
+
+OneProcess.__abstractmethods__ = frozenset()
+
+
+def serve(grid, config, out):
+    server_app(grid, Context(1, 1, {}, RecordDict(), {**config, "out": str(out)}))
+
+
+@pytest.mark.parametrize("how", ["stack", "factors", "frozen_a", "svd"])
+def test_the_apps_do_what_one_process_does_and_only_a_and_b_and_counts_leave(how, tmp_path):
+    files = write_logs(tmp_path)
+    grid = OneProcess(files, {**CONFIG, "how": how})
+    serve(grid, {**CONFIG, "how": how}, tmp_path / "out")
+    rounds = rounds_of({**CONFIG, "how": how})
+    shards = split_among(LOGS.train, 2)
+    named = {str(node): own for node, own in zip(NODES, shards.values(), strict=True)}
+    oracle, history = federate(named, rounds)
+    parts, done = read_round(tmp_path / "out" / "rounds.safetensors", rounds)
+    assert done == 2
+    for path, part in parts.items():
+        torch.testing.assert_close(part.B @ part.A, oracle[path].B @ oracle[path].A)
+    saved = load_adapter(load_base(), tmp_path / "out" / "adapter")
+    assert low_rank_parts(saved).keys() == parts.keys()
+    assert len(grid.messages) == 4
+    for sent_out, reply in grid.messages:
+        content = reply.content
+        assert list(content) == ["arrays", "counts"]
+        assert all(key.endswith(("lora_A.weight", "lora_B.weight")) for key in content["arrays"])
+        if how == "frozen_a":
+            assert not any("lora_A" in key for key in content["arrays"])
+        assert set(content["counts"]) == {"tokens", "examples"}
+        assert all(isinstance(count, int) for count in content["counts"].values())
+        assert not content.config_records
+        assert set(sent_out.content["config"]) == {"server-round"}
+        body = b"".join(array.data for array in content["arrays"].values())
+        numbers = sum(array.numpy().nbytes for array in content["arrays"].values())
+        assert numbers == history[0].bytes_up
+        assert len(body) - numbers <= 128 * len(content["arrays"])  # numpy's headers, no more
+        wire = bytes(reply.content.deflate()) + body
+        for own in shards.values():
+            assert not any(example.input.encode() in wire for example in own)
+
+
+def test_a_node_that_is_gone_has_no_say_and_too_few_make_no_round(tmp_path):
+    files = write_logs(tmp_path)
+    config = {**CONFIG, "fewest": 1, "how": "svd"}
+    serve(OneProcess(files, config, broken=[22]), config, tmp_path / "one")
+    only = {"11": split_among(LOGS.train, 2)["client 0"]}
+    oracle, _ = federate(only, rounds_of(config))
+    parts, done = read_round(tmp_path / "one" / "rounds.safetensors", rounds_of(config))
+    assert done == 2
+    path = next(iter(parts))
+    torch.testing.assert_close(parts[path].B @ parts[path].A, oracle[path].B @ oracle[path].A)
+    serve(OneProcess(files, CONFIG, broken=[22]), CONFIG | {"how": "svd"}, tmp_path / "none")
+    assert not (tmp_path / "none" / "rounds.safetensors").exists()
+
+
+def test_a_server_goes_on_after_its_last_whole_round(tmp_path):
+    files = write_logs(tmp_path)
+    one = {**CONFIG, "rounds": 1}
+    serve(OneProcess(files, one), one, tmp_path / "out")
+    grid = OneProcess(files, CONFIG)
+    serve(grid, CONFIG, tmp_path / "out")
+    assert len(grid.messages) == 2
+    assert grid.messages[0][0].content["config"]["server-round"] == 2
+    serve(OneProcess(files, CONFIG), CONFIG, tmp_path / "whole")
+    resumed, whole = (
+        read_round(tmp_path / name / "rounds.safetensors", rounds_of(CONFIG))[0]
+        for name in ("out", "whole")
+    )
+    assert all(torch.equal(resumed[path].B, whole[path].B) for path in whole)
+
+
+@pytest.mark.parametrize("kind", ["nan", "name", "shape", "no tokens"])
+def test_a_reply_that_does_not_fit_is_left_out(kind, tmp_path):
+    rounds = rounds_of({**CONFIG, "fewest": 1, "how": "svd"})
+    first = first_parts(load_base, rounds)
+    grid = OneProcess(write_logs(tmp_path), CONFIG)
+    strategy = LoraRounds(rounds, first, 0, tmp_path / "rounds.safetensors")
+    asked = [*strategy.configure_train(1, packed(sent(first, rounds)), ConfigRecord(), grid)]
+
+    def reply(message, spoil):
+        tensors, tokens = sent(first, rounds), 5
+        name = next(iter(tensors))
+        if spoil == "nan":
+            tensors[name] = torch.full_like(tensors[name], float("nan"))
+        elif spoil == "name":
+            tensors["prompts"] = torch.ones(1)
+        elif spoil == "shape":
+            tensors[name] = torch.ones(2, 3)
+        elif spoil == "no tokens":
+            tokens = 0
+        counts = MetricRecord({"tokens": tokens})
+        return Message(RecordDict({"arrays": packed(tensors), "counts": counts}), reply_to=message)
+
+    _, counts = strategy.aggregate_train(1, [reply(asked[0], kind), reply(asked[1], "")])
+    assert counts["clients"] == 1
+
+
+def test_flowers_own_noise_has_the_size_that_the_accountant_takes(tmp_path):
+    config = {**CONFIG, "how": "frozen_a", "clipping-norm": 0.01, "flower-epsilon": 2.0}
+    grid = OneProcess(write_logs(tmp_path), config)
+    rounds = rounds_of(config)
+    start = packed(sent(first_parts(load_base, rounds), rounds))
+    arrays = RecordDict({"arrays": start, "config": ConfigRecord({"server-round": 1})})
+    message = Message(arrays, dst_node_id=11, message_type="train")
+    reply = client_app(message, grid.contexts[11])
+    noise = np.concatenate([a.numpy().ravel() for a in reply.content["arrays"].values()])
+    sigma = flower_sigma(0.02, 2.0, 1e-5)
+    assert noise.std() == pytest.approx(sigma, rel=0.06)
+
+
+def test_arrays_come_back_bit_by_bit_and_a_pickle_is_refused():
+    tensors = {"x": torch.randn(3, 4), "empty": torch.zeros(0, 4)}
+    back = unpacked(packed(tensors))
+    assert all(torch.equal(back[name], tensors[name]) for name in tensors)
+    danger = ArrayRecord({"x": Array(np.zeros(1))})
+    danger["x"].data = np.lib.format.magic(1, 0) + b"\x00"
+    with pytest.raises(ValueError, match=r".*"):
+        unpacked(danger)
+
+
+def test_a_runs_config_is_checked():
+    with pytest.raises(ValueError, match="no setting 'stepps'; known are batch_size"):
+        rounds_of({"stepps": 1})
+    assert rounds_of(CONFIG) == replace(Rounds(), rounds=2, steps=1, batch_size=2, r=2, fewest=2,
+                                        lora_alpha=4.0)  # fmt: skip
+
+
+def free_port():
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return own.getsockname()[1]
+
+
+class Machines:
+    """A link and its nodes as processes; each in a session of its own, so that it dies whole."""
+
+    def __init__(self, folder):
+        self.folder, self.processes = folder, {}
+        home = folder / "home"
+        home.mkdir()
+        self.port = free_port()
+        own = {"FLWR_HOME": str(home), "HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0",
+               "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1",
+               "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+               "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
+        self.environment = {**os.environ, **own}
+        address = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
+        text = f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{address}'
+        write_text(home / "config.toml", text)
+
+    def start(self, name, *words):
+        log = (self.folder / f"{name}.log").open("a")
+        program = str(Path(sys.executable).parent / words[0])
+        self.processes[name] = subprocess.Popen(
+            [program, *words[1:]], stdout=log, stderr=log, env=self.environment,
+            cwd=self.folder, start_new_session=True,
+        )  # fmt: skip
+
+    def link(self):
+        self.start("link", "flower-superlink", "--insecure", "--port", str(self.port),
+                   "--disable-runtime-dependency-installation")  # fmt: skip
+        self.wait_for(self.answers)
+
+    def answers(self):
+        with socket.socket() as own:
+            return own.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def node(self, name, file):
+        self.start(name, "flower-supernode", "--insecure", "--superlink",
+                   f"127.0.0.1:{self.port}", "--port", str(free_port()),
+                   "--node-config", f'data="{file}"')  # fmt: skip
+
+    def flwr(self, *words):
+        program = str(Path(sys.executable).parent / "flwr")
+        done = subprocess.run([program, *words], env=self.environment, cwd=self.folder,
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        return done.stdout + done.stderr
+
+    def kill(self, name):
+        process = self.processes.pop(name)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log(self, name):
+        return (self.folder / f"{name}.log").read_text()
+
+    def wait_for(self, what, seconds=900):
+        end = time.monotonic() + seconds
+        while not what():
+            if time.monotonic() > end:
+                logs = {name: self.log(name)[-3000:] for name in self.processes}
+                raise AssertionError(f"waited {seconds} s; {logs}")
+            time.sleep(0.5)
+
+
+@pytest.fixture
+def machines(tmp_path):
+    machines = Machines(tmp_path)
+    yield machines
+    for name in list(machines.processes):
+        machines.kill(name)
+
+
+def done_rounds(file):
+    """The rounds that the server has kept, by the file's own header."""
+    if not file.exists():
+        return 0
+    content = file.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return json.loads(header["__metadata__"]["federated"])["done"]
+
+
+@pytest.mark.scale
+@pytest.mark.long
+@pytest.mark.parametrize("clients", [2, 8])
+def test_processes_on_loopback_make_the_rounds(clients, machines, tmp_path):
+    config = {**CONFIG, "fewest": clients, "out": str(tmp_path / "out")}
+    app = write_app(tmp_path / "app", config)
+    machines.link()
+    for number, file in enumerate(write_logs(tmp_path, clients)):
+        machines.node(f"node {number}", file)
+    print(machines.flwr("run", str(app), "here"))
+    file = tmp_path / "out" / "rounds.safetensors"
+    machines.wait_for((tmp_path / "out" / "adapter" / "adapter_config.json").exists)
+    parts, done = read_round(file, rounds_of({k: v for k, v in config.items() if k != "out"}))
+    assert done == 2
+    assert {len(part.A) for part in parts.values()} == {2 * 2 * clients}
+    saved = load_adapter(load_base(), tmp_path / "out" / "adapter")
+    assert low_rank_parts(saved).keys() == parts.keys()
+
+
+@pytest.mark.scale
+@pytest.mark.long
+def test_a_client_is_killed_and_the_rounds_go_on_without_it_and_then_with_it(machines, tmp_path):
+    config = {**CONFIG, "rounds": 6, "fewest": 1, "how": "svd", "out": str(tmp_path / "out")}
+    app = write_app(tmp_path / "app", config)
+    files = write_logs(tmp_path)
+    machines.link()
+    machines.node("one", files[0])
+    machines.node("two", files[1])
+    machines.wait_for(lambda: machines.log("link").count("Activated node_id") == 2)
+    print(machines.flwr("run", str(app), "here"))
+    file = tmp_path / "out" / "rounds.safetensors"
+    machines.wait_for(lambda: done_rounds(file) >= 1)
+    time.sleep(random.uniform(0, 3))
+    machines.kill("two")
+    seen = done_rounds(file)
+    machines.wait_for(lambda: done_rounds(file) >= seen + 1)
+    machines.node("two", files[1])
+    machines.wait_for((tmp_path / "out" / "adapter" / "adapter_config.json").exists)
+    assert done_rounds(file) == 6
