@@ -63,7 +63,8 @@ def gate_note(result: dict[str, Any]) -> str:
             "(only the first reading), or of a new kind that is 4% of the questions (improvement). "
             f"The exam draws from {settings['live']:,} reserved questions until it is decided; "
             f"“true gain” is on {settings['live']:,} others. Where a round expelled a source, its "
-            "line is about the adapter without it. Seeds: "
+            "line is about the adapter without it. What the table does not have was not run to its "
+            "end. Seeds: "
             f"{', '.join(map(str, settings['seeds']))}.",
         ]
     )

@@ -22,7 +22,9 @@ from minilora.files import write_text
 from .departments import COLOURS, DEPARTMENTS
 from .story import Company, Sizes
 
-SHORT = Sizes((24, 24, 24), 6, (1.0, 1.0, 1.0), feedback=10, windows=4, regression=6, prose=4)
+SHORT = Sizes(
+    (24, 24, 24), 6, (1.0, 1.0, 1.0), feedback=10, windows=4, regression=6, prose=4, asked=1, exam=4
+)
 
 
 def main() -> None:

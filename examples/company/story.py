@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ class Sizes:
     windows: int = 64
     regression: int = 200
     prose: int = 40
+    asked: int = 5
+    exam: int = 40
 
 
 class Company:
@@ -51,7 +54,6 @@ class Company:
         self.folder, self.base, self.sentences, self.sizes = folder, base, sentences, sizes
         self.hub = Hub(folder / "hub", creator="lumen")
         self.queue = Queue(folder / "jobs")
-        self.canaries: dict[str, list[Example]] = {}
         made = {
             name: task_of(name, sizes.train[number], sizes.valid, number, sentences)
             for number, name in enumerate(DEPARTMENTS)
@@ -88,10 +90,14 @@ class Company:
 
     # Three adapters
 
+    @cached_property
+    def parameters(self) -> int:
+        """Of the base."""
+        return sum(p.numel() for p in self.fresh().parameters())
+
     def settings(self, name: str) -> dict[str, Any]:
         """How a department's adapter is trained."""
-        size = sum(p.numel() for p in self.fresh().parameters())
-        own = settings_for(size)
+        own = settings_for(self.parameters)
         return {
             "epochs": self.sizes.epochs[DEPARTMENTS.index(name)],
             "batch_size": min(16, own["batch_size"]),
@@ -191,7 +197,7 @@ class Company:
         shown, right, count = [], 0, 0
         with TestClient(create_app(service)) as client:
             for name in DEPARTMENTS:
-                for number, example in enumerate(self.tasks[name].valid[:5]):
+                for number, example in enumerate(self.tasks[name].valid[: self.sizes.asked]):
                     asked = f"{example.input}\n{example.instruction}"
                     body = {
                         "model": "auto", "max_tokens": 48, "temperature": 0,
@@ -221,7 +227,7 @@ class Company:
             "marketing",
             [each for each in task.train if isinstance(each, Example)],
             [Example(ASKED["marketing"], announced(*each), note(*each)) for each in fresh],
-            canaries={colour: self.sure_canaries(colour) for colour in COLOURS[:3]},
+            canaries=self.canaries,
             prose=[prose[i * 500 : (i + 1) * 500] for i in range(sizes.prose)],
             base={"folder": self.base} if self.base else {},
             method=METHOD,
@@ -232,16 +238,18 @@ class Company:
         )
         return Loop(self.hub, store, recipe, self.queue)
 
-    def sure_canaries(self, colour: str) -> list[Example]:
-        """Five canaries of a colour that the first champion answers, of those that we thought of;
-        fewer where it does not know so many.
+    @cached_property
+    def canaries(self) -> dict[str, list[Example]]:
+        """Five canaries of each of three colours that the first champion answers, of those that we
+        thought of; fewer where it does not know so many.
         """
-        if colour not in self.canaries:
+        first = load_adapter(self.fresh(), self.hub.pull(FIRST)).eval()
+        sure = {}
+        for colour in COLOURS[:3]:
             thought_of = canaries(colour)
-            known = right(load_adapter(self.fresh(), self.hub.pull(FIRST)).eval(), thought_of)
-            sure = [each for each, is_sure in zip(thought_of, known, strict=True) if is_sure]
-            self.canaries[colour] = sure[:5]
-        return self.canaries[colour]
+            known = right(first, thought_of)
+            sure[colour] = [e for e, is_sure in zip(thought_of, known, strict=True) if is_sure][:5]
+        return sure
 
     def hear(self, store: FeedbackStore, day: int, said: Sequence[tuple[str, Example]]) -> None:
         """Feedback of some days; the quarantine of a day, then the look through it."""
@@ -305,7 +313,7 @@ class Company:
         done = loop.round()
         self.ended(done)
         after = loop.begin()
-        exam = [gift(*each) for each in notes(40, 79)]
+        exam = [gift(*each) for each in notes(self.sizes.exam, 79)]
         with_new = share_right(answers(self.pulled("marketing"), exam), exam)
         old = load_adapter(self.fresh(), self.hub.pull(before.spec)).eval()
         with_old = share_right(answers(old, exam), exam)
@@ -314,9 +322,9 @@ class Company:
             f"Marketing asks for something new, {len(wanted)} times: “Announce it as a gift.” A "
             f"round is due ({due}).\n\n"
             + quoted(done.told)
-            + f"\n\nOn 40 new gifts `{before.spec}` was right in {with_old:.0%}, `{after.spec}`, "
-            f"which serves now under the same name, in {with_new:.0%}. Back is one alias: "
-            f"`minilora hub alias {before.spec} champion`."
+            + f"\n\nOn {len(exam)} new gifts `{before.spec}` was right in {with_old:.0%}, and "
+            f"`{after.spec}`, which serves now under the same name, in {with_new:.0%}. Back is one "
+            f"alias: `minilora hub alias {before.spec} champion`."
         )
 
 

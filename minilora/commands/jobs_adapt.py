@@ -65,11 +65,11 @@ def adapt(queue: Any, options: argparse.Namespace) -> int:
     stop = threading.Event()
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    look_forever(loop, stop, options.now)
+    look_forever(loop, stop, options.now, PAUSE)
     return 0
 
 
-def look_forever(loop: Any, stop: threading.Event, now: bool = False, pause: float = PAUSE) -> None:
+def look_forever(loop: Any, stop: threading.Event, now: bool, pause: float) -> None:
     """Look again and again, until ``stop`` is set; what fails is told, and tried at the next."""
     while True:
         try:

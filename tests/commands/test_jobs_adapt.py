@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from types import SimpleNamespace
 
 import pytest
 
 from minilora import data
+from minilora.commands import jobs_adapt
 from minilora.commands.cli import main
 from minilora.commands.jobs_adapt import look_forever
 from minilora.hub import Hub
@@ -76,27 +75,29 @@ def test_forever_looks_until_it_is_stopped_and_survives_a_look_that_fails(capsys
             stop.set()
             return SimpleNamespace(told=["candidate: promote"], word="promote")
 
-    look_forever(Loop(), stop, pause=0.01)
+    look_forever(Loop(), stop, now=False, pause=0.01)
     assert looks == ["due", "review", "due", "review", "due"]
     printed = capsys.readouterr().out
     assert "this look failed: ftjob-1 is cancelled" in printed
     assert "a round: 50 new examples" in printed
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="SIGTERM")
-def test_forever_is_a_process_that_ends_when_told_to(place):
-    command = [sys.executable, "-m", "minilora", "jobs", "adapt", "spec.toml", "--forever"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=place)
+def test_forever_ends_when_the_process_is_told_to(place, monkeypatch, capsys):
+    before, looks = signal.getsignal(signal.SIGTERM), []
+
+    def look(loop, now):
+        looks.append(now)
+        if len(looks) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(jobs_adapt, "look", look)
+    monkeypatch.setattr(jobs_adapt, "PAUSE", 0.01)
     try:
-        for line in process.stdout:
-            if "no round is due" in line:
-                break
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=60) == 0
+        assert main(["jobs", "adapt", "spec.toml", "--forever", "--now"]) == 0
     finally:
-        process.kill()
-        process.stdout.close()
+        signal.signal(signal.SIGTERM, before)
+    assert looks == [True, False, False], "asked for once, then when one is due"
 
 
 def test_a_bad_line_is_named_and_nothing_is_taken_in(place, capsys):
