@@ -76,6 +76,7 @@ bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes 
 bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps it, an hour; goes on where it was stopped
 	$(BIN)/python -m benchmarks.forgetting
 	$(BIN)/python -m benchmarks.methods
+	$(BIN)/python -m benchmarks.overfitting
 	$(BIN)/python -m benchmarks.report
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -23,6 +23,7 @@ from benchmarks import (
     methods,
     methods_table,
     nf4,
+    overfitting,
     quality,
     refusals,
     report,
@@ -277,3 +278,26 @@ def test_unseen_wordings_are_unseen():
 def test_missing_markers_are_told():
     with pytest.raises(ValueError, match="needs the two lines"):
         report.put_between_markers("no markers", "new")
+
+
+@pytest.mark.slow
+def test_overfitting_covers_what_the_lesson_draws_and_goes_on_where_it_was(
+    tmp_path, monkeypatch, capsys
+):
+    settings = list(overfitting.settings_of(0))
+    data = [each for each in settings if each.sweep == "data"]
+    assert {each.examples for each in data} == {30, 100, 300, 2000}
+    assert {each.r for each in settings} == {0, 1, 8, 64}
+    assert len(set(settings)) == len(settings)
+    monkeypatch.setattr(overfitting, "settings_of", lambda seed: settings[:2])
+    monkeypatch.setattr(overfitting, "READ", 2)
+    monkeypatch.setattr(overfitting, "ASKED", 1)
+    command = ["overfitting", "--steps", "2", "--most", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--threads", "1"])
+    for left in (1, 0):
+        overfitting.main()
+        assert f"{left} runs are left" in capsys.readouterr().out
+    rows = json.loads((tmp_path / "cpu" / "overfitting.json").read_text())["rows"]
+    assert [row["r"] for row in rows] == [0, 1]
+    assert [row["step"] for row in rows] == [[0, 2], [0, 2]]
+    assert rows[0]["held"][0] == rows[1]["held"][0], "both begin as the base"

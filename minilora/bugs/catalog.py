@@ -64,8 +64,8 @@ LAYER = (
               "A batch of 64 is then one draw, not 64.",
         thread="", caught_by="test_invariants.py::test_dropout_is_drawn_anew_for_every_row"),
     Bug(name="a gradient without its scale", where="lora.layer:gradients_of_factors",
-        right="(g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)",
-        wrong="g.T @ h.reshape(-1, len(A))",
+        right="(h.reshape(-1, len(A)).T @ g).mul_(ctx.scaling).T",
+        wrong="(h.reshape(-1, len(A)).T @ g).T",
         story="A hand-written backward forgets α/r in one of three places. "
               "The loss still falls, only along another direction.",
         thread="", caught_by="lora/test_layer.py::test_backward_equals_level_0"),

@@ -23,7 +23,9 @@ def picture_of(
     without: dict[str, float] | None,
 ) -> dict[str, Any]:
     """The answers and the losses on prose, as ``finetune_figure`` takes them."""
-    kinds = {"this adapter": after} if without is None else {"replay": after, "no replay": without}
+    kinds = {"this adapter": after}
+    if without is not None:
+        kinds = {"with replay": after, "without, after\na fifth of\nthe steps": without}
     bits = {kind: each["bits_per_byte"] - before["bits_per_byte"] for kind, each in kinds.items()}
     log, question = ASKED[1]
     return {

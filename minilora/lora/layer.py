@@ -252,5 +252,6 @@ def gradients_of_factors(
     if ctx.needs_input_grad[2]:
         dA = dh.T @ x.reshape(-1, x.shape[-1])  # (r, in)
     if ctx.needs_input_grad[3]:
-        dB = (g.T @ h.reshape(-1, len(A))).mul_(ctx.scaling)  # (out, r)
+        # (out, r); gᵀ h itself takes twice as long: BLAS likes its long side last
+        dB = (h.reshape(-1, len(A)).T @ g).mul_(ctx.scaling).T
     return dh, dA, dB
