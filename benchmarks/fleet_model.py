@@ -378,6 +378,8 @@ class Simulation:
     def ended(self, now: float, server: Server) -> None:
         """The rows of a step end; the next requests get them."""
         server.advance(now, self.times)
+        server.stall = 0.0  # whatever rounding has left of it
+        server.clock = max(server.clock, server.rows[0][0])
         while server.rows and server.rows[0][0] <= server.clock + 1e-9:
             _, number = heapq.heappop(server.rows)
             self.end[number] = now - self.trace.at[number]
