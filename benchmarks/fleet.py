@@ -53,6 +53,15 @@ def summary(first: Any, end: Any, trace: Trace, bank: float) -> dict[str, float]
     }
 
 
+def apart(value: float, other: float) -> float:
+    """How far a value is from another, as a share of the other; of nothing, all of it or nothing.
+
+    >>> apart(1.5, 1.0), apart(0.0, 0.0)
+    (0.5, 0.0)
+    """
+    return value / other - 1 if other else float(value > 0)
+
+
 def check(folders: list[Path], requests: int) -> list[Row]:
     """Times fitted to one half of the engine's runs, and the simulation beside the other half."""
     read = read_seconds(filled_bank(folders))
@@ -81,8 +90,8 @@ def check(folders: list[Path], requests: int) -> list[Row]:
         for name, value in told.items():
             seen = [each[name] for each in real[rate]]
             row = {"what": "check", "rate": rate, "figure": name, "simulated": value}
-            row |= {"fitted clock": fitted[name], "apart": value / fitted[name] - 1}
-            row |= {"own clock": seen, "apart, own": value / (sum(seen) / len(seen)) - 1}
+            row |= {"fitted clock": fitted[name], "apart": apart(value, fitted[name])}
+            row |= {"own clock": seen, "apart, own": apart(value, sum(seen) / len(seen))}
             rows.append(row)
     rows.append({"what": "times", **times._asdict(), "explained": explained(steps, times)})
     return rows

@@ -149,7 +149,7 @@ class RealServer:
     def send(self, number: int) -> None:
         """Submit a request; its first token is noted when it comes."""
 
-        def note() -> None:
+        def note(event: object) -> None:
             if np.isnan(self.first[number]):
                 self.first[number] = self.time - self.trace.at[number]
 
@@ -162,7 +162,7 @@ class RealServer:
         """One step of the engine on the clock; False where it had nothing to do."""
         waiting = {number for number, answer in self.active.items() if not answer.ids}
         self.begun = time.thread_time()
-        self.engine.step()
+        busy = self.engine.step()
         took, self.begun = time.thread_time() - self.begun, None
         rows = sum(len(answer.ids) > 1 for answer in self.active.values())
         prompts = sum(bool(self.active[number].ids) for number in waiting)
@@ -179,4 +179,6 @@ class RealServer:
             if len(answer.ids) == self.trace.tokens[number]:
                 self.end[number] = self.now - self.trace.at[number]
                 del self.active[number]
+        if self.active and not busy:
+            raise RuntimeError(f"answers ended before their last token: {sorted(self.active)}")
         return True

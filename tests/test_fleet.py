@@ -123,7 +123,7 @@ def test_the_fit_finds_the_times_that_made_the_steps():
 def test_the_benchmark_runs_and_its_page_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet, "SMALL", 10)
     monkeypatch.setattr(fleet, "CAPACITIES", (10, 100))
-    monkeypatch.setattr(fleet, "LOADS", (0.3, 0.9))
+    monkeypatch.setattr(fleet, "LOADS", (0.3, 1.0))
     sizes = "--adapters 2000 --requests 300 --small 6 --threads 1"
     monkeypatch.setattr(sys, "argv", ["fleet", *sizes.split(), "--out", str(tmp_path)])
     monkeypatch.setattr(fleet, "EXPONENTS", (1.0,))
