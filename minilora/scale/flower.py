@@ -189,16 +189,18 @@ class LoraRounds(FedAvg):
         """One reply as an update; an error of any kind where it does not fit."""
         if message.has_error():
             raise ValueError(message.error.reason)
-        parts = received(unpacked(message.content["arrays"]), self.known)
-        update = Update(parts, message.content["counts"]["tokens"])
+        tensors, expected = unpacked(message.content["arrays"]), sent(self.known, self.rounds)
+        if other := sorted(tensors.keys() ^ expected.keys()):
+            raise ValueError(f"what came does not fit this run: {other[0]} is missing or unknown")
+        for key, known in expected.items():
+            own = tensors[key]
+            if (own.shape, own.dtype) != (known.shape, known.dtype):
+                raise ValueError(
+                    f"{key} is {own.dtype} {tuple(own.shape)}, expected this run's "
+                    f"{known.dtype} {tuple(known.shape)}"
+                )
+        update = Update(received(tensors, self.known), message.content["counts"]["tokens"])
         check_updates({name: update})
-        for path, part in parts.items():
-            for own, known in zip((part.A, part.B), self.known[path][:2], strict=True):
-                if (own.shape, own.dtype) != (known.shape, known.dtype):
-                    raise ValueError(
-                        f"{path} has {own.dtype} {tuple(own.shape)}, expected this run's "
-                        f"{known.dtype} {tuple(known.shape)}"
-                    )
         return update
 
 

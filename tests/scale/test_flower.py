@@ -187,12 +187,14 @@ def spoiled(record, kind):
 
 
 WRONG = ("nan", "name", "shape", "no tokens", "half a token", "tokens in a list", "endless tokens",
-         "int64", "float16", "no bytes", "zip", "text", "stype", "no arrays")  # fmt: skip
+         "int64", "float16", "no bytes", "zip", "text", "stype", "no arrays", "no A",
+         "A that is frozen")  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_reply_that_does_not_fit_is_left_out(kind, tmp_path):
-    rounds = rounds_of({**CONFIG, "fewest": 1, "how": "svd"})
+    how = "frozen_a" if kind == "A that is frozen" else "svd"
+    rounds = rounds_of({**CONFIG, "fewest": 1, "how": how})
     first = first_parts(load_base, rounds)
     grid = OneProcess(write_logs(tmp_path), CONFIG)
     strategy = LoraRounds(rounds, first, 0, tmp_path / "rounds.safetensors")
@@ -207,6 +209,10 @@ def test_a_reply_that_does_not_fit_is_left_out(kind, tmp_path):
             tensors["prompts"] = torch.ones(1)
         elif spoil == "shape":
             tensors[name] = torch.ones(2, 3)
+        elif spoil == "no A":
+            del tensors[name.replace("lora_B", "lora_A")]
+        elif spoil == "A that is frozen":
+            tensors = {key: 1 + tensor for key, tensor in sent(first, rounds_of({})).items()}
         elif spoil in ("int64", "float16"):
             tensors = {key: tensor.to(getattr(torch, spoil)) for key, tensor in tensors.items()}
         tokens = {"no tokens": 0, "half a token": 0.5, "tokens in a list": [5],
