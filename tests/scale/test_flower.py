@@ -215,7 +215,7 @@ def test_a_reply_that_does_not_fit_is_left_out(kind, tmp_path):
             tensors = {key: 1 + tensor for key, tensor in sent(first, rounds_of({})).items()}
         elif spoil in ("int64", "float16"):
             tensors = {key: tensor.to(getattr(torch, spoil)) for key, tensor in tensors.items()}
-        tokens = {"no tokens": 0, "half a token": 0.5, "tokens in a list": [5],
+        tokens = {"no tokens": 0, "half a token": 5.5, "tokens in a list": [5],
                   "endless tokens": math.inf}.get(spoil, tokens)  # fmt: skip
         counts = MetricRecord({"tokens": tokens})
         records = {"arrays": spoiled(packed(tensors), spoil), "counts": counts}
