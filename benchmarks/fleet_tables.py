@@ -332,12 +332,6 @@ only.
 
 {regions_table(rows)}
 
-**A known error of the simulation**: a region's line serves in the order in which things are
-asked for, so what the store has waits there behind what is still on its way from the registry.
-The *store* rows of far regions are therefore too slow; a request that the store answers needs
-the milliseconds of the ladder below. The other rows are right within the few milliseconds of a
-step.
-
 If the registry is away, the requests of its rows fail and no other: {outage(rows)} of the three
 regions' requests. Everything that was asked for lately goes on.
 
