@@ -243,6 +243,7 @@ class Server:
 
 
 LOADED, END, ARRIVED = range(3)
+WARM = 400_000  # requests before those that count: memory is full then, a region's store is not
 
 
 class Simulation:
@@ -318,6 +319,7 @@ class Simulation:
         if server.bank.hit(adapter):
             self.ready(now, server, number)
         elif adapter in server.loading:
+            self.level[number] = self.level[server.loading[adapter][0]]  # it waits for the same
             server.loading[adapter].append(number)
         else:
             server.loading[adapter] = [number]
