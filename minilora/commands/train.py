@@ -50,7 +50,10 @@ def run(options: argparse.Namespace) -> int:
 @contextmanager
 def speaking(aloud: bool) -> Iterator[None]:
     """A context in which nothing is printed, unless ``aloud``; errors always are."""
-    with open(os.devnull, "w") as nowhere, redirect_stdout(sys.stdout if aloud else nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(sys.stdout if aloud else nowhere),
+    ):
         yield
 
 
