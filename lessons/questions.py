@@ -391,7 +391,7 @@ seventy = plan("llama-2-70b", EVERYWHERE, "qlora", seq=512, checkpointing=True)
 #
 # No: the four-bit codes alone are {{ seventy.bytes["weights"] / 1e9:.1f}} GB. A step with 512
 # tokens and checkpointing takes {{ seventy.total / 1e9:.1f}} GB, and the CUDA context and
-# fragmentation come on top. That is too tight for a card of 40 GB, so take one of 48.
+# fragmentation come on top. That leaves a card of 40 GB hardly any room, so take one of 48.
 #
 # Lesson 09 · minilora/ledger/estimate.py · `a 4-bit weight is half a byte`
 
