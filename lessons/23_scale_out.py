@@ -308,7 +308,7 @@ check(gradient_of_all)
 #
 # - Two machines end in the same bits as one, and send {{ lora_bytes / 1000:.0f}} kB a step, not
 #   {{ full_bytes / 1e6:.1f}} MB. They count tokens: a mean of means was off by {{ wrong:.0%}}.
-# - Averaging A and B is no average of updates. From one start it was off by
+# - Averaging A and B is not the average of the updates. From one start it was off by
 #   {{ errors["one start, averaged"]:.0%}}, from two by {{ errors["other starts, averaged"]:.0%}};
 #   stacking is exact, and so are averages of B where A is frozen.
 # - An adapter tells of its data; where sums are enough, a server need not see it.
