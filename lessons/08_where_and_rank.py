@@ -184,8 +184,7 @@ assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5
 #
 # ## Run: how much data, and does LoRA prevent overfitting?
 #
-# Few parameters cannot learn examples by heart, people say. First a short run to watch: rank 8 on
-# all matrices, the same number of steps on 30 examples and on 300.
+# Few parameters cannot learn by heart, people say. First a short run: rank 8, 30 examples or 300.
 
 # %%
 live = {}
@@ -211,7 +210,8 @@ assert live[30][1] - live[30][0] > 2 * (live[300][1] - live[300][0])
 
 # %% [markdown]
 # The rest is recorded, as it takes half an hour: 30 to 2,000 examples × full, r = 1, 8 and 64 ×
-# nothing and dropout; three rates × decay × rank on 100; one seed (benchmarks/overfitting.py).
+# nothing and dropout (decay on 30 and 100); rate × decay × rank on 100; one seed
+# (benchmarks/overfitting.py).
 
 # %%
 file = lessons_folder() / "data" / "cpu" / "overfitting.json"
@@ -269,7 +269,7 @@ show(
 # {{ rises["r = 64"]:.2f}} with r = 64; stopping there is free (`keep_best`). Dropout and
 # decay move the last loss up in some runs and down in others. More data lowers it in every row, and
 # with much of it the small ranks are behind after so many steps.
-# (One seed and 50 held-out logs: neighbours in the table are not known to differ.)
+# (One seed, 50 held-out logs: neighbours are not known to differ.)
 #
 # ## Build: the largest rank
 #

@@ -3,8 +3,7 @@
     python -m tests.licences        writes docs/licences.md
 
 First what ``pyproject.toml`` names, with its extras; then what those need in turn. What is not
-installed where it runs is listed as such, so run it where every extra is (``make test`` installs
-most of them).
+installed where it runs (flwr and ray have environments of their own) keeps its row.
 """
 
 from __future__ import annotations
@@ -84,11 +83,14 @@ def name_of(text: str) -> str:
 
 def main() -> None:
     """Write the page."""
-    wanted = declared()
+    wanted, before = declared(), PAGE.read_text(encoding="utf-8").splitlines()
     rows = ["| package | version here | licence | for |", "|---|---|---|---|"]
     for name in sorted(wanted, key=lambda each: ("" not in wanted[each], each)):
         version, words = licence(name)
         extras = ", ".join(f"`[{each}]`" for each in sorted(wanted[name]) if each)
+        if not version and (row := [line for line in before if line.startswith(f"| {name} |")]):
+            rows += row
+            continue
         rows.append(f"| {name} | {version or '—'} | {words} | {extras or 'minilora itself'} |")
     inner = ["| package | version here | licence |", "|---|---|---|"]
     for name in sorted(closure(wanted) - set(wanted)):

@@ -1,7 +1,10 @@
 """Checkers of lesson 25: a layer against autograd; the machine against this package, end to end."""
 
+import contextlib
 import importlib.util
+import io
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -197,16 +200,18 @@ def check_peft(folder, ids, outputs, case):
     """PEFT, where it is installed."""
     if not (importlib.util.find_spec("peft") and importlib.util.find_spec("transformers")):
         return
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries, not of the learner's code
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()
-    foreign = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
-    try:
-        opened = PeftModel.from_pretrained(foreign, folder).eval()
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise Wrong(f"for {case}: PEFT refuses the folder's 2 files: {error}") from None
+        disable_progress_bar()
+        foreign = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+        try:
+            opened = PeftModel.from_pretrained(foreign, folder).eval()
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise Wrong(f"for {case}: PEFT refuses the folder's 2 files: {error}") from None
     close(opened(ids).logits, outputs, what="PEFT's logits", case=case, tolerance=1e-3)
 
 

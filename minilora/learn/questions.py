@@ -54,7 +54,7 @@ class Answer:
     @property
     def page(self) -> str:
         """Its file in the site."""
-        return f"question-{self.slug}.html"
+        return f"question-{re.sub('-+', '-', re.sub('[^a-z0-9_-]', '', self.slug))}.html"
 
 
 @functools.cache
@@ -123,7 +123,9 @@ def section(answer: Answer) -> str:
 def question_pages(answers: Sequence[Answer], lessons: Sequence[Lesson]) -> dict[str, str]:
     """The site's pages by file name: the list, and one for each question."""
     there = {lesson.number: lesson for lesson in lessons}
-    links = [(one.page, one.question, one.text.split(". ")[0] + ".") for one in answers]
+    links = [
+        (one.page, one.question, one.text.split(". ")[0].replace("`", "") + ".") for one in answers
+    ]
     lead = "<p class=lead>Each with a lesson, a line of code and a number that a run computed.</p>"
     body = f"<h1>Questions that people ask</h1>{lead}{cards(links)}"
     pages = {"questions.html": frame("Questions · minilora", body, "questions.html")}

@@ -14,6 +14,8 @@ In reading order:
     wire.py          what travels, and what the server keeps
     rounds.py        what a client does, what the server does, and both in one process
     flower.py        the same between real machines; needs flwr
+    replica.py       the server's application inside one process of a fleet
+    ray_serve.py     replicas on Ray Serve: adapters multiplexed, another try before the first byte
 
 Imports the library's wings, the hub and serving. Their own libraries are the extra ``[scale]``.
 """

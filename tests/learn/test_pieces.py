@@ -1,8 +1,11 @@
 """One file of a learner's own pieces: theirs where they have one, the course's elsewhere."""
 
+import re
+
 import pytest
 
 from minilora.learn.course import find_lesson, load_module
+from minilora.learn.judge import judge_file
 from minilora.learn.pieces import gather_pieces, own_machine, solution_of, source_of
 from minilora.learn.workspace import open_answer_file
 
@@ -69,3 +72,18 @@ def test_a_machine_is_the_learners_once_it_is_no_stub(folder):
 def test_an_unknown_piece_is_named():
     with pytest.raises(ValueError, match="no lesson has an exercise 'nothing'"):
         solution_of("nothing")
+
+
+@pytest.mark.long
+def test_one_file_of_pieces_and_glue_passes_both_checkers_of_the_capstone(tmp_path):
+    lesson = find_lesson(25)
+    file = open_answer_file(lesson, tmp_path)
+    text = file.read_text(encoding="utf-8")
+    first, second = (text.index(f"# pieces: {name}") for name in ("init_factors", "inject_by_name"))
+    rest = text[text.index("# the course's", first) : second]
+    glue = (lesson.path.parent / "solutions" / lesson.path.name).read_text(encoding="utf-8")
+    own = re.sub(r"(?m)^.*solution_of.*\n", "", glue)
+    file.write_text(text[:first] + rest + own, encoding="utf-8")
+    for name in lesson.exercises:
+        verdict = judge_file(lesson, name, file, limit=400)
+        assert (verdict.status, verdict.message) == ("passed", ""), name
