@@ -253,10 +253,11 @@ def test_two_replicas_share_the_adapters_answer_alike_and_lose_nothing_when_one_
     for name, folder in folders.items():
         bank.load(name, folder)
     with TestClient(create_app(Service(Engine(bank), bank))) as client:
-        alone = {
-            name: client.post("/v1/chat/completions", content=asked(name)).json()["choices"]
+        given = {
+            name: client.post("/v1/chat/completions", content=asked(name), headers=dict(JSON))
             for name in folders
         }
+    alone = {name: answer.json()["choices"] for name, answer in given.items()}
     home = {entry.name for entry in os.scandir(os.path.expanduser("~"))}
     before = ray_processes()
     deployment = Deployment(folders, most_adapters=8, processors=0.5, patience=240.0)
