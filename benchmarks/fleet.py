@@ -31,7 +31,7 @@ from minilora import ledger
 
 from .common import Row, kept_rows, options, save
 from .fleet_check import RealServer, Step, explained, filled_bank, fitted_times, read_seconds
-from .fleet_model import Fleet, Simulation, Times, Trace, che, draw_trace, lru_hits, zipf
+from .fleet_model import WARM, Fleet, Simulation, Times, Trace, che, draw_trace, lru_hits, zipf
 
 PARTS = ["check", "hits", "routing", "load", "regions", "ladder"]
 EXPONENTS, CAPACITIES = (0.8, 1.0, 1.2), (100, 1_000, 10_000, 100_000)
@@ -131,9 +131,9 @@ def capacity_of(times: Times, slots: int) -> float:
 def simulated(
     popularity: Any, fleet: Fleet, times: Times, rate: float, requests: int
 ) -> tuple[Simulation, dict[str, Any]]:
-    """A run with warm caches, and what it came to."""
+    """A run after ``WARM`` requests without a clock, and what it came to."""
     before = 20 * fleet.bank * fleet.servers * fleet.regions
-    warm = draw_trace(popularity, min(before, 400_000), rate, TOKENS, fleet.regions, seed=4)
+    warm = draw_trace(popularity, min(before, WARM), rate, TOKENS, fleet.regions, seed=4)
     trace = draw_trace(popularity, requests, rate, TOKENS, fleet.regions, seed=5)
     run = Simulation(trace, fleet, times).warm(warm).run()
     span, half = float(trace.at[-1]), slice(requests // 2, None)
@@ -142,6 +142,7 @@ def simulated(
     return run, {
         "servers": fleet.servers,
         "rate": rate,
+        "requests": requests,
         "bank": float(np.mean(run.level[half] == 0)),
         "registry": float(np.mean(run.level[half] == 3)),
         "first, median": float(np.median(run.first[half])),

@@ -242,7 +242,8 @@ class Server:
         return self.stall + left * (times.step + times.row * len(self.rows))
 
 
-LOADED, END = range(2)
+LOADED, END, ARRIVED = range(3)
+WARM = 400_000  # requests before those that count: memory is full then, a region's store is not
 
 
 class Simulation:
@@ -276,6 +277,8 @@ class Simulation:
                 now, kind, _, what = heapq.heappop(events)
                 if kind == LOADED:
                     self.loaded(now, *what)
+                elif kind == ARRIVED:
+                    self.pass_on(now, *what)
                 elif what[0].version == what[1]:
                     self.ended(now, what[0])
             else:
@@ -316,6 +319,7 @@ class Simulation:
         if server.bank.hit(adapter):
             self.ready(now, server, number)
         elif adapter in server.loading:
+            self.level[number] = self.level[server.loading[adapter][0]]  # it waits for the same
             server.loading[adapter].append(number)
         else:
             server.loading[adapter] = [number]
@@ -324,20 +328,28 @@ class Simulation:
 
     def fetch(self, now: float, server: Server, region: int, adapter: int, number: int) -> None:
         """From the disk, the region's store, or the registry: when the bank will have it."""
-        fleet, there = self.fleet, now
-        self.level[number] = 1
-        if not server.host.hit(adapter):
+        if server.host.hit(adapter):
+            self.level[number] = 1
+            reader = min(server.readers, key=lambda line: line.free)
+            self.tell(reader.take(now, self.times.read), LOADED, server, adapter)
+        elif self.stores[region].hit(adapter):
             self.level[number] = 2
-            seconds = self.times.nbytes / fleet.line
-            if not self.stores[region].hit(adapter):
-                self.level[number] = 3
-                there = self.registry.take(now, seconds) + fleet.far[region]
-                self.stores[region].put(adapter)
-            there = self.lines[region].take(there, seconds) + fleet.hop
-            server.host.put(adapter)
-        reader = min(server.readers, key=lambda line: line.free)
-        done = reader.take(there, self.times.read) if there == now else there + self.times.read
-        heapq.heappush(self.events, (done, LOADED, next(self.count), (server, adapter)))
+            self.pass_on(now, server, region, adapter)
+        else:
+            self.level[number] = 3
+            self.stores[region].put(adapter)
+            there = self.registry.take(now, self.times.nbytes / self.fleet.line)
+            self.tell(there + self.fleet.far[region], ARRIVED, server, region, adapter)
+
+    def pass_on(self, now: float, server: Server, region: int, adapter: int) -> None:
+        """The region has an adapter: over its line to the server's disk, and into memory."""
+        there = self.lines[region].take(now, self.times.nbytes / self.fleet.line) + self.fleet.hop
+        server.host.put(adapter)
+        self.tell(there + self.times.read, LOADED, server, adapter)
+
+    def tell(self, when: float, kind: int, *what: Any) -> None:
+        """Put an event into the heap."""
+        heapq.heappush(self.events, (when, kind, next(self.count), what))
 
     def loaded(self, now: float, server: Server, adapter: int) -> None:
         """The bank has it; who waited may go on."""
@@ -393,5 +405,4 @@ class Simulation:
         server.version += 1
         if server.rows:
             due = server.last + server.next_end(self.times)
-            entry = (due, END, next(self.count), (server, server.version))
-            heapq.heappush(self.events, entry)
+            self.tell(due, END, server, server.version)

@@ -63,11 +63,11 @@ def loss_of(model):
 
 
 # %%
-def build_and_train(machine, four_bits, where, batches=batches):
+def build_and_train(machine, four_bits, where, steps=None):
     """The machine's losses and its model."""
     torch.manual_seed(0)
     model = minilora.load_base()
-    settings = (model, NAMES, R, ALPHA, loss_of(model), batches, where, four_bits)
+    settings = (model, NAMES, R, ALPHA, loss_of(model), batches[:steps], where, four_bits)
     return machine.fine_tune(*settings), model
 
 
@@ -98,7 +98,7 @@ def read(where):
 
 def compare(machine, four_bits, name):
     """Train both; the losses of both, and how many of the factors are equal to the bit."""
-    _, start = build_and_train(machine, four_bits, folder / f"{name}-start", [])
+    _, start = build_and_train(machine, four_bits, folder / f"{name}-start", 0)
     weights = {}
     for path, module in start.named_modules():
         if hasattr(module, "lora_A") and four_bits:  # B is zero: this is the base's product alone
@@ -217,16 +217,19 @@ else:
 
 
 # %%
+def without_dx(whole):
+    """An autograd function's twin, whose backward hands nothing down."""
+
+    class NothingBelow(whole):
+        @staticmethod
+        def backward(ctx, g):
+            return None, *whole.backward(ctx, g)[1:]
+
+    return NothingBelow
+
+
 whole = build.LowRank
-
-
-class NothingBelow(whole):
-    @staticmethod
-    def backward(ctx, g):
-        return None, *whole.backward(ctx, g)[1:]
-
-
-build.LowRank = NothingBelow
+build.LowRank = without_dx(whole)
 broken, _ = build_and_train(build, False, folder / "broken")
 build.LowRank = whole
 right = curves["your pieces, floats"]

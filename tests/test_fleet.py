@@ -108,6 +108,17 @@ def test_a_miss_waits_for_each_level_on_its_way():
     assert 0 not in found.stores[0]
 
 
+def test_what_the_store_has_passes_what_is_on_its_way_from_the_registry():
+    trace = Trace(np.array([0.0, 0.1, 1.0]), np.array([0, 1, 1]), np.ones(3, int), np.zeros(3, int))
+    times = Times(1e-9, 0.0, 0.010, 0.010, 0.002, 1000)
+    settings = Fleet(servers=1, bank=1, host=1, places=1, hop=0.1, far=(5.0,), line=1e5)
+    simulation = Simulation(trace, settings, times)
+    simulation.stores[0].put(1)
+    found = simulation.run()
+    assert found.level.tolist() == [3, 2, 0]
+    assert found.first[1] == pytest.approx(0.01 + 0.1 + 0.002 + 0.010)
+
+
 def test_the_fit_finds_the_times_that_made_the_steps():
     steps = [
         fleet_check.Step(rows, prompts, (0.004 + 1e-4 * rows) * (rows > 0) + cost)

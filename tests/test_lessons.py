@@ -130,7 +130,7 @@ four = 2 * 2
 
 # %% [exercise] double
 def double(x):
-    return x
+    return x + x
 
 
 # %% [hints] double
@@ -176,7 +176,7 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
         "answer: 4",
         "no figure is shown",
         "forgotten lacks a checker",
-        "the stub is 'wrong' (no), expected 'to do'",
+        "the stub is 'passed' (), expected 'wrong'",
         "the solution has no docstring",
         "2 wrong answers; expected at least 3",
         "the message to 'the same' helps nobody",

@@ -7,6 +7,7 @@ or SIGTERM: no new requests, the running ones end (at most ``--grace`` seconds),
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 from pathlib import Path
 from typing import Any
@@ -101,15 +102,21 @@ def run(options: argparse.Namespace) -> int:
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             """The first signal drains, the second ends at once."""
+            super().handle_exit(sig, frame)  # first: what follows could fail
             if not service.draining:
                 service.draining = True
-                print("stopping: requests in progress end first", flush=True)
-            super().handle_exit(sig, frame)
+                say("stopping: requests in progress end first")
 
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has drained
     Server(config).run()
-    print("stopped")
+    say("stopped")
     return 0
+
+
+def say(text: str) -> None:
+    """Print; the gateway that read a worker's lines may be gone, and a worker ends all the same."""
+    with contextlib.suppress(OSError):
+        print(text, flush=True)
 
 
 def routers_of(options: argparse.Namespace, service: Any) -> list[Any]:
