@@ -58,7 +58,7 @@ test-gpu: .venv/.installed-test  ## what needs a CUDA card, and two benchmarks t
 	$(BIN)/python -m benchmarks.forward --device cuda
 	$(BIN)/python -m benchmarks.train_step --device cuda
 
-test-scale: .venv/.installed-scale  ## several processes as machines: torchrun, Flower, Ray Serve; the long ones too
+test-scale: .venv/.installed-scale  ## several processes as machines: torchrun, Ray Serve; the long ones too (Flower: test-flower)
 	$(BIN)/python -m pytest -m "long or not long" tests/scale
 
 test-flower: .venv-flower/.installed  ## federated rounds on Flower, its processes on loopback too; about ten minutes

@@ -64,9 +64,10 @@ def aggregate(
     - ``rank``: for ``svd`` (default: the largest of the clients').
     - ``fewest``: of fewer clients than this no round is made.
 
-    Raises ``ValueError`` for updates that do not belong together (modules, shapes; for ``factors``
-    and ``frozen_a`` ranks and scalings too), values that are not finite, token counts that are not
-    positive whole numbers, A's that differ under ``frozen_a``, or too few clients.
+    Raises ``ValueError`` for updates that do not belong together (modules, shapes, dtypes; for
+    ``factors`` and ``frozen_a`` ranks and scalings too), values that are not finite floats, token
+    counts that are not positive whole numbers, A's that differ under ``frozen_a``, or too few
+    clients.
 
     >>> one = LowRank(torch.eye(1, 2), torch.ones(3, 1), 2.0)
     >>> two = LowRank(torch.ones(1, 2), torch.ones(3, 1), 2.0)
@@ -78,8 +79,9 @@ def aggregate(
     if how not in AGGREGATORS:
         hint = did_you_mean(how, AGGREGATORS, f"known are {', '.join(AGGREGATORS)}")
         raise ValueError(f"aggregate has no how={how!r}: {hint}")
-    if rank is not None and (how != "svd" or isinstance(rank, bool) or rank < 1):
-        raise ValueError(f"rank is a positive number for how='svd', got {rank} for {how!r}")
+    whole = isinstance(rank, int) and not isinstance(rank, bool)
+    if rank is not None and (how != "svd" or not whole or rank < 1):
+        raise ValueError(f"rank is a positive whole number for how='svd', got {rank} for {how!r}")
     check_updates(updates, fewest)
     if how == "svd":
         return mean_of_products(updates, rank)
@@ -184,12 +186,14 @@ def relative_error(updates: Updates, result: Mapping[str, LowRank]) -> float:
     0.5
     """
     check_updates(updates)
+    if other := sorted(result.keys() ^ any_parts(updates).keys()):
+        if other[0] in result:
+            raise ValueError(f"the result has {other[0]}, which no client trained")
+        raise ValueError(f"the result has no {other[0]}, which the clients trained")
     wrong = size = 0.0
     for path in any_parts(updates):
         B, A = stacked(updates, path)
         size += float(thin_svd(B, A)[1].square().sum())
-        if path not in result:
-            raise ValueError(f"the result has no {path}, which the clients trained")
         part = result[path]
         both = torch.cat([B, -part.scaling * part.B.double()], 1)
         wrong += float(thin_svd(both, torch.cat([A, part.A.double()]))[1].square().sum())
@@ -250,13 +254,21 @@ def check_updates(updates: Updates, fewest: int = 1) -> None:
 
 
 def check_part(where: str, part: LowRank, first: LowRank) -> None:
-    """Raise ``ValueError`` unless a part is finite and of the Linear that the first is of."""
+    """Raise ``ValueError`` unless a part is finite and of the Linear that the first is of.
+
+    Whole numbers are refused: a mean in their dtype would be cut to whole numbers, for everybody.
+    """
     shapes = f"A {tuple(part.A.shape)} and B {tuple(part.B.shape)}"
     if part.A.dim() != 2 or part.B.dim() != 2 or len(part.A) != part.B.shape[1]:
         raise ValueError(f"{where} has {shapes}, expected (r, in) and (out, r)")
     expected = first.A.shape[1], first.B.shape[0]
     if (part.A.shape[1], part.B.shape[0]) != expected:
         raise ValueError(f"{where} has {shapes}, expected them for (in, out) = {expected}")
+    dtypes = part.A.dtype, part.B.dtype
+    if not all(dtype.is_floating_point for dtype in dtypes):
+        raise ValueError(f"{where} has dtypes {dtypes}, expected floating-point numbers")
+    if dtypes != (first.A.dtype, first.B.dtype):
+        raise ValueError(f"{where} has dtypes {dtypes}, expected {first.A.dtype, first.B.dtype}")
     finite = torch.isfinite(part.A).all() and torch.isfinite(part.B).all()
     if not finite or not abs(part.scaling) < float("inf"):
         raise ValueError(f"{where} holds values that are not finite: its training diverged")

@@ -15,14 +15,17 @@ own (docs/scale.md), and this is the only module that imports it.
 A client that dies answers no more: Flower tells the server, the round is made of the others, and a
 node that comes back takes part in the next. A server that dies goes on after its last whole round,
 from the file in ``out``. A reply that does not fit, or holds NaN, is left out, and the log says so.
+A round of too few replies keeps its number and is not made again; a run without any round fails.
 
 ``flower-epsilon`` puts Flower's own ``LocalDpMod`` around the client; privacy.py says what its ε
-comes to. Left out: secure aggregation (1.42 has SecAgg+ only for the older kind of app), evaluation
-on clients (a loss is one more thing that leaves).
+comes to. The mod compares what came with what goes out, so it cannot take ``stack``, whose first
+round begins with nothing. Left out: secure aggregation (1.42 has SecAgg+ only for the older kind
+of app), evaluation on clients (a loss is one more thing that leaves).
 """
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
@@ -43,6 +46,7 @@ from ..lora.combining import LowRank
 from ..model.pretrained import load_base
 from ..training.examples import load_jsonl
 from .federated import Update, aggregate, check_updates
+from .privacy import check_delta, check_positive
 from .rounds import client_update, final_model, first_parts, next_parts
 from .settings import Rounds
 from .wire import A, B, Parts, read_round, received, sent, write_round
@@ -56,6 +60,8 @@ client_app, server_app = ClientApp(), ServerApp()
 def rounds_of(config: Mapping[str, Any]) -> Rounds:
     """A run's config, with dashes for the underscores of ``Rounds``, as settings.
 
+    Raises ``ValueError`` for a setting that is unknown, or that would fail in every client.
+
     >>> rounds_of({"how": "svd", "batch-size": 4, "out": "x"}).batch_size
     4
     """
@@ -63,7 +69,30 @@ def rounds_of(config: Mapping[str, Any]) -> Rounds:
     own = {key.replace("-", "_"): value for key, value in config.items() if key not in OWN}
     if unknown := sorted(own.keys() - known):
         raise ValueError(f"no setting {unknown[0]!r}; known are {', '.join(sorted(known))}")
-    return Rounds(**own)
+    rounds = Rounds(**own)
+    check_own(rounds, {**OWN, **config})
+    return rounds
+
+
+def check_own(rounds: Rounds, own: Mapping[str, Any]) -> None:
+    """Raise ``ValueError`` unless this module's own settings go together with the rounds'."""
+    check_positive("timeout", own["timeout"])
+    check_delta(own["flower-delta"])
+    if not own["flower-epsilon"]:
+        return
+    check_positive("flower-epsilon", own["flower-epsilon"])
+    if rounds.how == "stack":
+        raise ValueError("flower-epsilon cannot go with how='stack': take 'svd' or 'frozen_a'")
+    if not rounds.clipping_norm:
+        raise ValueError("flower-epsilon without a clipping-norm promises nothing: give both")
+    if rounds.noise_multiplier:
+        raise ValueError("expected flower-epsilon or noise-multiplier, got both: leave one out")
+    sensitivity, least = own["flower-sensitivity"], 2 * rounds.clipping_norm
+    if sensitivity and not least <= sensitivity < float("inf"):
+        raise ValueError(
+            f"flower-sensitivity must be at least {least}, twice the clipping-norm: two clipped "
+            f"changes may be that far apart; got {sensitivity}. Leave it out to get just that"
+        )
 
 
 def packed(tensors: Mapping[str, Tensor]) -> ArrayRecord:
@@ -144,7 +173,7 @@ class LoraRounds(FedAvg):
             name = str(message.metadata.src_node_id)
             try:
                 updates[name] = self.update_of(name, message)
-            except (ValueError, KeyError) as error:
+            except Exception as error:  # a reply is a stranger's bytes: it can fail in any way
                 LOG.warning("left out: client %s: %s", name, error)
         if len(updates) < self.rounds.fewest:
             LOG.warning("no round of %d clients, fewest=%d", len(updates), self.rounds.fewest)
@@ -157,15 +186,21 @@ class LoraRounds(FedAvg):
         return packed(sent(self.parts, self.rounds)), counts
 
     def update_of(self, name: str, message: Message) -> Update:
-        """One reply as an update; ``ValueError`` where it is none or does not fit."""
+        """One reply as an update; an error of any kind where it does not fit."""
         if message.has_error():
             raise ValueError(message.error.reason)
-        parts = received(unpacked(message.content["arrays"]), self.known)
-        update = Update(parts, int(message.content["counts"]["tokens"]))
+        tensors, expected = unpacked(message.content["arrays"]), sent(self.known, self.rounds)
+        if other := sorted(tensors.keys() ^ expected.keys()):
+            raise ValueError(f"what came does not fit this run: {other[0]} is missing or unknown")
+        for key, known in expected.items():
+            own = tensors[key]
+            if (own.shape, own.dtype) != (known.shape, known.dtype):
+                raise ValueError(
+                    f"{key} is {own.dtype} {tuple(own.shape)}, expected this run's "
+                    f"{known.dtype} {tuple(known.shape)}"
+                )
+        update = Update(received(tensors, self.known), message.content["counts"]["tokens"])
         check_updates({name: update})
-        shapes = [(part.A.shape, part.B.shape) for part in parts.values()]
-        if shapes != [(part.A.shape, part.B.shape) for part in self.known.values()]:
-            raise ValueError("its factors have other shapes than this run's")
         return update
 
 
@@ -182,6 +217,11 @@ def serve_rounds(grid: Grid, context: Context) -> None:
     start = packed(sent(parts, rounds))
     left = rounds.rounds - done
     strategy.start(grid, start, num_rounds=left, timeout=float(own["timeout"]))
+    if not file.exists():
+        raise RuntimeError(
+            f"no round was made in {left}: the log says why replies were left out; expected at "
+            f"least fewest={rounds.fewest} clients that answer within timeout={own['timeout']} s"
+        )
     save_adapter(final_model(load_base, strategy.parts, rounds), file.parent / "adapter")
 
 
@@ -212,8 +252,8 @@ def write_app(folder: str | Path, config: Mapping[str, str | int | float]) -> Pa
     ['app.py', 'pyproject.toml']
     """
     rounds_of(config)
-    lines = [f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
-             for key, value in {**OWN, **config}.items()]  # fmt: skip
+    settings = {**OWN, **config}  # a string, number or bool of JSON is one of TOML
+    lines = [f"{key} = {json.dumps(settings[key], ensure_ascii=False)}" for key in settings]
     write_text(Path(folder, "pyproject.toml"), APP + "\n".join(lines) + "\n")
     module = '"""The two apps."""\n\nfrom minilora.scale.flower import client_app, server_app\n'
     write_text(Path(folder, "app.py"), f'{module}\n__all__ = ["client_app", "server_app"]\n')

@@ -34,13 +34,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from statistics import NormalDist
 
 import torch
 from torch import Tensor
 
 ORDERS = (*range(2, 65), 80, 96, 128, 256, 512)
-NORMAL = NormalDist()
 
 
 def clip(update: Mapping[str, Tensor], norm: float) -> tuple[dict[str, Tensor], float]:
@@ -95,12 +93,13 @@ def epsilon(noise_multiplier: float, rounds: int, delta: float, sampled: float =
         return math.inf
     if sampled == 1:
         return gaussian_epsilon(math.sqrt(rounds) / noise_multiplier, delta)
-    return min(
+    bound = min(
         rounds * sampled_rdp(alpha, noise_multiplier, sampled)
         + math.log((alpha - 1) / alpha)
         - (math.log(delta) + math.log(alpha)) / (alpha - 1)
         for alpha in ORDERS
     )
+    return max(0.0, bound)  # much noise, few rounds and a large δ: the bound is below zero
 
 
 def gaussian_delta(mu: float, eps: float) -> float:
@@ -109,9 +108,9 @@ def gaussian_delta(mu: float, eps: float) -> float:
     >>> round(gaussian_delta(1.0, 0.0), 4)  # twice Φ(1/2) less 1
     0.3829
     """
-    tail = -mu / 2 - eps / mu
-    # e^ε Φ(tail) in logarithms: either alone overflows or vanishes
-    return NORMAL.cdf(mu / 2 - eps / mu) - math.exp(eps + log_cdf(tail))
+    # in logarithms: e^ε overflows, and 1 + erf(x) forgets a tail below 1e-16, so ε came too small
+    near, far = mu / 2 - eps / mu, -mu / 2 - eps / mu
+    return math.exp(log_cdf(near)) - math.exp(eps + log_cdf(far))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
@@ -198,9 +197,11 @@ def check_account(noise_multiplier: float, rounds: int, delta: float, sampled: f
 
 
 def check_delta(delta: float) -> None:
-    """Raise ``ValueError`` unless δ is in (0, 1)."""
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must be between 0 and 1, well below 1 / clients, got {delta}")
+    """Raise ``ValueError`` unless δ is in (0, 1), and no smaller than a float can tell apart."""
+    if not 1e-300 <= delta < 1:
+        raise ValueError(
+            f"delta must be between 0 and 1 (at least 1e-300), well below 1 / clients, got {delta}"
+        )
 
 
 def check_positive(name: str, value: float) -> None:

@@ -18,6 +18,7 @@ import torch
 from ..training.examples import Example
 
 TRIES = 1000
+SMALLEST = 0.01  # far below, gamma variates stop at the smallest float and all shares are *equal*
 
 
 def first_word(example: Example) -> str:
@@ -52,8 +53,11 @@ def split_among(
         raise ValueError(
             f"expected at least {least} of {len(examples)} examples for each of {clients} clients"
         )
-    if not concentration > 0:
-        raise ValueError(f"concentration must be positive, got {concentration}")
+    if not concentration >= SMALLEST:
+        raise ValueError(
+            f"concentration must be at least {SMALLEST}, where nearly all of a label lies with one "
+            f"client, got {concentration}"
+        )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(examples), generator=generator).tolist()
     if concentration == math.inf:

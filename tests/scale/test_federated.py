@@ -195,6 +195,9 @@ def spoil(kind):
         bad["layers.0.q_proj"] = LowRank(q.A, torch.zeros(5, 3), 2.0)
     elif kind == "modules":
         bad["lm_head"] = bad.pop("layers.0.q_proj")
+    elif kind in ("int64", "float16"):
+        dtype = getattr(torch, kind)
+        bad["layers.0.q_proj"] = LowRank(q.A, (10 * q.B).round().to(dtype), 2.0)
     elif kind == "rank":
         bad["layers.0.q_proj"] = LowRank(torch.zeros(3, 6), torch.zeros(5, 3), 2.0)
     elif kind == "scaling":
@@ -211,6 +214,8 @@ def spoil(kind):
 REFUSALS = {
     "nan": ("stack", r"client 'client 1': layers.0.q_proj holds values that are not finite"),
     "shape": ("stack", r"A \(2, 7\) and B \(5, 2\), expected them for \(in, out\) = \(6, 5\)"),
+    "int64": ("factors", r"torch\.float32, torch\.int64.*, expected floating-point numbers"),
+    "float16": ("svd", r"torch\.float16.*, expected \(torch\.float32, torch\.float32\)"),
     "form": ("svd", r"A \(2, 6\) and B \(5, 3\), expected \(r, in\) and \(out, r\)"),
     "modules": ("svd", r"adapted other modules: layers.0.q_proj, lm_head"),
     "rank": ("factors", r"\(3, 2\.0\), and client 'client 0' has \(2, 2\.0\); .* 'svd' or 'stack'"),
@@ -239,14 +244,18 @@ def test_bad_settings_are_refused():
     updates = clients(6, [1])
     with pytest.raises(ValueError, match=r"no how='stak': did you mean 'stack'"):
         aggregate(updates, "stak")
-    with pytest.raises(ValueError, match=r"rank is a positive number for how='svd', got 0"):
-        aggregate(updates, "svd", rank=0)
+    for rank in (0, 2.5, True):
+        with pytest.raises(ValueError, match=rf"positive whole number for how='svd', got {rank}"):
+            aggregate(updates, "svd", rank=rank)
     with pytest.raises(ValueError, match=r"got 2 for 'stack'"):
         aggregate(updates, "stack", rank=2)
     with pytest.raises(ValueError, match=r"at least 1 clients, got 0"):
         aggregate({})
     with pytest.raises(ValueError, match=r"the result has no layers.0.q_proj"):
         relative_error(updates, {})
+    invented = {**aggregate(updates), "lm_head": updates["client 0"].parts["layers.0.q_proj"]}
+    with pytest.raises(ValueError, match=r"the result has lm_head, which no client trained"):
+        relative_error(updates, invented)
 
 
 def test_an_update_of_zeros_has_no_relative_error():

@@ -3,8 +3,10 @@
 They run where flwr is installed, in an environment of its own (docs/scale.md, make test-flower).
 """
 
+import io
 import itertools
 import json
+import math
 import os
 import random
 import signal
@@ -145,8 +147,11 @@ def test_a_node_that_is_gone_has_no_say_and_too_few_make_no_round(tmp_path):
     assert done == 2
     path = next(iter(parts))
     torch.testing.assert_close(parts[path].B @ parts[path].A, oracle[path].B @ oracle[path].A)
-    serve(OneProcess(files, CONFIG, broken=[22]), CONFIG | {"how": "svd"}, tmp_path / "none")
-    assert not (tmp_path / "none" / "rounds.safetensors").exists()
+    for how in ("svd", "stack"):
+        config, out = {**CONFIG, "how": how}, tmp_path / f"none {how}"
+        with pytest.raises(RuntimeError, match=r"no round was made in 2: .* least fewest=2"):
+            serve(OneProcess(files, config, broken=[22]), config, out)
+        assert not out.exists()
 
 
 def test_a_server_goes_on_after_its_last_whole_round(tmp_path):
@@ -165,9 +170,31 @@ def test_a_server_goes_on_after_its_last_whole_round(tmp_path):
     assert all(torch.equal(resumed[path].B, whole[path].B) for path in whole)
 
 
-@pytest.mark.parametrize("kind", ["nan", "name", "shape", "no tokens"])
+def spoiled(record, kind):
+    """A record whose first array is bytes that no client of ours would send."""
+    first = next(iter(record.values()))
+    if kind == "no bytes":
+        first.data = b""
+    elif kind == "zip":
+        buffer = io.BytesIO()
+        np.savez(buffer, first.numpy())
+        first.data = buffer.getvalue()
+    elif kind == "text":
+        first.data = Array(np.array(["a", "b"])).data
+    elif kind == "stype":
+        first.stype = "pickle"
+    return record
+
+
+WRONG = ("nan", "name", "shape", "no tokens", "half a token", "tokens in a list", "endless tokens",
+         "int64", "float16", "no bytes", "zip", "text", "stype", "no arrays", "no A",
+         "A that is frozen")  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRONG)
 def test_a_reply_that_does_not_fit_is_left_out(kind, tmp_path):
-    rounds = rounds_of({**CONFIG, "fewest": 1, "how": "svd"})
+    how = "frozen_a" if kind == "A that is frozen" else "svd"
+    rounds = rounds_of({**CONFIG, "fewest": 1, "how": how})
     first = first_parts(load_base, rounds)
     grid = OneProcess(write_logs(tmp_path), CONFIG)
     strategy = LoraRounds(rounds, first, 0, tmp_path / "rounds.safetensors")
@@ -182,13 +209,23 @@ def test_a_reply_that_does_not_fit_is_left_out(kind, tmp_path):
             tensors["prompts"] = torch.ones(1)
         elif spoil == "shape":
             tensors[name] = torch.ones(2, 3)
-        elif spoil == "no tokens":
-            tokens = 0
+        elif spoil == "no A":
+            del tensors[name.replace("lora_B", "lora_A")]
+        elif spoil == "A that is frozen":
+            tensors = {key: 1 + tensor for key, tensor in sent(first, rounds_of({})).items()}
+        elif spoil in ("int64", "float16"):
+            tensors = {key: tensor.to(getattr(torch, spoil)) for key, tensor in tensors.items()}
+        tokens = {"no tokens": 0, "half a token": 5.5, "tokens in a list": [5],
+                  "endless tokens": math.inf}.get(spoil, tokens)  # fmt: skip
         counts = MetricRecord({"tokens": tokens})
-        return Message(RecordDict({"arrays": packed(tensors), "counts": counts}), reply_to=message)
+        records = {"arrays": spoiled(packed(tensors), spoil), "counts": counts}
+        if spoil == "no arrays":
+            del records["arrays"]
+        return Message(RecordDict(records), reply_to=message)
 
-    _, counts = strategy.aggregate_train(1, [reply(asked[0], kind), reply(asked[1], "")])
+    arrays, counts = strategy.aggregate_train(1, [reply(asked[0], kind), reply(asked[1], "")])
     assert counts["clients"] == 1
+    assert {tensor.dtype for tensor in unpacked(arrays).values()} == {torch.float32}
 
 
 def test_flowers_own_noise_has_the_size_that_the_accountant_takes(tmp_path):
@@ -208,9 +245,10 @@ def test_arrays_come_back_bit_by_bit_and_a_pickle_is_refused():
     tensors = {"x": torch.randn(3, 4), "empty": torch.zeros(0, 4)}
     back = unpacked(packed(tensors))
     assert all(torch.equal(back[name], tensors[name]) for name in tensors)
-    danger = ArrayRecord({"x": Array(np.zeros(1))})
-    danger["x"].data = np.lib.format.magic(1, 0) + b"\x00"
-    with pytest.raises(ValueError, match=r".*"):
+    danger, buffer = ArrayRecord({"x": Array(np.zeros(1))}), io.BytesIO()
+    np.save(buffer, np.array([{"any": "object"}], dtype=object), allow_pickle=True)
+    danger["x"].data = buffer.getvalue()
+    with pytest.raises(ValueError, match="allow_pickle=False"):
         unpacked(danger)
 
 
@@ -219,6 +257,29 @@ def test_a_runs_config_is_checked():
         rounds_of({"stepps": 1})
     assert rounds_of(CONFIG) == replace(Rounds(), rounds=2, steps=1, batch_size=2, r=2, fewest=2,
                                         lora_alpha=4.0)  # fmt: skip
+    private = {**CONFIG, "how": "svd", "clipping-norm": 1.0, "flower-epsilon": 2.0}
+    rounds_of({**private, "flower-sensitivity": 2.0})
+    for bad, words in [
+        ({"how": "stack"}, "flower-epsilon cannot go with how='stack'"),
+        ({"clipping-norm": 0.0}, "flower-epsilon without a clipping-norm"),
+        ({"noise-multiplier": 1.0}, "flower-epsilon or noise-multiplier, got both"),
+        ({"flower-sensitivity": 1.0}, r"must be at least 2\.0, twice the clipping-norm"),
+        ({"flower-epsilon": -1.0}, "flower-epsilon must be a finite positive number, got -1"),
+        ({"flower-delta": 1.0}, "delta must be between 0 and 1"),
+        ({"timeout": 0}, "timeout must be a finite positive number, got 0"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            rounds_of({**private, **bad})
+
+
+def test_the_apps_folder_holds_the_settings_whatever_stands_in_them(tmp_path):
+    """TOML's own reader is the oracle."""
+    tomllib = pytest.importorskip("tomllib", reason="Python 3.11 brings it")
+    config = {**CONFIG, "out": 'a "new" folder\\no\ttab é', "lr": 1e-5}
+    folder = write_app(tmp_path / "app", config)
+    text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    settings = tomllib.loads(text)["tool"]["flwr"]["app"]["config"]
+    assert {key: settings[key] for key in config} == config
 
 
 def free_port():

@@ -79,6 +79,38 @@ def test_renyi_of_a_sample_is_the_integral():
         assert sampled_rdp(alpha, z, q) == pytest.approx(math.log(moment) / (alpha - 1), rel=1e-6)
 
 
+# (μ, δ): ε of the curve's equation by mpmath 1.3, 60 digits, bisected as in ``by_mpmath``
+FAR = {
+    (1.0, 1e-15): 8.1655796955042536,
+    (1.0, 1e-20): 9.5109362405743805,
+    (1.0, 1e-100): 21.627508093648382,
+    (5.0, 1e-20): 58.246539992096068,
+    (0.2, 1e-20): 1.7887409283759029,
+    (0.2, 1e-100): 4.2306523373357111,
+}
+
+
+def by_mpmath(mp, mu, delta):
+    """The ε at which Φ(μ/2 − ε/μ) − e^ε Φ(−μ/2 − ε/μ) is δ."""
+    low, high = mp.mpf(0), mp.mpf(400)
+    for _ in range(160):
+        eps = (low + high) / 2
+        curve = mp.ncdf(mu / 2 - eps / mu) - mp.exp(eps) * mp.ncdf(-mu / 2 - eps / mu)
+        low, high = (low, eps) if curve <= delta else (eps, high)
+    return high
+
+
+@pytest.mark.parametrize("case", FAR, ids=str)
+def test_a_delta_below_floats_own_grain_does_not_make_epsilon_small(case):
+    """Φ as 1 + erf is zero there: 8.68 came out for every δ from 1e-17 down."""
+    mu, delta = case
+    assert gaussian_epsilon(mu, delta) == pytest.approx(FAR[case], rel=1e-6)
+    mpmath = pytest.importorskip("mpmath")
+    with mpmath.workdps(60):
+        right = by_mpmath(mpmath, mpmath.mpf(str(mu)), mpmath.mpf(str(delta)))
+    assert float(right) == pytest.approx(FAR[case], rel=1e-12)
+
+
 @given(st.floats(0.3, 5), st.integers(1, 200), st.floats(1e-8, 1e-2), st.floats(0.01, 0.99))
 def test_more_rounds_cost_and_more_noise_and_fewer_clients_save(z, rounds, delta, sampled):
     own = epsilon(z, rounds, delta)
@@ -92,6 +124,7 @@ def test_more_rounds_cost_and_more_noise_and_fewer_clients_save(z, rounds, delta
 def test_the_ends():
     assert epsilon(1.0, 0, 1e-5) == 0
     assert epsilon(0.0, 1, 1e-5) == math.inf
+    assert epsilon(5.0, 1, 1e-2, 0.001) == 0.0  # the bound of the best order is -0.01
     assert gaussian_epsilon(1e-6, 1e-5) == 0.0
     assert log_cdf(-20.1) == pytest.approx(log_cdf(-19.9), rel=0.03)
     assert log_cdf(-20.0000001) == pytest.approx(log_cdf(-19.9999999), rel=1e-7)
@@ -154,6 +187,7 @@ def test_bad_settings_are_refused():
         ((-1.0, 1, 1e-5), "noise_multiplier must be finite, not negative, got -1"),
         ((1.0, -1, 1e-5), "rounds must be a whole number, zero or more, got -1"),
         ((1.0, 1, 0.0), "delta must be between 0 and 1"),
+        ((1.0, 1, 1e-310), "at least 1e-300"),
         ((1.0, 1, 1e-5, 0.0), "sampled must be a share"),
     ]:
         with pytest.raises(ValueError, match=words):

@@ -194,7 +194,16 @@ def test_a_data_set_is_dealt_out_whole():
     for arguments in ({"clients": 0}, {"clients": 61}, {"clients": 3, "least": 21}):
         with pytest.raises(ValueError, match="of 60 examples for each of"):
             split_among(examples, **arguments)
-    with pytest.raises(ValueError, match="concentration must be positive"):
-        split_among(examples, 2, concentration=0)
+    for concentration in (0, 1e-4, math.nan):  # 1e-4 dealt a label alike to all, most of the time
+        with pytest.raises(ValueError, match=r"concentration must be at least 0\.01"):
+            split_among(examples, 2, concentration=concentration)
     with pytest.raises(ValueError, match="take a larger concentration"):
-        split_among(examples, 6, concentration=1e-4, least=10)
+        split_among(examples, 6, concentration=0.01, least=10)
+
+
+def test_the_smallest_concentration_gives_a_label_to_one_client():
+    dealt = split_among(data.naval_log(600, 1).train, 2, concentration=0.01, seed=2)
+    labels = [Counter(map(first_word, own)) for own in dealt.values()]
+    shares = [max(own[name] for own in labels) / sum(own[name] for own in labels)
+              for name in set().union(*labels)]  # fmt: skip
+    assert sum(shares) / len(shares) > 0.97
