@@ -61,7 +61,7 @@ def dice_rows(runs: int, seed: int) -> list[Row]:
             drawn = dice.random((runs, LOOKS[-1]))
             won, lost = drawn < (differing + gain) / 2, drawn > 1 - (differing - gain) / 2
             ends = [decision(*each) for each in zip(won, lost, strict=True)]
-            needed = pairs_needed(abs(gain), differing) if gain else None
+            needed = pairs_needed(gain, differing) if gain > 0 else None
             for look in LOOKS:
                 by_then = [word for word, seen in ends if seen <= look]
                 took = [seen for word, seen in ends if word != "wait" and seen <= look]
@@ -204,6 +204,7 @@ def one_round(loop: Loop, champion: Any, live: Sequence[Example]) -> Row:
         "reason": done.verdict.reason,
         "expelled": list(done.expelled),
         "exam": [exam.wins, exam.losses, len(exam)],
+        "mixed": True,  # users' and reserved questions in each block; the exam is the whole one
         "at_least_as_good": sum(new[:100]) >= sum(old[:100]),
         "norm": norms[1] / norms[0],
         "told": list(done.told),

@@ -3,9 +3,9 @@
 #
 # Know first: nothing · Difficulty ●○○ · 3 minutes to read · 40 seconds to run
 #
-# A trained model is a few hundred large matrices. To teach it something new, one can change all
-# their numbers. LoRA changes none. Beside a matrix W₀ it puts two thin ones, A and B, and trains
-# only those.
+# A trained model is tens to hundreds of large matrices. To teach it something new, one can change
+# all their numbers. LoRA changes none. Beside a matrix W₀ it puts two thin ones, A and B, and
+# trains only those.
 #
 # ![x goes through the frozen W₀ and through the thin A and B, and the results are added](lora.svg)
 #
@@ -18,7 +18,7 @@
 # %% [markdown]
 # ## Predict
 #
-# The adapter stands beside two matrices of each of the four layers, with r = 8.
+# The adapter stands beside two matrices of each of the six layers, with r = 8.
 
 # %% [predict] share_trained
 # How many of 1,000 parameters of the model are trained?
@@ -62,6 +62,7 @@ print("before:     ", before)
 print("after:      ", after)
 print("switched off:", off)
 assert off == before != after
+assert model.config.num_hidden_layers == 6  # as the prediction says
 
 # %% [markdown]
 # ## Look
@@ -87,8 +88,8 @@ def draw(losses, sizes):
 
 show(
     draw(history.losses, {"the whole model": total, "A and B": trained}),
-    "Left: the loss falls by steps of training. Right: the whole model has about sixty times as "
-    "many numbers as A and B together",
+    "Left: the loss falls by steps of training. Right: the whole model has "
+    f"{total / trained:.0f} times as many numbers as A and B together",
 )
 
 # %% [markdown]
@@ -107,7 +108,7 @@ show(
 # %% [markdown]
 # ## Break it
 #
-# If A and B are to stay small, why not take r = 1, or, to be sure, r as large as the matrix?
+# We took r = 8. With r as large as the matrix, B times A could be any update. What would that cost?
 
 # %%
 out, into = linears["q_proj"]

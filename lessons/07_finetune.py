@@ -199,8 +199,9 @@ assert pushed["LoRA q, v"] > 2 * pushed["full, gentle"]
 #
 # Why so much here? Few matrices must do everything, at a high rate, and are pushed hard: the
 # largest ΔW of LoRA q, v has {{ pushed["LoRA q, v"]:.2f}} of the size of its W₀, that of full,
-# gentle {{ pushed["full, gentle"]:.2f}}. That fits, and it is no proof. (Biderman and others, arXiv
-# 2405.09673, compare at scale. They find that LoRA learns less and forgets less.)
+# gentle {{ pushed["full, gentle"]:.2f}}. This agrees with the explanation and does not prove it.
+# (Biderman and others, arXiv 2405.09673, compare at scale. They find that LoRA learns less and
+# forgets less.)
 #
 # Why is a step cheaper? A backward pass has two products for each layer: one for the gradient of
 # its input, one for that of its weight. Frozen weights need only the first. Here that is
@@ -209,10 +210,11 @@ assert pushed["LoRA q, v"] > 2 * pushed["full, gentle"]
 # products cost more time than arithmetic; compare the column "ms a step".
 
 # %% [markdown]
-# And the question that is asked most: *why may the update be so thin?* ΔW is a sum of products
-# g xᵀ, one for each token: the gradient above the layer times the input below. The tokens of one
-# task pull in few directions, so the sum has few strong ones. Nobody told the full fine-tune to be
-# thin; look at its own ΔW, sorted by singular value:
+# And the question that is asked most: *why may the update be so thin?* The gradient of W is a sum
+# of products g xᵀ, one for each token: the gradient above the layer times the input below. The
+# tokens of one task pull in few directions, so the sum has few strong ones. AdamW then rescales it
+# number by number, so whether ΔW stays thin must be looked at. Nobody told the full fine-tune to be
+# thin; here is its own ΔW, sorted by singular value:
 
 
 # %%
@@ -286,8 +288,9 @@ assert 1.35 < unrelated < 1.48
 #
 # Difficulty ●●○ · Importance ●●●, every line of it can be wrong in silence · 10 minutes
 #
-# This one runs, and raises nothing. It has three faults that real loops have had; each alone spoils
-# a run without a word. Find them (the checker tells what it sees, not where it is).
+# This one runs, and raises nothing. It has three faults that real loops have had: one costs the
+# training, one the log and one the memory. Find them (the checker tells what it sees, not where it
+# is).
 
 
 # %% [exercise] train_steps

@@ -179,8 +179,8 @@ assert best_rates < 0.5 * one_rate
 assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5
 
 # %% [markdown]
-# What looked like the rank was, all or nearly all of it, the rate. The place is another matter: q
-# stays behind at every rate.
+# Of the {{ one_rate:.2f}} at one rate, {{ best_rates:.2f}} is left when each has its best: most of
+# what looked like the rank was the rate. The place is another matter: q stays behind at every rate.
 #
 # ## Run: how much data, and does LoRA prevent overfitting?
 #
@@ -265,10 +265,10 @@ show(
 
 # %% [markdown]
 # All four learn 30 examples by heart, and are wrong on others. From its lowest point the held-out
-# loss rose by {{ rises["full"]:.2f}} with full, {{ rises["r = 1"]:.2f}} with r = 1 and
-# {{ rises["r = 64"]:.2f}} with r = 64; stopping there is free (`keep_best`). Dropout and
-# decay move the last loss up in some runs and down in others. More data lowers it in every row, and
-# with much of it the small ranks are behind after so many steps.
+# loss rose by {{ rises["full"]:.2f}} with full, {{ rises["r = 1"]:.2f}} with r = 1,
+# {{ rises["r = 8"]:.2f}} with r = 8 and {{ rises["r = 64"]:.2f}} with r = 64; stopping there is
+# free (`keep_best`). Dropout and decay move the last loss up in some runs and down in others. More
+# data lowers it in every row, and with much of it the small ranks are behind after so many steps.
 # (One seed, 50 held-out logs: neighbours are not known to differ.)
 #
 # ## Build: the largest rank
@@ -320,8 +320,8 @@ def spend(budget):
 
 
 # %% [hints] spend
-# 1. The dots say which places work. q, k and v, o cost `6 * (128 + 128)` or `6 * (128 + 64)`
-#    for each rank.
+# 1. The dots say which places work. For each rank q and o cost `6 * (128 + 128)`, k and v cost
+#    `6 * (128 + 64)`.
 # 2. Choose one place that is good on its own, such as v_proj or o_proj, and put all that you have
 #    into its rank.
 # 3. `r = budget // 1152`, and `return LoraConfig(r=r, lora_alpha=2 * r, target_modules=["v_proj"])`

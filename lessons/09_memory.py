@@ -137,8 +137,8 @@ show(
 # A small model with {{ batch * time }} tokens in a batch is mostly activations, and in float32 LoRA
 # saves few of those: at the peak its step still holds {{ ratio:.0%}} of what full fine-tuning
 # holds. Gradients have to travel back through frozen layers too, so what the layers between need
-# for that is kept as before. (A loop that frees the gradients after each step meets them only when
-# the activations are gone, and its peak is lower by that much.)
+# for that is kept as before. (A loop that frees the gradients after each step makes the new ones
+# while the activations go away, so its peak is lower.)
 #
 # Large models are trained on a base in bfloat16, with adapters in float32, so that small steps are
 # not rounded away. PEFT and this package do so by themselves.
@@ -290,8 +290,8 @@ def two_settings():
 
 # %% [hints] two_settings
 # 1. Ask `plan("llama-2-7b", wide, "lora", **RUN | {"checkpointing": True}).bytes`, and so on.
-# 2. The largest part after the weights is activations, and one setting makes them small. Then 0.3
-#    GB are missing; they are in the moments, or in what each adapter keeps.
+# 2. The largest part after the weights is activations, and one setting makes them small. A little
+#    is then still missing; it is in the moments, or in what each adapter keeps.
 # 3. `{"checkpointing": True, "optimizer": "adamw8bit"}`, or bfloat16 adapters.
 
 # %%

@@ -126,8 +126,8 @@ assert errors["other starts, averaged"] > 2 * errors["one start, averaged"]
 assert is_short() or losses["other starts, averaged"] > losses["other starts, stacked"]
 
 # %% [markdown]
-# The last three rows are of *one* pair of adapters. Shapes fit, nothing warns, and most of what was
-# trained is gone. From one start it is nearly right.
+# The last three rows are of *one* pair of adapters. Shapes fit, and nothing warns that the average
+# is far from the true one. From one start it is nearer.
 #
 # ## Look
 
@@ -214,7 +214,10 @@ print(f"{tokens[0]} and {tokens[1]} tokens: the gradient is off by {wrong:.0%}")
 assert wrong > 0.02
 
 # %% [markdown]
-# **Different A's.** You saw it: {{ errors["other starts, averaged"]:.0%}} of the update was gone.
+# **Different A's.** You saw it: the average was off by {{ errors["other starts, averaged"]:.0%}}.
+# By the identity above it keeps w_1² B_1 A_1 + w_2² B_2 A_2, which is a quarter instead of a half
+# of each where the weights are equal, and adds the cross-terms B_1 A_2 and B_2 A_1, which nobody
+# trained.
 #
 # **A rank that stops alone.** Ctrl-C reaches one machine, in step 4. It leaves its loop, and the
 # other waits in the next all-reduce.

@@ -11,7 +11,8 @@
 #     pack_nibbles, unpack_nibbles (10)   quantize_scales (11)   lean_product (12)   merge_once (13)
 #
 # "It trains" is no proof. A wrong gradient trains too, only worse. So we ask for more: the same
-# numbers as the library's, from the first loss to the last factor, to the bit.
+# numbers as the library's, from the first loss to the last factor, and we count how many are equal
+# to the bit.
 
 # %%
 import importlib.util
@@ -24,7 +25,7 @@ from safetensors.torch import load_file
 import minilora
 from minilora import data
 from minilora.learn import check, full_or_short, show
-from minilora.learn.pieces import own_machine, solution_of
+from minilora.learn.pieces import courses_machine, own_machine
 from minilora.lora.layer import lora_layers
 from minilora.plots.style import hue, in_house_style, one_axes
 from minilora.training.batches import encode_all, pad
@@ -113,7 +114,7 @@ def compare(machine, four_bits, name):
     return losses, theirs, same, model
 
 
-build, _ = own_machine("fine_tune", Path("no folder: the course's"))
+build = courses_machine("fine_tune")
 curves, equal = {}, {}
 for name, four_bits in (("floats", False), ("four bits", True)):
     losses, theirs, equal[name], _ = compare(build, four_bits, name)
@@ -149,19 +150,25 @@ show(draw(curves), alt)
 # %% [markdown]
 # Each thin line lies in its wide one. The lines above say more than the picture: of {{ total}}
 # factors {{ equal["floats"]}} are equal to the bit in floats, {{ equal["four bits"]}} in four bits.
-# Does the folder open elsewhere, and does your merge agree?
+# Does the folder open elsewhere, and does `merge_once` agree with this package's merge?
+
 
 # %%
-base = minilora.load_base()
+def merges_agree(machine, where):
+    """Whether the machine's merge_once equals this package's merge to the bit, in one layer."""
+    adapted = minilora.load_adapter(minilora.load_base(), where)
+    path, layer = next(lora_layers(adapted))
+    W = minilora.load_base().get_submodule(path).weight.detach()
+    own = machine.merge_once(W, layer.lora_A.detach(), layer.lora_B.detach(), ALPHA)
+    equal_bits = torch.equal(own, minilora.merge(adapted).get_submodule(path).weight)
+    print("merge_once and this package's merge, equal to the bit:", equal_bits)
+    return equal_bits
+
+
 adapted = minilora.load_adapter(minilora.load_base(), folder / "floats").eval()
 exact = minilora.exact_match(adapted, task.valid)
 print(f"this package's strict reader opens it: {exact:.0%} of new logs answered to the letter")
-path, layer = next(lora_layers(adapted))
-factors = layer.lora_A.detach(), layer.lora_B.detach()
-own_merge = solution_of("merge_once")(base.get_submodule(path).weight.detach(), *factors, ALPHA)
-merged = minilora.merge(adapted).get_submodule(path).weight
-print("merge_once and this package's merge, equal to the bit:", torch.equal(own_merge, merged))
-assert torch.equal(own_merge, merged)
+assert merges_agree(build, folder / "floats")
 if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers"):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -290,14 +297,15 @@ check(adapted_layer)
 
 
 # %% [exercise] fine_tune
-# pieces: inject_by_name, train_steps
+# pieces: inject_by_name, train_steps, merge_once
 def fine_tune(model, names, r, alpha, loss_of, batches, folder, four_bits=False):
     """Adapt, train and save; return the losses, one for each batch.
 
     Every Linear whose last name is in names becomes adapted_layer(…), by inject_by_name. One step
     on each batch, by train_steps, with torch.optim.AdamW(…, lr=5e-3, weight_decay=0) on what
     trains. folder (a Path, made here) gets adapter_model.safetensors and adapter_config.json
-    (peft_type "LORA", task_type "CAUSAL_LM", r, lora_alpha, target_modules).
+    (peft_type "LORA", task_type "CAUSAL_LM", r, lora_alpha, target_modules). merge_once stands
+    above for the last cell of the lesson, which compares your merge.
     """
     raise NotImplementedError("TODO: inject_by_name, train_steps, save_file, a JSON")
 
@@ -322,17 +330,18 @@ check(fine_tune)
 machine, yours = own_machine("fine_tune", Path("minilora-lessons"))
 if yours:
     *_, same, _ = compare(machine, False, "your own file")
+    merges_agree(machine, folder / "your own file")
 else:
     print("minilora-lessons/25_capstone.py has no fine_tune yet; the course's ran above")
 
 # %% [markdown]
 # ## What you can now defend
 #
-# - LoRA and QLoRA are nine short functions and four joints. None of it is magic, and you can say of
-#   each line what breaks without it.
-# - Two independent builds agree to the bit over {{ STEPS}} steps ({{ equal["floats"]}} of
-#   {{ total}} factors in floats, {{ equal["four bits"]}} in four bits) when they add in one order.
-#   Where they add in another, rounding is the only difference.
+# - LoRA and QLoRA are nine short functions and four joints. You have built each of them, and seen
+#   what one missing gradient does.
+# - After {{ STEPS}} steps, two independent builds that add in one order have {{ equal["floats"]}}
+#   of {{ total}} factors equal to the bit in floats, and {{ equal["four bits"]}} of {{ total}} in
+#   four bits. Where two builds add in another order, rounding tells them apart.
 # - A falling loss proves little: without one gradient it fell from {{ broken[0]:.2f}} to
 #   {{ broken[-1]:.2f}}, and the first two steps were right to the bit.
 # - An adapter is two files. Who writes the right names and the right alpha can be read by PEFT.

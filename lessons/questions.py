@@ -56,8 +56,9 @@ for layer in (LoRALayer(linear, r=8, lora_alpha=16), linear.requires_grad_(True)
 #
 # At one rate LoRA moves the weight less, because B's step acts through the small A. In Adam's first
 # step on a 256 × 256 matrix full training moved it {{ moved[1] / moved[0]:.1f}} times as far as
-# LoRA of rank 8 with α = 16. So begin about that much higher, and search, as ten is a habit and no
-# law.
+# LoRA of rank 8 with s = 2; this ratio is √(3 in / r) / s, which is
+# {{ (3 * 4096 / 8) ** 0.5 / 2:.0f}} for 4,096 inputs. So begin higher by this ratio, and then
+# search the rate: ten is a habit, not a law.
 #
 # Lesson 05 · minilora/lora/layer.py · `bound = 1 / math.sqrt(self.in_features)`
 
@@ -229,7 +230,7 @@ for rate in (5e-3, 2e-1):
 # %% [markdown]
 # ## My loss jumps up and stays there: why?
 #
-# Nearly always the rate: at 5e-3 twelve steps came to {{ ends[5e-3]:.0f}}, at 0.2 to
+# Often it is the rate: at 5e-3 twelve steps came to {{ ends[5e-3]:.0f}}, at 0.2 to
 # {{ ends[2e-1]:.0f}}. A user of LLaVA who saw such a jump reports that a rate ten times lower cured
 # it (haotian-liu/LLaVA #1301). Lower the rate, warm up, clip the gradient.
 #
@@ -237,14 +238,14 @@ for rate in (5e-3, 2e-1):
 
 # %%
 largest, step = torch.finfo(torch.float16).max, torch.finfo(torch.bfloat16).eps
-float16_sum = torch.tensor(60000.0, dtype=torch.float16) * 2
+small_gradient = torch.tensor(1e-8).half()
 
 # %% [markdown]
 # ## fp16 or bf16?
 #
-# bf16 where the card has it: fp16 ends at {{ largest:,.0f}}, and twice 60,000 is
-# {{ float16_sum.item()}} there, so its loss must be scaled (in artidoro/qlora #117 a loss of zero
-# went away with `fp16=True`). bf16 reaches as far as float32 and keeps few digits, a step of
+# bf16 where the card has it: a gradient of 1e-8 is {{ small_gradient.item():g}} in fp16, so its
+# loss is scaled up before the backward pass, but not so far that anything exceeds
+# {{ largest:,.0f}}, where fp16 ends. bf16 reaches as far as float32 and keeps few digits, a step of
 # {{ step:.4f}} at 1. Either way A and B stay in float32, or small steps vanish.
 #
 # Lesson 09 · minilora/lora/layer.py · `A and B are float32 when`
@@ -320,9 +321,10 @@ cast = 2 * 128_256 * 4096 * (4 - 2) / 1e9
 #
 # In PEFT it freezes the base, casts what is still in 16 bits (embedding, head, norms) to float32
 # and turns gradient checkpointing on. For Llama-3-8B the embedding and the head alone then take
-# {{ cast:.1f}} GB more, and a user measured 81,076 MB with it and 63,082 MB without, where bf16
-# LoRA took 72,840 (bitsandbytes #1569). Here `inject` after quantizing freezes, and `checkpointing`
-# is a switch of its own.
+# {{ cast:.1f}} GB more, and a user measured 81,076 MB with it and 63,082 MB without on Ministral 8B
+# with 4,096 tokens, where bf16 LoRA took 72,840 (bitsandbytes #1569; the casts explain a small part
+# of that, and the rest is not explained there). Here `inject` after quantizing freezes, and
+# `checkpointing` is a switch of its own.
 #
 # Lesson 12 · minilora/nf4/linear.py · `return model.requires_grad_(False)`
 
@@ -347,10 +349,10 @@ lean_lora, lean_qlora = (gb(m, checkpointing=True) for m in ("lora", "qlora"))
 # ## Why does four bits take more memory than I expected, or more than 16?
 #
 # Four bits shrink the base alone: with 2,048 tokens Llama-3-8B takes {{ lora:.0f}} GB with LoRA and
-# {{ qlora:.0f}} GB with QLoRA, the rest being activations. More than in 16 bits it gets where
-# autograd keeps every dequantized weight, or a helper casts to float32 (huggingface/peft #785 has
-# such a case: with the same batch of 96 only four bits ran out of memory). With checkpointing the
-# two are {{ lean_lora:.0f}} and {{ lean_qlora:.0f}} GB.
+# {{ qlora:.0f}} GB with QLoRA, the rest being activations. It takes more than 16 bits where
+# autograd keeps every dequantized weight, or a helper casts to float32 (in huggingface/peft #785
+# only four bits ran out of memory with the same batch of 96; why, the thread does not say). With
+# checkpointing the two are {{ lean_lora:.0f}} and {{ lean_qlora:.0f}} GB.
 #
 # Lesson 12 · minilora/nf4/linear.py · `dx = grad @ ctx.weight.dequantize(grad.dtype)`
 
@@ -387,9 +389,9 @@ seventy = plan("llama-2-70b", EVERYWHERE, "qlora", seq=512, checkpointing=True)
 # %% [markdown]
 # ## Can QLoRA train 70B in 16 or 24 GB?
 #
-# No: the four-bit codes alone are {{ seventy.bytes["weights"] / 1e9:.0f}} GB. A step with 512
-# tokens and checkpointing takes {{ seventy.total / 1e9:.0f}} GB. One card of 48 GB is the smallest
-# that holds it.
+# No: the four-bit codes alone are {{ seventy.bytes["weights"] / 1e9:.1f}} GB. A step with 512
+# tokens and checkpointing takes {{ seventy.total / 1e9:.1f}} GB, and the CUDA context and
+# fragmentation come on top. That leaves a card of 40 GB hardly any room, so take one of 48.
 #
 # Lesson 09 · minilora/ledger/estimate.py · `a 4-bit weight is half a byte`
 
@@ -450,15 +452,16 @@ again = apart(nf4.quantize(held_W + D).dequantize() - held_W, D)
 # Lesson 13 · minilora/lora/merging.py · `def merge_and_requantize(`
 
 # %%
-passes = 0.5 + 1 + 1 + 4 + 4 + 4
+passes = (0.5 + 1) + (1 + 4) + (4 + 4)  # each pass reads and writes
 
 # %% [markdown]
 # ## Why is QLoRA slower than LoRA?
 #
 # Every product unpacks the codes first, and the backward does so again. With plain tensors that
 # moves {{ passes:.1f}} bytes over memory for a weight of half a byte. A user of open-instruct
-# reports five times LoRA's time (allenai/open-instruct #109); how much it is depends on the kernel
-# and on the number of tokens.
+# reports five times LoRA's time, and a maintainer answers that this "sounds odd", as the two should
+# be similar (allenai/open-instruct #109); how much it is depends on the kernel and on the number of
+# tokens.
 #
 # Lesson 24 · minilora/nf4/linear.py · `transposed = weight.dequantize(x.dtype).T`
 
@@ -477,6 +480,8 @@ grad_A, grad_B = layer.lora_A.grad.abs().max().item(), layer.lora_B.grad.abs().m
 # Lesson 04 · minilora/lora/layer.py · `nn.init.zeros_(self.lora_B)`
 
 # %%
+only_q = LoraConfig(target_modules=["q_proj"])
+fitting = len(minilora.explain_match(minilora.load_base(), only_q).chosen)
 try:
     refused = ""
     minilora.inject(minilora.load_base(), LoraConfig(target_modules=["q_proj", "query"]))
@@ -487,8 +492,8 @@ except ValueError as error:
 # ## Nothing seems to train: what do I look at first?
 #
 # How many layers got an adapter. With a name that fits nothing beside one that fits, `inject` here
-# refuses ("query" is named in its message: {{ "query" in refused}}), where PEFT goes on with the 12
-# layers that fit. Then count what has `requires_grad`, and look at ‖B‖ after a step.
+# refuses ("query" is named in its message: {{ "query" in refused}}), where PEFT goes on with the
+# {{ fitting}} layers that fit. Then count what has `requires_grad`, and look at ‖B‖ after a step.
 #
 # Lesson 06 · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
 
@@ -733,7 +738,8 @@ comes_out = half_precision(torch.randn(2, 64).bfloat16()).element_size()
 #
 # Only if nobody rounds the sum back. Here A and B have {{ kept_in}} bytes a number and the layer's
 # output {{ comes_out}}, like its input, so the next layer stays in 16 bits. A library that forgets
-# this computes in float32 from the first adapter on (ml-explore/mlx-examples #613).
+# this computes in float32 from the first adapter on, as mlx did until a pull request cast the sum
+# back (ml-explore/mlx-examples #613).
 #
 # Lesson 09 · minilora/lora/layer.py · `* scaling).to(y.dtype)`
 

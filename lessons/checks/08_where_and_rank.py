@@ -50,7 +50,7 @@ def check_spend(answer):
         raise Wrong(
             f"after {STEPS} steps your 5,000 parameters reach a held-out loss of {mine:.2f}, q and "
             f"v at r = 1 reach {usual:.2f} with 2,688; a right answer is lower by at least "
-            f"{MARGIN}. Which rows of the heat map are light?"
+            f"{MARGIN}. Which dots of the picture lie left?"
         )
 
 

@@ -63,5 +63,6 @@ assert left > 0.1
 check(adapted_linear)
 
 # %% [markdown]
-# PEFT has a setting for it, `bias="none"`, since a bias that learns unasked makes "switch the
-# adapter off" a lie: `minilora zoo "biases learn silently"` names the thread.
+# PEFT has a setting for it, `bias="none"`. Whoever sets `bias="all"` is warned there that with the
+# adapter switched off the model is not its base: `minilora zoo "biases learn silently"` names the
+# thread.

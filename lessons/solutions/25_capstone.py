@@ -13,6 +13,7 @@ init_factors, lora_gradients = solution_of("init_factors"), solution_of("lora_gr
 inject_by_name, train_steps = solution_of("inject_by_name"), solution_of("train_steps")
 pack_nibbles, unpack_nibbles = solution_of("pack_nibbles"), solution_of("unpack_nibbles")
 quantize_scales, lean_product = solution_of("quantize_scales"), solution_of("lean_product")
+merge_once = solution_of("merge_once")
 LEVELS = torch.tensor(nf4_levels())
 
 

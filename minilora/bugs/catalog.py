@@ -77,8 +77,8 @@ LAYER = (
     Bug(name="biases learn silently", where="lora.injection:inject",
         right="model.requires_grad_(False)",
         wrong='[p.requires_grad_(n.endswith("bias")) for n, p in model.named_parameters()]',
-        story="Biases train along, unasked. "
-              "With the adapter switched off the model is then no longer its base.",
+        story="Biases train along, unasked. With the adapter off the model is then not its base. "
+              "PEFT warns of that where a user chose bias='all' or 'lora_only'.",
         thread="huggingface/peft #741", caught_by="test_invariants.py::test_4_only_a_and_b_learn"),
 )  # fmt: skip
 

@@ -52,7 +52,7 @@ def adapt(queue: Any, options: argparse.Namespace) -> int:
     hours, tenant = options.quarantine * 3600, options.tenant
     store = FeedbackStore(options.feedback, tenant, quarantine=hours, cap=options.cap)
     if options.add is not None:
-        states = [store.add(each) for each in corrections(options.add, tenant)]
+        states = [store.add(each) for each in corrections(options.add, store)]
         told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         print(f"{options.add}: {told}")
     show_review(store)
@@ -112,7 +112,7 @@ def show_review(store: Any) -> None:
         print("\n".join(columns(rows)))
 
 
-def corrections(file: Path, tenant: str) -> list[Any]:
+def corrections(file: Path, store: Any) -> list[Any]:
     """The corrections of a file. Raises ``ValueError`` that names a bad line."""
     from ..jobs import Feedback
     from ..training.data_files import rows_of
@@ -122,7 +122,8 @@ def corrections(file: Path, tenant: str) -> list[Any]:
         try:
             if row.problem:
                 raise ValueError(row.problem)
-            read.append(Feedback(**{"adapter": "", **row.value, "tenant": tenant}))
+            read.append(Feedback(**{"adapter": "", **row.value, "tenant": store.tenant}))
+            store.check(read[-1])
         except (TypeError, ValueError) as error:
             raise ValueError(f"{row.where}: {error}. Nothing was taken in") from None
     return read

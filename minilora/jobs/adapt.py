@@ -11,10 +11,11 @@
 Training goes out from the base each time, not from the last adapter: what was learnt wrongly, and
 is expelled, is then not learnt at all, and a hundred rounds drift no further than one. A candidate
 that is neither better nor worse *yet* stays in the hub as ``challenger``; ``settle`` asks the gate
-again when live pairs have come, and rejects it when there are enough.
+again when live pairs have come, at the bar of its round, and rejects it when there are enough.
 
-Left out: a choice among several candidates a round (``candidates`` in gate.py says what that
-costs). Where sources are left out in turn, those candidates share one more α.
+Left out: live pairs, which a caller of ``FeedbackStore.outcome`` has to bring; a choice among
+several candidates a round (``candidates`` in gate.py says what that costs). Where sources are left
+out in turn, those candidates share one more α.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from ..hub.store import Hub
 from ..model.pretrained import load_base
 from ..training.examples import Learnt
 from .blame import Trial, culprit
-from .correction import Slice
-from .exam import Exam, shared
+from .correction import OWNER, Slice
+from .exam import Exam, shared, sides
 from .feedback import FeedbackStore
 from .gate import OPEN, Verdict, better, decide
 from .learning import learn
 from .norms import module_norms
-from .pairs import Pairs, gain_evidence
+from .pairs import Pairs
 from .queue import Queue
 from .recipe import Marks, Recipe, compared, marks
 
@@ -64,13 +65,13 @@ class Round:
 class Candidate:
     """One that was trained in this round: its answers to the exam, its marks, and the verdict.
 
-    ``pairs``: of the exam, without the source that speaks most for it.
+    ``learnt``: how many of the users' examples it was taught.
     """
 
     version: Version
+    learnt: int
     answers: dict[str, bool]
     marks: Marks
-    pairs: Pairs
     verdict: Verdict
 
 
@@ -119,7 +120,7 @@ class Loop:
     def due(self, now: float | None = None) -> str:
         """Why a round is due now; empty when none is."""
         rounds = self.store.rounds(self.recipe.name)
-        at, learnt = (rounds[-1][0], rounds[-1][2]) if rounds else (0.0, 0)
+        at, _, learnt, _ = rounds[-1] if rounds else (0.0, "", 0, "")
         new = len(self.store.accepted()) - learnt
         if new >= self.recipe.after:
             return f"{new} new examples"
@@ -143,34 +144,32 @@ class Loop:
         chosen, guilty = first, ""
         if first.verdict.harmful:
             told.append(f"rejected: {first.verdict.reason}")
-            chosen, guilty = self.blame(judge, first, slices, told)
+            chosen, guilty = self.blame(judge, first, told)
         version, verdict = chosen.version, chosen.verdict
         contents = champion.manifest.content, version.manifest.content
-        self.store.outcomes(*contents, chosen.pairs)  # settle() goes on from these
+        exam, answers = judge.exam, chosen.answers
+        self.store.outcomes(*contents, exam.pairs(answers), exam.asked(answers))  # for settle()
         word = self.settled(version, champion, verdict, told)
-        self.note(word, told)
+        self.note(word, told, chosen.learnt)
         expelled = (guilty,) if guilty else ()
         return Round(word, version.spec, verdict, expelled, tuple(slices), tuple(told))
 
-    def blame(
-        self, judge: Judge, first: Candidate, slices: Sequence[Slice], told: list[str]
-    ) -> tuple[Candidate, str]:
+    def blame(self, judge: Judge, first: Candidate, told: list[str]) -> tuple[Candidate, str]:
         """Leave each suspect out in turn, and expel who is proved to have done harm; returns the
         candidate that stands then, and the source or nothing.
         """
-        failed: Counter[str] = Counter()
-        for each in slices:
-            failed[each.source] += each.failed
-        suspects = [name for name, count in failed.most_common(self.recipe.suspects) if count]
-        if len(failed) < 2:  # without the only source there is nothing new
+        taught = [each for each in self.store.accepted() if each.source != OWNER]
+        if len({each.source for each in taught}) < 2:  # without the only one there is nothing new
             return first, ""
+        failed = Counter(each.source for each in taught if each.failed)
+        suspects = [source for source, _ in failed.most_common(self.recipe.suspects)]
         without = {each: judge.candidate(each, 1 + len(suspects)) for each in suspects}
         trials = {each: judge.trial(first, other) for each, other in without.items()}
         told += [f"without {source}: {trial}" for source, trial in trials.items()]
         if not (guilty := culprit(trials, self.recipe.rules)):
             return first, ""
         gone = self.store.expel(guilty, first.verdict.reason)
-        told.append(f"expelled {guilty}: {gone} examples; the evidence is against nobody else more")
+        told.append(f"expelled {guilty}: {gone} examples; no evidence against others is stronger")
         return without[guilty], guilty
 
     def settled(
@@ -199,11 +198,12 @@ class Loop:
         if challenger is None or challenger.version == champion.version:
             return ""
         recipe, told = self.recipe, list[str]()
-        pairs = self.store.live(champion.manifest.content, challenger.manifest.content)
+        contents = champion.manifest.content, challenger.manifest.content
+        sources, pairs = self.store.answered(*contents)
         before, after = marks(self.pulled(champion), recipe), marks(self.pulled(challenger), recipe)
-        verdict = decide(
-            compared(before, after, pairs, **self.norms(challenger, champion)), recipe.rules
-        )
+        more = self.norms(challenger, champion) | {"without": sides(sources, pairs)}
+        more["candidates"] = challenger.manifest.recipe.get("candidates", 1)  # of its round
+        verdict = decide(compared(before, after, pairs, **more), recipe.rules)
         word = self.settled(challenger, champion, verdict, told)
         if word != "wait":
             self.hub.drop_alias(recipe.name, CHALLENGER)
@@ -231,8 +231,9 @@ class Loop:
         return previous.spec
 
     def note(self, word: str, told: Sequence[str], learnt: int | None = None) -> None:
-        """Write down how a round ended."""
-        learnt = len(self.store.accepted()) if learnt is None else learnt
+        """Write down how a round ended; ``learnt``: of how many examples, else as in the last."""
+        if learnt is None:
+            learnt = next((each[2] for each in self.store.rounds(self.recipe.name)[::-1]), 0)
         self.store.note_round(self.recipe.name, word, learnt, told)
 
     # The model
@@ -273,7 +274,7 @@ class Judge:
         """Train one, a source left out of the training and of the exam, and judge it."""
         loop, rules = self.loop, self.recipe.rules
         learnt = [each.example for each in loop.store.accepted({without})]
-        facts = {"without": without} if without else {}
+        facts = {"without": without, "candidates": candidates} if without else {}
         version = loop.learn([*self.recipe.old, *learnt], self.champion, **facts)
         model = loop.pulled(version)
         after, more = marks(model, self.recipe), loop.norms(version, self.champion)
@@ -288,9 +289,7 @@ class Judge:
             return now.harmful or now.check("better").state != OPEN
 
         answers = self.exam.sit(model, is_enough, without)
-        sides = [self.exam.pairs(answers), *self.exam.pairs_without(answers).values()]
-        weakest = min(sides, key=lambda pairs: gain_evidence(pairs.wins, pairs.losses))
-        return Candidate(version, answers, after, weakest, verdict(answers))
+        return Candidate(version, len(learnt), answers, after, verdict(answers))
 
     def trial(self, first: Candidate, other: Candidate) -> Trial:
         """The first candidate beside one without a source, on all that both were asked."""

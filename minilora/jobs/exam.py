@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .correction import Feedback
-from .feedback import OWNER, FeedbackStore
+from .correction import OWNER, Feedback
+from .feedback import FeedbackStore
 from .pairs import Pairs
 from .recipe import right
 
@@ -51,22 +51,39 @@ class Exam:
                 break
         return answers
 
-    def pairs(self, answers: dict[str, bool], without: str = "") -> Pairs:
-        """The champion's answers beside a candidate's, in the order of the draw; a source's own
-        questions left out.
-        """
+    def asked(self, answers: dict[str, bool]) -> list[Feedback]:
+        """The questions that a candidate answered, in the order of the draw."""
+        return [each for each in self.drawn if each.digest in answers]
+
+    def pairs(self, answers: dict[str, bool]) -> Pairs:
+        """The champion's answers beside a candidate's, in the same order."""
         both = [
             (old, answers[each.digest])
             for each, old in zip(self.drawn, self.old, strict=True)
-            if each.digest in answers and each.source != without
+            if each.digest in answers
         ]
         return Pairs(tuple(old for old, _ in both), tuple(new for _, new in both))
 
     def pairs_without(self, answers: dict[str, bool]) -> dict[str, Pairs]:
         """The same without each of the users with most questions."""
-        asked = Counter(each.source for each in self.drawn if each.digest in answers)
-        del asked[OWNER]
-        return {name: self.pairs(answers, name) for name, _ in asked.most_common(SOURCES)}
+        return sides([each.source for each in self.asked(answers)], self.pairs(answers))
+
+
+def sides(sources: Sequence[str], pairs: Pairs) -> dict[str, Pairs]:
+    """Pairs without each of the users with most questions; ``sources``: whose question each was.
+
+    The owner's questions stay, and live pairs, which are nobody's.
+
+    >>> sides(["ann", "owner", ""], Pairs((True, True, False), (False, True, True)))
+    {'ann': Pairs(old=(True, False), new=(True, True))}
+    """
+    users = Counter(sources)
+    del users[OWNER], users[""]
+    split = {}
+    for name, _ in users.most_common(SOURCES):
+        rest = [place for place, source in enumerate(sources) if source != name]
+        split[name] = Pairs(tuple(pairs.old[i] for i in rest), tuple(pairs.new[i] for i in rest))
+    return split
 
 
 def shared(one: dict[str, bool], other: dict[str, bool]) -> Pairs:

@@ -12,7 +12,8 @@ known as such.
 
 The held-out examples are *rotated*: a judgement takes those that have judged least so far, and what
 judged ``WORN`` times goes over to the training, since a choice among many adapters has learnt it.
-Users' corrections alone are too few to see a small gain, so the owner ``reserve``s questions too.
+Users' corrections alone are too few to see a small gain, and are no fair sample of what is asked,
+so the owner ``reserve``s questions too, and each block has its share of both.
 
 Left out: who a source really is. A thousand accounts of one person are a thousand sources here.
 """
@@ -22,18 +23,17 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..training.examples import Example
 from .audit import audit
-from .correction import FIELDS, Feedback, Slice, is_heldout
-from .feedback_tables import DATABASE, insert
+from .correction import FIELDS, OWNER, Feedback, Slice, is_heldout
+from .feedback_tables import DATABASE, in_turn, insert
 from .pairs import Pairs
 
 WORN = 5  # judgements, after which a held-out example is trained on
-OWNER = "owner"  # the source of questions that the loop's owner reserved
 
 
 @dataclass(frozen=True)
@@ -77,18 +77,30 @@ class FeedbackStore:
     def add(self, feedback: Feedback, now: float | None = None) -> str:
         """Take in one; returns its state: quarantine, refused, or known (nothing was added).
 
-        What is refused is kept without its texts, so that a secret is nowhere on the disk.
+        What is refused is kept without its texts, so that a secret is nowhere on the disk; of a
+        source that was expelled nothing is kept. Raises what ``check`` does.
         """
-        if feedback.tenant != self.tenant:
-            raise ValueError(f"this is the store of {self.tenant!r}, got {feedback.tenant!r}'s")
+        self.check(feedback)
         texts = feedback.request, feedback.context, feedback.answer, feedback.correction
         wrong = [each for text in texts for each in audit(text)]
         state, reason = ("refused", str(wrong[0])) if wrong else ("quarantine", "")
         shown = ("", "", "", "") if wrong else texts
         at = time.time() if now is None else now
         with DATABASE.writing(self.folder) as db:
+            if db.execute(
+                "select 1 from feedback where tenant = ? and source = ? and state = 'expelled'",
+                (self.tenant, feedback.source),
+            ).fetchone():
+                return "refused"
             new = insert(db, feedback, at, shown, state, reason)
         return state if new else "known"
+
+    def check(self, feedback: Feedback) -> None:
+        """Raises ``ValueError`` for another tenant's, and for a user who is called as the owner."""
+        if feedback.tenant != self.tenant:
+            raise ValueError(f"this is the store of {self.tenant!r}, got {feedback.tenant!r}'s")
+        if feedback.source == OWNER:
+            raise ValueError(f"source {OWNER!r} is the loop's owner's: give the user another name")
 
     def review(self, now: float | None = None) -> Review:
         """Let out of quarantine what has waited, is not contradicted and is within its cap."""
@@ -163,20 +175,20 @@ class FeedbackStore:
             ).rowcount
 
     def heldout(self, count: int, drawn: Collection[str] = ()) -> list[Feedback]:
-        """The ``count`` examples that have judged least so far; this is one more judgement.
+        """The next ``count`` examples (``in_turn``); this is one more judgement.
 
         ``drawn``: digests of those that this round has already; they do not come again.
         """
         with DATABASE.writing(self.folder) as db:
-            rows = db.execute(
-                f"select id, {FIELDS} from feedback where tenant = ? and state = 'heldout'"
-                " and digest not in (select value from json_each(?)) order by uses, id limit ?",
-                (self.tenant, json.dumps(list(drawn)), count),
+            pool = db.execute(
+                "select id, source, digest, uses from feedback where tenant = ?"
+                " and state = 'heldout' and digest not in (select value from json_each(?))",
+                (self.tenant, json.dumps(list(drawn))),
             ).fetchall()
-            db.executemany(
-                "update feedback set uses = uses + 1 where id = ?", [(row[0],) for row in rows]
-            )
-        return [Feedback(*row[1:]) for row in rows]
+            numbers = [(number,) for number in in_turn(pool)[:count]]
+            db.executemany("update feedback set uses = uses + 1 where id = ?", numbers)
+            row_of = f"select {FIELDS} from feedback where id = ?"
+            return [Feedback(*db.execute(row_of, number).fetchone()) for number in numbers]
 
     def rows(self, state: str) -> list[Feedback]:
         """All feedback in one state."""
@@ -200,10 +212,10 @@ class FeedbackStore:
     def slices(self, adapter: str = "") -> list[Slice]:
         """By topic and source, how many answers were corrected, the worst first.
 
-        ``adapter``: only answers of this one. What was refused does not count.
+        ``adapter``: only answers of this one. What was refused or expelled does not count.
         """
         told: dict[tuple[str, str], list[bool]] = {}
-        for state in ("quarantine", "accepted", "heldout", "expelled"):
+        for state in ("quarantine", "accepted", "heldout"):
             for each in self.rows(state):
                 if adapter in ("", each.adapter) and each.source != OWNER:
                     told.setdefault((each.topic, each.source), []).append(each.failed)
@@ -211,7 +223,9 @@ class FeedbackStore:
         return sorted(slices, key=lambda each: (-each.failed, each.topic, each.source))
 
     def expel(self, source: str, reason: str) -> int:
-        """Take all that a source taught out again, for good; returns how many examples."""
+        """Take all that a source taught out again, and refuse what else it sends; returns how many
+        examples.
+        """
         with DATABASE.writing(self.folder) as db:
             return db.execute(
                 "update feedback set state = 'expelled', reason = ? where tenant = ?"
@@ -223,28 +237,38 @@ class FeedbackStore:
         """Note a live pair: the k-th outcomes of two adapters, by content id."""
         self.outcomes(old, new, Pairs((old_right,), (new_right,)))
 
-    def outcomes(self, old: str, new: str, pairs: Pairs) -> None:
-        """Note pairs of two adapters, by content id: held-out ones of a round, then live ones."""
+    def outcomes(self, old: str, new: str, pairs: Pairs, asked: Sequence[Feedback] = ()) -> None:
+        """Note pairs of two adapters, by content id: live ones, or those of an exam.
+
+        ``asked``: the exam's questions. One that was noted before stays as it was: an exam that is
+        taken again proves nothing more.
+        """
         now = time.time()
+        questions = [(each.digest, each.source) for each in asked] or [("", "")] * len(pairs)
         with DATABASE.writing(self.folder) as db:
             db.executemany(
-                "insert into live (at, tenant, old, new, old_right, new_right)"
-                " values (?, ?, ?, ?, ?, ?)",
+                "insert or ignore into live (at, tenant, old, new, old_right, new_right,"
+                " digest, source) values (?, ?, ?, ?, ?, ?, ?, ?)",
                 [
-                    (now, self.tenant, old, new, *each)
-                    for each in zip(pairs.old, pairs.new, strict=True)
+                    (now, self.tenant, old, new, a, b, *question)
+                    for a, b, question in zip(pairs.old, pairs.new, questions, strict=True)
                 ],
             )
 
     def live(self, old: str, new: str, since: float = 0.0) -> Pairs:
         """The pairs of two adapters so far, from a time on (seconds since 1970)."""
+        return self.answered(old, new, since)[1]
+
+    def answered(self, old: str, new: str, since: float = 0.0) -> tuple[list[str], Pairs]:
+        """The same, and whose question each was: nobody's, if the pair is a live one."""
         with DATABASE.writing(self.folder) as db:
             rows = db.execute(
-                "select old_right, new_right from live"
+                "select source, old_right, new_right from live"
                 " where tenant = ? and old = ? and new = ? and at >= ? order by id",
                 (self.tenant, old, new, since),
             ).fetchall()
-        return Pairs(tuple(bool(a) for a, _ in rows), tuple(bool(b) for _, b in rows))
+        sources = [source for source, *_ in rows]
+        return sources, Pairs(tuple(bool(a) for _, a, _ in rows), tuple(bool(b) for *_, b in rows))
 
     def note_round(self, name: str, word: str, learnt: int, told: Iterable[str]) -> None:
         """Write down how a round of the loop ended, and how many examples it had."""

@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Sequence
 
 from ..database import Database
-from .correction import Feedback
+from .correction import OWNER, Feedback, hashed
 
 DATABASE = Database(
     "feedback.sqlite",
@@ -31,6 +31,11 @@ DATABASE = Database(
         word text not null, learnt integer not null, told text not null
     );
     """,
+        """
+    alter table live add column digest text not null default '';
+    alter table live add column source text not null default '';
+    create unique index live_by_question on live (tenant, old, new, digest) where digest != '';
+    """,
     ),
 )
 
@@ -53,3 +58,21 @@ def insert(
             *(feedback.topic, feedback.digest, feedback.question, state, reason),
         ),
     ).rowcount
+
+
+def in_turn(rows: Sequence[tuple[int, str, str, int]]) -> list[int]:
+    """The ids of held-out rows (id, source, digest, uses) in the order in which they are drawn.
+
+    What judged least comes first, in an order that is random among equals; and the owner's
+    questions and the users' take turns, so that each block has the share of both that the pool has.
+    Users complain of what the champion got wrong: asked first, they alone would decide.
+
+    >>> in_turn([(1, "ann", "a", 0), (2, "ann", "b", 1), (3, OWNER, "c", 4), (4, OWNER, "d", 0)])
+    [1, 4, 2, 3]
+    """
+    places = []
+    for side in (False, True):
+        pool = [row for row in rows if (row[1] == OWNER) == side]
+        pool.sort(key=lambda row: (row[3], hashed(row[2], str(row[3]))))
+        places += [((place + 0.5) / len(pool), side, row[0]) for place, row in enumerate(pool)]
+    return [number for *_, number in sorted(places)]

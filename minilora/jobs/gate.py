@@ -169,7 +169,9 @@ def decide(measured: Measured, rules: Rules | None = None) -> Verdict:
     rules = rules or Rules()
     live, candidates = measured.live, measured.candidates
     sides = {"": measured.heldout, **measured.without}
-    checks = [agreed({name: better(p + live, rules, candidates) for name, p in sides.items()})]
+    last = len(measured.heldout + live) >= rules.most
+    votes = {name: better(p + live, rules, candidates) for name, p in sides.items()}
+    checks = [agreed(votes, last)]
     if len(measured.regression):
         checks.append(kept(measured.regression, rules))
     if measured.prose:
@@ -198,22 +200,24 @@ def better(pairs: Pairs, rules: Rules, candidates: int = 1) -> Check:
     return Check("better", state, told)
 
 
-def agreed(checks: Mapping[str, Check]) -> Check:
-    """The check on all questions, if those without any one source say the same; else it is open.
+def agreed(checks: Mapping[str, Check], last: bool = False) -> Check:
+    """The check on all questions; it passes only if it does without those of any one source too,
+    else it is open, and failed where these are the ``last`` pairs.
 
     A source has held-out questions of its own, and what it taught wrongly it also asks: its adapter
-    answers as it wishes, and would win by its own exam.
+    answers as it wishes, and would win by its own exam. A check that fails stays failed, whoever
+    asked: the old adapter serves on, and blame.py looks for the cause of harm.
 
     >>> shown, open_ = Check("better", "pass", "9 won"), Check("better", "open", "none")
     >>> print(agreed({"": shown, "mal": open_}))
     better: open, 9 won; but without the questions of mal: none
     """
     whole = checks[""]
-    for source, check in checks.items():
-        if check.state != whole.state:
-            told = f"{whole.detail}; but without the questions of {source}: {check.detail}"
-            return Check(whole.name, OPEN, told)
-    return whole
+    against = [source for source, check in checks.items() if check.state != PASS]
+    if whole.state != PASS or not against:
+        return whole
+    told = f"without the questions of {against[0]}: {checks[against[0]].detail}"
+    return Check(whole.name, FAIL if last else OPEN, f"{whole.detail}; but {told}")
 
 
 def kept(pairs: Pairs, rules: Rules) -> Check:
@@ -254,7 +258,7 @@ def within(
 
 
 def canaries_sing(canaries: Mapping[str, Pairs], rules: Rules) -> Check:
-    """Whether each topic's canaries that the old one answers are still answered.
+    """Whether each topic keeps enough of the canaries that the old one answers.
 
     Canaries are few, fixed and secret; a poisoned topic loses nearly all of its own, which an
     average over all topics would hide. A topic of which the old one answers fewer than ``sure`` is
@@ -270,7 +274,9 @@ def canaries_sing(canaries: Mapping[str, Pairs], rules: Rules) -> Check:
     if lost:
         told = listed(list(lost.values()), separator=", ")
         return Check("canaries", FAIL, f"lost {told}", harm=True)
-    told = f"{len(canaries) - len(unsure)} topics answered as before"
+    judged = [pairs for topic, pairs in canaries.items() if topic not in unsure]
+    losses, right = sum(each.losses for each in judged), sum(sum(each.old) for each in judged)
+    told = f"{len(judged)} topics kept, {losses} of {right} answers lost"
     if unsure:
         names = listed(list(unsure.values()), separator=", ")
         told += f"; too few that the old one answers to judge {names}"

@@ -6,7 +6,7 @@ An exercise cell that says which it needs, in its first line,
 
 gets them above its stub when the learner's file is made: from the learner's own files of those
 lessons, with the imports of those files, or from the course's solutions where a file or a function
-is missing or still to do.
+is missing or still to do. An exercise that starts broken is to do as long as its code is as given.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .cells import parse_lesson
 from .course import find_exercise, load_module, load_solutions
 
 NEEDS = re.compile(r"(?m)^# pieces: (?P<names>.+)$")
@@ -73,14 +74,28 @@ def gather_pieces(names: Sequence[str], folder: Path) -> str:
 def source_of(name: str, file: Path) -> str | None:
     """The source of a file's function; None when it is missing, unreadable or still to do."""
     text, tree = read_source(file)
-    for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            to_do = any(
-                isinstance(each, ast.Raise) and "NotImplementedError" in ast.dump(each)
-                for each in ast.walk(node)
-            )
-            return None if to_do else ast.get_source_segment(text, node)
-    return None
+    node = function_of(name, tree)
+    if node is None or is_to_do(node):
+        return None
+    return ast.get_source_segment(text, node)
+
+
+def function_of(name: str, tree: ast.Module) -> ast.FunctionDef | None:
+    """The function of a name at the top level."""
+    functions = (node for node in tree.body if isinstance(node, ast.FunctionDef))
+    return next((node for node in functions if node.name == name), None)
+
+
+def is_to_do(function: ast.FunctionDef) -> bool:
+    """Whether it raises NotImplementedError, or its code is that of the lesson's broken start."""
+    if any(
+        isinstance(node, ast.Raise) and "NotImplementedError" in ast.dump(node)
+        for node in ast.walk(function)
+    ):
+        return True
+    stub = parse_lesson(lesson_of(function.name)).exercises[function.name].text
+    start = function_of(function.name, ast.parse(stub))
+    return start is not None and ast.dump(function) == ast.dump(start)
 
 
 def imports_of(file: Path) -> list[str]:
@@ -99,13 +114,17 @@ def read_source(file: Path) -> tuple[str, ast.Module]:
         return "", ast.Module(body=[], type_ignores=[])
 
 
+def courses_machine(name: str) -> Any:
+    """The module of the course's solution of an exercise."""
+    return load_solutions(lesson_of(name))
+
+
 def own_machine(name: str, folder: Path) -> tuple[Any, bool]:
     """The module of the learner's file that holds a finished exercise, or of the course's solution.
 
     With it comes whether it is the learner's. Raises whatever the learner's file raises.
     """
-    lesson = lesson_of(name)
-    own = folder / lesson.name
+    own = folder / lesson_of(name).name
     if source_of(name, own) is None:
-        return load_solutions(lesson), False
+        return courses_machine(name), False
     return load_module(own), True

@@ -108,6 +108,15 @@ def test_a_bad_line_is_named_and_nothing_is_taken_in(place, capsys):
     assert "Nothing was taken in" in error
 
 
+def test_a_user_who_is_called_as_the_owner_is_refused_with_the_line(place, capsys):
+    rows = [{"source": each, "request": "?", "correction": "!"} for each in ("ann", "owner")]
+    (place / "told.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["jobs", "adapt", "spec.toml", "--add", "told.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert "line 2" in error
+    assert "Nothing was taken in" in error
+
+
 def test_without_a_regression_set_there_is_no_loop(place, capsys):
     text = (place / "spec.toml").read_text(encoding="utf-8").partition("[evaluation]")[0]
     (place / "spec.toml").write_text(text, encoding="utf-8")

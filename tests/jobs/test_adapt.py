@@ -13,6 +13,7 @@ from minilora.jobs.adapt import Loop
 from minilora.jobs.correction import Feedback
 from minilora.jobs.feedback import FeedbackStore
 from minilora.jobs.gate import Check, Verdict
+from minilora.jobs.pairs import gain_evidence
 from minilora.jobs.recipe import Recipe
 
 HULL = [Example("Hull?", f"Hull {n}%.", f"Log: Hull {n}%.") for n in range(40)]
@@ -123,6 +124,79 @@ def test_poison_is_caught_by_the_canaries_and_its_source_expelled(loop):
     assert any("canaries: fail" in line for line in done.told)
     assert any(line.startswith("without mal: no harm is left; against") for line in done.told)
     assert loop.hub.show(done.version).manifest.recipe["without"] == "mal"
+
+
+def poisoned(loop):
+    """The first champion, and a round that expelled mal; its candidate waits."""
+    first = loop.begin()
+    complain(loop, FUEL[90:150])
+    poison = [Example("Hull?", "", f"Log: Hull {n}% now.") for n in range(30)]
+    complain(loop, poison, "mal", "Hull 100%.")
+    assert loop.round().word == "wait"
+    return first.manifest.content, loop.version("challenger").manifest.content
+
+
+def test_a_challenger_keeps_the_bar_of_its_round(loop):
+    """Three candidates were judged in it, so E must reach 60, now as then."""
+    contents = poisoned(loop)
+    for _ in range(8):  # E = 23
+        loop.store.outcome(*contents, False, True)
+    assert 20 < evidence(loop, contents) < 60
+    assert loop.settle() == "wait"
+    for _ in range(4):
+        loop.store.outcome(*contents, False, True)
+    assert loop.settle() == "promote"
+
+
+def evidence(loop, contents):
+    pairs = loop.store.live(*contents)
+    return gain_evidence(pairs.wins, pairs.losses)
+
+
+def test_who_was_expelled_is_no_suspect_any_more(loop):
+    """Nor is a flood that is still in quarantine: mal did not teach what eve teaches now."""
+    poisoned(loop)
+    for number in range(90):
+        flood = Feedback("zed", "", "Radar?", "Radar 1%.", "Hello!", f"Log: Radar {number}%.")
+        loop.store.add(flood, now=9e9)
+    poison = [Example("Hull?", "", f"Log: Hull {n}% again.") for n in range(30)]
+    complain(loop, poison, "eve", "Hull 100%.")
+    assert loop.store.counts()["quarantine"] == 90
+    loop.recipe = replace(loop.recipe, suspects=2)
+    done = loop.round()
+    tried = {line.split()[1] for line in done.told if line.startswith("without ")}
+    assert tried == {"ann:", "eve:"}
+    assert done.expelled == ("eve",)
+
+
+def test_a_round_that_runs_twice_counts_its_exam_once(loop):
+    """The same data gives the same version, which an undecided exam asks the same questions."""
+    versions, real = {}, loop.learn
+
+    def learn(examples, parent=None, **facts):  # as learning.done_before
+        key = tuple(examples)
+        versions[key] = versions.get(key) or real(examples, parent, **facts)
+        return versions[key]
+
+    loop.learn = learn
+    champion = loop.begin()
+    loop.recipe = replace(loop.recipe, reserve=[*FUEL[150:170], *MORE])
+    complain(loop, FUEL[90:150])
+    once, twice = loop.round(), loop.round()
+    assert once.version == twice.version
+    content = loop.hub.show(once.version).manifest.content
+    held = loop.store.rows("heldout")
+    assert len(loop.store.live(champion.manifest.content, content)) == len(held)
+
+
+def test_what_came_since_the_round_stays_due_when_its_challenger_is_settled(loop):
+    contents = poisoned(loop)
+    complain(loop, FUEL[150:190], "bob")
+    assert "new examples" in loop.due()
+    for _ in range(20):
+        loop.store.outcome(*contents, True, False)
+    assert loop.settle() == "reject"
+    assert "new examples" in loop.due(), "nobody has learnt them"
 
 
 def test_an_honest_source_is_not_expelled_because_a_check_passed_without_it(loop, monkeypatch):

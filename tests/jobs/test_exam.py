@@ -12,15 +12,15 @@ from minilora.jobs.pairs import Pairs
 
 @pytest.fixture
 def store(tmp_path, monkeypatch):
-    """Forty held-out questions, half of them the owner's; a model is the numbers that it knows."""
+    """Held-out questions of ann and, later, twenty of the owner's; a model is what it knows."""
     monkeypatch.setattr(
         exam, "right", lambda model, asked: tuple(int(e.output) in model for e in asked)
     )
     store = FeedbackStore(tmp_path, quarantine=0)
-    store.reserve([Example(f"Number {n}?", str(n)) for n in range(20)])
     for number in range(20, 100):
         store.add(Feedback("ann", "", f"Number {number}?", str(number)), now=number)
     store.review()
+    store.reserve([Example(f"Number {n}?", str(n)) for n in range(20)])  # as a round does it
     return store
 
 
@@ -43,6 +43,20 @@ def test_the_next_candidate_gets_the_same_questions_and_goes_on_from_there(store
     assert len(one) == 7
     assert len(other) == total
     assert shared(one, other) == Pairs((False,) * 7, (True,) * 7)
+
+
+def test_each_block_has_the_reserves_share(store):
+    """Users ask what the champion got wrong: alone in the first blocks, they would decide."""
+    for _ in range(2):  # also when the reserve has judged, and complaints are new
+        total = len(store.rows("heldout"))
+        sitting = Exam(store, set(), block=5, most=1000)
+        sitting.sit(set(), never)
+        for end in range(5, total + 1, 5):
+            owners = sum(each.source == OWNER for each in sitting.drawn[:end])
+            assert abs(owners - 20 * end / total) < 2
+        for number in range(200, 240):
+            store.add(Feedback("bob", "", f"Number {number}?", str(number)))
+        store.review()
 
 
 def test_most_is_the_most_and_a_source_can_be_left_out(store):

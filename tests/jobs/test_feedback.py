@@ -1,6 +1,7 @@
 """The store: what comes in, what is let out, and what never is."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 from minilora import Example
 from minilora.jobs.correction import Feedback, hashed
 from minilora.jobs.feedback import WORN, FeedbackStore
+from minilora.jobs.feedback_tables import DATABASE
+from minilora.jobs.pairs import Pairs
 
 
 def correction(number, source="ann", value="90", **more):
@@ -95,7 +98,8 @@ def test_what_the_owner_reserves_judges_and_is_nobodys_failure(tmp_path):
     asked = [Example("Hull?", f"Hull {n}%.", f"Log: {n}") for n in range(5)]
     assert store.reserve(asked) == 5
     assert store.reserve(asked) == 0
-    assert [each.example for each in store.heldout(9)] == asked
+    drawn = [each.example for each in store.heldout(9)]
+    assert sorted(drawn, key=asked.index) == asked
     assert store.slices() == []
     assert store.accepted() == []
 
@@ -116,6 +120,44 @@ def test_an_expelled_source_has_taught_nothing(tmp_path):
     assert store.expel("ann", "poison") == 50
     assert store.accepted() == []
     assert store.heldout(9) == []
+    assert store.slices() == [], "nobody has to look at it again"
+    assert store.add(correction(99)) == "refused", "and it begins no second time"
+    assert store.counts() == {"expelled": 50}
+    assert store.add(correction(99, "bob")) == "quarantine"
+
+
+def test_nobody_is_called_as_the_owner(tmp_path):
+    """The owner's questions are not left out in turn, and the owner is never suspected."""
+    store = FeedbackStore(tmp_path)
+    with pytest.raises(ValueError, match="give the user another name"):
+        store.add(correction(1, "owner"))
+    assert store.counts() == {}
+
+
+def test_an_exam_that_is_taken_again_proves_nothing_more(tmp_path):
+    store = filled(tmp_path, count=60)
+    store.review()
+    asked = store.heldout(8)
+    pairs = Pairs((False,) * 8, (True,) * 8)
+    store.outcomes("a", "b", pairs, asked)
+    store.outcomes("a", "b", pairs, asked)
+    store.outcome("a", "b", True, False)
+    store.outcome("a", "b", True, False)
+    assert (store.live("a", "b").wins, store.live("a", "b").losses) == (8, 2)
+    assert store.answered("a", "b")[0] == ["ann"] * 8 + [""] * 2
+    store.outcomes("a", "c", pairs, asked)
+    assert store.live("a", "c").wins == 8
+
+
+def test_the_pairs_of_a_store_of_before_stay(tmp_path):
+    """A file of the first schema, with a pair in it."""
+    first = replace(DATABASE, migrations=DATABASE.migrations[:1])
+    with first.writing(tmp_path) as db:
+        db.execute(
+            "insert into live (at, tenant, old, new, old_right, new_right)"
+            " values (0, 'default', 'a', 'b', 0, 1)"
+        )
+    assert FeedbackStore(tmp_path).live("a", "b") == Pairs((False,), (True,))
 
 
 def test_tenants_do_not_see_each_other(tmp_path):

@@ -55,6 +55,23 @@ def test_a_source_does_not_vote_for_what_it_taught():
     assert "without the questions of mal: 0 won and 0 lost" in verdict.reason
 
 
+def test_a_round_that_has_asked_all_ends_whoever_asked_much():
+    """A thousand pairs are the most; without ann's there are fewer, and no more can come."""
+    rules = Rules(worth=0.001, most=1000)
+    undecided, without = pairs(40, 28, 932), {"ann": pairs(38, 26, 836)}
+    assert decide(Measured(undecided, FINE, without=without), rules).word == "reject"
+    won, few = pairs(30, 2, 968), {"ann": pairs(5, 2, 893)}
+    assert decide(Measured(won, FINE, without=few), rules).word == "reject"
+    assert decide(Measured(won, FINE, without=few), Rules(worth=0.001)).word == "wait"
+
+
+def test_a_fail_is_a_fail_whoever_asked():
+    harm = decide(Measured(pairs(1, 12, 100), FINE, without={"ann": pairs(1, 5, 90)}))
+    assert (harm.word, harm.harmful) == ("reject", True)
+    no_gain = decide(Measured(pairs(0, 0, 300), FINE, without={"ann": pairs(0, 0, 20)}))
+    assert (no_gain.word, no_gain.harmful) == ("reject", False)
+
+
 def test_candidates_that_shared_the_examples_raise_the_bar():
     assert decide(Measured(pairs(9, 0), FINE)).word == "promote"
     assert decide(Measured(pairs(9, 0), FINE, candidates=10)).word == "wait"
@@ -101,6 +118,7 @@ def test_a_topic_of_few_sure_canaries_is_not_judged_and_that_is_said():
     canaries = {"red": pairs(0, 2, 0), "blue": pairs(0, 0, 5)}
     check = decide(Measured(pairs(30, 0), FINE, canaries=canaries)).check("canaries")
     assert check.state == "pass"
+    assert check.detail.startswith("1 topics kept, 0 of 5 answers lost")
     assert "too few that the old one answers to judge red (2 of 2)" in check.detail
 
 

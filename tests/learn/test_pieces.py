@@ -6,7 +6,13 @@ import pytest
 
 from minilora.learn.course import find_lesson, load_module
 from minilora.learn.judge import judge_file
-from minilora.learn.pieces import gather_pieces, own_machine, solution_of, source_of
+from minilora.learn.pieces import (
+    courses_machine,
+    gather_pieces,
+    own_machine,
+    solution_of,
+    source_of,
+)
 from minilora.learn.workspace import open_answer_file
 
 OWN = '''import math
@@ -43,6 +49,21 @@ def test_own_pieces_come_with_their_imports_and_the_course_fills_the_rest(folder
     assert namespace["first_two_steps"](False, True) == ("B", "AB")
 
 
+def test_a_start_that_is_broken_is_no_piece_until_it_is_repaired(tmp_path):
+    file = open_answer_file(find_lesson(7), tmp_path)
+    text = file.read_text(encoding="utf-8")
+    assert "optimizer.zero_grad()\n        optimizer.step()" in text  # the broken order
+    assert source_of("train_steps", file) is None
+    assert "# the course's, of lesson 07\ndef train_steps" in gather_pieces(
+        ["train_steps"], tmp_path
+    )
+    file.write_text(text.replace("    losses = []", "    losses = []  # looking"), encoding="utf-8")
+    assert source_of("train_steps", file) is None  # a comment repairs nothing
+    repaired = text.replace("losses.append(loss_of(batch))", "losses.append(loss_of(batch).item())")
+    file.write_text(repaired, encoding="utf-8")
+    assert "# yours, of lesson 07\ndef train_steps" in gather_pieces(["train_steps"], tmp_path)
+
+
 def test_a_file_that_python_cannot_read_is_left_out(folder):
     (folder / "04_why_b_is_zero.py").write_text("def init_factors(:", encoding="utf-8")
     assert source_of("init_factors", folder / "04_why_b_is_zero.py") is None
@@ -67,6 +88,7 @@ def test_a_machine_is_the_learners_once_it_is_no_stub(folder):
     machine, yours = own_machine("fine_tune", folder)
     assert yours
     assert machine.fine_tune() == "mine"
+    assert courses_machine("fine_tune").fine_tune is not machine.fine_tune
 
 
 def test_an_unknown_piece_is_named():

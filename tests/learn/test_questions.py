@@ -24,8 +24,9 @@ def test_the_document_is_what_the_cells_compute(answers):
     for line, kept in zip(new.splitlines(), old.splitlines(), strict=True):
         for mine, written in zip(NUMBER.findall(line), NUMBER.findall(kept), strict=True):
             a, b = (float(text.replace(",", "")) for text in (mine, written))
-            if "e-" not in mine:
-                assert a == pytest.approx(b, rel=0.15, abs=0.3), line
+            if "e-" not in mine:  # the rounding of a sum, which is another on another processor
+                last_digit = 10.0 ** -len(written.partition(".")[2])
+                assert a == pytest.approx(b, rel=0.15, abs=1.01 * last_digit), line
 
 
 def test_there_are_forty_and_more_each_with_three_sentences_a_lesson_a_line_and_a_number(answers):

@@ -29,6 +29,7 @@ def check_adapted_linear(answer, size_in, size_out, r, alpha, bias, seed):
     parameters = dict(layer.named_parameters())
     if missing := {"lora_A", "lora_B"} - set(parameters):
         raise Wrong(f"{case}: the module has no parameter {' and '.join(sorted(missing))}")
+    check_start(parameters["lora_A"], parameters["lora_B"], (r, size_in), (size_out, r), case)
     close(layer(x), original(x), what="the output before training", case=case)
     learning = sorted(name for name, p in parameters.items() if p.requires_grad)
     if learning != ["lora_A", "lora_B"]:
@@ -46,6 +47,17 @@ def check_adapted_linear(answer, size_in, size_out, r, alpha, bias, seed):
     close(layer(x), right, what=what, case=case, tolerance=1e-4)
 
 
+def check_start(A, B, shape_A, shape_B, case):
+    """Shapes; A random, B zero."""
+    for name, factor, shape in (("lora_A", A, shape_A), ("lora_B", B, shape_B)):
+        if tuple(factor.shape) != shape:
+            raise Wrong(f"{case}: {name} is {tuple(factor.shape)}, a right answer has {shape}")
+    if B.any():
+        raise Wrong(f"{case}: at first lora_B is up to {B.abs().max():.2g}, expected 0 everywhere")
+    if len(A.unique()) < 2:
+        raise Wrong(f"{case}: all of lora_A is {A.flatten()[0]:.2g}, expected random numbers")
+
+
 class Layer(nn.Module):
     """The layer with faults to be switched on."""
 
@@ -61,6 +73,21 @@ class Layer(nn.Module):
     def forward(self, x):
         """The sum."""
         return self.linear(x) + self.scale * (x @ self.lora_A.T @ self.lora_B.T)
+
+
+class ZeroA(Layer):
+    """The zeros are in the wrong factor."""
+
+    def __init__(self, linear, r, alpha):
+        super().__init__(linear, r, alpha)
+        self.lora_A.data, self.lora_B.data = self.lora_A.data * 0, torch.randn_like(self.lora_B)
+
+
+class TwiceTheRank(Layer):
+    """Another rank, with the scale of the right one."""
+
+    def __init__(self, linear, r, alpha):
+        super().__init__(linear, 2 * r, alpha, scale=alpha / r)
 
 
 class WithoutBias(Layer):
@@ -87,6 +114,8 @@ WRONG = {
         "nothing is frozen": lambda linear, r, alpha: Layer(linear, r, alpha, frozen="none"),
         "unscaled": lambda linear, r, alpha: Layer(linear, r, alpha, scale=1.0),
         "alpha alone": lambda linear, r, alpha: Layer(linear, r, alpha, scale=alpha),
+        "A is zero, not B": ZeroA,
+        "twice the rank": TwiceTheRank,
         "the bias is left out": WithoutBias,
         "the update is detached": FrozenByDetach,
     }

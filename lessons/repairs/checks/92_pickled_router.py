@@ -1,5 +1,6 @@
 """Checker of repair 92. The oracle: the arrays themselves, and files that would leave a trace."""
 
+import contextlib
 import io
 import json
 import os
@@ -33,6 +34,13 @@ def hostile_files(trace):
     yield "an array of objects", array.getvalue()
     yield "an archive of objects", archive.getvalue()
     yield "17 bytes of noise", b"\x93\x01 not a router."
+
+
+def hidden_pickles(saved, trace):
+    """Files that begin as the learner's own and go on as a pickle: a header proves nothing."""
+    tail = pickle.dumps(Trace(trace))
+    marks = (n for n, byte in enumerate(saved) if byte == tail[0])  # where save may have put one
+    return [saved[:n] + tail for n in sorted({*range(65), *marks})]
 
 
 @cases(
@@ -69,6 +77,12 @@ def check_make_router(answer, topics, d, seed):
                 raise Wrong(f"{case}: load ran 1 program that lay in the file, {kind}")
             if loaded is not ValueError:
                 raise Wrong(f"{case}: of {kind} load made {loaded!r:.90}, expected ValueError")
+        for content in hidden_pickles(file.read_bytes(), trace):
+            (Path(folder) / "strange.bin").write_bytes(content)
+            with contextlib.suppress(Exception):  # any error will do, but no code of the file's
+                type(router).load(Path(folder) / "strange.bin")
+            if trace.exists():
+                raise Wrong(f"{case}: load ran 1 program that lay in the file, behind a header")
 
 
 class Pickled:
@@ -89,6 +103,22 @@ class Pickled:
     def load(cls, file):
         """Runs what it finds."""
         return cls(*pickle.loads(Path(file).read_bytes()))
+
+
+class BehindAHeader(Pickled):
+    """Its own header, and then a pickle all the same."""
+
+    def save(self, file):
+        """Six letters first."""
+        Path(file).write_bytes(b"ROUTER" + pickle.dumps((self.names, self.centroids)))
+
+    @classmethod
+    def load(cls, file):
+        """Whoever knows the header is trusted."""
+        content = Path(file).read_bytes()
+        if not content.startswith(b"ROUTER"):
+            raise ValueError("not a router")
+        return cls(*pickle.loads(content[6:]))
 
 
 class LooksAtTheResult(Pickled):
@@ -158,6 +188,7 @@ class Silent(RoundedJson):
 WRONG = {
     "make_router": {
         "a pickle": Pickled,
+        "a header, then a pickle": BehindAHeader,
         "looks at the result": LooksAtTheResult,
         "arrays of objects": ArraysOfObjects,
         "rounded": RoundedJson,
