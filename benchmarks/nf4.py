@@ -8,11 +8,12 @@ ratio is slower than bitsandbytes. ``nf4_kernel``, on a CPU: every variant of th
 that this processor has, on one thread and on ``--threads``, dequantizing beside bitsandbytes and
 multiplying a few rows beside a plain float32 Linear (above 1 is slower than that).
 
-The two dequantize into different memory. A tensor above 32 MB (4096²) comes fresh from the system,
-page by page. That is what a caller waits for, so ``nf4`` has it: bitsandbytes waits for 16,385
-pages of 4 KB a call. We ask for pages of 2 MB, wait for 544 where Linux has them to give, and for
-as many as bitsandbytes, or longer, where memory is in pieces. A ratio there says more about pages
-than about loops. So ``nf4_kernel`` keeps freed memory (``keep_memory``): nobody waits for pages.
+The two results dequantize into different memory. A tensor above 32 MB (4096²) comes fresh from the
+system, page by page. That is what a caller waits for, so ``nf4`` has it: bitsandbytes waits for
+16,385 pages of 4 KB a call. We ask for pages of 2 MB, wait for 544 where Linux has them to give,
+and for as many as bitsandbytes, or longer, where memory is in pieces. A ratio there says more about
+pages than about loops. So ``nf4_kernel`` keeps freed memory (``keep_memory``): nobody waits for
+pages.
 
 Bytes and values are asserted equal to bitsandbytes', and products to lie within a bound, before
 anything is timed. torchao's format differs (its scales are int8, in blocks of their own), so its
@@ -37,6 +38,7 @@ from minilora import NF4Linear, nf4
 from minilora.nf4 import kernel
 
 from .common import Row, measure, options, rows_of, save
+from .tables import counted
 
 try:
     from torchao.quantization.quantize_.workflows.nf4.nf4_tensor import to_nf4
@@ -184,8 +186,8 @@ def kernel_rows(sizes: Sequence[int], rows: Sequence[int], seconds: float) -> It
 def show(row: Row) -> None:
     """One row as a line."""
     size, ratio = f"{row['width']}² {row['dtype']}", row["ratio"]["median"]
-    times = f"{row['rows']} rows of " if "rows" in row else ""
-    threads = f" {row['threads']} threads" if "threads" in row else ""
+    times = f"{counted(row['rows'], 'row')} of " if "rows" in row else ""
+    threads = f" {counted(row['threads'], 'thread')}" if "threads" in row else ""
     name = f"{row['what']} {times}{size},{threads} {row['contestant']}"
     if row["what"] == "product":
         print(f"{name:78}{1e6 * row['seconds']:9.0f} µs, {ratio:6.2f} of the float32 Linear's time")

@@ -48,6 +48,7 @@ from .tables import (
     REFUSALS,
     WORDINGS,
     context_rows,
+    counted,
     dequantized_rows,
     facts_rows,
     forgetting_rows,
@@ -86,7 +87,7 @@ def machine_line(result: dict[str, Any]) -> str:
     machine = result["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
     python = f"Python {machine['python']}"
-    return f"{machine['device']}, {machine['threads']} threads, {python}; {versions}"
+    return f"{machine['device']}, {counted(machine['threads'], 'thread')}, {python}; {versions}"
 
 
 def summary(results: Results) -> str:
@@ -154,7 +155,10 @@ def whole(results: Results) -> str:
         "machine with other work."
     )
     asked = "Equal examples, each question in so many wordings; 100 held-out logs."
-    grown = "Greedy, a prompt of 40 tokens a row; all make the same. On a machine with other work."
+    grown = (
+        "Greedy, a prompt of 40 tokens a row; in floats both make the same tokens, in four bits "
+        "they may be others. On a machine with other work."
+    )
     served = (
         "The shipped base, adapters of rank 8 on q and v. Processor time of one thread, on a "
         "machine with other work; a ratio is to the first line of its group. With one slot the "
@@ -254,8 +258,9 @@ def kernel_note(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Each variant of the compiled kernel that this processor ({has}) has, and the way of "
-            "the tensors, which stands in without one. Dequantizing: speed over bitsandbytes'. At "
-            "4096² by processor time on a machine with other work, whose memory was the limit.",
+            "the tensors, which stands in without one. Dequantizing: speed over bitsandbytes'. "
+            "4096² is of a run of its own, by the processor time of one thread, since the machine "
+            "had other work; that size waits for memory.",
             dequantized,
             "A few rows through a square Linear: time over the plain float32 Linear's.",
         ]

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from .tables import megabytes, pick
+from .tables import counted, megabytes, pick
 
-GENERATION = ("base", "rows", "measured in", "by", "tokens a second", "speed / transformers'")
+GENERATION = (
+    "base",
+    "rows",
+    "new tokens",
+    "measured in",
+    "by",
+    "tokens a second",
+    "speed / transformers'",
+)
 SERVING = ("what", "by", "figure", "ratio (quartiles)")
 CLOCKS = {"cpu": "processor time", "wall": "wall time"}
 
@@ -23,7 +31,8 @@ def generation_rows(result: dict[str, Any]) -> list[list[str]]:
         [
             row["base"],
             str(row["rows"]),
-            f"{CLOCKS[row['clock']]}, {row['threads']} threads",
+            str(row["new"]),
+            f"{CLOCKS[row['clock']]}, {counted(row['threads'], 'thread')}",
             row["contestant"],
             f"{row['tokens_a_second']:,.0f}",
             quartiled(row["speed"]),
@@ -74,8 +83,10 @@ def generation_line(result: dict[str, Any]) -> list[str]:
         if row["clock"] == "cpu" and row["contestant"] != "transformers":
             name = row["contestant"].removeprefix("minilora").strip(", ") or "floats"
             speed = f"{row['speed']['median']:.2f}"
-            parts.append(f"{row['base']}, {row['rows']} rows, {name} **{speed}**")
-    return ["generate, tokens a second / transformers'", "; ".join(parts), "generation"]
+            size = f"{counted(row['rows'], 'row')}, {row['new']} tokens"
+            parts.append(f"{row['base']}, {size}, {name} **{speed}**")
+    what = "generate, tokens a second / transformers', by processor time of one thread"
+    return [what, "; ".join(parts), "generation"]
 
 
 def serving_line(result: dict[str, Any]) -> list[str]:

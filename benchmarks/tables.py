@@ -58,6 +58,11 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{mean} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else mean
 
 
+def counted(number: int, what: str) -> str:
+    """1 row, 2 rows."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def megabytes(size: float, digits: int = 0) -> str:
     """Bytes in millions."""
     return f"{size / 1e6:.{digits}f}"

@@ -159,7 +159,8 @@ show(roofline(), alt="operations a second over operations a byte, under the mach
 # nearer than the slope says, and points may lie above it.) Four bits move the layer to the right by
 # {{ 4 / 0.5:.0f}}; three passes move it to the left again. With many rows all of them reach the
 # flat part, and there a blocked matrix product is better than anything in 200 lines: the kernel
-# leaves more than {{ kernel.FEW_ROWS["avx512"]}} rows to it.
+# leaves more rows to it than {{ kernel.FEW_ROWS["avx512"]}} (AVX-512), {{ kernel.FEW_ROWS["avx2"]}}
+# (AVX2) or {{ kernel.FEW_ROWS["plain"]}} (plain C).
 #
 # ## Explain: sixteen numbers in a register
 #
@@ -308,7 +309,8 @@ check(one_pass_product)
 # - One row of input waits for memory, many rows for arithmetic. So four bits can win where one
 #   token is generated, and only if Ŵ is never written.
 # - A table of 16 numbers fits into a register, and a permutation of lanes is a look-up.
-# - A kernel is as trustworthy as its comparison with the plain version: this one has the same bits.
+# - A kernel is as trustworthy as its comparison with the plain version: the weights have the same
+#   bits, the products err as a float32 dot product may.
 #
 # ## Open question
 #

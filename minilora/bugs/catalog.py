@@ -84,8 +84,8 @@ LAYER = (
 
 FOUR_BITS = (
     Bug(name="biased rounding", where="nf4.codebook:Codebook.boundaries",
-        right="((torch.tensor(low) + torch.tensor(high)) / 2).item()",
-        wrong="torch.tensor(high).item()",
+        right="((levels[:-1] + levels[1:]) / 2).tolist()",
+        wrong="levels[1:].tolist()",
         story="A value takes the level below it, not the nearest one. "
               "Errors double, and all weights shrink in one direction.",
         thread="",

@@ -151,7 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run_command(name: str, arguments: Sequence[str]) -> int:
     """Import the command's module, read its options, check the seed, run it."""
-    if name != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    together = "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
+    if name != "train" and together:
         raise ValueError("one process is enough: of the commands only train is for torchrun")
     command = importlib.import_module(f".{name}", __package__)
     options = parser_of(name).parse_args(arguments)

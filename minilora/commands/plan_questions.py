@@ -85,6 +85,9 @@ def answer(options: argparse.Namespace, config: LoraConfig, settings: Settings) 
             f"--json is for the plan of a step: --{options.question}'s numbers are functions of "
             "minilora.ledger (plan_serving, plan_cards, hours, Spot, plan_storage, check_claims)"
         )
+    check_price(options.price)
+    if options.devices < 1:
+        raise ValueError(f"--devices: expected at least 1 card, got {options.devices}")
     if options.question == "claims":
         return claim_lines()
     if options.question == "spot" and options.model is None:
@@ -138,7 +141,7 @@ def serve_lines(
 
 
 def tenant_table(planned: ServingPlan, price: float | None) -> Iterator[str]:
-    """A row for each card that holds one tenant at least."""
+    """A row for each card, 0 where it does not hold one tenant."""
     head = ["card", "adapters in memory", "tenants, each with a text", "with a base each"]
     rows = [[*head, "an hour: shared", "a base each"] if price is not None else head]
     for name, card in SIZES.items():
@@ -210,7 +213,6 @@ def cost_lines(options: argparse.Namespace, planned: Plan | None) -> Iterator[st
             "as minilora train prints it on yours)"
         )
     took = hours(options.tokens, options.speed, options.devices, options.efficiency)
-    check_price(options.price)
     money = "" if options.price is None else f", {took * options.devices * options.price:,.2f}"
     yield f"{in_words(3600 * took)}{money}"
     yield (
@@ -226,6 +228,8 @@ def spot_lines(options: argparse.Namespace, planned: Plan | None) -> Iterator[st
     """The interval, the time, and the discount from which on it pays."""
     if options.between is None:
         raise ValueError("--spot needs --between: the time between interruptions, as 30m")
+    if options.price is not None and options.discount is None:
+        raise ValueError("--spot compares prices: give --discount with --price, as 0.7")
     work = options.work if options.work is not None else 36_000.0
     run = Spot(work, options.between, options.checkpoint, options.restart, options.every)
     pays = f"pays from a discount of {100 * run.least_discount:.1f}% on"
@@ -242,8 +246,7 @@ def spot_lines(options: argparse.Namespace, planned: Plan | None) -> Iterator[st
     if planned is not None:
         size = planned.trainable * CHECKPOINT_BYTES
         yield f"a checkpoint of {planned.model}, {planned.method}, is {size / 1e6:,.1f} MB"
-    if options.price is not None and options.discount is not None:
-        check_price(options.price)
+    if options.price is not None:
         spot = run.time / 3600 * options.price * (1 - options.discount) * options.devices
         whole = work / 3600 * options.price * options.devices
         yield f"{spot:,.2f} on spot, {whole:,.2f} at the full price"
@@ -285,6 +288,6 @@ def claim_rows() -> list[Sequence[str]]:
 
 
 def check_price(price: float | None) -> None:
-    """Raise ``ValueError`` on a price that is none."""
+    """Raise ``ValueError`` unless the price is a finite number above 0."""
     if price is not None and not 0 < price < math.inf:
         raise ValueError(f"price must be a number above 0, got {price}")

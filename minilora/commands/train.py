@@ -40,7 +40,8 @@ __all__ = ["add_options", "run"]
 
 def run(options: argparse.Namespace) -> int:
     """``minilora train``, in this process or in all that torchrun started."""
-    from ..scale.distributed import join, own_device
+    from ..scale.distributed import join
+    from ..scale.environment import own_device
 
     options.device = own_device(options.device)
     with join(options.device) as ranks, speaking(ranks.writes):
@@ -78,7 +79,8 @@ def run_together(options: argparse.Namespace, ranks: Any) -> int:
             raise ValueError("--task classify trains in one process: start it without torchrun")
         return run_classify(options, config_of(options), settings_of(options))
     parent = check_push(options) if ranks.writes else ""
-    options.resume = options.resume or started_again(options, ranks)
+    again = started_again(options, ranks)  # whatever --resume says: all ranks ask together
+    options.resume = options.resume or again
     (task, read), adapter, _ = read_task(options), config_of(options), settings_of(options)
     replay = replay_of(options)
     device = check_device(options.device)

@@ -43,8 +43,8 @@ def router_of(examples: dict[str, str], read: Callable[[str], bytes], folder: Pa
         )
     key = digest(repr(sorted(examples.items())).encode())[:16]
     for file in sorted(folder.glob(f"{key}-*")):
-        stat = file.stat()
-        with suppress(ValueError):
+        with suppress(ValueError, OSError):  # damaged, or another process has just deleted it
+            stat = file.stat()
             return kept_router(file, (stat.st_ino, stat.st_size, stat.st_mtime_ns))
     router = Router.fit({name: load_counts(read(sha)) for name, sha in examples.items()})
     content = save_router(router)

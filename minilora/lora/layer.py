@@ -222,11 +222,12 @@ class BaseAndLowRank(torch.autograd.Function):
         ctx: Any, base: nn.Module, x: Tensor, A: Tensor, B: Tensor, scaling: float
     ) -> Tensor:
         four_bits = isinstance(base, NF4Linear)  # which the backward dequantizes again
-        y = FrozenProduct.apply(x, base.bias, base.quantized) if four_bits else base(x)
+        ctx.quantized = base.quantized if four_bits else None
+        y = FrozenProduct.apply(x, base.bias, ctx.quantized) if four_bits else base(x)
         h = F.linear(x, A)
         add_product(y, h, B, scaling)
         ctx.save_for_backward(x, A, B, h, None if four_bits else weight_of(base))
-        ctx.scaling, ctx.base = scaling, base
+        ctx.scaling = scaling
         return y
 
     @staticmethod
@@ -235,7 +236,7 @@ class BaseAndLowRank(torch.autograd.Function):
         dh, dA, dB = gradients_of_factors(ctx, grad, x, A, B, h)
         dx = None
         if ctx.needs_input_grad[1]:
-            W0 = ctx.base.quantized.dequantize(grad.dtype) if W0 is None else W0
+            W0 = ctx.quantized.dequantize(grad.dtype) if W0 is None else W0
             dx = (grad.reshape(-1, grad.shape[-1]) @ W0).addmm_(dh, A).view(x.shape)  # (…, in)
         return None, dx, dA, dB, None
 

@@ -29,11 +29,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..lora.watchers import is_replaced
 from .blocks import MLP, Attention, Block, RMSNorm, attend
 from .cache import KVCache
 from .rotary import rotary_angles
 
 COPIED = 1 << 18  # weights: a larger matrix is not copied
+AHEAD = 1024  # places whose angles are computed at once, at most
 
 Rows = Callable[[Tensor], Tensor]  # (rows, in) to (rows, out)
 
@@ -47,14 +49,23 @@ class Step:
     def __init__(self, decoder: Any, head: nn.Module, cache: KVCache, new: int):
         config, self.cache, self.embed = decoder.config, cache, decoder.embed_tokens
         self.blocks = [BlockStep(block) for block in decoder.layers]
-        self.norm, self.head = norm_of(decoder.norm), joined([head])
+        self.norm = norm_of(decoder.norm)
+        self.head = joined([head]) if is_copied(head) else head  # which gets rows without a time
         self.windows = [config.window(layer) for layer in range(len(self.blocks))]
-        places = torch.arange(max(cache.lengths) + new, device=self.embed.weight.device)[None]
+        self.ahead, self.config = min(new, AHEAD), config
+        self.look_ahead()
+
+    def look_ahead(self) -> None:
+        """Compute cos and sin of the places up to some tokens after the longest row."""
+        config, end = self.config, max(self.cache.lengths) + self.ahead
+        places = torch.arange(end, device=self.embed.weight.device)[None]
         angles = rotary_angles(config.head_dim, config.rope_theta, places, config.rope_scaling)
-        self.angles = torch.cat(angles, dim=-1)[0, 0]  # (positions, cos and sin of head_dim)
+        self.angles = torch.cat(angles, dim=-1)[0, 0]  # (places, cos and sin of head_dim)
 
     def __call__(self, ids: Tensor) -> Tensor:
         cache, x = self.cache, self.embed(ids)[:, 0]  # (rows, hidden)
+        if max(cache.lengths) >= len(self.angles):
+            self.look_ahead()
         positions = cache.open(len(ids), 1, None, ids.device)  # (rows or 1, 1)
         cos, sin = F.embedding(positions, self.angles)[:, None].chunk(2, dim=-1)
         masks = {window: cache.mask(window, x.dtype) for window in set(self.windows)}
@@ -99,7 +110,7 @@ def norm_of(norm: RMSNorm) -> Rows:
     if not is_plain(norm, RMSNorm):
         return as_rows(norm)
     d = norm.weight.numel()
-    weight, least = norm.weight * math.sqrt(d), torch.tensor(math.sqrt(d * norm.eps))
+    weight, least = norm.weight * math.sqrt(d), norm.weight.new_tensor(math.sqrt(d * norm.eps))
 
     def normalize(x: Tensor) -> Tensor:
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)  # (rows, 1)
@@ -114,10 +125,15 @@ def joined(linears: Sequence[Any]) -> Rows:
         each = [as_rows(linear) for linear in linears]
         return each[0] if len(each) == 1 else lambda x: torch.cat([y(x) for y in each], dim=-1)
     weight = torch.cat([linear.weight for linear in linears]).T.contiguous()  # (in, all out)
-    if linears[0].bias is None:
+    if all(linear.bias is None for linear in linears):
         return lambda x: torch.mm(x, weight)
-    bias = torch.cat([linear.bias for linear in linears])
+    bias = torch.cat([bias_of(linear) for linear in linears])
     return lambda x: torch.addmm(bias, x, weight)
+
+
+def bias_of(linear: nn.Linear) -> Tensor:
+    """A Linear's bias, or zeros: a merged BitFit gives one to some of a model's Linears only."""
+    return linear.weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
 
 
 def added(linear: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -140,7 +156,7 @@ def as_rows(module: Any) -> Rows:
 def is_plain(module: nn.Module, kind: type) -> bool:
     """Whether a call of this module does what its class does, on weights of float32."""
     hooks = module._forward_hooks or module._forward_pre_hooks
-    own = type(module) is kind and not hooks and "forward" not in vars(module)
+    own = type(module) is kind and not hooks and not is_replaced(module)
     weights = [weight for weight in module._parameters.values() if weight is not None]
     return own and all(type(w) is nn.Parameter and w.dtype is torch.float32 for w in weights)
 

@@ -11,10 +11,9 @@ bitsandbytes' encoding.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, wraps
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -52,10 +51,8 @@ class Codebook:
     @property
     def boundaries(self) -> list[float]:
         """Midpoints between neighbours, in float32. A value on one belongs to the lower level."""
-        return [
-            ((torch.tensor(low) + torch.tensor(high)) / 2).item()
-            for low, high in pairwise(self.levels)
-        ]
+        levels = float32(self.levels)
+        return ((levels[:-1] + levels[1:]) / 2).tolist()
 
 
 @cache
@@ -75,33 +72,38 @@ def codebook(kind: str) -> Codebook:
         positive = [(magnitude, code) for code, magnitude in enumerate(magnitudes) if code]
         negative = [(-magnitude, code + 8) for magnitude, code in positive]
         ordered = [*sorted(negative), (0.0, 0), (0.0, 8), *sorted(positive)]
-        levels = torch.tensor([level for level, _ in ordered])  # rounded to float32
+        levels = float32([level for level, _ in ordered])  # rounded
         return Codebook(tuple(levels.tolist()), tuple(code for _, code in ordered))
     if kind == "int4":
-        return Codebook(tuple((torch.arange(-7, 8) / 7).tolist()), tuple(range(15)))
+        return Codebook(tuple((float32(range(-7, 8)) / 7).tolist()), tuple(range(15)))
     raise ValueError(f"unknown codebook {kind!r}: expected 'nf4', 'fp4' or 'int4'")
+
+
+def float32(values: Iterable[float]) -> Tensor:
+    """These values on the CPU, whatever torch's default dtype and device are."""
+    return torch.tensor(list(values), dtype=torch.float32, device="cpu")
 
 
 @constant
 def cell_tables(kind: str, device: torch.device) -> tuple[Tensor, Tensor]:
     """For each cell the number of boundaries below it (uint8), and the next one (or infinity)."""
-    edges = torch.arange(-CELLS, CELLS + 1, device=device) / CELLS
-    boundaries = torch.tensor([*codebook(kind).boundaries, math.inf], device=device)
+    edges = float32(range(-CELLS, CELLS + 1)) / CELLS
+    boundaries = float32([*codebook(kind).boundaries, math.inf])
     first = (edges[:, None] > boundaries).sum(dim=1)
-    return first.to(torch.uint8), boundaries[first]
+    return first.to(device, torch.uint8), boundaries[first].to(device)
 
 
 @constant
 def table_of_levels(kind: str, device: torch.device) -> Tensor:
     """(16,) float32: level by code."""
-    book, table = codebook(kind), torch.zeros(16)
-    table[list(book.codes)] = torch.tensor(book.levels)
+    book, table = codebook(kind), float32([0] * 16)
+    table[list(book.codes)] = float32(book.levels)
     return table.to(device)
 
 
 @constant
 def table_of_pairs(kind: str, device: torch.device) -> Tensor:
     """(256,): the two float32 levels of a byte, as one complex64, so that a look-up moves both."""
-    levels, byte = table_of_levels(kind, torch.device("cpu")), torch.arange(256)
+    levels, byte = table_of_levels(kind, torch.device("cpu")), torch.arange(256, device="cpu")
     pairs = torch.stack([levels[byte >> 4], levels[byte & 15]], dim=1)  # (256, 2)
     return pairs.view(torch.complex64).view(-1).to(device)

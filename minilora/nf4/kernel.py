@@ -17,7 +17,8 @@ address is taken. The threads are torch's own: ``GOMP_parallel`` is the entry in
 library that torch loaded, and a second team of threads would compete with the first one for the
 cores.
 
-Left out: the same two loops for a GPU (Triton) and for NEON (ARM runs the plain C).
+Left out: the same two loops in Triton (there was no GPU to measure them on) and in NEON (ARM runs
+the plain C).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ import torch
 from torch import Tensor
 
 from .codebook import table_of_levels
-from .scales import SCALE_BLOCK, dynamic_map
+from .scales import BLOCK_SIZES, SCALE_BLOCK, dynamic_map
 
 SOURCE = Path(__file__).with_name("kernel.c")
 LIBRARY = SOURCE.with_name(f"_kernel{sysconfig.get_config_var('EXT_SUFFIX')}")
@@ -53,6 +54,7 @@ VARIANTS = ("plain", "avx2", "avx512")
 FEW_ROWS = {"plain": 2, "avx2": 8, "avx512": 16}
 CHUNK = 1 << 18  # weights at a time on their way to another dtype, so that they stay in the cache
 CPU = torch.device("cpu")
+INPUTS = (torch.float32, torch.bfloat16, torch.float16)  # of a product
 ORDINARY = (Tensor, torch.nn.Parameter)  # a subclass may have no memory of its own
 
 
@@ -138,6 +140,12 @@ def load(choice: str, path: Path) -> tuple[Kernel | None, Status]:
     return Kernel(library, choice or best), Status(choice or best, reason)
 
 
+def in_use() -> Kernel | None:
+    """The kernel, except where operations are recorded: neither a trace nor a compiler sees C."""
+    recorded = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return None if recorded else active()[0]
+
+
 @cache
 def team() -> int | None:
     """The address of ``GOMP_parallel`` in this process; None where it is missing: one thread."""
@@ -152,8 +160,8 @@ def dequantize(weight: Weight, out: Tensor) -> bool:
 
     ``level[code] · scale`` in float32, rounded once: the bits of ``dequantize_by_tensors``.
     """
-    kernel, n = active()[0], out.numel()
-    if kernel is None or not is_usable(out, n, out.dtype):
+    kernel = in_use()
+    if kernel is None or not is_usable(out, n := out.numel(), out.dtype):
         return False
     if (job := job_for(weight, n)) is None:
         return False
@@ -162,7 +170,9 @@ def dequantize(weight: Weight, out: Tensor) -> bool:
         setattr(job, "floats" if out.dtype == torch.float32 else "halves", out.data_ptr())
         kernel.run(job)
         return True
-    room = torch.empty(min(n, CHUNK))
+    room = new_floats(min(n, CHUNK))
+    if not is_usable(room, min(n, CHUNK), torch.float32):
+        return False
     job.floats = room.data_ptr()
     for start in range(0, n, CHUNK):
         job.start, job.count = start, min(CHUNK, n - start)
@@ -178,14 +188,19 @@ def product(x: Tensor, bias: Tensor | None, weight: Weight, features: int) -> Te
     precision it is nearer to the truth than a product with a weight that was rounded before. No
     gradient flows.
     """
-    kernel, columns = active()[0], x.shape[-1]
+    kernel = in_use()
+    if kernel is None or x.dtype not in INPUTS:
+        return None
+    columns = x.shape[-1]
     rows = x.numel() // columns if columns else 0
-    if kernel is None or not 0 < rows <= FEW_ROWS[kernel.variant] or x.dtype == torch.float64:
+    if not 0 < rows <= FEW_ROWS[kernel.variant]:
         return None
     if (job := job_for(weight, features * columns)) is None:
         return None
-    floats, y = x.float().contiguous(), torch.empty((*x.shape[:-1], features))
+    floats, y = x.float().contiguous(), new_floats(*x.shape[:-1], features)
     if not is_usable(floats, rows * columns, torch.float32):
+        return None
+    if not is_usable(y, rows * features, torch.float32):
         return None
     if bias is not None:
         bias = bias.float().contiguous()
@@ -201,8 +216,10 @@ def product(x: Tensor, bias: Tensor | None, weight: Weight, features: int) -> Te
 def job_for(weight: Weight, n: int) -> Job | None:
     """A job with the addresses of the parts; None unless all fit n weights and lie on the CPU."""
     (packed, absmax, absmax2, offset), block_size, kind = weight
+    if block_size not in BLOCK_SIZES:
+        return None
     blocks = -(-n // block_size)
-    usable = not torch.compiler.is_compiling() and is_usable(packed, -(-n // 2), torch.uint8)
+    usable = is_usable(packed, -(-n // 2), torch.uint8)
     if absmax2 is None or offset is None:
         usable = usable and is_usable(absmax, blocks, torch.float32)
     else:
@@ -218,6 +235,11 @@ def job_for(weight: Weight, n: int) -> Job | None:
     job.shift = block_size.bit_length() - 1
     job.alive = (levels, values)  # as long as the job is
     return job
+
+
+def new_floats(*shape: int) -> Tensor:
+    """Memory for C to write: float32 on the CPU, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device=CPU)
 
 
 def is_usable(part: Tensor, n: int, dtype: torch.dtype) -> bool:

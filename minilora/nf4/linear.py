@@ -11,7 +11,8 @@ An ordinary autograd product would save Ŵ for its backward, all layers' at once
 have saved nothing. tests/nf4/test_linear.py counts what is alive.
 
 Without gradients (``torch.no_grad``, as in generation) a few rows go to the compiled kernel, which
-multiplies by the codes and never writes Ŵ: a generated token costs less than with a float weight.
+multiplies by the codes and never writes Ŵ. A generated token then costs less than with a float
+weight, if that lies outside the processor's cache (2048² and above), and more if it does not.
 
 Left out: GPT-2's ``Conv1D``, paged optimizers.
 """
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from .shared_weights import reads_weights, tied_weights
-from .tensor import PARTS, NF4Tensor, compiled, part_shapes, quantize
+from .tensor import PARTS, NF4Tensor, check_input, compiled, part_shapes, quantize
 
 COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
 
@@ -132,7 +133,8 @@ class NF4Linear(nn.Module):
         return self.quantized.dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(…, in) to (…, out), in the input's dtype."""
+        """(…, in) to (…, out), in the input's dtype; raises as ``check_input``."""
+        check_input(x)
         kind = "cpu" if x.is_cpu else x.device.type
         if torch.is_autocast_enabled(kind):
             computed = x = x.to(torch.get_autocast_dtype(kind))

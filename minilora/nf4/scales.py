@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .codebook import constant
 
+BLOCK_SIZES = tuple(2**k for k in range(5, 13))  # 32 to 4096 weights share one scale
 SCALE_BLOCK = 256  # so many scales share one float32
 
 
@@ -25,16 +26,16 @@ def dynamic_map(device: torch.device) -> Tensor:
     """
     values = [0.0, 1.0]
     for i in range(7):
-        edges = torch.linspace(0.1, 1, 2**i + 1)
+        edges = torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu")
         middles = (edges[:-1] + edges[1:]) / 2
         values += (10 ** (i - 6) * middles).tolist() + (-(10 ** (i - 6)) * middles).tolist()
-    return torch.tensor(sorted(values)).to(device)
+    return torch.tensor(sorted(values), dtype=torch.float32, device=device)
 
 
 @constant
 def dynamic_lookup(device: torch.device) -> Tensor:
     """The nearest value's code for 65,536 even steps from -1 to 1: bitsandbytes' table."""
-    steps = torch.linspace(-1, 1, 65536, dtype=torch.float64)
+    steps = torch.linspace(-1, 1, 65536, dtype=torch.float64, device="cpu")
     values = dynamic_map(torch.device("cpu")).double()
     return torch.bucketize(steps, (values[:-1] + values[1:]) / 2).to(device, torch.uint8)
 

@@ -49,12 +49,11 @@ import torch
 from torch import Tensor
 
 from .codebook import CELLS, Codebook, cell_tables, codebook, table_of_pairs
-from .scales import SCALE_BLOCK, dynamic_map, quantize_scales
+from .scales import BLOCK_SIZES, SCALE_BLOCK, dynamic_map, quantize_scales
 
 __all__ = ["NF4Tensor", "quantize"]
 
 PARTS = ("packed", "absmax", "absmax2", "offset")
-BLOCK_SIZES = tuple(2**k for k in range(5, 13))  # 32 to 4096
 # weights at a time, so that the work stays in the cache
 QUANTIZE_CHUNK, DEQUANTIZE_CHUNK = 1 << 18, 1 << 20
 
@@ -146,7 +145,7 @@ def dequantize_by_tensors(weight: NF4Tensor, out: Tensor) -> None:
     scales, block_size, n = weight.scales(), weight.block_size, len(out)
     whole = n // block_size * block_size
     table = table_of_pairs(weight.kind, out.device)
-    room = torch.empty(min(whole, DEQUANTIZE_CHUNK), device=out.device)
+    room = torch.empty(min(whole, DEQUANTIZE_CHUNK), dtype=torch.float32, device=out.device)
     for start in range(0, whole, DEQUANTIZE_CHUNK):
         end = min(start + DEQUANTIZE_CHUNK, whole)
         values = out[start:end] if out.dtype == torch.float32 else room[: end - start]
@@ -260,6 +259,17 @@ def check_quantizable(weight: Tensor) -> None:
         raise TypeError(f"quantize needs a floating-point tensor, got {given}")
     if weight.numel() == 0:
         raise ValueError(f"quantize needs at least one value, got shape {tuple(weight.shape)}")
+
+
+def check_input(x: Tensor) -> None:
+    """Raise ``TypeError`` unless x holds floats, ``ValueError`` while ``torch.jit.trace`` records.
+
+    A trace knows neither a byte's two levels as one complex number nor what C writes.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"NF4Linear needs a floating-point input, got {x.dtype}")
+    if torch.jit.is_tracing():
+        raise ValueError("torch.jit.trace cannot record four bits: trace dequantize_base(model)")
 
 
 def check_finite(absmax: Tensor, weight: Tensor) -> None:

@@ -5,6 +5,7 @@ and that averaging A and B separately is wrong.
 
 In reading order:
 
+    environment.py   what torchrun tells a process: how many ranks, and which card is its own
     distributed.py   several processes train one adapter: ``join``, for torchrun
     fsdp.py          a base that one card cannot hold, sharded over them
     federated.py     many clients' A and B as one adapter: what is exact, and what is not

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import tempfile
 import threading
@@ -38,6 +37,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,11 @@ from torch import Tensor, nn
 from ..lora.injection import trainable_parameters
 from ..training.config import TrainConfig
 from ..training.ranks import Alone, RankLost
+from .environment import choose_card, own_device, world_size
 
 GRACE = 20.0  # seconds that a rank waits for the others once it was told to stop
 POLL = 1e-4  # seconds between two looks at whether the others have answered
-BYTES = 4  # of a float32, as which gradients travel
+BYTES = 4  # of a float32
 
 
 @contextlib.contextmanager
@@ -67,7 +68,7 @@ def join(device: str = "cpu", timeout: float = 1800.0) -> Iterator[Alone]:
     ...     ranks.world, ranks.writes
     (1, True)
     """
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     if world == 1:
         yield Alone()
         return
@@ -103,28 +104,8 @@ def ending_in_words(ranks: Alone) -> Iterator[None]:
         before = signal.getsignal(signal.SIGTERM)
         raise
     finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def choose_card(device: str) -> None:
-    """Make this rank's card its own. Raises ``ValueError`` where there are fewer cards."""
-    cards = torch.cuda.device_count()
-    if (torch.device(device).index or 0) >= cards:
-        raise ValueError(
-            f"this rank wants {device}, and this machine has {cards} cards: start as many ranks "
-            "here, or take --device cpu"
-        )
-    torch.cuda.set_device(device)
-
-
-def own_device(device: str) -> str:
-    """The device of this rank: with ``cuda`` the card of its number on this machine.
-
-    >>> own_device("cpu")
-    'cpu'
-    """
-    local = os.environ.get("LOCAL_RANK")
-    return f"cuda:{local}" if device == "cuda" and local is not None else device
+        # None: it was not set from Python, and cannot be set again
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 class Ranks(Alone):
@@ -167,7 +148,9 @@ class Ranks(Alone):
         parameters = [p for p in model.parameters() if p.requires_grad]
         present = [float(p.grad is not None) for p in parameters]
         told = [float(self.interrupted.is_set())]
-        agreed = torch.tensor([*losses, *present, *told], device=parameters[0].device)
+        agreed = torch.tensor(
+            [*losses, *present, *told], dtype=travels_as(model), device=parameters[0].device
+        )
         pieces = [gradient_of(p).to(agreed) for p in parameters] + [agreed]
         flat = torch.cat(pieces)  # (values of all gradients + parts + parameters + 1)
         self.sum_over_ranks(flat)
@@ -234,7 +217,7 @@ class Ranks(Alone):
         """How the work is shared out, and what travels, beside a full fine-tuning's gradients."""
         trained, everything = trainable_parameters(model)[:2]
         tensors = sum(p.requires_grad for p in model.parameters())
-        travels = BYTES * (trained + config.accumulate + tensors + 1)
+        travels = travels_as(model).itemsize * (trained + config.accumulate + tensors + 1)
         counts = [len(range(rank, config.accumulate, self.world)) for rank in range(self.world)]
         shared = f"{config.accumulate} parts of {config.part_size} examples a step"
         if max(counts) > min(counts):
@@ -264,8 +247,18 @@ class Ranks(Alone):
                     raise RankLost(f"{self.gone()} in {GRACE:.0f} seconds")
 
     def gone(self) -> str:
-        """The begin of a sentence about the others."""
+        """What is said of the others; the reason follows."""
         return f"rank {self.rank} of {self.world}: another rank ended or does not answer"
+
+
+def travels_as(model: nn.Module) -> torch.dtype:
+    """As what gradients and losses travel: float32, or float64 where that is trained.
+
+    >>> travels_as(nn.Linear(2, 2).bfloat16()), travels_as(nn.Linear(2, 2).double())
+    (torch.float32, torch.float64)
+    """
+    dtypes = (p.dtype for p in model.parameters() if p.requires_grad)
+    return reduce(torch.promote_types, dtypes, torch.float32)
 
 
 def gradient_of(parameter: Tensor) -> Tensor:

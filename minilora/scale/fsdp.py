@@ -18,7 +18,8 @@ weights are the same, but lie elsewhere in memory (tests/scale/test_fsdp.py).
         save_together(model, "adapter", ranks)
 
 What does not work, and is refused: four bits (an ``NF4Linear`` keeps its codes in buffers, which
-``fully_shard`` leaves whole), more than adapters, replay, ``merge`` (load the adapter beside a
+``fully_shard`` leaves whole), more than adapters, replay (the rows
+that are due vary, and with them a step's parts), ``merge`` (load the adapter beside a
 whole base, on a host that holds it). Each host needs memory for the whole base while it is loaded.
 Left out: loading shard by shard, offloading, sharding within a machine and copies between machines.
 """

@@ -10,7 +10,9 @@ adapter of a replica makes room.
 **What is ours**: a replica answers with the server's own application (``replica.py``). The ingress
 reads the model's name. It sends a request to another replica as long as no byte of the answer has
 come; Ray itself gives up a request whose replica died after it was started, with a 500 in plain
-text. After the first byte nobody may begin anew: a stream ends with an ``error`` event.
+text. After the first byte nobody may begin anew: a stream ends with an ``error`` event. Where no
+replica takes the request, Ray's handle would wait without a limit; the ingress waits ``patience``
+seconds and answers 503.
 
     python -m minilora.scale.ray_serve --adapter naval=mine/adapter --replicas 2
 
@@ -21,7 +23,9 @@ to start (``RAY_raylet_start_wait_time_s``); its processes run at niceness 15 un
 sent.
 
 Left out: keys of tenants and the hub, which the application has and this module does not pass on;
-load and unload by request (Ray loads when somebody asks). docs/scale.md has what was measured.
+load and unload by request (Ray loads when somebody asks); metrics, feedback and experiments, which
+would be those of one replica. Paths other than ``passed_on`` get a 404. docs/scale.md has what was
+measured.
 """
 
 from __future__ import annotations
@@ -34,9 +38,10 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from .replica import PATIENCE, Deployment, Loaded, ReplicaOf, scope_of, through
+from .replica import PATIENCE, Deployment, Loaded, ReplicaOf, adapters_named, scope_of, through
 
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",  # or it writes a token into the home folder
@@ -45,6 +50,8 @@ SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 GENERATION = ("/v1/chat/completions", "/v1/completions")
+READING = ("/", "/health", "/ready", "/v1/models")
+TAKEN = None  # what a replica gives first: it has the request
 Start = tuple[int, list[tuple[bytes, bytes]]]  # status, headers
 
 
@@ -68,9 +75,10 @@ def application(deployment: Deployment) -> Any:
         async def ask(
             self, method: str, path: str, query: str, headers: Any, body: bytes
         ) -> AsyncIterator[Any]:
-            """Answer one request: status and headers, then the body as it comes."""
+            """``TAKEN`` at once, then the answer: status and headers, the body as it comes."""
             from ..serving.refusals import Refused
 
+            yield TAKEN
             await self.open()
             name = serve.get_multiplexed_model_id()
             try:
@@ -84,7 +92,7 @@ def application(deployment: Deployment) -> Any:
                 return
             async for piece in through(self.app, scope_of(method, path, query, headers), body):
                 yield piece
-            del here  # held until the answer's end
+            del here  # the adapter stayed in the bank until the answer's end
 
         async def reported(self) -> dict[str, Any]:
             """The report, to whoever asks."""
@@ -120,18 +128,22 @@ class Ingress:
         """A Starlette response to a Starlette request."""
         from starlette.responses import JSONResponse, StreamingResponse
 
-        from ..serving.refusals import wait_first
+        from ..serving.refusals import Refused, wait_first
 
         body = await request.body()
         path = request.url.path
         if path == "/replicas":
             return JSONResponse({"retries": self.retries, "replica": await self.one_report()})
+        if not passed_on(path):
+            message = f"{path[:80]!r} is not served by a fleet; minilora serve may have it"
+            refused = Refused(404, message, code="not_passed_on")
+            return JSONResponse(refused.body(), refused.status, refused.headers)
         headers = [(bytes(key), bytes(value)) for key, value in request.headers.raw]
         asked = (request.method, path, request.url.query, headers, body)
         name = adapter_asked(path, body, self.adapters)
         begun = await self.begin(name, asked)
         if begun is None:
-            refused = wait_first(5, "no replica answers", 503, "no_server")
+            refused = wait_first(5, "no replica takes this request", 503, "no_server")
             return JSONResponse(refused.body(), refused.status, refused.headers)
         (status, kept), first, rest = begun
         events = any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in kept)
@@ -144,7 +156,11 @@ class Ingress:
         return await self.replicas.reported.remote()
 
     async def begin(self, name: str, asked: tuple[Any, ...]) -> tuple[Start, bytes, Any] | None:
-        """(status and headers, the first bytes, the rest) of the first replica that answers."""
+        """(status and headers, the first bytes, the rest) of the first replica that answers.
+
+        None where no replica takes the request in ``patience`` seconds. One that has taken it may
+        compute for as long as it lives.
+        """
         from ray.exceptions import RayActorError
 
         end = time.monotonic() + self.patience
@@ -153,12 +169,24 @@ class Ingress:
                 *asked
             )
             try:
+                await asyncio.wait_for(anext(answer), end - time.monotonic())  # TAKEN
                 start = await anext(answer)
                 return start, await anext(answer, b""), answer
             except RayActorError:  # it died before the first byte: nobody has got anything
                 self.retries += 1
                 await asyncio.sleep(0.2)
+            except asyncio.TimeoutError:
+                answer.cancel()
         return None
+
+
+def passed_on(path: str) -> bool:
+    """Whether a path is asked of any replica: all of them would answer alike, and none changes.
+
+    >>> passed_on("/v1/models/naval"), passed_on("/v1/unload_lora_adapter")
+    (True, False)
+    """
+    return path in (*GENERATION, *READING) or path.startswith("/v1/models/")
 
 
 def adapter_asked(path: str, body: bytes, adapters: list[str]) -> str:
@@ -200,8 +228,12 @@ async def pieces_of(first: bytes, rest: Any, events: bool) -> AsyncIterator[byte
 def running(deployment: Deployment, port: int = 8000, host: str = "127.0.0.1") -> Iterator[str]:
     """Serve for as long as the block lasts; gives the address. Every process ends with it.
 
-    Raises ``ValueError`` without the extra, ``RuntimeError`` where Ray runs in this process.
+    Raises ``ValueError`` without the extra and for an adapter's folder that does not exist,
+    ``RuntimeError`` where Ray runs in this process.
     """
+    for name, folder in deployment.adapters.items():
+        if not Path(folder).is_dir():
+            raise ValueError(f"{name}: expected an adapter's folder, got {folder!r}")
     os.environ.update({key: os.environ.get(key, value) for key, value in SETTINGS.items()})
     try:
         import ray
@@ -242,12 +274,15 @@ def main() -> None:
     add("--most-adapters", type=int, default=12, help="of a replica (default: %(default)s)")
     add("--port", type=int, default=8000, help="default: %(default)s")
     options = parser.parse_args()
-    adapters = dict(each.split("=", 1) for each in options.adapter)
-    deployment = Deployment(adapters, options.base, options.replicas, options.most_adapters)
-    with running(deployment, options.port) as address:
-        print(f"ready at {address}", flush=True)
-        while True:
-            time.sleep(3600)
+    try:
+        adapters = adapters_named(options.adapter)
+        deployment = Deployment(adapters, options.base, options.replicas, options.most_adapters)
+        with running(deployment, options.port) as address:
+            print(f"ready at {address}", flush=True)
+            while True:
+                time.sleep(3600)
+    except ValueError as error:
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import os
+import weakref
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 90.0  # seconds in which a request may find a living replica
+from ..hub.semver import check_name
+
+PATIENCE = 90.0  # seconds in which a living replica may take a request
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,46 @@ class Deployment:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if isinstance(self.replicas, int) and self.replicas < 1:
             raise ValueError(f"replicas must be at least 1, got {self.replicas}")
+        check_names(self.adapters)
 
 
-@dataclass
+def check_names(adapters: Mapping[str, str]) -> None:
+    """Raise ``ValueError`` for a name that is not a plain one, or that means something else."""
+    from ..serving.service import AUTO, Service
+
+    for name in adapters:
+        check_name(name)
+        if name in (AUTO, Service.base_name):
+            raise ValueError(f"the adapter's name {name!r} is taken: choose another one")
+
+
+def adapters_named(given: list[str]) -> dict[str, str]:
+    """Folders by name. Raises ``ValueError`` for another form, and for a name given twice.
+
+    >>> adapters_named(["naval=mine/adapter"])
+    {'naval': 'mine/adapter'}
+    """
+    adapters: dict[str, str] = {}
+    for each in given:
+        name, _, folder = each.partition("=")
+        if not name or not folder or name in adapters:
+            raise ValueError(f"--adapter: expected NAME=FOLDER, each name once, got {each!r}")
+        adapters[name] = folder
+    return adapters
+
+
+@dataclass(eq=False)
 class Loaded:
-    """An adapter in a replica's bank; when Ray lets it go, the bank forgets its name."""
+    """One load of an adapter into a replica's bank. Whoever holds it keeps the adapter there.
 
-    bank: Any
+    Ray holds it until the adapter must make room, and a request until its answer has ended. When
+    nobody does, the bank may forget the name (``ReplicaOf.forget_released``). There is no
+    ``__del__``: Ray would call it by hand while a request still holds the adapter, and Python once
+    more afterwards, when the name may stand for a newer load.
+    """
+
     name: str
-
-    def __del__(self) -> None:
-        if self.name in self.bank.known:
-            self.bank.unload(self.name)
+    number: int  # of the loads of this name: 1, 2, …
 
 
 async def through(app: Any, scope: dict[str, Any], body: bytes) -> AsyncIterator[Any]:
@@ -146,6 +178,7 @@ class ReplicaOf:
         self.opening = asyncio.Lock()
         self.context: Any = None
         self.loads: dict[str, int] = {}
+        self.released: deque[tuple[str, int]] = deque()  # (name, number) that nobody holds
 
     async def open(self) -> None:
         """Start the engine in the loop that will use it."""
@@ -155,10 +188,24 @@ class ReplicaOf:
                 await self.context.__aenter__()
 
     def load(self, name: str) -> Loaded:
-        """Read an adapter into the bank. Raises ``ValueError``, ``OSError``."""
-        self.service.bank.load(name, Path(self.deployment.adapters[name]))
+        """Read an adapter into the bank; Ray does so one at a time.
+
+        Raises ``ValueError``, ``OSError``.
+        """
+        self.forget_released()
+        self.service.bank.load(name, Path(self.deployment.adapters[name]), replace=True)
         self.loads[name] = self.loads.get(name, 0) + 1
-        return Loaded(self.service.bank, name)
+        loaded = Loaded(name, self.loads[name])
+        # it only takes a note: it runs wherever Python tidies up, and the bank has a lock
+        weakref.finalize(loaded, self.released.append, (name, loaded.number)).atexit = False
+        return loaded
+
+    def forget_released(self) -> None:
+        """Forget each name that nobody holds any more and that was not loaded again since."""
+        while self.released:
+            name, number = self.released.popleft()
+            if number == self.loads[name]:
+                self.service.bank.unload(name)
 
     def report(self) -> dict[str, Any]:
         """Who this is, and how often it loaded what."""

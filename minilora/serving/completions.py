@@ -153,8 +153,8 @@ class Sent:
                     else:
                         origin = {} if begun else {"minilora": self.origin()}
                         choice = self.form.chunk(part, part.index not in begun, self.logprobs)
-                        begun.add(part.index)
                         if part.text or part.end is not None or choice.get("delta"):
+                            begun.add(part.index)
                             yield event({**head, "choices": [choice], **origin})
                     part = await anext(parts, None)
             except Refused as refused:  # the status is gone: the client raises this event

@@ -28,9 +28,10 @@ class Shares:
     """How many of ``slots`` rows a tenant may hold: its part of those who asked lately.
 
     A row costs all others time in every step, and a prompt holds up all rows, so whoever fills the
-    batch slows down who asks for one row. While a tenant is alone it may have all rows, and begin
-    them at any time. Beside others it has its share, and its further prompts wait until the rows
-    have got a few tokens since the last ones; the first row of a tenant waits for nothing.
+    batch slows down who asks for one row. While a tenant is alone it may have all rows, and its
+    requests begin at any time. Beside others it has its share, and its further prompts wait until
+    the rows have got a few tokens since anybody's last further ones; the first row of a tenant
+    waits for nothing, and nobody waits for it.
 
     >>> shares = Shares(slots=64, clock=lambda: 0.0)
     >>> shares.asks("max")

@@ -1,5 +1,6 @@
 """One request for text from its arrival to its end, whoever it is for and however it is sent.
 
+    size       → what is too long for the model or the tenant's quota goes no further
     target     → which adapter, by name, by the router, by an experiment
     prompt     → token ids, in a thread: a long text must not hold up the others' streams
     admission  → the tenant's quotas, charged once however many answers it is
@@ -86,8 +87,7 @@ class Generation:
             status = 500
             raise
         finally:
-            if self.target is not None:
-                self.count(self.target.model, status)
+            self.count("other" if self.target is None else self.target.model, status)
             if self.writes:
                 await run_in_threadpool(self.close, status)
             else:
@@ -96,24 +96,29 @@ class Generation:
     def let_in(self) -> list[list[int]]:
         """Everything before the first token, in a thread; the prompts. Raises ``Refused``.
 
-        The quota is asked before the prompts are tokenized, with the fewest tokens that they can
-        have: a text that is refused costs nothing.
+        The quota is asked with the fewest tokens that the prompts can have, before the router
+        reads them and before they are tokenized: a text that is refused costs nothing, and is no
+        part of an experiment. An arm whose adapter fails is: its failure counts.
         """
         service, asked, fallback = self.service, self.asked, self.request.headers.get(HEADER, "")
         self.row = self.written_down()
-        asking = asked.model, asked.question, asked.user, self.id, fallback
-        self.turns = Turns(service, self.tenant, *asking)
-        self.target = self.turns.next()
         model: Any = service.engine.model
-        least = least_prompts(asked, model)
-        if service.tenants is None:
-            prompts = checked_prompts(asked, model)
-        else:
+        least, body = least_prompts(asked, model), ""
+        if service.tenants is not None:
             body = hashlib.sha256(asked.model_dump_json().encode()).hexdigest()
             service.tenants.check(self.tenant, self.id, self.most(least), body)
-            prompts = checked_prompts(asked, model)
+        asking = asked.model, asked.question, asked.user, fallback
+        self.turns = Turns(service, self.tenant, *asking)
+        try:
+            self.target = self.turns.next()
+        except Refused:
+            self.turns.record(self.id)
+            raise
+        prompts = checked_prompts(asked, model)
+        if service.tenants is not None:
             most = self.most(map(len, prompts))
             self.admission = service.tenants.begin(self.tenant, self.id, most, body)
+        self.turns.record(self.id)
         self.prompt_tokens = sum(map(len, prompts))
         return prompts
 

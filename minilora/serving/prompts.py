@@ -23,11 +23,12 @@ Asked = ChatRequest | CompletionRequest
 
 def least_prompts(asked: Asked, model: Any) -> list[int]:
     """The fewest tokens that each prompt can have. Raises ``Refused`` for one that cannot fit."""
-    positions, longest = model.config.max_position_embeddings, longest_token(model.tokenizer)
-    if (size := max(asked.sizes())) > positions * longest:
-        most = f"{positions} positions, at most {positions * longest:,} bytes"
-        raise too_long(asked, f"this model has {most}; got {size:,}")
-    return [max(1, -(-size // longest)) for size in asked.sizes()]
+    positions = model.config.max_position_embeddings
+    least = asked.least_tokens(longest_token(model.tokenizer))
+    if max(least) > positions:
+        message = f"this model has {positions} positions, and the prompt takes at least"
+        raise too_long(asked, f"{message} {max(least):,}")
+    return least
 
 
 def checked_prompts(asked: Asked, model: Any) -> list[list[int]]:

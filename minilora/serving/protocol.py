@@ -163,9 +163,13 @@ class ChatRequest(Sampled):
         messages = [message.plain() for message in self.messages]
         return [tokenizer.apply_chat_template(messages, add_generation_prompt=True)]
 
-    def sizes(self) -> list[int]:
-        """Bytes of the prompt; a message has its marks besides its text."""
-        return [sum(4 + len(message.plain()["content"].encode()) for message in self.messages)]
+    def least_tokens(self, longest: int) -> list[int]:
+        """The fewest tokens of the prompt, if one stands for at most ``longest`` bytes.
+
+        A message has its marks besides its text.
+        """
+        size = sum(4 + len(message.plain()["content"].encode()) for message in self.messages)
+        return [-(-size // longest)]
 
     @property
     def question(self) -> str:
@@ -190,17 +194,22 @@ class CompletionRequest(Sampled):
         """How many tokens to list beside each; None: no logprobs."""
         return self.logprobs
 
+    @property
+    def several(self) -> list[Any]:
+        """The prompts; numbers side by side are one, in ids."""
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else list(self.prompt)
+
     def prompts(self, tokenizer: Any) -> list[list[int]]:
         """Each prompt's ids; a mark in a text stays text."""
-        several = self.prompt if isinstance(self.prompt, list) else [self.prompt]
-        if isinstance(several[0], int):
-            several = [several]  # one prompt in ids
-        return [tokenizer.encode_text(p) if isinstance(p, str) else list(p) for p in several]
+        return [tokenizer.encode_text(p) if isinstance(p, str) else list(p) for p in self.several]
 
-    def sizes(self) -> list[int]:
-        """Bytes of each prompt that is a text."""
-        several = self.prompt if isinstance(self.prompt, list) else [self.prompt]
-        return [len(prompt.encode()) if isinstance(prompt, str) else 0 for prompt in several]
+    def least_tokens(self, longest: int) -> list[int]:
+        """The fewest tokens of each prompt, if one stands for at most ``longest`` bytes."""
+        return [
+            -(-len(prompt.encode()) // longest) if isinstance(prompt, str) else len(prompt)
+            for prompt in self.several
+        ]
 
     @property
     def question(self) -> str:

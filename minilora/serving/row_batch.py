@@ -16,6 +16,7 @@ rows (with AVX2 a product's rows agree from 4 rows on, with AVX-512 from 3 to 16
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -63,7 +64,7 @@ class RowBatch:
         self.cache = KVCache(MULTIPLE, self.size)
         self.running: list[Slot] = []  # row i is running[i]
         self.prefilling: list[Slot] = []  # in the rows after those
-        self.decoded = 0  # tokens of each row since the last prefill
+        self.decoded = 0  # tokens of each row since the last prefill with a tenant's further row
 
     @property
     def in_use(self) -> list[Slot]:
@@ -87,7 +88,10 @@ class RowBatch:
 
     def prefill(self) -> None:
         """A pass over the new prompts, or over the next part of a long one."""
-        first, group, self.decoded = len(self.running), self.prefilling, 0
+        first, group = len(self.running), self.prefilling
+        held = Counter(slot.answer.request.tenant for slot in self.in_use)
+        if any(held[slot.answer.request.tenant] > 1 for slot in group):
+            self.decoded = 0  # a tenant's first row holds nobody else back
         prompts = [slot.answer.request.prompt for slot in group]
         parts = [
             prompt[slot.done : slot.done + self.prefill_tokens]

@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+from .assignment import Assignment
 from .failover import Choice
 from .refusals import Refused
 from .service import CHAMPION, Service, Target
@@ -29,28 +30,40 @@ class Turns:
 
     def __init__(
         self, service: Service, tenant: Any, model: str, question: str, user: str | None,
-        request: str, fallback: str,
+        fallback: str,
     ):  # fmt: skip
         if fallback not in ("", ALLOWED):
             raise Refused(400, f"expected {HEADER}: {ALLOWED}, got {fallback!r:.40}", param=HEADER)
         self.service, self.tenant, self.question = service, tenant, question
         self.base_allowed, self.failed = fallback == ALLOWED, list[str | None]()
-        self.model, self.why = self.drawn(model, user, request)
+        self.arm: Assignment | None = None
+        self.model, self.why = self.drawn(model, user)
         self.choice: Choice | None = None
         self.error: Refused | None = None
 
-    def drawn(self, model: str, user: str | None, request: str) -> tuple[str, str]:
+    @property
+    def tenant_name(self) -> str:
+        """Who asks."""
+        return LOCAL.name if self.tenant is None else self.tenant.name
+
+    def drawn(self, model: str, user: str | None) -> tuple[str, str]:
         """The adapter of the user's arm and why; the model that was asked for without one."""
         experiments = self.service.experiments
-        name = LOCAL.name if self.tenant is None else self.tenant.name
-        arm = experiments.assign(model, user, name) if experiments is not None else None
+        arm = None
+        if experiments is not None:
+            arm = experiments.assign(model, user, self.tenant_name)
         if experiments is None or arm is None:
             return model, ""
         arms = experiments.running[model].arms.values()
         if not all(self.service.may_use(self.tenant, adapter) for adapter in arms):
             return model, ""
-        experiments.record(arm, request, name)
+        self.arm = arm
         return arm.adapter, f"the experiment {arm.experiment} drew its arm {arm.arm}"
+
+    def record(self, request: str) -> None:
+        """Log the arm that was drawn for a request that will be answered."""
+        if self.service.experiments is not None and self.arm is not None:
+            self.service.experiments.record(self.arm, request, self.tenant_name)
 
     def next(self) -> Target:
         """Who is to answer now. Raises ``Refused``; the first failure when nobody can step in."""

@@ -3,6 +3,9 @@
     push → turns (fairness.py) → loading, while the adapter is read → next, which gets a row
 
 An adapter is read off the engine's thread, and those whose adapters are there go ahead meanwhile.
+An adapter that was read stays pinned until its answer has a row. Where the memory has no room for
+another's, those whose tenants have all the rows they may have let go of theirs, and fetch them
+again when they may have a row.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
+from .adapter_cache import NoRoom
 from .adapter_store import AdapterStore, Held, is_ready
 from .fairness import DeficitRoundRobin, Shares
 from .requests import Answer
@@ -42,8 +46,8 @@ class Waiting:
     def next(self, in_rows: Iterable[Answer], rested: bool) -> Entry | None:
         """The next answer in turn whose adapter is in memory; the others' are being read.
 
-        ``in_rows``: the answers that have rows; ``rested``: enough tokens came since the last
-        prefill.
+        ``in_rows``: the answers that have rows; ``rested``: enough tokens came since a tenant
+        last got a further row.
         """
         rows = [answer.request.tenant for answer in in_rows]
         full = self.shares.full(rows, rested)
@@ -52,12 +56,14 @@ class Waiting:
                 self.loading.remove(entry)
                 return entry
         for place, (again, future) in enumerate(self.loading):
-            if future.done() and not is_ready(future):  # no room; there may be some by now
+            no_room = future.done() and not is_ready(future)  # there may be some by now
+            if no_room and again.request.tenant not in full:
+                self.let_go(full)
                 self.loading[place] = again, self.bank.fetch(again.request.adapter)
                 break
         while self.turns:
             # with those that only miss a row: nobody waits behind an adapter that is read slowly
-            soon = [answer.request.tenant for answer, future in self.loading if is_ready(future)]
+            soon = [answer.request.tenant for answer, future in self.loading if future.done()]
             answer = self.turns.pop(self.shares.full(rows + soon, rested))
             if answer is None:
                 return None
@@ -67,6 +73,16 @@ class Waiting:
             self.loading.append((answer, future))
             future.add_done_callback(self.ring)
         return None
+
+    def let_go(self, full: set[str]) -> None:
+        """Unpin the adapters of those that could not have a row now anyway."""
+        for place, (answer, future) in enumerate(self.loading):
+            ready = future.done() and future.exception() is None
+            if ready and answer.request.tenant in full:
+                again: Future[Held] = Future()
+                again.set_exception(NoRoom("others needed the memory"))
+                self.loading[place] = answer, again
+                self.release(future)
 
     def put_back(self, entry: Entry) -> None:
         """It is the first of the next step."""

@@ -79,6 +79,8 @@ def set_up(
     """Encode the data, build the optimizer, and with ``resume`` read the checkpoint."""
     ranks = ranks or Alone()
     replays = as_list(replay)
+    if ranks.sharded and replays:  # the rows that are due vary, and with them a step's parts
+        raise ValueError("replay does not work on a sharded base: train without replay=")
     tokenizer: Any = unwrapped(model).tokenizer
     rows = encode(tokenizer, task.train, config.max_length)
     held_out = encode(tokenizer, task.valid, config.max_length) if task.valid else []
@@ -163,8 +165,12 @@ def start_of(
     parameters: dict[str, Tensor], valid_batches: Sequence[Batch], config: TrainConfig
 ) -> Record:
     """What ranks must have in common besides the identity: where they begin and where they end."""
-    start = checksum(parameters.values())
-    return {"steps": config.steps, "validation": len(valid_batches), "first weights": start}
+    return {
+        "steps": config.steps,
+        "validation": len(valid_batches),
+        "first weights": checksum(parameters.values()),
+        "resume": config.resume and config.out is not None,  # who resumes asks for rank 0's file
+    }
 
 
 def sample_of(valid: Sequence[Encoded], config: TrainConfig) -> list[Encoded]:

@@ -16,6 +16,7 @@ from minilora.commands.cli import main
 from minilora.commands.plan_questions import duration, in_words
 
 PAGE = Path(__file__).parents[2] / "docs" / "planner.md"
+SPOT = ("--spot", "--between", "30m")
 CONSOLE = re.compile(r"(?ms)^```console\n\$ (minilora plan [^\n]*)\n(.*?)```$")
 
 
@@ -76,6 +77,15 @@ def test_spot_that_does_not_pay_says_so():
         (["gpt2", "--cost"], "--cost needs --tokens"),
         (["--cost", "--tokens", "1e9", "--speed", "0"], "speed must be a number above 0, got 0"),
         (["--cost", "--tokens", "1", "--speed", "1", "--price", "-2"], "price must be a number"),
+        (["gpt2", "--serve", "--price", "-2"], "price must be a number above 0, got -2"),
+        (["gpt2", "--serve", "--price", "nan"], "price must be a number above 0, got nan"),
+        ([*SPOT, "--price", "2", "--discount", "0.5", "--devices", "0"], "at least 1 card, got 0"),
+        (
+            [*SPOT, "--price", "2", "--discount", "0.5", "--devices", "-3"],
+            "at least 1 card, got -3",
+        ),
+        ([*SPOT, "--price", "-2"], "price must be a number above 0, got -2"),
+        ([*SPOT, "--price", "2"], "give --discount with --price"),
         (["--spot"], "--spot needs --between"),
         (["--spot", "--between", "30m", "--discount", "70"], "discount must be a share"),
         (["gpt2", "--store", "--full"], "--store compares adapters with copies"),

@@ -14,12 +14,13 @@ from minilora import Example, TrainConfig
 from minilora.commands import generate, method_options, train_options
 from minilora.commands.cli import main, parser_of
 from minilora.commands.footprint import describe_footprints
-from minilora.commands.train import count_epochs, trackers_of
+from minilora.commands.train import count_epochs, run_together, trackers_of
 from minilora.lora.layer import lora_layers
 from minilora.model.pretrained import SHIPPED
 from minilora.training.config import rate_for
 from minilora.training.data import load_jsonl, naval_log
 from minilora.training.history import History
+from minilora.training.ranks import Alone
 
 
 @pytest.fixture(scope="module")
@@ -438,3 +439,21 @@ def test_steps_and_epochs_are_not_given_together(capsys):
     with pytest.raises(SystemExit):
         parser_of("train").parse_args(["--data=a", "--out=b", "--steps=1", "--epochs=1"])
     assert "not allowed with argument --steps" in capsys.readouterr().err
+
+
+def test_after_a_restart_all_ranks_ask_the_first_whatever_resume_says(tmp_path, monkeypatch):
+    """Else the one that has --resume would leave the others waiting for its sum."""
+
+    class Asked(Exception):
+        """The ranks met."""
+
+    class Second(Alone):
+        rank, world = 1, 2
+
+        def each(self, count, value):
+            raise Asked
+
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    words = ["--data", str(tmp_path / "any.jsonl"), "--out", str(tmp_path), "--resume"]
+    with pytest.raises(Asked):
+        run_together(parser_of("train").parse_args(words), Second())

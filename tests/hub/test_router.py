@@ -9,6 +9,7 @@ import torch
 from minilora.hub import Hub, Router
 from minilora.hub.ngrams import PLACES, count_texts, load_counts, ngrams, place, save_counts
 from minilora.hub.router import RIDGE, calibrated, fit_ridge, load_router, save_router, weighted
+from minilora.hub.routing import router_of
 from minilora.training.data import SYSTEMS
 
 from .adapters import flip_bit, make_adapter
@@ -55,6 +56,16 @@ def test_it_routes_abstains_and_says_why(router):
     reasons = [ngram.strip() for ngram, _ in router.explain("Is a patent granted by the licence?")]
     assert any(ngram in "patent licence" for ngram in reasons)
     assert router.route("").name is None
+
+
+def test_kept_weights_that_another_process_has_just_deleted_are_made_again(tmp_path):
+    contents = {name: save_counts(texts) for name, texts in TOPICS.items()}
+    examples = {name: name for name in contents}
+    router_of(examples, contents.__getitem__, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept.unlink()
+    kept.symlink_to(tmp_path / "gone")  # glob finds it, and it cannot be read
+    assert router_of(examples, contents.__getitem__, tmp_path).names == tuple(sorted(TOPICS))
 
 
 def test_reasons_add_up_to_the_score(router):

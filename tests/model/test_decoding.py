@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minilora import LoraConfig, inject, merge, quantize_base
+from minilora import LoraConfig, inject, merge, merge_and_unload, quantize_base
 from minilora.lora.layer import lora_layers
-from minilora.methods import BottleneckConfig
+from minilora.methods import BitFitConfig, BottleneckConfig
 from minilora.model import decoding
 from minilora.model.cache import KVCache
 
@@ -83,6 +83,19 @@ def test_four_bits_are_asked():
     assert_as_close(stepped(model, ids), model(ids)[:, -LAST:], truth)
 
 
+@pytest.mark.parametrize("targets", [["q_proj"], ["v_proj"], ["k_proj", "up_proj"], ["gate_proj"]])
+def test_a_bias_of_some_of_the_joined_linears_counts(targets):
+    """A merged BitFit leaves one; what is joined with it has none."""
+    model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (2, 8))
+    inject(model, BitFitConfig(target_modules=targets))
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    model = merge_and_unload(model)
+    compare(model, ids)
+    assert torch.equal(model.generate(ids, 8), model.generate(ids, 8, use_cache=False))
+
+
 @pytest.mark.parametrize(
     "name", ["layers.1.self_attn.k_proj", "layers.0.input_layernorm", "embed_tokens", "norm"]
 )
@@ -97,6 +110,37 @@ def test_a_hook_sees_every_token(name):
     logits = stepped(model, ids)
     assert [tuple(shape) for shape in seen] == [(2, 8 - LAST)] + [(2, 1)] * LAST
     assert_as_close(logits, model(ids)[:, -LAST:], exactly(model, ids)[:, -LAST:])
+
+
+@pytest.mark.parametrize("copied", [0, 1 << 18])
+def test_a_hook_on_the_head_sees_rows_without_a_time(copied, monkeypatch):
+    """It bans a token by ``output[:, token]``, for the prompt's logits as for each token's."""
+    monkeypatch.setattr(decoding, "COPIED", copied)
+    model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (2, 8))
+    free = model.generate(ids, 6)
+    banned = free[0, -3].item()
+
+    def ban(module, given, output):
+        output[..., banned] = -torch.inf
+        seen.append(output.shape)
+        return output
+
+    seen = []
+    model.lm_head.register_forward_hook(ban)
+    out = model.generate(ids, 6)
+    assert set(seen) == {(2, 97)}
+    assert not (out[:, 8:] == banned).any()
+    assert torch.equal(out, model.generate(ids, 6, use_cache=False))
+
+
+def test_angles_are_computed_as_a_text_grows(monkeypatch):
+    """Not for all of ``max_new_tokens``: many ask for millions, and leave the end to a token."""
+    monkeypatch.setattr(decoding, "AHEAD", 3)
+    model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (2, 5))
+    cache = filled(model, ids)
+    step = decoding.Step(model.model, model.lm_head, cache, 10**6)
+    assert len(step.angles) == 5 + 3
+    assert torch.equal(model.generate(ids, 20), model.generate(ids, 20, use_cache=False))
 
 
 class Twice(nn.Module):
@@ -159,6 +203,30 @@ def test_norms_on_the_heads_are_the_modules():
     sizes = {"num_attention_heads": 4, "num_key_value_heads": 2, "model_type": "qwen3"}
     model, ids = tiny(**sizes), torch.randint(0, 97, (1, 5))
     assert model.stepper(filled(model, ids), 1) is None
+
+
+@pytest.mark.parametrize(("owner", "name"), [(nn.Linear, "forward"), (nn.functional, "linear")])
+def test_a_linear_that_someone_replaced_for_all_is_asked(owner, name, monkeypatch):
+    model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (1, 5))
+    before = model.generate(ids, 8)
+    compute = getattr(owner, name)
+
+    def negated(*arguments):
+        return -compute(*arguments)
+
+    monkeypatch.setattr(owner, name, negated)
+    out = model.generate(ids, 8)
+    assert not torch.equal(out, before)
+    assert torch.equal(out, model.generate(ids, 8, use_cache=False))
+
+
+def test_a_step_stays_on_its_models_device():
+    """Whatever torch's default is: ``meta`` stands for a GPU here."""
+    model, ids = tiny(**SIZES[1]), torch.randint(0, 97, (1, 5))
+    cache = filled(model, ids)
+    with torch.inference_mode(), torch.device("meta"):
+        logits = model.stepper(cache, 1)(ids[:, :1])
+    assert logits.device.type == "cpu"
 
 
 @pytest.mark.parametrize("watch", ["autocast", "a global hook", "another next_logits"])

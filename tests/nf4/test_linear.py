@@ -68,6 +68,19 @@ def test_gradients_agree_with_finite_differences(seed, rows, columns):
     )
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_weight_put_in_after_the_forward_does_not_change_the_gradient(adapted):
+    """The backward belongs to the weight that the forward multiplied by."""
+    linear, later = nn.Linear(32, 16), nf4.quantize(torch.randn(16, 32))
+    base = NF4Linear.from_linear(linear)
+    layer, x = LoRALayer(base, r=2) if adapted else base, torch.randn(3, 32, requires_grad=True)
+    expected = torch.ones(3, 16) @ base.weight  # B is zero: the adapter adds nothing
+    y = layer(x)
+    base.put(later)
+    y.sum().backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
 def test_a_trained_bias_gets_its_gradient():
     layer = NF4Linear.from_linear(nn.Linear(8, 4))
     layer.bias.requires_grad_(True)

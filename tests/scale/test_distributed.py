@@ -5,6 +5,8 @@ run in one process, and for a gradient the whole batch in one part.
 """
 
 import json
+import os
+import signal
 from dataclasses import replace
 
 import pytest
@@ -13,11 +15,12 @@ import torch
 import minilora
 from minilora import AdaLoraConfig, Examples, LoraConfig, SelfReplay, TrainConfig
 from minilora.scale import RankLost, Ranks, join
-from minilora.scale.distributed import own_device
+from minilora.scale.distributed import ending_in_words
 from minilora.training.batches import encode_all, pad
 from minilora.training.data import naval_log
 from minilora.training.examples import Example
 from minilora.training.objective import mean_over_answers
+from minilora.training.ranks import Alone
 
 from .threads import copies, together
 
@@ -203,6 +206,18 @@ def test_a_parameter_without_a_gradient_anywhere_keeps_none():
         assert torch.equal(each[0].weight.grad, torch.full((2, 2), 3.0))
 
 
+def test_float64_travels_whole():
+    models = copies(torch.nn.Linear(1, 1).double(), 2)
+
+    def work(ranks):
+        own = models[ranks.rank]
+        own.weight.grad = torch.full((1, 1), ranks.rank / 3, dtype=torch.float64)
+        return ranks.add_up(own, [ranks.rank / 3])
+
+    assert together(2, work) == [[1 / 3], [1 / 3]]
+    assert [each.weight.grad.item() for each in models] == [1 / 3, 1 / 3]
+
+
 def test_a_rank_that_is_told_to_stop_stops_all_after_the_same_step(tmp_path):
     """And the run goes on from there: with two ranks to the same bits, with three nearly."""
     settings = replace(SETTINGS, steps=6, validate_every=0, out=tmp_path / "run", batch_size=12)
@@ -285,6 +300,30 @@ def test_ranks_with_other_examples_seeds_or_steps_are_refused_on_all():
             assert f"rank 1 differs from rank 0 in: {names}; expected the same" in str(error)
 
 
+@pytest.mark.parametrize("who", [0, 1])
+def test_resume_on_one_rank_only_is_refused_on_all(who, tmp_path):
+    """Who resumes asks the first rank for its file; who does not would go on to another sum."""
+    settings = replace(SETTINGS, out=tmp_path / "run", steps=2)
+    minilora.train(injected(), TASK, settings)
+    models = copies(injected(), 2)
+
+    def work(ranks):
+        own = replace(settings, resume=ranks.rank == who, steps=4)
+        return minilora.train(models[ranks.rank], TASK, own, ranks=ranks)
+
+    for error in together(2, work):
+        assert isinstance(error, ValueError)
+        assert "rank 1 differs from rank 0 in: resume; expected the same" in str(error)
+
+
+def test_replay_on_a_sharded_base_is_refused_before_the_first_step():
+    """A source of which no row is due in a step leaves it a part less; the ranks need all."""
+    ranks = Ranks(0, 2)
+    ranks.sharded = True
+    with pytest.raises(ValueError, match="replay does not work on a sharded base"):
+        minilora.train(injected(), TASK, SETTINGS, replay=REPLAYS["examples"], ranks=ranks)
+
+
 def test_files_progress_and_callbacks_are_the_first_ranks(tmp_path, capsys):
     seen = [[], []]
     folders = [tmp_path / "first", tmp_path / "second"]
@@ -347,17 +386,22 @@ def test_without_torchrun_join_gives_one_process(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with join() as ranks:
         assert (ranks.world, ranks.writes) == (1, True)
-    assert own_device("cuda") == "cuda"
-    monkeypatch.setenv("LOCAL_RANK", "3")
-    assert own_device("cuda") == "cuda:3"
-    assert own_device("cpu") == "cpu"
 
 
-def test_a_rank_without_a_card_says_so(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("LOCAL_RANK", str(torch.cuda.device_count()))
-    with pytest.raises(ValueError, match="this rank wants cuda:"), join("cuda"):
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_a_handler_that_was_not_set_from_python_does_not_end_the_run_with_an_error(monkeypatch):
+    """``signal.signal`` returns None for such a one, and takes no None."""
+    before, real, given = signal.getsignal(signal.SIGTERM), signal.signal, []
+
+    def set_from_c(number, handler):
+        given.append(handler)
+        real(number, handler)  # raises TypeError for None
+
+    monkeypatch.setattr(signal, "signal", set_from_c)
+    with ending_in_words(Alone()):
         pass
+    assert given[1] == signal.SIG_DFL
+    real(signal.SIGTERM, before)
 
 
 def test_dropout_is_seeded_by_part_and_not_by_rank():

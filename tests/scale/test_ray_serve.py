@@ -21,8 +21,16 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 import minilora
-from minilora.scale.ray_serve import Ingress, adapter_asked, pieces_of, running
-from minilora.scale.replica import Deployment
+from minilora.scale.ray_serve import (
+    TAKEN,
+    Ingress,
+    adapter_asked,
+    main,
+    passed_on,
+    pieces_of,
+    running,
+)
+from minilora.scale.replica import Deployment, scope_of
 from minilora.serving import AdapterBank, Engine, Service
 from minilora.serving.app import create_app
 
@@ -43,22 +51,47 @@ def ray(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray.exceptions", errors)
 
 
+class Answer:
+    """Stands for Ray's generator of an answer, which can be cancelled."""
+
+    def __init__(self, pieces):
+        self.pieces, self.cancelled = pieces, False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await anext(self.pieces)
+
+    def cancel(self):
+        self.cancelled = True
+
+
 class Replicas:
-    """Handles whose calls come to what ``fates`` says: None answers, a number dies after pieces."""
+    """Handles whose calls come to what ``fates`` says.
+
+    None answers, a number dies after so many pieces, a text waits before or after it is taken.
+    """
 
     def __init__(self, fates):
-        self.fates, self.models = list(fates), []
+        self.fates, self.models, self.answers = list(fates), [], []
 
     def options(self, multiplexed_model_id, stream):
         assert stream
         self.models.append(multiplexed_model_id)
         return types.SimpleNamespace(ask=types.SimpleNamespace(remote=self.remote))
 
-    async def remote(self, *request):
+    def remote(self, *request):
+        self.answers.append(Answer(self.pieces()))
+        return self.answers[-1]
+
+    async def pieces(self):
         fate = self.fates.pop(0) if self.fates else None
-        for number, piece in enumerate([(200, JSON), b"one ", b"two"]):
+        for number, piece in enumerate([TAKEN, (200, JSON), b"one ", b"two"]):
             if fate == number:
                 raise Died
+            if fate == ("nobody", "busy")[min(number, 1)]:
+                await asyncio.sleep(30 if number == 0 else 0.3)
             yield piece
 
 
@@ -77,7 +110,7 @@ def begun(fates, patience=5.0, model="naval"):
 
 
 def test_before_the_first_byte_another_replica_answers(ray):
-    for fates in ([], [0], [1], [0, 1, 1, 0]):
+    for fates in ([], [0], [1], [2], [0, 1, 2, 1, 0]):
         status, body, ingress = begun(fates)
         assert (status, body) == (200, b"one two")
         assert ingress.retries == len(fates)
@@ -85,7 +118,7 @@ def test_before_the_first_byte_another_replica_answers(ray):
 
 
 def test_after_the_first_byte_nobody_begins_anew_and_the_client_is_told(ray):
-    status, body, ingress = begun([2])
+    status, body, ingress = begun([3])
     assert status == 200
     assert body.startswith(b"one data: ")
     assert json.loads(body.split(b"data: ")[1])["error"]["code"] == "server_lost"
@@ -96,6 +129,40 @@ def test_patience_ends(ray):
     status, _, ingress = begun([0] * 1000, patience=0.3)
     assert status is None
     assert ingress.retries >= 1
+
+
+def test_where_no_replica_lives_patience_ends_too_and_the_call_is_taken_back(ray):
+    start = time.monotonic()
+    status, _, ingress = begun(["nobody"], patience=0.2)
+    assert status is None
+    assert time.monotonic() - start < 10
+    assert [answer.cancelled for answer in ingress.replicas.answers] == [True]
+
+
+def test_a_replica_that_has_taken_a_request_may_compute_longer_than_patience(ray):
+    assert begun(["busy"], patience=0.2)[:2] == (200, b"one two")
+
+
+def test_what_changes_one_replica_or_speaks_of_one_is_not_passed_on(ray):
+    for path in ("/v1/completions", "/v1/models", "/v1/models/naval", "/health", "/ready", "/"):
+        assert passed_on(path)
+    kept = ("load_lora_adapter", "unload_lora_adapter", "feedback", "experiments", "audit")
+    for path in (*(f"/v1/{each}" for each in kept), "/metrics"):
+        ingress = Ingress(Replicas([]), ["naval"])
+        answer = asyncio.run(ingress(asking(path)))
+        assert answer.status_code == 404
+        assert json.loads(answer.body)["error"]["code"] == "not_passed_on"
+        assert ingress.replicas.answers == []
+
+
+def asking(path):
+    """A Starlette request for a path."""
+    from starlette.requests import Request
+
+    async def receive():
+        return {"type": "http.request", "body": b'{"lora_name": "naval"}', "more_body": False}
+
+    return Request(scope_of("POST", path, "", JSON), receive)
 
 
 def test_the_model_s_name_is_read_and_anything_else_is_left_to_the_application():
@@ -112,6 +179,21 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch):
         running(Deployment({})),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--adapter", "naval"], "expected NAME=FOLDER, each name once, got 'naval'"),
+        (["--adapter", "naval=nowhere"], "naval: expected an adapter's folder, got 'nowhere'"),
+        (["--replicas", "0"], "replicas must be at least 1, got 0"),
+    ],
+)
+def test_the_command_says_what_is_wrong(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ray_serve", *words])
+    with pytest.raises(SystemExit):
+        main()
+    assert message in capsys.readouterr().err
 
 
 needs_ray = pytest.mark.skipif(
@@ -140,12 +222,17 @@ def reports(url, tries=30):
     """What each replica says of itself, by its process."""
     found = {}
     for _ in range(tries):
-        with urllib.request.urlopen(f"{url}/replicas", timeout=120) as answer:
-            told = json.loads(answer.read())
+        told = report(url)
         found[told["replica"]["pid"]] = told["replica"]
         if len(found) == 2:
             break
     return found
+
+
+def report(url):
+    """How often the ingress asked another replica, and what one of them says of itself."""
+    with urllib.request.urlopen(f"{url}/replicas", timeout=120) as answer:
+        return json.loads(answer.read())
 
 
 def ray_processes():
@@ -166,10 +253,11 @@ def test_two_replicas_share_the_adapters_answer_alike_and_lose_nothing_when_one_
     for name, folder in folders.items():
         bank.load(name, folder)
     with TestClient(create_app(Service(Engine(bank), bank))) as client:
-        alone = {
-            name: client.post("/v1/chat/completions", content=asked(name)).json()["choices"]
+        given = {
+            name: client.post("/v1/chat/completions", content=asked(name), headers=dict(JSON))
             for name in folders
         }
+    alone = {name: answer.json()["choices"] for name, answer in given.items()}
     home = {entry.name for entry in os.scandir(os.path.expanduser("~"))}
     before = ray_processes()
     deployment = Deployment(folders, most_adapters=8, processors=0.5, patience=240.0)
@@ -181,7 +269,12 @@ def test_two_replicas_share_the_adapters_answer_alike_and_lose_nothing_when_one_
         texts = {names[n % 12]: text for n, (_, text) in enumerate(answers)}
         assert {name: json.loads(text)["choices"] for name, text in texts.items()} == alone
         seen = reports(url)
-        assert sum(sum(each["loads"].values()) for each in seen.values()) <= 16  # 12, or few more
+        assert len(seen) == 2
+        loads = Counter()
+        for each in seen.values():
+            loads.update(each["loads"])
+        assert set(loads) == set(names)  # who answered is here
+        assert loads.total() <= 16  # 12, or few more
         done = []
 
         def one(n):
@@ -194,6 +287,7 @@ def test_two_replicas_share_the_adapters_answer_alike_and_lose_nothing_when_one_
         with ThreadPoolExecutor(16) as pool:
             killed = list(pool.map(one, range(100)))
         assert sum(status != 200 for status, _ in killed) <= 1
+        assert report(url)["retries"] >= 1
         for n, (status, text) in enumerate(killed):
             if status == 200:
                 assert json.loads(text)["choices"] == alone[names[n % 12]]

@@ -1,16 +1,18 @@
 """A replica's application, driven inside one process: answers, errors and streams of the server."""
 
 import asyncio
+import gc
 import json
+from collections import OrderedDict
 
 import pytest
 
 from minilora.scale import replica as module
-from minilora.scale.replica import Deployment, Loaded, ReplicaOf, scope_of, through
+from minilora.scale.replica import Deployment, ReplicaOf, adapters_named, scope_of, through
 from minilora.serving.app import create_app
 
 from ..serving.live import small_service
-from ..serving.small import FOLDERS, small_bank
+from ..serving.small import FOLDERS
 
 JSON = [(b"content-type", b"application/json")]
 
@@ -114,13 +116,43 @@ def test_leaving_the_loop_ends_the_application():
     assert ended == [True]
 
 
-def test_an_adapter_that_is_let_go_is_forgotten():
-    bank = small_bank("a")
-    held = Loaded(bank, "a")
-    del held
-    assert bank.names() == []
-    held = Loaded(bank, "a")
-    del held  # its name is gone already: nothing to forget
+def evicted(loaded):
+    """What Ray does with the least recently used one: ``__del__`` by hand, if there is one."""
+    model = loaded.popitem(last=False)[1]
+    if hasattr(model, "__del__"):
+        model.__del__()
+
+
+def test_an_adapter_that_makes_room_is_forgotten_when_its_last_request_has_ended(replica):
+    names, loaded = replica.service.bank.names, OrderedDict()
+    before = set(names())
+    for name in "ab":
+        loaded[name] = replica.load(name)
+    here = loaded["a"]  # a long stream
+    evicted(loaded)
+    loaded["c"] = replica.load("c")
+    assert {"a", "b", "c"} <= set(names())
+    del here
+    evicted(loaded)  # b
+    loaded["d"] = replica.load("d")
+    assert set(names()) - before == {"c", "d"} - before
+    assert "a" not in names()
+    assert "b" not in names()
+
+
+def test_the_end_of_an_older_load_does_not_take_the_newer_one_with_it(replica):
+    loaded = OrderedDict(a=replica.load("a"))
+    here = loaded["a"]  # a stream that outlives its adapter's eviction
+    evicted(loaded)
+    loaded["b"] = replica.load("b")
+    loaded["a"] = replica.load("a")
+    del here
+    gc.collect()
+    loaded["c"] = replica.load("c")
+    assert "a" in replica.service.bank.names()
+    assert replica.report()["loads"] == {"a": 2, "b": 1, "c": 1}
+    ((status, _), _), *_ = ask(replica, asked("a"))
+    assert status == 200
 
 
 @pytest.mark.parametrize(
@@ -128,8 +160,18 @@ def test_an_adapter_that_is_let_go_is_forgotten():
     [
         ({"most_adapters": 0}, "most_adapters must be at least 1, got 0"),
         ({"replicas": 0}, "replicas must be at least 1, got 0"),
+        ({"adapters": {"naval@1.0.0": "x"}}, "expected an adapter's name"),
+        ({"adapters": {"minilora-base": "x"}}, "'minilora-base' is taken"),
+        ({"adapters": {"auto": "x"}}, "'auto' is taken"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
-        Deployment({}, **settings)
+        Deployment(**{"adapters": {}, **settings})
+
+
+def test_adapters_are_named_with_their_folders():
+    assert adapters_named(["a=x", "b=y=z"]) == {"a": "x", "b": "y=z"}
+    for given in (["naval"], ["=x"], ["a="], ["a=x", "a=y"]):
+        with pytest.raises(ValueError, match=f"expected NAME=FOLDER.*got {given[-1]!r}"):
+            adapters_named(given)

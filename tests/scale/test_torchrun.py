@@ -72,8 +72,16 @@ def test_two_processes_are_one_to_the_bit(data, tmp_path, capsys):
 
 def test_other_commands_are_not_for_torchrun(monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert main(["generate", "Status?"]) == 2
     assert "of the commands only train is for torchrun" in capsys.readouterr().err
+
+
+def test_a_cluster_s_own_world_size_is_not_torchrun_s(monkeypatch, capsys):
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for size in ("2", "", "two"):
+        monkeypatch.setenv("WORLD_SIZE", size)
+        assert main(["plan", "--list"]) == 0, capsys.readouterr().err
 
 
 @pytest.mark.long

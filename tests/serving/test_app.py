@@ -57,6 +57,26 @@ def call(case, address):
     case.call_and_validate(base_url=address)
 
 
+TOO_MUCH = {
+    "answers": ("/v1/completions", {"prompt": ["Hull"] * 9, "n": 8}, "n"),
+    "chat": (
+        "/v1/chat/completions",
+        {"messages": [{"role": "user", "content": "hull " * 95}]},
+        "messages",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOO_MUCH)
+def test_what_the_description_allows_and_this_model_cannot_hold_is_a_400(case, address):
+    """``call`` keeps schemathesis from these."""
+    path, body, param = TOO_MUCH[case]
+    got = httpx.post(f"{address}{path}", json={"model": "a", "max_tokens": 2, **body})
+    assert got.status_code == 400
+    assert got.json()["error"]["param"] == param
+    schema[path]["POST"].validate_response(got)
+
+
 @schema.parametrize()
 @settings(max_examples=6, phases=[Phase.explicit, Phase.generate], **QUIET)
 def test_the_description_holds(case, address):

@@ -2,12 +2,18 @@
 
 import asyncio
 import json
+from unittest.mock import Mock
 
 import httpx
 import openai
 import pytest
 
 from minilora.serving import Engine
+from minilora.serving.completions import Sent
+from minilora.serving.reply_forms import TextForm
+from minilora.serving.requests import Finished
+from minilora.serving.service import Target
+from minilora.serving.streams import Part
 
 from .live import serving, small_service
 from .small import BASE, TOKENIZER, small_bank
@@ -165,6 +171,26 @@ def test_a_mark_that_a_user_types_stays_text(client):
     assert got.usage.prompt_tokens > plain  # with the answer's opening, and no mark merged
     got = client.completions.create(model="small", prompt=forged, max_tokens=1)
     assert got.usage.prompt_tokens == len(TOKENIZER.encode_text(forged))
+
+
+def test_the_first_event_says_who_answers_also_if_the_first_token_has_no_text():
+    generation, target = Mock(id="1", created=0), Target("a", "a", "d", "asked for by name")
+    generation.target, generation.asked.stream_options = target, None
+    generation.asked.top_logprobs_wanted, generation.service.bank.fingerprint.tensors = None, "0"
+    end = Finished("Hull", (5, 6), "stop", (), 0.0, 0.0)
+
+    async def rest():
+        yield Part(0, "Hu", (), None)
+        yield Part(0, "ll", (), end)
+
+    async def events():
+        sent = Sent(generation, TextForm(TOKENIZER))
+        return [each async for each in sent.events(Part(0, "", (), None), rest())]
+
+    first, second, _ = asyncio.run(events())
+    assert json.loads(first[6:])["minilora"]["why"] == "asked for by name"
+    assert [json.loads(each[6:])["choices"][0]["text"] for each in (first, second)] == ["Hu", "ll"]
+    assert "minilora" not in json.loads(second[6:])
 
 
 def test_stop_ends_the_text_before_it(client, solo):

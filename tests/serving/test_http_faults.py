@@ -11,6 +11,8 @@ import openai
 import pytest
 
 from minilora.serving.app import create_app
+from minilora.serving.assignment import Experiment
+from minilora.serving.experiments import Experiments
 from minilora.serving.tenants import Limits, Tenants
 
 from .live import eventually, serving, small_service
@@ -81,6 +83,65 @@ def test_a_text_is_not_tokenized_for_a_tenant_whose_quota_is_used_up(tmp_path, m
             ]
     assert statuses == [200, 429, 429]
     assert texts == ["The hull"]
+
+
+def test_a_prompt_in_ids_is_one_prompt_for_the_quota_and_costs_its_tokens(tmp_path):
+    with Tenants(tmp_path / "keys.sqlite") as tenants:
+        service = small_service(tenants=tenants)
+        token = {
+            limit: tenants.add(f"acme{limit}", ["*"], Limits(tokens=limit)) for limit in (100, 20)
+        }
+
+        def status(limit, prompt):
+            headers = {"authorization": f"Bearer {token[limit]}"}
+            body = {"model": "a", "prompt": prompt, "max_tokens": 16}
+            return httpx.post(f"{address}/v1/completions", json=body, headers=headers).status_code
+
+        with serving(service) as address:
+            assert status(100, [5] * 60) == 200  # 76, not 60 prompts with an answer each
+            assert status(20, [5] * 60) == 400
+            assert status(20, [[5, 6, 7], [5]]) == 400
+            assert status(20, [5, 6, 7]) == 200
+
+
+@pytest.mark.parametrize("refused", ["long", "quota"])
+def test_what_is_refused_is_not_routed_and_is_no_part_of_an_experiment(tmp_path, refused):
+    experiments = Experiments(tmp_path)
+    experiments.start(Experiment("greeting", "a", {"old": "b", "new": "c"}))
+    with Tenants(tmp_path / "keys.sqlite") as tenants:
+        key, routed = tenants.add("acme", ["*"], Limits(tokens=10)), []
+        service = small_service(
+            tenants=tenants, experiments=experiments, router=lambda: routed.append(1) or 1 / 0
+        )
+        long = refused == "long"
+        body = {"prompt": "hull " * 5000 if long else "Hull?", "max_tokens": 60, "user": "ann"}
+        headers = {"authorization": f"Bearer {key}"}
+        with serving(service) as address:
+            for model in ("auto", "a"):
+                body["model"] = model
+                got = httpx.post(f"{address}/v1/completions", json=body, headers=headers)
+                expected = "context_length_exceeded" if long else "beyond_the_quota"
+                assert (got.status_code, got.json()["error"]["code"]) == (400, expected)
+            admin = {"authorization": f"Bearer {tenants.add('boss', admin=True)}"}
+            text = httpx.get(f"{address}/metrics", headers=admin).text
+    assert 'minilora_requests_total{model="other",status="400"} 2.0' in text
+    assert not routed
+    assert [arm.users for arm in experiments.evidence("greeting")] == [(0, 0)]
+
+
+def test_an_arm_that_cannot_answer_was_drawn_all_the_same(tmp_path):
+    experiments = Experiments(tmp_path)
+    plan = Experiment("greeting", "a", {"old": "b", "new": "gone"})
+    experiments.start(plan)
+    with serving(small_service(experiments=experiments)) as address:
+        for number in range(6):
+            body = {"model": "a", "prompt": "Hull?", "max_tokens": 2, "user": f"user {number}"}
+            got = httpx.post(f"{address}/v1/completions", json=body)
+            gone = plan.arm(plan.unit(f"user {number}")) == "new"
+            assert got.status_code == (404 if gone else 200)
+    (arm,) = experiments.evidence("greeting")
+    assert sum(arm.users) == 6
+    assert min(arm.users) > 0
 
 
 def test_a_prompt_of_100_000_tokens_is_refused_soon_and_others_go_on(address):

@@ -1,5 +1,7 @@
 """Who fills the batch makes room for who asks for a row; alone it may have everything."""
 
+import threading
+import time
 from collections import Counter
 from itertools import pairwise
 
@@ -7,7 +9,7 @@ from minilora.serving import Engine
 from minilora.serving.engine import BETWEEN_PREFILLS
 from minilora.serving.fairness import LATELY, Shares
 
-from .small import finish, small_bank
+from .small import finish, generated, small_bank
 
 PROMPT = [5, 6, 7]
 
@@ -59,3 +61,53 @@ def test_a_tenant_that_asked_long_ago_has_no_share():
     now[0] = LATELY + 1
     assert shares.full(["max"] * 7 + ["ann"]) == {"max"}, "who has a row is still there"
     assert shares.full(["max"] * 7, rested=False) == set()
+
+
+def step_until(engine, holds):
+    """Step until it holds, or for three seconds; whether it does."""
+    until = time.monotonic() + 3
+    while not holds() and time.monotonic() < until:
+        engine.step()
+        time.sleep(0.001)
+    return holds()
+
+
+def test_who_only_misses_a_row_keeps_no_adapter_in_memory_for_it(monkeypatch):
+    room = max(known.nbytes for known in small_bank("ae").known.values())
+    engine = Engine(small_bank("ae", memory=room), slots=4)
+    engine.waiting.shares.asks("ann")
+    settings = {"tenant": "max", "max_new_tokens": 80, "ends": []}
+    engine.bank.cache.residents.clear()
+    go, read = threading.Event(), engine.bank.read_again
+    monkeypatch.setattr(engine.bank, "read_again", lambda *each: go.wait(10) and read(*each))
+    flood = [engine.submit(PROMPT, "a", **settings) for _ in range(6)]
+    engine.step()
+    assert len(engine.waiting.loading) == 6
+    go.set()
+    assert step_until(engine, lambda: rows(engine)["max"] == 2)
+    assert engine.bank.cache.pins, "two have their share, four have their adapter and no row"
+    ann = engine.submit(PROMPT, "e", tenant="ann", max_new_tokens=4, ends=[])
+    step_until(engine, lambda: ann.ids or flood[0].end)
+    assert ann.ids
+    assert len(flood[0].ids) < 60
+    finish(engine)
+    for answer in (ann, *flood):
+        assert answer.result().reason == "length"
+        assert answer.ids == generated(answer)[1]
+    assert not engine.bank.cache.pins
+    engine.close()
+
+
+def test_the_first_rows_of_others_do_not_hold_a_tenant_back():
+    engine = Engine(small_bank(), slots=16)
+    engine.submit(PROMPT, tenant="ann", max_new_tokens=60, ends=[])
+    engine.step()
+    flood(engine, 40, tokens=60)
+    held = []
+    for number in range(30):  # a newcomer in every second step
+        if number % 2:
+            engine.submit(PROMPT, tenant=f"small {number % 6}", max_new_tokens=1, ends=[])
+        engine.step()
+        held.append(rows(engine)["max"])
+    assert max(held) > 1
+    engine.close()
