@@ -7,7 +7,8 @@ import torch
 
 from minilora import data, load_base
 from minilora.model.pretrained import SHIPPED
-from minilora.model.transformer import Llama, rotary_angles, rotate
+from minilora.model.rotary import rotary_angles, rotate
+from minilora.model.transformer import Llama
 from minilora.recipes import induction_head, pretrain
 from minilora.training.batches import IGNORE
 from minilora.training.evaluation import PROSE
