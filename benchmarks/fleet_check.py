@@ -79,11 +79,15 @@ def explained(steps: list[Step], times: Times) -> float:
 
 
 def fitted_times(steps: list[Step], read: float, nbytes: int) -> Times:
-    """Least squares over an engine's steps: seconds = step + row · rows, and those of prompts."""
+    """Least squares over an engine's steps: seconds = step + row · rows, and those of prompts.
+
+    No time is negative, whatever the noise of a few short runs makes of it.
+    """
     table = [(s.rows > 0, s.rows, s.prompts > 0, max(0, s.prompts - 1)) for s in steps]
     a, b = np.array(table, dtype=float), np.array([s.seconds for s in steps])
-    step, row, prompt, more = np.linalg.lstsq(a, b, rcond=None)[0]
-    return Times(float(step), float(row), float(prompt), max(0.0, float(more)), read, nbytes)
+    fitted = np.linalg.lstsq(a, b, rcond=None)[0]
+    step, row, prompt, more = np.maximum(fitted, (1e-6, 0.0, 1e-6, 0.0)).tolist()
+    return Times(step, row, prompt, more, read, nbytes)
 
 
 class RealServer:

@@ -128,6 +128,8 @@ def test_the_fit_finds_the_times_that_made_the_steps():
     ]
     found = fleet_check.fitted_times(steps, 0.002, 86016)
     assert found == pytest.approx((0.004, 1e-4, 0.005, 0.0015, 0.002, 86016))
+    falling = [fleet_check.Step(rows, 0, 0.004 - 1e-3 * rows) for rows in (1, 2, 3)]
+    assert min(fleet_check.fitted_times(falling, 0.002, 86016)) >= 0
 
 
 @pytest.mark.slow
