@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from minilora import load_base
+from minilora.bugs import BUGS
 from minilora.commands.cli import main
+from minilora.learn.course import list_lessons
 from minilora.model.pretrained import SHIPPED
 from minilora.plots import gallery
 from minilora.training.data import naval_log
@@ -116,6 +118,13 @@ def save_small_gpt2(folder):
     )
     GPT2LMHeadModel(config).save_pretrained(folder)
     shutil.copy(SHIPPED / "tokenizer.json", folder)
+
+
+def test_what_the_readme_counts_is_there():
+    """Lessons and bugs are added; the README must not be forgotten."""
+    assert README.count(f"{len(BUGS)} bugs") == 2
+    assert f"{len(list_lessons())} lessons, from" in README
+    assert len(README.splitlines()) < 250
 
 
 def test_make_and_pip_do_the_same():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..training.examples import Example, check_text
 
-OWNER = "owner"  # the source of questions that the loop's owner reserved; no user may be called so
+OWNER = "owner"  # source of the questions that the loop's owner reserved; no user's name
 FIELDS = "source, adapter, request, correction, answer, context, topic, tenant"
 
 
