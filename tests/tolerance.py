@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from minilora import dequantize_base
+
 
 def unit_roundoff(dtype: torch.dtype) -> float:
     """u: half the distance from 1 to the next number."""
@@ -103,8 +105,11 @@ def logits_of(output: Any) -> Tensor:
 
 
 def in_float64(model: nn.Module) -> nn.Module:
-    """A copy with every float widened, which changes no value."""
-    return copy.deepcopy(model).double()
+    """A copy with every float widened, which changes no value.
+
+    A weight in four bits is ``level · scale`` in float32 by its format, and that is widened.
+    """
+    return dequantize_base(copy.deepcopy(model)).double()
 
 
 @torch.no_grad()
