@@ -70,7 +70,7 @@ class RealApplication:
         if rows or prompts:
             self.steps.append(Step(rows, prompts, took))
         for answer in here:
-            if len(answer.ids) == answer.request.max_new_tokens:
+            if len(answer.ids) == answer.request.sampling.max_new_tokens:
                 self.answers.remove(answer)
         return busy
 
