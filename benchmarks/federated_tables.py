@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from .federated import DELTA, LADDER, LR, LR_B
+from .federated import DELTA, HOWS, LADDER, LR, LR_B
 from .tables import pick, table
 
 NAMES = {
@@ -39,7 +39,7 @@ def cells(rows: Rows) -> list[str]:
 def scores_table(result: dict[str, Any]) -> str:
     """A line for each way and split."""
     lines = []
-    for clients, split in ((2, "taste"), (8, "taste"), (2, "alike")):
+    for clients, split in HOWS:
         for how in NAMES:
             for lr in (LR, LR_B):
                 own = {"clients": clients, "split": split, "clipping_norm": 0.0, "r": 4}
@@ -50,10 +50,9 @@ def scores_table(result: dict[str, Any]) -> str:
                     error = "" if how in ("pooled", "alone") else f"{max(errors):.1%}"
                     sent = f"{rows[0]['bytes_up']:,}" if error else ""
                     lines.append([f"{clients}, {split}", name, *cells(rows), error, sent])
-    for how in ("stack", "svd"):
-        rows = pick(result, how=how, r=1)
-        error = f"{max(max(row['error']) for row in rows):.1%}"
-        lines.append(["2, taste", f"{NAMES[how]}, ranks 4 and 1", *cells(rows), error, ""])
+    rows = pick(result, how="svd", r=1)
+    error = f"{max(max(row['error']) for row in rows):.1%}"
+    lines.append(["2, taste", f"{NAMES['svd']}, ranks 4 and 1", *cells(rows), error, ""])
     head = ("clients", "way", "loss, nats an answer token", "right to the letter")
     return table((*head, "largest error of a round", "bytes up, a client and round"), lines)
 

@@ -270,7 +270,7 @@ def test_a_second_replica_comes_while_requests_wait(tmp_path):
     """Autoscaling from one to two: both have answered in the end, and no request was lost."""
     folders = {f"a{n}": str(make_adapter(tmp_path / f"a{n}", n)) for n in range(2)}
     scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1}
-    scaling |= {"upscale_delay_s": 1.0, "metrics_interval_s": 1.0, "look_back_period_s": 2.0}
+    scaling |= {"upscale_delay_s": 1.0, "look_back_period_s": 2.0}
     deployment = Deployment(folders, replicas=scaling, processors=0.5, patience=240.0)
     seen, answers, end = set(), Counter(), time.monotonic() + 400
     with running(deployment, port=8799) as url:
