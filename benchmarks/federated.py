@@ -10,9 +10,9 @@ place as one client takes in all rounds, with a batch of eight examples a client
 first client's adapter without the others. Every score is on 100 held-out logs: nats an answer
 token, and the share answered to the letter.
 
-The rate is 0.005, or 0.02 for ``frozen_a``, whose A never learns (both with 2 clients). ``private`` is the ladder of clipping (C = 3) and noise with ``frozen_a`` and two
-clients: what is left at which ε of a client's own messages (δ = 1e-5). ``ranks`` has a client of
-rank 1 beside one of rank 4.
+The rate is 0.005, or 0.02 for ``frozen_a``, whose A never learns (both with 2 clients). ``private``
+is the ladder of clipping (C = 3) and noise with ``frozen_a`` and two clients: what is left at which
+ε of a client's own messages (δ = 1e-5). ``ranks`` has a client of rank 1 beside one of rank 4.
 
 A finished run is kept at once, so a call that was stopped goes on where it was. docs/scale.md shows
 the results (``python -m benchmarks.report``).
