@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from ..lora.injection import trainable_parameters
 from ..training.config import TrainConfig
 from ..training.ranks import Alone, RankLost
-from .environment import choose_card, own_device, world_size
+from .environment import choose_card, meet, own_device, world_size
 
 GRACE = 20.0  # seconds that a rank waits for the others once it was told to stop
 POLL = 1e-4  # seconds between two looks at whether the others have answered
@@ -84,7 +84,7 @@ def join(device: str = "cpu", timeout: float = 1800.0) -> Iterator[Alone]:
             "after RankLost"
         )
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        meet(backend, timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         raise RankLost(f"the {world} ranks did not find each other: {first_line(error)}") from error
     ranks = Ranks(dist.get_rank(), world, device)

@@ -151,7 +151,7 @@ def test_torchrun_that_is_told_to_stop_stops_all_after_one_step(data, tmp_path, 
 
 
 TWICE = """
-import os
+import sys
 from minilora.scale import join
 for number in range(4):
     try:
@@ -163,7 +163,7 @@ for number in range(4):
             if number < 3:
                 ranks.check_same({"rank": ranks.rank, "number": number})
     except ValueError as error:
-        print(number, str(error)[:30])
+        sys.stdout.write(f"{number} {str(error)[:30]}\\n")
 """
 
 
