@@ -61,7 +61,7 @@ def check_table(rows: Rows) -> str:
             "simulated",
             "engine, fitted steps",
             "apart",
-            "its own clock, three runs",
+            "its own clock, twice",
         ),
         (
             (
@@ -70,7 +70,7 @@ def check_table(rows: Rows) -> str:
                 f"{row['simulated']:.3g}",
                 f"{row['fitted clock']:.3g}",
                 f"{100 * row['apart']:+.0f}%",
-                ", ".join(f"{value:.3g}" for value in row["own clock"]),
+                " and ".join(f"{value:.3g}" for value in row["own clock"]),
             )
             for row in of(rows, "check")
         ),
@@ -351,12 +351,12 @@ steps, admissions, cache and readers are its own; its clock moves with each step
 was fitted for so many rows and prompts, to other runs (the fit explains
 {percent(times["explained"])} of the variance of a step's processor time). So this checks queue,
 rows and caches, not the times: {within(rows)}. On the clock of its own
-processor time, the median of three runs, {within(rows, "apart, own")}.
+processor time, the mean of two runs, {within(rows, "apart, own")}.
 
 {check_table(rows)}
 
-The last column is the engine on its own clock. Its runs differ from each other, because others used
-this machine too. At 80 requests a second more come than the engine can answer, so the queue
+The last column is the engine on its own clock. The two runs differ from each other, because others
+used this machine too. At 80 requests a second more come than the engine can answer, so the queue
 grows to the end, and a few percent in the time of a step become many in the wait.
 
 **Beside the server.** The application of `minilora serve`, everything but the socket, answers the
