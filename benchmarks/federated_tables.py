@@ -50,9 +50,9 @@ def scores_table(result: dict[str, Any]) -> str:
                     error = "" if how in ("pooled", "alone") else f"{max(errors):.1%}"
                     sent = f"{rows[0]['bytes_up']:,}" if error else ""
                     lines.append([f"{clients}, {split}", name, *cells(rows), error, sent])
-    rows = pick(result, how="svd", r=1)
-    error = f"{max(max(row['error']) for row in rows):.1%}"
-    lines.append(["2, taste", f"{NAMES['svd']}, ranks 4 and 1", *cells(rows), error, ""])
+    if rows := pick(result, how="svd", r=1):
+        error = f"{max(max(row['error']) for row in rows):.1%}"
+        lines.append(["2, taste", f"{NAMES['svd']}, ranks 4 and 1", *cells(rows), error, ""])
     head = ("clients", "way", "loss, nats an answer token", "right to the letter")
     return table((*head, "largest error of a round", "bytes up, a client and round"), lines)
 
@@ -62,8 +62,9 @@ def noise_table(result: dict[str, Any]) -> str:
     lines = []
     for noise in LADDER:
         rows = [row for row in pick(result, noise_multiplier=noise) if row["clipping_norm"]]
-        eps = f"{rows[0]['epsilon']:,.3g}" if noise else "none"
-        lines.append([f"{noise:g}" if noise else "0: clipping alone", eps, *cells(rows)])
+        if rows:
+            eps = f"{rows[0]['epsilon']:,.3g}" if noise else "none"
+            lines.append([f"{noise:g}" if noise else "0: clipping alone", eps, *cells(rows)])
     head = ("noise multiplier", f"ε at δ = {DELTA:g}", "loss", "right to the letter")
     return table(head, lines)
 
@@ -85,10 +86,11 @@ def flower_table(result: dict[str, Any]) -> str:
 def part(results: dict[str, Any]) -> str:
     """Between the markers of docs/scale.md."""
     own = results["federated"]
-    seeds = len(own["settings"]["seeds"])
+    seeds = sorted({row["seed"] for row in own["rows"]})
+    minutes = sum(row["seconds"] for row in own["rows"]) / 60
+    told = f"seeds {', '.join(map(str, seeds))}, {minutes:.0f} minutes of one core"
     text = [
-        f"Means (ranges) over {seeds} seeds, `python -m benchmarks.federated`, "
-        f"{sum(row['seconds'] for row in own['rows']) / 60:.0f} minutes of one core.",
+        f"`python -m benchmarks.federated`, {told}; the mean (range) where a line has more than one.",
         scores_table(own),
         "The ladder of noise, two clients, `frozen_a`, C = 3, lr = 0.02, three rounds:",
         noise_table(own),
