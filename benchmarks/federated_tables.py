@@ -90,7 +90,7 @@ def part(results: dict[str, Any]) -> str:
     minutes = sum(row["seconds"] for row in own["rows"]) / 60
     told = f"seeds {', '.join(map(str, seeds))}, {minutes:.0f} minutes of one core"
     text = [
-        f"`python -m benchmarks.federated`, {told}; the mean (range) where a line has more than one.",
+        f"`python -m benchmarks.federated`, {told}; means (ranges) over the seeds.",
         scores_table(own),
         "The ladder of noise, two clients, `frozen_a`, C = 3, lr = 0.02, three rounds:",
         noise_table(own),
