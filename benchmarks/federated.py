@@ -36,11 +36,13 @@ from minilora.training.evaluation import exact_match
 
 from .common import Row, kept_rows, options, save
 
-HOWS = {
-    (2, "taste"): ("pooled", "stack", "svd", "factors", "frozen_a", "alone"),
-    (8, "taste"): ("pooled", "stack", "svd", "factors"),
-    (2, "alike"): ("pooled", "stack", "factors"),
-}
+SETTINGS = (  # clients, split, ways: what is asked first comes first
+    (2, "taste", ("pooled", "stack", "svd", "factors")),
+    (8, "taste", ("pooled", "stack")),
+    (2, "taste", ("frozen_a", "alone")),
+    (8, "taste", ("svd", "factors")),
+    (2, "alike", ("pooled", "stack", "factors")),
+)
 STEPS = {2: 30, 8: 15}  # of a client in a round
 SPLITS = {"alike": float("inf"), "taste": 0.3}
 LADDER = (0.0, 0.01, 1.0)  # noise multipliers; at 0 only clipping
@@ -64,14 +66,15 @@ class Setting:
 
 def settings_of(seed: int) -> Iterator[Setting]:
     """Every run with one seed."""
-    for (clients, split), hows in HOWS.items():
-        for how in hows:
-            yield Setting(how, clients, split, seed)
-        if split == "taste":
-            yield Setting("frozen_a", clients, split, seed, LR_B)
-    yield Setting("svd", 2, "taste", seed, r=1)
+    ways = [Setting(how, n, split, seed) for n, split, hows in SETTINGS for how in hows]
+    yield from ways[:4]
+    yield Setting("frozen_a", 2, "taste", seed, LR_B)
     for noise in LADDER:
         yield Setting("frozen_a", 2, "taste", seed, LR_B, CLIPPING, noise)
+    yield Setting("svd", 2, "taste", seed, r=1)
+    yield from ways[4:6]
+    yield Setting("frozen_a", 8, "taste", seed, LR_B)
+    yield from ways[6:]
 
 
 def rounds_of(setting: Setting) -> Rounds:

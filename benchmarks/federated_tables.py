@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from .federated import DELTA, HOWS, LADDER, LR, LR_B
+from .federated import DELTA, LADDER, LR, LR_B, SETTINGS
 from .tables import pick, table
 
 NAMES = {
@@ -39,7 +39,7 @@ def cells(rows: Rows) -> list[str]:
 def scores_table(result: dict[str, Any]) -> str:
     """A line for each way and split."""
     lines = []
-    for clients, split in HOWS:
+    for clients, split in dict.fromkeys((clients, split) for clients, split, _ in SETTINGS):
         for how in NAMES:
             for lr in (LR, LR_B):
                 own = {"clients": clients, "split": split, "clipping_norm": 0.0, "r": 4}
