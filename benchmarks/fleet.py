@@ -198,7 +198,7 @@ def simulated(
     run = warmth.simulation(trace, fleet, times).run()
     span, half = float(trace.at[-1]), slice(requests // 2, None)
     servers = [server for region in run.servers for server in region]
-    used = [server.used / span / fleet.slots for server in servers]
+    used = [min(1.0, server.used / span / fleet.slots) for server in servers]
     return run, {
         "servers": fleet.servers,
         "rate": rate,
@@ -267,9 +267,10 @@ def hottest(run: Simulation) -> dict[str, float]:
         name: float(np.median(run.first[mine & (quarter == number)]))
         for name, number in (("hottest, early", 1), ("hottest, late", 3))
     }
+    rows = [min(1.0, each.used / end / run.fleet.slots) for each in among]
     others = float(np.percentile(run.first[~mine & (quarter == 3)], 99))
     return {
-        "hottest's rows": float(np.mean([each.used for each in among])) / end / run.fleet.slots,
+        "hottest's rows": float(np.mean(rows)),
         **medians,
         "others, 99%": others,
         "waiting": float(np.sum(mine & (at + run.first > end))),

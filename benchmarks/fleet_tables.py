@@ -161,7 +161,7 @@ def breaks_table(rows: Rows) -> str:
             row["router"],
             percent(row["load"]),
             percent(row["rows"]),
-            percent(row["hottest's rows"]),
+            percent(min(1.0, row["hottest's rows"])),
             f"{in_time(row['hottest, early'])}, {in_time(row['hottest, late'])}",
             f"{row['waiting']:,.0f}",
             in_time(row["others, 99%"]),
@@ -397,9 +397,10 @@ Neither the registry nor the disks: see the last two columns.
 It is the rows of a few servers. The most popular adapter gets {percent(popular)} of all requests at
 exponent 1. By arithmetic its two servers have no time for another adapter from {percent(limits[0])}
 of the load on where there are 32 servers, and from {percent(limits[1])} on with 64; eight places
-move that to {percent(limits[2])} with 64 servers. The simulation of {hot["servers"]} servers for
-{hot["seconds"]:.0f} seconds: with two places the first tokens of that adapter grow later and later
-{growing(rows, "rendezvous, 2 places")}; with eight, {growing(rows, "rendezvous, 8 places")}.
+move that to {percent(limits[2])} with 64 servers. The arithmetic lets every prompt go in alone;
+where many wait, several go in together, which is cheaper. In the simulation of {hot["servers"]}
+servers for {hot["seconds"]:.0f} seconds the first tokens of that adapter come later and later with
+two places {growing(rows, "rendezvous, 2 places")}; with eight, {growing(rows, "rendezvous, 8 places")}.
 
 {breaks_table(rows)}
 
@@ -415,8 +416,8 @@ here):
 
 {sizes_table(rows)}
 
-So there the lines are full long before the rows are: a larger disk, more places or a faster line to
-the store is what helps.
+So there the lines are full long before the rows are: larger disks and a faster line to the store
+are what helps.
 
 ## Regions
 
