@@ -400,7 +400,8 @@ of the load on where there are 32 servers, and from {percent(limits[1])} on with
 move that to {percent(limits[2])} with 64 servers. The arithmetic lets every prompt go in alone;
 where many wait, several go in together, which is cheaper. In the simulation of {hot["servers"]}
 servers for {hot["seconds"]:.0f} seconds the first tokens of that adapter come later and later with
-two places {growing(rows, "rendezvous, 2 places")}; with eight, {growing(rows, "rendezvous, 8 places")}.
+two places {growing(rows, "rendezvous, 2 places")}; with eight places
+{growing(rows, "rendezvous, 8 places")}.
 
 {breaks_table(rows)}
 
