@@ -304,9 +304,10 @@ def main() -> None:
     readme = ROOT / "README.md"
     write_text(readme, put_between_markers(readme.read_text(encoding="utf-8"), summary(results)))
     write_text(ROOT / "docs" / "benchmarks.md", whole(results))
-    scale = ROOT / "docs" / "scale.md"
-    federated = federated_part(results)
-    write_text(scale, put_between_markers(scale.read_text(encoding="utf-8"), federated))
+    if "federated" in results:
+        scale = ROOT / "docs" / "scale.md"
+        part = federated_part(results)
+        write_text(scale, put_between_markers(scale.read_text(encoding="utf-8"), part))
     save_figure(benchmark_figure(results), ROOT / "docs" / "benchmarks.png")
     save_figure(forgetting_figure(results["forgetting"]["rows"]), ROOT / "docs" / "forgetting.png")
     if "methods" in results:

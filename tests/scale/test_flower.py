@@ -9,9 +9,11 @@ import itertools
 import json
 import math
 import random
+import re
 import socket
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -312,14 +314,15 @@ class Recorder(threading.Thread):
 
     def __init__(self, port):
         super().__init__(daemon=True)
-        self.port, self.sent = port, bytearray()
+        self.port, self.sent = port, []
         self.listener = socket.create_server(("127.0.0.1", 0))
 
     def run(self):
         while True:
             own, _ = self.listener.accept()
             link = socket.create_connection(("127.0.0.1", self.port))
-            for pair in ((own, link, self.sent), (link, own, bytearray())):
+            self.sent.append(bytearray())
+            for pair in ((own, link, self.sent[-1]), (link, own, bytearray())):
                 threading.Thread(target=self.pass_on, args=pair, daemon=True).start()
 
     def pass_on(self, source, target, kept):
@@ -345,13 +348,27 @@ def test_on_the_wire_a_node_sends_its_factors_and_little_else(machines, tmp_path
     machines.wait_for((tmp_path / "out" / "adapter" / "adapter_config.json").exists)
     small = rounds_of({**config, "r": 1, "lora-alpha": 2.0})
     numbers = sum(t.nbytes for t in sent(first_parts(load_base, small), small).values())
-    wire, rounds = bytes(recorder.sent), CONFIG["rounds"]
-    assert rounds * numbers < len(wire) < rounds * numbers + 200_000  # heartbeats, headers, names
-    assert b"lora_B.weight" in wire  # it is read in clear, so a text would be found
+    bodies = Counter()
+    for connection in recorder.sent:
+        for path, body in requests_in(bytes(connection)):
+            bodies[path] += len(body)
+    print(f"{numbers:,} bytes of numbers a round; sent in bodies: {dict(bodies)}")
+    # a path for a message's objects, one for what names them; the others poll and say who they are
+    assert CONFIG["rounds"] * numbers < bodies["/v1/fleet/push-object"]
+    assert bodies["/v1/fleet/push-object"] < CONFIG["rounds"] * (numbers + 500 * 48)  # headers
+    wire = b"".join(map(bytes, recorder.sent))
     for example in split_among(LOGS.train, 2)["client 0"]:
         for text in (example.input, example.output):
-            assert text.encode() not in wire
-    print(f"{len(wire):,} bytes sent, {rounds * numbers:,} of them numbers of A and B")
+            assert text.encode() not in wire  # it is read in clear, so it would be found
+
+
+def requests_in(wire):
+    """(path, body) of each HTTP request that went over one connection."""
+    while wire:
+        head, _, rest = wire.partition(b"\r\n\r\n")
+        length = int(re.search(rb"(?i)content-length: (\d+)", head).group(1))
+        yield head.split()[1].decode(), rest[:length]
+        wire = rest[length:]
 
 
 @pytest.mark.scale
