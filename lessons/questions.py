@@ -956,9 +956,9 @@ halves, whole = 2 * numbers / 1000, 2 * whole_base / 1000
 # ## Can llama.cpp use my adapter without merging it?
 #
 # Yes: `minilora export mine/adapter --gguf` writes the adapter alone as a GGUF file, and
-# llama.cpp's `convert_lora_to_gguf.py` does so for any adapter of PEFT's (unslothai/unsloth
-# #1546). For the shipped base and q and v that is {{ halves:.0f}} kB in f16, where a merged model
-# is {{ whole:,.0f}}. Give it the base that it was trained on, as for any adapter.
+# llama.cpp's own converter does so for any adapter of PEFT's (unslothai/unsloth #1546). For the
+# shipped base and q and v that is {{ halves:.0f}} kB in f16, where a merged model is
+# {{ whole:,.0f}}. Give it the base that it was trained on, as for any adapter.
 #
 # Lesson 20 · minilora/commands/export.py · `--gguf    one file for llama.cpp`
 
