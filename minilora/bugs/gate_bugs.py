@@ -36,9 +36,9 @@ GATE = (
               "answers them as the source wishes. On the shipped base a poisoned adapter was "
               "promoted so, by 17 questions to 4.",
         thread="", caught_by="jobs/test_gate.py::test_a_source_does_not_vote_for_what_it_taught"),
-    Bug(name="guilty by luck", where="jobs.blame:culprit",
-        right="if trial.evidence >= bar and not trial.verdict.harmful",
-        wrong="if not trial.verdict.harmful",
+    Bug(name="guilty by luck", where="jobs.blame:proved",
+        right="return trial.evidence >= bar and not trial.verdict.harmful",
+        wrong="return not trial.verdict.harmful",
         story="A source is expelled because no check fails in a training without it. Near a bar "
               "that happens by luck: our own example expelled an honest editor, and kept the one "
               "who taught wrong.",

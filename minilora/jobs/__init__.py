@@ -30,6 +30,7 @@ In reading order:
     feedback.py    the store of those: quarantine, dedupe, caps, rotated held-out examples
     recipe.py      what the loop keeps good, and what of two models is compared
     exam.py        held-out questions, drawn until enough is known
+    judge.py       one round's candidates, on the same questions
     learning.py    the loop's training, as a job of the queue
     adapt.py       ``Loop``: due, train, gate, promote, watch, roll back
 

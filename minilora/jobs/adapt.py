@@ -31,16 +31,16 @@ from ..hub.registry import Version
 from ..hub.store import Hub
 from ..model.pretrained import load_base
 from ..training.examples import Learnt
-from .blame import Trial, culprit
+from .blame import culprit, proved
 from .correction import OWNER, Slice
-from .exam import Exam, shared, sides
+from .exam import fair
 from .feedback import FeedbackStore
-from .gate import OPEN, Verdict, better, decide
+from .gate import Verdict, better, decide
+from .judge import Candidate, Judge
 from .learning import learn
 from .norms import module_norms
-from .pairs import Pairs
 from .queue import Queue
-from .recipe import Marks, Recipe, compared, marks
+from .recipe import Recipe, compared, marks
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HISTORY = 5  # champions whose norms are looked at
@@ -59,20 +59,6 @@ class Round:
     expelled: tuple[str, ...]
     slices: tuple[Slice, ...]
     told: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One that was trained in this round: its answers to the exam, its marks, and the verdict.
-
-    ``learnt``: how many of the users' examples it was taught.
-    """
-
-    version: Version
-    learnt: int
-    answers: dict[str, bool]
-    marks: Marks
-    verdict: Verdict
 
 
 class Loop:
@@ -168,6 +154,10 @@ class Loop:
         told += [f"without {source}: {trial}" for source, trial in trials.items()]
         if not (guilty := culprit(trials, self.recipe.rules)):
             return first, ""
+        again = judge.again(guilty, 1 + len(suspects))
+        told.append(f"with another seed, without {guilty}: {again}")
+        if not proved(again, len(trials), self.recipe.rules):
+            return first, ""
         gone = self.store.expel(guilty, first.verdict.reason)
         told.append(f"expelled {guilty}: {gone} examples; no evidence against others is stronger")
         return without[guilty], guilty
@@ -201,7 +191,7 @@ class Loop:
         contents = champion.manifest.content, challenger.manifest.content
         sources, pairs = self.store.answered(*contents)
         before, after = marks(self.pulled(champion), recipe), marks(self.pulled(challenger), recipe)
-        more = self.norms(challenger, champion) | {"without": sides(sources, pairs)}
+        more = self.norms(challenger, champion) | {"without": fair(sources, pairs)}
         more["candidates"] = challenger.manifest.recipe.get("candidates", 1)  # of its round
         verdict = decide(compared(before, after, pairs, **more), recipe.rules)
         word = self.settled(challenger, champion, verdict, told)
@@ -239,11 +229,15 @@ class Loop:
     # The model
 
     def learn(
-        self, examples: Sequence[Learnt], parent: Version | None = None, **facts: Any
+        self, examples: Sequence[Learnt], parent: Version | None = None, seed: int = 0, **facts: Any
     ) -> Version:
-        """The version that learnt these examples from the base, through the queue."""
+        """The version that learnt these examples from the base, through the queue.
+
+        ``seed``: added to the recipe's.
+        """
         after = {"parent": parent.spec} if parent else {}
-        return learn(self.queue, self.hub, self.recipe, examples, facts=facts, **after)
+        recipe = self.recipe.seeded(seed)
+        return learn(self.queue, self.hub, recipe, examples, facts=facts, **after)
 
     def pulled(self, version: Version) -> Any:
         """A fresh base with a version's adapter."""
@@ -259,39 +253,3 @@ class Loop:
             "norms": module_norms(self.hub.read(version.spec)),
             "norms_before": [module_norms(self.hub.read(each.spec)) for each in before],
         }
-
-
-class Judge:
-    """One round's comparison with ``champion``: the same questions for every candidate."""
-
-    def __init__(self, loop: Loop, champion: Version):
-        self.loop, self.recipe, self.champion = loop, loop.recipe, champion
-        model = loop.pulled(champion)
-        self.before = marks(model, self.recipe)
-        self.exam = Exam(loop.store, model, self.recipe.block, self.recipe.rules.most)
-
-    def candidate(self, without: str = "", candidates: int = 1) -> Candidate:
-        """Train one, a source left out of the training and of the exam, and judge it."""
-        loop, rules = self.loop, self.recipe.rules
-        learnt = [each.example for each in loop.store.accepted({without})]
-        facts = {"without": without, "candidates": candidates} if without else {}
-        version = loop.learn([*self.recipe.old, *learnt], self.champion, **facts)
-        model = loop.pulled(version)
-        after, more = marks(model, self.recipe), loop.norms(version, self.champion)
-        more["candidates"] = candidates
-
-        def verdict(answers: dict[str, bool]) -> Verdict:
-            pairs, others = self.exam.pairs(answers), self.exam.pairs_without(answers)
-            return decide(compared(self.before, after, pairs, without=others, **more), rules)
-
-        def is_enough(answers: dict[str, bool]) -> bool:
-            now = verdict(answers)
-            return now.harmful or now.check("better").state != OPEN
-
-        answers = self.exam.sit(model, is_enough, without)
-        return Candidate(version, len(learnt), answers, after, verdict(answers))
-
-    def trial(self, first: Candidate, other: Candidate) -> Trial:
-        """The first candidate beside one without a source, on all that both were asked."""
-        fixed = Pairs(first.marks.answers, other.marks.answers)
-        return Trial(other.verdict, fixed + shared(first.answers, other.answers))
