@@ -27,7 +27,7 @@ SHORT = Sizes(
     feedback=10, windows=4, reserve=4, regression=6, prose=4, asked=1, exam=4,
 )  # fmt: skip
 BIG = Sizes(  # a base of its own, a hundred times the shipped one's size, reads before it is taught
-    (200, 100, 100), 40, (3.0, 3.0, 3.0),
+    (160, 80, 100), 30, (3.0, 2.0, 2.0),
     feedback=40, windows=12, reserve=60, regression=100, prose=24, exam=30,
 )  # fmt: skip
 

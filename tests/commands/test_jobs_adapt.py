@@ -48,12 +48,13 @@ def test_corrections_are_taken_in_and_a_round_follows(place, capsys):
     printed = capsys.readouterr().out
     assert "20 quarantine, 1 refused" in printed
     assert "Next: minilora jobs adapt" in printed
-    assert main(adapt) in (0, 1)
+    assert main(adapt) == 1, "a step on a dozen examples: no set is large enough to tell"
     printed = capsys.readouterr().out
     assert "new examples" in printed
+    assert "naval@1.1.0: reject, regression: fail" in printed
     assert "naval@1.0.0 serves" in printed
     assert [each.name for each in Hub("hub").list()] == ["naval", "naval"]
-    assert main(adapt) in (0, 1)
+    assert main(adapt) == 0
     assert "no round is due" in capsys.readouterr().out
     assert main(["jobs", "list"]) == 0
     assert capsys.readouterr().out.count("succeeded") == 2, "its trainings are jobs"

@@ -232,6 +232,19 @@ def test_a_training_that_had_bad_luck_expels_nobody(loop, monkeypatch):
     assert any(line.startswith("with another seed") for line in done.told), done.told
 
 
+def test_an_expulsion_is_checked_by_two_trainings_of_another_seed(loop):
+    real, trained = loop.learn, []
+
+    def learn(examples, parent=None, **facts):
+        trained.append((facts.get("without", ""), facts.get("seed", 0)))
+        return real(examples, parent, **facts)
+
+    loop.learn = learn
+    contents = poisoned(loop)
+    assert contents
+    assert trained[-2:] == [("", 1), ("mal", 1)], trained
+
+
 def by_turns(decide):
     """Harm for the first candidate, which is judged twice; as it is for the others."""
     ill, seen = Verdict((Check("canaries", "fail", "bad luck", harm=True),)), []
