@@ -47,8 +47,8 @@ GATE = (
         right="places += [((place + 0.5) / len(pool), side, row[0])",
         wrong="places += [(place + 0.5 + len(rows) * side, side, row[0])",
         story="The exam asks what users complained of before what the owner reserved, and stops "
-              "when it knows enough. There the champion was wrong, so any other adapter wins: eight "
-              "to nothing in the first block, and the real mix is never asked. Ours did so.",
+              "when it knows enough. There the champion was wrong, so any other adapter wins, "
+              "eight to nothing in the first block; the real mix is never asked. Ours did so.",
         thread="", caught_by="jobs/test_exam.py::test_each_block_has_the_reserves_share"),
     Bug(name="the exam counted twice", where="jobs.feedback:FeedbackStore.outcomes",
         right="[(each.digest, each.source) for each in asked]",
