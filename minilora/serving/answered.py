@@ -6,7 +6,12 @@ response ends, so that feedback under the request's id always finds it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
+
+from .protocol import ChatRequest, CompletionRequest
+from .requests import Finished
 
 
 @dataclass(frozen=True)
@@ -24,3 +29,17 @@ class Answered:
     user: str
     question: str
     answer: str
+
+
+def answered(
+    tenant: str,
+    request: str,
+    asked: ChatRequest | CompletionRequest,
+    target: Any,
+    ends: Sequence[Finished],
+) -> Answered:
+    """What to tell of a request that ``target``, a ``service.Target``, has answered."""
+    messages = asked.messages if isinstance(asked, ChatRequest) else []
+    alone = len(messages) == len(ends) == 1 and messages[0].role == "user"
+    who = target.adapter or "", target.digest or "", asked.user or ""
+    return Answered(tenant, request, *who, asked.question if alone else "", ends[0].text)

@@ -25,7 +25,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from .answered import Answered
+from .answered import answered
 from .prompts import checked_prompts, least_prompts, most_tokens
 from .protocol import ChatRequest, CompletionRequest
 from .quotas import Admission
@@ -142,23 +142,8 @@ class Generation:
         if self.row is not None:
             self.write_down_end(self.row, status)
         if self.service.on_answer is not None and status == 200:
-            self.service.on_answer(self.answered_whole())
-
-    def answered_whole(self) -> Answered:
-        """For whoever learns from it."""
-        asked, target = self.asked, self.target
-        messages = asked.messages if isinstance(asked, ChatRequest) else []
-        alone = len(messages) == len(self.ends) == 1 and messages[0].role == "user"
-        assert target is not None
-        return Answered(
-            self.tenant_name,
-            self.id,
-            target.adapter or "",
-            target.digest or "",
-            asked.user or "",
-            asked.question if alone else "",
-            self.ends[0].text,
-        )
+            told = self.tenant_name, self.id, self.asked, self.target, self.ends
+            self.service.on_answer(answered(*told))
 
     @property
     def tenant_name(self) -> str:
