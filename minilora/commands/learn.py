@@ -120,7 +120,7 @@ def print_course(folder: Path) -> None:
             table.add_row(lesson.slug[:2], question, lesson.difficulty, minutes, done)
         console.print(table)
         console.print()
-    console.print("Walk one with, for example: [bold]minilora learn 1[/]")
+    console.print("Begin with: [bold]minilora learn 0[/]")
     console.print("Twenty questions from lessons behind you: [bold]minilora learn quiz[/]")
 
 
