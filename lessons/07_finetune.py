@@ -172,6 +172,24 @@ if missed:
     print(f"  wrong   {missed[1]}")
 
 # %%
+from minilora.training.batches import IGNORE, encode_all
+
+row = encode_all(original.tokenizer, task.train[:1], 512)[0]
+parts = {"read": [], "learnt": []}
+for token, wanted in zip(row.ids, row.labels, strict=True):
+    kind = "read" if wanted == IGNORE else "learnt"
+    parts[kind].append(original.tokenizer.raw.decode([token], skip_special_tokens=False))
+for kind, tokens in parts.items():
+    print(f"{kind:7}", "·".join(tokens).replace("\n", "\\n"))
+assert row.labels[-1] == original.tokenizer.eos_id
+
+# %% [markdown]
+# Above is one example as a step sees it, token by token. The model reads all of it. Of its
+# {{ len(row.ids)}} tokens {{ len(parts["read"])}} are only read: the loss leaves these tokens out,
+# as the model is to write answers and not questions. The last one that is learnt ends the answer. A
+# model that never saw this token never stops.
+
+# %%
 for name, run in runs.items():
     assert run["loss"] < 0.2 * run["curve"][0][1], f"{name} learned the code"
     assert run["exact"] > 0.2
