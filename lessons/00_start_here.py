@@ -42,7 +42,6 @@ import minilora
 from minilora import LoraConfig
 from minilora.learn import check, full_or_short, show
 from minilora.lora.injection import trainable_parameters
-from minilora.lora.layer import lora_layers
 from minilora.plots.style import hue, in_house_style, one_axes
 
 torch.set_flush_denormal(True)
@@ -105,6 +104,9 @@ show(
 #
 # The base was not touched: with the adapter off, it says what it said before, to the letter. That
 # is why a thousand adapters can share one base.
+
+# %% [markdown]
+# ## Break it
 #
 # We took r = 8. With r as large as the matrix, B times A could be any update. What would that cost?
 
@@ -119,25 +121,6 @@ assert counts[128] == 2 * out * into
 # %% [markdown]
 # From r = {{ out * into // (into + out)}} on, this "thin" pair has as many numbers as the matrix
 # itself, and above it more. Which r is enough is a question for lessons 03 and 08.
-#
-# ## Break it
-#
-# A began as random numbers. So why send it? Your friend could draw random numbers, too, and take B
-# from you: half the file.
-
-# %%
-friend = minilora.load_base()
-torch.manual_seed(1)
-minilora.inject(friend, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
-for (_, mine), (_, theirs) in zip(lora_layers(model), lora_layers(friend), strict=True):
-    theirs.lora_B.data = mine.lora_B.data
-half = friend.generate_text("Status?", log)
-print("your B beside another A:", half)
-assert half not in (before, after)
-
-# %% [markdown]
-# Nothing warned, and every shape fits. B was trained beside *one* A: only the product means
-# anything, so the two travel together, with α and r.
 
 # %% [markdown]
 # ## Build: the count

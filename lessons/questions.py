@@ -15,11 +15,15 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, LoRALayer, data
+from minilora.files import read_json, read_tensors
 from minilora.jobs.gate import Rules
+from minilora.learn.course import lessons_folder
 from minilora.learn.pieces import solution_of
 from minilora.ledger import plan
 from minilora.ledger.estimate import GPUS
+from minilora.lora.hyperparameters import scaling_of
 from minilora.training.batches import IGNORE, encode_all
+from minilora.training.evaluation import PROSE
 
 EVERYWHERE = LoraConfig(r=8, target_modules="all-linear")
 TOKENS = 2048  # in a step, unless an answer says otherwise
@@ -848,3 +852,214 @@ lost_there = apart(nf4.quantize(coarse + D, block_size=256, kind="int4").dequant
 #
 # Lesson 13, "What counts is the size of ΔW against the step of the grid"
 # · minilora/lora/merging.py · `def merge_and_requantize(`
+
+# %%
+curves = {}
+for run in read_json(lessons_folder() / "data" / "cpu" / "overfitting.json")["rows"]:
+    if run["sweep"] == "data" and run["r"] == 8 and not run["dropout"] and not run["decay"]:
+        curves[run["examples"]] = run["step"], run["held"]
+best_step = {n: step[held.index(min(held))] for n, (step, held) in curves.items()}
+times_seen = {n: 8 * step / n for n, step in best_step.items()}  # eight examples a step
+
+# %% [markdown]
+# ## How many epochs or steps should I train?
+#
+# As many as the held-out loss falls, and no number of epochs is right for every size. In the
+# recorded runs of rank 8 the loss on unseen logs was lowest after step {{ best_step[30]}} with 30
+# examples, when each had been seen {{ times_seen[30]:.0f}} times, and after step
+# {{ best_step[2000]}} of {{ curves[2000][0][-1]}} with 2,000. Keep the best state by that loss,
+# which `keep_best` does, and more steps cost only time.
+#
+# Lesson 08, "From its lowest point the held-out loss"
+# · minilora/training/config.py · `keep_best: bool = True`
+
+# %%
+short_runs = {}
+for rate in (2.5e-3, 5e-3, 1e-2):
+    torch.manual_seed(0)
+    short_runs[rate] = minilora.train(adapted(), task, steps=8, lr=rate, **quick).losses[-1]
+
+# %% [markdown]
+# ## How do I find a learning rate?
+#
+# By short runs, each at twice the rate of the one before, with everything else fixed. Eight steps
+# at {{ ", ".join(f"{rate:g}" for rate in short_runs)}} came to
+# {{ ", ".join(f"{loss:.1f}" for loss in short_runs.values())}}. If the best is at an end of the
+# range, go on in that direction, and repeat the search when you change rank, α or optimizer.
+#
+# Lesson 14, "Where the best is the first or the last of the three, the search was too narrow"
+# · minilora/training/config.py · `lr: float = 5e-3`
+
+# %%
+rules = {rs: [scaling_of(r, 16, rs) for r in (8, 64)] for rs in (False, True)}
+falls = {rs: low / high for rs, (low, high) in rules.items()}
+
+# %% [markdown]
+# ## When do I want rsLoRA?
+#
+# When you raise the rank and want to keep α: from rank 8 to 64 the usual scale α / r falls
+# {{ falls[False]:.0f}} times, rsLoRA's α / √r {{ falls[True]:.1f}} times. Which of the two keeps
+# the first step's length depends on the optimizer: α / √r with gradient descent, α / r with Adam.
+# Search the rate at each rank either way.
+#
+# Lesson 05, "Which power of r keeps the first step's length depends on the optimizer"
+# · minilora/lora/hyperparameters.py · `def scaling_of(`
+
+# %%
+tied = ""
+try:
+    minilora.inject(minilora.load_base(), LoraConfig(target_modules=["lm_head"]))
+except ValueError as error:
+    tied = str(error)
+blocks_only = plan("llama-3-8b", EVERYWHERE).adapted
+head = 8 * (4096 + 128_256)
+
+# %% [markdown]
+# ## Should I adapt the embedding and the head, too?
+#
+# Seldom: `all-linear` leaves the head out, here as in PEFT, and adapts {{ blocks_only}} Linears of
+# Llama-3-8B. Rank 8 on its head would be {{ head:,}} numbers more. Where the head is tied to the
+# embedding a merge would change both, so `inject` refuses it ("tied" stands in its message:
+# {{ "tied" in tied}}); for new tokens train their rows instead.
+#
+# Lesson 06, "This base shares one matrix between its embedding and its output head"
+# · minilora/lora/selection.py · `never takes an ``lm_head```
+
+# %%
+slower = [plan("llama-3-8b", LoraConfig(r=r, target_modules="all-linear")) for r in (8, 64)]
+work_of = [each.flops_forward + each.flops_backward for each in slower]
+files_of = [each.adapter_file_bytes / 1e6 for each in slower]
+
+# %% [markdown]
+# ## Is a higher rank slower?
+#
+# Hardly on a large model: rank 64 computes {{ work_of[1] / work_of[0] - 1:.0%}} more than rank 8 on
+# all Linears of Llama-3-8B. Its file is {{ files_of[1]:,.0f}} MB instead of {{ files_of[0]:.0f}}.
+# On a small model the number of calls counts, and it is the same at any rank.
+#
+# Lesson 07, "On layers this small the many little products cost more time than arithmetic"
+# · minilora/ledger/flops.py · `backward += share * product * (grad + trains)`
+
+# %%
+eight_b_step = plan("llama-3-8b", EVERYWHERE, seq=TOKENS)
+per_token = eight_b_step.flops_forward + eight_b_step.flops_backward
+sustained = 100  # TFLOP/s of a card, such as an A100 at a third of its peak
+minutes = 1e6 * per_token / (sustained * 1e12) / 60
+
+# %% [markdown]
+# ## How long will a fine-tune take?
+#
+# Count the arithmetic, then measure a few steps, since nobody reaches a card's peak. LoRA on
+# Llama-3-8B computes {{ per_token / 1e9:.0f}} billion operations a token, so a million tokens take
+# {{ minutes:.1f}} minutes at {{ sustained}} TFLOP/s sustained. `minilora plan` prints this line for
+# your model, and `minilora jobs` measures three steps before it promises a time.
+#
+# docs/planner.md, "Measure the tokens a second on one card"
+# · minilora/ledger/flops.py · `def flops_a_token(`
+
+# %%
+prose = PROSE.read_text(encoding="utf-8")[:3000]
+read_by = [
+    minilora.bits_per_byte(minilora.load_base(quantize=kind), prose) for kind in (None, "nf4")
+]
+
+# %% [markdown]
+# ## What do four bits cost in quality?
+#
+# A little before any training: the shipped base reads old prose at {{ read_by[0]:.2f}} bits a byte
+# in floats and at {{ read_by[1]:.2f}} in NF4. Adapters then learn beside the rounded weights, and
+# what is left in lesson 12 after training is less than two seeds and few steps can show. Measure it
+# on your model, by its answers too.
+#
+# Lesson 12, "So is nothing lost? Two seeds"
+# · minilora/nf4/linear.py · `transposed = weight.dequantize(x.dtype).T`
+
+# %%
+lengths = [len(row.ids) for row in encoded]
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    short_enough = encode_all(tokenizer, data.naval_log(100, 2).train, 32)
+
+# %% [markdown]
+# ## What happens to examples that are too long?
+#
+# They are left out whole and counted, since an answer that is cut teaches the model to stop in the
+# middle. With a limit of 32 tokens {{ len(short_enough)}} of {{ len(lengths)}} naval logs stayed,
+# and {{ len(told)}} warning named the longest, {{ max(lengths)}}. Set the limit to your longest
+# example and pay for it in activations, or split the example yourself.
+#
+# docs/using.md, "an example that is too long is left out"
+# · minilora/training/batches.py · `and are left out`
+
+# %%
+sent = 4 * numbers  # float32 gradients of A and B, q and v of the shipped base
+sent_by_full = 4 * sum(p.numel() for p in minilora.load_base().parameters())
+
+# %% [markdown]
+# ## How do I train on several GPUs?
+#
+# `torchrun --nproc-per-node 2 -m minilora train …`: each machine computes a part of the batch, and
+# only the gradients of A and B travel, {{ sent:,}} bytes a step for the shipped base against
+# {{ sent_by_full:,}} with all weights. The loss is divided by the answer tokens of all parts, so
+# two ranks end in the bits of one process. Where one card cannot hold the base, shard it
+# (FSDP) or take four bits.
+#
+# Lesson 23, "each machine divides its sum by the tokens of all"
+# · minilora/training/ranks.py · `class Alone`
+
+# %%
+a, b, c = (torch.tensor(value) for value in (1e8, -1e8, 1.0))
+orders = float((a + b) + c), float(a + (b + c))
+same = []
+for _ in range(2):
+    torch.manual_seed(0)
+    same.append(minilora.train(adapted(), task, steps=3, lr=5e-3, **quick).losses)
+
+# %% [markdown]
+# ## I fixed the seed, and two runs still differ: why?
+#
+# A sum of floats depends on its order, and the order on threads, kernels and the batch: three
+# numbers added in two orders gave {{ orders[0]:g}} and {{ orders[1]:g}}. On one machine, with one
+# number of threads, the same seed gives the same bits here ({{ same[0] == same[1]}}). Across
+# machines compare means over seeds, not digits.
+#
+# Lesson 25, "A sum of floats depends on its order"
+# · minilora/training/order.py · `seed`
+
+# %%
+torch.manual_seed(0)
+encoder = nn.ModuleDict({"query": nn.Linear(16, 16), "classifier": nn.Linear(16, 2)})
+with_head = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+minilora.inject(encoder, with_head)
+with tempfile.TemporaryDirectory() as folder:
+    minilora.save_adapter(encoder, folder)
+    stored = list(read_tensors(Path(folder) / "adapter_model.safetensors"))
+of_head = sum("classifier" in name for name in stored)
+
+# %% [markdown]
+# ## Is my classification head saved with the adapter?
+#
+# Only if you name it: a head starts at random, so it must train whole and travel with A and B.
+# `modules_to_save` (or `task_type="SEQ_CLS"`) does both; of the {{ len(stored)}} tensors in such a
+# file {{ of_head}} are the head's. Without it the file loads, and the answers are those of a random
+# head.
+#
+# docs/encoder.md, "it must train whole, and it must travel with the adapter"
+# · minilora/lora/extras.py · `whole modules, such as a head that starts at random`
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    out = Path(folder) / "adapter.gguf"
+    minilora.export_adapter_gguf(adapted(LoraConfig(target_modules=["q_proj", "v_proj"])), out)
+    gguf_size = out.stat().st_size
+
+# %% [markdown]
+# ## How do I use my adapter in llama.cpp, Ollama or vLLM?
+#
+# vLLM reads PEFT's two files, if every layer has one rank and one α (`export --plain`). For
+# llama.cpp and what is built on it, `minilora export` writes GGUF: the merged model, or the adapter
+# alone, here {{ gguf_size / 1000:.0f}} kB beside its base. Compare the logits of one prompt before
+# you trust it, as a chat template may differ.
+#
+# docs/using.md, "for llama.cpp; your own base needs no --pre"
+# · minilora/model/gguf_export.py · `def export_adapter_gguf`
