@@ -198,11 +198,12 @@ class Session:
 
 @contextmanager
 def whole(connection: sqlite3.Connection) -> Iterator[None]:
-    """A transaction: committed when the block ends, undone when it raises."""
+    """A transaction: committed when the block ends, undone when it raises or did so itself."""
     connection.execute("begin immediate")
     try:
         yield
-        connection.execute("commit")
+        if connection.in_transaction:
+            connection.execute("commit")
     except BaseException:
         if connection.in_transaction:
             connection.execute("rollback")
