@@ -7,7 +7,8 @@ from minilora.jobs import exam
 from minilora.jobs.correction import Feedback
 from minilora.jobs.exam import Exam, shared
 from minilora.jobs.feedback import OWNER, FeedbackStore
-from minilora.jobs.pairs import Pairs
+from minilora.jobs.gate import Measured, decide
+from minilora.jobs.pairs import Pairs, gain_evidence
 
 
 @pytest.fixture
@@ -67,4 +68,15 @@ def test_most_is_the_most_and_a_source_can_be_left_out(store):
     assert without
     assert {asked[digest] for digest in without} == {OWNER}
     everything = sitting.sit(set(), never)
-    assert sitting.pairs_without(everything) == {"ann": sitting.pairs(without)}
+    assert sitting.pairs_without(everything) == {"users": sitting.pairs(without)}
+
+
+def test_complaints_alone_promote_nobody(store):
+    """Users asked what the champion got wrong: the new one wins there, and is no better outside."""
+    owners = {n for n in range(20)}
+    sitting = Exam(store, owners, block=100, most=1000)
+    answers = sitting.sit(set(range(100)), never)
+    whole, others = sitting.pairs(answers), sitting.pairs_without(answers)
+    assert gain_evidence(whole.wins, whole.losses) > 1000
+    assert decide(Measured(whole)).word == "promote", "what a gate does that asks complaints"
+    assert decide(Measured(whole, without=others)).word == "wait"
