@@ -258,9 +258,7 @@ def kernel_note(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Each variant of the compiled kernel that this processor ({has}) has, and the way of "
-            "the tensors, which stands in without one. Dequantizing: speed over bitsandbytes'. "
-            "4096² is of a run of its own, by the processor time of one thread, since the machine "
-            "had other work; that size waits for memory.",
+            "the tensors, which stands in without one. Dequantizing: speed over bitsandbytes'.",
             dequantized,
             "A few rows through a square Linear: time over the plain float32 Linear's.",
         ]

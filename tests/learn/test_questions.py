@@ -11,8 +11,9 @@ from minilora.learn.course import find_lesson, lessons_folder, list_lessons
 ROOT = lessons_folder().parent
 DOCUMENT = (ROOT / "docs" / "questions.md").read_text(encoding="utf-8")
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
-# a model's or a format's name, a lesson, a width in bits
-NAMES = r"\b[A-Za-z]+-?\d+(?:-\d+B)?|\d+B\b|[Ll]esson \d\d|\d+( or \d+)?[ -]bits?\b"
+# a model's or a format's name, a lesson, a width in bits, what a paper says
+NAMES = r"the paper's [\d.]+|\b[A-Za-z]+-?\d+(?:-\d+B)?|\d+B\b|[Ll]esson \d\d"
+NAMES += r"|\d+( or \d+)?[ -]bits?\b"
 COMMON = {"what", "with", "that", "than", "then", "this", "from", "need", "take", "where"}
 
 
