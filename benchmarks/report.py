@@ -157,7 +157,7 @@ def whole(results: Results) -> str:
     asked = "Equal examples, each question in so many wordings; 100 held-out logs."
     grown = (
         "Greedy, a prompt of 40 tokens a row; in floats both make the same tokens, in four bits "
-        "they may be others. On a machine with other work."
+        "they may be others. The shipped base on a quiet machine, SmolLM2 beside other work."
     )
     served = (
         "The shipped base, adapters of rank 8 on q and v. Processor time of one thread, on a "
