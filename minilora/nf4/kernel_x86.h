@@ -31,7 +31,7 @@ INLINE int32_t word_at(const uint8_t *codes) {
 }
 
 INLINE int is_past_caches(const Job *job, const void *out) { /* stream takes no odd addresses */
-    return bytes_out(job) >= LARGE && (uintptr_t)out % 64 == 0;
+    return bytes_out(job) > LARGE && (uintptr_t)out % 64 == 0;
 }
 
 AVX2 INLINE void put_avx2(void *out, __m256 values, int past) {

@@ -152,7 +152,7 @@ def test_large_tensors_on_two_threads(kernels, use, two_threads, block_size, dty
 def test_what_is_too_large_for_the_caches_has_the_same_bits_wherever_it_lies(
     kernels, use, two_threads, dtype
 ):
-    """4 MB and more are written past the caches, which takes addresses that 64 divides."""
+    """More than 4 MB are written past the caches, which takes addresses that 64 divides."""
     n = 4 * 2**20 // dtype.itemsize + 33
     quantized = nf4.quantize(torch.randn(n, generator=torch.Generator().manual_seed(0)))
     expected = by_tensors(quantized, dtype)
