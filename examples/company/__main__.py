@@ -28,7 +28,7 @@ SHORT = Sizes(
 )  # fmt: skip
 BIG = Sizes(  # a base of its own, a hundred times the shipped one's size, reads before it is taught
     (160, 80, 100), 30, (3.0, 2.0, 2.0),
-    feedback=40, windows=12, reserve=60, regression=100, prose=24, exam=30,
+    feedback=30, windows=12, reserve=40, regression=100, prose=32, exam=20,
 )  # fmt: skip
 
 

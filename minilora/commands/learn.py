@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("lesson", nargs="?", help="a lesson's number or name, or quiz (without it: the course)")
     add("--list", action="store_true", help="the course, and how far you are")
-    begin = "begin at cell N instead of where you were"
+    begin = "begin at cell N (default: where you were)"
     add("--from", dest="start", type=int, metavar="N", help=begin)
     add("--reset", action="store_true", help="forget your progress; your own file stays")
     add("--reveal", action="store_true", help="show this lesson's solutions and write them out")
