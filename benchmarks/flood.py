@@ -1,16 +1,16 @@
 """What does a tenant that floods the engine cost the others?
 
-    python -m benchmarks.flood [--seconds 5] [--rounds 2]
+    python -m benchmarks.flood [--seconds 30] [--rounds 3]
 
 Four quiet tenants ask once a second each (a Poisson process); one more keeps 60 requests open, and
 no quota holds it. Time is the CPU time of the thread that steps the engine, so a busy machine
-changes little; idle time is skipped. Printed are the seconds from a quiet request to its end, alone
-and beside the flood, and what the flood got; ``--without-shares`` as it would be with turns alone.
+changes little; idle time is skipped. In each round the quiet tenants ask the same three times:
+alone, beside the flood, and beside the flood with turns alone, without shares of the rows. Printed
+and kept are the seconds from a quiet request to its end, the largest too, and what the flood got.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
 import statistics
 import tempfile
@@ -25,6 +25,8 @@ from torch import nn
 import minilora
 from minilora.lora.layer import lora_layers
 from minilora.serving import AdapterBank, Engine
+
+from .common import Row, options, save
 
 QUIET, ADAPTERS, CLIENTS = ("ann", "bob", "eve", "joe"), 20, 60
 QUESTIONS = ("Hull status?", "How is the fuel?", "Report the oxygen level.")
@@ -52,9 +54,12 @@ def ask(engine: Engine, tenant: str, draw: random.Random) -> Any:
     return engine.submit(prompt, adapter, tenant=tenant, max_new_tokens=most)
 
 
-def arrivals(seconds: float) -> Iterator[tuple[float, str]]:
+CASES = {"alone": (0, True), "flood": (CLIENTS, True), "flood, turns alone": (CLIENTS, False)}
+
+
+def arrivals(seconds: float, seed: int) -> Iterator[tuple[float, str]]:
     """When which quiet tenant asks, the same at every run."""
-    draw, now = random.Random("arrivals"), 0.0
+    draw, now = random.Random(f"arrivals {seed}"), 0.0
     while (now := now + draw.expovariate(len(QUIET))) < seconds:
         yield now, draw.choice(QUIET)
 
@@ -66,12 +71,14 @@ def has_ended(answer: Any) -> bool:
     return answer.end is not None
 
 
-def latencies(bank: AdapterBank, seconds: float, clients: int, shares: bool) -> tuple[Any, int]:
+def latencies(
+    bank: AdapterBank, seconds: float, seed: int, clients: int, shares: bool
+) -> tuple[list[float], int]:
     """(seconds of each quiet request, answers of the flood)."""
     engine = Engine(bank, 64)
     if not shares:
         engine.waiting.shares.full = lambda holders, rested=True: set()
-    plan, draw = list(arrivals(seconds)), random.Random("requests")
+    plan, draw = list(arrivals(seconds, seed)), random.Random(f"requests {seed}")
     skipped, began = 0.0, time.thread_time()
     asked: dict[Any, float] = {}
     flood, took, answered = list[Any](), list[float](), 0
@@ -94,23 +101,43 @@ def latencies(bank: AdapterBank, seconds: float, clients: int, shares: bool) -> 
     return took, answered
 
 
+def row_of(name: str, rounds: list[tuple[list[float], int]], alone: list[list[float]]) -> Row:
+    """What all rounds of a case say together, and its 95% over that alone, round by round."""
+    took = [each for quiet, _ in rounds for each in quiet]
+    over = [p95(quiet) / p95(other) for (quiet, _), other in zip(rounds, alone, strict=True)]
+    return {
+        "case": name,
+        "requests": len(took),
+        "median": statistics.median(took),
+        "p95": p95(took),
+        "largest": max(took),
+        "p95 over alone": p95(took) / p95([each for quiet in alone for each in quiet]),
+        "p95 over alone, by round": over,
+        "flood's answers": sum(answered for _, answered in rounds),
+    }
+
+
+def p95(took: list[float]) -> float:
+    """What 95% of the requests do not exceed."""
+    return statistics.quantiles(took, n=20, method="inclusive")[-1]
+
+
 def main() -> None:
-    """Read the options and measure."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--seconds", type=float, default=5)
-    parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--without-shares", action="store_true")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    """Measure, print, keep."""
+    given = options(__doc__, threads=1, seconds=30.0, rounds=3)
     with tempfile.TemporaryDirectory() as folder:
         bank = bank_of_random_adapters(Path(folder))
-        for _ in range(options.rounds):
-            for clients in (0, CLIENTS):
-                shares = not options.without_shares
-                took, answered = latencies(bank, options.seconds, clients, shares)
-                p95 = statistics.quantiles(took, n=20)[-1]
-                line = f"{clients:3} clients flood: quiet median {statistics.median(took):.3f} s"
-                print(f"{line}, 95% {p95:.3f} s of {len(took)}; the flood got {answered}")
+        rounds: dict[str, list[tuple[list[float], int]]] = {name: [] for name in CASES}
+        for seed in range(given.rounds):
+            for name, case in CASES.items():
+                rounds[name].append(latencies(bank, given.seconds, seed, *case))
+    alone = [quiet for quiet, _ in rounds["alone"]]
+    rows = [row_of(name, rounds[name], alone) for name in CASES]
+    for row in rows:
+        figures = ", ".join(f"{key} {row[key]:.3f} s" for key in ("median", "p95", "largest"))
+        flood, over = row["flood's answers"], row["p95 over alone"]
+        print(f"{row['case']}: {figures} of {row['requests']}; {over:.2f} of alone's; {flood}")
+    print(save("flood", rows, given))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
 The first starts a server in this process and a client in another, and alternates rounds: the same
 requests to the engine directly, then over HTTP as streams. Printed are tokens/s of wall time, the
 process's CPU seconds for a thousand tokens, and the seconds to the first token; medians over the
-rounds, and the ratios within one round. ``--hidden`` makes a random Llama of another size: HTTP's
-cost is by the token, the engine's by the model, so the ratio says as much about the model.
+rounds, and the ratios within one round. They are kept in the results. ``--hidden`` makes a random
+Llama of another size: HTTP's cost is by the token, the engine's by the model, so the ratio says as
+much about the model.
 
 The client reads raw sockets, so that it takes little of a CPU that it shares with the server.
 """
@@ -23,6 +24,8 @@ import threading
 import time
 from typing import Any
 from urllib.parse import urlsplit
+
+from .common import RESULTS, kept_rows, save
 
 Timing = tuple[float, float, int]  # seconds to the first event, to the end; events
 
@@ -168,32 +171,31 @@ def compare(options: argparse.Namespace) -> None:
 
 
 def report(rounds: list[tuple[float, ...]], options: argparse.Namespace) -> None:
-    """The table."""
-
-    def median(of: Any) -> float:
-        return statistics.median(of(*each) for each in rounds)
-
-    print(f"{options.streams} streams of {options.tokens} tokens, {len(rounds)} rounds, medians")
-    print(f"{'':22}{'engine':>10}{'HTTP':>10}{'ratio':>8}")
-    rows = {
-        "tokens/s": (
-            median(lambda n, t, *_: n / t),
-            median(lambda n, t, c, f, ht, *_: n / ht),
-            median(lambda n, t, c, f, ht, *_: t / ht),
-        ),
+    """The table, printed and kept beside those of other bases."""
+    # each round: tokens; seconds, CPU seconds, seconds to the first token; the same over HTTP
+    measures: dict[str, Any] = {
+        "tokens/s": (lambda n, t, c, f, *_: n / t, lambda n, t, c, f, ht, hc, hf: n / ht),
         "CPU s / 1000 tokens": (
-            median(lambda n, t, c, *_: 1000 * c / n),
-            median(lambda n, t, c, f, ht, hc, hf: 1000 * hc / n),
-            median(lambda n, t, c, f, ht, hc, hf: hc / c),
+            lambda n, t, c, *_: 1000 * c / n,
+            lambda n, t, c, f, ht, hc, hf: 1000 * hc / n,
         ),
-        "first token, s": (
-            median(lambda n, t, c, f, *_: f),
-            median(lambda *each: each[6]),
-            median(lambda *each: each[6] / each[3]),
-        ),
+        "first token, s": (lambda n, t, c, f, *_: f, lambda *each: each[6]),
     }
-    for name, (engine, http, ratio) in rows.items():
-        print(f"{name:22}{engine:10.3f}{http:10.3f}{ratio:8.2f}")
+    shape = {"hidden": options.hidden, "streams": options.streams, "tokens": options.tokens}
+    rows = []
+    print(f"{options.streams} streams of {options.tokens} tokens, {len(rounds)} rounds, medians")
+    print(f"{'':22}{'engine':>10}{'HTTP':>10}{'ratio':>8}{'HTTP - engine':>15}")
+    for name, (direct, served) in measures.items():
+        pairs = [(direct(*each), served(*each)) for each in rounds]
+        engine, http = (statistics.median(values) for values in zip(*pairs, strict=True))
+        ratio = statistics.median(b / a for a, b in pairs)
+        more = statistics.median(b - a for a, b in pairs)
+        print(f"{name:22}{engine:10.3f}{http:10.3f}{ratio:8.2f}{more:15.3f}")
+        figures = {"engine": engine, "http": http, "ratio": ratio, "more": more}
+        rows.append({**shape, "measure": name, **figures, "rounds": len(rounds)})
+    settings = argparse.Namespace(device="cpu", out=options.out, rounds=options.rounds)
+    others = [row for row in kept_rows("http", settings) if row["hidden"] != options.hidden]
+    print(save("http", [*others, *rows], settings, "fastapi", "uvicorn"))
 
 
 def main() -> None:
@@ -208,6 +210,7 @@ def main() -> None:
     add("--rounds", type=int, default=5)
     add("--hidden", type=int, default=0, help="of a random Llama (default: the shipped base)")
     add("--layers", type=int, default=6)
+    add("--out", default=str(RESULTS), help="folder of the results (default: %(default)s)")
     options = parser.parse_args()
     measure_server(options) if options.address else compare(options)
 

@@ -1,4 +1,7 @@
-"""Text that every wing writes: columns, "did you mean", "and N more". No torch, no rich."""
+"""Text that every wing writes: columns, "did you mean", "and N more"; what a text adds to another.
+
+No torch, no rich.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 Class = TypeVar("Class", bound=type)
+LETTER = 4  # tokens that a letter may take: in UTF-8 it has up to so many bytes
 
 
 def columns(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -47,6 +51,20 @@ def listed(items: Sequence[str], most: int = 5, separator: str = "; ") -> str:
     """
     rest = [f"and {len(items) - most} more"] if len(items) > most else []
     return separator.join([*items[:most], *rest])
+
+
+def beyond(before: str, after: str) -> str:
+    """What the text of some tokens says beyond that of the first few of them.
+
+    Not ``after[len(before):]``: half a letter decodes to U+FFFD, and the whole one takes its place.
+
+    >>> beyond("Hull", "Hull 90%"), beyond("a\\ufffd", "a🙂b")
+    (' 90%', '🙂b')
+    """
+    shared = len(before)
+    while not after.startswith(before[:shared]):
+        shared -= 1
+    return after[shared:]
 
 
 def names_other_libraries_use(**ours: str) -> Callable[[Class], Class]:

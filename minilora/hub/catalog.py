@@ -30,6 +30,7 @@ class Catalog:
         self.folder, self.tenant = Path(folder), tenant
         self.creator = getpass.getuser() if creator is None else creator
         self.blobs = Blobs(self.folder / "blobs")
+        self.taught: tuple[int, dict[str, str]] | None = None  # for the router, as of an event
 
     def __repr__(self) -> str:
         return f"Hub({str(self.folder)!r}, tenant={self.tenant!r})"
@@ -87,11 +88,16 @@ class Catalog:
         """The router over every name with a version that came with examples; it says ``route`` and
         ``explain``.
 
-        Fitted when that set has changed, else read from ``router/``. Raises ``ValueError`` without
-        any examples.
+        Fitted when that set has changed, else read from ``router/``. The versions are read again
+        when something was done to the hub since, by whomever. Raises ``ValueError`` without any
+        examples.
         """
-        folder = self.folder / "router" / self.tenant
-        return router_of(routed(self.list()), self.blobs.read, folder)
+        with reading(self.folder) as db:
+            last = registry.last_event(db)
+            if self.taught is None or self.taught[0] != last:
+                self.taught = last, routed(registry.versions(db, self.tenant))
+            examples = self.taught[1]
+        return router_of(examples, self.blobs.read, self.folder / "router" / self.tenant)
 
     def events(self, name: str | None = None) -> tuple[Event, ...]:
         """Who pushed, promoted and pruned what, the oldest first."""

@@ -204,6 +204,13 @@ def note(db: sqlite3.Connection, tenant: str, who: str, name: str, what: str) ->
     db.execute("insert into event (at, tenant, who, name, what) values (?, ?, ?, ?, ?)", values)
 
 
+def last_event(db: sqlite3.Connection) -> int:
+    """The number of the last thing that was done to the hub, by any tenant; every push, import,
+    alias and prune is one, so as long as it stands there are the same versions."""
+    (last,) = db.execute("select coalesce(max(id), 0) from event").fetchone()
+    return last
+
+
 def events(db: sqlite3.Connection, tenant: str, name: str | None = None) -> list[Event]:
     """What was done, the oldest first."""
     rows = db.execute(

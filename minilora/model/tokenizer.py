@@ -26,6 +26,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from ..text import LETTER, beyond
 from .chat import ChatTemplate, Message, plain_messages
 from .marks import Encoded, Marks, Signs, choose_signs
 from .own_forms import END, END_OF_TEXT, START, chatml, default_system, plain_form, question
@@ -252,9 +253,10 @@ class Tokenizer:
         shown = [token for token in ids if token not in self.marks.names]
         if not self.has_template:
             return self.decode(shown)
-        # decoded behind the prompt's last token: many decoders drop a space where a text begins
-        before = self.raw.decode(prompt[-1:], skip_special_tokens=False)
-        return self.raw.decode([*prompt[-1:], *shown], skip_special_tokens=False)[len(before) :]
+        # decoded behind the prompt's last tokens: many decoders drop a space where a text begins
+        ends = prompt[-LETTER:]
+        before = self.raw.decode(ends, skip_special_tokens=False)
+        return beyond(before, self.raw.decode([*ends, *shown], skip_special_tokens=False))
 
     @cached_property
     def lead(self) -> str:

@@ -5,10 +5,11 @@ In reading order:
     layer.py          a Linear whose rows have adapters of their own, and the rows of a model
     adapter_cache.py  adapters in memory, by content, the least recently used ones dropped
     adapter_files.py  an adapter's folder, held against the base
+    fairness.py       who comes next: deficit round robin among tenants
+    disk_readers.py   threads that read adapters: tenants take turns
     adapter_store.py  adapters by name, in memory or on disk
     growing_text.py   the text of an answer while its tokens arrive
     requests.py       what is asked, checked; the answer as it comes
-    fairness.py       who comes next: deficit round robin among tenants
     waiting.py        who waits, for a turn or for an adapter
     exactness.py      whether this machine's kernels make a row independent of its neighbours
     row_batch.py      the rows: prompts go in, a token comes out for each, ended rows make room
@@ -25,6 +26,7 @@ In reading order:
     experiments.py    the log: who was shown what, and what came of it
     failover.py       when an adapter fails: who answers instead, and when it is tried again
     metrics.py        what is counted, for Prometheus
+    answered.py       what a server tells whoever learns from it
     service.py        ``Service``: the parts of a server, and what a model's name means
     protocol.py       what may be asked over HTTP, field by field
     prompts.py        prompts as token ids, and what bounds their number

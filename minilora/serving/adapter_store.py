@@ -8,8 +8,9 @@ error, not an update (vllm-project/vllm #42125 tells how an old cache answered f
 another base: each is an error that says so (vllm-project/vllm #34186, huggingface/peft #2090 and
 text-generation-inference #2505 are about servers that answered with the base).
 
-Reading happens in the thread that asks, or with ``fetch`` in one of the store's own: never in the
-thread that computes. A slow folder takes one of these threads, however many rows wait for it.
+Reading happens in the thread that asks, or with ``fetch`` in one of the store's own
+(disk_readers.py): never in the thread that computes. A slow folder takes one of these threads,
+however many rows wait for it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from ..lora.paths import unwrapped
 from ..text import did_you_mean
 from .adapter_cache import AdapterCache, BeingRead, NoRoom, Resident
 from .adapter_files import AdapterReader
+from .disk_readers import DiskReaders
 from .layer import Weighted
 
 Choice = str | Sequence[tuple[str, float]] | None  # a row's adapter, several with weights, or none
@@ -81,7 +83,7 @@ class AdapterStore:
         self.cache = AdapterCache(memory)
         self.known: dict[str, Known] = {}
         self.lock = threading.Lock()  # of ``known``
-        self.readers = ThreadPoolExecutor(2, thread_name_prefix="adapter")
+        self.readers = DiskReaders()
 
     def load(
         self, name: str, folder: str | Path, *, replace: bool = False, any_base: bool = False
@@ -212,23 +214,26 @@ class AdapterStore:
             raise
         return Held(tuple(parts), tuple(key))
 
-    def fetch(self, chosen: Chosen) -> Future[Held]:
+    def in_memory(self, chosen: Chosen) -> bool:
+        """Whether all adapters of a choice are there."""
+        return all(known.content in self.cache for _, known, _ in chosen)
+
+    def fetch(self, chosen: Chosen, tenant: str = "") -> Future[Held]:
         """``hold`` what ``check`` found, off the caller's thread; at once if all is in memory."""
         held: Future[Held] = Future()
-        if all(known.content in self.cache for _, known, _ in chosen):
-            self.try_to_hold(chosen, held)
+        if self.in_memory(chosen):
+            self.try_to_hold(chosen, tenant, held)
         else:
-            self.readers.submit(self.try_to_hold, chosen, held)
+            self.readers.submit(tenant, partial(self.try_to_hold, chosen, tenant, held))
         return held
 
-    def try_to_hold(self, chosen: Chosen, held: Future[Held]) -> None:
+    def try_to_hold(self, chosen: Chosen, tenant: str, held: Future[Held]) -> None:
         """One try; where another thread reads an adapter of these, the next when it has ended."""
+        again = partial(self.try_to_hold, chosen, tenant, held)
         try:
             held.set_result(self.hold_chosen(chosen, wait=False))
         except BeingRead as being:
-            being.reading.add_done_callback(
-                lambda _: self.readers.submit(self.try_to_hold, chosen, held)
-            )
+            being.reading.add_done_callback(lambda _: self.readers.submit(tenant, again))
         except BaseException as error:
             held.set_exception(error)
 

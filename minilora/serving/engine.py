@@ -137,6 +137,7 @@ class Engine:
         self.hear()
         try:
             self.admit()
+            self.waiting.read_ahead(slot.answer for slot in self.batch.in_use)
             self.prefill()
             if self.batch.running:
                 self.batch.decode()

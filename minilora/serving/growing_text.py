@@ -10,10 +10,12 @@ So are spaces at the end, which an answer loses. What is shown is never taken ba
 space where a text begins, and a letter may take several tokens. So a window of the last few tokens
 is decoded, once without the new ones and once with them, and the difference is what they say::
 
-    text += decode(tokens[start:])[len(decode(tokens[start:read])) :]
+    text += what decode(tokens[start:]) says beyond decode(tokens[start:read])
 
 The window moves on when the text ends with a whole letter (the two offsets of huggingface/
 text-generation-inference and of vLLM's detokenizer; ``DecodeStream`` in tokenizers does the same).
+It begins in the prompt, which may end in half a letter where it came as token ids: the letter is
+shown when the answer ends it.
 Left out: decoders that change text already written, as WordPiece's clean-up of spaces does.
 """
 
@@ -21,6 +23,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from ..text import LETTER, beyond
 
 
 class GrowingText:
@@ -43,9 +47,8 @@ class GrowingText:
         self.tokenizer, self.prompt, self.stops = tokenizer, prompt, tuple(stops)
         self.raw, self.lead = raw, "" if raw else tokenizer.lead
         self.ids: list[int] = []
-        self.tokens = (
-            prompt[-1:] if raw or tokenizer.has_template else []
-        )  # without marks, with context
+        behind = raw or tokenizer.has_template
+        self.tokens = prompt[-LETTER:] if behind else []  # without marks, with context
         self.start, self.read = 0, len(self.tokens)  # the window, and what of it is in ``text``
         self.text = self.shown = ""
         self.stopped = False
@@ -70,7 +73,7 @@ class GrowingText:
         self.tokens += [token for token in ids if token not in marks]
         before = decode(self.tokens[self.start : self.read], skip_special_tokens=False)
         after = decode(self.tokens[self.start :], skip_special_tokens=False)
-        new = after[len(before) :]
+        new = beyond(before, after)
         if new and not new.endswith("\ufffd"):
             self.text += new
             self.start, self.read = self.read, len(self.tokens)

@@ -71,22 +71,28 @@ def let_in(
     session: Session, clock: Callable[[], float], tenant: str, request: str, tokens: int,
     body: str, keep: bool = True,
 ) -> int:  # fmt: skip
-    """``refresh`` and ``admit``, undone at once unless it is to be kept; the number of the run.
+    """``refresh`` and ``admit`` in one change; the number of the run.
 
-    Raises ``Refused``; 503 when the file cannot be written.
+    ``keep=False``: one that would be let in is undone, so nothing is written. A refusal keeps the
+    fresh levels: after a clock was set back they fill from there on. Raises ``Refused``; 503 when
+    the file cannot be written.
     """
+    run, refused = 0, None
     try:
-        with session.writing() as db:  # on its own: a refusal must not undo it
-            refresh(db, tenant, clock())
         with session.writing() as db:
-            db.execute("savepoint before")
-            run = admit(db, tenant, request, tokens, body, clock())
-            if not keep:
-                db.execute("rollback to before")
+            refresh(db, tenant, clock())
+            try:
+                run = admit(db, tenant, request, tokens, body, clock())
+            except Refused as error:
+                refused = error
+            if refused is None and not keep:
+                db.execute("rollback")
     except OSError as error:
         logger.exception("request %s cannot be counted", request)
         message = "the server cannot count requests just now"
         raise wait_first(5, message, 503, "accounting_failed") from error
+    if refused is not None:
+        raise refused
     return run
 
 

@@ -3,9 +3,10 @@
     push → turns (fairness.py) → loading, while the adapter is read → next, which gets a row
 
 An adapter is read off the engine's thread, and those whose adapters are there go ahead meanwhile.
-An adapter that was read stays pinned until its answer has a row. Where the memory has no room for
-another's, those whose tenants have all the rows they may have let go of theirs, and fetch them
-again when they may have a row.
+An adapter that was read stays pinned until its answer has a row, so a tenant's are read only while
+it may have more rows, and few ahead. Where the memory has no room for another's even so, those
+whose tenants have all the rows they may have let go of theirs, and fetch them again when they may
+have one.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from typing import Any
 
-from .adapter_cache import NoRoom
 from .adapter_store import AdapterStore, Held, is_ready
 from .fairness import DeficitRoundRobin, Shares
 from .requests import Answer
 
-Entry = tuple[Answer, "Future[Held]"]  # an answer and its adapters
+Ready = tuple[Answer, "Future[Held]"]  # an answer and its adapters
+READINGS = 4  # adapters that are read ahead for a tenant
 
 
 class Waiting:
@@ -33,7 +34,8 @@ class Waiting:
         self.bank, self.ring = bank, ring
         self.turns: DeficitRoundRobin[Answer] = DeficitRoundRobin()
         self.shares = Shares(slots)
-        self.loading: deque[Entry] = deque()  # the readers have them
+        # None: its adapter is on disk, and nobody reads it yet
+        self.loading: deque[tuple[Answer, Future[Held] | None]] = deque()
 
     def __len__(self) -> int:
         return len(self.turns) + len(self.loading)
@@ -43,7 +45,7 @@ class Waiting:
         self.shares.asks(answer.request.tenant)
         self.turns.push(answer.request.tenant, answer, answer.request.cost)
 
-    def next(self, in_rows: Iterable[Answer], rested: bool) -> Entry | None:
+    def next(self, in_rows: Iterable[Answer], rested: bool) -> Ready | None:
         """The next answer in turn whose adapter is in memory; the others' are being read.
 
         ``in_rows``: the answers that have rows; ``rested``: enough tokens came since a tenant
@@ -51,40 +53,59 @@ class Waiting:
         """
         rows = [answer.request.tenant for answer in in_rows]
         full = self.shares.full(rows, rested)
-        for entry in self.loading:
-            if is_ready(entry[1]) and entry[0].request.tenant not in full:
-                self.loading.remove(entry)
-                return entry
-        for place, (again, future) in enumerate(self.loading):
-            no_room = future.done() and not is_ready(future)  # there may be some by now
-            if no_room and again.request.tenant not in full:
-                self.let_go(full)
-                self.loading[place] = again, self.bank.fetch(again.request.adapter)
-                break
-        while self.turns:
-            # with those that only miss a row: nobody waits behind an adapter that is read slowly
-            soon = [answer.request.tenant for answer, future in self.loading if future.done()]
-            answer = self.turns.pop(self.shares.full(rows + soon, rested))
-            if answer is None:
-                return None
-            future = self.bank.fetch(answer.request.adapter)
-            if is_ready(future):
+        for answer, future in self.loading:
+            if future is not None and is_ready(future) and answer.request.tenant not in full:
+                self.loading.remove((answer, future))
                 return answer, future
-            self.loading.append((answer, future))
-            future.add_done_callback(self.ring)
+        rows += self.ready()  # with those that only miss a row
+        while self.turns:
+            following = self.turns.pop(self.shares.full(rows, rested))
+            if following is None:
+                return None
+            adapter, future = following.request.adapter, None
+            if self.bank.in_memory(adapter):
+                future = self.bank.fetch(adapter)
+                if is_ready(future):
+                    return following, future
+                future.add_done_callback(self.ring)
+            self.loading.append((following, future))
         return None
+
+    def ready(self) -> list[str]:
+        """The tenants of those that miss nothing but a row."""
+        entries = ((answer, future) for answer, future in self.loading if future is not None)
+        return [answer.request.tenant for answer, future in entries if is_ready(future)]
+
+    def read_ahead(self, in_rows: Iterable[Answer]) -> None:
+        """Have adapters read, in the order of the answers, for those who may have a row soon."""
+        full = self.shares.full([answer.request.tenant for answer in in_rows] + self.ready())
+        reading: dict[str, set[tuple[str, ...]]] = {}
+        for answer, future in self.loading:
+            if future is not None and not future.done():
+                reading.setdefault(answer.request.tenant, set()).add(contents(answer))
+        for place, (answer, future) in enumerate(self.loading):
+            tenant = answer.request.tenant
+            no_room = future is not None and future.done() and not is_ready(future)
+            if tenant in full or not (future is None or no_room):
+                continue
+            own, asked = reading.setdefault(tenant, set()), contents(answer)
+            if asked not in own and len(own) >= READINGS:
+                continue
+            own.add(asked)
+            if no_room:  # there may be some by now
+                self.let_go(full)
+            again = self.bank.fetch(answer.request.adapter, tenant)
+            self.loading[place] = answer, again
+            again.add_done_callback(self.ring)
 
     def let_go(self, full: set[str]) -> None:
         """Unpin the adapters of those that could not have a row now anyway."""
         for place, (answer, future) in enumerate(self.loading):
-            ready = future.done() and future.exception() is None
-            if ready and answer.request.tenant in full:
-                again: Future[Held] = Future()
-                again.set_exception(NoRoom("others needed the memory"))
-                self.loading[place] = answer, again
+            if future is not None and future.done() and answer.request.tenant in full:
+                self.loading[place] = answer, None
                 self.release(future)
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: Ready) -> None:
         """It is the first of the next step."""
         self.loading.appendleft(entry)
 
@@ -98,7 +119,7 @@ class Waiting:
         for entry in self.loading:
             if entry[0] is answer:
                 self.loading.remove(entry)
-                entry[1].add_done_callback(self.release)
+                self.release_when_done(entry[1])
                 return True
         return self.turns.remove(answer)
 
@@ -107,15 +128,26 @@ class Waiting:
         if future.exception() is None:
             self.bank.release(future.result())
 
+    def release_when_done(self, future: Future[Held] | None) -> None:
+        """The same, of adapters that may still be read."""
+        if future is not None:
+            future.add_done_callback(self.release)
+
     def only_reads(self) -> bool:
         """Whether everything waits for adapters that are being read."""
-        return bool(self.loading) and not any(future.done() for _, future in self.loading)
+        done = (future is not None and future.done() for _, future in self.loading)
+        return bool(self.loading) and not any(done)
 
     def fail_all(self, error: Exception) -> None:
         """Every answer ends with an error."""
         for answer, future in self.loading:
-            future.add_done_callback(self.release)
+            self.release_when_done(future)
             answer.fail(error)
         self.loading.clear()
         while (next_one := self.turns.pop()) is not None:
             next_one.fail(error)
+
+
+def contents(answer: Answer) -> tuple[str, ...]:
+    """What an answer's adapters are."""
+    return tuple(known.content for _, known, _ in answer.request.adapter)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from minilora.hub import Hub, Router
+from minilora.hub.manifest import Manifest
 from minilora.hub.ngrams import PLACES, count_texts, load_counts, ngrams, place, save_counts
 from minilora.hub.router import RIDGE, calibrated, fit_ridge, load_router, save_router, weighted
 from minilora.hub.routing import router_of
@@ -149,6 +150,26 @@ def test_the_hub_refits_when_adapters_come_and_go(tmp_path):
     hub.prune(-1)
     with pytest.raises(ValueError, match="and 0 here came with examples"):
         hub.router()
+
+
+def test_the_versions_are_read_again_only_when_something_was_done(tmp_path, monkeypatch):
+    hub, beside = Hub(tmp_path / "hub"), Hub(tmp_path / "hub")
+    for seed, name in enumerate(("naval", "legal")):
+        hub.push(name, make_adapter(tmp_path / "mine", seed), examples=TOPICS[name])
+    hub.router()
+    parsed, parse = [], Manifest.parse
+    monkeypatch.setattr(Manifest, "parse", lambda text: parsed.append(1) or parse(text))
+    for _ in range(5):
+        assert hub.router().names == ("legal", "naval")
+    assert not parsed
+    beside.push("kitchen", make_adapter(tmp_path / "mine", 3), examples=TOPICS["kitchen"])
+    assert hub.router().names == ("kitchen", "legal", "naval"), "as soon as it was pushed"
+    with monkeypatch.context() as later:
+        later.setattr("time.time", lambda: 2e10)
+        beside.alias("legal@1.0.0", "champion")
+        beside.alias("naval@1.0.0", "champion")
+        beside.prune(1)
+    assert hub.router().names == ("legal", "naval")
 
 
 def test_ngrams_are_of_letters_and_of_every_script():

@@ -1,9 +1,9 @@
-"""What users of other servers met, over HTTP, each named after its thread.
+"""What users of other servers met, each named after its thread.
 
-Those that show below HTTP are tested there: 2 and 3 in test_answer_cache.py, 4, 7, 9, 11, 14 and 16
-in test_engine.py, test_layer.py, test_adapter_store.py and test_bank.py, 12 in test_streams.py.
+Here those that show over HTTP; the others are tested below it, and ``TESTS`` says where.
 """
 
+import importlib
 import threading
 
 import httpx
@@ -17,6 +17,84 @@ from minilora.serving.tenants import Tenants
 
 from .live import serving, small_service
 from .small import FOLDERS, small_bank
+
+TESTS = {
+    "1 another user's adapter, after a load while it decodes": {
+        "test_engine": "vllm_47724_a_load_while_it_decodes_changes_later_requests_only",
+        "test_layer": "vllm_47724_an_adapter_that_changes_after_admission_does_not_reach_the_row",
+        "test_complaints": "vllm_47724_and_llama_cpp_10377_loading_and_unloading_disturb_no_stream",
+    },
+    "2 a name's new weights, the old answer": {
+        "test_adapter_store": "vllm_42125_other_weights_under_an_old_name_are_another_content",
+        "test_answer_cache": "vllm_42125_new_weights_under_the_name_are_computed_not_remembered",
+    },
+    "3 keys and values shared between adapters": {
+        "test_engine": "vllm_3264_no_keys_or_values_are_shared_between_adapters_or_with_the_base"
+    },
+    "4 leftovers of the slot's last adapter": {
+        "test_layer": "sglang_8103_nothing_of_the_rows_last_adapter_is_left"
+    },
+    "5 an unknown adapter answered by the base": {
+        "test_adapter_store": "tgi_2505_an_unknown_name_is_an_error_with_the_nearest_names",
+        "test_complaints": "tgi_2505_and_peft_2090_a_foreign_name_and_a_missing_one_are_one_404",
+    },
+    "6 a wrong key in the file, and the base is served": {
+        "test_adapter_files": "vllm_34186_wrong_keys_and_every_other_misfit_are_errors"
+    },
+    "7 wrong segments under load": {
+        "test_engine": "lorax_62_under_load_every_row_has_its_own_weights"
+    },
+    "8 a swap disturbs streams; adapters not batched together": {
+        "test_complaints": "vllm_47724_and_llama_cpp_10377_loading_and_unloading_disturb_no_stream",
+        "test_engine": "llama_cpp_10994_rows_of_all_adapters_decode_in_one_pass",
+    },
+    "9 rsLoRA ignored; a rank above the first one's": {
+        "test_adapter_files": "vllm_10798_the_scale_is_that_of_rslora_and_of_every_module",
+        "test_adapter_store": "sglang_7808_a_rank_above_the_banks_is_refused_whatever_came_first",
+    },
+    "10 starved behind adapters that are loaded, or are not": {
+        "test_engine": "vllm_15422_nobody_waits_for_an_adapter_that_is_not_theirs",
+        "test_waiting": "one_adapter_on_disk_does_not_wait_for_anothers_twenty",
+    },
+    "11 the neighbours change an answer": {
+        "test_engine": "vllm_11658_greedy_and_seeded_answers_do_not_depend_on_neighbours"
+    },
+    "12 it goes on after the client has left": {
+        "test_engine": "vllm_9428_who_leaves_frees_the_row",
+        "test_streams": "a_client_that_leaves_frees_its_row_within_a_step",
+    },
+    "13 loading without a key, paths, pickles": {
+        "test_complaints": "sglang_26789_no_route_was_forgotten_when_keys_were_asked_for",
+        "test_model_routes": "no_path_leads_out_of_the_root",
+        "test_adapter_files": "tensorrt_13391_a_pickle_is_never_opened",
+    },
+    "14 one bad adapter blocks the good ones; read at each step": {
+        "test_engine": "one_bad_adapter_does_not_block_the_good_ones",
+        "test_complaints": "gateway_584_a_damaged_adapter_fails_alone_and_tells_no_folder",
+    },
+    "15 loaded and unseen by the router; memory grows with every adapter": {
+        "test_complaints": "production_stack_331_a_loaded_adapter_is_listed_and_answers_at_once",
+        "test_gateway": "every_worker_loads_and_one_that_comes_back_too",
+        "test_adapter_store": "llama_cpp_19153_a_hundred_adapters_take_the_memory_that_was_given",
+    },
+    "16 a mixed batch serial in its adapters": {
+        "test_bank": "peft_2283_the_base_is_called_once_for_a_batch_of_many_adapters"
+    },
+    "CVE-2025-46570, vllm 53347: what another asked shows in the time": {
+        "test_complaints": "cve_2025_46570_what_another_asked_before_makes_nothing_quicker"
+    },
+    "vllm 44701: a name and a salt collide": {
+        "test_answer_cache": "vllm_44701_one_text_in_two_places_has_two_keys"
+    },
+}
+
+
+@pytest.mark.parametrize("complaint", TESTS, ids=[each.split(" ")[0] for each in TESTS])
+def test_each_complaint_has_its_test(complaint):
+    for module, name in TESTS[complaint].items():
+        tests = importlib.import_module(f"tests.serving.{module}")
+        assert callable(getattr(tests, f"test_{name}"))
+
 
 ASKED = [{"role": "user", "content": "Hull status?"}]
 ROOT = FOLDERS["a"].parent

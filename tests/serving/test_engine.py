@@ -166,7 +166,7 @@ def submit(engine, number, choice=None, **more):
     return answer
 
 
-def test_vllm_47724_loading_under_a_name_while_it_decodes_changes_later_requests_only(engine):
+def test_vllm_47724_a_load_while_it_decodes_changes_later_requests_only(engine):
     """vllm-project/vllm #47724: a hot load gave requests in flight another adapter's weights."""
     before = submit(engine, 1, "a", max_new_tokens=9)
     for _ in range(4):

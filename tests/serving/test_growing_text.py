@@ -49,6 +49,27 @@ def test_a_letter_of_several_tokens_is_shown_whole():
     assert "🙂" in "".join(pieces[:-1])
 
 
+@pytest.mark.parametrize("raw", [True, False], ids=["text", "chat"])
+def test_a_letter_that_the_prompt_begins_and_the_answer_ends_is_shown(raw):
+    """A prompt in ids may end anywhere: each place of a text with letters of two to four bytes."""
+    tokenizer = TOKENIZER if raw else SimpleNamespace(marks=TOKENIZER.marks, raw=TOKENIZER.raw)
+    if not raw:
+        tokenizer.has_template, tokenizer.lead = True, ""
+        tokenizer.text_behind = lambda *ids: type(TOKENIZER).text_behind(tokenizer, *ids)
+        tokenizer.answer_text = lambda *ids: type(TOKENIZER).answer_text(tokenizer, *ids)
+    text = "a 🙂字é b"
+    ids = TOKENIZER.encode_text(text)
+    halves = 0
+    for place in range(1, len(ids)):
+        prompt = TOKENIZER.raw.decode(ids[:place])
+        halves += prompt.endswith("\ufffd")
+        expected = text.removeprefix(prompt.rstrip("\ufffd"))
+        growing = GrowingText(tokenizer, ids[:place], raw=raw)
+        pieces = [growing.push(token) for token in ids[place:]]
+        assert "".join(pieces) == growing.finish() == expected
+    assert halves > 3
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("", 0), ("x", 0), ("xa", 1), ("xab", 2), ("xabx", 0), ("b\n", 1)]
 )

@@ -75,13 +75,17 @@ def test_a_name_of_the_hub_is_a_version(server, model, letter):
     assert got.json()["choices"][0]["message"]["content"] == alone
 
 
-def test_auto_says_which_adapter_and_why(server):
+def test_auto_says_which_adapter_and_why(server, hub):
     got = ask(server, "auto", "How is system 7 of the ship?").json()
     assert (got["model"], got["minilora"]["adapter"]) == ("naval", "naval@1.0.0")
     assert got["minilora"]["why"].startswith("the router chose naval:")
     got = ask(server, "auto", "Zzz?").json()
     assert (got["model"], got["minilora"]["adapter"]) == ("small", None)
     assert "the router chose the base" in got["minilora"]["why"]
+    bread = [f"How long does bread number {n} bake?" for n in range(20)]
+    hub.push("kitchen", FOLDERS["d"], examples=bread)
+    got = ask(server, "auto", "How long does bread number 7 bake?").json()
+    assert got["minilora"]["adapter"] == "kitchen@1.0.0", "as soon as it was pushed"
 
 
 def test_the_router_needs_a_margin():

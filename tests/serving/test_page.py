@@ -8,6 +8,8 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from minilora.hub import Hub
+from minilora.serving.assignment import Experiment
+from minilora.serving.experiments import Experiments
 from minilora.serving.page_routes import PAGE, page
 from minilora.serving.tenants import Limits, Tenants
 
@@ -157,6 +159,56 @@ def test_what_a_model_says_is_text_and_never_html(tab, address):
     ask(tab, "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>")
     assert tab.title() == "minilora"
     assert tab.locator(".log img, .log script").count() == 0
+
+
+WORKERS = """
+minilora_rows{worker="worker-0"} 8.0
+minilora_rows{worker="worker-1"} 8.0
+minilora_rows_running{worker="worker-0"} 3.0
+minilora_rows_running{worker="worker-1"} 2.0
+minilora_waiting{worker="worker-1"} 7.0
+minilora_requests_total{model="a",status="200",worker="worker-0"} 1.0
+minilora_requests_total{model="a",status="200",worker="worker-1"} 3.0
+minilora_tokens_total{kind="generated",model="a",worker="worker-0"} 20.0
+minilora_tokens_total{kind="generated",model="a",worker="worker-1"} 22.0
+minilora_first_token_seconds_bucket{le="0.5",model="a",worker="worker-0"} 1.0
+minilora_first_token_seconds_bucket{le="2.5",model="a",worker="worker-0"} 1.0
+minilora_first_token_seconds_bucket{le="0.5",model="a",worker="worker-1"} 0.0
+minilora_first_token_seconds_bucket{le="2.5",model="a",worker="worker-1"} 3.0
+"""
+
+
+@driven
+@pytest.mark.slow
+def test_behind_a_gateway_it_shows_all_workers_together(tab, address):
+    tab.route("**/metrics", lambda route: route.fulfill(body=WORKERS))
+    tab.goto(address)
+    tab.click("#tab-now")
+    expect(tab.locator("#gauges")).to_contain_text(re.compile("rows in use ?5 of 16"))
+    expect(tab.locator("#gauges")).to_contain_text("waiting7")
+    expect(tab.locator("#gauges")).to_contain_text("a442≤ 2.5 s≤ 2.5 s")
+
+
+@driven
+@pytest.mark.slow
+def test_an_experiment_is_shown_with_its_evidence_and_in_the_dark(tab, tmp_path):
+    experiments = Experiments(tmp_path / "state")
+    experiments.start(Experiment("greeting", "a", {"old": "b", "new": "c"}))
+    for number in range(60):
+        drawn = experiments.assign("a", f"user {number}")
+        experiments.record(drawn, f"request {number}")
+        experiments.outcome(f"request {number}", float(drawn.arm == "new"))
+    with serving(small_service(experiments=experiments)) as address:
+        tab.emulate_media(color_scheme="dark")
+        tab.goto(address)
+        tab.click("#tab-experiments")
+        expect(tab.locator("#trials h2")).to_have_text("greeting")
+        expect(tab.locator("#trials")).to_contain_text("new is better")
+        expect(tab.locator("#trials svg[role=img]")).to_have_attribute(
+            "aria-label", re.compile("log10 E by pairs.*: from ")
+        )
+        paper = "getComputedStyle(document.body).backgroundColor"
+        assert tab.evaluate(paper) == "rgb(21, 25, 30)"
 
 
 def test_the_page_names_nothing_outside_and_may_load_nothing():

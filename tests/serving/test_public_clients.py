@@ -1,6 +1,7 @@
 """A program of somebody else's talks to the server as to OpenAI: llm, from a venv of its own.
 
-pip install llm in a venv, and MINILORA_LLM=venv/bin/llm (or llm on the PATH); else it is skipped.
+``make test-clients`` makes that venv and runs this. CI does not: a check by hand, as
+docs/serving.md says, with the date when it was done last.
 """
 
 import os
@@ -12,7 +13,7 @@ import pytest
 from .live import serving, small_service
 from .small import TOKENIZER, small_bank
 
-LLM = os.environ.get("MINILORA_LLM") or shutil.which("llm")
+LLM = shutil.which(os.environ.get("MINILORA_LLM", "llm"))
 QUESTION = "Hull status?"
 MODELS = """
 - {model_id: mine, model_name: a, api_base: "ADDRESS/v1"}
@@ -39,7 +40,7 @@ def ask(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(LLM is None, reason="llm is not installed")
+@pytest.mark.skipif(LLM is None, reason="llm has a venv of its own: make test-clients")
 def test_llm_gets_the_solo_runs_answers_and_our_refusals(ask):
     asked = [{"role": "user", "content": QUESTION}]
     bank = small_bank()

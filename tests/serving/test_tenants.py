@@ -286,6 +286,20 @@ def test_a_check_says_what_a_beginning_would_and_takes_nothing(tenants, clock):
     tenants.check(acme, "2", 41)
 
 
+def test_a_request_is_two_changes_of_the_file_its_beginning_and_its_end(tenants):
+    acme = tenants.who(tenants.add("acme", limits=Limits(requests=2, tokens=100)))
+    done = []
+    tenants.session.connection.set_trace_callback(done.append)
+    tenants.check(acme, "1", 50)
+    assert done.count("commit") == 0
+    with tenants.begin(acme, "1", 60) as admission:
+        assert done.count("commit") == 1
+        admission.settle(60)
+    assert done.count("commit") == 2
+    assert status_of(tenants.check, acme, "2", 41) == 429
+    assert done.count("commit") == 3, "a refusal keeps the fresh levels"
+
+
 def test_threads_of_one_server_let_through_no_more_than_the_quota(tenants):
     key = tenants.add("acme", limits=Limits(requests=10))
     through = []

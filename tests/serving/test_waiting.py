@@ -5,11 +5,15 @@ import time
 from collections import Counter
 from itertools import pairwise
 
+import pytest
+
 from minilora.serving import Engine
 from minilora.serving.engine import BETWEEN_PREFILLS
 from minilora.serving.fairness import LATELY, Shares
+from minilora.serving.waiting import READINGS
 
-from .small import finish, generated, small_bank
+from .adapters import make_adapter
+from .small import finish, generated, small_bank, small_base
 
 PROMPT = [5, 6, 7]
 
@@ -78,8 +82,7 @@ def test_who_only_misses_a_row_keeps_no_adapter_in_memory_for_it(monkeypatch):
     engine.waiting.shares.asks("ann")
     settings = {"tenant": "max", "max_new_tokens": 80, "ends": []}
     engine.bank.cache.residents.clear()
-    go, read = threading.Event(), engine.bank.read_again
-    monkeypatch.setattr(engine.bank, "read_again", lambda *each: go.wait(10) and read(*each))
+    go = gated(engine, monkeypatch, "a")
     flood = [engine.submit(PROMPT, "a", **settings) for _ in range(6)]
     engine.step()
     assert len(engine.waiting.loading) == 6
@@ -95,6 +98,69 @@ def test_who_only_misses_a_row_keeps_no_adapter_in_memory_for_it(monkeypatch):
         assert answer.result().reason == "length"
         assert answer.ids == generated(answer)[1]
     assert not engine.bank.cache.pins
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory):
+    """Folders of twenty adapters."""
+    root = tmp_path_factory.mktemp("cold")
+    made = {f"n{n}": make_adapter(root / f"n{n}", n, base=small_base(), r=1) for n in range(20)}
+    return made
+
+
+def cold_engine(cold, slots=4):
+    """An engine whose bank knows them and has none in memory, beside a tenant that asked lately."""
+    engine = Engine(small_bank("e"), slots)
+    for name, folder in cold.items():
+        engine.bank.load(name, folder)
+    engine.bank.cache.residents.clear()
+    engine.waiting.shares.asks("ann")
+    return engine
+
+
+def gated(engine, monkeypatch, names):
+    """Reading one of these adapters waits for the event."""
+    go, read = threading.Event(), engine.bank.read_again
+
+    def slow(name, known):
+        assert name not in names or go.wait(10)
+        return read(name, known)
+
+    monkeypatch.setattr(engine.bank, "read_again", slow)
+    return go
+
+
+def test_adapters_are_read_ahead_for_a_few_requests_only(cold, monkeypatch):
+    """Twenty adapters in memory for who has two rows would be the others' memory."""
+    engine = cold_engine(cold)
+    go, most = gated(engine, monkeypatch, cold), 0
+    settings = {"tenant": "max", "max_new_tokens": 60, "ends": []}
+    flood = [engine.submit(PROMPT, name, **settings) for name in cold]
+    engine.step()
+    go.set()
+    assert step_until(engine, lambda: rows(engine)["max"] == 2)
+    for _ in range(20):
+        engine.step()
+        time.sleep(0.002)
+        most = max(most, len(engine.bank.cache.pins))
+    assert most <= 2 + READINGS
+    finish(engine)
+    assert all(len(answer.result().ids) == 60 for answer in flood)
+    assert not engine.bank.cache.pins
+    engine.close()
+
+
+def test_one_adapter_on_disk_does_not_wait_for_anothers_twenty(cold, monkeypatch):
+    engine = cold_engine(cold)
+    go = gated(engine, monkeypatch, cold)
+    flood = [engine.submit(PROMPT, name, tenant="max", max_new_tokens=2) for name in cold]
+    engine.step()
+    ann = engine.submit(PROMPT, "e", tenant="ann", max_new_tokens=2, ends=[])
+    assert step_until(engine, lambda: ann.ids)
+    go.set()
+    finish(engine)
+    assert all(answer.result() for answer in flood)
     engine.close()
 
 
