@@ -142,3 +142,18 @@ def test_a_first_token_and_an_end_wake_the_loop_at_once_and_what_is_between_wait
     first, second, third, end = asyncio.run(main(stream=True))
     assert max(first, second, end) < 0.25 <= third  # the pause is after the second, not before
     assert len(asyncio.run(main(stream=False))) == 1  # its end alone
+
+
+@pytest.mark.parametrize(("streams", "pause"), [(1, 0.05), (32, 0.05), (64, 0.1), (256, 0.4)])
+def test_all_streams_together_are_woken_so_many_times_a_second(streams, pause):
+    loop, events = Mock(), [Mock() for _ in range(streams)]
+    loop.time.return_value = 7.0
+    bell = Doorbell(loop, pause=0.05, most=640)
+    for event in [*events, *events]:  # two tokens each
+        bell.press(event)
+    bell.answer()
+    assert all(event.set.call_count == 1 for event in events)
+    assert bell.due == pytest.approx(7.0 + pause)
+    bell.press(events[0])
+    bell.hear()
+    assert loop.call_later.call_args.args == (pytest.approx(pause), bell.answer)
