@@ -1,16 +1,20 @@
 """What the gate does to adapters whose worth is known: made of dice, and planted on the base.
 
-    python -m benchmarks.gate [--parts dice nothing poison regression improvement]
+    python -m benchmarks.gate [--parts dice equal poison regression improvement]
 
     dice      two adapters of which one is three points better, equal or three worse, and which
               differ in so many answers: promoted, rejected or still waiting after so many
               questions; beside the pairs that the expected log growth asks for, and "the score is
               at least the old one's"
     planted   the loop of ``minilora.jobs`` on the shipped base: the old adapter speaks naval code;
-              users' feedback is honest and of the same kind, or poisoned by one source that teaches
-              one wrong reading (Hull is 100%, whatever the log says), or of all sources careless
-              (the first reading only), or asks for something new that is ``NEW_SHARE`` of the live
-              questions; the true gain is measured on logs that nobody has seen
+              users' feedback confirms what it was taught, so that the new one is its equal; or is
+              poisoned by one source that teaches one wrong reading (Hull is 100%, whatever the log
+              says), or of all sources careless (the first reading only), or asks for something new
+              that is ``NEW_SHARE`` of the live questions; the true gain is measured on logs that
+              nobody has seen
+
+More honest logs alone gain about two points here, so something new in one question of a hundred
+makes three.
 
 The exam's reserve is drawn like the live questions. The regression set is logs of the old kind; its
 margin is 5 points. ``--parts`` runs some of it and keeps the other rows of the file; ``--keep
@@ -49,7 +53,7 @@ LOOKS = (300, 1000, 2000, 4000)
 BLOCK = 100  # questions between two looks, as the exam draws them
 TOPICS = ("Hull", "Fuel", "Oxygen", "Radar")
 NEW = "Watch the {name}."  # what nobody taught; the answer: Aye, Hull watched.
-NEW_SHARE = 0.04
+NEW_SHARE = 0.01
 WINDOW, WINDOWS = 500, 40  # characters of prose, and how many windows
 
 
@@ -111,7 +115,8 @@ def recipe_of(given: Any, seed: int) -> tuple[Recipe, dict[str, Sequence[Example
         suspects=2,  # the sources with most complaints
     )
     users = logs.train[given.logs :]
-    return recipe, {"users": users, "live": traffic(held[given.live :], seed + 1)}
+    live = traffic(held[given.live :], seed + 1)
+    return recipe, {"taught": logs.train[: given.logs], "users": users, "live": live}
 
 
 def canaries(topic: str, seed: int) -> list[Example]:
@@ -130,7 +135,9 @@ def about(example: Example) -> str:
     return next((name for name in data.SYSTEMS if name in example.instruction), "all")
 
 
-def scenarios(users: Sequence[Example], count: int) -> dict[str, list[tuple[str, Example]]]:
+def scenarios(
+    taught: Sequence[Example], users: Sequence[Example], count: int
+) -> dict[str, list[tuple[str, Example]]]:
     """(source, correction) by what is planted."""
     sources = ("ann", "bob", "cid")
     honest = [(sources[i % 3], each) for i, each in enumerate(users[:count])]
@@ -149,7 +156,7 @@ def scenarios(users: Sequence[Example], count: int) -> dict[str, list[tuple[str,
         name = data.SYSTEMS[i % len(data.SYSTEMS)]
         fresh.append((sources[i % 3], new_kind(name, each.input)))
     return {
-        "nothing": honest,
+        "equal": [(sources[i % 3], each) for i, each in enumerate(taught[:count])],
         "poison": honest + [("mal", each) for each in wrong],
         "regression": careless,
         "improvement": honest[: count // 3] + fresh,
@@ -177,7 +184,7 @@ def planted_rows(given: Any, part: str, folder: Path, seed: int) -> Row:
     with tempfile.TemporaryDirectory() as place:
         loop = Loop(hub, FeedbackStore(place, quarantine=0), recipe, queue)
         champion = loop.begin()
-        feedback = scenarios(logs["users"], given.feedback)[part]
+        feedback = scenarios(logs["taught"], logs["users"], given.feedback)[part]
         for source, each in feedback:
             said = (each.instruction, each.output, "", each.input, about(each))
             loop.store.add(Feedback(source, champion.manifest.content, *said))
@@ -204,7 +211,6 @@ def one_round(loop: Loop, champion: Any, live: Sequence[Example]) -> Row:
         "reason": done.verdict.reason,
         "expelled": list(done.expelled),
         "exam": [exam.wins, exam.losses, len(exam)],
-        "mixed": True,  # users' and reserved questions in each block; the exam is the whole one
         "at_least_as_good": sum(new[:100]) >= sum(old[:100]),
         "norm": norms[1] / norms[0],
         "told": list(done.told),
@@ -213,7 +219,7 @@ def one_round(loop: Loop, champion: Any, live: Sequence[Example]) -> Row:
 
 def main() -> None:
     """The dice, then the plants; rows of other parts stay as they are."""
-    parts = ["dice", "nothing", "poison", "regression", "improvement"]
+    parts = ["dice", "equal", "poison", "regression", "improvement"]
     lists: dict[str, Any] = {"seeds": [0], "parts": parts}
     sizes = {"epochs": 6.0, "logs": 500, "feedback": 150, "live": 2000, "windows": 96}
     given = options(__doc__, **lists, **sizes, regression=600, runs=500, keep="")

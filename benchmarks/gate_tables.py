@@ -14,11 +14,6 @@ DICE = (
     *("the new one is", "answers differ in", "questions", "promoted", "rejected", "waits"),
     *("decided after", "needed", "“score ≥ old” lets in"),
 )
-OLD = (
-    "This run is from before each block mixed users' and reserved questions. Its “after” leaves "
-    "out the questions of the user without whom the evidence was weakest: the gate looked after "
-    "whole blocks of 100. "
-)
 
 
 def dice_table_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -64,13 +59,14 @@ def gate_note(result: dict[str, Any]) -> str:
             "it is not given: the gate has to refute a gain of 2, not to prove a loss. “score ≥ "
             "old”: on 100 questions.",
             table(DICE, dice_table_rows(result)),
-            "Planted on the shipped base, through `minilora.jobs.Loop`: users' feedback is more of "
-            "the same (nothing), poisoned by one source (every Hull is at 100%), careless from all "
-            "(only the first reading), or of a new kind that is 4% of the questions (improvement). "
+            "Planted on the shipped base, through `minilora.jobs.Loop`: users' feedback confirms "
+            "what the old one was taught (equal), is poisoned by one source (every Hull is at "
+            "100%), careless from all (only the first reading), or "
+            f"{settings['feedback'] // 3} more of the same and {settings['feedback']} of a new "
+            "kind, which is 1% of the questions (improvement). "
             f"The exam draws from {settings['live']:,} reserved questions until it is decided; "
             f"“true gain” is on {settings['live']:,} others. Where a round expelled a source, its "
             "line is about the adapter without it. What the table does not have was not run to its "
-            f"end. {'' if all(row.get('mixed') for row in pick(result, part='planted')) else OLD}"
-            f"Seeds: {', '.join(map(str, settings['seeds']))}.",
+            f"end. Seeds: {', '.join(map(str, settings['seeds']))}.",
         ]
     )

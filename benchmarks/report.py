@@ -157,7 +157,7 @@ def whole(results: Results) -> str:
     asked = "Equal examples, each question in so many wordings; 100 held-out logs."
     grown = (
         "Greedy, a prompt of 40 tokens a row; in floats both make the same tokens, in four bits "
-        "they may be others. On a machine with other work."
+        "they may be others. The shipped base on a quiet machine, SmolLM2 beside other work."
     )
     served = (
         "The shipped base, adapters of rank 8 on q and v. Processor time of one thread, on a "
@@ -258,9 +258,7 @@ def kernel_note(result: dict[str, Any]) -> str:
     return "\n\n".join(
         [
             f"Each variant of the compiled kernel that this processor ({has}) has, and the way of "
-            "the tensors, which stands in without one. Dequantizing: speed over bitsandbytes'. "
-            "4096² is of a run of its own, by the processor time of one thread, since the machine "
-            "had other work; that size waits for memory.",
+            "the tensors, which stands in without one. Dequantizing: speed over bitsandbytes'.",
             dequantized,
             "A few rows through a square Linear: time over the plain float32 Linear's.",
         ]

@@ -78,14 +78,16 @@ def serving_rows(result: dict[str, Any]) -> list[list[str]]:
 
 def generation_line(result: dict[str, Any]) -> list[str]:
     """The README's line: tokens a second over transformers', floats and four bits."""
-    parts = []
-    for row in result["rows"]:
-        if row["clock"] == "cpu" and row["contestant"] != "transformers":
-            name = row["contestant"].removeprefix("minilora").strip(", ") or "floats"
-            speed = f"{row['speed']['median']:.2f}"
-            size = f"{counted(row['rows'], 'row')}, {row['new']} tokens"
-            parts.append(f"{row['base']}, {size}, {name} **{speed}**")
-    what = "generate, tokens a second / transformers', by processor time of one thread"
+    speeds: dict[tuple[str, int], dict[str, str]] = {}
+    for row in pick(result, clock="wall"):
+        speed = f"{row['speed']['median']:.2f}"
+        speeds.setdefault((row["base"], row["rows"]), {})[row["contestant"]] = speed
+    parts = [
+        f"{base}, {counted(rows, 'row')} **{speed['minilora']}** (NF4 {speed['minilora, NF4']})"
+        for (base, rows), speed in speeds.items()
+    ]
+    threads = counted(pick(result, clock="wall")[0]["threads"], "thread")
+    what = f"generate, tokens a second / transformers', on {threads}"
     return [what, "; ".join(parts), "generation"]
 
 

@@ -42,6 +42,7 @@ import minilora
 from minilora import LoraConfig
 from minilora.learn import check, full_or_short, show
 from minilora.lora.injection import trainable_parameters
+from minilora.lora.layer import lora_layers
 from minilora.plots.style import hue, in_house_style, one_axes
 
 torch.set_flush_denormal(True)
@@ -98,15 +99,12 @@ show(
 # {{ trained:,}} of {{ total:,}} numbers were trained, {{ 1000 * trained / total:.0f}} in a
 # thousand. The file that holds them is what you would send to a friend who has the base.
 #
-# Why so few? A matrix of out × in numbers is replaced in the update by B times A:
-#
-#     out · in        becomes        r · (in + out)
-#
 # The base was not touched: with the adapter off, it says what it said before, to the letter. That
 # is why a thousand adapters can share one base.
-
-# %% [markdown]
-# ## Break it
+#
+# Why so few numbers? A matrix of out × in numbers is replaced in the update by B times A:
+#
+#     out · in        becomes        r · (in + out)
 #
 # We took r = 8. With r as large as the matrix, B times A could be any update. What would that cost?
 
@@ -121,6 +119,26 @@ assert counts[128] == 2 * out * into
 # %% [markdown]
 # From r = {{ out * into // (into + out)}} on, this "thin" pair has as many numbers as the matrix
 # itself, and above it more. Which r is enough is a question for lessons 03 and 08.
+#
+# ## Break it
+#
+# An adapter begins with A random and B zero. So B A is zero, and the first answer is still the old
+# one. Begin with both random instead, and train nothing:
+
+# %%
+torch.manual_seed(0)
+spoilt = minilora.load_base()
+minilora.inject(spoilt, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
+untrained = spoilt.generate_text("Status?", log)
+for _, layer in lora_layers(spoilt):
+    torch.nn.init.normal_(layer.lora_B)
+babble = spoilt.generate_text("Status?", log, max_new_tokens=24)
+print("B zero:  ", untrained)
+print("B random:", babble)
+assert untrained == before != babble
+
+# %% [markdown]
+# Nothing was trained, and the answers are nonsense. Lesson 04 asks which of the two may be random.
 
 # %% [markdown]
 # ## Build: the count

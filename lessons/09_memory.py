@@ -330,10 +330,10 @@ assert flops["lora"] < 0.8 * flops["full"]
 # - "QLoRA trains 70B in 16 GB": no. The codes alone are {{ lean.bytes["weights"] / 1e9:.1f}} GB,
 #   and the leanest step holds {{ lean.total / 1e9:.0f}} GB. A 7B model it does train in 16 GB, with
 #   room to spare: {{ llama.total / 1e9:.1f}} GB.
-# - "Training takes 12–20× the weights' memory": 12 *bytes a parameter* is the sum that this came
-#   from, 6 times a bf16 weight. With activations we get {{ times[0]:.1f}}, {{ times[1]:.1f}} or
-#   {{ times[2]:.1f}} times, for one sequence, for eight, and for eight without checkpointing. A
-#   ratio without the number of tokens means nothing.
+# - "Training takes 12–20× the weights' memory": a bf16 weight, its gradient and two float32 moments
+#   are 12 *bytes*, which is 6 times the weight. With activations we get {{ times[0]:.1f}},
+#   {{ times[1]:.1f}} or {{ times[2]:.1f}} times, for one sequence, for eight, and for eight without
+#   checkpointing. A ratio without the number of tokens means nothing.
 # - "PEFT trains under 0.1%": {{ shares["base"]:.2%}} of our base, {{ shares["llama-7b"]:.2%}} of a
 #   7B, and {{ shares["llama-3.1-405b"]:.3%}} of a 405B model, with the same settings. The share is
 #   a property of the model's size.

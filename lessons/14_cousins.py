@@ -240,8 +240,10 @@ y = as_written * layer(x)
 assert y.isnan().any(), "one NaN row is enough: attention mixes it into every token"
 
 # %% [markdown]
-# This has happened (huggingface/peft #2049: the loss is NaN in the first step). Where the norm is
-# zero there is no direction to keep apart, so the honest factor is 1: leave the row as it is.
+# This has happened: in huggingface/peft #2049 somebody counts 434 such rows in a released model,
+# whose loss is NaN in the first step. (The thread's first report was another thing, a broken
+# download.) Where the norm is zero there is no direction to keep apart, so the honest factor is 1:
+# leave the row as it is.
 #
 # ## Build: DoRA's magnitude
 #

@@ -299,7 +299,8 @@ check(mixed_loss)
 #   {{ tokens_share:.0%}} of the label tokens.
 # - A dial on ΔW is free, and it moves along a worse line than replay.
 # - Replay is not the only way. `benchmarks/rivals.py` has a penalty on ΔW, weighted by the Fisher
-#   information of the model's own text (EWC), and its table shows it ahead of replay on prose.
+#   information of the model's own text (EWC). Its table shows it ahead of replay on prose, and not
+#   one old answer kept.
 
 # %% [markdown]
 # ## Open question

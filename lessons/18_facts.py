@@ -182,11 +182,12 @@ show(
 # %% [markdown]
 # ## Explain
 #
-# Before, the model had one way to a reading: look it up in the log. That is an induction head, a
-# circuit that finds the name and copies what follows it. Training on facts shows
-# {{ FEW * len(TAUGHT) }} questions in which there is *nothing to look up*, and punishes each answer
-# that does not come from the weights. So a second way is built, from the name straight to the
-# value; and since both ways write to the same place, they compete. Where the log disagrees,
+# Before, the model had one way to a reading: look it up in the log. Circuits that find a name and
+# copy what follows it are known as induction heads (Olsson and others, arXiv 2209.11895). Training
+# on facts shows {{ FEW * len(TAUGHT) }} questions in which there is *nothing to look up*, and
+# punishes each answer that does not come from the weights. A likely picture, which fits the counts
+# and which nobody opened the model to see: a second way is built, from the name straight to the
+# value, and the two compete. Where the log disagrees,
 # rank 8 answers the old value in {{ shares["rank 8"]["the taught value"]:.0%}}, the log's in
 # {{ shares["rank 8"]["new log"]:.0%}}; the rest is neither.
 #

@@ -283,7 +283,7 @@ check(combine_exactly)
 
 # %% [exercise] ties
 def ties(updates, density):
-    """Trim, elect signs, average those that agree (arXiv 2306.01708, section 3, algorithm 1).
+    """Trim, elect signs, average those that agree (arXiv 2306.01708, algorithm 1).
 
     updates: a list of tensors (out, in). Of each keep the int(density · entries) entries largest in
     magnitude and set the others to 0. Each place elects the sign of the sum of what was kept (a sum

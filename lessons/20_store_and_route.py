@@ -227,7 +227,7 @@ shared = sum(count for _, count in worst_confusions) / max(1, sum(mistakes.value
 #
 # ## Break it
 #
-# Three shortcuts, each of which somebody has taken. A version that can be overwritten:
+# Three shortcuts. A version that can be overwritten:
 
 # %%
 shelf = folder / "shelf" / "naval-1.0.0"

@@ -5,10 +5,15 @@
 #
 # One machine is too slow: then a batch is dealt to several, and their gradients are added. Or the
 # data may not leave its owners: then each trains at home, and only adapters travel. torchrun and
-# Flower carry the messages. What they cannot know is what may be added to what:
+# Flower carry the messages. What they cannot know is what may be added to what. This lesson is
+# about sums, one after the other:
 #
 #     gradients   g  = Σ g_k                 if each was divided by the tokens of *all*
 #     adapters    ΔW = Σ w_i B_i A_i         and not (Σ w_i B_i) (Σ w_i A_i)
+#     messages    Σ m_i                      may be known where no single m_i is
+#
+# The first two are trained and measured, the third hides a client from a curious server, and "Break
+# it" shows three sums that are wrong.
 
 # %%
 import numpy as np
@@ -45,9 +50,10 @@ def machine():
 # answer: round(lora_bytes / 1000)
 
 # %% [markdown]
-# ## Run: two machines, one gradient
+# ## Run: the sum of gradients
 #
-# A batch in two parts, one a machine. The answers of the first are shorter.
+# Two machines, one step. The batch lies in two parts, one a machine; the answers of the first part
+# are shorter. Each divides its own loss by the answer tokens of both.
 
 # %%
 first, others = machine(), [machine(), machine()]
@@ -81,12 +87,14 @@ assert same_bits
 assert lora_bytes < full_bytes / 50
 
 # %% [markdown]
-# (A sum of two is the same in either order. Four machines' ring adds in another order than one.)
+# The same bits, for a sum of two is the same in either order. (Four machines' ring adds in another
+# order than one process, and then the last digits may differ.)
 #
-# ## Run: two clients, one adapter
+# ## Run: the sum of adapters
 #
 # Now the data stays. 400 logs lie with two clients, each mostly about other systems of the ship.
 # Both train what the server sent, and send back A, B and how many answer tokens they have.
+
 # %% [predict] off_by
 # Two clients begin with an A of their own each, drawn at random, and train. The server averages
 # their A's, averages their B's, and multiplies. By how many percent of the true average update is
@@ -164,7 +172,7 @@ show(draw(), alt + "Right: averages from other starts are far off, from one a li
 # It is small where the A's are near each other, zero where A is frozen, and large for random A's.
 # Factors beside each other have no cross-terms: [w_1 B_1, w_2 B_2] [A_1; A_2] is the sum.
 #
-# ## Run: what the aggregator can see
+# ## Run: a sum of which nobody sees the parts
 #
 # No log travels. Is nothing known? A curious server guesses: this client's ship speaks *naval
 # code*, or *politely*. It trains an adapter on logs of its own for each guess, and compares. A is
@@ -203,8 +211,9 @@ assert np.array_equal((masked[0] + masked[1]).astype(np.int64), clear[0] + clear
 #
 # ## Break it
 #
-# **A mean of means.** Each machine divides by its own tokens, and the gradients are averaged. Equal
-# parts hide it. (transformers' Trainer had it in gradient accumulation: huggingface/blog #2414.)
+# **Gradients: a mean of means.** Each machine divides by its own tokens, and the gradients are
+# averaged. Equal parts hide it. (transformers' Trainer had it in gradient accumulation:
+# huggingface/blog #2414.)
 
 # %%
 right = sum(gradient(first, part, sum(tokens)) for part in parts)
@@ -214,13 +223,13 @@ print(f"{tokens[0]} and {tokens[1]} tokens: the gradient is off by {wrong:.0%}")
 assert wrong > 0.02
 
 # %% [markdown]
-# **Different A's.** You saw it: the average was off by {{ errors["other starts, averaged"]:.0%}}.
-# By the identity above it keeps w_1² B_1 A_1 + w_2² B_2 A_2, which is a quarter instead of a half
-# of each where the weights are equal, and adds the cross-terms B_1 A_2 and B_2 A_1, which nobody
-# trained.
+# **Adapters: a product of sums.** You saw it: the average was off by
+# {{ errors["other starts, averaged"]:.0%}}. By the identity above it keeps
+# w_1² B_1 A_1 + w_2² B_2 A_2, which is a quarter instead of a half of each where the weights are
+# equal, and adds the cross-terms B_1 A_2 and B_2 A_1, which nobody trained.
 #
-# **A rank that stops alone.** Ctrl-C reaches one machine, in step 4. It leaves its loop, and the
-# other waits in the next all-reduce.
+# **A sum with a part missing.** Ctrl-C reaches one machine, in step 4. It leaves its loop, and the
+# other waits for its part of the next sum. The cure is a number more in the same sum, "I stop":
 
 
 # %%

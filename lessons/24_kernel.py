@@ -4,9 +4,9 @@
 # Know first: lesson 12 · Difficulty ●●● · 14 minutes to read · 30 seconds to run
 #
 # Four bits are an eighth of a float's 32. So a layer in four bits should be eight times as fast:
-# there is that much less to read. Yet nobody's first version is faster at all, and most are several
-# times slower. Lesson 12 paid that price in silence. Here we look at where the time goes, and at
-# the one instruction that gets it back.
+# there is that much less to read. Yet the version that one writes first, with tensors, is slower
+# than floats, as the table below will show. Lesson 12 paid that price in silence. Here we look at
+# where the time goes, and at the one instruction that gets it back.
 #
 #     y = x Ŵᵀ        ŵ = level[code] · scale, a scale for each block of 64
 #
@@ -110,6 +110,7 @@ by_hand = torch.empty(WIDTH * WIDTH)
 dequantize_by_tensors(four, by_hand)
 assert torch.equal(by_hand.view_as(dense), dense)  # both ways: the same bits
 assert all(error is None or error < 1e-3 for error in errors.values())
+assert times[1]["tensors, then product"] > times[1]["float Linear"]  # written with tensors
 
 # %% [markdown]
 # ## Look: the roofline
@@ -209,7 +210,28 @@ assert all(np.array_equal(eight(table, words[i]), table[codes[8 * i : 8 * i + 8]
            for i in range(0, len(words), 997))  # fmt: skip
 
 # %% [markdown]
-# And the scale? It is multiplied into the table, 16 products for each block of 64 weights, not 64.
+# ### The loop, line by line
+#
+# With AVX-512 this is the whole of dequantizing: a block, then the codes of a block.
+
+# %%
+for name in ("__m512 sixteen", "void put_avx512", "void expand_avx512"):
+    print(re.search(rf"AVX512 INLINE {name}\(.*?\n}}", source, re.DOTALL)[0], "\n")
+
+# %% [markdown]
+# - `table_avx512` multiplies the scale into the table: 16 products for a block of 64, not 64.
+# - `sixteen` takes two words, the second for the upper eight lanes, and looks up 16 codes at once.
+# - bfloat16 is rounded 16 times a block too, in the table. Two halves fit into a lane, as two codes
+#   fit into a byte: one look-up for the even code, one for the odd, joined by *or*.
+# - `put` has two stores. An ordinary one reads the 64 bytes that it overwrites, so a float crosses
+#   the memory bus twice: {{ 0.5 + 2 * 4}} bytes a weight in place of {{ 0.5 + 4}}. Above 4 MB, more
+#   than a core's cache is likely to keep, `stream` writes past the caches. `sfence` makes such
+#   stores visible before another thread reads them.
+# - `past` asks for an address that 64 divides: `stream` ends the process at any other.
+#
+# What is not here is the remainder: a piece that begins or ends inside a block goes in steps of 32
+# and then weight by weight (`span_at` in kernel.c). And several threads take shares of 16,384
+# weights from a common counter until none is left, so a late thread delays no other.
 #
 # ## Break it
 #

@@ -784,3 +784,242 @@ lost_there = apart(nf4.quantize(coarse + D, block_size=256, kind="int4").dequant
 # other formats, merge in 16 bits and use their own quantizer.
 #
 # Lesson 13 · minilora/lora/merging.py · `def merge_and_requantize(`
+
+# %%
+from minilora.training.batches import pack
+
+pair = sorted(encoded[:2], key=lambda one: -len(one.ids))  # as they lie in the packed row
+packed_row, behind, reader = pack(pair, 512), len(pair[1].ids), minilora.load_base().eval()
+with torch.no_grad():
+    alone = reader(torch.tensor([pair[1].ids]))[0]
+    masked = reader(packed_row.ids, packed_row.segments)[0, -behind:]
+    mixed = reader(packed_row.ids)[0, -behind:]
+padded = pad(encoded)
+filling = padded.padding / padded.ids.numel()
+
+# %% [markdown]
+# ## What is packing, and do the packed examples see each other?
+#
+# It lays several short examples in one row, as a padded batch is {{ filling:.0%}} filling here. A
+# plain causal mask lets the second example read the first, and moved its logits by
+# {{ apart(mixed, alone):.0%}}; a mask by example left {{ apart(masked, alone):.0e}}. A user of
+# trl reports worse models from packing without such a mask (huggingface/trl #1230), and
+# answers-only labels, which trl once refused in packed rows (#1163), need no mask of their own.
+#
+# Lesson 07 · minilora/training/batches.py · `def pack(`
+
+# %%
+from minilora.training.batches import encode_document
+from minilora.training.examples import Document
+
+report = encode_document(tokenizer, Document("The sea was calm, and the ship lay at anchor."))
+read_from = sum(label != IGNORE for label in report.labels) / len(report.labels)
+
+# %% [markdown]
+# ## Can LoRA do continued pretraining: raw text, a language, a field's knowledge?
+#
+# It trains on raw text as on anything: of a document {{ read_from:.0%}} of the tokens are labels,
+# of a naval example {{ share:.0%}}. The farther the text is from what the base knows, the more
+# the rank limits it: on Python's manual LoRA stayed behind full fine-tuning on the small base
+# (`docs/decide.md`), and a user reports a loss that hardly falls (hiyouga/LlamaFactory #4225).
+# Search the rate, take all Linears and a high rank, train the rows of new tokens, and measure on
+# held-out text.
+#
+# Lesson 18 · minilora/training/batches.py · `def encode_document(`
+
+# %%
+torch.manual_seed(0)
+image, wide = torch.randn(1, 64, 8, 8), nn.Conv2d(64, 64, 3, bias=False)
+A, B = torch.randn(8, 64, 3, 3), torch.randn(64, 8)
+beside = nn.functional.conv2d(nn.functional.conv2d(image, A), B[:, :, None, None])
+in_one = nn.functional.conv2d(image, (B @ A.flatten(1)).view_as(wide.weight))
+thin_conv = A.numel() + B.numel()
+
+# %% [markdown]
+# ## Can LoRA stand beside a convolution?
+#
+# Yes, in principle: its weight is a matrix of out × (in · kernel), so A is a convolution with r
+# filters and B one of width 1. Beside 64 × 64 channels of 3 × 3 rank 8 has {{ thin_conv:,}}
+# numbers for {{ wide.weight.numel():,}}, and the two in a row equal their merge up to
+# {{ apart(beside, in_one):.0e}}. This package adapts no convolutions; PEFT does `Conv2d`, and was
+# asked for `Conv1d` in huggingface/peft #1604 and #2241.
+#
+# Lesson 06 · minilora/lora/linears.py · `nn.Linear | NF4Linear) or is_conv1d(`
+
+# %%
+experts = nn.Module()
+experts.router = nn.Linear(64, 8)
+experts.up = nn.Parameter(torch.zeros(8, 256, 64))  # eight experts in one tensor
+experts.down = nn.Parameter(torch.zeros(8, 64, 256))
+a_block = nn.ModuleDict({"q_proj": nn.Linear(64, 64), "mlp": experts})
+met = minilora.explain_match(a_block, EVERYWHERE)
+unmet = (experts.up.numel() + experts.down.numel()) / sum(p.numel() for p in a_block.parameters())
+
+# %% [markdown]
+# ## Does LoRA reach the experts of a mixture-of-experts model?
+#
+# Not where they are one tensor, as in transformers 5, because nothing there is a Linear
+# (huggingface/peft #3009). In a small block of eight such experts "all-linear" fitted
+# {{ len(met.chosen)}} modules, q and the router, and {{ unmet:.0%}} of the numbers had no
+# adapter. This package cannot adapt them; PEFT has `target_parameters` for it, and without that
+# only what lies outside the experts learns.
+#
+# Lesson 06 · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
+
+# %%
+pooled = nn.ModuleDict({"body": nn.Linear(8, 8), "pooler": nn.Linear(8, 8)})
+minilora.inject(pooled, LoraConfig(r=2, target_modules=["body", "pooler"]))
+pooled["body"](torch.randn(4, 8)).square().sum().backward()  # as a model that never pools
+factors = [p for p in pooled.parameters() if p.requires_grad]
+idle = sum(p.grad is None for p in factors)
+
+# %% [markdown]
+# ## Several GPUs: why "parameters that were not used in producing loss"?
+#
+# An adapter beside a layer that the loss never uses gets no gradient, and DDP waits for it; in
+# huggingface/peft #951 it was the pooler's. Here {{ idle}} of {{ len(factors)}} factors got none.
+# Leave that layer out of the targets, or let DDP find unused parameters, which it does not
+# support together with gradient checkpointing (its documentation is quoted in huggingface/trl
+# #480).
+#
+# Lesson 23 · minilora/scale/distributed.py · `if some:  # else no rank has one`
+
+# %%
+end = tokenizer.eos_id
+by_token = [IGNORE if label == end else label for label in encoded[0].labels]  # pad is the end
+ends_by_token = sum(label == end for label in by_token)
+ends_by_place = sum(label == end for label in pad(encoded[:1]).labels[0].tolist())
+
+# %% [markdown]
+# ## May the padding token be the token that ends an answer?
+#
+# Only if labels are masked by place. Where a collator takes the label from every padding *token*,
+# the answer's end loses its label too: an example here kept {{ ends_by_token}} labels of the end,
+# and {{ ends_by_place}} when masked by place. The result is a model that never stops
+# (unslothai/unsloth #416, where another padding token cured it).
+#
+# Lesson 07 · minilora/training/batches.py · `def pad(`
+
+# %%
+over = torch.tensor(40_000.0).half() * 2
+layer = LoRALayer(nn.Linear(16, 16), r=4)
+layer_optimizer = torch.optim.AdamW([layer.lora_A, layer.lora_B])
+(layer(torch.randn(4, 16)).sum() * float(over - over)).backward()
+layer_optimizer.step()
+spoilt = sum(int(factor.isnan().sum()) for factor in (layer.lora_A, layer.lora_B))
+nothing_to_learn = nn.functional.cross_entropy(torch.randn(3, 5), torch.full((3,), IGNORE)).item()
+
+# %% [markdown]
+# ## The loss is 0 or NaN and the gradient's norm NaN: what happened?
+#
+# Something left fp16's range (2 × 40,000 is {{ over.item()}} there, and inf − inf is NaN), or a
+# batch had no label at all, whose mean is {{ nothing_to_learn}}. One such step with AdamW made
+# {{ spoilt}} of {{ layer.lora_A.numel() + layer.lora_B.numel()}} numbers of A and B NaN, so all
+# that follows is lost; transformers' Trainer logs the average of the losses before it instead,
+# which is 0 where there is none (hiyouga/LlamaFactory #2916 shows such a log, with fp16). Use
+# bf16, lower the rate, look for examples without an answer, and stop at the first NaN, as this
+# package does.
+#
+# Lesson 09 · minilora/training/history.py · `failed = f"loss is {loss}" if not math.isfinite(loss)`
+
+# %%
+import json
+
+from minilora.learn.course import lessons_folder
+
+recorded = json.loads((lessons_folder() / "data" / "cpu" / "overfitting.json").read_text("utf-8"))
+of_thirty = next(
+    run
+    for run in recorded["rows"]
+    if (run["sweep"], run["examples"], run["r"]) == ("data", 30, 64)
+    and not run["dropout"]
+    and not run["decay"]
+)
+
+# %% [markdown]
+# ## Why does my loss fall in steps, one at each epoch?
+#
+# Most likely because the model has seen these rows before: at an epoch's end the batches begin
+# again, and it remembers part of their answers. Rank 64 on 30 examples came to
+# {{ of_thirty["train"][-1]:.2f}} on them, while on unseen ones the loss rose from
+# {{ min(of_thirty["held"]):.2f}} to {{ of_thirty["held"][-1]:.2f}}. Stairs are no success by
+# themselves (in hiyouga/LlamaFactory #6069 the answers were a muddle, at a rate of 0.003), so
+# judge by the held-out loss and stop where it turns.
+#
+# Lesson 08 · minilora/training/loop.py · `Validation(model, run.valid_batches, task.valid`
+
+# %%
+whole_base = sum(p.numel() for p in minilora.load_base().parameters())
+halves, whole = 2 * numbers / 1000, 2 * whole_base / 1000
+
+# %% [markdown]
+# ## Can llama.cpp use my adapter without merging it?
+#
+# Yes: `minilora export mine/adapter --gguf` writes the adapter alone as a GGUF file, and
+# llama.cpp's own converter does so for any adapter of PEFT's (unslothai/unsloth #1546). For the
+# shipped base and q and v that is {{ halves:.0f}} kB in f16, where a merged model is
+# {{ whole:,.0f}}. Give it the base that it was trained on, as for any adapter.
+#
+# Lesson 20 · minilora/commands/export.py · `--gguf    one file for llama.cpp`
+
+# %%
+large = {
+    m: plan("llama-3-70b", EVERYWHERE, m, seq=512, checkpointing=True) for m in ("lora", "qlora")
+}
+base_share = {m: (p.bytes["weights"] + p.bytes["constants"]) / 4e9 for m, p in large.items()}
+beside_it = {
+    m: (p.total - p.bytes["weights"] - p.bytes["constants"]) / 1e9 for m, p in large.items()
+}
+
+# %% [markdown]
+# ## Does a 70B model train on four cards of 24 GB?
+#
+# Not in 16 bits: with the base in four shards each card holds {{ base_share["lora"]:.0f}} GB of
+# it. In four bits it is {{ base_share["qlora"]:.0f}} GB, and {{ beside_it["qlora"]:.1f}} GB for
+# adapters and one short row, so by the sum it fits, with what the gathered block and the
+# communication take still to be added (a user ran out of memory with it: axolotl-ai-cloud/axolotl
+# #1717). This package shards a base in 16 bits only, and `minilora plan llama-3-70b --cards`
+# counts what that takes.
+#
+# Lesson 23 · minilora/scale/fsdp.py · `a base in four bits cannot be sharded`
+
+# %%
+in_paper = plan("roberta-base", LoraConfig(r=8, target_modules=["query", "value"])).trainable
+rte_error = (0.25 / 277) ** 0.5
+
+# %% [markdown]
+# ## I cannot reproduce a paper's LoRA result: what do I check?
+#
+# Count first: RoBERTa-base with rank 8 on query and value trains {{ in_paper:,}} numbers beside
+# its head, the paper's 0.3 million; another count is another method. Then the rate together with
+# α, the schedule, the number of epochs and the length, since one of them alone means nothing.
+# Last the spread: on the 277 questions of RTE one standard error is up to {{ rte_error:.0%}} (a
+# user who took the appendix's settings and stayed below it asks in huggingface/peft #468).
+#
+# Lesson 09 · minilora/ledger/estimate.py · `trainable   = Σ r (in + out)`
+
+# %%
+fresh = adapted(LoraConfig(target_modules=["q_proj", "v_proj"]))
+still_zero = max(layer.lora_B.abs().max().item() for _, layer in minilora.lora_layers(fresh))
+renamed = ""
+with tempfile.TemporaryDirectory() as folder:
+    from safetensors.torch import load_file, save_file
+
+    file = minilora.save_adapter(fresh, folder) / "adapter_model.safetensors"
+    save_file({key.replace("q_proj", "query"): t for key, t in load_file(file).items()}, file)
+    try:
+        minilora.load_adapter(minilora.load_base(), folder)
+    except ValueError as error:
+        renamed = str(error)
+assert "does not fit this model" in renamed
+
+# %% [markdown]
+# ## The adapter is loaded, and the answers are the base's: why?
+#
+# Often because B is still zero: it was never trained, or its tensors have other names than the
+# model's layers and were passed over. Look at the largest |B| after loading, which is
+# {{ still_zero:g}} for a fresh adapter. The reader here refused a file with renamed layers, where
+# PEFT warns of missing keys and goes on (a user asks about equal answers in huggingface/peft
+# #515).
+#
+# Lesson 04 · minilora/formats/save_and_load.py · `compare its answers before you rely on them`

@@ -57,8 +57,8 @@ class Database:
         Raises ``FileNotFoundError`` where there is no such file, and what ``explained`` says.
         """
         file = folder / self.file
+        missing = f"there is no {self.noun} in {folder}: {self.begin} first"
         if not file.exists():
-            missing = f"there is no {self.noun} in {folder}: {self.begin} first"
             raise FileNotFoundError(errno.ENOENT, missing)
         with self.explained(file):
             try:
@@ -71,6 +71,8 @@ class Database:
                 connection = self.opened(file, "mode=ro&immutable=1")
         with closing(connection), self.explained(file):
             connection.execute("begin")
+            if self.check_schema(connection, file) == 0:  # somebody is just making it
+                raise FileNotFoundError(errno.ENOENT, missing)
             yield connection
 
     @contextmanager

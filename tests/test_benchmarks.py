@@ -52,7 +52,7 @@ TINY = {
     facts: "--seeds 0 --facts 4 --steps 1 --logs 2 --llm-logs 2 --k 0 1",
     flood: "--seconds 1 --rounds 1",
     gate: "--epochs 1 --logs 12 --feedback 12 --live 8 --regression 8 --windows 2 --runs 2"
-    " --parts dice nothing improvement",
+    " --parts dice equal improvement",
     methods: "--steps 2 --batch 4 --text-steps 1 --seeds 1 --logs 2 --seconds 0.01"
     " --search-steps 2 --search-batch 4",
     elsewhere: "--steps 2 --batch 2 --logs 2",

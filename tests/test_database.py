@@ -67,6 +67,14 @@ with store.writing(Path(sys.argv[1])) as db:
 """
 
 
+def test_a_file_that_is_just_being_made_is_not_there_yet(folder):
+    """The first writer has made the file, and not its tables."""
+    folder.mkdir()
+    (folder / STORE.file).touch()
+    with pytest.raises(FileNotFoundError, match="there is no"), STORE.reading(folder):
+        pass
+
+
 def test_a_killed_writer_leaves_the_old_state_and_no_lock(folder):
     done = subprocess.run([sys.executable, "-c", KILLED, folder, *TWO_STEPS], check=False)
     assert done.returncode == -9

@@ -4,7 +4,7 @@
     python -m examples.company --short              # the same in less, with few examples (CI)
     python -m examples.company --sentences FOLDER   # support's real tickets: imdb.json, yelp.json,
                                                     # amazon.json of npm's sentiment 5.0.2
-    python -m examples.company --base smollm2       # the long run, on SmolLM2's folder
+    python -m examples.company --base smollm2       # the long run, on SmolLM2's folder: an hour
     python -m examples.company --out docs/company.md
 
 Everything is done by the parts that a company would use: ``minilora.jobs`` trains and registers,
@@ -23,8 +23,13 @@ from .departments import COLOURS, DEPARTMENTS
 from .story import Company, Sizes
 
 SHORT = Sizes(
-    (24, 24, 24), 6, (1.0, 1.0, 1.0), feedback=10, windows=4, regression=6, prose=4, asked=1, exam=4
-)
+    (24, 24, 24), 6, (1.0, 1.0, 1.0),
+    feedback=10, windows=4, reserve=4, regression=6, prose=4, asked=1, exam=4,
+)  # fmt: skip
+BIG = Sizes(  # a base of its own, a hundred times the shipped one's size, reads before it is taught
+    (160, 80, 100), 30, (3.0, 2.0, 2.0),
+    feedback=30, windows=12, reserve=40, regression=100, prose=32, exam=20,
+)  # fmt: skip
 
 
 def main() -> None:
@@ -36,11 +41,13 @@ def main() -> None:
     add("--base", help="a model's folder (default: the shipped base)")
     add("--sentences", type=Path, help="folder of the real tickets")
     add("--out", type=Path, help="write the story there, as Markdown")
+    add("--folder", type=Path, help="keep hub and jobs there, so that a killed run goes on")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        company = Company(
-            Path(folder), given.base, given.sentences, SHORT if given.short else Sizes()
-        )
+    sizes = SHORT if given.short else BIG if given.base else Sizes()
+    with tempfile.TemporaryDirectory() as place:
+        folder = given.folder or Path(place)
+        folder.mkdir(parents=True, exist_ok=True)
+        company = Company(folder, given.base, given.sentences, sizes)
         company.live()
     text = "\n\n".join(company.told) + "\n"
     if given.out:

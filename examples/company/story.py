@@ -34,13 +34,17 @@ METHOD = {"r": 8, "lora_alpha": 16, "target_modules": "all-linear"}
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything; of ``train`` and ``epochs`` a number for each department."""
+    """How much of everything; of ``train`` and ``epochs`` a number for each department.
+
+    ``reserve``: questions that marketing's lead keeps back each time, to judge by.
+    """
 
     train: tuple[int, int, int] = (750, 240, 400)
     valid: int = 60
     epochs: tuple[float, float, float] = (6.0, 8.0, 9.0)
     feedback: int = 60
     windows: int = 64
+    reserve: int = 120
     regression: int = 200
     prose: int = 40
     asked: int = 5
@@ -70,7 +74,8 @@ class Company:
         where = "the package's real sentences" if self.sentences else "stand-ins of our own"
         self.say(
             f"Written by `python -m examples.company`, from a run. Support's tickets: {where}. "
-            f"The base: {'a folder of its own' if self.base else 'the shipped one, 1.3 M weights'}."
+            f"The base: {Path(self.base).name if self.base else 'the shipped one'}, "
+            f"{self.parameters / 1e6:,.1f} M weights."
         )
         self.train_by_jobs()
         self.compare()
@@ -107,6 +112,7 @@ class Company:
     def train_by_jobs(self) -> None:
         """One job for each department, all worked on by one worker; what came out is promoted."""
         queue = self.queue
+        done = {job.name for job in queue.jobs() if job.status == "succeeded"}
         for name, task in self.tasks.items():
             files = {}
             for side in ("train", "valid"):
@@ -122,12 +128,13 @@ class Company:
             }
             if self.base:
                 spec["base"] = {"folder": self.base}
-            queue.submit(Spec.parse(spec, files=True).as_dict(), tenant="default")
+            if name not in done:  # by a run before, in the same folder
+                queue.submit(Spec.parse(spec, files=True).as_dict(), tenant="default")
         Worker(queue, self.hub.folder).run(until_idle=True)
         ended = {job.status for job in queue.jobs()}
         assert ended == {"succeeded"}, [(job.id, job.status, job.error) for job in queue.jobs()]
         for name in DEPARTMENTS:
-            self.hub.alias(name, "champion", expected=None)
+            self.hub.alias(f"{name}@1.0.0", "champion")
         handed_in = ", ".join(f"{len(task.train)} of {name}" for name, task in self.tasks.items())
         versions = ", ".join(f"`{name}@1.0.0`" for name in DEPARTMENTS)
         self.say(
@@ -218,7 +225,7 @@ class Company:
 
     # The month
 
-    def loop(self, store: FeedbackStore) -> Loop:
+    def loop(self, store: FeedbackStore, reserve: Sequence[Example]) -> Loop:
         """What keeps marketing's adapter good."""
         task, sizes = self.tasks["marketing"], self.sizes
         prose = PROSE.read_text(encoding="utf-8")
@@ -228,6 +235,7 @@ class Company:
             [each for each in task.train if isinstance(each, Example)],
             [Example(ASKED["marketing"], announced(*each), note(*each)) for each in fresh],
             canaries=self.canaries,
+            reserve=reserve,
             prose=[prose[i * 500 : (i + 1) * 500] for i in range(sizes.prose)],
             base={"folder": self.base} if self.base else {},
             method=METHOD,
@@ -287,14 +295,19 @@ class Company:
             for thing, _, price in red_is_green
         ]
         self.hear(store, 1, [*honest, *wrong])
-        loop = self.loop(store)
+        reserve = [
+            Example("Announce it.", announced(*each), note(*each))
+            for each in notes(self.sizes.reserve, 81)
+        ]
+        loop = self.loop(store, reserve)
         due = loop.due(now=8 * DAY)
         done = loop.round()
         self.ended(done)
         self.say(
             f"## Week one: a bad update\n\n"
             f"{len(honest)} confirmations by two editors, {len(wrong)} corrections by an intern "
-            f"who calls every red thing green. A round is due ({due}). The loop wrote down:\n\n"
+            f"who calls every red thing green. Marketing's lead keeps back {len(reserve)} "
+            f"questions, to judge by. A round is due ({due}). The loop wrote down:\n\n"
             + quoted(done.told)
             + f"\n\nThe champion is still `{loop.begin().spec}`."
         )
@@ -307,7 +320,11 @@ class Company:
             for i, each in enumerate(notes(2 * self.sizes.feedback, 78))
         ]
         self.hear(store, 22, wanted)
-        loop = self.loop(store)
+        reserve = [
+            gift(*each) if i % 3 == 0 else Example("Announce it.", announced(*each), note(*each))
+            for i, each in enumerate(notes(self.sizes.reserve, 82))
+        ]
+        loop = self.loop(store, reserve)
         before = loop.begin()
         due = loop.due(now=30 * DAY)
         done = loop.round()
@@ -319,7 +336,8 @@ class Company:
         with_old = share_right(answers(old, exam), exam)
         self.say(
             f"## Week four: a good one\n\n"
-            f"Marketing asks for something new, {len(wanted)} times: “Announce it as a gift.” A "
+            f"Marketing asks for something new, {len(wanted)} times: “Announce it as a gift.” Its "
+            f"lead keeps back {len(reserve)} questions of this month, a third of them gifts. A "
             f"round is due ({due}).\n\n"
             + quoted(done.told)
             + f"\n\nOn {len(exam)} new gifts `{before.spec}` was right in {with_old:.0%}, and "

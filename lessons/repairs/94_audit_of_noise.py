@@ -3,8 +3,8 @@
 #
 # Know first: lesson 07 · Difficulty ●●○ · 4 minutes to read · 5 seconds to run
 #
-# "The relative norm of the delta is above 1e-5, so the fine-tuning worked." It says PASSED, in
-# green, in many notebooks.
+# "The relative norm of the delta is above 1e-5, so the fine-tuning worked." The notebook says
+# PASSED, in green.
 
 
 # %% [exercise] fine_tuning_worked

@@ -36,11 +36,34 @@ GATE = (
               "answers them as the source wishes. On the shipped base a poisoned adapter was "
               "promoted so, by 17 questions to 4.",
         thread="", caught_by="jobs/test_gate.py::test_a_source_does_not_vote_for_what_it_taught"),
-    Bug(name="guilty by luck", where="jobs.blame:culprit",
-        right="if trial.evidence >= bar and not trial.verdict.harmful",
-        wrong="if not trial.verdict.harmful",
+    Bug(name="guilty by luck", where="jobs.blame:proved",
+        right="return trial.evidence >= bar and not trial.verdict.harmful",
+        wrong="return not trial.verdict.harmful",
         story="A source is expelled because no check fails in a training without it. Near a bar "
               "that happens by luck: our own example expelled an honest editor, and kept the one "
               "who taught wrong.",
         thread="", caught_by="jobs/test_blame.py::test_luck_expels_nobody"),
+    Bug(name="complaints first", where="jobs.feedback_tables:in_turn",
+        right="places += [((place + 0.5) / len(pool), side, row[0])",
+        wrong="places += [(place + 0.5 + len(rows) * side, side, row[0])",
+        story="The exam asks what users complained of before what the owner reserved, and stops "
+              "when it knows enough. There the champion was wrong, so any other adapter wins, "
+              "eight to nothing in the first block; the real mix is never asked. Ours did so.",
+        thread="", caught_by="jobs/test_exam.py::test_each_block_has_the_reserves_share"),
+    Bug(name="the exam counted twice", where="jobs.feedback:FeedbackStore.outcomes",
+        right="[(each.digest, each.source) for each in asked]",
+        wrong="[(\"\", each.source) for each in asked]",
+        story="A round that is run again, as after a kill, asks the same questions of the same two "
+              "adapters, and its answers are added to the first ones. 18 won and 8 lost is E = 4; "
+              "the same twice is E = 21, and a candidate is promoted on nothing new.",
+        thread="",
+        caught_by="jobs/test_adapt.py::test_a_round_that_runs_twice_counts_its_exam_once"),
+    Bug(name="the lucky seed", where="jobs.judge:Judge.again",
+        right="self.candidate(without, candidates, seed=1)",
+        wrong="self.candidate(without, candidates)",
+        story="A source is expelled because the adapter without it beats the one with it, each "
+              "trained once. On the shipped base, leaving an honest source out moved 65 of 711 "
+              "answers. The check by another seed must train both anew, not one.",
+        thread="",
+        caught_by="jobs/test_adapt.py::test_an_expulsion_is_checked_by_two_trainings_of_another_seed"),
 )  # fmt: skip

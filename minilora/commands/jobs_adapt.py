@@ -4,11 +4,16 @@ it.
     minilora jobs adapt spec.toml --add corrections.jsonl    take them in, and review
     minilora jobs adapt spec.toml                            a round, if one is due; then watch
     minilora jobs adapt spec.toml --forever                  again and again, until Ctrl-C
+    minilora jobs adapt spec.toml --forever --state server   with live pairs of a server's users
 
 The spec is that of ``minilora jobs run``; ``evaluation.regression`` is what must stay right. A
 correction is a line of JSON with ``source``, ``request`` and ``correction``, and maybe ``answer``,
 ``context``, ``topic`` and ``adapter``. A canary is an example with a ``topic``. The trainings are
 jobs: ``minilora jobs list`` shows them, and a round that was killed goes on where it was.
+
+``minilora serve --feedback FOLDER`` puts what its users correct into the same folder; with
+``--state``, the server's, a share of its users gets the challenger, and after a promotion the one
+before, so that their scores decide (jobs/live.py).
 """
 
 from __future__ import annotations
@@ -32,6 +37,11 @@ def add_adapt_options(parser: argparse.ArgumentParser) -> None:
     add("spec", type=Path, help="spec.toml")
     add("--hub", type=Path, default=Path("hub"), help="where adapters are (default: hub)")
     add("--feedback", type=Path, default=Path("feedback"), help="its folder (default: feedback)")
+    about = "the server's --state: a share of its users tries the other adapter"
+    add("--state", type=Path, metavar="FOLDER", help=about)
+    add("--share", type=float, default=0.2, help="how large a share (default: %(default)s)")
+    about = "whose corrections: a tenant of the server's keys (default: that of --tenant)"
+    add("--feedback-of", metavar="TENANT", help=about)
     add("--add", type=Path, metavar="FILE", help="take in corrections, one JSON object a line")
     add("--reserve", type=Path, metavar="FILE", help="more held-out examples, which judge")
     add("--canaries", type=Path, metavar="FILE", help="examples with a topic, which stay secret")
@@ -50,31 +60,48 @@ def adapt(queue: Any, options: argparse.Namespace) -> int:
 
     spec = read_spec(options.spec)
     hours, tenant = options.quarantine * 3600, options.tenant
-    store = FeedbackStore(options.feedback, tenant, quarantine=hours, cap=options.cap)
+    whose = options.feedback_of or tenant
+    store = FeedbackStore(options.feedback, whose, quarantine=hours, cap=options.cap)
     if options.add is not None:
         states = [store.add(each) for each in corrections(options.add, store)]
         told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
         print(f"{options.add}: {told}")
     show_review(store)
-    if options.add is not None and not options.now:
+    if options.add is not None and not (options.now or options.forever):
         print(f"Next: minilora jobs adapt {options.spec} --feedback {options.feedback}")
         return 0
-    loop = Loop(Hub(options.hub, tenant), store, recipe_of(spec, options), queue)
+    loop = Loop(Hub(options.hub, tenant), store, recipe_of(spec, options), queue, live_of(options))
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, lambda *_: loop.stop.set())
     if not options.forever:
         return int(look(loop, options.now) == "reject")
-    stop = threading.Event()
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    look_forever(loop, stop, options.now, PAUSE)
+    look_forever(loop, loop.stop, options.now, PAUSE)
     return 0
 
 
+def live_of(options: argparse.Namespace) -> Any:
+    """Live pairs of a server's users, where its folder was named."""
+    if options.state is None:
+        return None
+    from ..jobs.live import Live
+    from ..serving.experiments import Experiments
+
+    return Live(Experiments(options.state), options.share)
+
+
 def look_forever(loop: Any, stop: threading.Event, now: bool, pause: float) -> None:
-    """Look again and again, until ``stop`` is set; what fails is told, and tried at the next."""
+    """Look again and again, until ``stop`` is set; what fails is told, and tried at the next.
+
+    ``stop`` is the loop's own, so that it also ends a training, after its step: the job goes back
+    into the queue, and the next run of this command goes on with it. So does Ctrl-C.
+    """
     while True:
         try:
             look(loop, now)
         except (ValueError, OSError) as error:  # a job that was cancelled, a disk that is full
+            if stop.is_set():
+                print(f"stopped: {error}; the same command goes on from there")
+                return
             print(f"this look failed: {error}")
         now = False
         if stop.wait(pause):
@@ -135,7 +162,6 @@ def recipe_of(spec: Any, options: argparse.Namespace) -> Any:
     """
     from ..jobs.recipe import Recipe
     from ..training.evaluation import PROSE
-    from ..training.examples import Example
     from ..training.readers import read_examples
 
     if spec.evaluation.regression is None:
@@ -144,19 +170,39 @@ def recipe_of(spec: Any, options: argparse.Namespace) -> Any:
             "that must stay right"
         )
     prose, tables = PROSE.read_text(encoding="utf-8"), spec.as_dict()
-    reserve = read_examples(options.reserve).examples if options.reserve else ()
     return Recipe(
         spec.name,
         read_examples(spec.data.train, skip_bad=spec.data.skip_bad).examples,
         read_examples(spec.evaluation.regression).examples,
         canaries=canaries_of(options.canaries),
         prose=[prose[i * WINDOW : (i + 1) * WINDOW] for i in range(WINDOWS)],
-        reserve=[each for each in reserve if isinstance(each, Example)],
+        reserve=reserve_of(options.reserve),
         **{name: tables.get(name, {}) for name in ("base", "method", "train")},
         replay=tables.get("replay"),
         after=options.after,
         every=options.days * 86_400,
     )
+
+
+def reserve_of(file: Path | None) -> list[Any]:
+    """The questions of a file. Raises ``ValueError`` that names a line which is none."""
+    from ..training.data_files import rows_of
+    from ..training.data_forms import read_row
+    from ..training.examples import Example
+
+    reserve = []
+    for row in rows_of(file) if file else ():
+        try:
+            if row.problem:
+                raise ValueError(row.problem)
+            example = read_row(row.value).example
+            if not isinstance(example, Example):
+                kind = type(example).__name__.lower()
+                raise ValueError(f"the exam takes a question and its answer, got a {kind}")
+        except ValueError as error:
+            raise ValueError(f"{row.where}: {error}") from None
+        reserve.append(example)
+    return reserve
 
 
 def canaries_of(file: Path | None) -> dict[str, list[Any]]:

@@ -47,6 +47,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add_state_option(parser)
     orders = "take orders by the fine-tuning API into this queue; minilora jobs worker does them"
     add("--jobs", type=Path, metavar="FOLDER", help=orders)
+    learn = "keep answers there, and take corrections of them: minilora jobs adapt learns from it"
+    add("--feedback", type=Path, metavar="FOLDER", help=learn)
     add("--audit", action="store_true", help="log who asked which adapter, without texts")
     add("--audit-texts", action="store_true", help="with questions and answers")
     about = "MB of greedy answers kept for each tenant (default: %(default)s, none)"
@@ -173,6 +175,11 @@ def service_of(options: argparse.Namespace) -> Any:
         answers=AnswerCache(bank.fingerprint.tensors, answers) if answers else None,
     )
     check_arms(service)
+    if options.feedback is not None:
+        from ..jobs.corrections import Corrections
+
+        heard = Corrections(options.feedback, experiments)
+        service.on_answer, service.on_feedback = heard.answered, heard.corrected
     return service
 
 

@@ -28,8 +28,11 @@ In reading order:
     correction.py  what a user said of an answer
     feedback_tables.py  their SQLite tables
     feedback.py    the store of those: quarantine, dedupe, caps, rotated held-out examples
+    corrections.py what a server's users correct, by request id, into that store
     recipe.py      what the loop keeps good, and what of two models is compared
     exam.py        held-out questions, drawn until enough is known
+    judge.py       one round's candidates, on the same questions
+    live.py        live pairs: a share of the server's users gets the other adapter
     learning.py    the loop's training, as a job of the queue
     adapt.py       ``Loop``: due, train, gate, promote, watch, roll back
 

@@ -13,13 +13,16 @@ is expelled, is then not learnt at all, and a hundred rounds drift no further th
 that is neither better nor worse *yet* stays in the hub as ``challenger``; ``settle`` asks the gate
 again when live pairs have come, at the bar of its round, and rejects it when there are enough.
 
-Left out: live pairs, which a caller of ``FeedbackStore.outcome`` has to bring; a choice among
-several candidates a round (``candidates`` in gate.py says what that costs). Where sources are left
-out in turn, those candidates share one more α.
+Live pairs are those of a server's users (live.py), or a program's that calls
+``FeedbackStore.outcome``.
+
+Left out: a choice among several candidates a round (``candidates`` in gate.py says what that
+costs). Where sources are left out in turn, those candidates share one more α.
 """
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -31,12 +34,14 @@ from ..hub.registry import Version
 from ..hub.store import Hub
 from ..model.pretrained import load_base
 from ..training.examples import Learnt
-from .blame import Trial, culprit
+from .blame import culprit, proved
 from .correction import OWNER, Slice
-from .exam import Exam, shared, sides
+from .exam import fair
 from .feedback import FeedbackStore
 from .gate import OPEN, Verdict, better, decide
+from .judge import Candidate, Judge
 from .learning import learn
+from .live import Live
 from .norms import module_norms
 from .pairs import Pairs
 from .queue import Queue
@@ -44,6 +49,7 @@ from .recipe import Marks, Recipe, compared, marks
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 HISTORY = 5  # champions whose norms are looked at
+FEW = 1000  # reserved questions, below which a round asks for more
 
 
 @dataclass(frozen=True)
@@ -61,26 +67,13 @@ class Round:
     told: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """One that was trained in this round: its answers to the exam, its marks, and the verdict.
-
-    ``learnt``: how many of the users' examples it was taught.
-    """
-
-    version: Version
-    learnt: int
-    answers: dict[str, bool]
-    marks: Marks
-    verdict: Verdict
-
-
 class Loop:
     """Keeps ``hub``'s ``<name>@champion`` good from what ``store`` holds; ``queue`` does the
     training.
 
     Any number of processes may run one: a promotion is a compare-and-set, and the second is told
-    that it was overtaken.
+    that it was overtaken. ``live``: where a server's users compare; ``stop``: set, it ends a
+    training after its step, which a later round goes on with.
 
     >>> import tempfile, minilora
     >>> task, short = minilora.data.naval_log(8, 4), {"steps": 1, "batch_size": 4}
@@ -91,8 +84,13 @@ class Loop:
     ('naval@1.0.0', '')
     """
 
-    def __init__(self, hub: Hub, store: FeedbackStore, recipe: Recipe, queue: Queue):
+    def __init__(
+        self, hub: Hub, store: FeedbackStore, recipe: Recipe, queue: Queue, live: Live | None = None
+    ):
         self.hub, self.store, self.recipe, self.queue = hub, store, recipe, queue
+        self.live, self.stop = live, threading.Event()
+        self.judged: tuple[str, str, int] | None = None  # by settle, with so many pairs
+        self.seen: dict[str, Marks] = {}  # what does not change, of those two versions
 
     # Who serves
 
@@ -138,6 +136,10 @@ class Loop:
                 for s in slices[:5] if s.failed]  # fmt: skip
         self.store.retire()
         self.store.reserve(self.recipe.reserve)
+        left = sum(each.source == OWNER for each in self.store.rows("heldout"))
+        if left < FEW:
+            told.append(f"{left} reserved questions are left to judge by, and a gain of 3 points "
+                        f"takes about {FEW:,}: reserve new ones")  # fmt: skip
         judge = Judge(self, champion)
         first = judge.candidate()
         told.append(f"candidate: {first.verdict.word}")
@@ -168,6 +170,10 @@ class Loop:
         told += [f"without {source}: {trial}" for source, trial in trials.items()]
         if not (guilty := culprit(trials, self.recipe.rules)):
             return first, ""
+        again = judge.again(guilty, 1 + len(suspects))
+        told.append(f"with another seed, without {guilty}: {again}")
+        if not proved(again, len(trials), self.recipe.rules):
+            return first, ""
         gone = self.store.expel(guilty, first.verdict.reason)
         told.append(f"expelled {guilty}: {gone} examples; no evidence against others is stronger")
         return without[guilty], guilty
@@ -180,6 +186,7 @@ class Loop:
         if verdict.word != "promote":
             if verdict.word == "wait":
                 self.hub.alias(version.spec, CHALLENGER)
+                told += self.on_users(champion, version, champion)
             return verdict.word
         try:
             self.hub.alias(version.spec, CHAMPION, expected=champion.version)
@@ -188,27 +195,47 @@ class Loop:
             return "overtaken"
         self.hub.alias(champion.spec, "previous")
         told.append(f"champion {champion.version} -> {version.version}")
+        told += self.on_users(champion, version, version)
         return "promote"
+
+    def on_users(self, old: Version, new: Version, champion: Version) -> list[str]:
+        """Have a share of the server's users try the other one; what to tell of it."""
+        begun = self.live.begin(old, new, champion) if self.live else ""
+        return [begun] if begun else []
+
+    def live_pairs(self, old: Version, new: Version) -> Pairs:
+        """What the server's users say of two adapters."""
+        return self.live.pairs(old, new) if self.live else Pairs()
 
     def settle(self) -> str:
         """Ask the gate again about the challenger, with the pairs of its round and the live ones
-        since; returns the word.
+        since; returns the word. Without new pairs nothing is asked.
         """
         champion, challenger = self.begin(), self.version(CHALLENGER)
         if challenger is None or challenger.version == champion.version:
             return ""
-        recipe, told = self.recipe, list[str]()
-        contents = champion.manifest.content, challenger.manifest.content
-        sources, pairs = self.store.answered(*contents)
-        before, after = marks(self.pulled(champion), recipe), marks(self.pulled(challenger), recipe)
-        more = self.norms(challenger, champion) | {"without": sides(sources, pairs)}
+        recipe, told = self.recipe, self.on_users(champion, challenger, champion)
+        sources, pairs = self.store.answered(champion.manifest.content, challenger.manifest.content)
+        live = self.live_pairs(champion, challenger)
+        judged = champion.spec, challenger.spec, len(pairs + live)
+        if judged == self.judged:
+            return "wait"
+        before, after = self.marks_of(champion), self.marks_of(challenger)
+        more = self.norms(challenger, champion) | {"without": fair(sources, pairs), "live": live}
         more["candidates"] = challenger.manifest.recipe.get("candidates", 1)  # of its round
         verdict = decide(compared(before, after, pairs, **more), recipe.rules)
         word = self.settled(challenger, champion, verdict, told)
+        self.judged, self.seen = judged, {champion.spec: before, challenger.spec: after}
         if word != "wait":
             self.hub.drop_alias(recipe.name, CHALLENGER)
+            if self.live and word != "promote":
+                self.live.end(recipe.name)
             self.note(word, told)
         return word
+
+    def marks_of(self, version: Version) -> Marks:
+        """A version's answers to what does not change, asked once."""
+        return self.seen.get(version.spec) or marks(self.pulled(version), self.recipe)
 
     # Afterwards
 
@@ -222,7 +249,9 @@ class Loop:
         rounds = self.store.rounds(self.recipe.name)
         since = max((at for at, word, *_ in rounds if word == "promote"), default=0.0)
         pairs = self.store.live(previous.manifest.content, champion.manifest.content, since)
-        check = better(pairs, self.recipe.rules)
+        check = better(pairs + self.live_pairs(previous, champion), self.recipe.rules)
+        if self.live and check.state != OPEN and self.live_pairs(previous, champion):
+            self.live.end(self.recipe.name)  # enough is known: all users get the champion
         if not check.harm:
             return ""
         self.hub.alias(previous.spec, CHAMPION, expected=champion.version)
@@ -239,11 +268,15 @@ class Loop:
     # The model
 
     def learn(
-        self, examples: Sequence[Learnt], parent: Version | None = None, **facts: Any
+        self, examples: Sequence[Learnt], parent: Version | None = None, seed: int = 0, **facts: Any
     ) -> Version:
-        """The version that learnt these examples from the base, through the queue."""
+        """The version that learnt these examples from the base, through the queue.
+
+        ``seed``: added to the recipe's.
+        """
         after = {"parent": parent.spec} if parent else {}
-        return learn(self.queue, self.hub, self.recipe, examples, facts=facts, **after)
+        recipe = self.recipe.seeded(seed)
+        return learn(self.queue, self.hub, recipe, examples, facts=facts, stop=self.stop, **after)
 
     def pulled(self, version: Version) -> Any:
         """A fresh base with a version's adapter."""
@@ -259,39 +292,3 @@ class Loop:
             "norms": module_norms(self.hub.read(version.spec)),
             "norms_before": [module_norms(self.hub.read(each.spec)) for each in before],
         }
-
-
-class Judge:
-    """One round's comparison with ``champion``: the same questions for every candidate."""
-
-    def __init__(self, loop: Loop, champion: Version):
-        self.loop, self.recipe, self.champion = loop, loop.recipe, champion
-        model = loop.pulled(champion)
-        self.before = marks(model, self.recipe)
-        self.exam = Exam(loop.store, model, self.recipe.block, self.recipe.rules.most)
-
-    def candidate(self, without: str = "", candidates: int = 1) -> Candidate:
-        """Train one, a source left out of the training and of the exam, and judge it."""
-        loop, rules = self.loop, self.recipe.rules
-        learnt = [each.example for each in loop.store.accepted({without})]
-        facts = {"without": without, "candidates": candidates} if without else {}
-        version = loop.learn([*self.recipe.old, *learnt], self.champion, **facts)
-        model = loop.pulled(version)
-        after, more = marks(model, self.recipe), loop.norms(version, self.champion)
-        more["candidates"] = candidates
-
-        def verdict(answers: dict[str, bool]) -> Verdict:
-            pairs, others = self.exam.pairs(answers), self.exam.pairs_without(answers)
-            return decide(compared(self.before, after, pairs, without=others, **more), rules)
-
-        def is_enough(answers: dict[str, bool]) -> bool:
-            now = verdict(answers)
-            return now.harmful or now.check("better").state != OPEN
-
-        answers = self.exam.sit(model, is_enough, without)
-        return Candidate(version, len(learnt), answers, after, verdict(answers))
-
-    def trial(self, first: Candidate, other: Candidate) -> Trial:
-        """The first candidate beside one without a source, on all that both were asked."""
-        fixed = Pairs(first.marks.answers, other.marks.answers)
-        return Trial(other.verdict, fixed + shared(first.answers, other.answers))

@@ -6,6 +6,11 @@ beats the one with it:
 
     E ≥ suspects / α    that the pairs (with it, without it) are won more than lost
     and no harm is left in the adapter without it
+    and both hold again for two other trainings, with and without it, of another seed
+
+The last line is about the luck of a training: E is over questions, and shows that two adapters
+differ, not why. A lucky one beats an unlucky one on question after question. That having fewer
+examples made the difference is not excluded.
 
 The questions are the held-out ones of others, the regression set and the canaries. A poison that
 touches a topic loses the whole topic's, so a dozen pairs are enough; where they are not, nobody is
@@ -50,10 +55,15 @@ def culprit(trials: Mapping[str, Trial], rules: Rules | None = None) -> str:
     >>> culprit({"ann": Trial(well, same)})  # no harm is left, by luck: nobody is expelled for that
     ''
     """
-    bar = (rules or Rules()).bar * len(trials)
-    proved = {
+    guilty = {
         source: trial.evidence
         for source, trial in trials.items()
-        if trial.evidence >= bar and not trial.verdict.harmful
+        if proved(trial, len(trials), rules)
     }
-    return max(proved, key=lambda source: proved[source], default="")
+    return max(guilty, key=lambda source: guilty[source], default="")
+
+
+def proved(trial: Trial, suspects: int, rules: Rules | None = None) -> bool:
+    """Whether a trial is enough, where so many sources are suspected."""
+    bar = (rules or Rules()).bar * suspects
+    return trial.evidence >= bar and not trial.verdict.harmful

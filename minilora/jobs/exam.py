@@ -3,11 +3,14 @@
 Each question is put to the champion once and to each candidate once, so all are compared on the
 same ones. A candidate that is clearly better or worse costs a block or two, and one that is hard to
 tell the whole pool. An E-value may be looked at after each block, so stopping there costs nothing.
+
+Users complain of what the champion got wrong: there a new adapter can win and hardly lose, and who
+taught it something wrong asks for that too. So users' questions can show harm, but they cannot show
+alone that it is better: that must hold on the owner's questions and the live pairs too (``fair``).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +19,7 @@ from .feedback import FeedbackStore
 from .pairs import Pairs
 from .recipe import right
 
-SOURCES = 5  # users without whose own questions the evidence must hold too
+USERS = "users"  # without whose own questions the evidence must hold too
 
 
 class Exam:
@@ -65,25 +68,24 @@ class Exam:
         return Pairs(tuple(old for old, _ in both), tuple(new for _, new in both))
 
     def pairs_without(self, answers: dict[str, bool]) -> dict[str, Pairs]:
-        """The same without each of the users with most questions."""
-        return sides([each.source for each in self.asked(answers)], self.pairs(answers))
+        """The same without the users' questions; nothing where no user asked."""
+        return fair([each.source for each in self.asked(answers)], self.pairs(answers))
 
 
-def sides(sources: Sequence[str], pairs: Pairs) -> dict[str, Pairs]:
-    """Pairs without each of the users with most questions; ``sources``: whose question each was.
+def fair(sources: Sequence[str], pairs: Pairs) -> dict[str, Pairs]:
+    """Pairs without the users' questions; ``sources``: whose question each was.
 
     The owner's questions stay, and live pairs, which are nobody's.
 
-    >>> sides(["ann", "owner", ""], Pairs((True, True, False), (False, True, True)))
-    {'ann': Pairs(old=(True, False), new=(True, True))}
+    >>> fair(["ann", "owner", ""], Pairs((True, True, False), (False, True, True)))
+    {'users': Pairs(old=(True, False), new=(True, True))}
+    >>> fair(["owner"], Pairs((True,), (True,)))
+    {}
     """
-    users = Counter(sources)
-    del users[OWNER], users[""]
-    split = {}
-    for name, _ in users.most_common(SOURCES):
-        rest = [place for place, source in enumerate(sources) if source != name]
-        split[name] = Pairs(tuple(pairs.old[i] for i in rest), tuple(pairs.new[i] for i in rest))
-    return split
+    rest = [place for place, source in enumerate(sources) if source in (OWNER, "")]
+    if len(rest) == len(sources):
+        return {}
+    return {USERS: Pairs(tuple(pairs.old[i] for i in rest), tuple(pairs.new[i] for i in rest))}
 
 
 def shared(one: dict[str, bool], other: dict[str, bool]) -> Pairs:

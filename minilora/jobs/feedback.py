@@ -11,9 +11,9 @@ the adapter that answered (hub/adapter.py), so that a complaint about a version 
 known as such.
 
 The held-out examples are *rotated*: a judgement takes those that have judged least so far, and what
-judged ``WORN`` times goes over to the training, since a choice among many adapters has learnt it.
-Users' corrections alone are too few to see a small gain, and are no fair sample of what is asked,
-so the owner ``reserve``s questions too, and each block has its share of both.
+judged ``WORN`` times judges no more, since a choice among many adapters has learnt it.
+Users' corrections are too few, and no fair sample of what is asked, so the owner ``reserve``s
+questions too, and each block has its share of both.
 
 Left out: who a source really is. A thousand accounts of one person are a thousand sources here.
 """
@@ -26,6 +26,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..training.examples import Example
 from .audit import audit
@@ -33,7 +34,7 @@ from .correction import FIELDS, OWNER, Feedback, Slice, is_heldout
 from .feedback_tables import DATABASE, in_turn, insert
 from .pairs import Pairs
 
-WORN = 5  # judgements, after which a held-out example is trained on
+WORN = 5  # judgements, after which a held-out example judges no more
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,7 @@ class FeedbackStore:
                     (self.tenant,),
                 )
             )
-            taught = Counter(
-                source
-                for (source,) in db.execute(
-                    "select source from feedback where tenant = ? and state = 'accepted'",
-                    (self.tenant,),
-                )
-            )
+            taught = self.taught(db)
             rows = db.execute(
                 "select id, at, source, question from feedback"
                 " where tenant = ? and state = 'quarantine' order by at, id",
@@ -166,13 +161,28 @@ class FeedbackStore:
         return added
 
     def retire(self) -> int:
-        """Let what has judged ``WORN`` times over to the training; returns how many that were."""
+        """Let what has judged ``WORN`` times judge no more; returns how many that were.
+
+        A user's is learnt then, within his cap; the owner's is not: nobody asked to teach it.
+        """
         with DATABASE.writing(self.folder) as db:
-            return db.execute(
-                "update feedback set state = 'accepted' where tenant = ? and state = 'heldout'"
-                " and uses >= ?",
+            taught = self.taught(db)
+            rows = db.execute(
+                "select id, source from feedback where tenant = ? and state = 'heldout'"
+                " and uses >= ? order by id",
                 (self.tenant, WORN),
-            ).rowcount
+            ).fetchall()
+            for number, source in rows:
+                learnt = source != OWNER and taught[source] < self.cap
+                taught[source] += learnt
+                state = "accepted" if learnt else "worn"
+                db.execute("update feedback set state = ? where id = ?", (state, number))
+        return len(rows)
+
+    def taught(self, db: Any) -> Counter[str]:
+        """How many examples of each source may be learnt by now."""
+        query = "select source from feedback where tenant = ? and state = 'accepted'"
+        return Counter(source for (source,) in db.execute(query, (self.tenant,)))
 
     def heldout(self, count: int, drawn: Collection[str] = ()) -> list[Feedback]:
         """The next ``count`` examples (``in_turn``); this is one more judgement.

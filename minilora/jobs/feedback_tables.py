@@ -1,4 +1,4 @@
-"""The feedback's SQLite file: corrections, pairs of two adapters' outcomes, and rounds."""
+"""The feedback's SQLite file: corrections, pairs of two adapters' outcomes, rounds, and answers."""
 
 from __future__ import annotations
 
@@ -35,6 +35,13 @@ DATABASE = Database(
     alter table live add column digest text not null default '';
     alter table live add column source text not null default '';
     create unique index live_by_question on live (tenant, old, new, digest) where digest != '';
+    """,
+        """
+    create table answered (
+        id integer primary key, at real not null, tenant text not null, request text not null,
+        adapter text not null, user text not null, question text not null, answer text not null,
+        unique (tenant, request)
+    );
     """,
     ),
 )

@@ -5,7 +5,7 @@ in three of ten cases (lesson 22). Five questions instead; the old adapter serve
 answered well:
 
     better        held-out and live pairs: E ≥ candidates / α that more are won than lost, also
-                  without the questions of any one source
+                  without the users' own questions, which are complaints (exam.py)
     regression    what worked must work: E ≥ 1 / α that less than ``margin`` of the old set is lost
     prose         the same for bits a byte of plain text, window by window
     canaries      no topic that the old one answers may be lost: what poison does
@@ -138,7 +138,7 @@ class Verdict:
 class Measured:
     """What was measured of a new adapter beside the old one.
 
-    ``without``: the held-out pairs without a source's own questions, by source. ``prose``: bits a
+    ``without``: the held-out pairs without somebody's own questions, by whose. ``prose``: bits a
     byte of each window, (old, new). ``canaries``: pairs by topic. ``norms``: ‖ΔW‖ by module, and
     ``norms_before`` those of the champions so far. ``candidates``: how many adapters were judged on
     these held-out examples, this one included.
@@ -201,12 +201,12 @@ def better(pairs: Pairs, rules: Rules, candidates: int = 1) -> Check:
 
 
 def agreed(checks: Mapping[str, Check], last: bool = False) -> Check:
-    """The check on all questions; it passes only if it does without those of any one source too,
+    """The check on all questions; it passes only if it does without those that are left out too,
     else it is open, and failed where these are the ``last`` pairs.
 
-    A source has held-out questions of its own, and what it taught wrongly it also asks: its adapter
-    answers as it wishes, and would win by its own exam. A check that fails stays failed, whoever
-    asked: the old adapter serves on, and blame.py looks for the cause of harm.
+    Users have held-out questions of their own, and what they taught wrongly they also ask: an
+    adapter that answers as they wish would win by their exam. A check that fails stays failed,
+    whoever asked: the old adapter serves on, and blame.py looks for the cause of harm.
 
     >>> shown, open_ = Check("better", "pass", "9 won"), Check("better", "open", "none")
     >>> print(agreed({"": shown, "mal": open_}))

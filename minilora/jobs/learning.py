@@ -9,6 +9,7 @@ twice.
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,10 +37,12 @@ def learn(
     *,
     parent: str = "",
     facts: Mapping[str, Any] | None = None,
+    stop: threading.Event | None = None,
 ) -> Version:
     """The version that learnt these examples, from the base; works on its job until that has ended.
 
-    ``parent``: the champion that it is to follow; ``facts``: more of its recipe, for the lineage.
+    ``parent``: the champion that it is to follow; ``facts``: more of its recipe, for the lineage;
+    ``stop``: set, by whoever wants it to end or by Ctrl-C, it gives the job back to the queue.
     Raises ``Unfinished``.
     """
     file = (queue.folder / "examples" / f"{data_hash(examples)}.jsonl").absolute()
@@ -53,7 +56,7 @@ def learn(
         spec, tenant=hub.tenant, key=key, request=request
     )
     if job.is_open:
-        Worker(queue, hub.folder).run(job.id)
+        Worker(queue, hub.folder, stop=stop).run(job.id)
         job = queue.job(job.id)
     if job.status != "succeeded":
         raise Unfinished(f"{job.id} is {job.status}{': ' * bool(job.error)}{job.error}")

@@ -7,7 +7,7 @@ could open the gate.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,12 @@ class Recipe:
                 "expected after and block from 1 on, suspects from 0 on and every above 0, got "
                 f"{self.after}, {self.block}, {self.suspects} and {self.every}"
             )
+
+    def seeded(self, more: int) -> Recipe:
+        """The same with another seed of the training, so many further on."""
+        if not more:
+            return self
+        return replace(self, train={**self.train, "seed": int(self.train.get("seed", 0)) + more})
 
     def spec(self, file: Path) -> Spec:
         """The job that learns the examples of a file: all of them, since the gate judges."""

@@ -31,7 +31,7 @@ LOOK = 1.0  # seconds between two looks into an empty queue
 
 
 class Worker:
-    """Works on the jobs of ``queue``, and pushes to the hub in ``hub``.
+    """Works on the jobs of ``queue``, and pushes to the hub in ``hub``; ``stop``: set, it ends.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -39,10 +39,18 @@ class Worker:
     0
     """
 
-    def __init__(self, queue: Queue, hub: Path, *, limits: Limits | None = None, name: str = ""):
+    def __init__(
+        self,
+        queue: Queue,
+        hub: Path,
+        *,
+        limits: Limits | None = None,
+        name: str = "",
+        stop: threading.Event | None = None,
+    ):
         self.queue, self.hub, self.limits = queue, Path(hub), limits or Limits()
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
-        self.stop = threading.Event()
+        self.stop = stop or threading.Event()
 
     def run(self, id: str | None = None, *, until_idle: bool = False) -> int:
         """Work until told to stop, until the queue is empty, or until job ``id`` has ended; returns

@@ -7,7 +7,7 @@
     dare_linear      as linear, of entries kept at random, over the share that is kept
                      (DARE, arXiv 2311.03099 section 3.2)
     ties, dare_ties  after that each entry elects a sign, and only those that have it are averaged
-                     (TIES, arXiv 2306.01708 section 3)
+                     (TIES, arXiv 2306.01708 algorithm 1)
     …_svd            the same rule on the products ΔWᵢ, which is what its paper means, then ``svd``
 
 The names, and the numbers, are those of ``combination_type`` in PEFT's ``add_weighted_adapter``.

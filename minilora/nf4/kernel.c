@@ -60,6 +60,10 @@ INLINE float scale_of(const Job *job, size_t i) { /* of weight i */
     return scaled + *job->offset;
 }
 
+INLINE size_t bytes_out(const Job *job) { /* of a dequantization, in all */
+    return job->count * (job->floats ? 4 : 2);
+}
+
 INLINE float weight_at(const Job *job, size_t i) {
     uint8_t pair = job->packed[i / 2];
     return job->levels[i % 2 ? pair & 15 : pair >> 4] * scale_of(job, i);
@@ -196,7 +200,7 @@ EXPORT int nf4_best(void) { /* 2: AVX-512, 1: AVX2, 0: plain; on this processor 
    4 KB pages that takes longer than all the rest, so Linux is asked for pages of 2 MB. */
 static void ask_for_large_pages(const Job *job) {
 #ifdef MADV_HUGEPAGE
-    size_t bytes = job->count * (job->floats ? 4 : 2), page = 1 << 21;
+    size_t bytes = bytes_out(job), page = 1 << 21;
     uintptr_t out = (uintptr_t)(job->floats ? (void *)job->floats : (void *)job->halves);
     uintptr_t first = (out + page - 1) / page * page, last = (out + bytes) / page * page;
     if (!job->y && bytes >= LARGE) madvise((void *)first, last - first, MADV_HUGEPAGE);

@@ -15,6 +15,9 @@
 
    Sums run in two chains, a and b: an addition takes four cycles, and one chain would wait for it.
 
+   What is too large for the caches is written past them (stream): an ordinary store first reads the
+   64 bytes of which it overwrites a part, so each would cross the memory bus twice.
+
    `target` compiles these functions for instructions that the rest of the file does without;
    nf4_best asks the processor before they are called. */
 #include <immintrin.h>
@@ -25,6 +28,20 @@ INLINE int32_t word_at(const uint8_t *codes) {
     int32_t word;
     memcpy(&word, codes, 4);
     return word;
+}
+
+INLINE int is_past_caches(const Job *job, const void *out) { /* stream takes no odd addresses */
+    return bytes_out(job) > LARGE && (uintptr_t)out % 64 == 0;
+}
+
+AVX2 INLINE void put_avx2(void *out, __m256 values, int past) {
+    if (past) _mm256_stream_ps(out, values);
+    else _mm256_storeu_ps(out, values);
+}
+
+AVX512 INLINE void put_avx512(void *out, __m512i values, int past) {
+    if (past) _mm512_stream_si512(out, values);
+    else _mm512_storeu_si512(out, values);
 }
 
 typedef struct { __m256 low, high; } Table; /* the values of codes 0 to 7 and 8 to 15 */
@@ -63,20 +80,22 @@ AVX2 INLINE __m256 to_low_half(__m256 values) {
 
 AVX2 INLINE void expand_avx2(const Job *job, size_t i, size_t end, size_t size, float *floats,
                              uint16_t *halves) {
+    int past = is_past_caches(job, floats ? (void *)floats : (void *)halves);
     for (; i < end; i += size) {
         Table table = table_avx2(job, i);
         const uint8_t *codes = job->packed + i / 2, *stop = codes + size / 2;
         for (; floats && codes < stop; codes += 4, floats += 8)
-            _mm256_storeu_ps(floats, eight(table, codes));
+            put_avx2(floats, eight(table, codes), past);
         if (floats) continue;
         Table odd = {rounded(table.low), rounded(table.high)};
         Table even = {to_low_half(odd.low), to_low_half(odd.high)};
         for (; codes < stop; codes += 8, halves += 16) {
             __m256i pairs = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)codes));
             __m256 first = look_up(even, _mm256_srli_epi32(pairs, 4));
-            _mm256_storeu_ps((void *)halves, _mm256_or_ps(first, look_up(odd, pairs)));
+            put_avx2(halves, _mm256_or_ps(first, look_up(odd, pairs)), past);
         }
     }
+    if (past) _mm_sfence(); /* before another thread may read it */
 }
 
 AVX2 INLINE void dot_avx2(const Job *job, size_t i, size_t end, size_t size, const float *x,
@@ -116,10 +135,11 @@ AVX512 INLINE __m512 sixteen(__m512 table, const uint8_t *codes) { /* one look-u
 
 AVX512 INLINE void expand_avx512(const Job *job, size_t i, size_t end, size_t size, float *floats,
                                  uint16_t *halves) {
+    int past = is_past_caches(job, floats ? (void *)floats : (void *)halves);
     for (; i < end; i += size) {
         const uint8_t *codes = job->packed + i / 2, *stop = codes + size / 2;
         for (__m512 table = table_avx512(job, i); floats && codes < stop; codes += 8, floats += 16)
-            _mm512_storeu_ps(floats, sixteen(table, codes));
+            put_avx512(floats, _mm512_castps_si512(sixteen(table, codes)), past);
         if (floats) continue;
         Table t = table_avx2(job, i);
         __m512i odd = _mm512_castps_si512(_mm512_castps256_ps512(rounded(t.low)));
@@ -129,9 +149,10 @@ AVX512 INLINE void expand_avx512(const Job *job, size_t i, size_t end, size_t si
             __m512i pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)codes));
             __m512i first = _mm512_permutexvar_epi32(_mm512_srli_epi32(pairs, 4), even);
             __m512i second = _mm512_permutexvar_epi32(pairs, odd);
-            _mm512_storeu_si512(halves, _mm512_or_si512(first, second));
+            put_avx512(halves, _mm512_or_si512(first, second), past);
         }
     }
+    if (past) _mm_sfence();
 }
 
 AVX512 INLINE void dot_avx512(const Job *job, size_t i, size_t end, size_t size, const float *x,

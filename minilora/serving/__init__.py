@@ -26,6 +26,7 @@ In reading order:
     experiments.py    the log: who was shown what, and what came of it
     failover.py       when an adapter fails: who answers instead, and when it is tried again
     metrics.py        what is counted, for Prometheus
+    answered.py       what a server tells whoever learns from it
     service.py        ``Service``: the parts of a server, and what a model's name means
     protocol.py       what may be asked over HTTP, field by field
     prompts.py        prompts as token ids, and what bounds their number

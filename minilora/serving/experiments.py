@@ -194,8 +194,12 @@ class Experiments:
         """``compare`` of what the log holds."""
         seen = "select arm, count(distinct unit) from exposure where experiment = ? group by arm"
         users = dict(db.execute(seen, (experiment.name,)).fetchall())
-        outcomes = [row[:2] for row in db.execute(FIRST_OUTCOMES, (experiment.name,))]
-        return compare(experiment, users, outcomes, points)
+        return compare(experiment, users, first_outcomes(db, experiment.name), points)
+
+    def outcomes(self, name: str) -> list[tuple[str, float]]:
+        """(arm, score) of each user's first outcome, in the order in which they came."""
+        with DATABASE.reading(self.folder) as db:
+            return first_outcomes(db, name)
 
     def all(self) -> list[tuple[Experiment, bool]]:
         """Each experiment, the newest first, and whether it runs."""
@@ -205,6 +209,11 @@ class Experiments:
         return [
             (Experiment.of(name, json.loads(fields)), bool(runs)) for name, fields, runs in rows
         ]
+
+
+def first_outcomes(db: Any, name: str) -> list[tuple[str, float]]:
+    """(arm, score) of each user's first outcome in an experiment."""
+    return [row[:2] for row in db.execute(FIRST_OUTCOMES, (name,))]
 
 
 def stored(db: Any, name: str) -> Experiment:

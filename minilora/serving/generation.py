@@ -25,6 +25,7 @@ from typing import Any
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 
+from .answered import answered
 from .prompts import checked_prompts, least_prompts, most_tokens
 from .protocol import ChatRequest, CompletionRequest
 from .quotas import Admission
@@ -130,7 +131,8 @@ class Generation:
     @property
     def writes(self) -> bool:
         """Whether its end is written into a file."""
-        return self.service.audit is not None or self.admission.session is not None
+        service = self.service
+        return bool(service.audit or service.on_answer or self.admission.session)
 
     def close(self, status: int) -> None:
         """Give back what was not used, and write down how it ended."""
@@ -139,6 +141,9 @@ class Generation:
         self.admission.settle(self.prompt_tokens + self.generated)
         if self.row is not None:
             self.write_down_end(self.row, status)
+        if self.service.on_answer is not None and status == 200:
+            told = self.tenant_name, self.id, self.asked, self.target, self.ends
+            self.service.on_answer(answered(*told))
 
     @property
     def tenant_name(self) -> str:

@@ -29,6 +29,7 @@ from ..hub.semver import check_name
 from ..hub.store import Hub
 from .adapter_store import AdapterStore
 from .answer_cache import AnswerCache
+from .answered import Answered
 from .audit import Audit
 from .engine import Engine
 from .experiments import Experiments
@@ -66,7 +67,8 @@ class Service:
     tenants: Tenants | None = None
     experiments: Experiments | None = None
     failover: Failover | None = None
-    on_feedback: Callable[[Any, str, Any], bool] | None = None  # (tenant, request, what came)
+    on_answer: Callable[[Answered], None] | None = None
+    on_feedback: Callable[[Any, str, Any], str] | None = None  # (tenant, request, what came)
     audit: Audit | None = None
     answers: AnswerCache | None = None
     metrics: Metrics = field(default_factory=Metrics)

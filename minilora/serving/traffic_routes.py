@@ -29,7 +29,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class FeedbackRequest(Asked):
     """``POST /v1/feedback``. ``request_id``: the response's ``x-request-id``, or its ``id``.
 
-    ``score``: 0 bad to 1 good. The texts are for a server that learns from them.
+    ``score``: 0 bad to 1 good. ``correction``: what the answer should have been, for a server that
+    learns from it (``--feedback``), and by ``topic``, which is the caller's word. ``question`` and
+    ``context`` say what was asked where the request was more than one message.
     """
 
     request_id: Text = Field(max_length=80)
@@ -38,15 +40,19 @@ class FeedbackRequest(Asked):
     context: str | None = None
     answer: str | None = None
     correction: str | None = None
+    topic: str | None = Field(None, max_length=80)
 
 
 class FeedbackReply(BaseModel):
-    """Which arm the score counts for, if the request was in an experiment."""
+    """Which arm the score counts for, if the request was in an experiment; and what became of the
+    correction: ``quarantine`` (it is kept), ``known``, ``refused`` or ``unknown`` (the request).
+    """
 
     request_id: str
     experiment: str | None
     arm: str | None
     kept: bool
+    state: str | None
 
 
 class ExperimentRequest(Asked):
@@ -81,14 +87,18 @@ async def feedback(asked: FeedbackRequest, request: Request, caller: Caller) -> 
             shown = await run_in_threadpool(outcome, name, asked.score, tenant.name)
         except ValueError as error:
             raise Refused(409, str(error), param="score", code="conflict") from error
-    kept = False
+    state = None
     if asked.correction is not None:
         if service.on_feedback is None:
             reason = "this server does not learn from corrections: leave correction out"
             raise Refused(400, reason, param="correction", code="unsupported_parameter")
-        kept = await run_in_threadpool(service.on_feedback, tenant, name, asked)
+        try:
+            state = await run_in_threadpool(service.on_feedback, tenant, name, asked)
+        except ValueError as error:
+            raise Refused(400, str(error), param="correction") from error
     experiment, arm = shown or (None, None)
-    return FeedbackReply(request_id=name, experiment=experiment, arm=arm, kept=kept)
+    kept = state == "quarantine"
+    return FeedbackReply(request_id=name, experiment=experiment, arm=arm, kept=kept, state=state)
 
 
 @router.get("/v1/experiments")

@@ -1,9 +1,11 @@
 """``minilora jobs adapt``: corrections in, a round when one is due, and what it says."""
 
+import contextlib
 import json
 import os
 import signal
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -13,6 +15,7 @@ from minilora.commands import jobs_adapt
 from minilora.commands.cli import main
 from minilora.commands.jobs_adapt import look_forever
 from minilora.hub import Hub
+from minilora.jobs import Queue
 from minilora.jobs.steps import as_line
 
 
@@ -45,12 +48,13 @@ def test_corrections_are_taken_in_and_a_round_follows(place, capsys):
     printed = capsys.readouterr().out
     assert "20 quarantine, 1 refused" in printed
     assert "Next: minilora jobs adapt" in printed
-    assert main(adapt) in (0, 1)
+    assert main(adapt) == 1, "a step on a dozen examples: no set is large enough to tell"
     printed = capsys.readouterr().out
     assert "new examples" in printed
+    assert "naval@1.1.0: reject, regression: fail" in printed
     assert "naval@1.0.0 serves" in printed
     assert [each.name for each in Hub("hub").list()] == ["naval", "naval"]
-    assert main(adapt) in (0, 1)
+    assert main(adapt) == 0
     assert "no round is due" in capsys.readouterr().out
     assert main(["jobs", "list"]) == 0
     assert capsys.readouterr().out.count("succeeded") == 2, "its trainings are jobs"
@@ -98,6 +102,59 @@ def test_forever_ends_when_the_process_is_told_to(place, monkeypatch, capsys):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert looks == [True, False, False], "asked for once, then when one is due"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
+def test_forever_ends_in_the_middle_of_a_training_and_goes_on_from_there(place, number, capsys):
+    """A loop spends its time in trainings: whoever has to kill it with -9 waits for a lease."""
+    text = (place / "spec.toml").read_text(encoding="utf-8")
+    text = text.replace("steps = 1\n", "steps = 100000\ncheckpoint_every = 1\n")
+    (place / "spec.toml").write_text(text, encoding="utf-8")
+    queue, before = Queue(place / "jobs"), signal.getsignal(signal.SIGTERM)
+
+    def tell():
+        until, step = time.monotonic() + 60, 0
+        while step < 2 and time.monotonic() < until:
+            time.sleep(0.1)
+            with contextlib.suppress(OSError):  # the queue is just being made
+                step = max((job.progress.get("step", 0) for job in queue.jobs()), default=0)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=tell)
+    thread.start()
+    try:
+        assert main(["jobs", "adapt", "spec.toml", "--forever"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        thread.join()
+    assert "stopped: ftjob-" in capsys.readouterr().out
+    (job,) = queue.jobs()
+    assert (job.status, job.step) == ("queued", "train")
+    assert list(place.glob("jobs/jobs/*/train-*/checkpoint.safetensors"))
+
+
+def test_a_reserve_takes_questions_alone_and_names_what_is_none(place, capsys):
+    rows = [{"instruction": "Hull?", "output": "Hull 9%."}, {"text": "Once upon a time."}]
+    (place / "exam.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    assert main(["jobs", "adapt", "spec.toml", "--reserve", "exam.jsonl"]) == 2
+    error = capsys.readouterr().err
+    assert "line 2: the exam takes a question and its answer, got a document" in error
+    assert len(jobs_adapt.reserve_of(place / "train.jsonl")) == 12
+
+
+def test_the_feedback_and_the_users_of_a_server_are_the_loops(place, monkeypatch):
+    """``serve --feedback heard --state server`` beside ``jobs adapt`` with the same two folders."""
+    seen = []
+    monkeypatch.setattr(jobs_adapt, "look", lambda loop, now: seen.append(loop) or "")
+    heard = ["--feedback", "heard", "--feedback-of", "acme"]
+    assert main(["jobs", "adapt", "spec.toml", *heard, "--state", "server", "--share", "0.1"]) == 0
+    assert main(["jobs", "adapt", "spec.toml"]) == 0
+    with_users, without = seen
+    assert (with_users.store.tenant, with_users.hub.tenant) == ("acme", "default")
+    assert with_users.live.share == 0.1
+    assert with_users.live.experiments.folder.name == "server"
+    assert without.live is None
 
 
 def test_a_bad_line_is_named_and_nothing_is_taken_in(place, capsys):

@@ -16,7 +16,9 @@ import pytest
 
 import minilora
 from minilora.hub import Hub
+from minilora.jobs import FeedbackStore
 
+OPTIONS = ("--adapter", "mine=mine/adapter", "--feedback", "heard")
 DOCS = Path(minilora.__file__).parents[1] / "docs" / "serving.md"
 
 
@@ -53,7 +55,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(folder):
     began = time.monotonic()
-    with served(folder, "--adapter", "mine=mine/adapter") as (process, address, lines):
+    with served(folder, *OPTIONS) as (process, address, lines):
         yield process, address, lines, time.monotonic() - began
 
 
@@ -75,6 +77,18 @@ def test_the_lines_that_it_prints_work(server):
         subprocess.run(command, shell=True, capture_output=True, check=True, text=True).stdout
     )
     assert got["minilora"]["adapter"].startswith("naval@")
+
+
+@pytest.mark.slow
+def test_a_correction_lands_in_the_folder_that_adapt_reads(server, folder):
+    _, address, *_ = server
+    body = {"model": "naval", "max_tokens": 4, "messages": [{"role": "user", "content": "Hull?"}]}
+    answer = httpx.post(f"{address}/v1/chat/completions", json=body, timeout=60).json()
+    told = {"request_id": answer["id"], "correction": "Hull 90%."}
+    assert httpx.post(f"{address}/v1/feedback", json=told, timeout=60).json()["kept"]
+    (row,) = FeedbackStore(folder / "heard").rows("quarantine")
+    assert (row.request, row.correction) == ("Hull?", "Hull 90%.")
+    assert row.adapter == Hub(folder / "hub").show("naval").manifest.content
 
 
 @pytest.mark.slow

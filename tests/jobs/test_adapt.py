@@ -8,7 +8,7 @@ from torch import nn
 import minilora
 from minilora import Example
 from minilora.hub import Hub
-from minilora.jobs import Queue, adapt, recipe
+from minilora.jobs import Queue, judge, recipe
 from minilora.jobs.adapt import Loop
 from minilora.jobs.correction import Feedback
 from minilora.jobs.feedback import FeedbackStore
@@ -204,11 +204,45 @@ def test_an_honest_source_is_not_expelled_because_a_check_passed_without_it(loop
     loop.begin()
     complain(loop, FUEL[90:120], "ann")
     complain(loop, FUEL[120:150], "bob")
-    monkeypatch.setattr(adapt, "decide", by_turns(adapt.decide))
+    monkeypatch.setattr(judge, "decide", by_turns(judge.decide))
     done = loop.round()
     assert any(line.startswith("rejected:") for line in done.told)
     assert done.expelled == ()
     assert done.word == "reject"
+
+
+def test_a_training_that_had_bad_luck_expels_nobody(loop, monkeypatch):
+    """It lost the old questions, and the one without ann did not: but so did no other with ann."""
+    real = loop.learn
+
+    def learn(examples, parent=None, **facts):
+        version = real(examples, parent, **facts)
+        if parent and not facts:  # the first candidate
+            known = loop.models[version.spec].known
+            known |= {("Hull?", each.input): "Aye?" for each in HULL}
+        return version
+
+    loop.learn = learn
+    loop.begin()
+    complain(loop, FUEL[90:120], "ann")
+    complain(loop, FUEL[120:150], "bob")
+    done = loop.round()
+    assert done.expelled == ()
+    assert done.word == "reject"
+    assert any(line.startswith("with another seed") for line in done.told), done.told
+
+
+def test_an_expulsion_is_checked_by_two_trainings_of_another_seed(loop):
+    real, trained = loop.learn, []
+
+    def learn(examples, parent=None, **facts):
+        trained.append((facts.get("without", ""), facts.get("seed", 0)))
+        return real(examples, parent, **facts)
+
+    loop.learn = learn
+    contents = poisoned(loop)
+    assert contents
+    assert trained[-2:] == [("", 1), ("mal", 1)], trained
 
 
 def by_turns(decide):
@@ -259,7 +293,7 @@ def test_whoever_moved_the_champion_meanwhile_wins(loop, monkeypatch):
 
     monkeypatch.setattr(loop, "learn", slow)
     passed = Verdict((Check("better", "pass", ""),))
-    monkeypatch.setattr(adapt, "decide", lambda *_: passed)
+    monkeypatch.setattr(judge, "decide", lambda *_: passed)
     done = loop.round()
     assert done.word == "overtaken"
     assert loop.version("champion").version not in (first.version, done.version)

@@ -1,13 +1,17 @@
 """Questions drawn block by block: the same for all, no more than are needed, none twice."""
 
+from collections import Counter
+
+import numpy as np
 import pytest
 
 from minilora import Example
 from minilora.jobs import exam
 from minilora.jobs.correction import Feedback
-from minilora.jobs.exam import Exam, shared
+from minilora.jobs.exam import Exam, fair, shared
 from minilora.jobs.feedback import OWNER, FeedbackStore
-from minilora.jobs.pairs import Pairs
+from minilora.jobs.gate import Measured, decide
+from minilora.jobs.pairs import Pairs, gain_evidence
 
 
 @pytest.fixture
@@ -67,4 +71,33 @@ def test_most_is_the_most_and_a_source_can_be_left_out(store):
     assert without
     assert {asked[digest] for digest in without} == {OWNER}
     everything = sitting.sit(set(), never)
-    assert sitting.pairs_without(everything) == {"ann": sitting.pairs(without)}
+    assert sitting.pairs_without(everything) == {"users": sitting.pairs(without)}
+
+
+def test_complaints_alone_promote_nobody(store):
+    """Users asked what the champion got wrong: the new one wins there, and is no better outside."""
+    owners = {n for n in range(20)}
+    sitting = Exam(store, owners, block=100, most=1000)
+    answers = sitting.sit(set(range(100)), never)
+    whole, others = sitting.pairs(answers), sitting.pairs_without(answers)
+    assert gain_evidence(whole.wins, whole.losses) > 1000
+    assert decide(Measured(whole)).word == "promote", "what a gate does that asks complaints"
+    assert decide(Measured(whole, without=others)).word == "wait"
+
+
+def test_an_equal_adapter_with_other_mistakes_is_not_promoted_by_complaints():
+    """100 complaints beside 300 reserved questions, 100 rounds, a look after each block."""
+    dice, promoted = np.random.default_rng(1), Counter()
+    for _ in range(100):
+        sources = dice.permutation(["ann"] * 50 + ["bob"] * 50 + [OWNER] * 300).tolist()
+        old, new = dice.random((2, 400)) < 0.8
+        old &= np.array(sources) == OWNER  # users complain of what it got wrong
+        words = {"all": set(), "fair": set()}
+        for seen in range(100, 401, 100):
+            pairs = Pairs(tuple(old[:seen].tolist()), tuple(new[:seen].tolist()))
+            words["all"].add(decide(Measured(pairs)).word)
+            without = fair(sources[:seen], pairs)
+            words["fair"].add(decide(Measured(pairs, without=without)).word)
+        promoted.update(rule for rule, said in words.items() if "promote" in said)
+    assert promoted["all"] > 90
+    assert promoted["fair"] <= 5

@@ -93,6 +93,22 @@ def test_held_out_examples_rotate_and_wear_out(tmp_path):
     assert len(store.accepted()) == before + total
 
 
+def test_a_reserve_that_is_worn_out_is_not_learnt_nor_is_a_user_past_his_cap(tmp_path):
+    store = filled(tmp_path)
+    store.review()
+    before = len(store.accepted())
+    store = FeedbackStore(tmp_path, cap=before + 2)
+    store.reserve([Example("Fuel?", f"Fuel {n}%.", f"Log: {n}") for n in range(40)])
+    total = len(store.rows("heldout"))
+    for _ in range(WORN):
+        store.heldout(total)
+    assert store.retire() == total
+    learnt = Counter(each.source for each in store.accepted())
+    assert learnt == {"ann": before + 2}
+    assert len(store.rows("worn")) == total - 2
+    assert store.reserve([Example("Fuel?", "Fuel 0%.", "Log: 0")]) == 0, "it has judged enough"
+
+
 def test_what_the_owner_reserves_judges_and_is_nobodys_failure(tmp_path):
     store = FeedbackStore(tmp_path)
     asked = [Example("Hull?", f"Hull {n}%.", f"Log: {n}") for n in range(5)]

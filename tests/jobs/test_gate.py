@@ -145,7 +145,10 @@ def test_bad_rules_are_refused(wrong):
 
 
 def test_the_promise_holds_with_a_look_after_each_pair():
-    """Equal adapters, 300 runs of 200 pairs: promoted in at most 5% (and a standard error)."""
+    """Equal adapters, 300 runs of 200 pairs: promoted in far less than the 5% that is promised.
+
+    Five are, so a gate that is twice as loose is seen; by the promise it would pass.
+    """
     dice = np.random.default_rng(0)
     promoted = 0
     for _ in range(300):
@@ -153,7 +156,7 @@ def test_the_promise_holds_with_a_look_after_each_pair():
         won, lost = (new & ~old).cumsum(), (old & ~new).cumsum()
         looks = sorted(set(zip(won.tolist(), lost.tolist(), strict=True)))
         promoted += any(decide(Measured(pairs(*look))).word == "promote" for look in looks)
-    assert promoted <= 300 * 0.05 + 4
+    assert promoted <= 8
 
 
 @pytest.mark.slow

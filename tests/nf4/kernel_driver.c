@@ -57,6 +57,7 @@ int main(void) {
     for (int k = 0; k < 400; k++)
         run_one(1 + rand() % 9, 1 + rand() % 300, 5 + rand() % 8, rand() % 2, 1 + rand() % 16);
     run_one(64, 1024, 6, 1, 1);
+    run_one(1031, 1033, 6, 1, 1); /* more than 4 MB of floats: written past the caches */
     printf("%d variants\n", nf4_best() + 1);
     return 0;
 }

@@ -4,6 +4,7 @@ Each property is tried with every variant that this processor has; the library i
 that the source is tested and not what was installed before.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -145,6 +146,24 @@ def test_large_tensors_on_two_threads(kernels, use, two_threads, block_size, dty
         use(each)
         for _ in range(3):
             assert same_bits(quantized.dequantize(dtype), expected), each.variant
+
+
+@pytest.mark.parametrize("dtype", DTYPES[:2])
+def test_what_is_too_large_for_the_caches_has_the_same_bits_wherever_it_lies(
+    kernels, use, two_threads, dtype
+):
+    """More than 4 MB are written past the caches, which takes addresses that 64 divides."""
+    n = 4 * 2**20 // dtype.itemsize + 33
+    quantized = nf4.quantize(torch.randn(n, generator=torch.Generator().manual_seed(0)))
+    expected = by_tensors(quantized, dtype)
+    parts = tuple(getattr(quantized, name) for name in nf4.tensor.PARTS)
+    for each, start in itertools.product(kernels, [0, 1, 8, 32]):
+        use(each)
+        room = torch.full((n + 64,), 7, dtype=dtype)
+        assert kernel.dequantize(kernel.Weight(parts, 64, "nf4"), room[start : start + n])
+        assert same_bits(room[start : start + n], expected), (each.variant, start)
+        assert (room[:start] == 7).all()
+        assert (room[start + n :] == 7).all()
 
 
 @given(seeds, st.integers(1, 700), block_sizes, st.data())
