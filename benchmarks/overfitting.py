@@ -4,8 +4,7 @@
 
 Both are on the shipped base, which learns naval code in ``--steps`` steps of eight examples:
 
-    data   30, 100, 300 and 2,000 examples × full, r = 1, 8, 64 × nothing, dropout 0.1 (LoRA
-           alone: the base has none), decay 0.1
+    data   30, 100, 300 and 2,000 examples × full, r = 1, 8, 64 × nothing, dropout 0.1, decay 0.1
     grid   100 examples × full, r = 1, 8, 64 × three rates × decay 0 and 1; half as many steps
 
 A curve has the loss in nats an answer token at some steps, with dropout off: ``train`` on at most
@@ -13,6 +12,9 @@ A curve has the loss in nats an answer token at some steps, with dropout off: ``
 50 further logs right to the letter after the last step. In ``data`` each method has the rate that
 other benchmarks found good for it; ``grid`` asks whether that mattered. The steps are fixed, not
 the epochs: they see 30 examples 67 times, and 2,000 once.
+
+LoRA's dropout drops inputs of A, and the base sees all of x. Full fine-tuning has no A, so there
+the same share of each Linear's inputs is dropped, and the base's own products see it.
 
 The results lie beside lesson 08, which draws them. A finished run is kept at once, so a call that
 was stopped goes on where it was; ``--most 5`` stops after so many.
@@ -27,6 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.nn import functional as F
 
 import minilora
 from minilora import LoraConfig, Task, data
@@ -60,8 +64,8 @@ class Setting:
 
 def settings_of(seed: int) -> Iterator[Setting]:
     """Every run of both sweeps with one seed, those without dropout and decay first."""
-    for held_back in ({}, {"dropout": 0.1}):
-        yield from of_every_size(seed, **held_back)
+    yield from of_every_size(seed)
+    yield from of_every_size(seed, dropout=0.1)
     for r, rate in RATES.items():
         for factor in (0.3, 1.0, 3.0):
             for decay in (0.0, 1.0):
@@ -70,11 +74,10 @@ def settings_of(seed: int) -> Iterator[Setting]:
 
 
 def of_every_size(seed: int, **held_back: float) -> Iterator[Setting]:
-    """The runs of ``data`` with one way of holding back; full fine-tuning has no dropout."""
+    """The runs of ``data`` with one way of holding back."""
     for size in SIZES:
         for r, rate in RATES.items():
-            if r or "dropout" not in held_back:
-                yield Setting("data", size, r, rate, **held_back, seed=seed)
+            yield Setting("data", size, r, rate, **held_back, seed=seed)
 
 
 def build(setting: Setting) -> Any:
@@ -82,6 +85,7 @@ def build(setting: Setting) -> Any:
     torch.manual_seed(setting.seed)
     model = minilora.load_base()
     if setting.r == 0:
+        drop_inputs(model.model.layers, setting.dropout)
         return model.requires_grad_(True)
     config = LoraConfig(
         r=setting.r,
@@ -91,6 +95,17 @@ def build(setting: Setting) -> Any:
     )
     minilora.inject(model, config)
     return model
+
+
+def drop_inputs(blocks: nn.Module, share: float) -> None:
+    """In training mode each Linear of the blocks gets its inputs with a share of them dropped."""
+
+    def dropped(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (F.dropout(inputs[0], share, module.training), *inputs[1:])
+
+    for module in blocks.modules():
+        if isinstance(module, nn.Linear) and share:
+            module.register_forward_pre_hook(dropped)
 
 
 @torch.no_grad()

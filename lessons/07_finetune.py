@@ -11,9 +11,8 @@
 # quickly and gently, and an adapter, on two attention matrices and on all matrices. Then we ask
 # what each can do now, and what it has lost.
 #
-# A warning about all such comparisons, this one too. Each method has its own good learning rate,
-# and each run here is short, with one seed. What you will see is what these settings do. It can
-# refute a law. It cannot establish one.
+# A warning about all such comparisons: each method has its own good rate, and each run here is
+# short, with one seed. What these settings do can refute a law. It cannot establish one.
 
 # %% [markdown]
 # ## Predict
@@ -23,7 +22,6 @@
 
 # %% [predict] who_forgets_most
 # Which run will read the old prose worst afterwards?
-#
 # - a) full, quick: every weight, rate {{ 0.001 }}
 # - b) full, gentle: every weight, rate {{ 0.0003 }}
 # - c) LoRA q, v: the base frozen, rank 8, rate {{ 0.005 }}
@@ -32,7 +30,6 @@
 
 # %% [predict] who_learns_best
 # And whose answers have the lowest loss on logs that none of them has seen?
-#
 # - a) full, quick
 # - b) full, gentle
 # - c) LoRA q, v
@@ -57,7 +54,8 @@ import minilora
 from minilora.learn import check, show
 from minilora.lora.layer import lora_layers
 from minilora.plots.style import hue, in_house_style, label, label_ends, one_axes
-from minilora.training.evaluation import PROSE
+from minilora.training.batches import IGNORE, encode_all
+from minilora.training.evaluation import PROSE, answers
 
 STEPS, LOGS = 72, 50
 task = minilora.data.naval_log(n_train=600, n_valid=LOGS)
@@ -155,11 +153,9 @@ show(
 
 # %% [markdown]
 # Numbers are not answers. Three unseen logs, as the base answers them and as LoRA on all matrices
-# does now; and the first answer of LoRA on q and v that is wrong:
+# does now; and the first answer of LoRA on q and v that is wrong. Then what a step learns from:
 
 # %%
-from minilora.training.evaluation import answers
-
 for example in task.valid[:3]:
     print(f"{example.input}  {example.instruction}")
     for who, model in (("before", original), ("after", models["LoRA all"])):
@@ -169,7 +165,18 @@ pairs = zip(task.valid, given, strict=True)
 missed = next((pair for pair in pairs if pair[1].strip() != pair[0].output), None)
 if missed:
     print(f"\n{missed[0].input}  {missed[0].instruction}\n  wanted  {missed[0].output}")
-    print(f"  wrong   {missed[1]}")
+    print(f"  wrong   {missed[1]}\n")
+row = encode_all(original.tokenizer, task.train[:1], 512)[0]
+learnt = sum(wanted != IGNORE for wanted in row.labels)  # the last of them
+pieces = [original.tokenizer.raw.decode([i], skip_special_tokens=False) for i in row.ids]
+print("read:  ", "·".join(pieces[:-learnt]).replace("\n", "\\n"))
+print("learnt:", "·".join(pieces[-learnt:]))
+assert row.labels[-learnt:] == row.ids[-learnt:]
+
+# %% [markdown]
+# That is one example as a step sees it. Of its {{ len(pieces)}} tokens {{ len(pieces) - learnt}}
+# are only read: the loss leaves these tokens out, as the model is to write answers and not
+# questions. The last one ends the answer: a model that never saw this token never stops.
 
 # %%
 for name, run in runs.items():

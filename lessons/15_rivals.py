@@ -15,6 +15,7 @@
 
 # %%
 import copy
+import statistics
 import time
 from unittest.mock import patch
 
@@ -142,13 +143,15 @@ ids = torch.randint(5, 900, (1, 64), generator=torch.Generator().manual_seed(0))
 
 @torch.no_grad()
 def seconds(model):
-    """The fastest of some forward passes."""
-    best = float("inf")
-    for _ in range(full_or_short(15, 3)):
-        began = time.perf_counter()
-        model(ids)
-        best = min(best, time.perf_counter() - began)
-    return best
+    began = time.perf_counter()
+    model(ids)
+    return time.perf_counter() - began
+
+
+def times_the_base(model):
+    """The median over rounds in which model and base take turns: other work hits both."""
+    rounds = full_or_short(21, 5)
+    return statistics.median(seconds(model) / seconds(bare) for _ in range(rounds))
 
 
 def merges(model):
@@ -161,12 +164,12 @@ def merges(model):
 
 
 can_merge = {name: merges(model) for name, model in models.items()}
-base_seconds = seconds(minilora.load_base().eval())
+bare = minilora.load_base().eval()
 print(f"{'':17} KB to ship  merges  positions  time of a call, base = 1")
 for name, model in models.items():
     parts = [part for _, part in attached_modules(model) if part.puts_rows_before]
     positions = int(name.split("=")[1]) if parts else 0
-    cost = seconds(model) / base_seconds
+    cost = times_the_base(model)
     kilobytes = 4 * trained[name] / 1000
     print(
         f"{name:17} {kilobytes:10.1f}  {'yes' if can_merge[name] else 'no':6}  {positions:9}"

@@ -15,15 +15,26 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, LoRALayer, data
+from minilora.files import read_json, read_tensors
+from minilora.jobs.gate import Rules
+from minilora.learn.course import lessons_folder
 from minilora.learn.pieces import solution_of
 from minilora.ledger import plan
+from minilora.ledger.estimate import GPUS
+from minilora.lora.hyperparameters import scaling_of
 from minilora.training.batches import IGNORE, encode_all
+from minilora.training.evaluation import PROSE
 
 EVERYWHERE = LoraConfig(r=8, target_modules="all-linear")
+TOKENS = 2048  # in a step, unless an answer says otherwise
 
 
 def gb(method, config=EVERYWHERE, model="llama-3-8b", **settings):
-    return plan(model, config, method, **settings).total / 1e9
+    return plan(model, config, method, seq=TOKENS, **settings).total / 1e9
+
+
+task = data.naval_log(160, 16)
+quick = {"batch_size": 8, "validate_every": 0, "progress": False, "seed": 0}
 
 
 def apart(a, b):
@@ -60,7 +71,8 @@ for layer in (LoRALayer(linear, r=8, lora_alpha=16), linear.requires_grad_(True)
 # {{ (3 * 4096 / 8) ** 0.5 / 2:.0f}} for 4,096 inputs. So begin higher by this ratio, and then
 # search the rate: ten is a habit, not a law.
 #
-# Lesson 05 · minilora/lora/layer.py · `bound = 1 / math.sqrt(self.in_features)`
+# Lesson 05, "Full fine-tuning would step −η G"
+# · minilora/lora/layer.py · `bound = 1 / math.sqrt(self.in_features)`
 
 # %%
 scales = [LoRALayer(nn.Linear(64, 64), r=r, lora_alpha=16).scaling for r in (8, 64)]
@@ -73,7 +85,8 @@ scales = [LoRALayer(nn.Linear(64, 64), r=r, lora_alpha=16).scaling for r in (8, 
 # scale is {{ scales[0]:g}} at rank 8 and {{ scales[1]:g}} at rank 64. Fix α, search the rate, and
 # name both.
 #
-# Lesson 05 · minilora/lora/layer.py · `self.scaling = scaling_of(r, lora_alpha, use_rslora)`
+# Lesson 05, "quote α with the rate, the optimizer and the rule"
+# · minilora/lora/layer.py · `self.scaling = scaling_of(r, lora_alpha, use_rslora)`
 
 # %%
 tokenizer = minilora.load_base().tokenizer
@@ -90,7 +103,7 @@ rank_1 = minilora.trainable_parameters(model)[0]
 # not call for a high rank, and a low rank alone does not stop overfitting. Lesson 08 searches the
 # rate for each rank, without which a comparison of ranks compares rates.
 #
-# Lesson 08 · minilora/lora/config.py · `r: int = 8`
+# Lesson 08, "with much of it the small ranks are behind" · minilora/lora/config.py · `r: int = 8`
 
 # %%
 two, seven = (
@@ -106,7 +119,8 @@ two, seven = (
 # numbers, on all Linears {{ seven:,}}. Both are little beside the base, so memory is no reason to
 # leave layers out.
 #
-# Lesson 08 · minilora/lora/config.py · `target_modules: str | Sequence[str] = ("q_proj", "v_proj")`
+# Lesson 08, "With all seven matrices you need not know where"
+# · minilora/lora/config.py · `target_modules: str | Sequence[str] = ("q_proj", "v_proj")`
 
 # %%
 model = minilora.load_base()
@@ -114,8 +128,6 @@ text = "The sea was calm, and the ship lay at anchor. " * 20
 before = minilora.bits_per_byte(model, text)
 minilora.inject(model, LoraConfig(r=8, target_modules=["q_proj", "v_proj"]))
 torch.manual_seed(0)
-task = data.naval_log(160, 16)
-quick = {"batch_size": 8, "validate_every": 0, "progress": False, "seed": 0}
 history = minilora.train(model, task, steps=20, lr=2e-2, **quick)
 lost = minilora.bits_per_byte(model, text) - before
 base = minilora.load_base()
@@ -131,7 +143,8 @@ kept = all(
 # text cost {{ lost:.1f}} bits a byte more, and the base was the same to the bit ({{ kept}}). The
 # frozen base gives you a way back, not a model that remembers.
 #
-# Lesson 07 · minilora/lora/layer.py · `return self.scaling * (self.lora_B`
+# Lesson 07, "not one number of its base has changed"
+# · minilora/lora/layer.py · `return self.scaling * (self.lora_B`
 
 # %%
 own = minilora.SelfReplay(windows=4, tokens=16)
@@ -149,7 +162,8 @@ short = minilora.train(
 # {{ short.steps[0]["windows_loss"]:.0f}}. Replay what you want to keep: prose keeps prose, and only
 # answers keep answers.
 #
-# Lesson 16 · minilora/training/replay.py · `share: float = 0.25`
+# Lesson 16, "It needs to know *what* to keep: prose did not keep answers"
+# · minilora/training/replay.py · `share: float = 0.25`
 
 # %%
 model = adapted()
@@ -165,7 +179,8 @@ fitted = seen.losses[-1]
 # unseen logs {{ held:.1f}}. Enough is when a second half of your data no longer lowers the held-out
 # loss, so measure with half of it first. Keep a held-out set that no training sees.
 #
-# Lesson 08 · minilora/training/loop.py · `Validation(model, run.valid_batches, task.valid`
+# Lesson 08, "All four learn 30 examples by heart"
+# · minilora/training/loop.py · `Validation(model, run.valid_batches, task.valid`
 
 # %%
 layer, row = LoRALayer(nn.Linear(64, 64), r=8, lora_dropout=0.5), torch.randn(8, 64)
@@ -181,7 +196,8 @@ quiet = (layer(row) - layer(row)).abs().max().item()
 # calls with dropout 0.5 differed by up to {{ noise:.0f}} in training mode and by {{ quiet:.0f}}
 # after `eval()`. A model that you forgot to put into `eval()` answers with noise.
 #
-# Lesson 08 · minilora/lora/layer.py · `x = F.dropout(x, self.lora_dropout)`
+# Lesson 08, "Dropout and decay move the last loss"
+# · minilora/lora/layer.py · `x = F.dropout(x, self.lora_dropout)`
 
 # %%
 shrunk = (1 - 2e-4 * 0.1) ** (2 * 1000)
@@ -193,7 +209,8 @@ shrunk = (1 - 2e-4 * 0.1) ** (2 * 1000)
 # steps at the rate 2e-4 with decay 0.1 leave {{ shrunk:.0%}} of ΔW where nothing else pulls. At
 # usual settings it is weak, and the learning rate and the number of steps decide.
 #
-# Lesson 08 · minilora/training/optimizer.py · `param_groups(model, parameters, lr, weight_decay`
+# Lesson 08, "Dropout and decay move the last loss"
+# · minilora/training/optimizer.py · `param_groups(model, parameters, lr, weight_decay`
 
 # %%
 share = labels / sum(len(row.ids) for row in encoded)
@@ -205,7 +222,8 @@ share = labels / sum(len(row.ids) for row in encoded)
 # answer; all others get the label {{ IGNORE}}, which the loss leaves out. The loss is divided by
 # the answer tokens of the whole batch, not averaged part by part.
 #
-# Lesson 07 · minilora/training/batches.py · `labels = [token if is_learnt else IGNORE`
+# Lesson 07, "the loss leaves these tokens out"
+# · minilora/training/batches.py · `labels = [token if is_learnt else IGNORE`
 
 # %%
 last = tokenizer.decode([encoded[0].ids[encoded[0].labels.index(encoded[0].labels[-1])]])
@@ -218,7 +236,8 @@ learnt_end = sum(row.labels[-1] != IGNORE for row in encoded) / len(encoded)
 # out. Here {{ learnt_end:.0%}} of a hundred encoded examples end in a token that the loss sees.
 # Train and generate with the same chat template, and look at one encoded example before you train.
 #
-# Lesson 07 · minilora/model/turns.py · `ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]`
+# Lesson 07, "model that never saw this token never stops"
+# · minilora/model/turns.py · `ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]`
 
 # %%
 ends = {}
@@ -234,7 +253,8 @@ for rate in (5e-3, 2e-1):
 # {{ ends[2e-1]:.0f}}. A user of LLaVA who saw such a jump reports that a rate ten times lower cured
 # it (haotian-liu/LLaVA #1301). Lower the rate, warm up, clip the gradient.
 #
-# Lesson 05 · minilora/training/steps.py · `norm = nn.utils.clip_grad_norm_(parameters`
+# Lesson 08, "three times too high"
+# · minilora/training/steps.py · `norm = nn.utils.clip_grad_norm_(parameters`
 
 # %%
 largest, step = torch.finfo(torch.float16).max, torch.finfo(torch.bfloat16).eps
@@ -246,9 +266,10 @@ small_gradient = torch.tensor(1e-8).half()
 # bf16 where the card has it: a gradient of 1e-8 is {{ small_gradient.item():g}} in fp16, so its
 # loss is scaled up before the backward pass, but not so far that anything exceeds
 # {{ largest:,.0f}}, where fp16 ends. bf16 reaches as far as float32 and keeps few digits, a step of
-# {{ step:.4f}} at 1. Either way A and B stay in float32, or small steps vanish.
+# {{ step:.4f}} at one. Either way A and B stay in float32, or small steps vanish.
 #
-# Lesson 09 · minilora/lora/layer.py · `A and B are float32 when`
+# Lesson 09, "adapters in float32, so that small steps are not rounded away"
+# · minilora/lora/layer.py · `A and B are float32 when`
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -264,28 +285,33 @@ numbers = minilora.trainable_parameters(model)[0]
 # beside them. For the shipped base these {{ len(files)}} files take {{ size / 1000:.0f}} kB, about
 # four bytes for each of {{ numbers:,}} numbers. Without the JSON nobody knows the scale.
 #
-# Lesson 20 · minilora/formats/peft_files.py · `CONFIG, TENSORS, PREFIX = "adapter_config.json"`
+# Lesson 25, "An adapter is two files"
+# · minilora/formats/peft_files.py · `CONFIG, TENSORS, PREFIX = "adapter_config.json"`
 
 # %%
-other = minilora.load_base()
+other, larger = minilora.load_base(), 1.01
 with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     minilora.save_adapter(model, folder)
     with torch.no_grad():
-        other.get_parameter("model.layers.0.self_attn.q_proj.weight").mul_(1.01)
+        other.get_parameter("model.layers.0.self_attn.q_proj.weight").mul_(larger)
     minilora.load_adapter(other, folder)
 
 # %% [markdown]
 # ## Can I put an adapter on another base?
 #
 # If the shapes fit, it loads, and it was trained as a difference to other weights. One matrix of
-# the base made 1% larger gave {{ len(caught)}} warning here, by a fingerprint in the adapter's
-# file; PEFT's file names its base and has none. Measure it there, or train it again.
+# the base made {{ larger - 1:.0%}} larger gave {{ len(caught)}} warning here, by a fingerprint in
+# the adapter's file; PEFT's file names its base and has none. Measure it there, or train it again.
 #
-# Lesson 20 · minilora/formats/save_and_load.py · `compare its answers before you rely on them`
+# Lesson 13, "the adapter never saw this W₀"
+# · minilora/formats/save_and_load.py · `compare its answers before you rely on them`
 
 # %%
-copies, adapters = 1000 * 16.06, 1000 * plan("llama-3-8b", EVERYWHERE).adapter_file_bytes / 1e9
+eight_b = plan("llama-3-8b", EVERYWHERE)  # 16 bits a weight
+copies, adapters = (
+    1000 * size / 1e9 for size in (eight_b.bytes["weights"], eight_b.adapter_file_bytes)
+)
 
 # %% [markdown]
 # ## Can I use several adapters on one base at once?
@@ -294,7 +320,8 @@ copies, adapters = 1000 * 16.06, 1000 * plan("llama-3-8b", EVERYWHERE).adapter_f
 # of files, a thousand merged models {{ copies:,.0f}} GB. Each row is answered as it is alone.
 # Merging one, answering and unmerging it again is the slow way.
 #
-# Lesson 21 · minilora/serving/bank.py · `class AdapterBank`
+# Lesson 21, "A thousand adapters cost what one costs"
+# · minilora/serving/bank.py · `class AdapterBank`
 
 # %%
 torch.manual_seed(0)
@@ -311,7 +338,8 @@ wrong, right = apart(summed, exact), apart(B @ A, exact)
 # ranks. Summing A with A and B with B is off by {{ wrong:.0%}}, as it multiplies one adapter's B by
 # the other's A. Their effects do not add up even then, so measure both tasks.
 #
-# Lesson 19 · minilora/lora/combining.py · `A = torch.cat([part.A for _, part in parts])`
+# Lesson 19, "Adding is exact if the factors are put side by side"
+# · minilora/lora/combining.py · `A = torch.cat([part.A for _, part in parts])`
 
 # %%
 cast = 2 * 128_256 * 4096 * (4 - 2) / 1e9
@@ -326,7 +354,8 @@ cast = 2 * 128_256 * 4096 * (4 - 2) / 1e9
 # of that, and the rest is not explained there). Here `inject` after quantizing freezes, and
 # `checkpointing` is a switch of its own.
 #
-# Lesson 12 · minilora/nf4/linear.py · `return model.requires_grad_(False)`
+# docs/using.md, "one call, `prepare_model_for_kbit_training`"
+# · minilora/nf4/linear.py · `return model.requires_grad_(False)`
 
 # %%
 whole, moments = gb("qlora"), plan("llama-3-8b", EVERYWHERE, "qlora").bytes["optimizer"] / 1e9
@@ -339,7 +368,8 @@ whole, moments = gb("qlora"), plan("llama-3-8b", EVERYWHERE, "qlora").bytes["opt
 # Gradient checkpointing saves {{ (whole - gb("qlora", checkpointing=True)) / moments:.0f}} times as
 # much.
 #
-# Lesson 09 · minilora/ledger/estimate.py · `optimizer   = trainable · 8`
+# Lesson 09, "What LoRA saves is gradients and moments"
+# · minilora/ledger/estimate.py · `optimizer   = trainable · 8`
 
 # %%
 lora, qlora = gb("lora"), gb("qlora")
@@ -348,13 +378,14 @@ lean_lora, lean_qlora = (gb(m, checkpointing=True) for m in ("lora", "qlora"))
 # %% [markdown]
 # ## Why does four bits take more memory than I expected, or more than 16?
 #
-# Four bits shrink the base alone: with 2,048 tokens Llama-3-8B takes {{ lora:.0f}} GB with LoRA and
-# {{ qlora:.0f}} GB with QLoRA, the rest being activations. It takes more than 16 bits where
-# autograd keeps every dequantized weight, or a helper casts to float32 (in huggingface/peft #785
-# only four bits ran out of memory with the same batch of 96; why, the thread does not say). With
-# checkpointing the two are {{ lean_lora:.0f}} and {{ lean_qlora:.0f}} GB.
+# Four bits shrink the base alone: with {{ TOKENS:,}} tokens Llama-3-8B takes {{ lora:.0f}} GB with
+# LoRA and {{ qlora:.0f}} GB with QLoRA, the rest being activations. It takes more than 16 bits
+# where autograd keeps every dequantized weight, or a helper casts to float32 (in huggingface/peft
+# #785 only four bits ran out of memory with the same batch of 96; why, the thread does not say).
+# With checkpointing the two are {{ lean_lora:.0f}} and {{ lean_qlora:.0f}} GB.
 #
-# Lesson 12 · minilora/nf4/linear.py · `dx = grad @ ctx.weight.dequantize(grad.dtype)`
+# Lesson 12, "Written plainly, four bits take *more* memory than floats"
+# · minilora/nf4/linear.py · `dx = grad @ ctx.weight.dequantize(grad.dtype)`
 
 # %%
 kept_lora, flops = (
@@ -369,31 +400,36 @@ kept_lora, flops = (
 # Llama-3-8B falls from {{ lora:.0f}} to {{ kept_lora:.0f}} GB, and the backward computes
 # {{ flops[1] / flops[0]:.1f}} times as much. Where memory is short, try it before fewer bits.
 #
-# Lesson 09 · minilora/training/recomputation.py · `def recomputing(`
+# Lesson 09, "Gradient checkpointing, which throws activations away"
+# · minilora/training/recomputation.py · `def recomputing(`
 
 # %%
 eight = {m: gb(m, checkpointing=True) for m in ("full", "lora", "qlora")}
-
+#
 # %% [markdown]
 # ## How much memory does an 8B model take to train?
 #
-# With 2,048 tokens and checkpointing {{ eight["full"]:.0f}} GB for everything,
+# With {{ TOKENS:,}} tokens and checkpointing {{ eight["full"]:.0f}} GB for everything,
 # {{ eight["lora"]:.0f}} GB with LoRA and {{ eight["qlora"]:.0f}} GB with QLoRA. The number of
 # tokens counts as much as the model. `minilora plan llama-3-8b` prints it for your settings.
 #
-# Lesson 09 · minilora/ledger/estimate.py · `trainable   = Σ r (in + out)`
+# Lesson 09, "Activations grow with the tokens, everything else with the parameters"
+# · minilora/ledger/estimate.py · `trainable   = Σ r (in + out)`
 
 # %%
 seventy = plan("llama-2-70b", EVERYWHERE, "qlora", seq=512, checkpointing=True)
+too_full = min(GPUS.values(), key=lambda size: abs(size - seventy.total / 1e9))
+card = min(size for size in GPUS.values() if size > too_full)
 
 # %% [markdown]
 # ## Can QLoRA train 70B in 16 or 24 GB?
 #
 # No: the four-bit codes alone are {{ seventy.bytes["weights"] / 1e9:.1f}} GB. A step with 512
 # tokens and checkpointing takes {{ seventy.total / 1e9:.1f}} GB, and the CUDA context and
-# fragmentation come on top. That leaves a card of 40 GB hardly any room, so take one of 48.
+# fragmentation come on top. That leaves a card of {{ too_full}} GB hardly any room, so take one of
+# {{ card}}.
 #
-# Lesson 09 · minilora/ledger/estimate.py · `a 4-bit weight is half a byte`
+# Lesson 09, "The codes alone are" · minilora/ledger/estimate.py · `a 4-bit weight is half a byte`
 
 # %%
 work = [plan("llama-3-8b", EVERYWHERE, m).flops_backward for m in ("lora", "full")]
@@ -406,7 +442,8 @@ work = [back + plan("llama-3-8b", EVERYWHERE).flops_forward for back in work]
 # own. On small layers the many little products take that back, so measure the time. The memory that
 # it saves is the larger gain.
 #
-# Lesson 07 · minilora/ledger/flops.py · `backward += share * product * (grad + trains)`
+# Lesson 07, "Frozen weights need only the first"
+# · minilora/ledger/flops.py · `backward += share * product * (grad + trains)`
 
 # %%
 more = 8 * (4096 + 4096) / 4096**2
@@ -418,22 +455,24 @@ more = 8 * (4096 + 4096) / 4096**2
 # calls: much for one row in a narrow layer, little in a wide one. Merge if you serve one adapter,
 # leave it beside the base if you serve many.
 #
-# Lesson 13 · minilora/lora/layer.py · `def add_few(`
+# Lesson 13, "Unmerged inference costs" · minilora/lora/layer.py · `def add_few(`
 
 # %%
 one, small = torch.ones(1).bfloat16(), torch.full((1,), 0.001).bfloat16()
 merged = (one + small).item()
 W, D = torch.randn(256, 256) * 0.02, torch.randn(256, 256) * 1e-4
+share_of_W = float(D.norm() / W.norm())
 rounded = apart((W.bfloat16() + D.bfloat16()).float() - W.bfloat16().float(), D)
 
 # %% [markdown]
 # ## Does merging lose anything?
 #
 # In float32 only rounding; in bf16 1 + 0.001 is {{ merged:g}}, so small changes vanish. Of a ΔW of
-# half a percent of W a bf16 merge was off by {{ rounded:.0%}} of ΔW. Sum in float32, and compare
-# the merged model's answers before you ship it.
+# {{ share_of_W:.1%}} of W a bf16 merge was off by {{ rounded:.0%}} of ΔW. Sum in float32, and
+# compare the merged model's answers before you ship it.
 #
-# Lesson 13 · minilora/lora/layer.py · `return weight.to(delta) + delta, bias`
+# Lesson 13, "A merge into floats is free"
+# · minilora/lora/layer.py · `return weight.to(delta) + delta, bias`
 
 # %%
 from minilora import nf4
@@ -449,21 +488,29 @@ again = apart(nf4.quantize(held_W + D).dequantize() - held_W, D)
 # that it cannot be avoided (huggingface/peft #2321). Merging onto the original 16-bit base is a
 # third thing, for training never saw those weights.
 #
-# Lesson 13 · minilora/lora/merging.py · `def merge_and_requantize(`
+# Lesson 13, "A requantized merge lies most about small updates"
+# · minilora/lora/merging.py · `def merge_and_requantize(`
 
 # %%
-passes = (0.5 + 1) + (1 + 4) + (4 + 4)  # each pass reads and writes
+steps_of_it = {  # bytes a weight that a step reads and writes
+    "bytes to codes": 0.5 + 1,
+    "codes to levels": 1 + 4,
+    "levels times scales": 4 + 4,
+}
+passes = sum(steps_of_it.values())
 
 # %% [markdown]
 # ## Why is QLoRA slower than LoRA?
 #
 # Every product unpacks the codes first, and the backward does so again. With plain tensors that
-# moves {{ passes:.1f}} bytes over memory for a weight of half a byte. A user of open-instruct
+# takes {{ len(steps_of_it)}} steps ({{ ", ".join(steps_of_it)}}), which read and write
+# {{ passes:.1f}} bytes for a weight of half a byte. A user of open-instruct
 # reports five times LoRA's time, and a maintainer answers that this "sounds odd", as the two should
 # be similar (allenai/open-instruct #109); how much it is depends on the kernel and on the number of
 # tokens.
 #
-# Lesson 24 · minilora/nf4/linear.py · `transposed = weight.dequantize(x.dtype).T`
+# Lesson 24, "bytes to codes, codes to levels, levels times scales"
+# · minilora/nf4/linear.py · `transposed = weight.dequantize(x.dtype).T`
 
 # %%
 layer = LoRALayer(nn.Linear(16, 16), r=4)
@@ -477,7 +524,8 @@ grad_A, grad_B = layer.lora_A.grad.abs().max().item(), layer.lora_B.grad.abs().m
 # gradient is {{ grad_A:.0f}} and B's is not ({{ grad_B > 0}}), so B moves, and then A does. Two
 # zeros would never move.
 #
-# Lesson 04 · minilora/lora/layer.py · `nn.init.zeros_(self.lora_B)`
+# Lesson 04, "One zero factor keeps the base and learns"
+# · minilora/lora/layer.py · `nn.init.zeros_(self.lora_B)`
 
 # %%
 only_q = LoraConfig(target_modules=["q_proj"])
@@ -495,7 +543,8 @@ except ValueError as error:
 # refuses ("query" is named in its message: {{ "query" in refused}}), where PEFT goes on with the
 # {{ fitting}} layers that fit. Then count what has `requires_grad`, and look at ‖B‖ after a step.
 #
-# Lesson 06 · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
+# Lesson 06, "Count what trains, and know the number beforehand"
+# · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
 
 # %%
 torch.manual_seed(0)
@@ -508,20 +557,24 @@ unrelated = apart(torch.randn(256, 256), torch.randn(256, 256))
 # proves nothing: two random matrices differ by {{ unrelated:.2f}} of their norm. Look at ten
 # answers with your own eyes as well.
 #
-# Lesson 07 · minilora/training/evaluation.py · `def exact_match(`
+# Lesson 07, "A norm says that something changed"
+# · minilora/training/evaluation.py · `def exact_match(`
 
 # %%
 error = (0.25 / 100) ** 0.5
 evidence = solution_of("paired_e_value")([False] * 5, [True] * 5)
+asked_for = Rules().bar
 
 # %% [markdown]
 # ## How many questions does it take to say that one adapter is better?
 #
-# On a hundred questions one standard error is up to {{ error:.0%}}, so a few points are noise. Ask
+# On 100 questions one standard error is up to {{ error:.0%}}, so a few points are noise. Ask
 # both the same questions and count those that differ: five of five won is an E-value of
-# {{ evidence:.1f}}, and the gate asks for 20. Do not judge on the set on which you chose.
+# {{ evidence:.1f}}, and the gate asks for
+# {{ asked_for:.0f}}. Do not judge on the set on which you chose.
 #
-# Lesson 22 · minilora/jobs/gate.py · `state = PASS if gain >= bar else FAIL if`
+# Lesson 22, "A hundred questions cannot see three points"
+# · minilora/jobs/gate.py · `state = PASS if gain >= bar else FAIL if`
 
 # %%
 both = [LoraConfig(r=8, target_modules="all-linear", use_dora=on) for on in (False, True)]
@@ -534,7 +587,8 @@ dora = plan("llama-3-8b", both[1]).trainable / plan("llama-3-8b", both[0]).train
 # more numbers on Llama-3-8B and pays for a norm of each row in every step. Compare at each method's
 # best rate, with equal cost.
 #
-# Lesson 14 · minilora/methods/dora.py · `return torch.linalg.norm(weight.to(delta) + delta, dim=1)`
+# Lesson 14, "A comparison at one rate compares rates"
+# · minilora/methods/dora.py · `return torch.linalg.norm(weight.to(delta) + delta, dim=1)`
 
 # %%
 prompt, lora_8 = 20 * 4096, plan("llama-3-8b", EVERYWHERE).trainable
@@ -547,7 +601,8 @@ prompt, lora_8 = 20 * 4096, plan("llama-3-8b", EVERYWHERE).trainable
 # small base; on one a hundred times as large twenty rows were enough (`docs/soft_tokens.md`). LoRA
 # merges, and a prompt costs its rows in every call.
 #
-# Lesson 15 · minilora/methods/prompt_tuning.py · `class SoftPrompt(Attached)`
+# Lesson 15, "A soft prompt needs rows"
+# · minilora/methods/prompt_tuning.py · `class SoftPrompt(Attached)`
 
 # %%
 rows, all_rows = 2 * 2 * 4096, 2 * 128_256 * 4096
@@ -561,7 +616,8 @@ rows, all_rows = 2 * 2 * 4096, 2 * 128_256 * 4096
 # fine-tuning of those layers, as a maintainer says in huggingface/peft #334). A tied head must stay
 # tied, or the token is read with one row and written with another.
 #
-# Lesson 06 · minilora/lora/token_rows.py · `class TokenRows`
+# Lesson 06, "`trainable_token_indices` trains the rows that you name"
+# · minilora/lora/token_rows.py · `class TokenRows`
 
 # %%
 torch.manual_seed(0)
@@ -579,7 +635,7 @@ bits = [nf4.quantize(normal, double_quant=on).bits_per_weight for on in (False, 
 # and {{ errors["fp4"]:.1%}} with FP4. On uniform weights int4 wins, so "optimal" speaks of a
 # distribution. Trained weights look normal.
 #
-# Lesson 11 · minilora/nf4/codebook.py · `if kind == "nf4":`
+# Lesson 11, "is a statement about a distribution" · minilora/nf4/codebook.py · `if kind == "nf4":`
 
 # %%
 gradients = []
@@ -597,7 +653,8 @@ for accumulate in (1, 4):
 # {{ gradients[1]:.3f}}. Averaging part by part is another objective, whenever the parts differ in
 # length.
 #
-# Lesson 07 · minilora/training/objective.py · `answer tokens of *all* parts`
+# Lesson 23, "Trainer had it in gradient accumulation"
+# · minilora/training/objective.py · `answer tokens of *all* parts`
 
 # %%
 with tempfile.TemporaryDirectory() as folder:
@@ -620,7 +677,8 @@ went_on = len(run.losses)
 # stopped at step 3 of 6 went on to step {{ went_on}}. The same command with `--resume` continues
 # it, and a job that is killed at any moment does so by itself.
 #
-# Lesson 20 · minilora/training/checkpoint.py · `def load_checkpoint(`
+# docs/using.md, "same command with `--resume` goes on"
+# · minilora/training/checkpoint.py · `def load_checkpoint(`
 
 # %%
 layer = LoRALayer(nn.Linear(64, 48), r=8)
@@ -634,7 +692,8 @@ rank = int(torch.linalg.matrix_rank(layer.delta_weight()))
 # directions. Lesson 17 cuts the ΔW of full training to rank k and asks for the answers, as energy
 # is not function. What is far from what the base knows needs more.
 #
-# Lesson 17 · minilora/analysis/spectra.py · `torch.linalg.svd(update.float(), full_matrices=False)`
+# Lesson 17, "Rank 16 of 128 is about as good as all"
+# · minilora/analysis/spectra.py · `torch.linalg.svd(update.float(), full_matrices=False)`
 
 # %%
 reader, values = minilora.load_base().eval(), [str(n) for n in range(11, 99, 8)]
@@ -653,7 +712,8 @@ read_share = read / len(values)
 # that stand in its log. Training on facts teaches the model not to look, and lesson 18 counts how
 # often it then follows a new log. Train how to answer, retrieve what to answer.
 #
-# Lesson 18 · lessons/solutions/18_facts.py · `counts[1] += changed[word] in shown`
+# Lesson 18, "Facts that may change belong into the prompt"
+# · lessons/solutions/18_facts.py · `counts[1] += changed[word] in shown`
 
 # %%
 from torch.utils.checkpoint import checkpoint
@@ -676,7 +736,8 @@ for reentrant in (True, False):
 # without one here. Either make the inputs require a gradient, which is what that call does, or pass
 # `use_reentrant=False`.
 #
-# Lesson 09 · minilora/training/recomputation.py · `def recomputing(`
+# docs/using.md, "nor is `enable_input_require_grads` needed"
+# · minilora/training/recomputation.py · `def recomputing(`
 
 # %%
 adams = [plan("llama-3-8b", EVERYWHERE, "qlora", optimizer=o) for o in ("adamw", "adamw8bit")]
@@ -690,7 +751,8 @@ wide, narrow = (each.bytes["optimizer"] / 1e9 for each in adams)
 # part, and there it counts. Nobody here measured what 8 bits cost in quality, and one user saw the
 # loss rise with it and not with 32 (artidoro/qlora #78).
 #
-# Lesson 09 · minilora/ledger/estimate.py · `OPTIMIZERS = ("adamw", "adamw8bit", "sgd")`
+# Lesson 09, "A little is then still missing; it is in the moments"
+# · minilora/ledger/estimate.py · `OPTIMIZERS = ("adamw", "adamw8bit", "sgd")`
 
 # %%
 torch.manual_seed(0)
@@ -707,7 +769,8 @@ cut = apart(smaller_B @ smaller_A, B @ A)
 # cut to 4 were off by {{ cut:.0%}}, trained ones by less, as their spectrum falls. Look at the
 # singular values before you cut.
 #
-# Lesson 02 · lessons/solutions/02_rank.py · `return U[:, :r] * S[:r], Vh[:r]`
+# Lesson 02, "Cutting to rank r loses exactly the discarded tail"
+# · lessons/solutions/02_rank.py · `return U[:, :r] * S[:r], Vh[:r]`
 
 # %%
 from minilora.training.batches import pad
@@ -726,7 +789,8 @@ for start in range(0, 64, 8):
 # {{ max(one_batch):.1f}} with weights that did not move at all. Judge by a held-out loss or a mean
 # over many steps. A loss that rises for good is another thing, and mostly the rate.
 #
-# Lesson 25 · minilora/training/objective.py · `F.cross_entropy(logits.float(), labels`
+# Lesson 25, "The ups and downs are the batches"
+# · minilora/training/objective.py · `F.cross_entropy(logits.float(), labels`
 
 # %%
 half_precision = LoRALayer(nn.Linear(64, 64, bias=False).bfloat16(), r=4)
@@ -741,7 +805,8 @@ comes_out = half_precision(torch.randn(2, 64).bfloat16()).element_size()
 # this computes in float32 from the first adapter on, as mlx did until a pull request cast the sum
 # back (ml-explore/mlx-examples #613).
 #
-# Lesson 09 · minilora/lora/layer.py · `* scaling).to(y.dtype)`
+# Lesson 09, "Large models are trained on a base in bfloat16, with adapters in float32"
+# · minilora/lora/layer.py · `* scaling).to(y.dtype)`
 
 # %%
 scale_as_saved = LoRALayer(nn.Linear(8, 8), r=8, lora_alpha=16).scaling
@@ -755,7 +820,8 @@ scale_forgotten = LoRALayer(nn.Linear(8, 8), r=8, lora_alpha=8).scaling
 # training had {{ scale_as_saved:g}}. If they agree, it is the chat template, the sampling or the
 # token that ends.
 #
-# Lesson 25 · minilora/lora/hyperparameters.py · `def scaling_of(`
+# Lesson 14, "a reader that ignores it serves the adapter at another scale"
+# · minilora/lora/hyperparameters.py · `def scaling_of(`
 
 # %%
 model = adapted()
@@ -769,7 +835,8 @@ further = minilora.train(model, task, steps=10, lr=5e-3, **quick).losses
 # at {{ first[0]:.1f}}. DPO is not part of this package, so no lesson shows it. In a library that
 # has it, either go on with the same adapter or merge it first and begin a new one.
 #
-# Lesson 07 · minilora/commands/train_options.py · `--adapter`
+# docs/using.md, "`--adapter folder` trains an adapter further"
+# · minilora/commands/train_options.py · `--adapter`
 
 # %%
 coarse = nf4.quantize(W, block_size=256, kind="int4").dequantize()
@@ -779,11 +846,223 @@ lost_there = apart(nf4.quantize(coarse + D, block_size=256, kind="int4").dequant
 # ## Can I merge into an int8, GPTQ or GGUF base?
 #
 # The rule is the same for all: make floats of it, add ΔW, and quantize again if you must, which
-# loses what is smaller than a step. In a four-bit int4 with blocks of 256 a ΔW of half a percent of
-# W came back off by {{ lost_there:.0%}} of itself. This package has NF4, and exports GGUF; for
-# other formats, merge in 16 bits and use their own quantizer.
+# loses what is smaller than a step. In a four-bit int4 with blocks of 256 a ΔW of
+# {{ share_of_W:.1%}} of W came back off by {{ lost_there:.0%}} of itself. This package has NF4, and
+# exports GGUF; for other formats, merge in 16 bits and use their own quantizer.
 #
-# Lesson 13 · minilora/lora/merging.py · `def merge_and_requantize(`
+# Lesson 13, "What counts is the size of ΔW against the step of the grid"
+# · minilora/lora/merging.py · `def merge_and_requantize(`
+
+# %%
+curves = {}
+for run in read_json(lessons_folder() / "data" / "cpu" / "overfitting.json")["rows"]:
+    if run["sweep"] == "data" and run["r"] == 8 and not run["dropout"] and not run["decay"]:
+        curves[run["examples"]] = run["step"], run["held"]
+best_step = {n: step[held.index(min(held))] for n, (step, held) in curves.items()}
+times_seen = {n: 8 * step / n for n, step in best_step.items()}  # eight examples a step
+
+# %% [markdown]
+# ## How many epochs or steps should I train?
+#
+# As many as the held-out loss falls, and no number of epochs is right for every size. In the
+# recorded runs of rank 8 the loss on unseen logs was lowest after step {{ best_step[30]}} with 30
+# examples, when each had been seen {{ times_seen[30]:.0f}} times, and after step
+# {{ best_step[2000]}} of {{ curves[2000][0][-1]}} with 2,000. Keep the best state by that loss,
+# which `keep_best` does, and more steps cost only time.
+#
+# Lesson 08, "From its lowest point the held-out loss"
+# · minilora/training/config.py · `keep_best: bool = True`
+
+# %%
+short_runs = {}
+for rate in (2.5e-3, 5e-3, 1e-2):
+    torch.manual_seed(0)
+    short_runs[rate] = minilora.train(adapted(), task, steps=8, lr=rate, **quick).losses[-1]
+
+# %% [markdown]
+# ## How do I find a learning rate?
+#
+# By short runs, each at twice the rate of the one before, with everything else fixed. Eight steps
+# at {{ ", ".join(f"{rate:g}" for rate in short_runs)}} came to
+# {{ ", ".join(f"{loss:.1f}" for loss in short_runs.values())}}. If the best is at an end of the
+# range, go on in that direction, and repeat the search when you change rank, α or optimizer.
+#
+# Lesson 14, "Where the best is the first or the last of the three, the search was too narrow"
+# · minilora/training/config.py · `lr: float = 5e-3`
+
+# %%
+rules = {rs: [scaling_of(r, 16, rs) for r in (8, 64)] for rs in (False, True)}
+falls = {rs: low / high for rs, (low, high) in rules.items()}
+
+# %% [markdown]
+# ## When do I want rsLoRA?
+#
+# When you raise the rank and want to keep α: from rank 8 to 64 the usual scale α / r falls
+# {{ falls[False]:.0f}} times, rsLoRA's α / √r {{ falls[True]:.1f}} times. Which of the two keeps
+# the first step's length depends on the optimizer: α / √r with gradient descent, α / r with Adam.
+# Search the rate at each rank either way.
+#
+# Lesson 05, "Which power of r keeps the first step's length depends on the optimizer"
+# · minilora/lora/hyperparameters.py · `def scaling_of(`
+
+# %%
+tied = ""
+try:
+    minilora.inject(minilora.load_base(), LoraConfig(target_modules=["lm_head"]))
+except ValueError as error:
+    tied = str(error)
+blocks_only = plan("llama-3-8b", EVERYWHERE).adapted
+head = 8 * (4096 + 128_256)
+
+# %% [markdown]
+# ## Should I adapt the embedding and the head, too?
+#
+# Seldom: `all-linear` leaves the head out, here as in PEFT, and adapts {{ blocks_only}} Linears of
+# Llama-3-8B. Rank 8 on its head would be {{ head:,}} numbers more. Where the head is tied to the
+# embedding a merge would change both, so `inject` refuses it ("tied" stands in its message:
+# {{ "tied" in tied}}); for new tokens train their rows instead.
+#
+# Lesson 06, "This base shares one matrix between its embedding and its output head"
+# · minilora/lora/selection.py · `never takes an ``lm_head```
+
+# %%
+slower = [plan("llama-3-8b", LoraConfig(r=r, target_modules="all-linear")) for r in (8, 64)]
+work_of = [each.flops_forward + each.flops_backward for each in slower]
+files_of = [each.adapter_file_bytes / 1e6 for each in slower]
+
+# %% [markdown]
+# ## Is a higher rank slower?
+#
+# Hardly on a large model: rank 64 computes {{ work_of[1] / work_of[0] - 1:.0%}} more than rank 8 on
+# all Linears of Llama-3-8B. Its file is {{ files_of[1]:,.0f}} MB instead of {{ files_of[0]:.0f}}.
+# On a small model the number of calls counts, and it is the same at any rank.
+#
+# Lesson 07, "On layers this small the many little products cost more time than arithmetic"
+# · minilora/ledger/flops.py · `backward += share * product * (grad + trains)`
+
+# %%
+eight_b_step = plan("llama-3-8b", EVERYWHERE, seq=TOKENS)
+per_token = eight_b_step.flops_forward + eight_b_step.flops_backward
+sustained = 100  # TFLOP/s of a card, such as an A100 at a third of its peak
+minutes = 1e6 * per_token / (sustained * 1e12) / 60
+
+# %% [markdown]
+# ## How long will a fine-tune take?
+#
+# Count the arithmetic, then measure a few steps, since nobody reaches a card's peak. LoRA on
+# Llama-3-8B computes {{ per_token / 1e9:.0f}} billion operations a token, so a million tokens take
+# {{ minutes:.1f}} minutes at {{ sustained}} TFLOP/s sustained. `minilora plan` prints this line for
+# your model, and `minilora jobs` measures three steps before it promises a time.
+#
+# docs/planner.md, "Measure the tokens a second on one card"
+# · minilora/ledger/flops.py · `def flops_a_token(`
+
+# %%
+prose = PROSE.read_text(encoding="utf-8")[:3000]
+read_by = [
+    minilora.bits_per_byte(minilora.load_base(quantize=kind), prose) for kind in (None, "nf4")
+]
+
+# %% [markdown]
+# ## What do four bits cost in quality?
+#
+# A little before any training: the shipped base reads old prose at {{ read_by[0]:.2f}} bits a byte
+# in floats and at {{ read_by[1]:.2f}} in NF4. Adapters then learn beside the rounded weights, and
+# what is left in lesson 12 after training is less than two seeds and few steps can show. Measure it
+# on your model, by its answers too.
+#
+# Lesson 12, "So is nothing lost? Two seeds"
+# · minilora/nf4/linear.py · `transposed = weight.dequantize(x.dtype).T`
+
+# %%
+lengths = [len(row.ids) for row in encoded]
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    short_enough = encode_all(tokenizer, data.naval_log(100, 2).train, 32)
+
+# %% [markdown]
+# ## What happens to examples that are too long?
+#
+# They are left out whole and counted, since an answer that is cut teaches the model to stop in the
+# middle. With a limit of 32 tokens {{ len(short_enough)}} of {{ len(lengths)}} naval logs stayed,
+# and {{ len(told)}} warning named the longest, {{ max(lengths)}}. Set the limit to your longest
+# example and pay for it in activations, or split the example yourself.
+#
+# docs/using.md, "an example that is too long is left out"
+# · minilora/training/batches.py · `and are left out`
+
+# %%
+sent = 4 * numbers  # float32 gradients of A and B, q and v of the shipped base
+sent_by_full = 4 * sum(p.numel() for p in minilora.load_base().parameters())
+
+# %% [markdown]
+# ## How do I train on several GPUs?
+#
+# `torchrun --nproc-per-node 2 -m minilora train …`: each machine computes a part of the batch, and
+# only the gradients of A and B travel, {{ sent:,}} bytes a step for the shipped base against
+# {{ sent_by_full:,}} with all weights. The loss is divided by the answer tokens of all parts, so
+# two ranks end in the bits of one process. Where one card cannot hold the base, shard it
+# (FSDP) or take four bits.
+#
+# Lesson 23, "each machine divides its sum by the tokens of all"
+# · minilora/training/ranks.py · `class Alone`
+
+# %%
+a, b, c = (torch.tensor(value) for value in (1e8, -1e8, 1.0))
+orders = float((a + b) + c), float(a + (b + c))
+same = []
+for _ in range(2):
+    torch.manual_seed(0)
+    same.append(minilora.train(adapted(), task, steps=3, lr=5e-3, **quick).losses)
+
+# %% [markdown]
+# ## I fixed the seed, and two runs still differ: why?
+#
+# A sum of floats depends on its order, and the order on threads, kernels and the batch: three
+# numbers added in two orders gave {{ orders[0]:g}} and {{ orders[1]:g}}. On one machine, with one
+# number of threads, the same seed gives the same bits here ({{ same[0] == same[1]}}). Across
+# machines compare means over seeds, not digits.
+#
+# Lesson 25, "A sum of floats depends on its order"
+# · minilora/training/order.py · `seed`
+
+# %%
+torch.manual_seed(0)
+encoder = nn.ModuleDict({"query": nn.Linear(16, 16), "classifier": nn.Linear(16, 2)})
+with_head = LoraConfig(r=2, target_modules=["query"], modules_to_save=["classifier"])
+minilora.inject(encoder, with_head)
+with tempfile.TemporaryDirectory() as folder:
+    minilora.save_adapter(encoder, folder)
+    stored = list(read_tensors(Path(folder) / "adapter_model.safetensors"))
+of_head = sum("classifier" in name for name in stored)
+
+# %% [markdown]
+# ## Is my classification head saved with the adapter?
+#
+# Only if you name it: a head starts at random, so it must train whole and travel with A and B.
+# `modules_to_save` (or `task_type="SEQ_CLS"`) does both; of the {{ len(stored)}} tensors in such a
+# file {{ of_head}} are the head's. Without it the file loads, and the answers are those of a random
+# head.
+#
+# docs/encoder.md, "it must train whole, and it must travel with the adapter"
+# · minilora/lora/extras.py · `whole modules, such as a head that starts at random`
+
+# %%
+with tempfile.TemporaryDirectory() as folder:
+    out = Path(folder) / "adapter.gguf"
+    minilora.export_adapter_gguf(adapted(LoraConfig(target_modules=["q_proj", "v_proj"])), out)
+    gguf_size = out.stat().st_size
+
+# %% [markdown]
+# ## How do I use my adapter in llama.cpp, Ollama or vLLM?
+#
+# vLLM reads PEFT's two files, if every layer has one rank and one α (`export --plain`). For
+# llama.cpp and what is built on it, `minilora export` writes GGUF: the merged model, or the adapter
+# alone, here {{ gguf_size / 1000:.0f}} kB beside its base. Compare the logits of one prompt before
+# you trust it, as a chat template may differ.
+#
+# docs/using.md, "for llama.cpp; your own base needs no --pre"
+# · minilora/model/gguf_export.py · `def export_adapter_gguf`
 
 # %%
 from minilora.training.batches import pack
@@ -806,7 +1085,8 @@ filling = padded.padding / padded.ids.numel()
 # trl reports worse models from packing without such a mask (huggingface/trl #1230), and
 # answers-only labels, which trl once refused in packed rows (#1163), need no mask of their own.
 #
-# Lesson 07 · minilora/training/batches.py · `def pack(`
+# minilora/training/batches.py, "each example is computed as if it"
+# · minilora/training/batches.py · `def pack(`
 
 # %%
 from minilora.training.batches import encode_document
@@ -825,7 +1105,8 @@ read_from = sum(label != IGNORE for label in report.labels) / len(report.labels)
 # Search the rate, take all Linears and a high rank, train the rows of new tokens, and measure on
 # held-out text.
 #
-# Lesson 18 · minilora/training/batches.py · `def encode_document(`
+# docs/decide.md, "farther from what the base knows"
+# · minilora/training/batches.py · `def encode_document(`
 
 # %%
 torch.manual_seed(0)
@@ -844,7 +1125,7 @@ thin_conv = A.numel() + B.numel()
 # {{ apart(beside, in_one):.0e}}. This package adapts no convolutions; PEFT does `Conv2d`, and was
 # asked for `Conv1d` in huggingface/peft #1604 and #2241.
 #
-# Lesson 06 · minilora/lora/linears.py · `nn.Linear | NF4Linear) or is_conv1d(`
+# README.md, "no convolutions" · minilora/lora/linears.py · `nn.Linear | NF4Linear) or is_conv1d(`
 
 # %%
 experts = nn.Module()
@@ -864,7 +1145,8 @@ unmet = (experts.up.numel() + experts.down.numel()) / sum(p.numel() for p in a_b
 # adapter. This package cannot adapt them; PEFT has `target_parameters` for it, and without that
 # only what lies outside the experts learns.
 #
-# Lesson 06 · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
+# Lesson 06, "Count what trains, and know the number beforehand"
+# · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
 
 # %%
 pooled = nn.ModuleDict({"body": nn.Linear(8, 8), "pooler": nn.Linear(8, 8)})
@@ -882,7 +1164,8 @@ idle = sum(p.grad is None for p in factors)
 # support together with gradient checkpointing (its documentation is quoted in huggingface/trl
 # #480).
 #
-# Lesson 23 · minilora/scale/distributed.py · `if some:  # else no rank has one`
+# minilora/scale/distributed.py, "which parameters have a gradient"
+# · minilora/scale/distributed.py · `if some:  # else no rank has one`
 
 # %%
 end = tokenizer.eos_id
@@ -898,7 +1181,8 @@ ends_by_place = sum(label == end for label in pad(encoded[:1]).labels[0].tolist(
 # and {{ ends_by_place}} when masked by place. The result is a model that never stops
 # (unslothai/unsloth #416, where another padding token cured it).
 #
-# Lesson 07 · minilora/training/batches.py · `def pad(`
+# Lesson 07, "model that never saw this token never stops"
+# · minilora/training/batches.py · `def pad(`
 
 # %%
 over = torch.tensor(40_000.0).half() * 2
@@ -920,7 +1204,8 @@ nothing_to_learn = nn.functional.cross_entropy(torch.randn(3, 5), torch.full((3,
 # bf16, lower the rate, look for examples without an answer, and stop at the first NaN, as this
 # package does.
 #
-# Lesson 09 · minilora/training/history.py · `failed = f"loss is {loss}" if not math.isfinite(loss)`
+# minilora/training/history.py, "The message about a loss or a gradient that is not finite"
+# · minilora/training/history.py · `failed = f"loss is {loss}" if not math.isfinite(loss)`
 
 # %%
 import json
@@ -946,7 +1231,8 @@ of_thirty = next(
 # themselves (in hiyouga/LlamaFactory #6069 the answers were a muddle, at a rate of 0.003), so
 # judge by the held-out loss and stop where it turns.
 #
-# Lesson 08 · minilora/training/loop.py · `Validation(model, run.valid_batches, task.valid`
+# Lesson 08, "All four learn 30 examples by heart"
+# · minilora/training/loop.py · `Validation(model, run.valid_batches, task.valid`
 
 # %%
 whole_base = sum(p.numel() for p in minilora.load_base().parameters())
@@ -960,7 +1246,8 @@ halves, whole = 2 * numbers / 1000, 2 * whole_base / 1000
 # shipped base and q and v that is {{ halves:.0f}} kB in f16, where a merged model is
 # {{ whole:,.0f}}. Give it the base that it was trained on, as for any adapter.
 #
-# Lesson 20 · minilora/commands/export.py · `--gguf    one file for llama.cpp`
+# docs/using.md, "for llama.cpp; your own base needs no --pre"
+# · minilora/commands/export.py · `--gguf    one file for llama.cpp`
 
 # %%
 large = {
@@ -981,7 +1268,8 @@ beside_it = {
 # #1717). This package shards a base in 16 bits only, and `minilora plan llama-3-70b --cards`
 # counts what that takes.
 #
-# Lesson 23 · minilora/scale/fsdp.py · `a base in four bits cannot be sharded`
+# docs/scale.md, "splits every base weight over the ranks"
+# · minilora/scale/fsdp.py · `a base in four bits cannot be sharded`
 
 # %%
 in_paper = plan("roberta-base", LoraConfig(r=8, target_modules=["query", "value"])).trainable
@@ -996,7 +1284,8 @@ rte_error = (0.25 / 277) ** 0.5
 # Last the spread: on the 277 questions of RTE one standard error is up to {{ rte_error:.0%}} (a
 # user who took the appendix's settings and stayed below it asks in huggingface/peft #468).
 #
-# Lesson 09 · minilora/ledger/estimate.py · `trainable   = Σ r (in + out)`
+# Lesson 14, "A comparison at one rate compares rates"
+# · minilora/ledger/estimate.py · `trainable   = Σ r (in + out)`
 
 # %%
 fresh = adapted(LoraConfig(target_modules=["q_proj", "v_proj"]))
@@ -1022,4 +1311,5 @@ assert "does not fit this model" in renamed
 # PEFT warns of missing keys and goes on (a user asks about equal answers in huggingface/peft
 # #515).
 #
-# Lesson 04 · minilora/formats/save_and_load.py · `compare its answers before you rely on them`
+# Lesson 04, "the base to the bit at the start"
+# · minilora/formats/save_and_load.py · `compare its answers before you rely on them`

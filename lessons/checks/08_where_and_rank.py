@@ -15,7 +15,11 @@ STEPS, RATE, MARGIN, LEAST = 14, 2e-2, 0.3, 0.6
 SIDE = st.integers(1, 40)
 
 
-@cases(shapes=st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=6), budget=st.integers(0, 3000))
+@cases(
+    first={"shapes": [(9, 7), (11, 8)], "budget": 120},
+    shapes=st.lists(st.tuples(SIDE, SIDE), min_size=1, max_size=6),
+    budget=st.integers(0, 3000),
+)
 def check_largest_rank(answer, shapes, budget):
     """Against factors that are made and counted, rank by rank."""
     best = 0

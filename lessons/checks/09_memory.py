@@ -23,7 +23,12 @@ def allocated_bytes(frozen, bits, trainable):
     return sum(tensor.untyped_storage().nbytes() for tensor in held)
 
 
-@cases(frozen=st.integers(0, 5000), bits=st.sampled_from([*DTYPES]), trainable=st.integers(0, 500))
+@cases(
+    first={"frozen": 1001, "bits": 16, "trainable": 77},
+    frozen=st.integers(0, 5000),
+    bits=st.sampled_from([*DTYPES]),
+    trainable=st.integers(0, 500),
+)
 def check_sizes(answer, frozen, bits, trainable):
     """Any sizes, whole bytes; and fractions of a bit, scaled from whole bytes."""
     case = f"frozen = {frozen:,} weights of {bits} bits, trainable = {trainable:,}"

@@ -14,7 +14,7 @@ def packed_by_text(codes):
     return list(bytes.fromhex(digits))
 
 
-@cases(codes=codes_of_any_length)
+@cases(first={"codes": [3, 1, 0, 2, 6]}, codes=codes_of_any_length)
 def check_pack_nibbles(answer, codes):
     """Bytes and dtype, for even and odd lengths."""
     packed, right = answer(torch.tensor(codes)), torch.tensor(packed_by_text(codes))
@@ -26,7 +26,7 @@ def check_pack_nibbles(answer, codes):
         )
 
 
-@cases(codes=codes_of_any_length)
+@cases(first={"codes": [3, 1, 0, 2, 6]}, codes=codes_of_any_length)
 def check_unpack_nibbles(answer, codes):
     """The codes that went in, none of the padding."""
     packed = torch.tensor(packed_by_text(codes), dtype=torch.uint8)

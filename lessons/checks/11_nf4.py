@@ -8,6 +8,7 @@ from minilora.learn import Wrong, cases, close, forbid
 
 
 @cases(
+    first={"blocks": 300, "spread": 1.0, "power": 1.0, "seed": 0},
     blocks=st.integers(1, 700),
     spread=st.sampled_from([0.0, 0.1, 1.0]),
     power=st.sampled_from([0.2, 1.0, 5.0]),
@@ -50,7 +51,11 @@ def check_quantize_scales(answer):
     check_parts(answer)
 
 
-@cases(n=st.integers(1, 70_000), block_size=st.sampled_from([32, 64, 128, 256]))
+@cases(
+    first={"n": 1001, "block_size": 64},
+    n=st.integers(1, 70_000),
+    block_size=st.sampled_from([32, 64, 128, 256]),
+)
 def check_bits_per_weight(answer, n, block_size):
     """Against the storage of a real tensor."""
     right = nf4.quantize(torch.ones(n), block_size, double_quant=True).bits_per_weight

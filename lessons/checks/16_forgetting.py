@@ -27,6 +27,7 @@ def log_softmax(z):
 
 
 @cases(
+    first={"task_lengths": [3, 1, 5], "window_lengths": [7, 2], "vocab": 5, "seed": 0},
     task_lengths=lists(integers(1, 5), min_size=1, max_size=4),
     window_lengths=lists(integers(2, 7), min_size=1, max_size=3),
     vocab=integers(2, 6),

@@ -7,6 +7,7 @@ from minilora.learn import Wrong, cases, close
 
 
 @cases(
+    first={"ranks": [3, 2], "size_in": 5, "size_out": 7, "seed": 0},
     ranks=st.lists(st.integers(1, 3), min_size=1, max_size=4),
     size_in=st.integers(1, 6),
     size_out=st.integers(1, 6),
@@ -49,6 +50,7 @@ def check_exact_average(answer, ranks, size_in, size_out, seed):
 
 
 @cases(
+    first={"counts": [2, 0, 5], "size": 3, "seed": 0},
     counts=st.lists(st.integers(0, 6), min_size=1, max_size=5),
     size=st.integers(1, 4),
     seed=st.integers(0, 999),

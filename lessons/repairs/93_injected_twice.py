@@ -3,8 +3,8 @@
 #
 # Know first: lesson 20 · Difficulty ●●○ · 4 minutes to read · 5 seconds to run
 #
-# One base, many adapters, and a hub that switches between them. It shows well: the first adapter
-# answers as it should. So does the second, nearly. The tenth is a mixture of ten.
+# One base, many adapters, and a hub that switches between them. A demo goes well: the first adapter
+# answers as it should. The second nearly does. The tenth is a mixture of ten.
 
 
 # %% [exercise] make_hub

@@ -39,7 +39,7 @@ COMMANDS = {
         'minilora zoo "merge twice"',
     ),
     "learn": Command(
-        "Learn", "the lessons: from one matrix multiply to a merged QLoRA", "minilora learn 1"
+        "Learn", "the lessons: from one matrix multiply to a merged QLoRA", "minilora learn 0"
     ),
     "book": Command("Learn", "lessons and package as a site of plain pages", "minilora book site"),
     "train": Command(
@@ -169,7 +169,29 @@ def parser_of(name: str) -> argparse.ArgumentParser:
     epilog = f"example: {example}"
     parser = argparse.ArgumentParser(f"minilora {name}", description=purpose, epilog=epilog)
     importlib.import_module(f".{name}", __package__).add_options(parser)
+    name_defaults(parser)
     return parser
+
+
+def name_defaults(parser: argparse.ArgumentParser) -> None:
+    """Put "(default: …)" behind the help of each option with a value that does not say so itself.
+
+    >>> parser = argparse.ArgumentParser()
+    >>> _ = parser.add_argument("--seed", type=int, default=3, help="of the run")
+    >>> name_defaults(parser); parser._actions[-1].help
+    'of the run (default: 3)'
+    """
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for each in dict.fromkeys(action.choices.values()):
+                name_defaults(each)
+        elif action.option_strings and action.nargs != 0 and not action.required:
+            words = (action.help or "").replace("(%(default)s", "(default: %(default)s")
+            action.help = words
+            if words != argparse.SUPPRESS and "default" not in words:
+                # an option that is not given is None, an empty string or an empty list
+                value = "none" if action.default in (None, "", []) else action.default
+                action.help = f"{words} (default: {value})".strip()
 
 
 def help_text() -> str:

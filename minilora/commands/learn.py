@@ -17,7 +17,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("lesson", nargs="?", help="a lesson's number or name, or quiz (without it: the course)")
     add("--list", action="store_true", help="the course, and how far you are")
-    begin = "begin at cell N instead of where you were"
+    begin = "begin at cell N (default: where you were)"
     add("--from", dest="start", type=int, metavar="N", help=begin)
     add("--reset", action="store_true", help="forget your progress; your own file stays")
     add("--reveal", action="store_true", help="show this lesson's solutions and write them out")
@@ -120,7 +120,7 @@ def print_course(folder: Path) -> None:
             table.add_row(lesson.slug[:2], question, lesson.difficulty, minutes, done)
         console.print(table)
         console.print()
-    console.print("Walk one with, for example: [bold]minilora learn 1[/]")
+    console.print("Begin with: [bold]minilora learn 0[/]")
     console.print("Twenty questions from lessons behind you: [bold]minilora learn quiz[/]")
 
 

@@ -49,9 +49,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--efficiency", type=float, default=1.0, help="--cost: speed left of each (%(default)s)")
     add("--work", type=duration, help="--spot: time without interruptions, as 10h")
     add("--between", type=duration, help="--spot: between interruptions on average, as 30m")
-    add("--checkpoint", type=duration, default=1.0, help="--spot: to write one, as 30s (1s)")
-    add("--restart", type=duration, default=120.0, help="--spot: to work again, as 2m (2m)")
-    add("--every", type=duration, help="--spot: work between checkpoints (the best)")
+    add(
+        "--checkpoint",
+        type=duration,
+        default=1.0,
+        help="--spot: to write one, as 30s (default: 1s)",
+    )
+    add(
+        "--restart", type=duration, default=120.0, help="--spot: to work again, as 2m (default: 2m)"
+    )
+    add("--every", type=duration, help="--spot: work between checkpoints (default: the best)")
     add("--discount", type=float, help="--spot: 0 to 1, as 0.7")
 
 

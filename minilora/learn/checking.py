@@ -143,6 +143,8 @@ def tolerance_of(*values: Any) -> float:
 def guess(wrong: np.ndarray, right: np.ndarray) -> str:
     """How a wrong answer relates to the right one: zero, its transpose, a multiple, or no guess.
 
+    For single numbers only whole multiples and their inverses are named.
+
     >>> guess(np.array([2.0, 4.0]), np.array([1.0, 2.0]))
     '. It is 2.00 times the right answer'
     """
@@ -153,17 +155,22 @@ def guess(wrong: np.ndarray, right: np.ndarray) -> str:
 
     if not wrong.any():
         return ". It is zero everywhere"
-    if wrong.size == 1:
-        return ""
     if right.ndim == 2 and right.shape[0] == right.shape[1] and near(right.T):
         return ". It is the transpose of the right answer"
     # the multiple of ``right`` that is nearest to ``wrong`` in the mean square
     factor = float((wrong * right).sum() / max(float((right * right).sum()), TINY))
     if not scale or abs(factor) <= 1e-6 or not near(factor * right, factor):
         return ""
+    if abs(factor - 1) < 0.005:
+        return ""
+    if wrong.size == 1 and min(abs(f - round(f)) for f in (factor, 1 / factor)) > 1e-4 * abs(
+        factor
+    ):
+        return ""  # any number is some multiple of another; a whole one may be a hint
     if factor == -1:
         return ". It has the wrong sign everywhere"
-    return f". It is {factor:.2f} times the right answer"
+    times = f"{factor:.2f}" if abs(factor) >= 0.1 else f"{factor:.2g}"
+    return f". It is {times} times the right answer"
 
 
 LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -207,17 +214,20 @@ def check(function: Callable[..., Any]) -> None:
     print(f"{name}: {status}" + (f". {message}" if message else ""))
 
 
-def judge_answer(checker: Callable[[Any], None], answer: Callable[..., Any]) -> tuple[str, str]:
-    """A checker's verdict on an answer: ("passed", "to do", "wrong" or "error", message)."""
+def judge_answer(checker: Callable[[Any], Any], answer: Callable[..., Any]) -> tuple[str, str]:
+    """A checker's verdict on an answer: ("passed", "to do", "wrong" or "error", message).
+
+    A checker that has something to say of an answer that passes returns it.
+    """
     try:
-        checker(answer)
+        note = checker(answer)
     except NotImplementedError:
         return "to do", ""
     except Wrong as error:
         return "wrong", str(error)
     except Exception as error:
         return "error", describe_error(error, file_of(answer))
-    return "passed", ""
+    return "passed", note or ""
 
 
 def file_of(function: Callable[..., Any]) -> Path | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from ..files import text_writer, write_together
 STYLE = """
 text { font: 14px system-ui, sans-serif; fill: #222; text-anchor: middle }
 .big { font-size: 22px } .soft { fill: #666; font-size: 12.5px } .left { text-anchor: start }
+.link { text-decoration: underline }
 .frozen { fill: #e9e7e0; stroke: #888 } .trained { fill: #d3e8f5; stroke: #005a94 }
 .way { stroke: #444; fill: none; stroke-width: 1.6 } .tip { fill: #444 }
 .back { stroke: #9a4300; fill: none; stroke-width: 1.6; stroke-dasharray: 5 4 }
@@ -81,40 +83,63 @@ def draw_lora() -> str:
     return svg(780, 358, "LoRA: two thin matrices beside a frozen one", description, parts)
 
 
-FORKS = (  # question, the answer that leaves, where it leads, what decides it
-    ("Do a few examples in the prompt suffice?", "yes", "prompt", "facts: teach or show"),
-    ("Is it facts, which change or must be quoted?", "yes", "retrieve", "lesson 18"),
-    ("Does LoRA on all Linears fall short on held-out data?", "yes", "full", "lessons 07 and 08"),
-    ("Does the base fit in 16 bits?", "no", "QLoRA", "minilora plan"),
+@dataclass(frozen=True)
+class Fork:
+    """A question of the tree: the answer that leaves it, where to, and the run that decides."""
+
+    ask: str
+    way: str
+    to: str
+    decides: str
+    link: str  # from docs/
+
+
+FORKS = (
+    Fork(
+        "Do a few examples in the prompt suffice?",
+        *("yes", "prompt", "python -m benchmarks.facts", "benchmarks.md#facts"),
+    ),
+    Fork(
+        "Is it facts, which change or must be quoted?",
+        *("yes", "retrieve", "minilora learn 18", "../lessons/18_facts.py"),
+    ),
+    Fork(
+        "Does LoRA on all Linears fall short on held-out data?",
+        *("yes", "full", "python -m benchmarks.matrix", "benchmarks.md#matrix"),
+    ),
+    Fork(
+        "Does the base fit in 16 bits?", *("no", "QLoRA", "minilora plan your-model", "planner.md")
+    ),
 )
 
 
 def draw_decision() -> str:
-    """The way from a wish to prompt, retrieve, full, QLoRA or LoRA."""
+    """The way from a wish to prompt, retrieve, full, QLoRA or LoRA, each fork linked to its run."""
     parts = list(fork_parts())
     last = 24 + 92 * len(FORKS)
     parts += [
         f'<rect class="trained" x="160" y="{last}" width="120" height="44" rx="6"/>',
         text(220, last + 28, "LoRA", "big"),
     ]
-    steps = "; ".join(f"{ask} {way}: {to}" for ask, way, to, _ in FORKS)
+    steps = "; ".join(f"{fork.ask} {fork.way}: {fork.to}" for fork in FORKS)
     title = "Prompt, retrieve, LoRA, QLoRA or full fine-tuning"
     return svg(720, last + 56, title, f"{steps}; else LoRA.", parts)
 
 
 def fork_parts() -> Iterator[str]:
     """Each question with its two ways: down, or to the right and out."""
-    for number, (ask, way, to, decides) in enumerate(FORKS):
+    for number, fork in enumerate(FORKS):
         y = 24 + 92 * number
         yield f'<rect class="ask" x="20" y="{y}" width="400" height="48" rx="6"/>'
-        yield text(220, y + 21, ask)
-        yield text(220, y + 39, f"decided by: {decides}", "soft")
+        yield text(220, y + 21, fork.ask)
+        decided = text(220, y + 39, f"decided by: {fork.decides}", "soft link")
+        yield f'<a href="{escape(fork.link)}">{decided}</a>'
         yield arrow((420, y + 24), (540, y + 24))
-        yield text(475, y + 17, way, "soft")
+        yield text(475, y + 17, fork.way, "soft")
         yield f'<rect class="trained" x="540" y="{y + 2}" width="140" height="44" rx="6"/>'
-        yield text(610, y + 30, to, "big")
+        yield text(610, y + 30, fork.to, "big")
         yield arrow((220, y + 48), (220, y + 91))
-        yield text(236, y + 74, "no" if way == "yes" else "yes", "soft left")
+        yield text(236, y + 74, "no" if fork.way == "yes" else "yes", "soft left")
 
 
 def main(folder: Path) -> None:

@@ -26,6 +26,8 @@ def judge_and_record(
 
     The try is recorded, and a solution that was earned is written beside the learner's file.
     """
+    from rich.markup import escape
+
     with console.status("checking …") if console.is_terminal else contextlib.nullcontext():
         verdict = judge_file(lesson, name, file, limit)
     passed = verdict.status == "passed"
@@ -36,7 +38,8 @@ def judge_and_record(
     tell(verdict, console, missing=f"fill in {name} in {file}.")
     if passed:
         saved = write_earned(record, lesson)
-        console.print(f"[green]Passed.[/] A solution to compare with yours: {saved}")
+        note = f"{escape(verdict.message)}. " if verdict.message else ""
+        console.print(f"[green]Passed.[/] {note}A solution to compare with yours: {saved}")
     return passed
 
 

@@ -1,8 +1,11 @@
 """Questions that people ask: docs/questions.md, and a page each on the site.
 
 ``lessons/questions.py`` is the only source: a cell of code computes, the prose after it is the
-question, an answer in three sentences with numbers from that code, and a last line that names the
-lesson, a file and a line of it. All cells share one namespace, in order.
+question, an answer in three sentences with numbers from that code, and an end that names where it
+is shown: a lesson (or a file, where no lesson does) with words that stand there, then a file with
+a line of it. All cells share one namespace, in order.
+
+    Lesson 05, "sets how far" · minilora/lora/layer.py · `bound = 1 / math.sqrt(self.in_features)`
 
     python -m minilora.learn.questions docs/questions.md
 """
@@ -14,7 +17,7 @@ import functools
 import io
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -26,23 +29,31 @@ from .pages import cards, frame, render_code, render_prose, row, turn
 from .search import with_anchors
 
 FILE = "questions.py"
-PLACE = re.compile(r"^Lesson (?P<lesson>\d\d) · (?P<file>\S+) · `(?P<line>.+)`$")
+PLACE = re.compile(
+    r'^(?:Lesson (?P<lesson>\d\d)|(?P<page>\S+)), "(?P<words>.+?)" · '
+    r"(?P<file>\S+) · `(?P<line>.+)`$"
+)
 HEAD = """# Questions that people ask, answered by a run
 
-Each has three sentences, the lesson that shows it, a line of code and a number. The numbers were
-computed by `python -m minilora.learn.questions docs/questions.md`, which wrote this page from
+Each has three sentences, the lesson that shows it (or a document, where no lesson does) with words
+that stand there, a line of code and a number. The numbers were computed by
+`python -m minilora.learn.questions docs/questions.md`, which wrote this page from
 `lessons/questions.py`; a test computes them again. `minilora book` makes a page of each.
 """
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question with its answer, and where it is shown; ``code`` computed its numbers."""
+    """A question with its answer, and where it is shown; ``code`` computed its numbers.
+
+    ``shown`` is a lesson's number, or a file of the repository; ``words`` stand there.
+    """
 
     question: str
     text: str
     code: str
-    lesson: int
+    shown: int | str
+    words: str
     file: str
     line: str
 
@@ -79,28 +90,42 @@ def read_answers(file: Path | None = None) -> list[Answer]:
 
 
 def read_answer(text: str, code: str, name: str) -> Answer:
-    """One cell of prose as an answer. Raises ``ValueError`` without its last line."""
+    """One cell of prose as an answer. Raises ``ValueError`` without its end."""
     heading, _, rest = text.partition("\n")
     body, _, last = rest.strip().rpartition("\n\n")
+    last = last.replace("\n", " ")
     place = PLACE.match(last)
     if place is None:
         raise ValueError(
-            f"{name}: {heading!r} must end in 'Lesson NN · file · `line`', got {last!r}"
+            f"{name}: {heading!r} must end in 'Lesson NN, \"words\" · file · `line`', got {last!r}"
         )
-    body = body.replace("\n", " ").strip()
-    number, file, line = int(place["lesson"]), place["file"], place["line"]
-    return Answer(heading.removeprefix("## "), body, code, number, file, line)
+    shown = int(place["lesson"]) if place["lesson"] else place["page"]
+    question, body = heading.removeprefix("## "), body.replace("\n", " ").strip()
+    return Answer(question, body, code, shown, place["words"], place["file"], place["line"])
+
+
+def file_of(name: str, root: Path | None = None) -> Path:
+    """A file of the repository; the lessons may lie in the package."""
+    if name.startswith("lessons/"):
+        return lessons_folder() / name.removeprefix("lessons/")
+    return (root or PACKAGE.parent) / name
 
 
 def line_number(answer: Answer, root: Path | None = None) -> int:
     """Where the answer's line stands in its file. Raises ``ValueError`` when it does not."""
-    file = (root or PACKAGE.parent) / answer.file
-    if answer.file.startswith("lessons/"):
-        file = lessons_folder() / answer.file.removeprefix("lessons/")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    lines = file_of(answer.file, root).read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, 1):
         if answer.line in line:
             return number
     raise ValueError(f"{answer.question} names a line that {answer.file} lacks: {answer.line}")
+
+
+def shown_text(answer: Answer, root: Path | None = None) -> str:
+    """What the lesson or the file says that shows the answer, without line breaks."""
+    if isinstance(answer.shown, int):
+        cells = find_lesson(answer.shown).cells
+        return " ".join(" ".join(cell.text for cell in cells).split())
+    return " ".join(file_of(answer.shown, root).read_text(encoding="utf-8").split())
 
 
 def document(answers: Sequence[Answer]) -> str:
@@ -111,12 +136,16 @@ def document(answers: Sequence[Answer]) -> str:
 
 def section(answer: Answer) -> str:
     """A question in docs/questions.md."""
-    slug = find_lesson(answer.lesson).slug
-    lesson = f"[Lesson {slug[:2]}](../lessons/{slug}.py)"
-    place = f"[{answer.file}](../{answer.file})"
+    shown = answer.shown
+    if isinstance(shown, int):
+        slug = find_lesson(shown).slug
+        where = f"[Lesson {slug[:2]}](../lessons/{slug}.py)"
+    else:
+        where = f"[{shown}](../{shown})"
+    place = f"[{answer.file}](../{answer.file}): `{answer.line}`"
     code = f"```python\n{answer.code}\n```"
     return (
-        f"\n## {answer.question}\n\n{answer.text}\n\n{lesson} · {place}: `{answer.line}`\n\n{code}"
+        f"\n## {answer.question}\n\n{answer.text}\n\n{where}, “{answer.words}” · {place}\n\n{code}"
     )
 
 
@@ -131,19 +160,24 @@ def question_pages(answers: Sequence[Answer], lessons: Sequence[Lesson]) -> dict
     pages = {"questions.html": frame("Questions · minilora", body, "questions.html")}
     places: list[tuple[str, str] | None] = [None, *((a.page, a.question) for a in answers), None]
     for index, answer in enumerate(answers):
-        page = question_page(answer, there.get(answer.lesson))
+        page = question_page(answer, there)
         page += turn(places[index], places[index + 2])
         pages[answer.page] = with_anchors(frame(f"{answer.question} · minilora", page))
     return pages
 
 
-def question_page(answer: Answer, lesson: Lesson | None) -> str:
+def question_page(answer: Answer, there: Mapping[int, Lesson]) -> str:
     """One question: the answer and where it is shown, beside the code of its numbers."""
-    number = f"{answer.lesson:02}"
-    title = f"[{lesson.title}]({lesson.slug}.html)" if lesson else f"lesson {number}"
+    if not isinstance(answer.shown, int):
+        shown = f"`{answer.shown}`"
+    elif lesson := there.get(answer.shown):
+        shown = f"[{lesson.title}]({lesson.slug}.html)"
+    else:
+        shown = f"lesson {answer.shown:02}"
     place = f"`{answer.file}`, line {line_number(answer)}: `{answer.line}`"
     left = render_prose(
-        f"# {answer.question}\n\n{answer.text}\n\nThe lesson: {title}.\n\nThe line: {place}"
+        f"# {answer.question}\n\n{answer.text}\n\nShown in {shown}, at “{answer.words}”.\n\n"
+        f"The line: {place}"
     )
     return row(left, "<p>The numbers come from:</p>" + render_code(answer.code))
 

@@ -75,14 +75,33 @@ def read_questions(file: Path | None = None) -> list[Question]:
 def choose_questions(
     questions: Sequence[Question], known: dict[str, dict[str, int]], count: int
 ) -> list[Question]:
-    """The questions whose turn it is: new ones first, then those that are due, mixed by lesson."""
+    """At most so many questions, new ones first, then by their turns, mixed by lesson."""
 
-    def due(question: Question) -> tuple[int, int]:
-        entry = known.get(question.name)
-        turn = entry["asked"] + 2 ** max(1, entry["box"]) if entry else 0
-        return turn, zlib.crc32(question.name.encode())  # no two neighbours of one lesson
+    def order(question: Question) -> tuple[int, int]:
+        mixed = zlib.crc32(question.name.encode())  # no two neighbours of one lesson
+        return turn_of(question, known), mixed
 
-    return sorted(questions, key=due)[:count]
+    return sorted(questions, key=order)[:count]
+
+
+def due_questions(
+    questions: Sequence[Question], known: dict[str, dict[str, int]], count: int
+) -> list[Question]:
+    """Those of ``choose_questions`` whose turn has come; fewer than ``count``, perhaps none."""
+    chosen = choose_questions(questions, known, count)
+    now = next_turn(known)
+    return [each for place, each in enumerate(chosen) if turn_of(each, known) <= now + place]
+
+
+def turn_of(question: Question, known: dict[str, dict[str, int]]) -> int:
+    """The number of the question as which it comes back; 0 for one that was never asked."""
+    entry = known.get(question.name)
+    return entry["asked"] + 2 ** max(1, entry["box"]) if entry else 0
+
+
+def next_turn(known: dict[str, dict[str, int]]) -> int:
+    """The number that the next question will have."""
+    return 1 + max((entry["asked"] for entry in known.values()), default=0)
 
 
 def finished_lessons(record: Record) -> set[int]:
@@ -111,13 +130,16 @@ def quiz(folder: Path, asking: bool | None = None) -> None:
 
 
 def quiz_before(number: int, folder: Path, asking: bool | None = None) -> None:
-    """Three old questions before a lesson that is new to the learner, in a terminal only."""
+    """Old questions before a lesson that is new to the learner, in a terminal only.
+
+    Three, or fewer where not so many are due: one that was known yesterday need not come today.
+    """
     record = Record(folder)
     begun = any(slug[:2] == f"{number:02}" for slug in record.lessons)
     questions = questions_of(finished_lessons(record) - {number})
-    if begun or not questions or not is_asking(asking):
+    chosen = due_questions(questions, record.quiz, BEFORE_A_LESSON)
+    if begun or not chosen or not is_asking(asking):
         return
-    chosen = choose_questions(questions, record.quiz, BEFORE_A_LESSON)
     console = make_console()
     amount = "one question" if len(chosen) == 1 else f"{len(chosen)} questions"
     console.print(f"[bold]First {amount} from lessons behind you[/] (s skips them).\n")
@@ -173,7 +195,7 @@ def read_guess(question: Question, console: Any) -> str | None:
 
 def keep(question: Question, record: Record, good: bool) -> None:
     """Record an answer: a box up, or back to the first."""
-    turn = 1 + max((entry["asked"] for entry in record.quiz.values()), default=0)
+    turn = next_turn(record.quiz)
     box = record.quiz.get(question.name, {"box": 0})["box"]
     box = min(LAST_BOX, box + 1) if good else 0
     record.quiz[question.name] = {"asked": turn, "box": box}

@@ -22,7 +22,7 @@ from .judge import LIMIT
 from .record import Record
 from .run import Session
 from .terminal import BAR, Counted, code, folded, make_console, open_file, prose
-from .workspace import open_answer_file
+from .workspace import open_answer_file, working_in
 
 
 class Left(Exception):
@@ -54,7 +54,7 @@ class Walk:
             self.entry.update(cell=0, finished=False)
             self.reached = 0
         try:
-            with on_stage(self.stage):
+            with on_stage(self.stage), working_in(self.folder):
                 self.catch_up()
                 for index in range(self.reached, len(self.lesson.cells)):
                     self.step(index)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from ..files import write_text
@@ -11,6 +13,22 @@ from .cells import Lesson
 from .pieces import gather_pieces, needed_pieces
 
 FOLDER = Path("minilora-lessons")
+WORKING: ContextVar[Path] = ContextVar("WORKING", default=FOLDER)
+
+
+def learners_folder() -> Path:
+    """The folder of the learner who walks a lesson; ``minilora-lessons`` when it runs by itself."""
+    return WORKING.get()
+
+
+@contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    """A context in which a lesson's code finds this folder by ``learners_folder``."""
+    token = WORKING.set(folder)
+    try:
+        yield
+    finally:
+        WORKING.reset(token)
 
 
 def open_answer_file(lesson: Lesson, folder: Path) -> Path:

@@ -188,6 +188,19 @@ def test_every_help_shows_an_example(name, capsys):
     assert " ".join(COMMANDS[name].example.split()) in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_with_a_value_says_what_it_is_by_default(name, capsys):
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    usage, _, rest = text.partition("\n\n")
+    options = re.split(r"\n(?=  -)", rest.partition("options:\n")[2].partition("\n\n")[0])
+    for option in options:
+        takes_value = re.match(r"\s*(?:-\w, )?(--[\w-]+) [A-Z\[{]", option)
+        optional = takes_value and re.search(rf"\[{takes_value[1]}\b", usage)
+        assert not optional or "default" in option, option
+
+
 def test_without_a_command_the_commands_are_listed(capsys):
     assert main([]) == 2
     assert "a lesson as a Jupyter notebook" in capsys.readouterr().out

@@ -1,26 +1,35 @@
 """The checker's sentences: what a class is told when an answer is a multiple of the right one."""
 
+import numpy as np
 import pytest
 from hypothesis.strategies import integers
 
 from minilora.learn import Wrong, cases, close, forbid
-from minilora.learn.checking import judge_answer
+from minilora.learn.checking import guess, judge_answer
 from minilora.learn.course import find_lesson, load_checks, load_solutions
 
-GIVE_ARRAYS = [
+GIVE_NUMBERS = [
+    (0, "adapter_size"),
     (1, "weight_gradient"),
     (3, "lora_gradients"),
     (5, "first_update"),
     (7, "train_steps"),
+    (8, "largest_rank"),
+    (9, "training_bytes"),
+    (11, "bits_per_weight"),
     (12, "lean_product"),
     (13, "merge_once"),
     (14, "row_factor"),
     (14, "importance"),
     (15, "with_prompt"),
     (15, "bottleneck"),
+    (16, "mixed_loss"),
     (17, "train_through_knobs"),
+    (18, "probe"),
     (19, "ties"),
     (21, "mixed_rows"),
+    (22, "paired_e_value"),
+    (23, "gradient_of_all"),
     (24, "one_pass_product"),
 ]
 
@@ -32,7 +41,7 @@ def twice(value):
     return 2 * value
 
 
-@pytest.mark.parametrize(("number", "name"), GIVE_ARRAYS)
+@pytest.mark.parametrize(("number", "name"), GIVE_NUMBERS)
 def test_an_answer_twice_too_large_is_told_so(number, name):
     lesson = find_lesson(number)
     right = getattr(load_solutions(lesson.path), name)
@@ -40,6 +49,31 @@ def test_an_answer_twice_too_large_is_told_so(number, name):
     status, message = judge_answer(checker, lambda *given: twice(right(*given)))
     assert status == "wrong"
     assert "It is 2.00 times the right answer" in message
+
+
+@pytest.mark.parametrize(("number", "name"), [(11, "quantize_scales"), (23, "exact_average")])
+def test_of_several_results_the_one_that_is_a_multiple_is_named(number, name):
+    lesson = find_lesson(number)
+    right = getattr(load_solutions(lesson.path), name)
+    checker = getattr(load_checks(lesson.path), f"check_{name}")
+    _, message = judge_answer(checker, lambda *given: (*right(*given)[:-1], 2 * right(*given)[-1]))
+    assert "It is 2.00 times the right answer" in message
+
+
+def test_of_single_numbers_whole_multiples_are_named():
+    def sentence(wrong, right):
+        return guess(np.array(wrong), np.array(right))
+
+    assert sentence(6.0, 2.0).endswith("It is 3.00 times the right answer")
+    assert sentence(0.002, 2.0).endswith("It is 0.001 times the right answer")
+    assert sentence(-2.0, 2.0).endswith("It has the wrong sign everywhere")
+    assert sentence(3.0, 2.0) == sentence(2.000001, 2.0) == sentence([5.0], [3.0]) == ""
+    assert sentence([3.0, 6.0], [2.0, 4.0]).endswith("It is 1.50 times the right answer")
+
+
+def test_what_a_checker_says_of_a_right_answer_is_kept():
+    assert judge_answer(lambda answer: "all 84 are equal", print) == ("passed", "all 84 are equal")
+    assert judge_answer(lambda answer: None, print) == ("passed", "")
 
 
 def test_the_first_case_is_tried_before_the_drawn_ones():

@@ -27,7 +27,7 @@ from minilora.learn.record import Record
 from minilora.learn.run import child_environment
 from minilora.learn.submissions import plain_file
 from minilora.learn.walk import Walk
-from minilora.learn.workspace import open_answer_file
+from minilora.learn.workspace import FOLDER, learners_folder, open_answer_file
 
 LESSON = """# %% [markdown]
 # # 01 · What is two and two?
@@ -115,6 +115,27 @@ def test_a_lesson_is_walked_from_start_to_end(lesson, tmp_path, monkeypatch, cap
     exercise = {"passed": True, "tries": 2, "hints": 3, "revealed": False}
     assert entry["exercises"]["double"] == exercise
     assert "return 2 * x" in (desk / "solutions" / "01_two.py").read_text(encoding="utf-8")
+
+
+def test_a_lessons_code_finds_the_folder_of_who_walks_it(lesson, tmp_path, monkeypatch, capsys):
+    shown = "from minilora.learn.workspace import learners_folder\nprint(learners_folder())"
+    text = LESSON.replace('print("α total", total)', shown)
+    lesson.path.write_text(text, encoding="utf-8")
+    out, _ = walk(parse_lesson(lesson.path), tmp_path / "desk", monkeypatch, capsys, "", "")
+    assert str(tmp_path / "desk") in out.replace("\n", "")
+    assert learners_folder() == FOLDER
+
+
+@pytest.mark.slow
+def test_what_a_checker_says_of_a_right_answer_is_told(lesson, tmp_path, monkeypatch, capsys):
+    counted = CHECKS.replace("def check_double(answer, n)", "def check_cases(answer, n)")
+    counted += (
+        "\n\ndef check_double(answer):\n    check_cases(answer)\n    return '[3 of 3] equal'\n"
+    )
+    (lesson.path.parent / "checks" / "01_two.py").write_text(counted, encoding="utf-8")
+    (tmp_path / "01_two.py").write_text(SOLUTION, encoding="utf-8")
+    out, _ = walk(lesson, tmp_path, monkeypatch, capsys, "", "", "", "")
+    assert "Passed. [3 of 3] equal. A solution" in " ".join(out.split())
 
 
 def test_a_lesson_goes_on_where_it_was_left_and_remembers_the_prediction(

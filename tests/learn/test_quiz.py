@@ -31,7 +31,9 @@ def test_an_answer_is_computed_by_code_that_runs(question):
     names = ast.walk(ast.parse(question.cell.answer))
     assert any(isinstance(node, ast.Name) for node in names), "a literal"
     answer = question.answer()
+    other = "z" if isinstance(answer, str) else str(1.5 * answer + 1)
     assert same_answer(str(answer), answer)
+    assert not same_answer(other, answer)
     choices = read_choices(question.cell.question)
     assert not choices or answer in choices
     assert choices or isinstance(answer, int | float)
@@ -93,6 +95,24 @@ def test_three_come_before_a_new_lesson_and_none_before_one_that_was_begun(
     capsys.readouterr()
     quiz.quiz_before(2, tmp_path, asking=True)
     quiz.quiz_before(5, tmp_path, asking=False)
+    assert capsys.readouterr().out == ""
+
+
+def test_before_a_lesson_come_only_those_that_are_due(tmp_path, monkeypatch, capsys):
+    record, (first, second, third) = Record(tmp_path), QUESTIONS[:3]
+    for question in (first, second):
+        for _ in range(3):
+            quiz.keep(question, record, good=True)  # in box 3: not before eight others
+    names = [each.name for each in quiz.due_questions([first, second, third], record.quiz, 3)]
+    assert names == [third.name]
+    quiz.keep(third, record, good=False)  # the seventh; the first waits until the eleventh
+    assert quiz.due_questions([first, second], record.quiz, 3) == []
+    for slug in ("00_start_here", "01_one_matmul"):
+        record.lesson(slug)["finished"] = True
+    record.quiz = {each.name: {"asked": 1, "box": 4} for each in QUESTIONS if each.lesson < 2}
+    record.save()
+    type_in(monkeypatch)
+    quiz.quiz_before(5, tmp_path, asking=True)
     assert capsys.readouterr().out == ""
 
 
