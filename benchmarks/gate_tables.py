@@ -68,6 +68,7 @@ def gate_note(result: dict[str, Any]) -> str:
             f"kind, which is {new} of the questions (improvement). "
             f"The exam draws from {settings['live']:,} reserved questions until it is decided; "
             f"“true gain” is on {settings['live']:,} others. Where a round expelled a source, its "
-            f"line is about the adapter without it. Seeds: {', '.join(map(str, settings['seeds']))}.",
+            "line is about the adapter without it. "
+            f"Seeds: {', '.join(map(str, settings['seeds']))}.",
         ]
     )
