@@ -8,7 +8,7 @@ COVERAGE := --cov --cov-report=term:skip-covered
 PARITY := tests/lora tests/nf4 tests/formats tests/model tests/test_level0.py tests/test_foreign.py \
 	tests/test_invariants.py tests/test_life.py tests/training/test_batches.py tests/training/test_evaluation.py
 
-.PHONY: demo serve book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm test-scale test-flower test-clients test-gpu \
+.PHONY: demo serve book test test-long test-quick test-thorough kernel test-nf4 test-kernels test-llm test-scale test-flower test-gpu \
 	mutants bench bench-quality clean
 .DEFAULT_GOAL := demo
 
@@ -64,9 +64,6 @@ test-scale: .venv/.installed-scale  ## several processes as machines: torchrun, 
 test-flower: .venv-flower/.installed  ## federated rounds on Flower, its processes on loopback too; about ten minutes
 	.venv-flower/bin/python -m pytest -m "long or not long" tests/scale/test_flower.py tests/scale/test_privacy.py
 
-test-clients: .venv/.installed-test .venv-clients/.installed  ## a program of somebody else's, llm, talks to the server as to OpenAI
-	MINILORA_LLM=.venv-clients/bin/llm $(BIN)/python -m pytest -m long tests/serving/test_public_clients.py
-
 mutants: .venv/.installed-mutants  ## break the core modules one operator at a time; which of it do the tests notice?
 	$(BIN)/python -m tests.mutants
 
@@ -114,14 +111,9 @@ bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps 
 		--editable ".[flower]" pytest hypothesis dp-accounting==0.6.0
 	touch $@
 
-.venv-clients/.installed:
-	$(PYTHON) -m venv .venv-clients
-	.venv-clients/bin/python -m pip install --quiet --disable-pip-version-check llm==0.36
-	touch $@
-
 .venv/.installed-bench: .venv/.installed-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[test,bench]"
 	touch $@
 
 clean:
-	rm -rf minilora/nf4/_kernel.* .venv .venv-flower .venv-clients minilora-demo minilora-book smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants
+	rm -rf minilora/nf4/_kernel.* .venv .venv-flower minilora-demo minilora-book smollm2 build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* .mutants

@@ -211,6 +211,7 @@ def one_round(loop: Loop, champion: Any, live: Sequence[Example]) -> Row:
         "reason": done.verdict.reason,
         "expelled": list(done.expelled),
         "exam": [exam.wins, exam.losses, len(exam)],
+        "new_share": NEW_SHARE,
         "at_least_as_good": sum(new[:100]) >= sum(old[:100]),
         "norm": norms[1] / norms[0],
         "told": list(done.told),

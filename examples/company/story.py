@@ -72,9 +72,11 @@ class Company:
         """The month."""
         self.say("# One company, one base, three adapters")
         where = "the package's real sentences" if self.sentences else "stand-ins of our own"
+        command = "python -m examples.company" + f" --base {Path(self.base).name}" * bool(self.base)
+        command += " --sentences FOLDER" if self.sentences else ""
         self.say(
-            f"Written by `python -m examples.company`, from a run. Support's tickets: {where}. "
-            f"The base: {Path(self.base).name if self.base else 'the shipped one'}, "
+            f"Written by `{command}`, from a run. Support's tickets: {where}. The base: "
+            f"{Path(self.base).name if self.base else 'the shipped one'}, "
             f"{self.parameters / 1e6:,.1f} M weights."
         )
         self.train_by_jobs()

@@ -95,6 +95,20 @@ SERVING = (
               "as long as all its rows and prompts, and nearly all are the other's.",
         thread="",
         caught_by="serving/test_waiting.py::test_beside_another_it_has_its_share_and_the_other_waits_for_nothing"),
+    Bug(name="every reader at a disk that is gone", where="serving.disk_readers:DiskReaders.work",
+        right="following = self.turns.pop(full)", wrong="following = self.turns.pop()",
+        story="Adapters are read by a few threads, off the one that computes. Someone asks for "
+              "several whose disk hangs, and holds all of them: another's adapter, on a disk that "
+              "is well, is never read.",
+        thread="",
+        caught_by="serving/test_disk_readers.py::test_who_hangs_holds_half_of_the_threads_and_all_is_read_in_the_end"),
+    Bug(name="a letter begun by the prompt", where="text:beyond",
+        right="while not after.startswith(before[:shared]):", wrong="while False:",
+        story="A prompt in token ids ends in half a letter, which decodes to a replacement sign. "
+              "The answer's first token ends the letter, which stands where the sign stood, so "
+              "cutting off the text of before by its length cuts off the letter.",
+        thread="",
+        caught_by="serving/test_growing_text.py::test_a_letter_that_the_prompt_begins_and_the_answer_ends_is_shown[text]"),
     Bug(name="one text, two meanings", where="serving.access:each_name_once",
         right="if len(whole) < len(pairs):", wrong="if False:",
         story="A name that stands twice in a JSON object is taken from its last place, as Python "

@@ -1,19 +1,17 @@
-"""A program of somebody else's talks to the server as to OpenAI: llm, from a venv of its own.
-
-``make test-clients`` makes that venv and runs this. CI does not: a check by hand, as
-docs/serving.md says, with the date when it was done last.
-"""
+"""A program of somebody else's talks to the server as to OpenAI: llm, as a user starts it."""
 
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from .live import serving, small_service
 from .small import TOKENIZER, small_bank
 
-LLM = shutil.which(os.environ.get("MINILORA_LLM", "llm"))
+LLM = shutil.which("llm", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 QUESTION = "Hull status?"
 MODELS = """
 - {model_id: mine, model_name: a, api_base: "ADDRESS/v1"}
@@ -39,8 +37,8 @@ def ask(tmp_path_factory):
         yield ask
 
 
-@pytest.mark.long
-@pytest.mark.skipif(LLM is None, reason="llm has a venv of its own: make test-clients")
+@pytest.mark.slow
+@pytest.mark.skipif(LLM is None, reason="llm was not tried: pip install llm (it comes with [test])")
 def test_llm_gets_the_solo_runs_answers_and_our_refusals(ask):
     asked = [{"role": "user", "content": QUESTION}]
     bank = small_bank()
