@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
+BLOCK = 50_000  # adapters whose hashes are made at once
 
 
 class Times(NamedTuple):
@@ -155,8 +156,11 @@ def rendezvous(adapters: NDArray[np.int64], servers: int, places: int) -> NDArra
     """The ``places`` best servers of each adapter, (adapters, places): the largest hashes first."""
     keys = adapters.astype(np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
     salts = mixed(np.arange(1, servers + 1, dtype=np.uint64) * np.uint64(0xD1B54A32D192ED03))
-    draws = mixed(keys ^ salts[None])
-    return np.argsort(draws, axis=1)[:, ::-1][:, :places]
+    best = np.empty((len(adapters), places), dtype=np.int64)
+    for start in range(0, len(adapters), BLOCK):
+        draws = mixed(keys[start : start + BLOCK] ^ salts[None])
+        best[start : start + BLOCK] = np.argsort(draws, axis=1)[:, ::-1][:, :places]
+    return best
 
 
 class LRU(OrderedDict[int, None]):
@@ -213,7 +217,7 @@ class Server:
     last: float = 0.0  # when it was looked at
     stall: float = 0.0  # seconds of prompts that must go in first
     enters: float = 0.0  # when the prompts that wait begin to go in
-    worked: float = 0.0  # seconds with a row in use
+    used: float = 0.0  # Σ over its rows of the seconds in use
     rows: list[tuple[float, int]] = field(default_factory=list)  # (V at its end, request)
     waiting: deque[int] = field(default_factory=deque)
     loading: dict[int, list[int]] = field(default_factory=dict)
@@ -224,7 +228,7 @@ class Server:
         """Let prompts and tokens go on until now."""
         passed, self.last = now - self.last, now
         if self.rows:
-            self.worked += passed
+            self.used += passed * len(self.rows)
             prompts = min(self.stall, passed)
             self.stall -= prompts
             self.clock += (passed - prompts) / (times.step + times.row * len(self.rows))
@@ -243,7 +247,7 @@ class Server:
 
 
 LOADED, END, ARRIVED = range(3)
-WARM = 400_000  # requests before those that count: memory is full then, a region's store is not
+CHUNK = 1_000_000  # requests that are drawn at once to fill the caches
 
 
 class Simulation:
@@ -260,6 +264,7 @@ class Simulation:
             for _ in range(fleet.regions)
         ]
         self.stores = [LRU(fleet.store) for _ in range(fleet.regions)]
+        self.coming: list[dict[int, list[Server]]] = [{} for _ in range(fleet.regions)]
         self.lines, self.registry = [Line() for _ in range(fleet.regions)], Line()
         self.first, self.end = np.full(len(trace.at), np.nan), np.full(len(trace.at), np.nan)
         self.level = np.zeros(len(trace.at), dtype=np.int8)  # where the adapter was found
@@ -278,7 +283,7 @@ class Simulation:
                 if kind == LOADED:
                     self.loaded(now, *what)
                 elif kind == ARRIVED:
-                    self.pass_on(now, *what)
+                    self.arrived(now, *what)
                 elif what[0].version == what[1]:
                     self.ended(now, what[0])
             else:
@@ -286,23 +291,38 @@ class Simulation:
                 number += 1
         return self
 
-    def warm(self, trace: Trace) -> Simulation:
-        """Fill the caches with requests that came before, without a clock."""
-        seen, index = np.unique(trace.adapter, return_inverse=True)
-        fleet, draw = self.fleet, self.random
-        places = min(fleet.places, fleet.servers)
-        table = rendezvous(seen, fleet.servers, places).tolist() if places else []
-        for number, adapter in enumerate(trace.adapter.tolist()):
-            region = int(trace.region[number])
-            servers = self.servers[region]
-            among = table[index[number]] if places else range(len(servers))
-            server = servers[among[draw.randrange(len(among))]]
-            for cache in (server.bank, server.host, self.stores[region]):
-                if adapter in cache:
-                    cache.move_to_end(adapter)
-                    break
-                cache.put(adapter)
+    def warm(self, popularity: Floats, requests: int, seed: int) -> Simulation:
+        """Fill the caches with so many requests a region that came before, without a clock."""
+        fleet, draw = self.fleet, np.random.default_rng(seed)
+        places, heap = min(fleet.places, fleet.servers), np.cumsum(popularity)
+        table = rendezvous(np.arange(len(popularity)), fleet.servers, places) if places else None
+        for servers, store in zip(self.servers, self.stores, strict=True):
+            caches = [(server.bank, server.host, store) for server in servers]
+            for start in range(0, requests, CHUNK):
+                count = min(CHUNK, requests - start)
+                adapters = np.searchsorted(heap, draw.random(count)).clip(max=len(popularity) - 1)
+                chosen = draw.integers(0, places or fleet.servers, count)
+                if table is not None:
+                    chosen = table[adapters, chosen]
+                for adapter, number in zip(adapters.tolist(), chosen.tolist(), strict=True):
+                    for cache in caches[number]:
+                        if adapter in cache:
+                            cache.move_to_end(adapter)
+                            break
+                        cache.put(adapter)
         return self
+
+    def warm_as(self, other: Simulation) -> Simulation:
+        """Fill the caches as those of another simulation, of the same fleet, are filled."""
+        pairs = zip(self.caches(), other.caches(), strict=True)
+        for own, filled in pairs:
+            own.update(filled)
+        return self
+
+    def caches(self) -> list[LRU]:
+        """All of them, always in one order."""
+        servers = [server for region in self.servers for server in region]
+        return [*self.stores, *(cache for each in servers for cache in (each.bank, each.host))]
 
     def choose(self, number: int, region: int) -> Server:
         """The router: the less busy of an adapter's places, or any server."""
@@ -332,17 +352,29 @@ class Simulation:
             self.level[number] = 1
             reader = min(server.readers, key=lambda line: line.free)
             self.tell(reader.take(now, self.times.read), LOADED, server, adapter)
+        elif adapter in self.coming[region]:
+            self.level[number] = 3
+            self.coming[region][adapter].append(server)
         elif self.stores[region].hit(adapter):
             self.level[number] = 2
             self.pass_on(now, server, region, adapter)
         else:
             self.level[number] = 3
-            self.stores[region].put(adapter)
+            self.coming[region][adapter] = [server]
             there = self.registry.take(now, self.times.nbytes / self.fleet.line)
-            self.tell(there + self.fleet.far[region], ARRIVED, server, region, adapter)
+            self.tell(there + self.fleet.far[region], ARRIVED, region, adapter)
+
+    def arrived(self, now: float, region: int, adapter: int) -> None:
+        """The registry's copy is in the region's store; who waits for it gets one."""
+        self.stores[region].put(adapter)
+        for server in self.coming[region].pop(adapter):
+            self.pass_on(now, server, region, adapter)
 
     def pass_on(self, now: float, server: Server, region: int, adapter: int) -> None:
-        """The region has an adapter: over its line to the server's disk, and into memory."""
+        """The region has an adapter: over its line to the server's disk, and into memory.
+
+        What comes over the line is checked as it comes, so it needs no reader.
+        """
         there = self.lines[region].take(now, self.times.nbytes / self.fleet.line) + self.fleet.hop
         server.host.put(adapter)
         self.tell(there + self.times.read, LOADED, server, adapter)

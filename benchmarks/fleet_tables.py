@@ -16,7 +16,7 @@ from minilora.files import write_text
 from minilora.plots.style import hue, in_house_style, label_ends, save_figure
 
 from .common import RESULTS
-from .fleet_model import WARM, Fleet, che, zipf
+from .fleet_model import Fleet, che, zipf
 
 DOCS = Path(__file__).parent.parent / "docs"
 Rows = list[dict[str, Any]]
@@ -77,9 +77,25 @@ def check_table(rows: Rows) -> str:
     )
 
 
-def within(rows: Rows, key: str = "apart", limit: float = 0.15) -> str:
+def server_table(rows: Rows) -> str:
+    """The simulation beside the server."""
+    lines = (
+        (
+            f"{row['rate']:g}",
+            row["figure"],
+            f"{row['simulated']:.3g}",
+            ", ".join(f"{value:.3g}" for value in row["seen"]),
+            f"{100 * row['apart']:+.0f}%",
+        )
+        for row in of(rows, "server")
+    )
+    head = ("requests a second", "", "simulated", "the server, three runs", "apart, of the median")
+    return table(head, lines)
+
+
+def within(rows: Rows, key: str = "apart", limit: float = 0.15, what: str = "check") -> str:
     """How many comparisons are within the limit, and which are not."""
-    checks = of(rows, "check")
+    checks = of(rows, what)
     out = [row for row in checks if abs(row[key]) > limit]
     said = f"{len(checks) - len(out)} of {len(checks)} are within {100 * limit:.0f}%"
     if not out:
@@ -128,13 +144,60 @@ def load_table(rows: Rows) -> str:
             percent(row["load"]),
             in_time(row["first, 99%"]),
             in_time(row["end, 99%"]),
+            percent(row["rows"]),
             percent(row["readers"]),
             percent(row["registry's line"]),
         )
         for row in of(rows, "load")
     )
-    head = ("router", "load", "first token, 99%", "end, 99%", "busiest reader", "registry's line")
-    return table(head, lines)
+    head = ("router", "load", "first token, 99%", "end, 99%", "rows in use", "busiest reader")
+    return table((*head, "registry's line"), lines)
+
+
+def breaks_table(rows: Rows) -> str:
+    """The servers of the most popular adapter beside the others."""
+    lines = (
+        (
+            row["router"],
+            percent(row["load"]),
+            percent(row["rows"]),
+            percent(min(1.0, row["hottest's rows"])),
+            f"{in_time(row['hottest, early'])}, {in_time(row['hottest, late'])}",
+            f"{row['waiting']:,.0f}",
+            in_time(row["others, 99%"]),
+        )
+        for row in of(rows, "breaks")
+    )
+    head = ("router", "load", "rows in use", "of its servers", "its first token, early and late")
+    return table((*head, "of it waiting at the end", "the others' first token, 99%"), lines)
+
+
+def growing(rows: Rows, router: str) -> str:
+    """At which loads the hottest adapter's requests wait longer and longer."""
+    mine = of(rows, "breaks", router=router)
+    loads = [row["load"] for row in mine if row["hottest, late"] > 2 * row["hottest, early"]]
+    if not loads:
+        return "at none of these loads"
+    calm = max((row["load"] for row in mine if row["load"] < min(loads)), default=0.0)
+    return f"from {percent(min(loads))} on, at {percent(calm)} not yet"
+
+
+def sizes_table(rows: Rows) -> str:
+    """What is how full, with large adapters."""
+    lines = (
+        (
+            f"{row['rate']:g}",
+            percent(row["rows"]),
+            percent(row["readers"]),
+            percent(row["region's line"]),
+            percent(row["registry's line"]),
+            in_time(row["first, median"]),
+            in_time(row["first, 99%"]),
+        )
+        for row in of(rows, "sizes")
+    )
+    head = ("requests a second", "rows in use", "busiest reader", "region's line")
+    return table((*head, "registry's line", "first token, median", "99%"), lines)
 
 
 def regions_table(rows: Rows) -> str:
@@ -248,11 +311,12 @@ def page(found: dict[str, Any]) -> str:
     times = of(rows, "times")[0]
     settings = found["settings"]
     count = settings["adapters"]
-    popular = zipf(count, 1.0)[0]
+    popular, http = zipf(count, 1.0)[0], of(rows, "http")[0]
     limits = [hottest_pair(count, *each) for each in ((32, 2), (64, 2), (64, 8))]
     full_load = of(rows, "load", load=1.0)[0]
-    load_seconds = full_load["requests"] / full_load["rate"]
-    never = 1 - che(zipf(count, 1.0), fleet.store)[0]
+    load_seconds = full_load["seconds"]
+    hit, stays = che(zipf(count, 1.0), min(fleet.store, count - 1))
+    never, hot, large = 1 - hit, of(rows, "breaks")[0], of(rows, "sizes")[0]
     requests = of(rows, "hits")[0]["requests"]
     took = sum(row["seconds"] for row in of(rows, "took"))
     full = 1 / (times["prompt"] + 35 * (times["step"] + times["row"] * fleet.slots) / fleet.slots)
@@ -288,13 +352,19 @@ was fitted for so many rows and prompts, to other runs (the fit explains
 {percent(times["explained"])} of the variance of a step's processor time). So this checks queue,
 rows and caches, not the times: {within(rows)}. On the clock of its own
 processor time, the mean of two runs, {within(rows, "apart, own")}.
-It is the engine in one process; HTTP is left out.
 
 {check_table(rows)}
 
 The last column is the engine on its own clock. The two runs differ from each other, because others
 used this machine too. At 80 requests a second more come than the engine can answer, so the queue
 grows to the end, and a few percent in the time of a step become many in the wait.
+
+**Beside the server.** The application of `minilora serve`, everything but the socket, answers the
+requests as streams; its clock is the processor time of its process. What HTTP takes beside the
+engine was fitted to other runs, {in_time(http["request"])} a request and {in_time(http["token"])} a
+token, and the simulation was given it: {within(rows, what="server")}.
+
+{server_table(rows)}
 
 ## Which caches hit?
 
@@ -317,28 +387,47 @@ half of all servers' memory (both places always used) to all of it (one place).
 
 ## What breaks first?
 
-Neither the registry nor the disks: see the last two columns. It is the rows of a few servers.
-The most popular adapter gets {percent(popular)} of all requests at exponent 1. Its two servers
-have no time for another adapter from {percent(limits[0])} of the load on where there are 32
-servers, and from {percent(limits[1])} on with 64; from there on its queue grows. Up to that
-point the choice of the less busy place sends every other adapter away from them, so nobody
-notices. Eight places move the limit to {percent(limits[2])} with 64 servers, for some memory.
-The gateway here has two (`PLACES` in `minilora/serving/upstreams.py`), which is right for a
-handful of servers.
+Neither the registry nor the disks: see the last two columns.
 
 {load_table(rows)}
 
 *Load* is a share of what {fleet.servers} engines can do together. Each row is some
-{load_seconds:.0f} seconds of traffic after {WARM:,} requests, by which memory is full. An overload
-shows its beginning only, so these rows do not reach the limit above, which is arithmetic.
+{load_seconds:.0f} seconds of traffic on warm caches.
+
+It is the rows of a few servers. The most popular adapter gets {percent(popular)} of all requests at
+exponent 1. By arithmetic its two servers have no time for another adapter from {percent(limits[0])}
+of the load on where there are 32 servers, and from {percent(limits[1])} on with 64; eight places
+move that to {percent(limits[2])} with 64 servers. The arithmetic lets every prompt go in alone;
+where many wait, several go in together, which is cheaper. In the simulation of {hot["servers"]}
+servers for {hot["seconds"]:.0f} seconds the first tokens of that adapter come later and later with
+two places {growing(rows, "rendezvous, 2 places")}; with eight places
+{growing(rows, "rendezvous, 8 places")}.
+
+{breaks_table(rows)}
+
+*Early* is the second quarter of the time, *late* the last; medians. The choice of the less busy
+place sends every other adapter away from the two servers, so its own users notice first, and the
+rest of the fleet does not. The gateway here has two places (`PLACES` in
+`minilora/serving/upstreams.py`), which is right for a handful of servers.
+
+With large adapters it is another part. An adapter of rank 16 beside every Linear of an 8B base has
+{large["nbytes"] / 1e6:,.0f} MB in bfloat16. The same {fleet.servers} servers, disks of 2 GB a
+second, the same lines and the same engine (an 8B base is slower, so its rows in use say nothing
+here):
+
+{sizes_table(rows)}
+
+So there the lines are full long before the rows are: larger disks and a faster line to the store
+are what helps.
 
 ## Regions
 
 {regions_table(rows)}
 
-The store of a region is young here: after {WARM:,} requests most of what is asked of the registry
-is asked for the first time. With a full store Che's formula leaves it {percent(never)} of the
-requests.
+Caches are warm: {settings["warm"]:,} requests a region came before, {settings["warm"] / stays:.1f}
+times the {stays / 1e6:.1f} million for which Che's formula lets an adapter stay in a store of
+{fleet.store:,}. By the formula a store alone would leave the registry {percent(never)} of the
+requests; the disks of the servers hold more than that.
 
 If the registry is away, the requests of its rows fail and no other: {outage(rows)} of the three
 regions' requests. Everything that was asked for lately goes on.

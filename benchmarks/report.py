@@ -15,6 +15,7 @@ from minilora.files import write_text
 from minilora.plots.style import save_figure
 
 from .common import RESULTS
+from .federated_tables import part as federated_part
 from .figure import benchmark_figure, forgetting_figure
 from .gate_tables import PLANTED, gate_note, planted_table_rows
 from .methods_table import (
@@ -301,6 +302,10 @@ def main() -> None:
     readme = ROOT / "README.md"
     write_text(readme, put_between_markers(readme.read_text(encoding="utf-8"), summary(results)))
     write_text(ROOT / "docs" / "benchmarks.md", whole(results))
+    if "federated" in results:
+        scale = ROOT / "docs" / "scale.md"
+        part = federated_part(results)
+        write_text(scale, put_between_markers(scale.read_text(encoding="utf-8"), part))
     save_figure(benchmark_figure(results), ROOT / "docs" / "benchmarks.png")
     save_figure(forgetting_figure(results["forgetting"]["rows"]), ROOT / "docs" / "forgetting.png")
     if "methods" in results:

@@ -154,6 +154,9 @@ def test_the_readme_and_the_page_are_what_the_results_say():
     assert report.put_between_markers(readme, report.summary(results)) == readme, fix
     page = (report.ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     assert report.whole(results) == page, fix
+    if "federated" in results:
+        scale = (report.ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+        assert report.put_between_markers(scale, report.federated_part(results)) == scale, fix
     assert len(figure.benchmark_figure(results).axes) == 3
     assert len(figure.forgetting_figure(results["forgetting"]["rows"]).axes) == 2
     assert len(methods_table.methods_figure(results["methods"]).axes) == 1

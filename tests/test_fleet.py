@@ -81,7 +81,7 @@ def test_by_rendezvous_memory_adds_up_and_at_random_it_does_not():
     for places, together in ((1, 8 * 100), (2, 8 * 100), (0, 100)):
         trace = draw_trace(popularity, 25_000, 100.0, (1, 1), 1, seed=5)
         found = Simulation(trace, Fleet(places=places, **settings), INSTANT)
-        found.warm(draw_trace(popularity, 25_000, 1.0, (1, 1), 1, seed=6)).run()
+        found.warm(popularity, 25_000, seed=6).run()
         # where nobody is busy, the second of two places gets nothing
         assert (found.level == 0).mean() == pytest.approx(che(popularity, together)[0], abs=0.03)
 
@@ -119,6 +119,52 @@ def test_what_the_store_has_passes_what_is_on_its_way_from_the_registry():
     assert found.first[1] == pytest.approx(0.01 + 0.1 + 0.002 + 0.010)
 
 
+def test_a_second_server_waits_for_what_is_on_its_way_from_the_registry():
+    """Where the region asked for it already, it does not ask again, and has it no sooner."""
+    trace = Trace(np.array([0.0, 0.1]), np.array([0, 0]), np.ones(2, int), np.zeros(2, int))
+    times = Times(1e-9, 0.0, 0.010, 0.010, 0.002, 1000)
+    settings = Fleet(servers=2, places=0, hop=0.1, far=(5.0,), line=1e5)
+    for seed in range(20):  # until the two go to two servers
+        found = Simulation(trace, settings, times, seed).run()
+        if sum(len(server.bank) for server in found.servers[0]) == 2:
+            break
+    assert found.level.tolist() == [3, 3]
+    assert found.registry.busy == pytest.approx(0.01)
+    arrives = 0.01 + 5.0
+    assert found.first[0] == pytest.approx(arrives + 0.01 + 0.1 + 0.002 + 0.010)
+    assert found.first[1] == pytest.approx(arrives - 0.1 + 2 * 0.01 + 0.1 + 0.002 + 0.010)
+
+
+def test_warm_caches_are_those_after_a_long_time():
+    """What each level is asked for: plain LRUs in a row say it nearly exactly, Che's formula so."""
+    popularity = zipf(20_000, 1.0)
+    settings = Fleet(servers=1, places=1, bank=200, host=1000, store=5000, slots=10_000)
+    trace = draw_trace(popularity, 30_000, 100.0, (1, 1), 1, seed=8)
+    filled = Simulation(trace, settings, INSTANT).warm(popularity, 200_000, seed=9)
+    found = Simulation(trace, settings, INSTANT).warm_as(filled).run()
+    capacities = [200, 1000, 5000]
+    long = draw_trace(popularity, 150_000, 1.0, (1, 1), 1, seed=10).adapter.tolist()
+    plain, left, formula, before = lru_hits(long, capacities, warm=100_000), 1.0, 1.0, 0.0
+    for level, capacity in enumerate(capacities):
+        hit, before = che(popularity, capacity, before)
+        left, formula = left * (1 - plain[level]), formula * (1 - hit)
+        assert (found.level > level).mean() == pytest.approx(left, abs=0.01)
+        assert (found.level > level).mean() == pytest.approx(formula, abs=0.02)
+    assert found.caches()[0] is not filled.caches()[0]
+
+
+def test_the_most_popular_adapter_s_servers_are_full_first():
+    """One adapter gets half of all: its one server is full while the other three have time."""
+    popularity = np.array([0.5, *np.full(50, 0.01)])
+    times = Times(0.01, 0.0, 0.001, 0.001, 0.0, 0)
+    trace = draw_trace(popularity, 6000, 90.0, (10, 10), 1, seed=3)
+    run = Simulation(trace, Fleet(servers=4, places=1, slots=4), times).run()
+    found = fleet.hottest(run)
+    assert found["hottest's rows"] > 0.7
+    assert found["hottest, late"] > 2 * found["hottest, early"] > 20 * 0.01
+    assert found["waiting"] > 0
+
+
 def test_the_fit_finds_the_times_that_made_the_steps():
     steps = [
         fleet_check.Step(rows, prompts, (0.004 + 1e-4 * rows) * (rows > 0) + cost)
@@ -137,7 +183,11 @@ def test_the_benchmark_runs_and_its_page_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(fleet, "SMALL", 10)
     monkeypatch.setattr(fleet, "CAPACITIES", (10, 100))
     monkeypatch.setattr(fleet, "LOADS", (0.3, 1.0))
-    sizes = "--adapters 2000 --requests 300 --small 6 --threads 1"
+    monkeypatch.setattr(fleet, "MANY", 8)
+    monkeypatch.setattr(fleet, "BREAKS", (0.5, 0.8))
+    monkeypatch.setattr(fleet, "TURNS", 2)
+    monkeypatch.setattr(fleet, "SERVED", (50.0,))
+    sizes = "--adapters 2000 --requests 300 --small 6 --threads 1 --warm 3000 --seconds 2"
     monkeypatch.setattr(sys, "argv", ["fleet", *sizes.split(), "--out", str(tmp_path)])
     monkeypatch.setattr(fleet, "EXPONENTS", (1.0,))
     fleet.main()

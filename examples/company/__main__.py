@@ -4,7 +4,7 @@
     python -m examples.company --short              # the same in less, with few examples (CI)
     python -m examples.company --sentences FOLDER   # support's real tickets: imdb.json, yelp.json,
                                                     # amazon.json of npm's sentiment 5.0.2
-    python -m examples.company --base smollm2       # the long run, on SmolLM2's folder: an hour
+    python -m examples.company --base smollm2       # SmolLM2, half an hour of one core
     python -m examples.company --out docs/company.md
 
 Everything is done by the parts that a company would use: ``minilora.jobs`` trains and registers,

@@ -46,8 +46,8 @@ SCALE = (
               "thousand. Tests with clients of one size find nothing.",
         thread="",
         caught_by="scale/test_federated.py::test_a_client_with_all_the_tokens_is_the_average"),
-    Bug(name="one client moved the start", where="scale.rounds:model_with",
-        right="LowRank(part.A.clone(), part.B.clone(), part.scaling)", wrong="part",
+    Bug(name="one client moved the start", where="scale.rounds:of_rank",
+        right="LowRank(part.A[:r].clone(), part.B[:, :r].clone(), part.scaling)", wrong="part",
         story="In a simulation all clients train from the tensors that the server sent, in place. "
               "The second begins where the first ended, and what looks like federated learning is "
               "one run over all the data. Ours did so at first.",

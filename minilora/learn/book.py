@@ -129,7 +129,8 @@ def home_page(lessons: Sequence[Lesson], pictures: Mapping[str, str] | None = No
         "Guess first, then read the run. Every number on these pages was computed by the code "
         "beside it.</p><p>To run them yourself, with guesses that are kept and exercises that are "
         "checked: <code>minilora learn</code>.</p>"
-        f'<figure><img src="lora.svg" alt="{html.escape(WHAT_LORA_IS)}" width="620"></figure>'
+        '<figure class="drawing">'
+        f'<img src="lora.svg" alt="{html.escape(WHAT_LORA_IS)}" width="620"></figure>'
         f"<h2>The course</h2>{draw_map(lessons)}{cards(course, pictures)}"
         f"<h2>Beside the course</h2>{cards(BESIDE)}"
     )

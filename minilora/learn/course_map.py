@@ -1,4 +1,7 @@
-"""The course as a map: its parts as rows, its lessons in order, arrows from what to know first."""
+"""The course as a map: its parts as rows, its lessons in order, with what to know first.
+
+An arrow leads from a lesson to its neighbour; what lies farther back is named in the box.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ PARTS = {  # the first number of each part
     20: "Many adapters",
     24: "To the metal, and alone",
 }
-BOX, TALL, GAP, ROW, TOP = 92, 30, 12, 76, 26  # in units of the picture
+BOX, TALL, GAP, ROW, TOP = 100, 44, 14, 86, 26  # in units of the picture
 STYLE = """
 .map rect { fill: var(--field); stroke: var(--line) }
 .map a:hover rect { stroke: var(--link) }
@@ -24,7 +27,7 @@ STYLE = """
 .map a text { fill: var(--link); text-anchor: middle }
 .map .part { font-weight: 700 }
 .map path { fill: none; stroke: var(--soft) }
-.map .far { stroke: var(--line) }
+.map a .first { fill: var(--soft); font-size: 10px }
 """.strip()
 
 
@@ -55,41 +58,36 @@ def draw_map(lessons: Sequence[Lesson]) -> str:
         f'<text class="part" x="1" y="{TOP + ROW * row - 8}">{escape(PARTS[part])}</text>'
         for row, part in enumerate(parts)
     ]
-    drawn = [
-        way(corner[first], corner[lesson.number])
+    neighbours = [
+        (corner[lesson.number - 1], corner[lesson.number])
         for lesson in lessons
-        for first in first_lessons(lesson)
-        if first in corner
+        if lesson.number - 1 in first_lessons(lesson) and lesson.number - 1 in corner
     ]
+    drawn = [arrow(*pair) for pair in neighbours if pair[0][1] == pair[1][1]]
     drawn += words + [box(lesson, *corner[lesson.number]) for lesson in lessons]
     size = f'viewBox="0 0 {width} {ROW * len(parts)}" width="{width}"'
-    title = "<title>The lessons in order; an arrow comes from what to know first</title>"
+    title = "<title>The lessons in order, with what to know first</title>"
     style = f"<style>{STYLE}</style>"
     svg = f'<svg class="map" xmlns="http://www.w3.org/2000/svg" {size} role="img">{title}{style}'
     return f'<div class="wide" tabindex="0">{svg}{"".join(drawn)}</svg></div>'
 
 
 def box(lesson: Lesson, x: int, y: int) -> str:
-    """One lesson."""
+    """One lesson: its number, its name, and what to know first where that is not its neighbour."""
     words = lesson.slug[3:].replace("_", " ")
     rect = f'<rect x="{x + 1}" y="{y}" width="{BOX}" height="{TALL}" rx="5"/>'
-    lines = [lesson.slug[:2], words]
+    first = first_lessons(lesson)
+    beside = first == [lesson.number - 1] and part_of(first[0]) == part_of(lesson.number)
+    after = "" if beside or not first else "after " + ", ".join(f"{n:02}" for n in first)
+    lines = [(lesson.slug[:2], ""), (words, ""), *([(after, "first")] if after else [])]
     text = "".join(
-        f'<text x="{x + 1 + BOX // 2}" y="{y + 12 + 13 * n}">{escape(line)}</text>'
-        for n, line in enumerate(lines)
+        f'<text class="{kind}" x="{x + 1 + BOX // 2}" y="{y + 13 + 13 * n}">{escape(line)}</text>'
+        for n, (line, kind) in enumerate(lines)
     )
     return f'<a href="{lesson.slug}.html"><title>{escape(lesson.title)}</title>{rect}{text}</a>'
 
 
-def way(start: tuple[int, int], end: tuple[int, int]) -> str:
-    """From a lesson to the next in its row, or in a curve to one farther on."""
-    (x, y), (to_x, to_y) = start, end
-    if y == to_y and to_x == x + BOX + GAP:
-        at = y + TALL // 2
-        return f'<path d="M{x + BOX + 1},{at} h{GAP - 1} m-4,-3 l4,3 l-4,3"/>'
-    x, to_x = x + BOX // 2, to_x + BOX // 2 + 8
-    if y == to_y:  # over others of the row
-        return f'<path class="far" d="M{x},{y} C{x},{y - 18} {to_x},{y - 18} {to_x},{y}"/>'
-    low = y + TALL
-    curve = f"M{x},{low} C{x},{low + 24} {to_x},{to_y - 30} {to_x},{to_y}"
-    return f'<path class="far" d="{curve}"/>'
+def arrow(start: tuple[int, int], end: tuple[int, int]) -> str:
+    """From a lesson to the next in its row."""
+    at = start[1] + TALL // 2
+    return f'<path d="M{start[0] + BOX + 1},{at} H{end[0]} m-4,-3 l4,3 l-4,3"/>'

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from ..lora.injection import trainable_parameters
 from ..training.config import TrainConfig
 from ..training.ranks import Alone, RankLost
-from .environment import choose_card, own_device, world_size
+from .environment import choose_card, meet, own_device, world_size
 
 GRACE = 20.0  # seconds that a rank waits for the others once it was told to stop
 POLL = 1e-4  # seconds between two looks at whether the others have answered
@@ -62,7 +62,9 @@ def join(device: str = "cpu", timeout: float = 1800.0) -> Iterator[Alone]:
     ``device``: what this rank computes on (``own_device``); it decides between gloo and nccl.
     ``timeout``: seconds that a rank waits for the others before it gives them up; a machine that
     vanishes is noticed no sooner. A process that ends is noticed at once. Warnings are the first
-    rank's. Raises ``RankLost``, a ``ConnectionError``, when the others do not come.
+    rank's. Raises ``RankLost``, a ``ConnectionError``, when the others do not come, and
+    ``ValueError`` within another join. After an error other than ``RankLost`` the same processes
+    may join again (gloo).
 
     >>> with join() as ranks:
     ...     ranks.world, ranks.writes
@@ -76,22 +78,33 @@ def join(device: str = "cpu", timeout: float = 1800.0) -> Iterator[Alone]:
     if device.startswith("cuda"):
         choose_card(device)
     backend = "nccl" if device.startswith("cuda") else "gloo"
+    if dist.is_initialized():
+        raise ValueError(
+            "this process has joined already: expected one join at a time, and new processes "
+            "after RankLost"
+        )
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        meet(backend, timedelta(seconds=timeout))
     except (RuntimeError, ValueError) as error:
         raise RankLost(f"the {world} ranks did not find each other: {first_line(error)}") from error
     ranks = Ranks(dist.get_rank(), world, device)
-    with warnings.catch_warnings(), ending_in_words(ranks):
-        if not ranks.writes:
-            warnings.simplefilter("ignore")
-        yield ranks
-    dist.destroy_process_group()  # not after an error: the others may be gone
+    try:
+        with warnings.catch_warnings(), ending_in_words(ranks):
+            if not ranks.writes:
+                warnings.simplefilter("ignore")
+            yield ranks
+    except Exception as error:
+        if backend == "gloo" and not isinstance(error, RankLost):
+            dist.destroy_process_group()  # else it may wait for ranks that are gone
+        raise
+    dist.destroy_process_group()
 
 
 @contextlib.contextmanager
 def ending_in_words(ranks: Alone) -> Iterator[None]:
     """SIGTERM, by which torchrun ends its processes, asks for an end after the step in progress.
 
+    After the last step nothing is cut off: what is left is to save, and torchrun waits 30 seconds.
     After ``RankLost`` it stays so: a process that is ending anyway shall say why.
     """
     if threading.current_thread() is not threading.main_thread():

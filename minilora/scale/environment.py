@@ -4,14 +4,17 @@
     RANK         which of them this is              read by torch
     LOCAL_RANK   its number on this machine         which card is its own
 
-torchrun sets them (torch's documentation of ``torchrun``, "Environment Variables").
+torchrun sets them (torch's documentation of ``torchrun``, "Environment Variables"), and where the
+ranks meet.
 """
 
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 
 import torch
+import torch.distributed as dist
 
 
 def world_size() -> int:
@@ -50,3 +53,13 @@ def own_device(device: str) -> str:
     """
     local = os.environ.get("LOCAL_RANK")
     return f"cuda:{local}" if device == "cuda" and local is not None else device
+
+
+def meet(backend: str, timeout: timedelta) -> None:
+    """Form the group; each join of a process under a name of its own.
+
+    Under one name, a rank would find the addresses that the others had in an earlier join.
+    """
+    store, rank, world = next(dist.rendezvous("env://", timeout=timeout))
+    own = dist.PrefixStore(f"join {store.add(f'joins of rank {rank}', 1)}", store)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=world, timeout=timeout)

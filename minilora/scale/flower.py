@@ -1,13 +1,16 @@
 """The rounds of ``rounds.py`` between real machines: Flower carries them (flwr 1.42).
 
     flower-superlink     one, where the server is; clients connect to it, never it to them
-    flower-supernode     one a client, beside its data: ``--node-config 'data="logs.jsonl"'``
+    flower-supernode     one a client, beside its data: ``--node-config 'data="logs.jsonl" r=2'``
     flwr run app/ link   starts a run: the link starts ``server_app``, each node ``client_app``
 
 Flower brings connections, retries, heartbeats, TLS and who may join. Ours are the three calls: what
 a client trains, what it sends, how many become one. What leaves a client is A and B (``frozen_a``:
 B alone), how many answer tokens it has and how many examples: no text, no loss, no name. The counts
 are exact: where even they are a secret, round them.
+
+A node's own ``r``, where it has one, is a smaller rank than the run's, for a machine with less
+memory (``stack`` and ``svd``).
 
 ``flwr`` wants other versions of rich and uvicorn than ours, so it lives in an environment of its
 own (docs/scale.md), and this is the only module that imports it.
@@ -48,7 +51,7 @@ from ..training.examples import load_jsonl
 from .federated import Update, aggregate, check_updates
 from .privacy import check_delta, check_positive
 from .rounds import client_update, final_model, first_parts, next_parts
-from .settings import Rounds
+from .settings import ANY_RANK, Rounds
 from .wire import A, B, Parts, read_round, received, sent, write_round
 
 LOG = logging.getLogger("flwr")
@@ -131,13 +134,16 @@ def local_privacy(message: Message, context: Context, call_next: Any) -> Message
 @client_app.train(mods=[local_privacy])
 def client_round(message: Message, context: Context) -> Message:
     """A client's part of a round: train on its own file, send A and B and two counts."""
-    rounds = rounds_of(context.run_config)
+    rounds, r = rounds_of(context.run_config), context.node_config.get("r")
     if {**OWN, **context.run_config}["flower-epsilon"]:
         rounds = replace(rounds, clipping_norm=0.0, noise_multiplier=0.0)  # Flower's mod does it
+        if r not in (None, rounds.r):
+            raise ValueError(f"flower-epsilon compares shapes: expected this node's r={rounds.r}")
     examples = load_jsonl(str(context.node_config["data"]))
     parts = begins_with(unpacked(message.content["arrays"]), rounds)
     number = int(message.content["config"]["server-round"])
-    update = client_update(load_base, examples, parts, rounds, number, str(context.node_id))
+    own = rounds.of_rank(r)
+    update = client_update(load_base, examples, parts, own, number, str(context.node_id))
     counts = MetricRecord({"tokens": update.tokens, "examples": len(examples)})
     content = RecordDict({"arrays": packed(sent(update.parts, rounds)), "counts": counts})
     return Message(content, reply_to=message)
@@ -193,11 +199,13 @@ class LoraRounds(FedAvg):
         if other := sorted(tensors.keys() ^ expected.keys()):
             raise ValueError(f"what came does not fit this run: {other[0]} is missing or unknown")
         for key, known in expected.items():
-            own = tensors[key]
-            if (own.shape, own.dtype) != (known.shape, known.dtype):
+            own, shape, rank = tensors[key], [*known.shape], 0 if key.endswith(A) else 1
+            if self.rounds.how in ANY_RANK and own.dim() == 2:
+                shape[rank] = min(max(1, own.shape[rank]), shape[rank])  # its own, or the most
+            if ([*own.shape], own.dtype) != (shape, known.dtype):
                 raise ValueError(
                     f"{key} is {own.dtype} {tuple(own.shape)}, expected this run's "
-                    f"{known.dtype} {tuple(known.shape)}"
+                    f"{known.dtype} {tuple(shape)}"
                 )
         update = Update(received(tensors, self.known), message.content["counts"]["tokens"])
         check_updates({name: update})

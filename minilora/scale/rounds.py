@@ -14,6 +14,9 @@ What begins a round depends on how updates become one (``how``):
     stack          the sum of all rounds so far is merged into the client's base, and a new A is
                    drawn from the seed and the round; what is sent back grows by Σ r a round
 
+Under ``svd`` and ``stack`` a client may train a smaller rank than the others (``ranks``); under
+``svd`` it goes on from the best of its rank to what was sent. The scaling α / r is one for all.
+
 A round is made of the clients that answer. A server that is killed goes on after its last whole
 round (``out``). Each round's AdamW is new: its moments stay with nobody. Left out: a share of the
 clients drawn for each round (here all that are online take part), FedProx, server momentum.
@@ -72,6 +75,7 @@ def federate(
     out: str | Path | None = None,
     watch: Callable[[Round, Parts], None] | None = None,
     noise_seed: int | None = None,
+    ranks: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, LowRank], list[Round]]:
     """All rounds in one process; the adapter that comes out, and what each round was.
 
@@ -80,6 +84,7 @@ def federate(
     - ``out``: a folder whose ``rounds.safetensors`` holds the last whole round; where it is there,
       the run goes on after it. ``watch`` gets each round with the adapter after it.
     - ``noise_seed``: for a run that repeats. None draws noise that nobody can take off again.
+    - ``ranks``: of clients that take a smaller one than ``rounds.r`` (``stack`` and ``svd``).
 
     Raises ``ValueError`` as ``aggregate``, or where ``out`` holds a run of other settings.
 
@@ -90,6 +95,7 @@ def federate(
     >>> history[0].clients, history[0].error < 1e-6, len(parts["model.layers.0.self_attn.q_proj"].A)
     (('a', 'b'), True, 4)
     """
+    own = {name: rounds.of_rank((ranks or {}).get(name)) for name in data}
     parts, done = first_parts(load, rounds), 0
     if out is not None and (file := Path(out, "rounds.safetensors")).exists():
         parts, done = read_round(file, rounds)
@@ -97,7 +103,7 @@ def federate(
     for number in range(done + 1, rounds.rounds + 1):
         names = [*data] if online is None else [*online(number)]
         updates = {
-            name: client_update(load, data[name], parts, rounds, number, name, noise_seed)
+            name: client_update(load, data[name], parts, own[name], number, name, noise_seed)
             for name in names
         }
         result = aggregate(updates, rounds.how, fewest=rounds.fewest)
@@ -156,12 +162,26 @@ def model_with(load: Load, parts: Parts, rounds: Rounds, number: int) -> nn.Modu
     """The base with the adapter that a client trains in a round."""
     model = load()
     if rounds.how != "stack":
-        own = {path: LowRank(part.A.clone(), part.B.clone(), part.scaling)
-               for path, part in parts.items()}  # fmt: skip
-        return swap_adapter(new_adapter(model, rounds, 0), own)
+        return swap_adapter(new_adapter(model, rounds, 0), of_rank(parts, rounds.r))
     if parts:
         model = merge_and_unload(swap_adapter(new_adapter(model, rounds, 0), parts))
     return new_adapter(model, rounds, number)
+
+
+def of_rank(parts: Parts, r: int) -> dict[str, LowRank]:
+    """A copy that a client of a smaller rank can go on from: the best of that rank (FlexLoRA).
+
+    >>> big = {"q": LowRank(torch.eye(4), torch.diag(torch.tensor([9.0, 5.0, 0.1, 0.2])), 1.0)}
+    >>> small = of_rank(big, 2)["q"]
+    >>> (small.B @ small.A).diagonal().round().tolist()
+    [9.0, 5.0, 0.0, 0.0]
+    """
+    if any(len(part.A) > r and part.B.any() for part in parts.values()):
+        return aggregate({"": Update(parts, 1)}, "svd", rank=r)
+    return {
+        path: LowRank(part.A[:r].clone(), part.B[:, :r].clone(), part.scaling)
+        for path, part in parts.items()
+    }
 
 
 def new_adapter(model: nn.Module, rounds: Rounds, number: int) -> nn.Module:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..lora.config import LoraConfig
 from ..text import did_you_mean
 from ..training.config import TrainConfig
 from .federated import AGGREGATORS
 from .privacy import check_positive
+
+ANY_RANK = ("stack", "svd")  # ways that take clients whose ranks differ
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Rounds:
       clients no round is made.
     - ``rounds``, and ``steps`` that a client takes in each, with ``lr`` and ``batch_size``.
     - ``r``, ``lora_alpha``, ``targets``: the adapter; targets as names with commas, or
-      ``all-linear``.
+      ``all-linear``. Under ``stack`` and ``svd`` a client may take a smaller rank (``of_rank``).
     - ``clipping_norm`` (0: none) and ``noise_multiplier``: a client's change of all its factors is
       clipped to that length C, and gets noise of σ = noise_multiplier · 2 C (privacy.py).
 
@@ -56,6 +58,27 @@ class Rounds:
             raise ValueError("noise without a clipping_norm promises nothing: give both")
         self.lora()
         self.settings("", 0)
+
+    def of_rank(self, r: int | None) -> Rounds:
+        """What a client that cannot afford ``r`` trains: a smaller rank, the same scaling α / r.
+
+        Raises ``ValueError`` for more than the run's ``r``, and where factors are averaged, which
+        takes one rank for all.
+
+        >>> own = Rounds(r=8, lora_alpha=16).of_rank(2)
+        >>> own.r, own.lora_alpha
+        (2, 4.0)
+        """
+        if r is None or r == self.r:
+            return self
+        if self.how not in ANY_RANK:
+            raise ValueError(
+                f"how={self.how!r} takes one rank for all clients: expected r={self.r}, got {r}; "
+                "'stack' and 'svd' take others"
+            )
+        if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= self.r:
+            raise ValueError(f"a client's r must be from 1 to the run's r={self.r}, got {r!r}")
+        return replace(self, r=r, lora_alpha=self.lora_alpha * r / self.r)
 
     def lora(self) -> LoraConfig:
         """The adapter's config."""

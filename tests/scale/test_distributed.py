@@ -404,6 +404,17 @@ def test_a_handler_that_was_not_set_from_python_does_not_end_the_run_with_an_err
     real(signal.SIGTERM, before)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_after_the_last_step_sigterm_cuts_nothing_off(tmp_path):
+    """What is left then is to save; before the first step it is heard after that step."""
+    ranks = Alone()
+    with ending_in_words(ranks):
+        history = minilora.train(injected(), TASK, replace(SETTINGS, steps=1), ranks=ranks)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ranks.interrupted.wait(5)
+    assert not history.interrupted
+
+
 def test_dropout_is_seeded_by_part_and_not_by_rank():
     """The parts have masks of their own, and it does not matter which rank draws them."""
     config = LoraConfig(r=4, lora_dropout=0.5)

@@ -3,19 +3,18 @@
 They run where flwr is installed, in an environment of its own (docs/scale.md, make test-flower).
 """
 
+import contextlib
 import io
 import itertools
 import json
 import math
-import os
 import random
-import signal
+import re
 import socket
-import subprocess
-import sys
+import threading
 import time
-from dataclasses import asdict, replace
-from pathlib import Path
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -35,8 +34,9 @@ from flwr.app import (  # noqa: E402
 from flwr.serverapp import Grid  # noqa: E402
 from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
 
+from benchmarks.flower_loopback import machines_in  # noqa: E402
+from benchmarks.flower_loopback import write_logs as write_shards  # noqa: E402
 from minilora import data, load_base  # noqa: E402
-from minilora.files import write_text  # noqa: E402
 from minilora.formats.save_and_load import load_adapter  # noqa: E402
 from minilora.lora.combining import low_rank_parts  # noqa: E402
 from minilora.scale import Rounds, federate, split_among  # noqa: E402
@@ -60,21 +60,17 @@ NODES = (11, 22)
 
 def write_logs(folder, clients=2):
     """Each client's own file of logs."""
-    files = []
-    for name, examples in split_among(LOGS.train, clients).items():
-        lines = [json.dumps(asdict(example)) for example in examples]
-        files.append(write_text(folder / f"{name}.jsonl", "\n".join(lines) + "\n"))
-    return files
+    return write_shards(folder, split_among(LOGS.train, clients))
 
 
 class OneProcess(Grid):
     """A Grid that calls the client app itself and keeps every message, both ways."""
 
-    def __init__(self, files, config, broken=()):
-        self.contexts = {
-            node: Context(1, node, {"data": str(file)}, RecordDict(), dict(config))
-            for node, file in zip(NODES, files, strict=True)
-        }
+    def __init__(self, files, config, broken=(), ranks=(None, None)):
+        self.contexts = {}
+        for node, file, r in zip(NODES, files, ranks, strict=True):
+            own = {"data": str(file)} | ({} if r is None else {"r": r})
+            self.contexts[node] = Context(1, node, own, RecordDict(), dict(config))
         self.broken, self.messages, self.numbers = broken, [], itertools.count()
         TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower's own, 1.42
 
@@ -135,6 +131,22 @@ def test_the_apps_do_what_one_process_does_and_only_a_and_b_and_counts_leave(how
         wire = bytes(reply.content.deflate()) + body
         for own in shards.values():
             assert not any(example.input.encode() in wire for example in own)
+
+
+@pytest.mark.parametrize("how", ["stack", "svd"])
+def test_a_node_s_own_rank_is_that_of_one_process(how, tmp_path):
+    config = {**CONFIG, "how": how}
+    grid = OneProcess(write_logs(tmp_path), config, ranks=(None, 1))
+    serve(grid, config, tmp_path / "out")
+    shards = split_among(LOGS.train, 2)
+    named = {str(node): own for node, own in zip(NODES, shards.values(), strict=True)}
+    oracle, _ = federate(named, rounds_of(config), ranks={"22": 1})
+    parts, _ = read_round(tmp_path / "out" / "rounds.safetensors", rounds_of(config))
+    for path, part in parts.items():
+        torch.testing.assert_close(part.B @ part.A, oracle[path].B @ oracle[path].A)
+    replies = [reply.content["arrays"] for _, reply in grid.messages]
+    ranks = {len(each[name].numpy()) for each in replies for name in each if "lora_A" in name}
+    assert ranks == {1, 2}
 
 
 def test_a_node_that_is_gone_has_no_say_and_too_few_make_no_round(tmp_path):
@@ -282,80 +294,10 @@ def test_the_apps_folder_holds_the_settings_whatever_stands_in_them(tmp_path):
     assert {key: settings[key] for key in config} == config
 
 
-def free_port():
-    with socket.socket() as own:
-        own.bind(("127.0.0.1", 0))
-        return own.getsockname()[1]
-
-
-class Machines:
-    """A link and its nodes as processes; each in a session of its own, so that it dies whole."""
-
-    def __init__(self, folder):
-        self.folder, self.processes = folder, {}
-        home = folder / "home"
-        home.mkdir()
-        self.port = free_port()
-        own = {"FLWR_HOME": str(home), "HOME": str(home), "FLWR_TELEMETRY_ENABLED": "0",
-               "FLWR_DISABLE_UPDATE_CHECK": "1", "OMP_NUM_THREADS": "1",
-               "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
-               "PYTHONPATH": str(Path(__file__).parents[2])}  # fmt: skip
-        self.environment = {**os.environ, **own}
-        address = f'address = "127.0.0.1:{self.port}"\ninsecure = true\n'
-        text = f'[superlink]\ndefault = "here"\n\n[superlink.here]\n{address}'
-        write_text(home / "config.toml", text)
-
-    def start(self, name, *words):
-        log = (self.folder / f"{name}.log").open("a")
-        program = str(Path(sys.executable).parent / words[0])
-        self.processes[name] = subprocess.Popen(
-            [program, *words[1:]], stdout=log, stderr=log, env=self.environment,
-            cwd=self.folder, start_new_session=True,
-        )  # fmt: skip
-
-    def link(self):
-        self.start("link", "flower-superlink", "--insecure", "--port", str(self.port),
-                   "--disable-runtime-dependency-installation")  # fmt: skip
-        self.wait_for(self.answers)
-
-    def answers(self):
-        with socket.socket() as own:
-            return own.connect_ex(("127.0.0.1", self.port)) == 0
-
-    def node(self, name, file):
-        self.start(name, "flower-supernode", "--insecure", "--superlink",
-                   f"127.0.0.1:{self.port}", "--port", str(free_port()),
-                   "--node-config", f'data="{file}"')  # fmt: skip
-
-    def flwr(self, *words):
-        program = str(Path(sys.executable).parent / "flwr")
-        done = subprocess.run([program, *words], env=self.environment, cwd=self.folder,
-                              capture_output=True, text=True, timeout=300)  # fmt: skip
-        return done.stdout + done.stderr
-
-    def kill(self, name):
-        process = self.processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-    def log(self, name):
-        return (self.folder / f"{name}.log").read_text()
-
-    def wait_for(self, what, seconds=900):
-        end = time.monotonic() + seconds
-        while not what():
-            if time.monotonic() > end:
-                logs = {name: self.log(name)[-3000:] for name in self.processes}
-                raise AssertionError(f"waited {seconds} s; {logs}")
-            time.sleep(0.5)
-
-
 @pytest.fixture
 def machines(tmp_path):
-    machines = Machines(tmp_path)
-    yield machines
-    for name in list(machines.processes):
-        machines.kill(name)
+    with machines_in(tmp_path) as machines:
+        yield machines
 
 
 def done_rounds(file):
@@ -365,6 +307,68 @@ def done_rounds(file):
     content = file.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     return json.loads(header["__metadata__"]["federated"])["done"]
+
+
+class Recorder(threading.Thread):
+    """Stands between a node and the link, and keeps every byte that the node sends."""
+
+    def __init__(self, port):
+        super().__init__(daemon=True)
+        self.port, self.sent = port, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+
+    def run(self):
+        while True:
+            own, _ = self.listener.accept()
+            link = socket.create_connection(("127.0.0.1", self.port))
+            self.sent.append(bytearray())
+            for pair in ((own, link, self.sent[-1]), (link, own, bytearray())):
+                threading.Thread(target=self.pass_on, args=pair, daemon=True).start()
+
+    def pass_on(self, source, target, kept):
+        with contextlib.suppress(OSError):
+            while piece := source.recv(1 << 16):
+                kept += piece
+                target.sendall(piece)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.mark.scale
+@pytest.mark.long
+def test_on_the_wire_a_node_sends_its_factors_and_little_else(machines, tmp_path):
+    """Every byte that one of two supernodes sends, read between it and the link (no TLS here)."""
+    config = {**CONFIG, "out": str(tmp_path / "out"), "how": "svd"}
+    files = write_logs(tmp_path)
+    machines.link()
+    recorder = Recorder(machines.port)
+    recorder.start()
+    machines.node("watched", files[0], r=1, port=recorder.listener.getsockname()[1])
+    machines.node("other", files[1])
+    print(machines.flwr("run", str(write_app(tmp_path / "app", config)), "here"))
+    machines.wait_for((tmp_path / "out" / "adapter" / "adapter_config.json").exists)
+    small = rounds_of({**config, "r": 1, "lora-alpha": 2.0})
+    numbers = sum(t.nbytes for t in sent(first_parts(load_base, small), small).values())
+    bodies = Counter()
+    for connection in recorder.sent:
+        for path, body in requests_in(bytes(connection)):
+            bodies[path] += len(body)
+    print(f"{numbers:,} bytes of numbers a round; sent in bodies: {dict(bodies)}")
+    # a path for a message's objects, one for what names them; the others poll and say who they are
+    assert CONFIG["rounds"] * numbers < bodies["/v1/fleet/push-object"]
+    assert bodies["/v1/fleet/push-object"] < CONFIG["rounds"] * (numbers + 500 * 48)  # headers
+    wire = b"".join(map(bytes, recorder.sent))
+    for example in split_among(LOGS.train, 2)["client 0"]:
+        for text in (example.input, example.output):
+            assert text.encode() not in wire  # it is read in clear, so it would be found
+
+
+def requests_in(wire):
+    """(path, body) of each HTTP request that went over one connection."""
+    while wire:
+        head, _, rest = wire.partition(b"\r\n\r\n")
+        length = int(re.search(rb"(?i)content-length: (\d+)", head).group(1))
+        yield head.split()[1].decode(), rest[:length]
+        wire = rest[length:]
 
 
 @pytest.mark.scale

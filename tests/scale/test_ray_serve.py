@@ -242,13 +242,56 @@ def ray_processes():
     return {line.split()[0] for line in listed.splitlines() if any(m in line for m in marks)}
 
 
+def evicted_and_asked_again(url, names, alone, deployment):
+    """More adapters than places, again and again: each answer is right, and some are read anew."""
+    asks = [*names, *names, *reversed(names)]
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda name: post(url, asked(name)), asks))
+    assert Counter(status for status, _ in answers) == {200: len(asks)}
+    for name, (_, text) in zip(asks, answers, strict=True):
+        assert json.loads(text)["choices"] == alone[name]
+    seen = reports(url)
+    loads = Counter()
+    for each in seen.values():
+        loads.update(each["loads"])
+        # a name that nobody holds is forgotten at the next load
+        assert len(each["names"]) <= deployment.most_adapters + 8 + 1
+    assert max(loads.values()) > 1
+    assert loads.total() > len(names) + 8
+    print(
+        f"{loads.total()} loads of {len(names)} adapters on 2 x {deployment.most_adapters} places"
+    )
+
+
+@pytest.mark.scale
+@pytest.mark.long
+@needs_ray
+def test_a_second_replica_comes_while_requests_wait(tmp_path):
+    """Autoscaling from one to two: both have answered in the end, and no request was lost."""
+    folders = {f"a{n}": str(make_adapter(tmp_path / f"a{n}", n)) for n in range(2)}
+    scaling = {"min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 1}
+    scaling |= {"upscale_delay_s": 1.0, "look_back_period_s": 2.0}
+    deployment = Deployment(folders, replicas=scaling, processors=0.5, patience=240.0)
+    seen, answers, end = set(), Counter(), time.monotonic() + 400
+    with running(deployment, port=8799) as url:
+        with ThreadPoolExecutor(8) as pool:
+            while len(seen) < 2 and time.monotonic() < end:
+                answers.update(status for status, _ in pool.map(
+                    lambda n: post(url, asked(f"a{n % 2}")), range(40)
+                ))  # fmt: skip
+                seen |= reports(url, tries=4).keys()
+        assert set(answers) == {200}
+        print(f"{len(seen)} replicas after {answers.total()} requests")
+        assert len(seen) == 2
+
+
 @pytest.mark.scale
 @pytest.mark.long
 @needs_ray
 def test_two_replicas_share_the_adapters_answer_alike_and_lose_nothing_when_one_is_killed(tmp_path):
     from fastapi.testclient import TestClient
 
-    folders = {f"a{n}": str(make_adapter(tmp_path / f"a{n}", n)) for n in range(12)}
+    folders = {f"a{n}": str(make_adapter(tmp_path / f"a{n}", n)) for n in range(24)}
     bank = AdapterBank(minilora.load_base())
     for name, folder in folders.items():
         bank.load(name, folder)
@@ -261,20 +304,22 @@ def test_two_replicas_share_the_adapters_answer_alike_and_lose_nothing_when_one_
     home = {entry.name for entry in os.scandir(os.path.expanduser("~"))}
     before = ray_processes()
     deployment = Deployment(folders, most_adapters=8, processors=0.5, patience=240.0)
-    names = list(folders)
+    names = list(folders)  # of which 12 fit into the replicas' memory, and all 24 do not
     with running(deployment, port=8798) as url:
         with ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda n: post(url, asked(names[n % 12])), range(48)))
         assert Counter(status for status, _ in answers) == {200: 48}
         texts = {names[n % 12]: text for n, (_, text) in enumerate(answers)}
-        assert {name: json.loads(text)["choices"] for name, text in texts.items()} == alone
+        few = names[:12]
+        assert {n: json.loads(t)["choices"] for n, t in texts.items()} == {n: alone[n] for n in few}
         seen = reports(url)
         assert len(seen) == 2
         loads = Counter()
         for each in seen.values():
             loads.update(each["loads"])
-        assert set(loads) == set(names)  # who answered is here
+        assert set(loads) == set(few)  # who answered is here
         assert loads.total() <= 16  # 12, or few more
+        evicted_and_asked_again(url, names, alone, deployment)
         done = []
 
         def one(n):

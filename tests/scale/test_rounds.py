@@ -17,7 +17,7 @@ from minilora.scale import (
     relative_error,
     split_among,
 )
-from minilora.scale.rounds import answer_tokens, client_update, first_parts, model_with
+from minilora.scale.rounds import answer_tokens, client_update, first_parts, model_with, of_rank
 from minilora.scale.shards import first_word
 from minilora.scale.wire import received, sent, size
 from minilora.training.batches import encode_all, pad
@@ -162,6 +162,40 @@ def test_ranks_that_differ_and_bases_of_other_names_meet_in_a_sentence():
     assert {len(part.A) for part in aggregate(updates, "svd", rank=2).values()} == {2}
     with pytest.raises(ValueError, match="needs one for all: take 'svd' or 'stack'"):
         aggregate(updates, "factors")
+
+
+@pytest.mark.parametrize("how", ["stack", "svd"])
+def test_a_client_may_train_a_smaller_rank(how):
+    """The whole matrices of what each client sends are the oracle; r = 3 and r = 1, one scaling."""
+    rounds = replace(SHORT, how=how, r=3, lora_alpha=5.0, steps=2)
+    parts, history = federate(TWO, rounds, ranks={"client 1": 1})
+    each = 3 + 1
+    assert {len(part.A) for part in parts.values()} == {2 * each if how == "stack" else 3}
+    if how == "stack":
+        assert max(round.error for round in history) < 1e-6
+    assert final_model(load_base, parts, rounds)
+    small = rounds.of_rank(1)
+    start = first_parts(load_base, rounds)
+    own = client_update(load_base, TWO["client 1"], start, small, 1, "client 1")
+    assert {len(part.A) for part in own.parts.values()} == {1}
+    assert {part.scaling for part in own.parts.values()} == {rounds.lora_alpha / rounds.r}
+    path = next(iter(parts))
+    before, after = parts, of_rank(parts, 1)
+    whole = (before[path].B @ before[path].A).double() * before[path].scaling
+    U, S, Vh = torch.linalg.svd(whole)
+    best = S[0] * U[:, :1] @ Vh[:1]
+    torch.testing.assert_close(
+        (after[path].B @ after[path].A).double() * after[path].scaling, best, rtol=1e-4, atol=1e-6
+    )
+
+
+def test_a_rank_of_its_own_is_a_smaller_one_and_not_where_factors_are_averaged():
+    with pytest.raises(ValueError, match="how='frozen_a' takes one rank for all clients"):
+        replace(SHORT, how="frozen_a").of_rank(1)
+    for r in (3, 0, True, 1.5):
+        with pytest.raises(ValueError, match="a client's r must be from 1 to the run's r=2"):
+            SHORT.of_rank(r)
+    assert SHORT.of_rank(None) is SHORT
 
 
 def test_settings_are_checked():

@@ -150,6 +150,34 @@ def test_torchrun_that_is_told_to_stop_stops_all_after_one_step(data, tmp_path, 
     assert f"Stopped at step {steps}. Continue with the same command and --resume." in run.out
 
 
+TWICE = """
+import sys
+from minilora.scale import join
+for number in range(4):
+    try:
+        with join() as ranks:
+            assert ranks.each(4, lambda n: n + number) == [n + number for n in range(4)]
+            if number == 2:
+                with join():
+                    pass
+            if number < 3:
+                ranks.check_same({"rank": ranks.rank, "number": number})
+    except ValueError as error:
+        sys.stdout.write(f"{number} {str(error)[:30]}\\n")
+"""
+
+
+@pytest.mark.slow
+def test_after_an_error_the_same_processes_join_again(tmp_path):
+    (tmp_path / "twice.py").write_text(TWICE)
+    run = torchrun(2, tmp_path / "twice.py", folder=tmp_path / "log")
+    assert run.code == 0, run.err[-2000:]
+    lines = sorted(run.out.splitlines())
+    differs = "rank 1 differs from rank 0 in:"
+    joined = "this process has joined alread"
+    assert lines == [f"{n} {differs}" for n in (0, 0, 1, 1)] + [f"2 {joined}"] * 2
+
+
 @pytest.mark.long
 def test_torchrun_starts_a_killed_run_again_from_its_checkpoint(data, tmp_path):
     """``--max-restarts``: nobody types --resume; the bits are those of a run that nobody killed."""
