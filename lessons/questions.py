@@ -1348,7 +1348,7 @@ by_name, by_path = (
 # LLaMA-Factory leaves the tower out by default (hiyouga/LlamaFactory #5996). Look at the names of
 # what trains before the first step; this package itself has no vision model.
 #
-# Lesson 06, "A string is a regular expression for the whole path"
+# Lesson 06, "A list entry fits a module whose path is that entry"
 # · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
 
 # %%
