@@ -38,8 +38,8 @@
 # q and v of every layer. (Not the same numbers: rsLoRA is meant for high ranks and has four times
 # LoRA's, AdaLoRA half as many again.) For each method three rates are tried with a few steps, by
 # the loss on held-out logs; then one run at the best. The rates tried are a factor of 2 apart,
-# around a first guess. Where the best is the first or the last of the three, the search was too
-# narrow.
+# around a first guess.
+# Where the best is the first or the last of the three, the search was too narrow.
 
 # %%
 import copy
