@@ -31,6 +31,15 @@ def spread(values: list[float], form: str) -> str:
     return f"{mean} ({min(values):{form}} to {max(values):{form}})"
 
 
+def spent(eps: float) -> str:
+    """An ε.
+
+    >>> spent(8.384), spent(15740.0)
+    ('8.4', '15,740')
+    """
+    return f"{eps:.1f}" if eps < 100 else f"{eps:,.0f}"
+
+
 def cells(rows: Rows) -> list[str]:
     """Loss and exact answers of one setting, over its seeds."""
     return [spread([r["loss"] for r in rows], ".2f"), spread([r["exact"] for r in rows], ".0%")]
@@ -63,7 +72,7 @@ def noise_table(result: dict[str, Any]) -> str:
     for noise in LADDER:
         rows = [row for row in pick(result, noise_multiplier=noise) if row["clipping_norm"]]
         if rows:
-            eps = f"{rows[0]['epsilon']:,.3g}" if noise else "none"
+            eps = spent(rows[0]["epsilon"]) if noise else "none"
             lines.append([f"{noise:g}" if noise else "0: clipping alone", eps, *cells(rows)])
     head = ("noise multiplier", f"ε at δ = {DELTA:g}", "loss", "right to the letter")
     return table(head, lines)
@@ -74,7 +83,7 @@ def flower_table(result: dict[str, Any]) -> str:
     lines = []
     for row in result["rows"]:
         asked = f"{row['flower_epsilon']:g}" if row["flower_epsilon"] else "no"
-        eps = f"{row['epsilon']:,.3g}" if row["flower_epsilon"] else ""
+        eps = spent(row["epsilon"]) if row["flower_epsilon"] else ""
         scores = [f"{row['loss']:.2f}", f"{row['exact']:.0%}"]
         name = f"`{row['how']}`" + (f", lr = {row['lr']:g}" if row["lr"] != LR else "")
         steps = f"{row['rounds']} × {row['steps']}"
@@ -88,17 +97,17 @@ def part(results: dict[str, Any]) -> str:
     own = results["federated"]
     seeds = sorted({row["seed"] for row in own["rows"]})
     minutes = sum(row["seconds"] for row in own["rows"]) / 60
-    told = f"seeds {', '.join(map(str, seeds))}, {minutes:.0f} minutes of one core"
+    word = "seed" if len(seeds) == 1 else "means (ranges) over seeds"
+    told = f"{word} {', '.join(map(str, seeds))}, {minutes:.0f} minutes of one core"
     text = [
-        f"`python -m benchmarks.federated`, {told}; means (ranges) over the seeds.",
+        f"`python -m benchmarks.federated`, {told}.",
         scores_table(own),
         "The ladder of noise, two clients, `frozen_a`, C = 3, lr = 0.02, three rounds:",
         noise_table(own),
     ]
     if "flower" in results:
         text += [
-            "On Flower, its processes on loopback, one seed "
-            "(`python -m benchmarks.flower_loopback`):",
+            "With Flower's `LocalDpMod` instead, seed 0 (`python -m benchmarks.flower_grid`):",
             flower_table(results["flower"]),
         ]
     return "\n\n".join(text)

@@ -3,9 +3,8 @@
     .venv-flower/bin/python -m benchmarks.flower_loopback     (make test-flower makes that)
 
 One superlink and a supernode for each client, as they would stand on several machines; the logs,
-the deal and the scores are those of ``benchmarks/federated.py``, one seed. With ``LocalDpMod``,
-Flower's own local differential privacy, the row has what its ε comes to after all rounds
-(``scale/privacy.py``), beside the score that is left.
+the deal and the scores are those of ``benchmarks/federated.py``, one seed. It needs a machine that
+has time: where processes starve, Flower takes their heartbeats for lost and refuses their tokens.
 
 ``Machines`` is also what tests/scale/test_flower.py starts.
 """
@@ -180,13 +179,13 @@ def run(clients: int, how: str, lr: float, asked: float, folder: Path) -> Row:
 def main() -> None:
     """Every run that is not kept yet."""
     settings = options(__doc__)
-    rows = kept_rows("flower", settings)
+    rows = kept_rows("flower_loopback", settings)
     names = ("clients", "how", "lr", "flower_epsilon")
     for each in RUNS:
         if each not in [tuple(row[name] for name in names) for row in rows]:
             with tempfile.TemporaryDirectory() as folder:
                 rows.append(run(*each, Path(folder)))
-            print(save("flower", rows, settings, "flwr"), rows[-1], flush=True)
+            print(save("flower_loopback", rows, settings, "flwr"), rows[-1], flush=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ They run where flwr is installed, in an environment of its own (docs/scale.md, m
 
 import contextlib
 import io
-import itertools
 import json
 import math
 import random
@@ -21,81 +20,27 @@ import pytest
 import torch
 
 flwr = pytest.importorskip("flwr", reason="flwr lives in its own environment: make test-flower")
-from flwr.app import (  # noqa: E402
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
-from flwr.serverapp import Grid  # noqa: E402
-from flwr.supercore.task_identity import TaskIdentity  # noqa: E402
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict  # noqa: E402
 
+from benchmarks.flower_grid import NODES, OneProcess, serve  # noqa: E402
 from benchmarks.flower_loopback import machines_in  # noqa: E402
 from benchmarks.flower_loopback import write_logs as write_shards  # noqa: E402
 from minilora import data, load_base  # noqa: E402
 from minilora.formats.save_and_load import load_adapter  # noqa: E402
 from minilora.lora.combining import low_rank_parts  # noqa: E402
 from minilora.scale import Rounds, federate, split_among  # noqa: E402
-from minilora.scale.flower import (  # noqa: E402
-    LoraRounds,
-    client_app,
-    packed,
-    rounds_of,
-    server_app,
-    unpacked,
-    write_app,
-)
+from minilora.scale.flower import LoraRounds, client_app, packed, rounds_of, unpacked, write_app  # noqa: E402
 from minilora.scale.privacy import flower_sigma  # noqa: E402
 from minilora.scale.rounds import first_parts  # noqa: E402
 from minilora.scale.wire import read_round, sent  # noqa: E402
 
 LOGS = data.naval_log(40, 10)
 CONFIG = {"rounds": 2, "steps": 1, "batch-size": 2, "r": 2, "fewest": 2, "lora-alpha": 4.0}
-NODES = (11, 22)
 
 
 def write_logs(folder, clients=2):
     """Each client's own file of logs."""
     return write_shards(folder, split_among(LOGS.train, clients))
-
-
-class OneProcess(Grid):
-    """A Grid that calls the client app itself and keeps every message, both ways."""
-
-    def __init__(self, files, config, broken=(), ranks=(None, None)):
-        self.contexts = {}
-        for node, file, r in zip(NODES, files, ranks, strict=True):
-            own = {"data": str(file)} | ({} if r is None else {"r": r})
-            self.contexts[node] = Context(1, node, own, RecordDict(), dict(config))
-        self.broken, self.messages, self.numbers = broken, [], itertools.count()
-        TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1  # Flower's own, 1.42
-
-    run = None
-    set_run = create_message = push_messages = pull_messages = None
-
-    def get_node_ids(self):
-        return list(NODES)
-
-    def send_and_receive(self, messages, *, timeout=None):
-        for message in messages:
-            node = message.metadata.dst_node_id
-            if node in self.broken:
-                reply = Message(Error(code=1, reason="node is gone"), reply_to=message)
-            else:
-                reply = client_app(message, self.contexts[node])
-            self.messages.append((message, reply))
-            yield reply
-
-
-OneProcess.__abstractmethods__ = frozenset()
-
-
-def serve(grid, config, out):
-    server_app(grid, Context(1, 1, {}, RecordDict(), {**config, "out": str(out)}))
 
 
 @pytest.mark.parametrize("how", ["stack", "factors", "frozen_a", "svd"])
