@@ -15,12 +15,6 @@ DICE = (
     *("decided after", "needed", "“score ≥ old” lets in"),
 )
 
-OLD = (
-    "These runs are from before users' complaints alone could promote nobody, and before an "
-    "expulsion needed a second seed. Their “after” leaves out the questions of the user without "
-    "whom the evidence was weakest: the gate looked after whole blocks of 100. "
-)
-
 
 def dice_table_rows(result: dict[str, Any]) -> list[list[str]]:
     """A line for each true gain, share of differing answers and number of questions."""
@@ -54,10 +48,9 @@ def planted_table_rows(result: dict[str, Any]) -> list[list[str]]:
 
 def gate_note(result: dict[str, Any]) -> str:
     """What the two tables show, and the first of them."""
-    settings, planted = result["settings"], pick(result, part="planted")
-    shares = {row.get("new_share", 0.04) for row in planted}  # the first runs did not say it
+    settings = result["settings"]
+    shares = {row["new_share"] for row in pick(result, part="planted")}
     new = " or ".join(f"{share:.0%}" for share in sorted(shares))
-    old = "" if all("new_share" in row for row in planted) else OLD
     return "\n\n".join(
         [
             f"Adapters of dice: {settings['runs']:,} runs, α = 5%, a look after each 100 "
@@ -75,7 +68,7 @@ def gate_note(result: dict[str, Any]) -> str:
             f"kind, which is {new} of the questions (improvement). "
             f"The exam draws from {settings['live']:,} reserved questions until it is decided; "
             f"“true gain” is on {settings['live']:,} others. Where a round expelled a source, its "
-            "line is about the adapter without it. What the table does not have was not run to its "
-            f"end. {old}Seeds: {', '.join(map(str, settings['seeds']))}.",
+            "line is about the adapter without it. "
+            f"Seeds: {', '.join(map(str, settings['seeds']))}.",
         ]
     )

@@ -35,7 +35,7 @@ from .requests import Answer, Busy, Event, Known, Request, checked_request
 from .row_batch import MULTIPLE, RowBatch
 from .waiting import Waiting
 
-BETWEEN_PREFILLS = 4  # tokens of each row, before a tenant beside others begins one more
+BETWEEN_PREFILLS = 8  # tokens of each row, before a tenant beside others begins one more
 
 
 class Engine:
