@@ -13,7 +13,7 @@
 #     AdaLoRA    the ranks: ΔW = B (E ∘ A), and where E matters least it becomes 0
 #     VeRA       what trains: ΔW = diag(b) B diag(d) A, with A and B random and shared
 #
-# A fair comparison gives each the same task, the same budget, and *its own rate*: a method that is
+# A fair comparison gives each the same task, the same steps, and *its own rate*: a method that is
 # scaled otherwise wants another one, and "method X beats LoRA" is often "X's scale suits LoRA's
 # rate". Then we look at what each did to ΔW.
 
@@ -33,11 +33,13 @@
 # answer: 100 * trained["VeRA"] / trained["LoRA"]
 
 # %% [markdown]
-# ## Run: one task, one budget, one search
+# ## Run: one task, the same steps, one search
 #
-# q and v of every layer. For each method three rates are tried with a few steps, by the loss on
-# held-out logs; then one run at the best. The rates tried are a factor of 2 apart, around a first
-# guess. Where the best is the first or the last of the three, the search was too narrow.
+# q and v of every layer. (Not the same numbers: rsLoRA is meant for high ranks and has four times
+# LoRA's, AdaLoRA half as many again.) For each method three rates are tried with a few steps, by
+# the loss on held-out logs; then one run at the best. The rates tried are a factor of 2 apart,
+# around a first guess.
+# Where the best is the first or the last of the three, the search was too narrow.
 
 # %%
 import copy

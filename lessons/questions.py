@@ -1315,6 +1315,43 @@ assert "does not fit this model" in renamed
 # · minilora/formats/save_and_load.py · `compare its answers before you rely on them`
 
 # %%
+a_row = 2048 * 128_256 * 4 / 1e9
+
+# %% [markdown]
+# ## Training fits, and the evaluation runs out of memory: why?
+#
+# The logits of one row of 2,048 tokens are {{ a_row:.2f}} GB in float32 with Llama-3's vocabulary,
+# and an evaluation that collects them keeps those of every batch: transformers' Trainer leaves them
+# on the card where `eval_accumulation_steps` is unset. A loss needs none of them afterwards, so ask
+# for the loss alone (`prediction_loss_only`), with a small batch and no gradients. Users report it
+# in huggingface/transformers #32282 and axolotl-ai-cloud/axolotl #1813, where it is training after
+# the evaluation that fails.
+#
+# Lesson 09, "what is alive for a moment only: the logits, their softmax"
+# · minilora/training/objective.py · `def labelled_logits(`
+
+# %%
+towers = nn.ModuleDict(
+    {tower: nn.ModuleDict({"q_proj": nn.Linear(8, 8)}) for tower in ("vision", "language")}
+)
+by_name, by_path = (
+    len(minilora.explain_match(towers, LoraConfig(target_modules=names)).chosen)
+    for names in (["q_proj"], "language.*q_proj")
+)
+
+# %% [markdown]
+# ## Which part of a vision-language model gets an adapter?
+#
+# Every part whose layers have the names: a list of last names fits the vision tower too, and
+# "q_proj" fitted {{ by_name}} towers here, the pattern "language.*q_proj" {{ by_path}}. A user of
+# LLaVA found adapters in a tower that the paper calls frozen (haotian-liu/LLaVA #1647), and
+# LLaMA-Factory leaves the tower out by default (hiyouga/LlamaFactory #5996). Look at the names of
+# what trains before the first step; this package itself has no vision model.
+#
+# Lesson 06, "A list entry fits a module whose path is that entry"
+# · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
+
+# %%
 by_batch, seen_by_none = {}, pad(encode_all(tokenizer, task.valid, 512))
 for batch_size in (4, 16):
     torch.manual_seed(0)

@@ -57,7 +57,8 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
             process.wait(limit)
         except subprocess.TimeoutExpired:
             message = f"it was still running after {limit:.0f} seconds"
-            return Verdict("timeout", f"{message}: is there a loop that never ends?")
+            longer = f"If the machine is busy, give it longer: --limit {5 * limit:.0f}"
+            return Verdict("timeout", f"{message}: is there a loop that never ends? {longer}")
         finally:
             end_group(process)
         try:
