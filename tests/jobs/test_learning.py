@@ -34,7 +34,7 @@ def test_a_job_that_a_killed_loop_left_is_gone_on_with(recipe, tmp_path, monkeyp
     queue, hub = Queue(tmp_path / "jobs"), Hub(tmp_path / "hub")
 
     class Killed:
-        def __init__(self, *_):
+        def __init__(self, *_, **__):
             pass
 
         def run(self, id):
