@@ -6,6 +6,7 @@ import io
 import tempfile
 import warnings
 from pathlib import Path
+from types import FunctionType
 
 import torch
 from hypothesis.strategies import booleans, integers, lists, sampled_from
@@ -177,10 +178,12 @@ def check_end_to_end(answer, names, r, alpha, four_bits, folder):
 
 
 def check_merge(answer, ours, alpha, case):
-    """The merge_once of the answer's file, where it has one, against this package's."""
+    """The merge_once beside the answer, in its file, against this package's."""
     merge_once = getattr(answer, "__globals__", {}).get("merge_once")
     if merge_once is None:
-        return
+        raise Wrong(
+            f"for {case}: merge_once is missing in the file; the end of the lesson needs it"
+        )
     path, layer = next(lora_layers(ours))
     W = layer.base.weight.detach().clone()
     own = merge_once(W, layer.lora_A.detach(), layer.lora_B.detach(), alpha)
@@ -339,6 +342,12 @@ def saves_first(model, names, r, alpha, loss_of, batches, folder, four_bits=Fals
     return BUILD.train_steps(loss_of, batches, torch.optim.AdamW(trained, 5e-3, weight_decay=0))
 
 
+def beside(**names):
+    """The course's machine in a file with other pieces; None leaves one out."""
+    pieces = {key: piece for key, piece in {**vars(BUILD), **names}.items() if piece is not None}
+    return FunctionType(BUILD.fine_tune.__code__, pieces, argdefs=BUILD.fine_tune.__defaults__)
+
+
 def returns_nothing(*arguments, **named):
     """No losses."""
     BUILD.fine_tune(*arguments, **named)
@@ -359,5 +368,7 @@ WRONG = {
         "only A": changed_files(only_A),
         "saves first": saves_first,
         "returns nothing": returns_nothing,
+        "a merge without s": beside(merge_once=lambda W, A, B, alpha: W + B @ A),
+        "no merge": beside(merge_once=None),
     },
 }

@@ -53,6 +53,22 @@ SCALE = (
               "one run over all the data. Ours did so at first.",
         thread="",
         caught_by="scale/test_rounds.py::test_a_client_leaves_what_it_began_with_as_it_was"),
+    Bug(name="the error that tells", where="scale.wire:errors_stay_here",
+        right='raise RuntimeError("this client failed; its own log says why") from None',
+        wrong="raise",
+        story="A client's reader quotes the line that it cannot read, as a good error does. Flower "
+              "sends an exception's words to the server, whose log then has a line of data that "
+              "was never to leave. Every test had good files. Ours did so at first.",
+        thread="",
+        caught_by="scale/test_wire.py::test_of_an_error_nothing_leaves_but_that_there_was_one"),
+    Bug(name="the rank that never comes back", where="scale.rounds:padded",
+        right="max(0, r - len(part.A))", wrong="0",
+        story="One round is answered by a client of rank 1 alone, and the best of its rank is what "
+              "all begin the next one with. So the large clients train rank 1 from then on, and "
+              "the error of each round, measured against what was sent, stays small. Ours did so "
+              "at first.",
+        thread="",
+        caught_by="scale/test_rounds.py::test_after_a_round_of_small_clients_alone_the_rank_is_the_runs"),
     Bug(name="half the sensitivity", where="scale.rounds:made_private",
         right="2 * rounds.noise_multiplier", wrong="rounds.noise_multiplier",
         story="A client's own message is clipped to length C, and noise is measured by C. But two "

@@ -143,7 +143,7 @@ def tolerance_of(*values: Any) -> float:
 def guess(wrong: np.ndarray, right: np.ndarray) -> str:
     """How a wrong answer relates to the right one: zero, its transpose, a multiple, or no guess.
 
-    For single numbers only whole multiples and their inverses are named.
+    For single numbers only plain multiples are named, as ``is_plain`` has them.
 
     >>> guess(np.array([2.0, 4.0]), np.array([1.0, 2.0]))
     '. It is 2.00 times the right answer'
@@ -163,14 +163,26 @@ def guess(wrong: np.ndarray, right: np.ndarray) -> str:
         return ""
     if abs(factor - 1) < 0.005:
         return ""
-    if wrong.size == 1 and min(abs(f - round(f)) for f in (factor, 1 / factor)) > 1e-4 * abs(
-        factor
-    ):
-        return ""  # any number is some multiple of another; a whole one may be a hint
+    if wrong.size == 1 and not is_plain(factor):
+        return ""  # any number is some multiple of another
     if factor == -1:
         return ". It has the wrong sign everywhere"
     times = f"{factor:.2f}" if abs(factor) >= 0.1 else f"{factor:.2g}"
     return f". It is {times} times the right answer"
+
+
+def is_plain(factor: float) -> bool:
+    """Whether a factor may be a hint: whole and at most 64, a power of ten, or one of these below.
+
+    Any large number is close to a whole one, so its size alone says nothing.
+
+    >>> [is_plain(factor) for factor in (3.0, 1 / 8, 0.001, 1.5, 137.0, 1763.57)]
+    [True, True, True, False, False, False]
+    """
+    times = max(abs(factor), 1 / abs(factor))
+    whole = round(times)
+    small_or_ten = whole <= 64 or str(whole).rstrip("0") == "1"
+    return small_or_ten and abs(times - whole) <= 1e-4 * times
 
 
 LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)

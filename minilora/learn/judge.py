@@ -9,8 +9,10 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import importlib.util
 import io
 import json
+import math
 import os
 import signal
 import subprocess
@@ -24,9 +26,10 @@ from ..files import write_json
 from .cells import Lesson
 from .checking import describe_error, judge_answer
 from .course import load_checks, load_module
-from .run import child_environment
+from .run import child_environment, limit_processor
 
 LIMIT = 60.0
+COUNTS_PROCESSOR = importlib.util.find_spec("resource") is not None  # Windows does not
 KEPT = 2000  # characters of the learner's own prints
 
 
@@ -40,7 +43,11 @@ class Verdict:
 
 
 def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> Verdict:
-    """Check an exercise in a learner's file, in a fresh process of at most ``limit`` seconds."""
+    """Check an exercise in a learner's file, in a fresh process of at most ``limit`` seconds.
+
+    These are processor seconds where the system can count them, as a busy machine is no loop; the
+    clock may then show ten times as many.
+    """
     if not file.is_file():
         return Verdict("to do", f"there is no file {file.name}")
     if (unreadable := read_syntax(file)) is not None:
@@ -48,19 +55,20 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "verdict.json"
         command = [sys.executable, "-m", "minilora.learn.judge", str(lesson.path.resolve()), name]
-        command += [str(file.resolve()), str(answer)]
+        command += [str(file.resolve()), str(answer), "--limit", str(math.ceil(limit))]
+        clock = 10 * limit if COUNTS_PROCESSOR else limit
         silence: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         process = subprocess.Popen(
             command, cwd=folder, env=child_environment(), **silence, start_new_session=True
         )
         try:
-            process.wait(limit)
+            process.wait(clock)
         except subprocess.TimeoutExpired:
-            message = f"it was still running after {limit:.0f} seconds"
-            longer = f"If the machine is busy, give it longer: --limit {5 * limit:.0f}"
-            return Verdict("timeout", f"{message}: is there a loop that never ends? {longer}")
+            return too_long(clock, limit)
         finally:
             end_group(process)
+        if process.returncode == -getattr(signal, "SIGXCPU", 0):
+            return too_long(limit, limit)
         try:
             verdict = json.loads(answer.read_text(encoding="utf-8"))
             return Verdict(*(str(verdict[name]) for name in ("status", "message", "printed")))
@@ -68,6 +76,13 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
             code = process.returncode
             message = f"the process ended before an answer came (exit status {code})"
             return Verdict("error", message)
+
+
+def too_long(seconds: float, limit: float) -> Verdict:
+    """The verdict on code that took so many seconds, and the limit that may be what it needs."""
+    message = f"it was still running after {seconds:.0f} seconds"
+    longer = f"If the machine is busy, give it longer: --limit {5 * limit:.0f}"
+    return Verdict("timeout", f"{message}: is there a loop that never ends? {longer}")
 
 
 def read_syntax(file: Path) -> Verdict | None:
@@ -136,7 +151,10 @@ def main() -> None:
     options = argparse.ArgumentParser(prog="minilora.learn.judge")
     for name in ("lesson", "exercise", "file", "verdict"):
         options.add_argument(name)
+    options.add_argument("--limit", type=int)
     chosen = options.parse_args()
+    if chosen.limit:
+        limit_processor(chosen.limit)
     verdict = import_and_judge(Path(chosen.lesson), chosen.exercise, Path(chosen.file))
     write_json(chosen.verdict, asdict(verdict))
 

@@ -14,9 +14,12 @@ to do. An exercise that starts broken is to do as long as its code is as given. 
 from __future__ import annotations
 
 import ast
+import builtins
 import functools
 import re
+import symtable
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from .cells import parse_lesson
 from .course import find_exercise, load_module, load_solutions
 
 NEEDS = re.compile(r"(?m)^# pieces: (?P<names>.+)$")
+CHANGES = (ast.Store, ast.Del)
 
 
 def needed_pieces(stub: str) -> list[str]:
@@ -58,59 +62,124 @@ def gather_pieces(names: Sequence[str], folder: Path) -> str:
     """Source of the functions, imports first, each with a line that says whose it is.
 
     ``folder`` is the learner's. Where two of their files have a helper of one name that is not the
-    same, the course's function stands in for the second. Raises ``ValueError`` when no lesson has
-    an exercise of a name.
+    same, or a file does not define what its function uses, the course's function stands in. Raises
+    ``ValueError`` when no lesson has an exercise of a name.
     """
     imports: dict[str, None] = {}
-    taken: dict[str, str] = {}
+    taken: dict[str, list[str]] = {}  # by name, the statements that bind or change it
     functions = []
     for name in names:
         lesson = lesson_of(name)
-        file, whose, why = folder / lesson.name, "yours", ""
+        file, whose = folder / lesson.name, "yours"
         parts = parts_of(name, file, names)
-        other = [part for part in parts if taken.get(part, parts[part]) != parts[part]]
-        if other or not parts:
+        why = reason_against(parts, file, names, taken)
+        if why or not parts:
             file, whose = lesson.parent / "solutions" / lesson.name, "the course's"
-            why = f" (yours needs another {other[0]} than the one above)" if other else ""
             parts = parts_of(name, file, names)
+        head = f"# {whose}, of lesson {lesson.name[:2]}" + f" ({why})" * bool(why)
+        if whose != "yours" and reason_against(parts, file, names, taken):  # its helpers clash, too
+            imports["from minilora.learn.pieces import solution_of"] = None
+            functions.append(f'{head}\n{name} = solution_of("{name}")')
+            taken[name] = functions[-1:]
+            continue
         imports |= dict.fromkeys(imports_of(file))
-        new = [source for part, source in parts.items() if part not in taken]
-        taken |= parts
-        head = f"# {whose}, of lesson {lesson.name[:2]}{why}"
+        new = [part.source for part in parts if not part.binds & set(taken)]
+        taken |= by_name(parts)
         functions.append(f"{head}\n" + "\n\n\n".join(new))
     return "\n".join(imports) + "\n\n\n" + "\n\n\n".join(functions) + "\n"
 
 
-def parts_of(name: str, file: Path, apart: Sequence[str] = ()) -> dict[str, str]:
-    """A function and what of its file it uses, by name, in the file's order.
+@dataclass(frozen=True)
+class Part:
+    """A statement at the top level of a file, and the names that it binds or changes."""
 
-    Empty when the function is missing, unreadable or still to do. ``apart`` are the names of
-    functions that come from elsewhere.
+    source: str
+    binds: frozenset[str]
+
+
+def by_name(parts: Sequence[Part]) -> dict[str, list[str]]:
+    """The statements that bind or change each name."""
+    names = {name for part in parts for name in part.binds}
+    return {name: [part.source for part in parts if name in part.binds] for name in names}
+
+
+def reason_against(
+    parts: Sequence[Part], file: Path, apart: Sequence[str], taken: dict[str, list[str]]
+) -> str:
+    """Why the parts of a file cannot be used beside those that are taken; empty when they can."""
+    for name, sources in sorted(by_name(parts).items()):
+        if taken.get(name, sources) != sources:
+            return f"yours needs another {name} than the one above"
+    text = "\n".join([*imports_of(file), *(part.source for part in parts)])
+    missing = sorted(unknown_names(text) - set(apart))
+    return f"yours uses {missing[0]}, which its file does not define" if missing else ""
+
+
+def unknown_names(text: str) -> set[str]:
+    """The global names that a text reads, and that neither it nor Python defines."""
+    tables, known, read = [symtable.symtable(text, "pieces", "exec")], set(dir(builtins)), set()
+    known |= {"__name__", "__file__"}
+    for table in tables:
+        tables += table.get_children()
+        for symbol in table.get_symbols():
+            top = table.get_type() == "module"
+            if (top or symbol.is_global()) and symbol.is_referenced():
+                read.add(symbol.get_name())
+            if (top or symbol.is_global()) and (symbol.is_assigned() or symbol.is_imported()):
+                known.add(symbol.get_name())
+    return set() if "import *" in text else read - known
+
+
+def parts_of(name: str, file: Path, apart: Sequence[str] = ()) -> list[Part]:
+    """A function and what of its file it uses, in the file's order.
+
+    That is every statement at the top level that binds or changes a name which is used, under
+    ``if``, ``try``, ``for`` and ``with`` too. Empty when the function is missing, unreadable or
+    still to do. ``apart`` are the names of functions that come from elsewhere.
     """
     text, tree = read_source(file)
     if source_of(name, file) is None:
-        return {}
-    there = {known: node for node in tree.body for known in names_of(node)}
-    needed, waiting = {name}, [name]
-    while waiting:
-        each = there[waiting.pop()]
-        used = {node.id for node in ast.walk(each) if isinstance(node, ast.Name)}
-        new = (used & set(there)) - needed - set(apart)
-        needed |= new
-        waiting += new
-    lines = text.splitlines()
-    return {part: source_lines(lines, there[part]) for part in there if part in needed}
-
-
-def names_of(node: ast.stmt) -> list[str]:
-    """The names that a statement at the top level defines; imports have a place of their own."""
-    if isinstance(node, ast.FunctionDef | ast.ClassDef):
-        return [node.name]
-    if not isinstance(node, ast.Assign | ast.AnnAssign):
         return []
-    targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-    within = (each for target in targets for each in ast.walk(target))
-    return [each.id for each in within if isinstance(each, ast.Name)]
+    binds = [set() if is_apart(node) else names_of(node) for node in tree.body]
+    uses = [
+        {each.id for each in ast.walk(node) if isinstance(each, ast.Name)} for node in tree.body
+    ]
+    needed: set[str] = set()
+    waiting = {name}
+    while waiting:
+        needed |= waiting
+        found = [i for i, names in enumerate(binds) if names & needed]
+        waiting = set().union(*(binds[i] | uses[i] for i in found)) - needed - (set(apart) - {name})
+    lines = text.splitlines()
+    return [Part(source_lines(lines, tree.body[i]), frozenset(binds[i])) for i in found]
+
+
+def is_apart(node: ast.stmt) -> bool:
+    """Whether it is an import, which has a place of its own, or runs in a script only."""
+    script = isinstance(node, ast.If) and "'__main__'" in ast.dump(node.test)
+    return script or isinstance(node, ast.Import | ast.ImportFrom)
+
+
+def names_of(node: ast.AST) -> set[str]:
+    """The names that a statement binds, or changes by an item, an attribute or a method's call."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+    if isinstance(node, ast.comprehension):  # its variable is its own
+        return names_of(node.iter)
+    names = set().union(*(names_of(child) for child in ast.iter_child_nodes(node)))
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        called = node.value.func
+        return names | (root_of(called) if isinstance(called, ast.Attribute) else set())
+    return names | (root_of(node) if isinstance(getattr(node, "ctx", None), CHANGES) else set())
+
+
+def root_of(node: ast.AST) -> set[str]:
+    """The name that an item or an attribute belongs to, in a set; empty without one."""
+    while isinstance(node, ast.Attribute | ast.Subscript):
+        node = node.value
+    return {node.id} if isinstance(node, ast.Name) else set()
 
 
 def source_lines(lines: Sequence[str], node: ast.stmt) -> str:

@@ -30,6 +30,7 @@ momentum and adaptive server optimizers, robust means (a client can send anythin
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -167,8 +168,9 @@ def mean_of_products(updates: Updates, rank: int | None = None) -> dict[str, Low
     for path, some in any_parts(updates).items():
         parts = [update.parts[path] for update in updates.values()]
         r = rank or max(len(part.A) for part in parts)
-        scalings = {part.scaling for part in parts}
-        scaling = scalings.pop() if len(scalings) == 1 else 1.0
+        scaling = max(part.scaling for part in parts)
+        if not all(math.isclose(part.scaling, scaling) for part in parts):  # α·r/R / r rounds
+            scaling = 1.0
         left, S, right = thin_svd(*stacked(updates, path))
         A, B = right[:r].to(some.A.dtype), (left * S / scaling)[:, :r].to(some.B.dtype)
         cut[path] = LowRank(A.contiguous(), B.contiguous(), scaling)

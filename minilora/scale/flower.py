@@ -7,7 +7,8 @@
 Flower brings connections, retries, heartbeats, TLS and who may join. Ours are the three calls: what
 a client trains, what it sends, how many become one. What leaves a client is A and B (``frozen_a``:
 B alone), how many answer tokens it has and how many examples: no text, no loss, no name. The counts
-are exact: where even they are a secret, round them.
+are exact: where even they are a secret, round them. Flower sends the words of a client's error too,
+and an error about data quotes data: ``quiet_errors`` keeps them in the node's own log.
 
 A node's own ``r``, where it has one, is a smaller rank than the run's, for a machine with less
 memory (``stack`` and ``svd``).
@@ -48,11 +49,11 @@ from ..formats.save_and_load import save_adapter
 from ..lora.combining import LowRank
 from ..model.pretrained import load_base
 from ..training.examples import load_jsonl
-from .federated import Update, aggregate, check_updates
+from .federated import Update, check_updates
 from .privacy import check_delta, check_positive
-from .rounds import client_update, final_model, first_parts, next_parts
+from .rounds import client_update, final_model, first_parts, made_one, next_parts
 from .settings import ANY_RANK, Rounds
-from .wire import A, B, Parts, read_round, received, sent, write_round
+from .wire import A, B, Parts, errors_stay_here, read_round, received, sent, write_round
 
 LOG = logging.getLogger("flwr")
 OWN = {"out": "federated", "timeout": 600, "flower-epsilon": 0.0, "flower-sensitivity": 0.0,
@@ -116,6 +117,12 @@ def begins_with(tensors: Mapping[str, Tensor], rounds: Rounds) -> Parts:
     return {path: LowRank(tensors[f"{path}.{A}"], tensors[f"{path}.{B}"], 1.0) for path in paths}
 
 
+def quiet_errors(message: Message, context: Context, call_next: Any) -> Message:
+    """Flower sends the server an exception's type and words (its run_clientapp.py): not ours."""
+    with errors_stay_here(LOG):
+        return call_next(message, context)
+
+
 def local_privacy(message: Message, context: Context, call_next: Any) -> Message:
     """Flower's ``LocalDpMod`` with the run's settings; nothing where ``flower-epsilon`` is 0."""
     config = {**OWN, **context.run_config}
@@ -131,7 +138,7 @@ def local_privacy(message: Message, context: Context, call_next: Any) -> Message
     return guard(message, context, call_next)
 
 
-@client_app.train(mods=[local_privacy])
+@client_app.train(mods=[quiet_errors, local_privacy])
 def client_round(message: Message, context: Context) -> Message:
     """A client's part of a round: train on its own file, send A and B and two counts."""
     rounds, r = rounds_of(context.run_config), context.node_config.get("r")
@@ -184,9 +191,9 @@ class LoraRounds(FedAvg):
         if len(updates) < self.rounds.fewest:
             LOG.warning("no round of %d clients, fewest=%d", len(updates), self.rounds.fewest)
             return None, None
-        result = aggregate(updates, self.rounds.how, fewest=self.rounds.fewest)
-        self.parts = next_parts(self.parts, result, self.rounds)
-        write_round(self.file, self.parts, self.done + server_round, self.rounds)
+        number = self.done + server_round
+        self.parts = next_parts(self.parts, made_one(updates, self.rounds, number), self.rounds)
+        write_round(self.file, self.parts, number, self.rounds)
         tokens = sum(update.tokens for update in updates.values())
         counts = MetricRecord({"clients": len(updates), "tokens": tokens})
         return packed(sent(self.parts, self.rounds)), counts

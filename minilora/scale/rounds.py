@@ -2,7 +2,7 @@
 
     server   sends what the clients begin with              ``first_parts``, then ``next_parts``
     client   base + that, so many steps on its own data     ``client_update``
-    server   many A and B become one                        ``aggregate`` (federated.py)
+    server   many A and B become one                        ``made_one``
 
 ``federate`` calls them in turn, which is the experiment and the oracle; on real machines Flower
 carries the same three calls (flower.py). Nothing here knows of Flower.
@@ -15,7 +15,8 @@ What begins a round depends on how updates become one (``how``):
                    drawn from the seed and the round; what is sent back grows by Σ r a round
 
 Under ``svd`` and ``stack`` a client may train a smaller rank than the others (``ranks``); under
-``svd`` it goes on from the best of its rank to what was sent. The scaling α / r is one for all.
+``svd`` it goes on from the best of its rank to what was sent, and what comes out has the run's rank
+whoever answered. The scaling α / r is one for all.
 
 A round is made of the clients that answer. A server that is killed goes on after its last whole
 round (``out``). Each round's AdamW is new: its moments stay with nobody. Left out: a share of the
@@ -24,6 +25,7 @@ clients drawn for each round (here all that are online take part), FedProx, serv
 
 from __future__ import annotations
 
+import math
 import secrets
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -106,7 +108,7 @@ def federate(
             name: client_update(load, data[name], parts, own[name], number, name, noise_seed)
             for name in names
         }
-        result = aggregate(updates, rounds.how, fewest=rounds.fewest)
+        result = made_one(updates, rounds, number)
         record = Round(
             number,
             tuple(sorted(names)),
@@ -129,6 +131,36 @@ def first_parts(load: Load, rounds: Rounds) -> dict[str, LowRank]:
     if rounds.how == "stack":
         return {}
     return low_rank_parts(new_adapter(load(), rounds, 0))
+
+
+def made_one(updates: Mapping[str, Update], rounds: Rounds, number: int) -> dict[str, LowRank]:
+    """A round's updates as one adapter; raises ``ValueError`` as ``aggregate``."""
+    if rounds.how != "svd":
+        return aggregate(updates, rounds.how, fewest=rounds.fewest)
+    result = aggregate(updates, "svd", rank=rounds.r, fewest=rounds.fewest)
+    return {
+        path: padded(part, rounds.r, f"A {rounds.seed} {number} {path}")
+        for path, part in result.items()
+    }
+
+
+def padded(part: LowRank, r: int, seed: str) -> LowRank:
+    """The same product B A in at least rank r: B gets columns of zeros, A fresh rows to learn with.
+
+    Without them a round of small clients alone would leave its small rank to all rounds after it,
+    for nobody begins with more than was sent.
+
+    >>> small = LowRank(torch.ones(1, 4), torch.ones(3, 1), 2.0)
+    >>> large = padded(small, 3, "any")
+    >>> large.A.shape, bool(large.A[1:].any()), torch.equal(large.B @ large.A, small.B @ small.A)
+    (torch.Size([3, 4]), True, True)
+    """
+    missing = max(0, r - len(part.A))
+    generator = torch.Generator().manual_seed(zlib.crc32(seed.encode()))
+    bound = 1 / math.sqrt(part.A.shape[1])
+    rows = part.A.new_empty(missing, part.A.shape[1]).uniform_(-bound, bound, generator=generator)
+    columns = part.B.new_zeros(len(part.B), missing)
+    return LowRank(torch.cat([part.A, rows]), torch.cat([part.B, columns], 1), part.scaling)
 
 
 def next_parts(parts: Parts, result: Parts, rounds: Rounds) -> dict[str, LowRank]:

@@ -2,14 +2,17 @@
 
     <path>.lora_A.weight (r, in)        <path>.lora_B.weight (out, r)       PEFT's names
 
-Under ``frozen_a`` only B travels. A round that is whole is kept in one file, written under another
-name and then renamed: a server that is killed goes on after it.
+Under ``frozen_a`` only B travels; of an error nothing but that there was one. A round that is whole
+is kept in one file, written under another name and then renamed: a server that is killed goes on
+after it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -46,6 +49,25 @@ def received(tensors: Mapping[str, Tensor], known: Parts) -> dict[str, LowRank]:
         path: LowRank(tensors.get(f"{path}.{A}", part.A), tensors[f"{path}.{B}"], part.scaling)
         for path, part in known.items()
     }
+
+
+@contextmanager
+def errors_stay_here(log: logging.Logger) -> Iterator[None]:
+    """Keep an error's words, which may quote this client's data or paths, in its own log.
+
+    What carries the messages may send an exception to the server as it is. It gets a
+    ``RuntimeError`` that says only that there was one.
+
+    >>> with errors_stay_here(logging.getLogger("doctest")):
+    ...     raise ValueError("logs.jsonl, line 1: 'the engines of the Anna are'")
+    Traceback (most recent call last):
+    RuntimeError: this client failed; its own log says why
+    """
+    try:
+        yield
+    except Exception:  # of any kind: each may have a line of data, a path or a size in it
+        log.exception("this client's part of the round failed")
+        raise RuntimeError("this client failed; its own log says why") from None
 
 
 def size(tensors: Mapping[str, Tensor]) -> int:

@@ -69,6 +69,9 @@ def test_of_single_numbers_whole_multiples_are_named():
     assert sentence(-2.0, 2.0).endswith("It has the wrong sign everywhere")
     assert sentence(3.0, 2.0) == sentence(2.000001, 2.0) == sentence([5.0], [3.0]) == ""
     assert sentence([3.0, 6.0], [2.0, 4.0]).endswith("It is 1.50 times the right answer")
+    assert sentence(0.25, 2.0).endswith("It is 0.12 times the right answer")
+    assert sentence(137.53, 1.0) == sentence(12345.0, 7.0) == sentence(1.0, 137.53) == ""
+    assert sentence(131.0, 1.0) == sentence(2049.0, 2.0) == ""
 
 
 def test_what_a_checker_says_of_a_right_answer_is_kept():

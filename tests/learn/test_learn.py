@@ -16,7 +16,7 @@ import pytest
 
 from minilora.commands.cli import main
 from minilora.commands.learn import done_text
-from minilora.learn import Wrong, check, close, show, terminal
+from minilora.learn import Wrong, check, close, judge, show, terminal
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
 from minilora.learn.course import find_lesson, find_lessons, list_lessons, load_solutions
 from minilora.learn.figures import STAGE
@@ -358,6 +358,21 @@ def test_whatever_a_learner_writes_is_answered_in_a_sentence(
     assert verdict.status == status
     assert message in verdict.message
     assert len(verdict.printed) <= 2000
+
+
+@pytest.mark.slow
+def test_a_check_that_waits_for_a_busy_machine_is_no_loop(lesson, tmp_path, monkeypatch):
+    """A limit of processor seconds; where the system cannot count them, of the clock's."""
+    file = tmp_path / "mine.py"
+    text = "import time\n\ntime.sleep(16)\n\n\ndef double(x):\n    return 2 * x\n"
+    file.write_text(text, encoding="utf-8")
+    assert judge_file(lesson, "double", file, limit=15).status == "passed"
+    monkeypatch.setattr(judge, "COUNTS_PROCESSOR", False)
+    verdict = judge_file(lesson, "double", file, limit=2)
+    assert (verdict.status, verdict.message[:35]) == (
+        "timeout",
+        "it was still running after 2 second",
+    )
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from minilora.learn import pieces
 from minilora.learn.course import find_lesson, load_module
 from minilora.learn.judge import judge_file
 from minilora.learn.pieces import (
@@ -114,6 +115,72 @@ def test_two_helpers_of_one_name_are_not_mixed_up(tmp_path):
     text = gather_pieces(["pack_nibbles", "merge_once"], tmp_path)  # the same helpers: once
     assert text.count("def halve") == 1
     assert "# yours, of lesson 13\ndef merge_once" in text
+
+
+SCATTERED = """try:
+    from math import isqrt as root
+except ImportError:
+    root = None
+if True:
+    BITS = 4
+else:
+    BITS = 8
+LEVELS = [1, 1, 1]
+LEVELS[0] = BITS
+LEVELS.append(root(9))
+TOTAL = 0
+TOTAL += 10
+for level in LEVELS:
+    TOTAL += level
+COPIES = [TOTAL for TOTAL in range(0)]
+print("a trial", TOTAL)
+
+
+def pack_nibbles(codes):
+    return TOTAL
+
+
+if __name__ == "__main__":
+    TOTAL = -1
+"""
+
+
+def test_what_stands_under_if_try_and_for_comes_along_and_so_does_every_change(tmp_path):
+    (tmp_path / "10_four_bits.py").write_text(SCATTERED, encoding="utf-8")
+    text = gather_pieces(["pack_nibbles"], tmp_path)
+    assert "# yours, of lesson 10\n" in text
+    assert "trial" not in text
+    assert "COPIES" not in text
+    namespace = {"__name__": "pieces"}
+    exec(text, namespace)
+    assert namespace["pack_nibbles"]([]) == 10 + 4 + 1 + 1 + 3
+    assert text.count("TOTAL += 10") == 1
+
+
+def test_a_piece_that_needs_what_its_file_does_not_define_is_the_courses(tmp_path):
+    made = 'globals()["SHIFT"] = 4\n\n\ndef pack_nibbles(codes):\n    return SHIFT\n'
+    (tmp_path / "10_four_bits.py").write_text(made, encoding="utf-8")
+    text = gather_pieces(["pack_nibbles"], tmp_path)
+    assert "of lesson 10 (yours uses SHIFT, which its file does not define)" in text
+    assert "return SHIFT" not in text
+
+
+def test_a_solution_never_runs_with_a_learners_helper(tmp_path, monkeypatch):
+    """Where its helper has the name of one that is taken, it is imported."""
+    (tmp_path / "10_four_bits.py").write_text(HELPED, encoding="utf-8")
+    course = tmp_path / "course" / "13_merge.py"
+    (course.parent / "solutions").mkdir(parents=True)
+    solution = "def halve(x):\n    return x / 2\n\n\ndef merge_once(W):\n    return halve(W)\n"
+    (course.parent / "solutions" / course.name).write_text(solution, encoding="utf-8")
+    right = pieces.lesson_of
+    monkeypatch.setattr(
+        pieces, "lesson_of", lambda name: course if name == "merge_once" else right(name)
+    )
+    monkeypatch.setattr(pieces, "is_to_do", lambda function: False)
+    text = gather_pieces(["pack_nibbles", "merge_once"], tmp_path)
+    assert text.count("def halve") == 1
+    assert "import solution_of" in text
+    assert text.endswith('# the course\'s, of lesson 13\nmerge_once = solution_of("merge_once")\n')
 
 
 def test_a_file_that_python_cannot_read_is_left_out(folder):

@@ -111,6 +111,21 @@ def test_a_node_that_is_gone_has_no_say_and_too_few_make_no_round(tmp_path):
         assert not out.exists()
 
 
+SECRET = "The engines of the Anna are too hot."
+
+
+def test_a_client_that_fails_tells_the_server_nothing_but_that(tmp_path, caplog):
+    """Flower sends an exception's type and words; a reader's error quotes the line and the path."""
+    files = write_logs(tmp_path)
+    files[0].write_text(f'{{"instruction": "{SECRET}', encoding="utf-8")
+    config = {**CONFIG, "how": "svd"}
+    with pytest.raises(RuntimeError) as caught:
+        serve(OneProcess(files, config), config, tmp_path / "out")
+    assert str(caught.value) == "this client failed; its own log says why"
+    assert SECRET in caplog.text
+    assert "line 1: not valid JSON" in caplog.text
+
+
 def test_a_server_goes_on_after_its_last_whole_round(tmp_path):
     files = write_logs(tmp_path)
     one = {**CONFIG, "rounds": 1}

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from minilora import data, load_base, lora_layers, train
+from minilora.lora.combining import LowRank
 from minilora.scale import (
     Rounds,
+    Update,
     aggregate,
     epsilon,
     federate,
@@ -187,6 +189,38 @@ def test_a_client_may_train_a_smaller_rank(how):
     torch.testing.assert_close(
         (after[path].B @ after[path].A).double() * after[path].scaling, best, rtol=1e-4, atol=1e-6
     )
+
+
+def test_after_a_round_of_small_clients_alone_the_rank_is_the_runs():
+    """Round 1 has rank 1 to give; what all begin round 2 with is the same product in rank 4."""
+    rounds, seen = replace(SHORT, how="svd", rounds=3, r=4), []
+
+    def online(number):
+        return ["client 0"] if number == 1 else [*TWO]
+
+    def watch(round, parts):
+        seen.append(parts)
+
+    parts, history = federate(TWO, rounds, ranks={"client 0": 1}, online=online, watch=watch)
+    assert [{len(part.A) for part in each.values()} for each in seen] == [{4}] * 3
+    small = rounds.of_rank(1)
+    start = first_parts(load_base, rounds)
+    alone = client_update(load_base, TWO["client 0"], start, small, 1, "client 0")
+    for path, part in alone.parts.items():
+        torch.testing.assert_close(seen[0][path].B @ seen[0][path].A, part.B @ part.A)
+        assert seen[0][path].A[1:].any()
+        assert not seen[0][path].B[:, 1:].any()
+        assert torch.linalg.matrix_rank((parts[path].B @ parts[path].A).double(), rtol=1e-5) > 1
+    assert {part.scaling for part in parts.values()} == {rounds.lora_alpha / rounds.r}
+    assert all(round.error < 0.5 for round in history)
+
+
+def test_scalings_that_differ_by_rounding_alone_are_one():
+    """α · r / R / r is not always α / R to the bit."""
+    one = LowRank(torch.eye(2, 4), torch.eye(3, 2), 1.6)
+    other = one._replace(scaling=math.nextafter(1.6, 2))
+    result = aggregate({"a": Update({"q": one}, 1), "b": Update({"q": other}, 1)}, "svd")["q"]
+    assert result.scaling == pytest.approx(1.6, rel=1e-12)
 
 
 def test_a_rank_of_its_own_is_a_smaller_one_and_not_where_factors_are_averaged():

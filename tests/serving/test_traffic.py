@@ -1,6 +1,7 @@
 """Experiments and failover over HTTP: who answers, what the response says, what counts."""
 
 import json
+import threading
 from concurrent.futures import Future
 
 import httpx
@@ -206,23 +207,33 @@ def test_an_adapter_that_is_damaged_in_the_hub_is_answered_for(hub, solo):
 
 def test_after_the_first_byte_nobody_steps_in(hub, solo):
     service = small_service(hub=hub, failover=Failover())
-    take = service.engine.batch.take
+    take, begun = service.engine.batch.take, threading.Event()
 
     def spoiled(first, logits):
         for slot, row in zip(service.engine.batch.running[first:], logits, strict=False):
             if len(slot.answer.ids) >= 3 and slot.answer.request.adapter[0][0] == NEW:
+                assert begun.wait(20)  # until the client has some of the text
                 row.fill_(float("nan"))
         take(first, logits)
 
     service.engine.batch.take = spoiled
+    body = {"model": NEW, "messages": ASKED, "temperature": 0, "max_tokens": 8, "stream": True}
+    said, events, ended = "", [], False
     with serving(service) as address:
-        lines = ask(address, NEW, stream=True).text.split("\n\n")
-    events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
-    said = "".join(e["choices"][0]["delta"].get("content") or "" for e in events if "choices" in e)
-    assert solo[NEW].startswith(said)
+        url = f"{address}/v1/chat/completions"
+        with httpx.stream("POST", url, json=body, timeout=30) as response:
+            for line in response.iter_lines():
+                ended = ended or line == "data: [DONE]"
+                if line.startswith("data: {"):
+                    events.append(json.loads(line[6:]))
+                    for choice in events[-1].get("choices", ()):
+                        said += choice["delta"].get("content") or ""
+                    if said:
+                        begun.set()
     assert said
+    assert solo[NEW].startswith(said)
     assert events[-1]["error"]["code"] == "adapter_failed"
-    assert "data: [DONE]" not in lines
+    assert not ended
 
 
 def test_an_arm_that_is_shown_to_be_worse_is_answered_for_by_the_champion(hub, solo, tmp_path):
