@@ -36,10 +36,10 @@ from .blame import culprit, proved
 from .correction import OWNER, Slice
 from .exam import fair
 from .feedback import FeedbackStore
-from .gate import OPEN, Verdict, better, decide
+from .gate import Verdict, better, decide
 from .judge import Candidate, Judge
 from .learning import learn
-from .live import Live
+from .live import Live, no_worse
 from .norms import module_norms
 from .pairs import Pairs
 from .queue import Queue
@@ -253,8 +253,9 @@ class Loop:
         rounds = self.store.rounds(self.recipe.name)
         since = max((at for at, word, *_ in rounds if word == "promote"), default=0.0)
         pairs = self.store.live(previous.manifest.content, champion.manifest.content, since)
-        check = better(pairs + (live := self.live_pairs(previous, champion)), self.recipe.rules)
-        if self.live and (check.harm or (live and check.state != OPEN)):
+        live, rules = self.live_pairs(previous, champion), self.recipe.rules
+        check = better(pairs + live, rules)
+        if self.live and (check.harm or (live and no_worse(pairs + live, rules))):
             self.live.end(self.recipe.name)  # enough is known: all users get the champion
         if not check.harm:
             return ""

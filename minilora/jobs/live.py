@@ -37,7 +37,8 @@ from ..hub.registry import Version
 from ..serving.assignment import Experiment
 from ..serving.experiments import Experiments
 from ..serving.tenants import LOCAL
-from .pairs import Pairs
+from .gate import PASS, Rules, better
+from .pairs import Pairs, betting
 
 
 class Live:
@@ -123,6 +124,18 @@ def is_on(experiment: Experiment, old: Version, new: Version, champion: Version)
     """Whether it compares these two, one of which serves."""
     arms = {"old": old.spec, "new": new.spec}
     return dict(experiment.arms) == arms and experiment.champion == champion.spec
+
+
+def no_worse(pairs: Pairs, rules: Rules) -> bool:
+    """Whether a promoted adapter needs no more watching: it is better, or loses less than
+    ``worth``, or these are the most pairs.
+
+    >>> few, many = Pairs((True,) * 7, (False,) * 7), Pairs((True,) * 300, (True,) * 300)
+    >>> no_worse(few, Rules()), no_worse(many, Rules())  # seven lost: one more would show harm
+    (False, True)
+    """
+    close = betting(pairs.differences, -rules.worth) >= rules.bar
+    return close or better(pairs, rules).state == PASS or len(pairs) >= rules.most
 
 
 def in_twos(outcomes: Sequence[tuple[str, float]]) -> Pairs:

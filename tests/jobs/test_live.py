@@ -7,6 +7,7 @@ import pytest
 
 from minilora.jobs.gate import FAIL, PASS, Rules, better
 from minilora.jobs.live import Live, in_twos
+from minilora.jobs.pairs import Pairs
 from minilora.serving.experiments import Experiments
 from minilora.serving.tenants import Tenants
 from minilora.serving.traffic import check_arms
@@ -54,6 +55,17 @@ def test_an_alias_that_was_moved_by_hand_overrules_the_experiment(place):
     assert place.loop.live.running("naval") is None
     assert place.loop.watch() == ""
     assert place.loop.live.running("naval") is None, "nothing is begun again"
+
+
+def test_the_watch_does_not_end_one_pair_before_harm_is_shown(place):
+    """Seven lost refute a gain of two points, and only eight show harm."""
+    promoted(place)
+    live, seen = place.loop.live, Pairs((True,) * 7, (False,) * 7)
+    live.pairs = lambda old, new: seen
+    assert place.loop.watch() == ""
+    assert live.running("naval") is not None
+    seen += Pairs((True,), (False,))
+    assert place.loop.watch() == OLD
 
 
 def test_a_rollback_by_the_owners_program_ends_the_experiment(place):
