@@ -186,7 +186,8 @@ def planted_rows(given: Any, part: str, folder: Path, seed: int) -> Row:
         champion = loop.begin()
         feedback = scenarios(logs["taught"], logs["users"], given.feedback)[part]
         for source, each in feedback:
-            said = (each.instruction, each.output, "", each.input, about(each))
+            answer = each.output if part == "equal" else ""  # it confirms; the others complain
+            said = (each.instruction, each.output, answer, each.input, about(each))
             loop.store.add(Feedback(source, champion.manifest.content, *said))
         loop.store.review()
         row = {"part": "planted", "planted": part, "seed": seed, "feedback": len(feedback)}

@@ -34,6 +34,7 @@ class Database:
     - ``file``: its name in the service's folder; ``noun``: what it is, in messages; ``begin``: how
       one comes to have it.
     - ``migrations``: step n brings a file from schema n to n + 1; a released step never changes.
+    - ``private``: only the file's owner may read it, whoever made it and however.
 
     >>> import tempfile
     >>> notes = Database("notes.sqlite", "notebook", "write a note", ("create table note (it);",))
@@ -49,6 +50,7 @@ class Database:
     noun: str
     begin: str
     migrations: tuple[str, ...]
+    private: bool = False
 
     @contextmanager
     def reading(self, folder: Path) -> Iterator[sqlite3.Connection]:
@@ -84,6 +86,8 @@ class Database:
         file = folder / self.file
         with self.explained(file):
             folder.mkdir(parents=True, exist_ok=True)
+            if self.private:
+                close_to_others(file)
             connection = self.opened(file, "mode=rwc")
         with closing(connection), self.explained(file), whole(connection):
             self.migrate(connection, file)
@@ -210,6 +214,14 @@ def whole(connection: sqlite3.Connection) -> Iterator[None]:
         if connection.in_transaction:
             connection.execute("rollback")
         raise
+
+
+def close_to_others(file: Path) -> None:
+    """Make a file if need be, and it and SQLite's side files its owner's alone."""
+    file.touch(mode=0o600)
+    for each in (file, file.with_name(f"{file.name}-wal"), file.with_name(f"{file.name}-shm")):
+        if each.exists() and each.stat().st_mode & 0o077:
+            each.chmod(0o600)
 
 
 def reason(error: str) -> tuple[int, str]:

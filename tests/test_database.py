@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -82,3 +83,14 @@ def test_a_killed_writer_leaves_the_old_state_and_no_lock(folder):
     with STORE.writing(folder) as db:
         db.execute("insert into item values ('next', 1)")
     assert names(folder) == ["committed", "next"]
+
+
+def test_a_private_file_is_its_owners_alone_whoever_made_it(folder):
+    with STORE.writing(folder) as db:
+        db.execute("insert into item values ('a', 1)")
+    (folder / "x.sqlite").chmod(0o644)
+    private = replace(STORE, private=True)
+    with private.writing(folder) as db:
+        db.execute("insert into item values ('b', 1)")
+        assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {0o600}
+    assert names(folder) == ["a", "b"]

@@ -4,13 +4,14 @@
     correction   POST /v1/feedback, that id     → FeedbackStore of the tenant that asked
 
 So a correction is about the question that was really asked, and about the adapter that really
-answered, whatever ``champion`` means by then. Another tenant's request is as unknown as one that
-never was. Of the last ``KEPT`` requests of all tenants the texts are kept, in ``feedback.sqlite``,
-which is its owner's alone; a text with a secret or a licence that forbids learning is not kept at
-all (audit.py).
+answered, whatever ``champion`` means by then; and there is one of each request. Another tenant's
+request is as unknown as one that never was. Of each tenant's last ``KEPT`` requests the texts are
+kept, in ``feedback.sqlite``, which is its owner's alone; a text with a secret or a licence that
+forbids learning (audit.py), or of more than ``LONGEST`` characters, is not kept at all.
 
-A correction without a score is one too: right where it equals the answer, else wrong, for the
-experiment that the request was in (live.py).
+A correction without a score is one too, where the answer is known: right where it equals the
+answer, else wrong, for the experiment that the request was in (live.py). What was refused, or comes
+from a source that was expelled, votes for nothing.
 
 Left out: later turns of a conversation, unless the caller writes the question himself; who a user
 really is (feedback.py).
@@ -18,7 +19,6 @@ really is (feedback.py).
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,16 +26,17 @@ from pathlib import Path
 from typing import Any
 
 from ..database import Session
+from ..model.own_forms import question as joined
 from ..serving.answered import Answered
 from ..serving.experiments import Experiments
 from ..serving.tenants import LOCAL
 from .audit import audit
 from .correction import Feedback
 from .feedback import FeedbackStore
-from .feedback_tables import DATABASE
+from .feedback_tables import DATABASE, is_expelled
 
-logger = logging.getLogger("minilora.jobs")
-KEPT = 100_000  # answered requests that can still be corrected
+KEPT = 100_000  # answered requests of a tenant that can still be corrected
+LONGEST = 32_000  # characters of a question or an answer, as /v1/feedback takes them
 DEFAULT = "default"  # whose feedback it is on a server without keys
 
 
@@ -57,25 +58,27 @@ class Corrections:
         clock: Callable[[], float] = time.time,
     ):
         self.folder, self.experiments, self.clock = folder, experiments, clock
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / DATABASE.file).touch(mode=0o600)
         self.session = Session(DATABASE, folder)
 
     def answered(self, told: Answered) -> None:
-        """Keep an answer. A full disk costs the log a line, and nobody his answer."""
-        forbidden = audit(told.question) or audit(told.answer)
+        """Keep an answer, so that it can be corrected."""
+        long = max(len(told.question), len(told.answer)) > LONGEST
+        forbidden = long or audit(told.question) or audit(told.answer)
         texts = ("", "") if forbidden else (told.question, told.answer)
-        row = self.clock(), store_of(told.tenant), told.request, told.content, told.user, *texts
-        try:
-            with self.session.writing() as db:
-                made = db.execute(
-                    "insert or replace into answered (at, tenant, request, adapter, user, question,"
-                    " answer) values (?, ?, ?, ?, ?, ?, ?)",
-                    row,
-                )
-                db.execute("delete from answered where id <= ?", ((made.lastrowid or 0) - KEPT,))
-        except OSError:
-            logger.exception("request %s cannot be corrected: it was not kept", told.request)
+        tenant = store_of(told.tenant)
+        row = self.clock(), tenant, told.request, told.content, told.user, *texts
+        with self.session.writing() as db:
+            (last,) = db.execute(
+                "select ifnull(max(number), 0) from answered where tenant = ?", (tenant,)
+            ).fetchone()
+            db.execute(
+                "insert or replace into answered (at, tenant, request, adapter, user, question,"
+                " answer, number) values (?, ?, ?, ?, ?, ?, ?, ?)",
+                (*row, last + 1),
+            )
+            db.execute(
+                "delete from answered where tenant = ? and number <= ?", (tenant, last + 1 - KEPT)
+            )
 
     def find(self, tenant: str, request: str) -> dict[str, str] | None:
         """What is known of a tenant's request."""
@@ -87,22 +90,20 @@ class Corrections:
             ).fetchone()
         return row and dict(zip(names, row, strict=True))
 
-    def corrected(self, tenant: Any, request: str, asked: Any) -> str:
+    def corrected(self, tenant: Any, request: str, asked: Any) -> str | None:
         """Take a correction in; returns its state, or "unknown". Raises ``ValueError``.
 
-        ``asked``: the fields of ``POST /v1/feedback``.
+        ``asked``: the fields of ``POST /v1/feedback``. Where it is a score alone: "refused" if its
+        source was expelled, else None.
         """
-        known = self.find(store_of(tenant.name), request)
+        store = store_of(tenant.name)
+        known = self.find(store, request)
+        if asked.correction is None:
+            source = known and (known["user"] or tenant.name)
+            return "refused" if source and self.expelled(store, source) else None
         if known is None:
             return "unknown"
-        context, _, question = known["question"].rpartition("\n")  # as own_forms.question joins
-        if asked.question is not None:
-            question, context = asked.question, asked.context or ""
-        if not question.strip():
-            raise ValueError(
-                "the question is not known: it was more than one message, or must not be learnt; "
-                "give question, and context if need be"
-            )
+        question, context = question_of(known["question"], asked)
         feedback = Feedback(
             source=known["user"] or tenant.name,
             adapter=known["adapter"],
@@ -111,13 +112,56 @@ class Corrections:
             answer=known["answer"],
             context=context,
             topic=asked.topic or "",
-            tenant=store_of(tenant.name),
+            tenant=store,
         )
-        state = FeedbackStore(self.folder, feedback.tenant).add(feedback)
-        if asked.score is None and self.experiments is not None:
+        kept = FeedbackStore(self.folder, store)
+        kept.check(feedback)
+        self.take(store, request, feedback.digest)
+        state = kept.add(feedback)
+        if state == "refused":
+            self.take(store, request, "", feedback.digest)  # without the secret, say, it may come
+        elif asked.score is None and known["answer"] and self.experiments is not None:
             with suppress(ValueError):  # it has a score already
                 self.experiments.outcome(request, float(not feedback.failed), tenant.name)
         return state
+
+    def expelled(self, store: str, source: str) -> bool:
+        """Whether the loop has put a source out."""
+        with self.session.reading() as db:
+            return is_expelled(db, store, source)
+
+    def take(self, store: str, request: str, digest: str, before: str = "") -> None:
+        """Note a request's one correction, by its digest. Raises ``ValueError`` for another."""
+        with self.session.writing() as db:
+            taken = db.execute(
+                "update answered set corrected = ? where tenant = ? and request = ?"
+                " and corrected in (?, ?)",
+                (digest, store, request, before, digest),
+            ).rowcount
+        if not taken:
+            raise ValueError(f"request {request!r} has another correction already")
+
+
+def question_of(known: str, asked: Any) -> tuple[str, str]:
+    """(question, context) of a correction: those that were asked, the caller's where nobody knows.
+
+    Raises ``ValueError``.
+    """
+    given = (asked.question or "").strip()
+    if asked.context and not given:
+        raise ValueError("expected a question with the context, got the context alone")
+    if not known.strip():
+        if not given:
+            raise ValueError(
+                "the question is not known: it was more than one message, or too long, or must not "
+                "be learnt; give question, and context if need be"
+            )
+        return asked.question, asked.context or ""
+    said = joined(asked.question, asked.context or "")[0]["content"] if given else known
+    if said.strip() != known.strip():
+        raise ValueError("the question of this request is known, and another: leave question out")
+    context, _, last = known.rpartition("\n")  # as own_forms.question joins
+    return last, context
 
 
 def store_of(tenant: str) -> str:

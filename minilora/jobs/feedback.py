@@ -31,7 +31,7 @@ from typing import Any
 from ..training.examples import Example
 from .audit import audit
 from .correction import FIELDS, OWNER, Feedback, Slice, is_heldout
-from .feedback_tables import DATABASE, in_turn, insert
+from .feedback_tables import DATABASE, in_turn, insert, is_expelled
 from .pairs import Pairs
 
 WORN = 5  # judgements, after which a held-out example judges no more
@@ -88,13 +88,10 @@ class FeedbackStore:
         shown = ("", "", "", "") if wrong else texts
         at = time.time() if now is None else now
         with DATABASE.writing(self.folder) as db:
-            if db.execute(
-                "select 1 from feedback where tenant = ? and source = ? and state = 'expelled'",
-                (self.tenant, feedback.source),
-            ).fetchone():
+            if is_expelled(db, self.tenant, feedback.source):
                 return "refused"
             new = insert(db, feedback, at, shown, state, reason)
-        return state if new else "known"
+        return state if new or wrong else "known"
 
     def check(self, feedback: Feedback) -> None:
         """Raises ``ValueError`` for another tenant's, and for a user who is called as the owner."""

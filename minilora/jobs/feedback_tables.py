@@ -43,7 +43,14 @@ DATABASE = Database(
         unique (tenant, request)
     );
     """,
+        """
+    alter table answered add column number integer not null default 0;
+    alter table answered add column corrected text not null default '';
+    update answered set number = id;
+    create index answered_by_number on answered (tenant, number);
+    """,
     ),
+    private=True,
 )
 
 
@@ -65,6 +72,12 @@ def insert(
             *(feedback.topic, feedback.digest, feedback.question, state, reason),
         ),
     ).rowcount
+
+
+def is_expelled(db: sqlite3.Connection, tenant: str, source: str) -> bool:
+    """Whether a tenant's loop has put a source out."""
+    query = "select 1 from feedback where tenant = ? and source = ? and state = 'expelled'"
+    return db.execute(query, (tenant, source)).fetchone() is not None
 
 
 def in_turn(rows: Sequence[tuple[int, str, str, int]]) -> list[int]:

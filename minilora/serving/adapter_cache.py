@@ -127,6 +127,13 @@ class AdapterCache:
                     del self.residents[other]
         self.residents[content] = resident
 
+    def has_room(self, sizes: Mapping[str, int]) -> bool:
+        """Whether adapters (bytes by content) would fit beside the pinned ones just now."""
+        with self.lock:
+            pinned = sum(self.residents[each].nbytes for each in self.pins)
+            more = sum(size for content, size in sizes.items() if content not in self.pins)
+            return self.memory is None or pinned + more <= self.memory
+
     def release(self, content: str) -> None:
         """Take one pin away."""
         with self.lock:

@@ -218,6 +218,10 @@ class AdapterStore:
         """Whether all adapters of a choice are there."""
         return all(known.content in self.cache for _, known, _ in chosen)
 
+    def has_room(self, chosen: Chosen) -> bool:
+        """Whether a choice could be held just now, so that reading it is not for nothing."""
+        return self.cache.has_room({known.content: known.nbytes for _, known, _ in chosen})
+
     def fetch(self, chosen: Chosen, tenant: str = "") -> Future[Held]:
         """``hold`` what ``check`` found, off the caller's thread; at once if all is in memory."""
         held: Future[Held] = Future()

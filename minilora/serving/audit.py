@@ -46,6 +46,7 @@ DATABASE = Database(
     create unique index entry_by_tenant on entry (tenant, number)
     """,
     ),
+    private=True,
 )
 
 
@@ -63,8 +64,6 @@ class Audit:
 
     def __init__(self, path: Path, *, texts: bool = False, clock: Callable[[], float] = time.time):
         self.texts, self.clock, self.missed = texts, clock, 0
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
         self.session = Session(replace(DATABASE, file=path.name), path.parent)
 
     def begin(

@@ -171,7 +171,8 @@ class Engine:
         """Give free rows to the next answers, as many as fit into one prefill."""
         if self.suspects and not self.batch.prefilling:
             answer = self.suspects.popleft()
-            self.give_row(answer, self.bank.fetch(answer.request.adapter))
+            held = self.bank.fetch(answer.request.adapter, answer.request.tenant)
+            self.give_row(answer, held)
             return
         while self.batch.has_room(1):
             in_rows = [slot.answer for slot in self.batch.in_use]

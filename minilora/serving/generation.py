@@ -143,7 +143,10 @@ class Generation:
             self.write_down_end(self.row, status)
         if self.service.on_answer is not None and status == 200:
             told = self.tenant_name, self.id, self.asked, self.target, self.ends
-            self.service.on_answer(answered(*told))
+            try:
+                self.service.on_answer(answered(*told))
+            except Exception:  # whoever listens: the answer is there, and goes out
+                logger.exception("request %s cannot be corrected: it was not kept", self.id)
 
     @property
     def tenant_name(self) -> str:

@@ -106,7 +106,9 @@ class Sampled(Asked):
     stop: Text | Annotated[list[Text], Field(max_length=16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = Field(None, description="without effect on no stream")
-    user: str | None = Field(None, description="who asks, for experiments; not the tenant")
+    user: str | None = Field(
+        None, max_length=256, description="who asks, for experiments; not the tenant"
+    )
     metadata: dict[str, str] | None = Field(None, description="without effect")
 
     def limit(self, usual: int) -> int:

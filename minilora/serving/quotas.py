@@ -69,20 +69,24 @@ class Admission:
 
 def let_in(
     session: Session, clock: Callable[[], float], tenant: str, request: str, tokens: int,
-    body: str, keep: bool = True,
+    body: str, keep: bool = True, runs: bool = True,
 ) -> int:  # fmt: skip
     """``refresh`` and ``admit`` in one change; the number of the run.
 
     ``keep=False``: one that would be let in is undone, so nothing is written. A refusal keeps the
-    fresh levels: after a clock was set back they fill from there on. Raises ``Refused``; 503 when
-    the file cannot be written.
+    fresh levels: after a clock was set back they fill from there on. ``runs=False``: it needs no
+    row, so it is charged and not counted as running. Raises ``Refused``; 503 when the file cannot
+    be written.
     """
     run, refused = 0, None
     try:
         with session.writing() as db:
             refresh(db, tenant, clock())
             try:
-                run = admit(db, tenant, request, tokens, body, clock())
+                if runs:
+                    run = admit(db, tenant, request, tokens, body, clock())
+                else:
+                    take(db, tenant, 1, tokens)
             except Refused as error:
                 refused = error
             if refused is None and not keep:

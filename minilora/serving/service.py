@@ -68,7 +68,7 @@ class Service:
     experiments: Experiments | None = None
     failover: Failover | None = None
     on_answer: Callable[[Answered], None] | None = None
-    on_feedback: Callable[[Any, str, Any], str] | None = None  # (tenant, request, what came)
+    on_feedback: Callable[[Any, str, Any], str | None] | None = None  # (tenant, request, all of it)
     audit: Audit | None = None
     answers: AnswerCache | None = None
     metrics: Metrics = field(default_factory=Metrics)

@@ -67,6 +67,7 @@ DATABASE = Database(
     create index running_by_tenant on running (tenant, request)
     """,
     ),
+    private=True,
 )
 
 
@@ -95,6 +96,8 @@ class Tenant:
 
 
 LOCAL = Tenant("local", admin=True)
+# who asks before the first key; whose feedback that is; who reserves a loop's questions
+TAKEN = LOCAL.name, "default", "owner"
 
 
 class KeyRow(NamedTuple):
@@ -134,8 +137,6 @@ class Tenants:
         """The file's session; None where there is no file and none is to be made."""
         with self.opening:
             if self.session is None and self.path is not None and (make or self.path.exists()):
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.touch(mode=0o600)  # its owner's alone; SQLite's side files follow
                 self.session = Session(replace(DATABASE, file=self.path.name), self.path.parent)
             return self.session
 
@@ -198,6 +199,8 @@ class Tenants:
         and ``admin=True`` makes it one. ``days``: until the key expires. Raises ``ValueError``.
         """
         check_name(tenant)
+        if tenant in TAKEN:
+            raise ValueError(f"{tenant!r} is a name of the server's own: expected another")
         for name in adapters or ():
             if name != EVERY:
                 check_name(name)
@@ -282,6 +285,12 @@ class Tenants:
         session = self.opened() if tenant.limited else None
         if session is not None:
             let_in(session, self.clock, tenant.name, request_id, tokens, body, keep=False)
+
+    def charge(self, tenant: Tenant, request_id: str) -> None:
+        """Take a request that needs no row, such as feedback. Raises ``Refused``, as ``begin``."""
+        session = self.opened() if tenant.limited else None
+        if session is not None:
+            let_in(session, self.clock, tenant.name, request_id, 0, "", runs=False)
 
 
 def hash_of(token: str | None) -> bytes:

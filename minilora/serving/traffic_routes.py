@@ -6,6 +6,7 @@ never was. Experiments are an admin's. Evidence may be looked at at any time (ev
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict
 from typing import Annotated, Any
 
@@ -23,7 +24,9 @@ from .tenants import LOCAL
 
 router = APIRouter(route_class=StrictRoute, tags=["traffic"], responses=ERRORS)
 CONFLICT: dict[int | str, dict[str, Any]] = {409: ERRORS[400]}
+PREFIX = re.compile("^(?:chat)?cmpl-")  # of a response's id, before the request's own
 Share = Annotated[float, Field(ge=0, le=1)]
+Said = Annotated[str, Field(max_length=32_000)]
 
 
 class FeedbackRequest(Asked):
@@ -31,21 +34,21 @@ class FeedbackRequest(Asked):
 
     ``score``: 0 bad to 1 good. ``correction``: what the answer should have been, for a server that
     learns from it (``--feedback``), and by ``topic``, which is the caller's word. ``question`` and
-    ``context`` say what was asked where the request was more than one message.
+    ``context`` say what was asked where the request was more than one message, and only there.
     """
 
     request_id: Text = Field(max_length=80)
     score: Share | None = None
-    question: str | None = None
-    context: str | None = None
-    answer: str | None = None
-    correction: str | None = None
+    question: Said | None = None
+    context: Said | None = None
+    correction: Said | None = None
     topic: str | None = Field(None, max_length=80)
 
 
 class FeedbackReply(BaseModel):
     """Which arm the score counts for, if the request was in an experiment; and what became of the
     correction: ``quarantine`` (it is kept), ``known``, ``refused`` or ``unknown`` (the request).
+    A score of a user who was expelled is ``refused`` too, and counts for nothing.
     """
 
     request_id: str
@@ -77,25 +80,26 @@ def of(request: Request) -> Experiments:
 
 @router.post("/v1/feedback", responses=CONFLICT)
 async def feedback(asked: FeedbackRequest, request: Request, caller: Caller) -> FeedbackReply:
-    """How an answer was, and what it should have been."""
-    service, name = request.app.state.service, asked.request_id.rpartition("-")[2]
+    """How an answer was, and what it should have been. It counts as a request of the tenant's."""
+    service, name = request.app.state.service, PREFIX.sub("", asked.request_id)
     tenant = LOCAL if caller is None else caller
-    shown = None
-    if asked.score is not None and service.experiments is not None:
+    if service.tenants is not None:
+        await run_in_threadpool(service.tenants.charge, tenant, request.state.request_id)
+    shown = state = None
+    if service.on_feedback is not None:
+        try:
+            state = await run_in_threadpool(service.on_feedback, tenant, name, asked)
+        except ValueError as error:
+            raise Refused(400, str(error), param="correction") from error
+    elif asked.correction is not None:
+        reason = "this server does not learn from corrections: leave correction out"
+        raise Refused(400, reason, param="correction", code="unsupported_parameter")
+    if asked.score is not None and service.experiments is not None and state != "refused":
         try:
             outcome = service.experiments.outcome
             shown = await run_in_threadpool(outcome, name, asked.score, tenant.name)
         except ValueError as error:
             raise Refused(409, str(error), param="score", code="conflict") from error
-    state = None
-    if asked.correction is not None:
-        if service.on_feedback is None:
-            reason = "this server does not learn from corrections: leave correction out"
-            raise Refused(400, reason, param="correction", code="unsupported_parameter")
-        try:
-            state = await run_in_threadpool(service.on_feedback, tenant, name, asked)
-        except ValueError as error:
-            raise Refused(400, str(error), param="correction") from error
     experiment, arm = shown or (None, None)
     kept = state == "quarantine"
     return FeedbackReply(request_id=name, experiment=experiment, arm=arm, kept=kept, state=state)

@@ -6,7 +6,7 @@ An adapter is read off the engine's thread, and those whose adapters are there g
 An adapter that was read stays pinned until its answer has a row, so a tenant's are read only while
 it may have more rows, and few ahead. Where the memory has no room for another's even so, those
 whose tenants have all the rows they may have let go of theirs, and fetch them again when they may
-have one.
+have one. Nothing is read while there is no room for it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Waiting:
                 return None
             adapter, future = following.request.adapter, None
             if self.bank.in_memory(adapter):
-                future = self.bank.fetch(adapter)
+                future = self.bank.fetch(adapter, following.request.tenant)
                 if is_ready(future):
                     return following, future
                 future.add_done_callback(self.ring)
@@ -91,9 +91,11 @@ class Waiting:
             own, asked = reading.setdefault(tenant, set()), contents(answer)
             if asked not in own and len(own) >= READINGS:
                 continue
-            own.add(asked)
-            if no_room:  # there may be some by now
+            if not self.bank.has_room(answer.request.adapter):
                 self.let_go(full)
+                if not self.bank.has_room(answer.request.adapter):
+                    continue
+            own.add(asked)
             again = self.bank.fetch(answer.request.adapter, tenant)
             self.loading[place] = answer, again
             again.add_done_callback(self.ring)
@@ -135,7 +137,7 @@ class Waiting:
 
     def only_reads(self) -> bool:
         """Whether everything waits for adapters that are being read."""
-        done = (future is not None and future.done() for _, future in self.loading)
+        done = (future is not None and is_ready(future) for _, future in self.loading)
         return bool(self.loading) and not any(done)
 
     def fail_all(self, error: Exception) -> None:

@@ -1,8 +1,10 @@
 """What has a form is found; what has none is let through; nothing secret is repeated."""
 
+import re
+
 import pytest
 
-from minilora.jobs.audit import audit
+from minilora.jobs.audit import KINDS, audit
 
 FOUND = {
     "a private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIE",
@@ -25,6 +27,26 @@ def test_a_form_is_found_and_not_repeated(what):
     findings = audit(FOUND[what])
     assert [each.what for each in findings] == [what]
     assert len(findings[0].piece) == 5
+
+
+def test_a_megabyte_of_almost_an_address_is_read_in_one_pass():
+    """Tried from each letter to the end it took the better part of an hour."""
+    assert audit("a." * 500_000) == []
+
+
+@pytest.mark.parametrize(
+    "unit", ["a-", "eyJ-", "eyJaaaaaaaa", "@a.b.", "4 ", "sk-a ", "secret ", "-"]
+)
+def test_almost_any_form_is_read_in_one_pass(unit):
+    assert len(audit(unit * (100_000 // len(unit)))) <= 1
+
+
+def test_no_form_begins_with_any_number_of_letters():
+    for form in [form for forms in KINDS.values() for form in forms.values()]:
+        assert not re.match(r"(\(\?i\)|\\b|\(\?<=[^)]*\))*(\[[^]]*\]|\\[wSs]|\.)[+*]", form), form
+    assert [str(each) for each in audit("x." * 100 + "ann@example.org")] == [
+        "an e-mail address (@exa…)"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a server's users say, over HTTP: corrections into the store, scores into the loop."""
 
 import sqlite3
+import uuid
 
 import httpx
 import pytest
@@ -14,8 +15,9 @@ from minilora.jobs.live import Live
 from minilora.jobs.pairs import Pairs
 from minilora.jobs.recipe import Marks
 from minilora.serving.answered import Answered
+from minilora.serving.assignment import Experiment
 from minilora.serving.experiments import Experiments
-from minilora.serving.tenants import Tenants
+from minilora.serving.tenants import Limits, Tenants
 
 from ..serving.live import serving, small_service
 from ..serving.small import FOLDERS
@@ -87,7 +89,91 @@ def test_a_correction_knows_its_question_and_the_adapter_that_answered(place):
     assert row.answer == answer["choices"][0]["message"]["content"]
     assert (row.correction, row.topic) == ("Hull 90%.", "Hull")
     assert place.tell("r1", correction="Hull 90%.").json()["state"] == "known"
+
+
+@pytest.mark.parametrize("prefix", ["", "chatcmpl-"], ids=["header", "id"])
+def test_an_id_with_dashes_is_found_by_the_header_and_by_the_responses_id(place, prefix):
+    id = str(uuid.UUID(int=7))
+    place.experiments.start(Experiment("mine", "naval", {"a": OLD, "b": NEW}))
+    answer = place.ask(id, "ann")
+    assert answer.headers["x-request-id"] == id
+    assert answer.json()["id"] == f"chatcmpl-{id}"
+    body = {"request_id": prefix + id, "score": 1, "correction": "Aye."}
+    reply = place.post("feedback", body, "none").json()
+    assert (reply["request_id"], reply["experiment"], reply["kept"]) == (id, "mine", True)
+
+
+def test_a_request_has_one_correction(place):
+    place.ask("r1", "ann")
     assert place.tell("r1", correction=f"It is {TOKEN}.").json()["state"] == "refused"
+    assert place.tell("r1", correction="Aye.").json()["kept"]
+    assert place.tell("r1", correction="Aye.").json()["state"] == "known"
+    reply = place.tell("r1", correction="No.")
+    assert reply.status_code == 400
+    assert "another correction already" in reply.json()["error"]["message"]
+    assert [row.correction for row in place.rows()] == ["Aye."]
+
+
+def test_a_known_question_is_nobodys_to_replace(place):
+    place.ask("r1", "ann")
+    reply = place.tell("r1", correction="Mallory.", question="Who is the captain?")
+    assert reply.status_code == 400
+    assert "the question of this request is known" in reply.json()["error"]["message"]
+    assert place.tell("r1", correction="Aye.", context="Log: Fuel 1%.").status_code == 400
+    assert not place.rows()
+    same = {"question": "Status?", "context": "Log: Hull 90%."}
+    assert place.tell("r1", correction="Aye.", **same).json()["kept"]
+
+
+def test_what_was_refused_or_is_not_known_votes_for_nothing(place):
+    place.experiments.start(Experiment("mine", "naval", {"a": OLD, "b": NEW}))
+    place.ask("r1", "ann")
+    assert place.tell("r1", correction=f"It is {TOKEN}.").json()["state"] == "refused"
+    assert place.tell("r1", correction=f"It is {TOKEN}.", score=0).json()["arm"] is None
+    place.ask("r2", "bob", text=f"My token is {TOKEN}. Status?")  # its texts are dropped
+    assert place.tell("r2", correction="Aye.", question="Status?").json()["kept"]
+    place.ask("r3", "mal")
+    place.tell("r3", correction="Hull 100%.", score=1)
+    assert len(place.experiments.outcomes("mine")) == 1
+    FeedbackStore(place.folder).expel("mal", "poison")
+    for id, said in (("r4", {"correction": "Hull 1%."}), ("r5", {"score": 0})):
+        place.ask(id, "mal")
+        assert place.tell(id, **said).json()["state"] == "refused"
+    place.ask("r6", "mal")
+    assert place.tell("r6", correction="Hull 1%.", score=0).json()["arm"] is None
+    assert len(place.experiments.outcomes("mine")) == 1
+    with sqlite3.connect(place.experiments.folder / "experiments.sqlite") as db:
+        assert db.execute("select count(*) from outcome").fetchone() == (1,)
+
+
+def test_texts_have_a_greatest_length(place):
+    place.ask("r1", "ann")
+    for name in ("question", "context", "correction"):
+        said = {"correction": "Aye.", "question": "Status?", name: "a." * 16_001}
+        assert place.tell("r1", **said).status_code == 400
+    assert place.ask("r2", "u" * 257).status_code == 400
+    heard = place.service.on_answer.__self__
+    heard.answered(Answered("local", "r3", "", "", "ann", "a." * 500_000, "Aye."))
+    assert heard.find("default", "r3")["question"] == ""
+
+
+def test_feedback_is_within_the_tenants_quota(tmp_path):
+    tenants = Tenants(tmp_path / "keys.sqlite")
+    acme = tenants.add("acme", adapters=["naval"], limits=Limits(requests=3))
+    place = Place(tmp_path, tenants=tenants)
+    with serving(place.service) as place.address:
+        place.ask("r1", "ann", key=acme)
+        said = [place.tell("r1", acme, correction="Aye.") for _ in range(3)]
+    assert [reply.status_code for reply in said] == [200, 200, 429]
+    assert "retry-after" in said[-1].headers
+
+
+def test_the_file_is_its_owners_alone_also_where_the_loop_made_it(tmp_path):
+    assert FeedbackStore(tmp_path).add(Feedback("ann", "", "Status?", "Aye.")) == "quarantine"
+    assert (tmp_path / "feedback.sqlite").stat().st_mode & 0o077 == 0
+    (tmp_path / "feedback.sqlite").chmod(0o644)  # as an earlier version made it
+    Corrections(tmp_path)
+    assert (tmp_path / "feedback.sqlite").stat().st_mode & 0o077 == 0
 
 
 def test_what_cannot_be_learnt_is_said(place):
@@ -130,14 +216,21 @@ def test_another_tenants_request_is_as_unknown_as_none(tmp_path):
     assert [len(place.rows(name)) for name in ("acme", "rival", "default")] == [1, 0, 0]
 
 
-def test_a_full_disk_costs_nobody_an_answer(place, monkeypatch):
-    class Full:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "full"), ValueError("it is damaged"), sqlite3.IntegrityError("not null")],
+    ids=["full", "damaged", "wrong"],
+)
+def test_a_file_that_cannot_be_written_costs_nobody_an_answer(place, monkeypatch, caplog, error):
+    class Broken:
         def writing(self):
-            raise OSError(28, "the disk is full")
+            raise error
 
     heard = place.service.on_answer.__self__
-    monkeypatch.setattr(heard, "session", Full())
+    monkeypatch.setattr(heard, "session", Broken())
     assert place.ask("r1", "ann").status_code == 200
+    assert "[DONE]" in place.ask("r2", "ann", stream=True).text
+    assert "request r1 cannot be corrected" in caplog.text
 
 
 def test_of_the_answers_the_last_ones_are_kept(tmp_path, monkeypatch):
@@ -145,10 +238,15 @@ def test_of_the_answers_the_last_ones_are_kept(tmp_path, monkeypatch):
 
     monkeypatch.setattr(corrections, "KEPT", 3)
     heard = Corrections(tmp_path)
+    told = ("", "", "ann", "Hull?", "Hull 9%.")
+    heard.answered(Answered("acme", "r0", *told))
     for number in range(5):
-        heard.answered(Answered("local", f"r{number}", "", "", "ann", "Hull?", "Hull 9%."))
-    kept = sqlite3.connect(tmp_path / "feedback.sqlite").execute("select request from answered")
-    assert [name for (name,) in kept] == ["r2", "r3", "r4"]
+        heard.answered(Answered("local", f"r{number}", *told))
+    rows = sqlite3.connect(tmp_path / "feedback.sqlite").execute(
+        "select tenant, request from answered order by id"
+    )
+    kept = [("acme", "r0"), *(("default", f"r{number}") for number in (2, 3, 4))]
+    assert rows.fetchall() == kept, "another tenant's flood pushes nothing out"
     assert (tmp_path / "feedback.sqlite").stat().st_mode & 0o077 == 0
 
 
@@ -207,8 +305,6 @@ def test_the_gate_is_asked_again_when_a_pair_has_come_and_not_before(place):
 
 
 def test_an_experiment_of_the_owner_is_left_alone(place):
-    from minilora.serving.assignment import Experiment
-
     place.experiments.start(Experiment("mine", "naval", {"a": OLD, "b": NEW}))
     old, new = (place.hub.show(each) for each in (OLD, NEW))
     told = place.loop.live.begin(old, new, old)

@@ -103,6 +103,26 @@ def test_who_reads_nothing_holds_nobody_up(address, service):
         connection.close()
 
 
+def test_many_threads_may_ring_and_no_ring_is_lost():
+    async def main():
+        loop = asyncio.get_running_loop()
+        bell = Doorbell(loop, 0)
+        bell.loop = Mock(wraps=loop)
+        events = [asyncio.Event() for _ in range(64)]
+        threads = [
+            threading.Thread(target=lambda some=events[n::4]: [bell.press(each) for each in some])
+            for n in range(4)
+        ]
+        for thread in threads:
+            thread.start()
+        await asyncio.wait_for(asyncio.gather(*(event.wait() for event in events)), 20)
+        for thread in threads:
+            thread.join()
+        return bell.loop.call_soon_threadsafe.call_count
+
+    assert 1 <= asyncio.run(main()) <= 64  # the loop may wake between two
+
+
 @pytest.mark.parametrize("pause", [0, 0.05])
 def test_many_rings_are_one_call_into_the_loop(pause):
     async def main():

@@ -91,6 +91,21 @@ def test_a_key_that_is_unknown_revoked_or_expired_is_refused_in_the_same_words(t
     assert tenants.who(right).name == "acme"
 
 
+@pytest.mark.parametrize("name", ["local", "default", "owner"])
+def test_a_name_of_the_servers_own_is_nobodys(tenants, name):
+    """Two keys would have one store of feedback, or an owner's voice."""
+    with pytest.raises(ValueError, match="a name of the server's own"):
+        tenants.add(name)
+
+
+def test_what_needs_no_row_is_charged_and_does_not_run(tenants):
+    ann = tenants.who(tenants.add("ann", limits=Limits(requests=2, concurrent=1)))
+    with tenants.begin(ann, "r1", 1):
+        tenants.charge(ann, "f1")  # though one runs, and no more may
+        with pytest.raises(Refused, match="the quota is 2 requests a minute"):
+            tenants.charge(ann, "f2")
+
+
 def test_the_file_has_no_key_and_is_its_owners_alone(tenants, path):
     key = tenants.add("acme")
     everything = b"".join(file.read_bytes() for file in path.parent.iterdir())

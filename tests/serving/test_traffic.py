@@ -58,12 +58,12 @@ def break_adapter(service, spec):
     """The adapter cannot be read from now on, as from a damaged disk."""
     fetch = service.bank.fetch
 
-    def fetched(chosen):
+    def fetched(chosen, tenant=""):
         if any(name == spec for name, _, _ in chosen):
             failed = Future()
             failed.set_exception(OSError("the disk is gone"))
             return failed
-        return fetch(chosen)
+        return fetch(chosen, tenant)
 
     service.bank.fetch = fetched
     return lambda: setattr(service.bank, "fetch", fetch)

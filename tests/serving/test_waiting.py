@@ -131,6 +131,26 @@ def gated(engine, monkeypatch, names):
     return go
 
 
+def test_nothing_is_read_while_the_memory_is_full(cold, monkeypatch):
+    """Each step read four adapters a tenant, only to hear that there was no room."""
+    engine = cold_engine(cold)
+    cache, read, readings = engine.bank.cache, engine.bank.read_again, []
+    cache.memory = engine.bank.known["n0"].nbytes
+    monkeypatch.setattr(engine.bank, "read_again", lambda *a: readings.append(a) or read(*a))
+    pinned = engine.bank.hold("n0")
+    answers = [engine.submit(PROMPT, f"n{n}", tenant="max", max_new_tokens=2) for n in range(1, 7)]
+    for _ in range(30):
+        engine.step()
+        time.sleep(0.001)
+    assert len(readings) == 1, "the pinned one"
+    assert engine.reads_only(), "so that the engine's thread may sleep"
+    engine.bank.release(pinned)
+    finish(engine)
+    assert all(answer.result() for answer in answers)
+    assert not cache.pins
+    engine.close()
+
+
 def test_adapters_are_read_ahead_for_a_few_requests_only(cold, monkeypatch):
     """Twenty adapters in memory for who has two rows would be the others' memory."""
     engine = cold_engine(cold)
