@@ -189,9 +189,15 @@ for optimizer, law in laws.items():
     ]
     print(f"{optimizer:17}", " ".join(f"{number:.3f}" for number in divided))
     assert max(divided) < 1.4 * min(divided)
+lengths = {rule: [first_step(r, 16, rs, "Adam")[0] for r in ranks] for rule, rs in RULES.items()}
+longer = {rule: sizes[-1] / sizes[0] for rule, sizes in lengths.items()}
+assert 0.8 < longer["α/√r"] < 1.5 < 2 < 1 / longer["α/r"]
 
 # %% [markdown]
 # They do, in the first step. (The rsLoRA paper's argument is about all of training as r grows.)
+# Both laws speak of the mean over A, which these outputs follow. A single ΔW has random parts as
+# well, and with Adam its length is about s √r: from r = 8 to r = 128 it becomes
+# {{ longer["α/√r"]:.1f}} times as long with α/√r, and {{ longer["α/r"]:.2f}} times with α/r.
 #
 # With Adam only s · η counts in the first step, so people say that α and the rate are one
 # number. Are they?
@@ -307,7 +313,7 @@ check(first_update)
 
 # %% [exercise] matching_alpha
 def matching_alpha(r, alpha, new_r, use_rslora, optimizer):
-    """The alpha that makes the first ΔW at rank new_r as large, on average over A, as at rank r.
+    """The alpha that makes the mean over A of the first ΔW as large at rank new_r as at rank r.
 
     use_rslora False: s = alpha / r. True: s = alpha / √r. optimizer: "sgd" or "adam"; its rate
     stays. A has entries uniform within ±1/√in. Returns a float.
@@ -339,9 +345,9 @@ assert 2.3 < borrowed / reference < 3.5
 #
 # - α acts squared on gradient descent's first step, {{ doubled["gradient descent"]:.2f}} times for
 #   twice α, and once on Adam's, {{ doubled["Adam"]:.2f}} times.
-# - Which power of r keeps the first step's length depends on the optimizer: √r for gradient
-#   descent, r for Adam. The α of the one goes {{ borrowed / reference:.1f}} times too far in the
-#   other when r goes from 8 to 64.
+# - Which power of r keeps what the first step does to the outputs depends on the optimizer: √r for
+#   gradient descent, r for Adam. The α of the one goes {{ borrowed / reference:.1f}} times too far
+#   in the other when r goes from 8 to 64.
 # - α · rate decides Adam's first step, and no more. With one product, 12 steps ended between
 #   {{ min(ends):.2f}} and {{ max(ends):.2f}}. "α is 2 to 4 r" is a habit, not a law: quote α with
 #   the rate, the optimizer and the rule, or the number says nothing.

@@ -6,6 +6,7 @@
 # `minilora/learn/questions.py` makes docs/questions.md and the pages of the site of it.
 
 # %%
+import itertools
 import tempfile
 import warnings
 from pathlib import Path
@@ -66,10 +67,10 @@ for layer in (LoRALayer(linear, r=8, lora_alpha=16), linear.requires_grad_(True)
 # ## Why does LoRA want about ten times the rate of full fine-tuning?
 #
 # At one rate LoRA moves the weight less, because B's step acts through the small A. In Adam's first
-# step on a 256 × 256 matrix full training moved it {{ moved[1] / moved[0]:.1f}} times as far as
-# LoRA of rank 8 with s = 2; this ratio is √(3 in / r) / s, which is
-# {{ (3 * 4096 / 8) ** 0.5 / 2:.0f}} for 4,096 inputs. So begin higher by this ratio, and then
-# search the rate: ten is a habit, not a law.
+# step on a 256 × 256 matrix full training moved it {{ moved[1] / moved[0]:.1f}} times as far, in
+# root mean square, as LoRA of rank 8 with s = 2; this ratio is √(3 in / r) / s, which is
+# {{ (3 * 4096 / 8) ** 0.5 / 2:.0f}} for 4,096 inputs. The part of the step that lies along the
+# gradient has another ratio, so ten is a habit and not a law, and the rate wants a search.
 #
 # Lesson 05, "Full fine-tuning would step −η G"
 # · minilora/lora/layer.py · `bound = 1 / math.sqrt(self.in_features)`
@@ -240,18 +241,20 @@ learnt_end = sum(row.labels[-1] != IGNORE for row in encoded) / len(encoded)
 # · minilora/model/turns.py · `ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]`
 
 # %%
-ends = {}
+jumps = {}  # the largest rise from one step to the next
 for rate in (5e-3, 2e-1):
     torch.manual_seed(0)
     model = adapted()
-    ends[rate] = minilora.train(model, task, steps=12, lr=rate, clip=0.0, **quick).losses[-1]
+    by_step = minilora.train(model, task, steps=12, lr=rate, clip=0.0, **quick).losses
+    jumps[rate] = max(after - before for before, after in itertools.pairwise(by_step))
 
 # %% [markdown]
 # ## My loss jumps up and stays there: why?
 #
-# Often it is the rate: at 5e-3 twelve steps came to {{ ends[5e-3]:.0f}}, at 0.2 to
-# {{ ends[2e-1]:.0f}}. A user of LLaVA who saw such a jump reports that a rate ten times lower cured
-# it (haotian-liu/LLaVA #1301). Lower the rate, warm up, clip the gradient.
+# Often it is the rate: in twelve steps the loss rose from one step to the next by at most
+# {{ jumps[5e-3]:.1f}} at the rate 5e-3, and by {{ jumps[2e-1]:.1f}} at 0.2. A user of LLaVA who saw
+# such a jump reports that a rate ten times lower cured it (haotian-liu/LLaVA #1301). Lower the
+# rate, warm up, clip the gradient.
 #
 # Lesson 08, "three times too high"
 # · minilora/training/steps.py · `norm = nn.utils.clip_grad_norm_(parameters`
@@ -405,7 +408,7 @@ kept_lora, flops = (
 
 # %%
 eight = {m: gb(m, checkpointing=True) for m in ("full", "lora", "qlora")}
-#
+
 # %% [markdown]
 # ## How much memory does an 8B model take to train?
 #
@@ -836,7 +839,7 @@ further = minilora.train(model, task, steps=10, lr=5e-3, **quick).losses
 # has it, either go on with the same adapter or merge it first and begin a new one.
 #
 # docs/using.md, "`--adapter folder` trains an adapter further"
-# · minilora/commands/train_options.py · `--adapter`
+# · minilora/commands/train_options.py · `add("--adapter", metavar="FOLDER|NAME"`
 
 # %%
 coarse = nf4.quantize(W, block_size=256, kind="int4").dequantize()
@@ -893,16 +896,31 @@ for rate in (2.5e-3, 5e-3, 1e-2):
 # %%
 rules = {rs: [scaling_of(r, 16, rs) for r in (8, 64)] for rs in (False, True)}
 falls = {rs: low / high for rs, (low, high) in rules.items()}
+lengths = {}  # of ΔW after Adam's first step, as in the first question
+for rs in rules:
+    lengths[rs] = []
+    for r in (8, 64):
+        torch.manual_seed(0)
+        layer = LoRALayer(linear, r=r, lora_alpha=16, use_rslora=rs)
+        x, target = torch.randn(64, 256), torch.randn(64, 256)
+        (layer(x) - target).square().mean().backward()
+        torch.optim.Adam([layer.lora_A, layer.lora_B], lr=1e-3).step()
+        lengths[rs].append(float(layer.delta_weight().detach().norm()))
+longer = {rs: high / low for rs, (low, high) in lengths.items()}
+assert longer[False] < 0.5
+assert 0.8 < longer[True] < 1.25
 
 # %% [markdown]
 # ## When do I want rsLoRA?
 #
 # When you raise the rank and want to keep α: from rank 8 to 64 the usual scale α / r falls
-# {{ falls[False]:.0f}} times, rsLoRA's α / √r {{ falls[True]:.1f}} times. Which of the two keeps
-# the first step's length depends on the optimizer: α / √r with gradient descent, α / r with Adam.
-# Search the rate at each rank either way.
+# {{ falls[False]:.0f}} times, rsLoRA's α / √r {{ falls[True]:.1f}} times. What the first step does
+# to the outputs of lesson 05's model is kept by α / √r with gradient descent and by α / r with
+# Adam, while the length of Adam's ΔW is kept by α / √r: on the first question's matrix it is
+# {{ longer[True]:.1f}} times as long at rank 64 as at rank 8, and {{ longer[False]:.1f}} times with
+# α / r. Search the rate at each rank either way.
 #
-# Lesson 05, "Which power of r keeps the first step's length depends on the optimizer"
+# Lesson 05, "Which power of r keeps what the first step does to the outputs"
 # · minilora/lora/hyperparameters.py · `def scaling_of(`
 
 # %%
@@ -972,7 +990,7 @@ read_by = [
 # on your model, by its answers too.
 #
 # Lesson 12, "So is nothing lost? Two seeds"
-# · minilora/nf4/linear.py · `transposed = weight.dequantize(x.dtype).T`
+# · minilora/training/evaluation.py · `def bits_per_byte(`
 
 # %%
 lengths = [len(row.ids) for row in encoded]
@@ -998,11 +1016,12 @@ sent_by_full = 4 * sum(p.numel() for p in minilora.load_base().parameters())
 # %% [markdown]
 # ## How do I train on several GPUs?
 #
-# `torchrun --nproc-per-node 2 -m minilora train …`: each machine computes a part of the batch, and
-# only the gradients of A and B travel, {{ sent:,}} bytes a step for the shipped base against
-# {{ sent_by_full:,}} with all weights. The loss is divided by the answer tokens of all parts, so
-# two ranks end in the bits of one process. Where one card cannot hold the base, shard it
-# (FSDP) or take four bits.
+# `torchrun --nproc-per-node 2 -m minilora train … --device cuda`, as the default is the CPU: each
+# process computes a part of the batch on a card of its own, and only the gradients of A and B
+# travel, {{ sent:,}} bytes a step for the shipped base against {{ sent_by_full:,}} with all
+# weights. The loss is divided by the answer tokens of all parts, so two ranks end in the bits of
+# one process (run here on CPUs only, with gloo; the cards' nccl was never tried). Where one card
+# cannot hold the base, shard it (FSDP) or take four bits.
 #
 # Lesson 23, "each machine divides its sum by the tokens of all"
 # · minilora/training/ranks.py · `class Alone`
@@ -1024,7 +1043,7 @@ for _ in range(2):
 # machines compare means over seeds, not digits.
 #
 # Lesson 25, "A sum of floats depends on its order"
-# · minilora/training/order.py · `seed`
+# · minilora/training/order.py · `torch.Generator().manual_seed(seed * 1_000_003 + epoch)`
 
 # %%
 torch.manual_seed(0)
@@ -1052,13 +1071,16 @@ with tempfile.TemporaryDirectory() as folder:
     out = Path(folder) / "adapter.gguf"
     minilora.export_adapter_gguf(adapted(LoraConfig(target_modules=["q_proj", "v_proj"])), out)
     gguf_size = out.stat().st_size
+merged_size = 2 * sum(p.numel() for p in minilora.load_base().parameters())
 
 # %% [markdown]
 # ## How do I use my adapter in llama.cpp, Ollama or vLLM?
 #
 # vLLM reads PEFT's two files, if every layer has one rank and one α (`export --plain`). For
-# llama.cpp and what is built on it, `minilora export` writes GGUF: the merged model, or the adapter
-# alone, here {{ gguf_size / 1000:.0f}} kB beside its base. Compare the logits of one prompt before
+# llama.cpp and what is built on it, `minilora export` writes GGUF: the merged model,
+# {{ merged_size / 1000:,.0f}} kB in f16, or without merging (`--gguf`) the adapter alone, here
+# {{ gguf_size / 1000:.0f}} kB beside its base, as llama.cpp's own converter does for any adapter of
+# PEFT's (unslothai/unsloth #1546). Compare the logits of one prompt before
 # you trust it, as a chat template may differ.
 #
 # docs/using.md, "for llama.cpp; your own base needs no --pre"
@@ -1099,9 +1121,10 @@ read_from = sum(label != IGNORE for label in report.labels) / len(report.labels)
 # ## Can LoRA do continued pretraining: raw text, a language, a field's knowledge?
 #
 # It trains on raw text as on anything: of a document {{ read_from:.0%}} of the tokens are labels,
-# of a naval example {{ share:.0%}}. The farther the text is from what the base knows, the more
-# the rank limits it: on Python's manual LoRA stayed behind full fine-tuning on the small base
-# (`docs/decide.md`), and a user reports a loss that hardly falls (hiyouga/LlamaFactory #4225).
+# of a naval example {{ share:.0%}}. On text as far from what the base knows as Python's manual
+# the rank limits it: on the small base each higher rank came nearer to full fine-tuning, and none
+# reached it (`docs/benchmarks.md`), while a user's loss that hardly falls (hiyouga/LlamaFactory
+# #4225) may be the rank's doing or the rate's, as that user tried several rates for LoRA.
 # Search the rate, take all Linears and a high rank, train the rows of new tokens, and measure on
 # held-out text.
 #
@@ -1122,8 +1145,8 @@ thin_conv = A.numel() + B.numel()
 # Yes, in principle: its weight is a matrix of out × (in · kernel), so A is a convolution with r
 # filters and B one of width 1. Beside 64 × 64 channels of 3 × 3 rank 8 has {{ thin_conv:,}}
 # numbers for {{ wide.weight.numel():,}}, and the two in a row equal their merge up to
-# {{ apart(beside, in_one):.0e}}. This package adapts no convolutions; PEFT does `Conv2d`, and was
-# asked for `Conv1d` in huggingface/peft #1604 and #2241.
+# {{ apart(beside, in_one):.0e}}. This package adapts no convolutions; PEFT does `Conv1d`,
+# `Conv2d` and `Conv3d` (asked for in huggingface/peft #1604 and #2241, added by #2333).
 #
 # README.md, "no convolutions" · minilora/lora/linears.py · `nn.Linear | NF4Linear) or is_conv1d(`
 
@@ -1146,7 +1169,7 @@ unmet = (experts.up.numel() + experts.down.numel()) / sum(p.numel() for p in a_b
 # only what lies outside the experts learns.
 #
 # Lesson 06, "Count what trains, and know the number beforehand"
-# · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
+# · minilora/lora/linears.py · `return isinstance(module, nn.Linear | NF4Linear) or is_conv1d`
 
 # %%
 pooled = nn.ModuleDict({"body": nn.Linear(8, 8), "pooler": nn.Linear(8, 8)})
@@ -1160,9 +1183,9 @@ idle = sum(p.grad is None for p in factors)
 #
 # An adapter beside a layer that the loss never uses gets no gradient, and DDP waits for it; in
 # huggingface/peft #951 it was the pooler's. Here {{ idle}} of {{ len(factors)}} factors got none.
-# Leave that layer out of the targets, or let DDP find unused parameters, which it does not
-# support together with gradient checkpointing (its documentation is quoted in huggingface/trl
-# #480).
+# Leave that layer out of the targets, or let DDP find unused parameters, which PyTorch does not
+# support together with *reentrant* checkpointing (huggingface/trl #480 quotes an older text of its
+# documentation; today's says that `use_reentrant=False` works without any limitations).
 #
 # minilora/scale/distributed.py, "which parameters have a gradient"
 # · minilora/scale/distributed.py · `if some:  # else no rank has one`
@@ -1235,21 +1258,6 @@ of_thirty = next(
 # · minilora/training/loop.py · `Validation(model, run.valid_batches, task.valid`
 
 # %%
-whole_base = sum(p.numel() for p in minilora.load_base().parameters())
-halves, whole = 2 * numbers / 1000, 2 * whole_base / 1000
-
-# %% [markdown]
-# ## Can llama.cpp use my adapter without merging it?
-#
-# Yes: `minilora export mine/adapter --gguf` writes the adapter alone as a GGUF file, and
-# llama.cpp's own converter does so for any adapter of PEFT's (unslothai/unsloth #1546). For the
-# shipped base and q and v that is {{ halves:.0f}} kB in f16, where a merged model is
-# {{ whole:,.0f}}. Give it the base that it was trained on, as for any adapter.
-#
-# docs/using.md, "for llama.cpp; your own base needs no --pre"
-# · minilora/commands/export.py · `--gguf    one file for llama.cpp`
-
-# %%
 large = {
     m: plan("llama-3-70b", EVERYWHERE, m, seq=512, checkpointing=True) for m in ("lora", "qlora")
 }
@@ -1312,7 +1320,7 @@ assert "does not fit this model" in renamed
 # #515).
 #
 # Lesson 04, "the base to the bit at the start"
-# · minilora/formats/save_and_load.py · `compare its answers before you rely on them`
+# · minilora/formats/mismatches.py · `does not fit this model: {reasons}. Nothing was changed`
 
 # %%
 a_row = 2048 * 128_256 * 4 / 1e9
@@ -1349,7 +1357,7 @@ by_name, by_path = (
 # what trains before the first step; this package itself has no vision model.
 #
 # Lesson 06, "A list entry fits a module whose path is that entry"
-# · minilora/lora/selection.py · `raise ValueError(nothing_matches(sites`
+# · minilora/lora/patterns.py · `if name == entry or name.endswith(f".{entry}")`
 
 # %%
 by_batch, seen_by_none = {}, pad(encode_all(tokenizer, task.valid, 512))

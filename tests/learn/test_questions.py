@@ -87,6 +87,9 @@ def test_what_is_linked_shows_it(answers):
         keys = [word[:5] for word in re.findall(r"\w{4,}", words.lower())]
         keys = [key for key in keys if key not in COMMON]
         assert any(key in asked for key in keys), f"{answer.question}: {answer.words!r}"
+        text = questions.file_of(answer.file).read_text(encoding="utf-8")
+        places = sum(answer.line in line for line in text.splitlines())
+        assert places == 1, f"{answer.question}: {answer.line!r} stands in {places} lines"
 
 
 def test_a_line_that_is_not_there_is_named(answers):
