@@ -110,4 +110,9 @@ def part(results: dict[str, Any]) -> str:
             "With Flower's `LocalDpMod` instead, seed 0 (`python -m benchmarks.flower_grid`):",
             flower_table(results["flower"]),
         ]
+    if "flower_loopback" in results:
+        text += [
+            "On Flower's processes on loopback, seed 0 (`python -m benchmarks.flower_loopback`):",
+            flower_table(results["flower_loopback"]),
+        ]
     return "\n\n".join(text)
