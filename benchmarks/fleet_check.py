@@ -111,14 +111,14 @@ class RealServer:
         self.steps: list[Step] = []
         bank.fetch = self.fetch  # type: ignore[method-assign]
 
-    def fetch(self, chosen: Any) -> Future[Any]:
+    def fetch(self, chosen: Any, tenant: str = "") -> Future[Any]:
         """The store's ``fetch``, on this clock."""
         future: Future[Any] = Future()
         content = chosen[0][1].content
         self.asked += 1
         if content in self.bank.cache:
             self.hits += 1
-            self.bank.try_to_hold(chosen, future)
+            self.bank.try_to_hold(chosen, "", future)
             return future
         if self.due.get(content, -1.0) < self.now:
             line = min(self.lines, key=lambda line: line.free)
@@ -140,7 +140,7 @@ class RealServer:
         while sent < count or self.active:
             while self.pending and self.pending[0][0] <= self.now:
                 _, _, future, chosen = heapq.heappop(self.pending)
-                self.bank.try_to_hold(chosen, future)
+                self.bank.try_to_hold(chosen, "", future)
             while sent < count and trace.at[sent] <= self.now:
                 self.send(sent)
                 sent += 1

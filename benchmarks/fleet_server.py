@@ -51,11 +51,11 @@ class RealApplication:
         self.answers.append(answer)
         return answer
 
-    def fetch(self, chosen: Any) -> Any:
+    def fetch(self, chosen: Any, tenant: str = "") -> Any:
         """The bank's, counted."""
         self.asked += 1
         self.hits += chosen[0][1].content in self.bank.cache
-        return self.real[2](chosen)
+        return self.real[2](chosen, tenant)
 
     def step(self) -> Any:
         """The engine's, timed in its thread."""

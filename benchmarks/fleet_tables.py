@@ -104,6 +104,23 @@ def within(rows: Rows, key: str = "apart", limit: float = 0.15, what: str = "che
     return f"{said}, not {', '.join(named)}"
 
 
+def singles(rows: Rows, limit: float = 0.15) -> str:
+    """How many of the single runs' values are within the limit, and how far runs are apart."""
+    pairs = [(row["simulated"], value) for row in of(rows, "server") for value in row["seen"]]
+    near = sum(abs(simulated / value - 1) <= limit for simulated, value in pairs)
+    widest = max(of(rows, "server"), key=lambda row: max(row["seen"]) / min(row["seen"]))
+    times = max(widest["seen"]) / min(widest["seen"])
+    early = [row for row in of(rows, "server") if row["figure"].startswith("first token")]
+    said = (
+        f"of the single values, {near} of {len(pairs)}. Others used this machine too, and\n"
+        f"the three runs differ by up to {times:.1f} times "
+        f"({widest['figure']} at {widest['rate']:g})."
+    )
+    if all(row["apart"] < 0 for row in early):
+        said += " At every rate the simulated first\ntoken is earlier than the median."
+    return said
+
+
 def hits_table(rows: Rows) -> str:
     """Three caches in a row."""
     lines = (
@@ -362,7 +379,8 @@ grows to the end, and a few percent in the time of a step become many in the wai
 **Beside the server.** The application of `minilora serve`, everything but the socket, answers the
 requests as streams; its clock is the processor time of its process. What HTTP takes beside the
 engine was fitted to other runs, {in_time(http["request"])} a request and {in_time(http["token"])} a
-token, and the simulation was given it: {within(rows, what="server")}.
+token, and the simulation was given it. Of the medians of three runs, {within(rows, what="server")};
+{singles(rows)} The real server, with its socket, was not compared.
 
 {server_table(rows)}
 

@@ -58,7 +58,7 @@ def adapt(queue: Any, options: argparse.Namespace) -> int:
     from ..hub import Hub
     from ..jobs import FeedbackStore, Loop, read_spec
 
-    spec = read_spec(options.spec)
+    spec, live = read_spec(options.spec), live_of(options)
     hours, tenant = options.quarantine * 3600, options.tenant
     whose = options.feedback_of or tenant
     store = FeedbackStore(options.feedback, whose, quarantine=hours, cap=options.cap)
@@ -70,7 +70,7 @@ def adapt(queue: Any, options: argparse.Namespace) -> int:
     if options.add is not None and not (options.now or options.forever):
         print(f"Next: minilora jobs adapt {options.spec} --feedback {options.feedback}")
         return 0
-    loop = Loop(Hub(options.hub, tenant), store, recipe_of(spec, options), queue, live_of(options))
+    loop = Loop(Hub(options.hub, tenant), store, recipe_of(spec, options), queue, live)
     with contextlib.suppress(ValueError):  # not in the main thread
         signal.signal(signal.SIGTERM, lambda *_: loop.stop.set())
     if not options.forever:
@@ -83,10 +83,19 @@ def live_of(options: argparse.Namespace) -> Any:
     """Live pairs of a server's users, where its folder was named."""
     if options.state is None:
         return None
+    from ..jobs.corrections import DEFAULT
     from ..jobs.live import Live
     from ..serving.experiments import Experiments
+    from ..serving.tenants import LOCAL
 
-    return Live(Experiments(options.state), options.share)
+    if options.tenant != DEFAULT:
+        raise ValueError(
+            f"--state: a server serves the hub's adapters of tenant {DEFAULT!r}, and --tenant is "
+            f"{options.tenant!r}: leave --tenant out, and name whose users with --feedback-of"
+        )
+    whose = options.feedback_of or DEFAULT
+    experiments = Experiments(options.state)
+    return Live(experiments, options.share, LOCAL.name if whose == DEFAULT else whose)
 
 
 def look_forever(loop: Any, stop: threading.Event, now: bool, pause: float) -> None:

@@ -11,10 +11,8 @@
 Training goes out from the base each time, not from the last adapter: what was learnt wrongly, and
 is expelled, is then not learnt at all, and a hundred rounds drift no further than one. A candidate
 that is neither better nor worse *yet* stays in the hub as ``challenger``; ``settle`` asks the gate
-again when live pairs have come, at the bar of its round, and rejects it when there are enough.
-
-Live pairs are those of a server's users (live.py), or a program's that calls
-``FeedbackStore.outcome``.
+again when live pairs have come (live.py), at the bar of its round, and rejects it when there are
+enough. Pairs that the owner's program gave to ``FeedbackStore.outcome`` count as the owner's.
 
 Left out: a choice among several candidates a round (``candidates`` in gate.py says what that
 costs). Where sources are left out in turn, those candidates share one more α.
@@ -38,10 +36,10 @@ from .blame import culprit, proved
 from .correction import OWNER, Slice
 from .exam import fair
 from .feedback import FeedbackStore
-from .gate import OPEN, Verdict, better, decide
+from .gate import Verdict, better, decide
 from .judge import Candidate, Judge
 from .learning import learn
-from .live import Live
+from .live import Live, no_worse
 from .norms import module_norms
 from .pairs import Pairs
 from .queue import Queue
@@ -188,12 +186,16 @@ class Loop:
                 self.hub.alias(version.spec, CHALLENGER)
                 told += self.on_users(champion, version, champion)
             return verdict.word
+        before = self.version("previous")
+        self.hub.alias(champion.spec, "previous")  # first: a kill must not lose the way back
         try:
             self.hub.alias(version.spec, CHAMPION, expected=champion.version)
         except ValueError as error:
+            self.hub.drop_alias(version.name, "previous")
+            if before:
+                self.hub.alias(before.spec, "previous")
             told.append(str(error))
             return "overtaken"
-        self.hub.alias(champion.spec, "previous")
         told.append(f"champion {champion.version} -> {version.version}")
         told += self.on_users(champion, version, version)
         return "promote"
@@ -244,13 +246,16 @@ class Loop:
         one before; returns the version that serves again, or nothing.
         """
         champion, previous = self.version(CHAMPION), self.version("previous")
+        if self.live:
+            self.live.reconcile(champion, previous, self.version(CHALLENGER))
         if champion is None or previous is None or champion.version == previous.version:
             return ""
         rounds = self.store.rounds(self.recipe.name)
         since = max((at for at, word, *_ in rounds if word == "promote"), default=0.0)
         pairs = self.store.live(previous.manifest.content, champion.manifest.content, since)
-        check = better(pairs + self.live_pairs(previous, champion), self.recipe.rules)
-        if self.live and check.state != OPEN and self.live_pairs(previous, champion):
+        live, rules = self.live_pairs(previous, champion), self.recipe.rules
+        check = better(pairs + live, rules)
+        if self.live and (check.harm or (live and no_worse(pairs + live, rules))):
             self.live.end(self.recipe.name)  # enough is known: all users get the champion
         if not check.harm:
             return ""

@@ -6,7 +6,7 @@ tell the whole pool. An E-value may be looked at after each block, so stopping t
 
 Users complain of what the champion got wrong: there a new adapter can win and hardly lose, and who
 taught it something wrong asks for that too. So users' questions can show harm, but they cannot show
-alone that it is better: that must hold on the owner's questions and the live pairs too (``fair``).
+alone that it is better: that must hold on the owner's questions too (``fair``).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Exam:
 def fair(sources: Sequence[str], pairs: Pairs) -> dict[str, Pairs]:
     """Pairs without the users' questions; ``sources``: whose question each was.
 
-    The owner's questions stay, and live pairs, which are nobody's.
+    The owner's questions stay, and what his program noted, which is nobody's question.
 
     >>> fair(["ann", "owner", ""], Pairs((True, True, False), (False, True, True)))
     {'users': Pairs(old=(True, False), new=(True, True))}

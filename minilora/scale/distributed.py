@@ -81,7 +81,7 @@ def join(device: str = "cpu", timeout: float = 1800.0) -> Iterator[Alone]:
     if dist.is_initialized():
         raise ValueError(
             "this process has joined already: expected one join at a time, and new processes "
-            "after RankLost"
+            "after RankLost, an interrupt, or any error with nccl"
         )
     try:
         meet(backend, timedelta(seconds=timeout))

@@ -8,6 +8,9 @@ experiments.toml, or ``POST /v1/experiments`` with the same fields::
     shares = { old = 0.5, new = 0.5 }                    # equal shares are the default
     ramp = 0.2                                           # the share of users who take part
 
+A program may say two more things: ``tenant``, whose users take part (default: everybody's), and
+``champion``, the version that the alias must mean: once it means another, nobody is drawn.
+
 **The draw** is a pure function, so it needs no table and can be replayed::
 
     blake2b(salt, tenant, user) = u ‖ v, two numbers in [0, 1)
@@ -52,6 +55,8 @@ class Experiment:
     ramp: float = 1.0
     alpha: float = 0.05
     salt: str = ""
+    tenant: str = ""
+    champion: str = ""
 
     def __post_init__(self) -> None:
         arms, where = self.arms, f"experiment {self.name!r}: expected"
@@ -84,10 +89,10 @@ class Experiment:
 
     @property
     def fields(self) -> dict[str, Any]:
-        """All but the name, for JSON."""
+        """All but the name, for JSON; ``tenant`` and ``champion`` only where they are set."""
         fields = dataclasses.asdict(self)
-        del fields["name"]
-        return fields
+        unset = {each for each in ("tenant", "champion") if not fields[each]}
+        return {each: value for each, value in fields.items() if each not in {"name", *unset}}
 
     def unit(self, user: str, tenant: str = "local") -> str:
         """A user as the log has them: u ‖ v, 16 bytes in hexadecimal digits."""

@@ -84,6 +84,7 @@ class Experiments:
         self.running: dict[str, Experiment] = {}  # by model
         self.worse_adapters: dict[str, str] = {}
         wanted = read_experiments(toml) if toml is not None else []
+        self.in_file = {experiment.name for experiment in wanted}
         with DATABASE.writing(folder) as db:
             if toml is not None:
                 db.execute(
@@ -130,7 +131,7 @@ class Experiments:
         """The arm of a user who asks for a model; None outside experiments and without a user."""
         self.look()
         experiment = self.running.get(model)
-        if experiment is None or not user:
+        if experiment is None or not user or experiment.tenant not in ("", tenant):
             return None
         unit = experiment.unit(user, tenant)
         arm = experiment.arm(unit)

@@ -5,11 +5,13 @@
 
 One ``Turns`` is one request: ``next`` gives a target, ``report`` says how it went, and after a
 failure before the first byte ``next`` gives another. Adapters that could not be read count as
-failures too. An arm is drawn only for a tenant that may use all arms.
+failures too. An arm is drawn only for a tenant that may use all arms. Where the arm's version is
+gone from the hub, or ``champion`` has moved since, the model that was asked for answers.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -18,9 +20,10 @@ from typing import Any
 from .assignment import Assignment
 from .failover import Choice
 from .refusals import Refused
-from .service import CHAMPION, Service, Target
+from .service import AUTO, CHAMPION, Service, Target
 from .tenants import LOCAL
 
+logger = logging.getLogger("minilora.serving")
 FAULTS = ("adapter_failed", "adapter_unavailable")  # codes that speak against an adapter
 HEADER, ALLOWED = "x-minilora-fallback", "base"
 
@@ -54,11 +57,35 @@ class Turns:
             arm = experiments.assign(model, user, self.tenant_name)
         if experiments is None or arm is None:
             return model, ""
-        arms = experiments.running[model].arms.values()
-        if not all(self.service.may_use(self.tenant, adapter) for adapter in arms):
+        experiment = experiments.running.get(model)
+        if experiment is None:  # it ended just now
+            return model, ""
+        if not all(self.service.may_use(self.tenant, each) for each in experiment.arms.values()):
+            return model, ""
+        if experiment.champion and self.champion(model) != experiment.champion:
+            return model, ""
+        if (gone := self.gone(arm.adapter)) is not None:
+            logger.warning("experiment %r: %s; %s answers", experiment.name, gone, model)
             return model, ""
         self.arm = arm
         return arm.adapter, f"the experiment {arm.experiment} drew its arm {arm.arm}"
+
+    def champion(self, model: str) -> str:
+        """The version that the alias means now; nothing without one."""
+        with suppress(Refused):
+            return self.service.version(f"{model}@{CHAMPION}").spec
+        return ""
+
+    def gone(self, adapter: str) -> Refused | None:
+        """Why there is no such adapter any more, if so: a version can be pruned."""
+        loaded = "@" not in adapter and adapter in self.service.bank.known
+        if loaded or adapter in (self.service.base_name, AUTO):
+            return None
+        try:
+            self.service.version(adapter)
+        except Refused as refused:
+            return refused
+        return None
 
     def record(self, request: str) -> None:
         """Log the arm that was drawn for a request that will be answered."""
@@ -121,10 +148,17 @@ class Turns:
 
 
 def check_arms(service: Service) -> None:
-    """Raise ``ValueError`` where an experiment that runs has an arm that cannot be answered."""
-    for experiment, runs in service.experiments.all() if service.experiments else []:
+    """Raise ``ValueError`` where an arm of the experiments' file cannot be answered.
+
+    Of an experiment that a program began it is only logged: its users get what they ask for.
+    """
+    experiments = service.experiments
+    for experiment, runs in experiments.all() if experiments is not None else []:
         for adapter in experiment.arms.values() if runs else []:
             try:
                 service.find(adapter, None if service.tenants is None else LOCAL)
             except Refused as refused:
-                raise ValueError(f"experiment {experiment.name!r}: {refused}") from refused
+                told = f"experiment {experiment.name!r}: {refused}"
+                if experiments is not None and experiment.name in experiments.in_file:
+                    raise ValueError(told) from refused
+                logger.warning("%s; its users get %s", told, experiment.model)

@@ -60,6 +60,15 @@ def test_corrections_are_taken_in_and_a_round_follows(place, capsys):
     assert capsys.readouterr().out.count("succeeded") == 2, "its trainings are jobs"
 
 
+def test_live_pairs_are_of_what_the_server_serves(place, capsys):
+    command = ["jobs", "adapt", "spec.toml", "--state", "server", "--tenant", "acme"]
+    assert main(command) == 2
+    printed = capsys.readouterr().err
+    assert "a server serves the hub's adapters of tenant 'default'" in printed
+    assert "name whose users with --feedback-of" in printed
+    assert not (place / "server").exists(), "nothing was written"
+
+
 def test_forever_looks_until_it_is_stopped_and_survives_a_look_that_fails(capsys):
     """A loop whose round comes due at the third look; the second fails."""
     stop, looks = threading.Event(), []

@@ -9,9 +9,10 @@ import pytest
 from minilora import Example
 from minilora.hub import Hub
 from minilora.jobs import FeedbackStore, Loop, Queue, Recipe
-from minilora.jobs.correction import Feedback
+from minilora.jobs.correction import OWNER, Feedback
 from minilora.jobs.corrections import Corrections
 from minilora.jobs.live import Live
+from minilora.jobs.pairs import Pairs
 from minilora.jobs.recipe import Marks
 from minilora.serving.answered import Answered
 from minilora.serving.assignment import Experiment
@@ -59,6 +60,12 @@ class Place:
     def post(self, path, body, key, headers=()):
         headers = {"authorization": f"Bearer {key}", **dict(headers)}
         return CLIENT.post(f"{self.address}/v1/{path}", json=body, headers=headers)
+
+    def exam_was_won(self):
+        """Five of the owner's questions: E = 5.7, which is half of the evidence."""
+        contents = [self.hub.show(each).manifest.content for each in (OLD, NEW)]
+        questions = [Feedback(OWNER, "", f"Hull {n}?", "Aye.") for n in range(5)]
+        self.loop.store.outcomes(*contents, Pairs((False,) * 5, (True,) * 5), questions)
 
     def rows(self, tenant="default"):
         return FeedbackStore(self.folder, tenant).rows("quarantine")
@@ -266,14 +273,18 @@ def test_users_decide_over_a_challenger_and_roll_it_back(place):
     assert loop.settle() == "wait"  # and users compare from now on
     place.experiments.read_at = 0.0  # a server looks once a second
     assert month(place, NEW, 0) == {OLD, NEW}
+    assert loop.settle() == "wait", "users alone promote nothing"
+    place.exam_was_won()
     assert loop.settle() == "promote"
     assert loop.version("champion").spec == NEW
     assert loop.version("previous").spec == OLD
     assert loop.watch() == "", "what promoted it does not watch over it"
 
     place.experiments.read_at = 0.0
-    assert month(place, OLD, 100) == {OLD, NEW}
-    assert loop.watch() == OLD
+    months = iter(range(100, 400, 20))
+    while not (back := loop.watch()):
+        month(place, OLD, next(months), 20)
+    assert back == OLD
     assert loop.version("champion").spec == OLD
     place.experiments.read_at = 0.0
     assert month(place, OLD, 200, 4) == {OLD}, "nobody compares any more"

@@ -42,8 +42,16 @@ def test_a_gain_that_is_shown_is_let_in_at_the_last_pair():
     assert better(pairs(60, 20, 920), Rules(most=1000)).state == "pass"
 
 
-def test_live_pairs_add_to_the_held_out_ones():
-    assert decide(Measured(pairs(3, 0), FINE, live=pairs(6, 0))).word == "promote"
+def test_live_pairs_add_to_the_held_out_ones_and_do_not_stand_in_for_them():
+    assert decide(Measured(pairs(5, 0), FINE, live=pairs(4, 0))).word == "promote"
+    for few in (pairs(0, 0), pairs(3, 0), pairs(5, 4)):  # whoever invents users wins the rest
+        verdict = decide(Measured(few, FINE, live=pairs(60, 0)))
+        assert verdict.word == "wait"
+        assert "without live pairs" in verdict.reason
+    theirs = Measured(pairs(9, 0), FINE, without={"users": pairs(0, 0)}, live=pairs(60, 0))
+    assert decide(theirs).word == "wait"
+    harm = Measured(pairs(9, 0), FINE, live=pairs(0, 40))
+    assert decide(harm).word == "reject", "harm they can show"
 
 
 def test_a_source_does_not_vote_for_what_it_taught():

@@ -14,6 +14,7 @@ import torch
 
 import minilora
 from minilora import AdaLoraConfig, Examples, LoraConfig, SelfReplay, TrainConfig
+from minilora.formats.save_and_load import save_adapter
 from minilora.scale import RankLost, Ranks, join
 from minilora.scale.distributed import ending_in_words
 from minilora.training.batches import encode_all, pad
@@ -405,14 +406,26 @@ def test_a_handler_that_was_not_set_from_python_does_not_end_the_run_with_an_err
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
-def test_after_the_last_step_sigterm_cuts_nothing_off(tmp_path):
-    """What is left then is to save; before the first step it is heard after that step."""
-    ranks = Alone()
-    with ending_in_words(ranks):
-        history = minilora.train(injected(), TASK, replace(SETTINGS, steps=1), ranks=ranks)
+def test_after_the_last_step_sigterm_cuts_nothing_off(tmp_path, monkeypatch):
+    """What is left then is to save: the signal comes between writing a file and its new name."""
+    ranks, model = Alone(), injected()
+    rename, came = os.replace, []
+
+    def told_to_stop(*paths, **more):
         os.kill(os.getpid(), signal.SIGTERM)
         assert ranks.interrupted.wait(5)
-    assert not history.interrupted
+        came.append(paths)
+        rename(*paths, **more)
+
+    with ending_in_words(ranks):
+        minilora.train(model, TASK, replace(SETTINGS, steps=1), ranks=ranks)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "replace", told_to_stop)
+            told = save_adapter(model, tmp_path / "told")
+    assert came
+    for file in save_adapter(model, tmp_path / "quiet").iterdir():
+        assert (told / file.name).read_bytes() == file.read_bytes()
+    assert len([*told.iterdir()]) == len([*(tmp_path / "quiet").iterdir()])
 
 
 def test_dropout_is_seeded_by_part_and_not_by_rank():

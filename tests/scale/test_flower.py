@@ -3,16 +3,11 @@
 They run where flwr is installed, in an environment of its own (docs/scale.md, make test-flower).
 """
 
-import contextlib
 import io
 import json
 import math
 import random
-import re
-import socket
-import threading
 import time
-from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -31,8 +26,10 @@ from minilora.lora.combining import low_rank_parts  # noqa: E402
 from minilora.scale import Rounds, federate, split_among  # noqa: E402
 from minilora.scale.flower import LoraRounds, client_app, packed, rounds_of, unpacked, write_app  # noqa: E402
 from minilora.scale.privacy import flower_sigma  # noqa: E402
-from minilora.scale.rounds import first_parts  # noqa: E402
+from minilora.scale.rounds import answer_tokens, first_parts  # noqa: E402
 from minilora.scale.wire import read_round, sent  # noqa: E402
+
+from .flower_wire import Recorder, check, leaks  # noqa: E402
 
 LOGS = data.naval_log(40, 10)
 CONFIG = {"rounds": 2, "steps": 1, "batch-size": 2, "r": 2, "fewest": 2, "lora-alpha": 4.0}
@@ -269,66 +266,36 @@ def done_rounds(file):
     return json.loads(header["__metadata__"]["federated"])["done"]
 
 
-class Recorder(threading.Thread):
-    """Stands between a node and the link, and keeps every byte that the node sends."""
-
-    def __init__(self, port):
-        super().__init__(daemon=True)
-        self.port, self.sent = port, []
-        self.listener = socket.create_server(("127.0.0.1", 0))
-
-    def run(self):
-        while True:
-            own, _ = self.listener.accept()
-            link = socket.create_connection(("127.0.0.1", self.port))
-            self.sent.append(bytearray())
-            for pair in ((own, link, self.sent[-1]), (link, own, bytearray())):
-                threading.Thread(target=self.pass_on, args=pair, daemon=True).start()
-
-    def pass_on(self, source, target, kept):
-        with contextlib.suppress(OSError):
-            while piece := source.recv(1 << 16):
-                kept += piece
-                target.sendall(piece)
-            target.shutdown(socket.SHUT_WR)
-
-
 @pytest.mark.scale
 @pytest.mark.long
-def test_on_the_wire_a_node_sends_its_factors_and_little_else(machines, tmp_path):
-    """Every byte that one of two supernodes sends, read between it and the link (no TLS here)."""
+def test_on_the_wire_a_node_sends_its_factors_two_counts_and_nothing_of_a_bad_line(
+    machines, tmp_path
+):
+    """Every byte that two of three supernodes send: one trains, one has a line that is no JSON."""
     config = {**CONFIG, "out": str(tmp_path / "out"), "how": "svd"}
-    files = write_logs(tmp_path)
+    dealt = split_among(LOGS.train, 3)
+    files = write_shards(tmp_path, dealt)
+    files[2].write_text(f'{{"instruction": "{SECRET}', encoding="utf-8")
     machines.link()
-    recorder = Recorder(machines.port)
-    recorder.start()
-    machines.node("watched", files[0], r=1, port=recorder.listener.getsockname()[1])
+    trains, fails = Recorder(machines.port), Recorder(machines.port)
+    machines.node("trains", files[0], r=1, port=trains.port)
     machines.node("other", files[1])
+    machines.node("fails", files[2], port=fails.port)
+    machines.wait_for(lambda: machines.nodes_are_there(3))
     print(machines.flwr("run", str(write_app(tmp_path / "app", config)), "here"))
     machines.wait_for((tmp_path / "out" / "adapter" / "adapter_config.json").exists)
     small = rounds_of({**config, "r": 1, "lora-alpha": 2.0})
-    numbers = sum(t.nbytes for t in sent(first_parts(load_base, small), small).values())
-    bodies = Counter()
-    for connection in recorder.sent:
-        for path, body in requests_in(bytes(connection)):
-            bodies[path] += len(body)
-    print(f"{numbers:,} bytes of numbers a round; sent in bodies: {dict(bodies)}")
-    # a path for a message's objects, one for what names them; the others poll and say who they are
-    assert CONFIG["rounds"] * numbers < bodies["/v1/fleet/push-object"]
-    assert bodies["/v1/fleet/push-object"] < CONFIG["rounds"] * (numbers + 500 * 48)  # headers
-    wire = b"".join(map(bytes, recorder.sent))
-    for example in split_among(LOGS.train, 2)["client 0"]:
-        for text in (example.input, example.output):
-            assert text.encode() not in wire  # it is read in clear, so it would be found
-
-
-def requests_in(wire):
-    """(path, body) of each HTTP request that went over one connection."""
-    while wire:
-        head, _, rest = wire.partition(b"\r\n\r\n")
-        length = int(re.search(rb"(?i)content-length: (\d+)", head).group(1))
-        yield head.split()[1].decode(), rest[:length]
-        wire = rest[length:]
+    arrays, own = sent(first_parts(load_base, small), small), dealt["client 0"]
+    counts = {"tokens": answer_tokens(load_base(), own), "examples": len(own)}
+    texts = [text for example in own for text in (example.input, example.output)]
+    expected = arrays, counts, CONFIG["rounds"], texts
+    check(trains.requests(), *expected)
+    check(fails.requests(), {}, {}, CONFIG["rounds"], [SECRET, str(files[2])])
+    assert SECRET in machines.log("fails")
+    assert SECRET not in machines.log("link")
+    for said, leaky in leaks(trains.requests(), texts):  # or the check would prove nothing
+        with pytest.raises(AssertionError, match=said):
+            check(leaky, *expected)
 
 
 @pytest.mark.scale
