@@ -268,7 +268,7 @@ show(
 # {{ rises["r = 8"]:.2f}} with r = 8 and {{ rises["r = 64"]:.2f}} with r = 64; stopping there is
 # free (`keep_best`). Dropout and decay move the last loss up in some runs and down in others:
 # dropout ended lower in {{ lower[0]}} of {{ bare.numel()}}, decay in {{ lower[1]}}. More data
-# lowers it in all rows but {{ " with ".join(not_lower[0])}}, and with much of it the small ranks are
+# lowers it in all rows but {{ " with ".join(not_lower[0])}}, and with much of it small ranks are
 # behind after so many steps. For r = 64 a rate three times too high costs more than either saves:
 # {{ too_fast:.2f}} instead of {{ own_rate:.2f}}; a decay of 1 brought it back to {{ decayed:.2f}}.
 # (One seed, 50 held-out logs: neighbours are not known to differ.)
