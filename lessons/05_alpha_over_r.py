@@ -76,8 +76,7 @@ def first_step(r, alpha, use_rslora, optimizer, seed=0):
 
 doubled = {o: first_step(8, 32, False, o)[0] / first_step(8, 16, False, o)[0] for o in OPTIMIZERS}
 print({optimizer: f"{ratio:.3f} times" for optimizer, ratio in doubled.items()})
-assert abs(doubled["gradient descent"] - 4) < 0.01
-assert abs(doubled["Adam"] - 2) < 0.05
+assert [round(ratio, 1) for ratio in doubled.values()] == [4, 2]
 
 # %% [predict] steady_rule
 # Now the rank: 8, 32, 128, always with α = 16. With gradient descent, which rule keeps the change
@@ -189,15 +188,10 @@ for optimizer, law in laws.items():
     ]
     print(f"{optimizer:17}", " ".join(f"{number:.3f}" for number in divided))
     assert max(divided) < 1.4 * min(divided)
-lengths = {rule: [first_step(r, 16, rs, "Adam")[0] for r in ranks] for rule, rs in RULES.items()}
-longer = {rule: sizes[-1] / sizes[0] for rule, sizes in lengths.items()}
-assert 0.8 < longer["α/√r"] < 1.5 < 2 < 1 / longer["α/r"]
 
 # %% [markdown]
-# They do, in the first step. (The rsLoRA paper's argument is about all of training as r grows.)
-# Both laws speak of the mean over A, which these outputs follow. A single ΔW has random parts as
-# well, and with Adam its length is about s √r: from r = 8 to r = 128 it becomes
-# {{ longer["α/√r"]:.1f}} times as long with α/√r, and {{ longer["α/r"]:.2f}} times with α/r.
+# They do, in the first step, for the mean over A. (A single ΔW has random parts as well, whose
+# length docs/questions.md measures. The rsLoRA paper's argument is about all of training.)
 #
 # With Adam only s · η counts in the first step, so people say that α and the rate are one
 # number. Are they?
