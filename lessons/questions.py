@@ -104,7 +104,7 @@ rank_1 = minilora.trainable_parameters(model)[0]
 # not call for a high rank, and a low rank alone does not stop overfitting. Lesson 08 searches the
 # rate for each rank, without which a comparison of ranks compares rates.
 #
-# Lesson 08, "with much of it the small ranks are behind" · minilora/lora/config.py · `r: int = 8`
+# Lesson 08, "with much of it small ranks are behind" · minilora/lora/config.py · `r: int = 8`
 
 # %%
 two, seven = (
