@@ -62,11 +62,12 @@ class Turns:
             return model, ""
         if not all(self.service.may_use(self.tenant, each) for each in experiment.arms.values()):
             return model, ""
-        if experiment.champion and self.champion(model) != experiment.champion:
-            return model, ""
-        if (gone := self.gone(arm.adapter)) is not None:
-            logger.warning("experiment %r: %s; %s answers", experiment.name, gone, model)
-            return model, ""
+        if experiment.champion:  # one that may be drawn only beside it
+            if self.champion(model) != experiment.champion:
+                return model, ""
+            if (gone := self.gone(arm.adapter)) is not None:
+                logger.warning("experiment %r: %s; %s answers", experiment.name, gone, model)
+                return model, ""
         self.arm = arm
         return arm.adapter, f"the experiment {arm.experiment} drew its arm {arm.arm}"
 
