@@ -72,7 +72,9 @@ class Company:
         """The month."""
         self.say("# One company, one base, three adapters")
         where = "the package's real sentences" if self.sentences else "stand-ins of our own"
-        command = "python -m examples.company" + f" --base {Path(self.base).name}" * bool(self.base)
+        command = "python -m examples.company" + (
+            f" --base {Path(self.base).name}" if self.base else ""
+        )
         command += " --sentences FOLDER" if self.sentences else ""
         self.say(
             f"Written by `{command}`, from a run. Support's tickets: {where}. The base: "
