@@ -5,5 +5,8 @@ Every other module that cannot be imported fails the suite.
 
 from importlib.util import find_spec
 
-NEEDS = {"minilora/scale/flower.py": "flwr"}  # make test-flower has it, in its own environment
+NEEDS = {  # make test-flower has flwr, in its own environment
+    "minilora/scale/flower.py": "flwr",
+    "tests/scale/flower_wire.py": "flwr",
+}
 collect_ignore = [module for module, library in NEEDS.items() if find_spec(library) is None]
