@@ -7,6 +7,10 @@
 
 A user's outcomes depend on each other, so the first one stands for all. With several arms beside
 the control each is asked for (arms − 1)/α instead of 1/α (Bonferroni), so that α holds for all.
+
+Left out: drift. With unequal shares the k-th outcome of the small arm comes later than that of the
+large one, so questions that grow easier or harder look like a difference between the arms: give
+both the same share (and ``ramp`` for few users), or pair neighbours in time, as jobs/live.py does.
 """
 
 from __future__ import annotations

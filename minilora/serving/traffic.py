@@ -5,8 +5,9 @@
 
 One ``Turns`` is one request: ``next`` gives a target, ``report`` says how it went, and after a
 failure before the first byte ``next`` gives another. Adapters that could not be read count as
-failures too. An arm is drawn only for a tenant that may use all arms. Where the arm's version is
-gone from the hub, or ``champion`` has moved since, the model that was asked for answers.
+failures too. An arm is drawn only for a tenant that may use all arms. Of an experiment that names
+its champion (jobs/live.py) none is drawn once the alias has moved, or the arm's version is gone:
+the model that was asked for answers. An owner's users see that their arm is gone, and count.
 """
 
 from __future__ import annotations
