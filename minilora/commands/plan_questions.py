@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ..ledger.cards import Cards, plan_cards
 from ..ledger.claims import STORED, check_claims
@@ -30,7 +31,8 @@ LADDER = ("llama-2-7b", "llama-2-13b", "llama-30b", "llama-2-70b", "gpt3-175b", 
 SIZES = {name: size * GB for name, size in GPUS.items() if size >= 16}
 
 
-ASKED = {  # option: type, default, the questions that it belongs to, what it says
+Asked = tuple[Callable[[str], Any], Any, tuple[str, ...], str]  # type, default, questions, help
+ASKED: dict[str, Asked] = {
     "adapters": (int, 100, ("serve", "store"), "how many (%(default)s)"),
     "streams": (int, 8, ("serve",), "texts written at once (%(default)s)"),
     "price": (amount, None, ("serve", "cost", "spot"), "of a card's hour; none is built in"),
@@ -155,8 +157,8 @@ def cards_lines(cards: Cards) -> Iterator[str]:
     """How many cards of which size."""
     planned = cards.plan
     fewest = {name: cards.shards(size) for name, size in SIZES.items()}
-    hint = "; --checkpointing makes a card's own batch smaller"
-    hint = "" if fewest["80 GB"] or planned.settings.checkpointing else hint
+    enough = fewest["80 GB"] or planned.settings.checkpointing
+    hint = "" if enough else "; --checkpointing makes a card's own batch smaller"
     yield f"{planned.model}, {planned.method}: {cards_in_words(cards)}{hint}"
     yield (
         f"{planned.settings.batch} × {planned.settings.seq} tokens a card; "
@@ -172,11 +174,9 @@ def cards_lines(cards: Cards) -> Iterator[str]:
     yield from columns(rows)
     yield ""
     n = max(2, (fewest_cards(cards) or (2, ""))[0])
-    sent = [cards.sent(n, shared) / 1e6 for shared in (False, True)]
-    yield (
-        f"each of {n} cards sends {sent[0]:,.1f} MB a step by data parallel, "
-        f"{sent[1]:,.0f} MB by FSDP"
-    )
+    copies, shared = (cards.sent(n, shared) / 1e6 for shared in (False, True))
+    sent = f"{copies:,.1f} MB a step by data parallel, {shared:,.0f} MB by FSDP"
+    yield f"each of {n} cards sends {sent}"
 
 
 def fewest_cards(cards: Cards) -> tuple[int, str] | None:

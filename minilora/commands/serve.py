@@ -190,7 +190,9 @@ def ready_text(service: Any, host: str, port: int) -> str:
     names = service.names(LOCAL)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     address = f"http://{'localhost' if host == '127.0.0.1' else host}:{port}"
-    body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Status?"}}]}}'
+    said = r"Log: Hull 90%, Fuel 12%, Engines stop.\nStatus?"  # what the shipped base has learnt
+    messages = f'"messages": [{{"role": "user", "content": "{said}"}}], "temperature": 0'
+    body = f'{{"model": "{names[-1]}", {messages}}}'
     return f"""ready at {address}   models: {shown}
 try it:   curl {address}/v1/chat/completions -H 'content-type: application/json' -d '{body}'
 or:       OpenAI(base_url="{address}/v1", api_key="any")   Ctrl-C stops it"""
