@@ -179,7 +179,7 @@ def test_a_push_without_a_seed_goes_through_the_whole_command_line(tmp_path, mon
     assert main(["hub", "push", "naval", "a", "--task", "log"]) == 0
     assert main(["hub", "push", "naval", "a", "--task", "log", "--seed", "3"]) == 0
     hub = Hub("hub")
-    assert [hub.show(name).manifest.seed for name in ("naval@1.0.0", "naval@1.1.0")] == [None, 3]
+    assert [hub.show(name).manifest.seed for name in ("naval@1.0.0", "naval@1.0.1")] == [None, 3]
     assert main(["hub", "push", "naval", "a", "--seed", str(2**40)]) == 2
     assert "at most 32 bits" in capsys.readouterr().err
     assert main(["hub", "--hub", "nowhere", "list"]) == 2
