@@ -78,4 +78,6 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         drawn.add_column(heads[i], overflow="fold", no_wrap=i == 0 or heads[i] not in ("", "task"))
     for row in rows:
         drawn.add_row(*(row[i] for i in kept))
-    Console(highlight=False, markup=False).print(drawn)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.width = max(console.width, 100)  # a narrower window wraps lines; a hash stays whole
+    console.print(drawn)

@@ -174,8 +174,8 @@ def cards_lines(cards: Cards) -> Iterator[str]:
     yield from columns(rows)
     yield ""
     n = max(2, (fewest_cards(cards) or (2, ""))[0])
-    copies, shared = (cards.sent(n, shared) / 1e6 for shared in (False, True))
-    sent = f"{copies:,.1f} MB a step by data parallel, {shared:,.0f} MB by FSDP"
+    apart, shared = (cards.sent(n, shared) / 1e6 for shared in (False, True))
+    sent = f"{apart:,.1f} MB a step by data parallel, {shared:,.0f} MB by FSDP"
     yield f"each of {n} cards sends {sent}"
 
 
