@@ -197,7 +197,7 @@ def try_all(module: str, sources: dict[str, str], record: Path) -> None:
         if in_a_fork(partial(test, module, None, plugin), 10**6)[0] != "survived":
             sys.exit(f"{module}: its tests fail without any mutation: fix them first")
         swapped = results(record)
-        for key in new.keys() - swapped.keys():
+        for key in [key for key in new if key not in swapped]:
             import_it = partial(test, module, new[key], None)
             keep(record, key, in_a_fork(import_it, SECONDS)[0])
     done = results(record)
