@@ -27,7 +27,7 @@ import minilora
 from minilora import LoraConfig, PrefixTuningConfig, VeraConfig, data, ledger
 from minilora.training.config import TrainConfig
 
-from .common import RESULTS, Row, options, save
+from .common import RESULTS, Row, kept_rows, options, save
 from .matrix import QUIET, prose_bits
 from .methods import METHODS, Method, held_out_loss
 
@@ -100,7 +100,7 @@ def main() -> None:
         **{"steps": 60, "batch": 16, "logs": 100, "llm": "", "llm_steps": 30},
         **{"llm_batch": 4, "llm_logs": 20, "rates": str(RESULTS / "cpu" / "methods.json")},
     )
-    rows = kept(settings)
+    rows = kept_rows("elsewhere", settings)
     content = json.loads(Path(settings.rates).read_text(encoding="utf-8"))
     rates = {row["method"]: row["rate"] for row in content["rows"] if "rate" in row}
     settings.rates = ""  # paths of a machine are not kept
@@ -120,12 +120,6 @@ def main() -> None:
         for name, four_bits in (("shipped, float32", False), ("shipped, NF4", True)):
             rate = rates[method.name]
             add(name, method, lambda m=method, r=rate, q=four_bits: small_row(m, r, q, settings))
-
-
-def kept(settings: Any) -> list[Row]:
-    """The rows of an earlier run."""
-    file = Path(settings.out) / settings.device / "elsewhere.json"
-    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
 
 
 if __name__ == "__main__":

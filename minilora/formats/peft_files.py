@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
 from ..files import (
@@ -137,7 +137,6 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     saves would differ.
 
     >>> import torch
-    >>> from safetensors.torch import load
     >>> one = packed({"w": torch.ones(2)}, {"b": "1", "a": "2"})
     >>> one == packed({"w": torch.ones(2)}, {"a": "2", "b": "1"}), load(one)["w"].tolist()
     (True, [1.0, 1.0])
@@ -149,6 +148,17 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8, as the format asks
     return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def unpacked(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of such a file's bytes.
+
+    >>> import torch
+    >>> unpacked(packed({"w": torch.ones(2)}, {"a": "2"}))[1]
+    {'a': '2'}
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    return load(content), json.loads(content[8:end]).get("__metadata__", {})
 
 
 def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:
