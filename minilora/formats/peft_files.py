@@ -41,16 +41,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..files import (
-    json_object,
-    json_text,
-    read_json,
-    read_tensors_and_metadata,
-    text_writer,
-    write_together,
-)
+from ..files import json_object, json_text, read_json, text_writer, write_together
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import STARTS
+from ..tensor_files import read_tensors_and_metadata
 from .model_card import CARD, Sections, is_ours, model_card
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."

