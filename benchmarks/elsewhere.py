@@ -108,7 +108,7 @@ def main() -> None:
         **{"steps": 60, "batch": 16, "logs": 100, "llm": "", "llm_steps": 30},
         **{"llm_batch": 4, "llm_logs": 20, "rates": str(RESULTS / "cpu" / "methods.json")},
     )
-    rows = kept_rows("elsewhere", settings)
+    rows = {(row["base"], row["method"]): row for row in kept_rows("elsewhere", settings)}
     content = json.loads(Path(settings.rates).read_text(encoding="utf-8"))
     rates = {row["method"]: row["rate"] for row in content["rows"] if "rate" in row}
     settings.rates = ""  # paths of a machine are not kept
