@@ -80,4 +80,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         drawn.add_row(*(row[i] for i in kept))
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.width = max(console.width, 100)  # a narrower window wraps lines; a hash stays whole
+    if any(heads):
+        whole = console.options.update(width=10_000)
+        console.width = max(console.width, console.measure(drawn, options=whole).maximum)
     console.print(drawn)
