@@ -93,11 +93,9 @@ TESTS = {
 MIRRORED = {
     "hub": {
         "adapter": ["store"],
-        "blobs": ["store"],
         "catalog": ["store", "router"],
         "database": ["store"],
         "lineage": ["store", "page"],
-        "manifest": ["store"],
         "ngrams": ["router"],
         "registry": ["store"],
         "routing": ["router"],
