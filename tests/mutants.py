@@ -125,7 +125,6 @@ MIRRORED = {
         "access": ["attacks", "complaints"],
         "answered": ["complaints", "answer_cache"],
         "audit_routes": ["audit"],
-        "comparison": ["experiments"],
         "fairness": ["fairness", "waiting", "faults"],
         "generation": ["completions", "complaints"],
         "health": ["app"],
