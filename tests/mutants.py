@@ -98,10 +98,9 @@ MIRRORED = {
         "database": ["store"],
         "lineage": ["store", "page"],
         "ngrams": ["router"],
-        "registry": ["store"],
         "routing": ["router"],
         "stored_files": ["store", "compression"],
-        "upkeep": ["store"],
+        "upkeep": ["registry"],
     },
     "jobs": {
         "api_forms": ["api"],
