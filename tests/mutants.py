@@ -104,7 +104,6 @@ MIRRORED = {
     },
     "jobs": {
         "api_forms": ["api"],
-        "claims": ["queue"],
         "correction": ["feedback", "corrections"],
         "evaluation": ["steps"],
         "feedback_tables": ["feedback"],
@@ -115,7 +114,7 @@ MIRRORED = {
         "pulse": ["worker"],
         "recipe": ["learning", "adapt", "corrections"],
         "sections": ["spec"],
-        "tables": ["queue", "worker"],
+        "tables": ["claims", "queue"],
         "training_step": ["steps", "worker"],
         "uploads": ["api"],
         "work": ["steps", "worker"],
@@ -176,7 +175,7 @@ def main() -> None:
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.list:
-        import_what_is_slow()
+        import_what_is_slow(options.modules)
     named = [m for name in options.modules for m in TESTS if name in (m, m.partition("/")[0])]
     for module in named:
         sources = mutants(ROOT / "minilora" / f"{module}.py", options.sample)
@@ -215,16 +214,19 @@ def keep(record: Path, key: str, result: str) -> None:
     record.write_text(done, encoding="utf-8")
 
 
-def import_what_is_slow() -> None:
+def import_what_is_slow(modules: list[str]) -> None:
     """Import everything that the tests need but minilora itself, which every fork imports anew."""
     os.environ |= {"HYPOTHESIS_PROFILE": "dev", "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    packages = "torch numpy hypothesis pytest peft transformers bitsandbytes safetensors.torch"
-    for name in packages.split():
+    packages = ["torch", "numpy", "hypothesis", "pytest", "safetensors.torch"]
+    if all(module.startswith(tuple(MIRRORED)) for module in modules):
+        packages += ["fastapi", "httpx", "openai"]
+    else:
+        packages += ["peft", "transformers", "bitsandbytes"]
+        # their package imports them lazily
+        packages += ["transformers.models.auto", "transformers.models.llama.modeling_llama"]
+    for name in packages:
         importlib.import_module(name)
     import torch
-
-    # their package imports them lazily
-    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
 
     torch.set_num_threads(1)
     from hypothesis import HealthCheck, Phase, settings
