@@ -111,6 +111,7 @@ def test_a_failed_probe_takes_back_the_successes_before_it():
     clock.now += 10
     breaker.report(breaker.enter(), True)
     assert breaker.is_open, "one success is not two in a row"
+    assert breaker.successes == 1
 
 
 def test_who_left_says_nothing_and_frees_the_probe():
@@ -230,6 +231,7 @@ def test_it_is_worth_asking_again_when_the_first_of_them_may_be_probed():
     with pytest.raises(Refused) as refused:
         failover.choose(NEW, [OLD])
     assert refused.value.headers == {"retry-after": "8"}
+    assert refused.value.message.startswith(f"{NEW} cannot answer now: 1 of its last")
     with pytest.raises(Refused) as refused:
         Failover(clock=clock).choose(NEW, failed=[NEW])
     assert refused.value.headers == {"retry-after": "1"}, "nothing to wait for is known"
