@@ -38,19 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from ..files import (
-    json_object,
-    json_text,
-    read_json,
-    read_tensors_and_metadata,
-    text_writer,
-    write_together,
-)
+from ..files import json_object, json_text, read_json, text_writer, write_together
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import STARTS
+from ..tensor_files import read_tensors_and_metadata
 from .model_card import CARD, Sections, is_ours, model_card
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -73,6 +67,7 @@ UNSUPPORTED = {
 }
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}  # of PEFT's, what leaves the base as NF4 rounds it
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
@@ -137,7 +132,6 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     saves would differ.
 
     >>> import torch
-    >>> from safetensors.torch import load
     >>> one = packed({"w": torch.ones(2)}, {"b": "1", "a": "2"})
     >>> one == packed({"w": torch.ones(2)}, {"a": "2", "b": "1"}), load(one)["w"].tolist()
     (True, [1.0, 1.0])
@@ -149,6 +143,17 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8, as the format asks
     return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def unpacked(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of such a file's bytes.
+
+    >>> import torch
+    >>> unpacked(packed({"w": torch.ones(2)}, {"a": "2"}))[1]
+    {'a': '2'}
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    return load(content), json.loads(content[8:end]).get("__metadata__", {})
 
 
 def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:
@@ -181,8 +186,13 @@ def metadata_object(metadata: Mapping[str, str], name: str) -> dict[str, Any] | 
     return value if isinstance(value, dict) else None
 
 
-def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]:
-    """PEFT's config as ours (None where that fails), and everything that is wrong with it."""
+def lora_config(
+    saved: Mapping[str, Any], sees_base: bool = False
+) -> tuple[LoraConfig | None, list[str]]:
+    """PEFT's config as ours (None where that fails), and everything that is wrong with it.
+
+    ``sees_base``: whether the caller holds LoftQ's A and B against the base that they are beside.
+    """
     wrong = []
     if saved.get("peft_type") != "LORA":
         wrong.append(f"peft_type is {saved.get('peft_type')!r}, expected 'LORA'")
@@ -190,7 +200,10 @@ def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
         if (value := saved.get(name, neutral)) not in (neutral, None, {}, [], ()):
             wrong.append(f"{name}={value!r} is not supported")
     init = saved.get("init_lora_weights", "")
-    if init not in STARTS and any(word in str(init).lower() for word in CHANGES_BASE):
+    rounds = saved.get("loftq_config") or {}
+    one_round = init == "loftq" and isinstance(rounds, dict) and {**LOFTQ, **rounds} == LOFTQ
+    known = init in STARTS or (one_round and sees_base)
+    if not known and any(word in str(init).lower() for word in CHANGES_BASE):
         fix = "convert it to plain LoRA with PEFT first"
         wrong.append(f"init_lora_weights={init!r} changes the base: {fix}")
     patterns = [saved.get(name) for name in PATTERNS]
