@@ -82,7 +82,11 @@ class Router:
         ``ValueError`` without any.
         """
         if len(examples) < 2 or min(map(len, examples.values())) < 5:
-            raise ValueError("a router needs at least two adapters, and five examples of each")
+            counts = ", ".join(f"{name}: {len(each)}" for name, each in examples.items())
+            raise ValueError(
+                "a router needs at least two adapters, and five examples of each, got "
+                f"{counts or 'none'}"
+            )
         held = {
             name: [row for row in range(len(each)) if row % 5 == 4]
             for name, each in examples.items()

@@ -60,7 +60,7 @@ def show(figure: Figure, alt: str) -> None:
     Raises ``ValueError`` for a figure without data, or an ``alt`` of fewer than four words.
     """
     if not any(axes.has_data() for axes in figure.axes):
-        raise ValueError("the figure is blank: none of its axes has data")
+        raise ValueError("the figure is blank, none of its axes has data: draw first, then show")
     if len(alt.split()) < 4:
         raise ValueError(
             f"alt describes the figure in a sentence of four words or more, got {alt!r}"

@@ -83,7 +83,9 @@ def export_gguf(
         )
     check_plain(model.config, float_tensors(model).keys() | packed_weights(model), is_tied(model))
     if model.tokenizer is None:
-        raise ValueError("this model has no tokenizer, and a GGUF file needs one")
+        raise ValueError(
+            "a GGUF file needs a tokenizer, and this model has none: set model.tokenizer"
+        )
     fields = model_fields(model) | vocab_fields(model.tokenizer, model.config.vocab_size, pre)
     return write_gguf(path, architecture_of(model), fields, model_tensors(model), kind)
 

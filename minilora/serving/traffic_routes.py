@@ -74,7 +74,7 @@ def of(request: Request) -> Experiments:
     """The server's. Raises ``Refused``."""
     experiments = request.app.state.service.experiments
     if experiments is None:
-        raise Refused(404, "this server runs no experiments")
+        raise Refused(404, "this server keeps no experiments: minilora serve does")
     return experiments
 
 
