@@ -2,7 +2,7 @@
 
 ``verify`` reads everything and changes nothing. ``gc`` and ``prune`` delete, inside one transaction
 that holds the same write lock as a push: a blob that a push is about to name cannot be taken for an
-orphan, because there is no push then.
+orphan, because no push runs meanwhile.
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@
     correction   POST /v1/feedback, that id     → FeedbackStore of the tenant that asked
 
 So a correction is about the question that was really asked, and about the adapter that really
-answered, whatever ``champion`` means by then; and there is one of each request. Another tenant's
-request is as unknown as one that never was. Of each tenant's last ``KEPT`` requests the texts are
-kept, in ``feedback.sqlite``, which is its owner's alone; a text with a secret or a licence that
+answered, whatever ``champion`` means by then; and a request has one correction. Another tenant's
+request is unknown, like one that never existed. Of each tenant's last ``KEPT`` requests the texts
+are kept, in ``feedback.sqlite``, which is its owner's alone; a text with a secret or a licence that
 forbids learning (audit.py), or of more than ``LONGEST`` characters, is not kept at all.
 
 A correction without a score is one too, where the answer is known: right where it equals the

@@ -22,8 +22,8 @@ For "is the mean at most m?" over values in [-1, 1], such as new minus old (Waud
 
     E = mean over λ of Π (1 + λ (x_i − m))                 0 ≤ λ ≤ 1 / (1 + m)
 
-Each factor has mean ≤ 1 under H₀ and is never negative, so all of it may be looked at at any time,
-and stopped when it is enough.
+Each factor has mean ≤ 1 under H₀ and is never negative, so one may look at any time, and stop
+when it is enough.
 
 Left out: graded answers (a likelihood in place of right or wrong), which would need fewer questions
 and prove something else.

@@ -1,7 +1,7 @@
 """What the loop keeps good, and how; and what the gate compares of two models.
 
-The regression set, the canaries and the reserve are the owner's, never users': who could write them
-could open the gate.
+The regression set, the canaries and the reserve are the owner's, never users': whoever could write
+them could open the gate.
 """
 
 from __future__ import annotations

@@ -55,9 +55,10 @@ def on_stage(stage: Stage) -> Iterator[Stage]:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Save a figure and print its path; ``alt`` describes it in a sentence for who cannot see it.
+    """Save a figure and print its path.
 
-    Raises ``ValueError`` for a figure without data, or an ``alt`` of fewer than four words.
+    ``alt`` describes it in a sentence, for readers who cannot see it. Raises ``ValueError`` for a
+    figure without data, or an ``alt`` of fewer than four words.
     """
     if not any(axes.has_data() for axes in figure.axes):
         raise ValueError("the figure is blank, none of its axes has data: draw first, then show")

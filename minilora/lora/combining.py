@@ -74,7 +74,7 @@ def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
     plain = {path: explain(path, layer.as_lora) for path, layer in require_adapters(model)}
     if whole := [*trained_copies(model)]:
         raise ValueError(
-            f"{whole[0]} trains too, which is no product of low rank: "
+            f"{whole[0]} trains too, which is not a product of low rank: "
             "low_rank_parts is for A and B of Linears alone"
         )
     return {

@@ -11,8 +11,8 @@ which each frequency is divided.
 
 An adapter is written with one rank and one alpha (formats/plain_lora.py).
 
-Left out: sliding windows, which llama.cpp has not for these: the context ends where the window
-does, and within it the model is the same.
+Left out: sliding windows, which llama.cpp does not have for these: the context ends where the
+window does, and within it the model is the same.
 """
 
 from __future__ import annotations

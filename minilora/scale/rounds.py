@@ -19,8 +19,8 @@ Under ``svd`` and ``stack`` a client may train a smaller rank than the others (`
 whoever answered. The scaling α / r is one for all.
 
 A round is made of the clients that answer. A server that is killed goes on after its last whole
-round (``out``). Each round's AdamW is new: its moments stay with nobody. Left out: a share of the
-clients drawn for each round (here all that are online take part), FedProx, server momentum.
+round (``out``). Each round's AdamW is new: no moments are kept between rounds. Left out: a share of
+the clients drawn for each round (here all that are online take part), FedProx, server momentum.
 """
 
 from __future__ import annotations

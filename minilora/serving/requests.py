@@ -1,7 +1,7 @@
 """What is asked of an engine, checked before anything is done, and the answer as it comes.
 
     request    prompt ids, adapter, tenant, how to choose tokens, what ends the text
-    answer     tokens from the engine's thread; pieces of text, or the whole, for who asked
+    answer     tokens from the engine's thread; pieces of text, or the whole, for whoever asked
 
 The engine's thread only passes tokens on; the text is made in the thread that reads it
 (growing_text.py), so a slow reader costs the engine nothing.

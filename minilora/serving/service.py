@@ -7,10 +7,10 @@
     naval@1.2.0        that version; so for naval@1.2 and any alias
     auto               whichever the hub's router chooses for the question, or the base
 
-A name is looked up once, when the request arrives, and becomes a content: who moves ``champion``
-afterwards changes nothing for it (vllm-project/vllm #47724 is about a server that mixed them up).
-Nobody is answered by the base because a name is unknown: that is a 404, the same one as for an
-adapter that this key may not use.
+A name is looked up once, when the request arrives, and becomes a content: whoever moves
+``champion`` afterwards changes nothing for it (vllm-project/vllm #47724 is about a server that
+mixed them up). Nobody is answered by the base because a name is unknown: that is a 404, the same
+one as for an adapter that this key may not use.
 """
 
 from __future__ import annotations
