@@ -21,7 +21,11 @@ from .registry import MANIFEST, note, versions
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong: which version (or ``"hub"``), and what about it."""
+    """One thing that is wrong: which version (or ``"hub"``), and what about it.
+
+    >>> print(Damage("naval@1.0.0", "adapter_config.json is missing"))
+    naval@1.0.0: adapter_config.json is missing
+    """
 
     spec: str
     problem: str

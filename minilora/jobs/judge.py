@@ -29,7 +29,7 @@ class Trainer(Protocol):
         """The version that learnt these examples."""
 
     def pulled(self, version: Version) -> Any:
-        """A fresh base with it."""
+        """A fresh base with a version's adapter."""
 
     def norms(self, version: Version, champion: Version) -> dict[str, Any]:
         """‖ΔW‖, its own and its predecessors'."""

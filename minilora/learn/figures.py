@@ -59,6 +59,11 @@ def show(figure: Figure, alt: str) -> None:
 
     ``alt`` describes it in a sentence, for readers who cannot see it. Raises ``ValueError`` for a
     figure without data, or an ``alt`` of fewer than four words.
+
+    >>> from matplotlib.figure import Figure
+    >>> show(Figure(), "a line that falls")
+    Traceback (most recent call last):
+    ValueError: the figure is blank, none of its axes has data: draw first, then show
     """
     if not any(axes.has_data() for axes in figure.axes):
         raise ValueError("the figure is blank, none of its axes has data: draw first, then show")

@@ -43,7 +43,12 @@ SIGNS = ("total", "frequency")
 
 
 class LowRank(NamedTuple):
-    """One module's update ``scaling · B A``: A (r, in), B (out, r)."""
+    """One module's update ``scaling · B A``: A (r, in), B (out, r).
+
+    >>> part = LowRank(torch.ones(1, 3), torch.ones(2, 1), 0.5)
+    >>> (part.scaling * part.B @ part.A).shape
+    torch.Size([2, 3])
+    """
 
     A: Tensor
     B: Tensor

@@ -57,6 +57,13 @@ class Service:
     """The parts of a server. ``root``: the only folder from which adapters may be loaded by path.
 
     ``usual_tokens``: the most new tokens of a request that names no limit.
+
+    >>> from minilora import load_base
+    >>> from minilora.serving import AdapterBank, Engine
+    >>> bank = AdapterBank(load_base())
+    >>> service = Service(Engine(bank), bank)
+    >>> service.names(None), service.find("minilora-base", None).why
+    (['minilora-base'], 'the base was asked for')
     """
 
     engine: Engine
