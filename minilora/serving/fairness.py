@@ -58,8 +58,10 @@ class Shares:
         """
         rows, now = Counter(holders), self.clock()
         self.last = {each: at for each, at in self.last.items() if now - at < LATELY or rows[each]}
-        alone = len(self.last) < 2
-        share = self.slots if alone else max(1, self.slots // len(self.last)) if rested else 1
+        if len(self.last) < 2:
+            share = self.slots
+        else:
+            share = max(1, self.slots // len(self.last)) if rested else 1
         return {tenant for tenant, held in rows.items() if held >= share}
 
 
