@@ -9,7 +9,7 @@ import pytest
 
 @contextmanager
 def mounted(disk, size):
-    """A file system of its own in memory, of ``size`` as mount writes it; skips without the right."""
+    """A file system in memory, of a ``size`` as mount writes it; skips without the right."""
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)]
     if os.name == "nt" or subprocess.run(mount, capture_output=True, check=False).returncode:
