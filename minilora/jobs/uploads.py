@@ -1,7 +1,7 @@
 """Files that came through the API: a tenant's own id for bytes that are stored once, by their hash.
 
 No name from a request becomes a path: the file lies in ``blobs/`` under its SHA-256 (hub/blobs.py),
-and what it was called is a column. Another tenant's id is unknown, as one that never was.
+and what it was called is a column. Another tenant's id is unknown, like one that never existed.
 """
 
 from __future__ import annotations
