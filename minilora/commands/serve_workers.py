@@ -15,6 +15,8 @@ import threading
 import time
 from typing import Any
 
+from .serve_keys import warning_of
+
 OWN = ("workers", "service", "host", "port", "worker", "action")  # not the workers'
 
 
@@ -120,6 +122,8 @@ async def serve(options: argparse.Namespace, place: socket.socket) -> None:
                     f", {len(services)} services" * bool(services)
                 )
                 print(f"ready at http://{host}:{port}   {many}", flush=True)
+                if warning := warning_of(options.host, options.state):
+                    print(warning, flush=True)
 
     async with workers, Gateway([*workers.upstreams, *services]) as gateway:
         config = uvicorn.Config(
