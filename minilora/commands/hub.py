@@ -170,9 +170,6 @@ def list_versions(hub: Any, options: argparse.Namespace) -> None:
         raise ValueError(
             f"no {options.name!r} here: {did_you_mean(options.name, names, 'nothing is alike')}"
         )
-    if not chosen:
-        print(f"No version of the tenant {options.tenant} in {options.hub} is like that.")
-        return
     show_versions(chosen)
 
 

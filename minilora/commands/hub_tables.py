@@ -20,6 +20,9 @@ def version_row(version: Any, metrics: Sequence[str]) -> tuple[str, ...]:
 
 def show_versions(chosen: Sequence[Any]) -> None:
     """Versions as a table, a column a score."""
+    if not chosen:
+        print("no version of this tenant is like that")
+        return
     metrics = sorted({name for each in chosen for name in each.manifest.metrics})
     rows = [version_row(each, metrics) for each in chosen]
     table(("version", "aliases", "task", *metrics, "rank", "size", "pushed"), rows)

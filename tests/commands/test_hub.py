@@ -182,5 +182,7 @@ def test_a_push_without_a_seed_goes_through_the_whole_command_line(tmp_path, mon
     assert [hub.show(name).manifest.seed for name in ("naval@1.0.0", "naval@1.0.1")] == [None, 3]
     assert main(["hub", "push", "naval", "a", "--seed", str(2**40)]) == 2
     assert "at most 32 bits" in capsys.readouterr().err
+    assert main(["hub", "list", "--tenant", "acme"]) == 0
+    assert "no version of this tenant is like that\n" in capsys.readouterr().out
     assert main(["hub", "--hub", "nowhere", "list"]) == 2
     assert capsys.readouterr().err.startswith("minilora hub: there is no hub in nowhere")
