@@ -327,6 +327,80 @@ def test_a_prefix_and_gradient_checkpointing_exclude_each_other():
         model(IDS)
 
 
+def test_a_file_that_this_model_cannot_take_changes_nothing(tmp_path):
+    """More rows than positions; a prefix in a model that computes its blocks twice."""
+    for name, config in (("prompt", PromptTuningConfig(9)), ("prefix", PrefixTuningConfig(4))):
+        model, _ = pair()
+        inject(model, config)
+        save_adapter(model, tmp_path / name)
+    small = Llama(LlamaConfig(**SIZES, max_position_embeddings=8))
+    with pytest.raises(ValueError, match="of 9 rows leaves nothing of the model's 8 positions"):
+        load_adapter(small, tmp_path / "prompt")
+    twice, _ = pair()
+    twice.model.gradient_checkpointing = True
+    with pytest.raises(ValueError, match="gradient checkpointing computes each block a second"):
+        load_adapter(twice, tmp_path / "prefix")
+    for model in (small, twice):
+        assert not list(attached_modules(model))
+        assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_run_with_checkpointing_refuses_a_prefix_before_its_first_step():
+    model = minilora.load_base()
+    inject(model, PrefixTuningConfig(3))
+    before = model.model.prefix.embedding.weight.detach().clone()
+    with pytest.raises(ValueError, match="gradient checkpointing computes each block a second"):
+        minilora.train(model, TASK, steps=2, checkpointing=True, progress=False)
+    assert torch.equal(model.model.prefix.embedding.weight, before)
+    assert not model.model.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    "other",
+    [PrefixTuningConfig(3), PromptTuningConfig(4), BottleneckConfig("parallel", 3), LoraConfig()],
+    ids=lambda config: config.peft_type,
+)
+def test_another_method_cannot_resume_a_run(other, tmp_path):
+    first = PromptTuningConfig(3)
+    if isinstance(other, BottleneckConfig):
+        first = BottleneckConfig("pfeiffer", 3)  # the same names and shapes
+    settings = {"batch_size": 2, "progress": False, "validate_every": 0, "steps": 2}
+    settings |= {"out": tmp_path, "checkpoint_every": 1}
+    for config in (first, other):
+        model = minilora.load_base()
+        inject(model, config)
+        if config is first:
+            minilora.train(model, TASK, **settings)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"other settings \(adapters: \w+ \w+ there, \w+ \w+ here"):
+        minilora.train(model, TASK, **settings, resume=True)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_an_answer_beyond_the_positions_counts_the_rows_before_it():
+    model = minilora.load_base()
+    inject(model, PromptTuningConfig(500, "SAMPLE_VOCAB"))
+    with pytest.warns(UserWarning, match=r"\d+ tokens and 500 rows before it, .* 512 positions"):
+        model.generate_text("A?", "", max_new_tokens=9)
+
+
+@pytest.mark.parametrize("config", ATTACHED[:2] + ATTACHED[3:], ids=lambda c: c.peft_type)
+def test_on_a_base_in_four_bits_it_is_what_it_is_on_the_rounded_one(config):
+    model, _ = pair()
+    minilora.quantize_base(model)
+    floats = minilora.dequantize_base(copy.deepcopy(model))
+    for each in (model, floats):
+        torch.manual_seed(5)
+        inject(each, config)
+        disturb(each)
+        each(IDS).square().sum().backward()
+    torch.testing.assert_close(model(IDS), floats(IDS), rtol=1e-5, atol=1e-5)
+    pairs = zip(attached_modules(model), attached_modules(floats), strict=True)
+    for (_, part), (_, other) in pairs:
+        for mine, theirs in zip(part.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+
+
 def test_packed_rows_are_refused_by_the_pass_and_by_training():
     model = minilora.load_base()
     inject(model, PromptTuningConfig(4))
