@@ -34,10 +34,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
-from .adapter import packed
+from ..formats.peft_files import packed, unpacked
 from .ngrams import PLACES, Counts, count_texts, ngrams, place
 
 RIDGE = 0.5
@@ -96,8 +95,8 @@ class Router:
         )
         margins, right = [], []
         for label, (name, each) in enumerate(sorted(examples.items())):
-            top = first.scores(each.pick(held[name])).topk(min(2, len(examples)), 1)
-            margins.append(top.values[:, 0] - top.values[:, -1] * (len(examples) > 1))
+            top = first.scores(each.pick(held[name])).topk(2, 1)
+            margins.append(top.values[:, 0] - top.values[:, 1])
             right.append(top.indices[:, 0] == label)
         threshold = calibrated(torch.cat(margins), torch.cat(right), precision)
         whole = fit_ridge(examples)
@@ -115,7 +114,7 @@ class Router:
             (self.names[i], s)
             for i, s in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
-        margin = ranking[0][1] - (ranking[1][1] if len(ranking) > 1 else 0.0)
+        margin = ranking[0][1] - ranking[1][1]
         return Route(
             ranking[0][0] if margin >= self.threshold else None, margin, tuple(ranking[:best])
         )
@@ -244,7 +243,6 @@ def save_router(router: Router) -> bytes:
 
 def load_router(content: bytes) -> Router:
     """Read ``save_router``'s file."""
-    length = int.from_bytes(content[:8], "little")
-    about, parts = json.loads(content[8 : 8 + length])["__metadata__"], load(content)
+    parts, about = unpacked(content)
     names = tuple(json.loads(about["names"]))
     return Router(names, parts["W"], parts["b"], parts["idf"], float(about["threshold"]))
