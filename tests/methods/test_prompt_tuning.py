@@ -292,6 +292,9 @@ WRONG = [
     (lambda: PromptTuningConfig(0), "num_virtual_tokens must be"),
     (lambda: PromptTuningConfig(4, "WORDS"), "prompt_tuning_init must be one of 'RANDOM'"),
     (lambda: PromptTuningConfig(4, "TEXT"), "'TEXT' needs a text, and only it takes one"),
+    (lambda: PromptTuningConfig(4, "RANDOM", "a"), "'RANDOM' with prompt_tuning_init_text='a'"),
+    (lambda: PrefixTuningConfig(0), "num_virtual_tokens must be at least 1"),
+    (lambda: PrefixTuningConfig(4, encoder_hidden_size=0), "encoder_hidden_size must be at least"),
     (lambda: BottleneckConfig("wide"), "kind must be one of houlsby, pfeiffer, parallel"),
     (lambda: BottleneckConfig(size=0), "size must be"),
 ]
@@ -313,6 +316,62 @@ def test_a_model_without_room_or_of_another_library_is_refused():
         model(IDS)
     with pytest.raises(ValueError, match="forward pass of a minilora Llama, got LlamaForCausalLM"):
         inject(pair()[1], PrefixTuningConfig(4))
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_the_last_position_is_used_and_none_beyond(config):
+    model = Llama(LlamaConfig(**SIZES, max_position_embeddings=8)).eval()
+    with pytest.raises(ValueError, match="of 8 rows leaves nothing"):
+        inject(model, config(8))
+    inject(model, config(7))
+    assert model(IDS[:, :1]).shape[1] == 1
+    with pytest.raises(ValueError, match="of 7 rows and a text of 2 tokens .* the text to 1$"):
+        model(IDS[:, :2])
+    unload(model)
+    inject(model, config(2))
+    assert model(IDS).shape[1] == 6
+    # a text that is too long by itself is warned of elsewhere, with rows or without
+    assert model(torch.zeros(1, 9, dtype=torch.long)).shape[1] == 9
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig(2), PrefixTuningConfig(2)])
+def test_rows_that_have_begun_and_rows_that_have_not_do_not_mix(config):
+    model, _ = pair()
+    inject(model, config)
+    cache = model.model.new_cache()
+    model.model(IDS, None, cache)
+    cache.lengths[0] = 0
+    with pytest.raises(ValueError, match="some of these rows have begun and others have not"):
+        model.model(IDS[:, :1], None, cache)
+
+
+def test_a_projection_is_as_wide_as_a_layers_keys_unless_told_and_a_file_replaces_it(tmp_path):
+    model, _ = pair()
+    inject(model, PrefixTuningConfig(3, prefix_projection=True))
+    part = model.model.prefix
+    assert [(m.in_features, m.out_features) for m in part.transform[::2]] == [(8, 8), (8, 32)]
+    assert repr(part) == "Prefix(3 x 8, projected)"
+    before = model(IDS)
+    save_adapter(model, tmp_path)
+    load_adapter(model, tmp_path)
+    assert torch.equal(model(IDS), before)
+    assert repr(part) == "Prefix(3 x 32)"
+    assert part.embedding.weight.requires_grad
+    part.embedding.weight.requires_grad_(False)
+    load_adapter(model, tmp_path)
+    assert not part.embedding.weight.requires_grad
+    with pytest.raises(TypeError, match="prefix_projection must be True or False, got 1"):
+        PrefixTuningConfig(3, prefix_projection=1)
+
+
+def test_a_soft_prompt_tells_its_size_and_starts_in_float32():
+    model, _ = pair()
+    for start in ("RANDOM", "SAMPLE_VOCAB"):
+        inject(model.bfloat16(), PromptTuningConfig(3, start))
+        assert repr(model.model.soft_prompt) == "SoftPrompt(3 x 16)"
+        assert model.model.soft_prompt.rows.dtype == torch.float32
+        assert model(IDS).dtype == torch.bfloat16
+        unload(model)
 
 
 def test_a_prefix_and_gradient_checkpointing_exclude_each_other():
