@@ -1,4 +1,5 @@
-"""Files of methods that are no weights: soft prompts and prefixes as PEFT's, bottlenecks as ours.
+"""Files of methods that stand beside the weights: soft prompts and prefixes in PEFT's form,
+bottlenecks in ours.
 
     PROMPT_TUNING, PREFIX_TUNING    one tensor, ``prompt_embeddings``: PEFT's key, without a prefix
     BOTTLENECK                      <block>.<adapter>.adapter_down.weight, and so on

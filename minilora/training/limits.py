@@ -1,4 +1,5 @@
-"""What a run can be: a model that learns; examples, dtypes, ids, positions that it can take.
+"""What must hold before a run: a model that can learn; examples, dtypes, ids and positions that fit
+it.
 
 Everything here is asked before the first step. Past it torch answers with an IndexError, a card
 with a device-side assert, and half precision with NaN.
