@@ -290,7 +290,7 @@ import torch
 
 
 def mixed_rows(x, W, A, B, scaling):
-    """x[i] Wᵀ + scaling[i] · (x[i] A[i]ᵀ) B[i]ᵀ for every row i, without a loop over rows.
+    """x[i] Wᵀ + scaling[i] · (x[i] A[i]ᵀ) B[i]ᵀ for every row i. The rule: no loop.
 
     x (rows, time, in), W (out, in), A (rows, r, in), B (rows, out, r), scaling (rows,). Returns
     (rows, time, out).

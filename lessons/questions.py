@@ -1431,10 +1431,11 @@ same_rows, new_rows = of_thirty["train"][-1], of_thirty["held"][-1]
 # %% [markdown]
 # ## What can a stranger read out of an adapter that I publish?
 #
-# Whoever has the base can ask, row by row, whether you trained on it: rank 64 had a loss of
-# {{ same_rows:.2f}} on its 30 examples and of {{ new_rows:.1f}} on others like them. Fewer epochs
-# and more data narrow that gap, and noise in training bounds what it tells, at a price
-# (`minilora.scale.epsilon`, docs/scale.md). What must not be known does not belong in the training.
+# Whoever has the base can ask, row by row, whether you trained on it: rank {{ of_thirty["r"]}} had
+# a loss of {{ same_rows:.2f}} on its {{ of_thirty["examples"]}} examples and of
+# {{ new_rows:.1f}} on others like them. Fewer epochs and more data narrow that gap, and noise in
+# training bounds what it tells, at a price (`minilora.scale.epsilon`, docs/scale.md). What must not
+# be known does not belong in the training.
 #
 # Lesson 08, "All four learn 30 examples by heart"
 # · minilora/scale/privacy.py · `def epsilon(`
