@@ -183,7 +183,7 @@ def note(
     )
 
 
-def events_of(db: sqlite3.Connection, job: str, after: int = 0) -> list[Event]:
+def events_of(db: sqlite3.Connection, job: str, after: int) -> list[Event]:
     """The events of a job behind one's number, the oldest first."""
     rows = db.execute(
         "select number, job, at, level, type, message, data from event"

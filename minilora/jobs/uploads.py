@@ -94,8 +94,9 @@ class Uploads:
         """
         with JOBS.writing(self.folder) as db:
             upload = found(db, id, tenant)
-            needed = f"select id from job where status in {OPEN} and instr(spec, ?) limit 1"
-            if job := db.execute(needed, (upload.sha,)).fetchone():
+            # another tenant's job has a row of that tenant's, which keeps the bytes
+            needed = f"select id from job where status in {OPEN} and tenant = ? and instr(spec, ?)"
+            if job := db.execute(needed, (tenant, upload.sha)).fetchone():
                 raise ValueError(f"{id} is needed by {job[0]}: cancel the job, or wait for its end")
             db.execute("delete from upload where id = ?", (id,))
             others = db.execute("select 1 from upload where sha = ?", (upload.sha,)).fetchone()

@@ -106,7 +106,7 @@ class Breaker:
         budget = self.limits.budget
         ok = ok and (budget is None or seconds <= budget)
         if self.is_open:
-            self.successes = self.successes + 1 if ok else 0
+            self.successes += ok
             if not ok:
                 self.relapses += 1
                 self.open("a probe failed")
