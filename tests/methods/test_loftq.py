@@ -120,10 +120,11 @@ def test_one_round_leaves_the_base_and_more_rounds_come_nearer():
     assert lost[2] < lost[1] < lost[0]
 
 
-def test_the_first_round_leaves_the_codes_though_the_original_was_rounded_otherwise():
+def test_the_first_round_leaves_the_codes_though_the_original_differs_a_little():
     torch.manual_seed(0)
     base = Holder(nn.Linear(64, 64))
-    model = in_four_bits(copy.deepcopy(base).bfloat16(), 4, 4).float()
+    model = in_four_bits(base, 4, 4)
+    base.lin.weight.data += 1e-3 * torch.randn(64, 64)  # a checkpoint of another precision
     codes = model.lin.base.packed.clone()
     assert not torch.equal(codes, in_four_bits(base, 4, 4).lin.base.packed)
     replace_lora_weights_loftq(model, base)
@@ -131,6 +132,17 @@ def test_the_first_round_leaves_the_codes_though_the_original_was_rounded_otherw
     lost = base.lin.weight.detach() - model.lin.weight
     rest = torch.linalg.svdvals(lost - model.lin.delta_weight())
     torch.testing.assert_close(rest[:60], torch.linalg.svdvals(lost)[4:], rtol=1e-3, atol=1e-6)
+
+
+def test_an_original_that_is_too_far_away_is_named_with_its_distance():
+    torch.manual_seed(0)
+    base = Holder(nn.Linear(64, 64))
+    model, other = in_four_bits(base, 4, 4), copy.deepcopy(base)
+    other.lin.weight.data *= 3
+    with pytest.raises(ValueError, match=r"^lin: the base is 0\.6\d of ‖W‖ away"):
+        replace_lora_weights_loftq(model, other)
+    other.lin.weight.data *= 0.5
+    replace_lora_weights_loftq(model, other)  # a third of it: odd, but four bits may be as coarse
 
 
 def test_on_the_shipped_base_a_tenth_of_what_was_lost_comes_back():

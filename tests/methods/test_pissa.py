@@ -103,6 +103,13 @@ def test_a_rank_that_the_weight_does_not_have_is_refused():
     assert all(p.requires_grad for p in model.parameters())
 
 
+def test_its_defaults_are_loras():
+    plain, layer = LoRALayer(nn.Linear(20, 20)), ResidualLoRALayer(nn.Linear(20, 20))
+    fields = ("r", "lora_alpha", "lora_dropout", "use_rslora", "scaling")
+    assert [getattr(layer, f) for f in fields] == [getattr(plain, f) for f in fields]
+    assert layer.start == "pissa"
+
+
 def test_the_representation_tells_the_start():
     layer = ResidualLoRALayer(nn.Linear(7, 5), 2, start="olora")
     assert repr(layer) == "ResidualLoRALayer(olora, 7 -> 5, r=2, scaling=8)"

@@ -1,6 +1,7 @@
 """Soft prompts and prefixes: PEFT's numbers and files, positions from the mask, no trace left."""
 
 import copy
+import json
 import os
 import warnings
 
@@ -154,6 +155,22 @@ def test_ours_opens_in_peft_and_a_file_comes_back_to_the_bit(name, tmp_path):
     torch.testing.assert_close(ours(IDS), logits_of(peft, name, IDS), rtol=1e-5, atol=1e-5)
     again = load_adapter(pair()[0], tmp_path / "ours")
     assert torch.equal(again(IDS), ours(IDS))
+
+
+@kinds
+def test_the_fields_about_the_model_are_pefts(name, tmp_path):
+    ours, theirs = pair()
+    inject(ours, CONFIGS[name][0])
+    save_adapter(ours, tmp_path / "ours")
+    peft = get_peft_model(theirs, copy.deepcopy(CONFIGS[name][1]))
+    peft.save_pretrained(tmp_path / "peft")
+    mine, peers = (
+        json.loads((tmp_path / each / "adapter_config.json").read_text())
+        for each in ("ours", "peft")
+    )
+    fields = ("token_dim", "num_layers", "num_attention_heads", "num_transformer_submodules")
+    fields += ("num_virtual_tokens", "peft_type", "task_type")
+    assert {field: mine[field] for field in fields} == {field: peers[field] for field in fields}
 
 
 @pytest.mark.parametrize("start", ["RANDOM", "SAMPLE_VOCAB"])
@@ -327,6 +344,8 @@ def test_the_last_position_is_used_and_none_beyond(config):
     assert model(IDS[:, :1]).shape[1] == 1
     with pytest.raises(ValueError, match="of 7 rows and a text of 2 tokens .* the text to 1$"):
         model(IDS[:, :2])
+    with pytest.raises(ValueError, match="of 7 rows and a text of 8 tokens are more"):
+        model(torch.zeros(1, 8, dtype=torch.long))
     unload(model)
     inject(model, config(2))
     assert model(IDS).shape[1] == 6
