@@ -191,7 +191,8 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
             layer = layer.as_lora()
         if not isinstance(layer, Layer):
             raise ValueError(
-                f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
+                f"{path} has a {type(layer).__name__}, whose method has no file format: put its "
+                "config into CONFIGS in minilora/formats/method_files.py (CONTRIBUTING.md)"
             )
         layers.append((path, layer))
     return layers

@@ -322,3 +322,15 @@ def test_other_feed_forward_modules_of_ia3_change_nothing(tmp_path):
     ):
         load_adapter(base, tmp_path)
     assert unchanged(base, before)
+
+
+class Homeless(BitFitConfig):
+    """A method whose config is not in ``CONFIGS``."""
+
+
+def test_a_method_without_a_file_format_says_where_to_put_it(tmp_path):
+    model = llama()
+    inject(model, Homeless())
+    with pytest.raises(ValueError, match="BitFitLayer, whose method has no file format: put its"):
+        save_adapter(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
