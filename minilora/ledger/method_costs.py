@@ -118,8 +118,8 @@ def at_site(config: AdapterConfig, site: Site) -> AtSite:
     if method in ("lora", "rslora"):
         return AtSite(r, True, r)
     raise ValueError(
-        f"no plan for {type(config).__name__}: at_site in minilora/ledger/method_costs.py has no line "
-        "that says what a step of it keeps"
+        f"no plan for {type(config).__name__}: at_site in minilora/ledger/method_costs.py has no "
+        "line that says what a step of it keeps"
     )
 
 
