@@ -5,8 +5,9 @@
 
 Floats and NF4: ``CHOSEN`` methods at the rate that ``benchmarks.methods`` found, one seed, the same
 examples on both; exact match on held-out logs of naval code. SmolLM2: LoRA, DoRA, VeRA and a prefix
-at one budget, each at one rate that was not searched for. Seconds are the processor's, of one
-thread. Finished rows are kept, so a run that was stopped continues.
+at one budget, each with three rates; the rate with the lowest loss on a held-out split makes the
+row, whose answers are to other logs. Seconds are the processor's, of one thread. Finished rows and
+tried rates are kept, so a run that was stopped continues.
 
 ``smollm2`` is the folder that ``python -m minilora.recipes.smollm2`` makes.
 """
@@ -17,6 +18,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +37,12 @@ CHOSEN = (
     *("LoRA q, v, r=8", "DoRA q, v, r=8", "VeRA q, v, r=256"),
     *("(IA)³ k, v, down", "Houlsby, k=8", "prefix, k=16"),
 )
+LARGE = "SmolLM2-135M"
 LLM = (
-    Method("LoRA q, v, r=8", LoraConfig(r=8), (2e-3,)),
-    Method("DoRA q, v, r=8", LoraConfig(r=8, use_dora=True), (2e-3,)),
-    Method("VeRA q, v, r=256", VeraConfig(r=256), (1e-2,)),
-    Method("prefix, k=16", PrefixTuningConfig(16), (1e-2,)),
+    Method("LoRA q, v, r=8", LoraConfig(r=8), (2e-3, 4e-3, 8e-3)),
+    Method("DoRA q, v, r=8", LoraConfig(r=8, use_dora=True), (2e-3, 4e-3, 8e-3)),
+    Method("VeRA q, v, r=256", VeraConfig(r=256), (1e-2, 3e-2, 1e-1)),
+    Method("prefix, k=16", PrefixTuningConfig(16), (1e-2, 3e-2, 1e-1)),
 )
 
 
@@ -80,17 +83,22 @@ def small_row(method: Method, rate: float, four_bits: bool, settings: Any) -> Ro
     return row | {"base_bytes": stored} | scores(base, settings.logs, prose)
 
 
-def llm_row(method: Method, llm: str, settings: Any) -> Row:
-    """One method on SmolLM2."""
-    steps, batch = settings.llm_steps, settings.llm_batch
-    model = minilora.load_base(llm)
-    prose, task = prose_bits(model), data.naval_log(steps * batch, 20, seed=1)
-    row = fit(model, method, method.rates[0], steps, batch, replace(task, valid=()))
-    return (
-        row
-        | {"held_out_loss": held_out_loss(model, task)}
-        | scores(model, settings.llm_logs, prose)
-    )
+def llm_rates(method: Method, llm: str, settings: Any, row: Row) -> Iterator[Row]:
+    """One method on SmolLM2: its row after each rate that ``row`` has not tried yet."""
+    steps, batch, prose = settings.llm_steps, settings.llm_batch, None
+    task = data.naval_log(steps * batch, 20, seed=1)
+    for rate in method.rates:
+        if str(rate) in row.get("tried", {}):
+            continue
+        prose = prose_bits(minilora.load_base(llm)) if prose is None else prose
+        model = minilora.load_base(llm)
+        new = fit(model, method, rate, steps, batch, replace(task, valid=()))
+        new["held_out_loss"] = held_out_loss(model, task)
+        tried = row.get("tried", {}) | {str(rate): new["held_out_loss"]}
+        if new["held_out_loss"] == min(tried.values()):
+            row = row | new | scores(model, settings.llm_logs, prose)
+        row = row | {"tried": tried}
+        yield row
 
 
 def main() -> None:
@@ -105,27 +113,29 @@ def main() -> None:
     rates = {row["method"]: row["rate"] for row in content["rows"] if "rate" in row}
     settings.rates = ""  # paths of a machine are not kept
 
-    def add(base: str, method: Method, row: Any) -> None:
-        if not any((r["base"], r["method"]) == (base, method.name) for r in rows):
-            rows.append({"base": base, "method": method.name} | row())
-            save("elsewhere", rows, settings)
-            print(base, method.name, f"{rows[-1]['exact_match']:.1%}", flush=True)
+    def put(base: str, method: Method, row: Row) -> None:
+        rows[base, method.name] = {"base": base, "method": method.name} | row
+        save("elsewhere", list(rows.values()), settings)
+        print(base, method.name, f"{row['rate']:g}: {row['exact_match']:.1%}", flush=True)
 
     llm, settings.llm = settings.llm, ""
     for method in LLM if llm else ():
-        add("SmolLM2-135M", method, lambda m=method: llm_row(m, llm, settings))
+        before = rows.get((LARGE, method.name), {})
+        for row in llm_rates(method, llm, settings, before):
+            put(LARGE, method, row)
     for method in METHODS:
         if method.name not in CHOSEN or method.name not in rates:
             continue
         for name, four_bits in (("shipped, float32", False), ("shipped, NF4", True)):
-            rate = rates[method.name]
-            add(name, method, lambda m=method, r=rate, q=four_bits: small_row(m, r, q, settings))
+            if (name, method.name) not in rows:
+                put(name, method, small_row(method, rates[method.name], four_bits, settings))
 
 
-def kept(settings: Any) -> list[Row]:
-    """The rows of an earlier run."""
+def kept(settings: Any) -> dict[tuple[str, str], Row]:
+    """The rows of an earlier run, by base and method."""
     file = Path(settings.out) / settings.device / "elsewhere.json"
-    return json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
+    return {(row["base"], row["method"]): row for row in rows}
 
 
 if __name__ == "__main__":

@@ -54,6 +54,14 @@ METHODS = (
               "of adapters that do not fit the changed base.",
         thread="huggingface/peft #1626",
         caught_by="formats/test_variant_files.py::test_pefts_folder_opens_here_with_equal_logits[pissa]"),
+    Bug(name="a start without its scale", where="methods.loftq:start",
+        right="layer.r, layer.scaling)", wrong="layer.r, 1.0)",
+        story="LoftQ gives A and B what four bits lost of the weight, and the forward pass scales "
+              "it by alpha / r. Unless the start divides that out, alpha = 2 r adds the loss "
+              "twice, as far from the weight as before. The thread asks why PEFT does not; a "
+              "maintainer agrees that it should be considered.",
+        thread="huggingface/peft #1982",
+        caught_by="methods/test_loftq.py::test_it_is_pefts_with_the_scale_divided_out"),
     Bug(name="biases that were trained for nothing", where="methods.bitfit:BitFitLayer.fold",
         right="return weight, delta if bias is None else bias.detach() + delta",
         wrong="return weight, bias if bias is None else bias.detach() + delta",

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from ..lora.selection import Site, pattern_for
 from ..lora.sites import sites_of
 from ..methods.dora import DoRALayer
 from ..methods.pissa import ResidualLoRALayer
+from ..nf4.linear import NF4Linear
 from ..text import listed
 from .base_fingerprint import Fingerprint, fingerprint
 from .beside import Beside, beside
@@ -67,13 +68,14 @@ def check_fit(
 
     ``base``: the model's fingerprint, where the caller has it already.
     """
-    config, wrong = lora_config(files.config)
+    config, wrong = lora_config(files.config, sees_base=True)
     layers, names = low_rank_layers(model), adapted_paths(files.tensors)
     besides = Beside() if config is None else beside(model, config, files.tensors, names)
     wrong += [*strange_keys(files.tensors, besides.keys), *besides.wrong]
     if config is not None:
         wrong += disagreements(model, names, files, config, layers, besides.modules)
         wrong += misfits(model, names, files.tensors, config, layers)
+        wrong += beside_other_bits(model, names, files, layers)
     other = other_base(base or partial(fingerprint, model, besides.key_of), files)
     if other and (strict or (wrong and META_BASE in files.metadata)):
         wrong.insert(0, other)  # it explains the rest
@@ -173,6 +175,23 @@ def misfits(
         else:
             wrong += misshapen(name, modules[name], r, tensors, config.use_dora)
     return wrong
+
+
+def beside_other_bits(
+    model: nn.Module, names: list[str], files: AdapterFiles, layers: Mapping[str, Layer]
+) -> list[str]:
+    """Where PEFT's LoftQ would stand beside another base than its own: NF4 with float scales."""
+    if files.config.get("init_lora_weights") != "loftq":
+        return []
+    modules = dict(named_modules(model)) | {name: layer.base for name, layer in layers.items()}
+    for name in names:
+        base: Any = modules.get(name)
+        if not isinstance(base, NF4Linear) or base.absmax2 is not None or base.kind != "nf4":
+            return [
+                f"{name}: init_lora_weights='loftq' is for a base in NF4 with float scales: "
+                "quantize_base(model, double_quant=False) before the adapter is loaded"
+            ]
+    return []
 
 
 def is_of_kind(layer: LoRALayer, config: LoraConfig) -> bool:

@@ -73,6 +73,7 @@ UNSUPPORTED = {
 }
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+LOFTQ = {"loftq_bits": 4, "loftq_iter": 1}  # of PEFT's, what leaves the base as NF4 rounds it
 PATTERNS = ("rank_pattern", "alpha_pattern")
 
 
@@ -181,8 +182,13 @@ def metadata_object(metadata: Mapping[str, str], name: str) -> dict[str, Any] | 
     return value if isinstance(value, dict) else None
 
 
-def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]:
-    """PEFT's config as ours (None where that fails), and everything that is wrong with it."""
+def lora_config(
+    saved: Mapping[str, Any], sees_base: bool = False
+) -> tuple[LoraConfig | None, list[str]]:
+    """PEFT's config as ours (None where that fails), and everything that is wrong with it.
+
+    ``sees_base``: whether the caller holds LoftQ's A and B against the base that they are beside.
+    """
     wrong = []
     if saved.get("peft_type") != "LORA":
         wrong.append(f"peft_type is {saved.get('peft_type')!r}, expected 'LORA'")
@@ -190,7 +196,10 @@ def lora_config(saved: Mapping[str, Any]) -> tuple[LoraConfig | None, list[str]]
         if (value := saved.get(name, neutral)) not in (neutral, None, {}, [], ()):
             wrong.append(f"{name}={value!r} is not supported")
     init = saved.get("init_lora_weights", "")
-    if init not in STARTS and any(word in str(init).lower() for word in CHANGES_BASE):
+    rounds = saved.get("loftq_config") or {}
+    one_round = init == "loftq" and isinstance(rounds, dict) and {**LOFTQ, **rounds} == LOFTQ
+    known = init in STARTS or (one_round and sees_base)
+    if not known and any(word in str(init).lower() for word in CHANGES_BASE):
         fix = "convert it to plain LoRA with PEFT first"
         wrong.append(f"init_lora_weights={init!r} changes the base: {fix}")
     patterns = [saved.get(name) for name in PATTERNS]

@@ -70,6 +70,11 @@ def check_variant(use_dora: bool, init_lora_weights: bool | str) -> None:
     """Raise unless these name a variant of LoRA that there is, one at most."""
     if not isinstance(use_dora, bool):
         raise TypeError(f"use_dora must be True or False, got {use_dora!r}")
+    if init_lora_weights == "loftq":
+        raise ValueError(
+            "init_lora_weights='loftq' needs the float weights beside the base in four bits: "
+            "inject with True, then minilora.methods.replace_lora_weights_loftq(model, original)"
+        )
     if init_lora_weights is not True and init_lora_weights not in STARTS:
         raise ValueError(
             f"init_lora_weights must be True, 'pissa' or 'olora', got {init_lora_weights!r}"

@@ -10,6 +10,7 @@ back. In reading order:
     vera.py            VeRA: shared random projections, two vectors a layer
     dora.py            DoRA: each output's length apart from its direction
     pissa.py           PiSSA, OLoRA: LoRA that starts from the weight
+    loftq.py           LoftQ: on four bits, LoRA that starts from what was lost
     adalora.py         AdaLoRA: a budget of ranks, given to the modules that use them
     streams.py         what a method beside the stream needs to know of a model
     prompt_tuning.py   soft tokens before the text
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .bottleneck import BottleneckConfig
     from .ia3 import IA3Config
     from .injection import inject
+    from .loftq import replace_lora_weights_loftq
     from .norm_tuning import LNTuningConfig
     from .prefix_tuning import PrefixTuningConfig
     from .prompt_tuning import PromptTuningConfig
@@ -47,6 +49,7 @@ __all__ = [
     "PromptTuningConfig",
     "VeraConfig",
     "inject",
+    "replace_lora_weights_loftq",
 ]
 if not TYPE_CHECKING:  # or a type checker would take every name for there
     __getattr__, __dir__ = lazy_imports(__name__)

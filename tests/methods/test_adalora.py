@@ -15,6 +15,7 @@ from minilora.lora.adapter_layer import adapter_layers
 from minilora.methods.adalora import AdaLoRALayer, allocate
 
 from ..strategies import seeds
+from ..tolerance import unit_roundoff
 from .peer import Holder, assert_equal_to_peft, bases, disturb, give, pair, theirs_of
 
 
@@ -29,6 +30,27 @@ def test_forward_and_gradients_are_pefts(case, r):
     base, x = case
     ours, theirs = pair(base, *config_pair(init_r=r, target_r=1))
     assert_equal_to_peft(ours, theirs, x, size=10.0)
+
+
+@given(bases(), st.integers(1, 8), st.data())
+def test_pruned_its_forward_and_gradients_are_pefts(case, r, data):
+    """PEFT masks E to zero, as at an allocation, and keeps the shapes."""
+    base, x = case
+    ours, theirs = pair(base, *config_pair(init_r=r, target_r=1))
+    left = torch.tensor(data.draw(st.lists(st.booleans(), min_size=r, max_size=r)))
+    with torch.no_grad():
+        ours.lin.lora_E[~left] = 0
+    give(theirs, ours)
+    assert_equal_to_peft(ours, theirs, x, size=10.0)
+    ours.lin.alive.copy_(left)
+    # what a file holds of it: the same layer with fewer ranks
+    again = AdaLoRALayer(base.lin, ours.lin.config, left.tolist())
+    again.load(ours.lin.tensors())
+    assert again.lora_A.shape[0] == left.sum() == len(ours.lin.tensors()["lora_E"])
+    truth = ours.double()(x.double())
+    y = again(x).double()
+    size = truth.abs().max() + base.lin.weight.abs().sum(dim=1).max() * x.abs().max() + 10
+    assert (y - truth).abs().max() <= 64 * unit_roundoff(x.dtype) * size
 
 
 @given(

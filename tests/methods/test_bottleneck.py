@@ -109,6 +109,38 @@ def test_forward_and_gradients_are_the_equations_in_every_shape_and_dtype(case, 
         assert (value - truth).abs().max() <= AS_CLOSE * (other - truth).abs().max() + floor
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_ten_steps_of_training_are_those_of_the_equations(kind):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(**SIZES)
+    theirs = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
+    ours = Llama(LlamaConfig(**SIZES, tie_word_embeddings=False)).eval()
+    ours.load_state_dict(theirs.state_dict())
+    inject(ours, BottleneckConfig(kind, size=4))
+    own = {".".join(part.place): part for _, part in attached_modules(ours)}
+    parts = {
+        name: [p.detach().clone().requires_grad_() for p in part.parameters()]
+        for name, part in own.items()
+    }
+    with_bottlenecks(theirs, kind, parts)
+    ids, runs = torch.randint(0, 20, (4, 9)), []
+    for model, trained in (
+        (ours, [p for part in own.values() for p in part.parameters()]),
+        (theirs, [p for part in parts.values() for p in part]),
+    ):
+        optimizer, losses = torch.optim.AdamW(trained, lr=0.02), []
+        for _ in range(10):
+            optimizer.zero_grad()
+            logits = getattr(output := model(ids), "logits", output)[:, :-1]
+            loss = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        runs.append(losses)
+    assert runs[0][-1] < runs[0][0]
+    assert runs[0] == pytest.approx(runs[1], rel=1e-4)
+
+
 def test_the_parallel_one_starts_at_the_base_and_the_others_near_it():
     ids, truth = GOLDEN["ids"], base()(GOLDEN["ids"])
     off = {}

@@ -175,9 +175,9 @@ def test_the_base_stays_as_it_was_to_the_bit_and_only_the_method_learns(name):
 class Ten:
     """Ten batches of random numbers through one Linear, to fit ten targets."""
 
-    def __init__(self, width=6, out=4):
+    def __init__(self, width=6, out=4, norm=False):
         torch.manual_seed(0)
-        self.base = nn.Sequential(nn.Linear(width, out))
+        self.base = nn.Sequential(nn.Linear(width, out), *[nn.LayerNorm(out)] * norm)
         self.x, self.y = torch.randn(10, 8, width), torch.randn(10, 8, out)
 
     def losses(self, model, optimizer, extra=lambda model: 0.0, after=lambda step: None):
@@ -193,7 +193,11 @@ class Ten:
         return losses
 
 
+PLAIN = {"r": 2, "lora_alpha": 4, "target_modules": ["0"]}
 ALIKE = {
+    "lora": (LoraConfig(**PLAIN), peft.LoraConfig(**PLAIN)),
+    "rslora": (LoraConfig(**PLAIN, use_rslora=True), peft.LoraConfig(**PLAIN, use_rslora=True)),
+    "norms": (LNTuningConfig(target_modules=["1"]), peft.LNTuningConfig(target_modules=["1"])),
     "dora": (
         LoraConfig(r=2, lora_alpha=4, target_modules=["0"], use_dora=True),
         peft.LoraConfig(r=2, lora_alpha=4, target_modules=["0"], use_dora=True),
@@ -220,7 +224,7 @@ ALIKE = {
 
 @pytest.mark.parametrize("name", ALIKE)
 def test_ten_steps_beside_peft_have_the_same_losses(name):
-    task, (config, peft_config) = Ten(), ALIKE[name]
+    task, (config, peft_config) = Ten(norm=name == "norms"), ALIKE[name]
     theirs, ours = theirs_of(task.base, peft_config), copy.deepcopy(task.base)
     inject(ours, config)
     give(theirs, ours)
@@ -240,6 +244,17 @@ def test_ten_steps_beside_peft_have_the_same_losses(name):
         pattern = theirs.peft_config["default"].rank_pattern
         assert layers[0].alive_of_all() == next(iter(pattern.values()))
         assert sum(layers[0].alive_of_all()) == 2
+
+
+def test_ten_steps_of_bitfit_are_those_of_a_bias_that_torch_trains():
+    """A BERT's own way: the Linear has a bias, and nothing else trains."""
+    task = Ten()
+    ours, plain = copy.deepcopy(task.base), copy.deepcopy(task.base)
+    inject(ours, BitFitConfig(target_modules=["0"]))
+    plain[0].weight.requires_grad_(False)
+    mine = torch.optim.AdamW([ours[0].bias_delta], lr=0.05, weight_decay=0)
+    peers = torch.optim.AdamW([plain[0].bias], lr=0.05, weight_decay=0)
+    assert task.losses(plain, peers) == pytest.approx(task.losses(ours, mine), rel=1e-5)
 
 
 def orthogonality(model, weight):
