@@ -191,8 +191,7 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
             layer = layer.as_lora()
         if not isinstance(layer, Layer):
             raise ValueError(
-                f"{path} has a {type(layer).__name__}, whose method has no file format: put its "
-                "config into CONFIGS in minilora/formats/method_files.py (CONTRIBUTING.md)"
+                f"{path} has a {type(layer).__name__}, which formats/method_files.py does not know"
             )
         layers.append((path, layer))
     return layers

@@ -333,6 +333,6 @@ class Homeless(BitFitConfig):
 def test_a_method_without_a_file_format_says_where_to_put_it(tmp_path):
     model = llama()
     inject(model, Homeless())
-    with pytest.raises(ValueError, match="BitFitLayer, whose method has no file format: put its"):
+    with pytest.raises(ValueError, match="BitFitLayer, which formats/method_files.py does not"):
         save_adapter(model, tmp_path / "new")
     assert not (tmp_path / "new").exists()
