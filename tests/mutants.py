@@ -1,20 +1,25 @@
 """Mutation testing: break the core modules one operator at a time and see if the tests notice.
 
     python -m tests.mutants lora/layer level0    some modules
-    python -m tests.mutants --sample 20          twenty mutants of each
-    make mutants                                 all of them: an hour or two on a laptop
+    python -m tests.mutants --sample 20 hub      twenty mutants of each module of a wing
+    make mutants                                 all of them: hours on a laptop
 
 The mutations are cosmic-ray's: + becomes -, < becomes <=, a number grows by one, a condition is
 negated, a loop does not run, a decorator is missing. Its own runner starts Python and imports
 torch, PEFT and bitsandbytes for every mutant; here that happens once, and every mutant runs in a
-fork: it imports the mutated source instead of the module and runs the module's tests, with the
-``dev`` profile, until the first one fails. A mutant that passes all tests has survived: either
-nobody can tell it from the original (docs/mutants.md says why), or a test is missing. A module's
-progress is kept in a JSON file, so a run that was stopped continues.
+fork, with the ``dev`` profile, until the first test fails. Two ways, the quick one first:
+
+    swapped      the tests are collected once; the fork gives the mutated functions their new code
+    imported     the fork imports the mutated source instead of the module: for what a function's
+                 code does not hold (constants, defaults, decorators), and for what survived
+
+A mutant that passes all tests has survived: either nobody can tell it from the original
+(docs/mutants.md says why), or a test is missing. A module's progress is kept in a JSON file, so a
+run that was stopped continues.
 
 Left out: annotations (nothing evaluates them), mutations of one operator into every other one (one
-is enough, as they are noticed together), ``assert`` lines and the ``strict=True`` of a ``zip``,
-which asserts too.
+is enough, as they are noticed together), ``assert`` lines, the ``strict=True`` of a ``zip`` and the
+``frozen=True`` of a dataclass, which assert too, and ``if TYPE_CHECKING``.
 """
 
 import argparse
@@ -26,10 +31,15 @@ import json
 import os
 import random
 import re
+import resource
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 
 ROOT = Path(__file__).parent.parent
 TESTS = {
@@ -74,7 +84,72 @@ TESTS = {
     "training/limits": ["training/limits", "training/loop"],
     "training/observers": ["training/observers", "training/loop"],
     "training/checkpoint": ["training/checkpoint", "training/loop"],
+    "training/replay": ["training/replay"],
+    "training/ranks": ["training/many", "scale/trainer"],
+    "training/many": ["training/many"],
+    "training/mixture": ["training/mixture"],
 }
+# These wings' tests mirror their modules (tests/hub/test_page.py holds hub/page.py); the others:
+MIRRORED = {
+    "hub": {
+        "adapter": ["store"],
+        "blobs": ["store"],
+        "catalog": ["store", "router"],
+        "database": ["store"],
+        "lineage": ["store", "page"],
+        "manifest": ["store"],
+        "ngrams": ["router"],
+        "registry": ["store"],
+        "routing": ["router"],
+        "stored_files": ["store", "compression"],
+        "upkeep": ["store"],
+    },
+    "jobs": {
+        "api_forms": ["api"],
+        "claims": ["queue"],
+        "correction": ["feedback", "corrections"],
+        "evaluation": ["steps"],
+        "feedback_tables": ["feedback"],
+        "fine_tuning": ["api"],
+        "forecast": ["worker", "spec"],
+        "judge": ["adapt", "learning"],
+        "preflight": ["steps", "worker"],
+        "pulse": ["worker"],
+        "recipe": ["learning", "adapt", "corrections"],
+        "sections": ["spec"],
+        "tables": ["queue", "worker"],
+        "training_step": ["steps", "worker"],
+        "uploads": ["api"],
+        "work": ["steps", "worker"],
+    },
+    "serving": {
+        "access": ["attacks", "complaints"],
+        "answered": ["complaints", "answer_cache"],
+        "audit_routes": ["audit"],
+        "comparison": ["experiments", "traffic"],
+        "fairness": ["fairness", "waiting", "faults"],
+        "generation": ["completions", "complaints"],
+        "health": ["app"],
+        "metrics": ["app"],
+        "page_routes": ["page"],
+        "prompts": ["completions"],
+        "protocol": ["app", "completions"],
+        "quotas": ["tenants"],
+        "relay": ["gateway"],
+        "replies": ["completions"],
+        "reply_forms": ["growing_text", "completions"],
+        "requests": ["engine"],
+        "row_batch": ["engine", "exactness"],
+        "service": ["model_routes", "completions"],
+        "traffic_routes": ["traffic"],
+        "upstreams": ["gateway"],
+        "workers": ["gateway"],
+    },
+}
+for wing, others in MIRRORED.items():
+    for path in sorted(ROOT.glob(f"minilora/{wing}/[!_]*.py")):
+        tests = others.get(path.stem, [path.stem])
+        TESTS[f"{wing}/{path.stem}"] = [name if "/" in name else f"{wing}/{name}" for name in tests]
 OPERATORS = re.compile(
     "ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Div|Mul_Add|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul"
     "|RShift_LShift|LShift_RShift|BitOr_BitAnd|BitAnd_BitOr)"
@@ -84,7 +159,8 @@ OPERATORS = re.compile(
     "|NumberReplacer|ZeroIterationForLoop|RemoveDecorator"
     "|ReplaceBreakWithContinue|ReplaceContinueWithBreak"
 )
-SECONDS = 120  # for one mutant: some of them run forever
+SECONDS = 120  # of the clock for one mutant: some of them run, or wait, forever
+CPU_SECONDS = 10  # of the processor, beyond three times what the unbroken module takes
 
 
 def main() -> None:
@@ -93,7 +169,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    names = ", ".join(TESTS)
+    names = "a module or a wing of: " + ", ".join(TESTS)
     add("modules", nargs="*", default=list(TESTS), metavar="module", help=names)
     folder = "folder for the results (default: %(default)s)"
     add("--out", type=Path, default=ROOT / ".mutants", help=folder)
@@ -104,10 +180,9 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     if not options.list:
         import_what_is_slow()
-    for module in options.modules:
-        sources = mutants(ROOT / "minilora" / f"{module}.py")
-        if options.sample is not None and options.sample < len(sources):
-            sources = dict(random.Random(0).sample(sorted(sources.items()), options.sample))
+    named = [m for name in options.modules for m in TESTS if name in (m, m.partition("/")[0])]
+    for module in named:
+        sources = mutants(ROOT / "minilora" / f"{module}.py", options.sample)
         if options.list:
             print(f"{module:22} {len(sources):4} mutants")
         else:
@@ -116,17 +191,31 @@ def main() -> None:
 
 def try_all(module: str, sources: dict[str, str], record: Path) -> None:
     """Run the mutants of a module that ``record`` does not have yet, and print what survived."""
-    done = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
-    if run(module, None) != "survived":
-        sys.exit(f"{module}: its tests fail without any mutation: fix them first")
-    for key, source in sources.items():
-        if key not in done:
-            done[key] = run(module, source)
-            record.write_text(json.dumps(done, indent=1, ensure_ascii=False), encoding="utf-8")
+    before = results(record)
+    if new := {key: source for key, source in sources.items() if key not in before}:
+        plugin = OneCollection(module, new, record)
+        if in_a_fork(partial(test, module, None, plugin), 10**6)[0] != "survived":
+            sys.exit(f"{module}: its tests fail without any mutation: fix them first")
+        swapped = results(record)
+        for key in [key for key in new if key not in swapped]:
+            import_it = partial(test, module, new[key], None)
+            keep(record, key, in_a_fork(import_it, SECONDS)[0])
+    done = results(record)
     survivors = [key for key in sources if done[key] == "survived"]
     killed = len(sources) - len(survivors)
     print(f"{module}: {killed} of {len(sources)} mutants killed ({killed / len(sources):.1%})")
     print("".join(f"  survived  {key}\n" for key in survivors), end="", flush=True)
+
+
+def results(record: Path) -> dict[str, str]:
+    """What became of a module's mutants so far."""
+    return json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+
+
+def keep(record: Path, key: str, result: str) -> None:
+    """Write down what became of a mutant."""
+    done = json.dumps({**results(record), key: result}, indent=1, ensure_ascii=False)
+    record.write_text(done, encoding="utf-8")
 
 
 def import_what_is_slow() -> None:
@@ -151,25 +240,39 @@ def import_what_is_slow() -> None:
     gc.freeze()
 
 
-def mutants(path: Path) -> dict[str, str]:
+def mutants(path: Path, sample: int | None = None) -> dict[str, str]:
     """Mutated sources of one file, each by ``line: its new text (operator, occurrence)``."""
     from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator, operator_names
+    from cosmic_ray.plugins import get_operator
 
     source, sources = path.read_text(encoding="utf-8"), {}
-    original = meaning(source)
+    original, places = meaning(source), list(occurrences(source))
+    if sample is not None:
+        random.Random(0).shuffle(places)
+    for name, occurrence in places:
+        mutated = mutate_code(source.encode("utf-8"), get_operator(name)(), occurrence)
+        if meaning(mutated) not in (original, ""):
+            number, line = first_difference(source, mutated)
+            sources[f"{number}: {line} ({name.rpartition('/')[2]} {occurrence})"] = mutated
+        if len(sources) == sample:
+            break
+    return dict(sorted(sources.items(), key=lambda item: int(item[0].partition(":")[0])))
+
+
+def occurrences(source: str) -> Iterator[tuple[str, int]]:
+    """Each operator with the numbers of the places where it can be used, in cosmic-ray's order."""
+    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray.plugins import get_operator, operator_names
+
+    tree = list(ast_nodes(get_ast(source)))
     for name in sorted(operator_names()):
         short = name.rpartition("/")[2]
-        # it makes two mutants of every number, one more and one less: one is enough
-        step = 2 if short == "NumberReplacer" else 1
-        for occurrence in range(0, 10_000 if OPERATORS.fullmatch(short) else 0, step):
-            mutated = mutate_code(source.encode("utf-8"), get_operator(name)(), occurrence)
-            if mutated is None:
-                break
-            if meaning(mutated) not in (original, ""):
-                number, line = first_difference(source, mutated)
-                sources[f"{number}: {line} ({short} {occurrence})"] = mutated
-    return dict(sorted(sources.items(), key=lambda item: int(item[0].partition(":")[0])))
+        if OPERATORS.fullmatch(short):
+            operator = get_operator(name)()
+            places = sum(len(list(operator.mutation_positions(node))) for node in tree)
+            # it makes two mutants of every number, one more and one less: one is enough
+            for occurrence in range(0, places, 2 if short == "NumberReplacer" else 1):
+                yield name, occurrence
 
 
 def meaning(source: str) -> str:
@@ -194,13 +297,19 @@ def meaning(source: str) -> str:
             node.annotation = ast.Constant(None)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "zip":
             node.keywords = []  # strict=True is an assertion
+        if isinstance(node, ast.keyword) and node.arg == "frozen":
+            node.value = ast.Constant(None)  # and so is a dataclass's frozen=True
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
             node.body = [part for part in node.body if not is_silent(part)]
     return ast.dump(tree)
 
 
 def is_silent(node: ast.stmt) -> bool:
-    """Whether this is an assertion, or one of a function's overloads, whose body is an ellipsis."""
+    """Whether this is an assertion, or one of a function's overloads, whose body is an ellipsis, or
+    what is imported for annotations only.
+    """
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.dump(node.test)
     if not isinstance(node, ast.FunctionDef):
         return isinstance(node, ast.Assert)
     return ast.dump(node.body[0]) == ast.dump(ast.Expr(ast.Constant(...)))
@@ -214,34 +323,40 @@ def first_difference(before: str, after: str) -> tuple[int, str]:
     return number + 1, new[number].strip()
 
 
-def run(module: str, source: str | None) -> str:
-    """Run a module's tests on a mutated source in a fork: ``killed``, ``survived``, ``timeout``."""
-    child = os.fork()
+def in_a_fork(work: Callable[[], int], seconds: float, cpu: int = 0) -> tuple[str, float]:
+    """Run tests in a fork: ``killed``, ``survived`` or ``timeout``, and their CPU seconds."""
+    begin, child = time.monotonic(), os.fork()
     if child == 0:
         status = 1
         try:
-            status = test(module, source)
+            os.setpgid(0, 0)
+            if cpu:
+                resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
+            status = work()
         finally:
             os._exit(min(status, 100))
-    end = time.monotonic() + SECONDS * (1 if source is not None else 5)
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
+    result = "timeout"
+    while time.monotonic() - begin < seconds:
+        done, status, used = os.wait4(child, os.WNOHANG)
         if done:
-            return "survived" if status == 0 else "killed"
-        time.sleep(0.02)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return "timeout"
+            late = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
+            result = "survived" if status == 0 else "timeout" if late else "killed"
+            break
+        time.sleep(0.01)
+    with suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)  # what it started, too
+    if result == "timeout":
+        _, _, used = os.wait4(child, 0)
+    return result, used.ru_utime + used.ru_stime
 
 
-def test(module: str, source: str | None) -> int:
-    """In the fork: put the source in the module's place, run its tests; pytest's exit status."""
+def test(module: str, source: str | None, plugin: object) -> int:
+    """In a fork: put the source in the module's place, run its tests; pytest's exit status."""
     import pytest
 
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     os.dup2(null, 2)
-    os.setpgid(0, 0)
     sys.path.insert(0, str(ROOT))
     sys.dont_write_bytecode = True
     if source is not None:
@@ -251,7 +366,65 @@ def test(module: str, source: str | None) -> int:
     # plain: pytest's own loader would pass ours by
     options = "-x -q --assert=plain --tb=no --hypothesis-profile=mutants --hypothesis-seed=0"
     options += " -p no:cacheprovider -p no:xdist -p no:logging -p no:anyio"
-    return int(pytest.main([*options.split(), "-m", "not slow", *files, f"minilora/{module}.py"]))
+    options += " -o tmp_path_retention_policy=none"
+    args = [*options.split(), "-m", "not slow", *files, f"minilora/{module}.py"]
+    return int(pytest.main(args, [plugin] if plugin else None))
+
+
+class OneCollection:
+    """A plugin of pytest: instead of running the tests once, runs them once a mutant, in forks."""
+
+    def __init__(self, module: str, sources: dict[str, str], record: Path):
+        self.path = str(ROOT / "minilora" / f"{module}.py")
+        self.sources, self.record = sources, record
+
+    def pytest_runtestloop(self, session) -> bool:
+        result, used = in_a_fork(partial(self.tests, session, {}), 10 * SECONDS)
+        if result != "survived":
+            raise session.Failed
+        original = compile(Path(self.path).read_text(encoding="utf-8"), self.path, "exec")
+        for key, source in self.sources.items():
+            codes = changed(original, compile(source, self.path, "exec"))
+            if codes:
+                cpu = CPU_SECONDS + int(3 * used)
+                result, _ = in_a_fork(partial(self.tests, session, codes), SECONDS, cpu)
+                if result != "survived":  # else it is imported, too: that may be noticed
+                    keep(self.record, key, result)
+        return True
+
+    def tests(self, session, codes: dict[CodeType, CodeType]) -> int:
+        """In the fork: give the functions their mutated code, run the tests."""
+        from _pytest.main import pytest_runtestloop
+
+        for each in gc.get_objects():
+            if isinstance(each, FunctionType) and each.__code__.co_filename == self.path:
+                each.__code__ = codes.get(each.__code__, each.__code__)
+        with suppress(session.Failed):
+            pytest_runtestloop(session)
+        return int(session.testsfailed > 0)
+
+
+def changed(old: CodeType, new: CodeType) -> dict[CodeType, CodeType] | None:
+    """The functions whose code differs, old -> new; None where what a module or a class says
+    itself differs.
+    """
+    pairs = list(zip(old.co_consts, new.co_consts, strict=False))
+    inner = [(a, b) for a, b in pairs if isinstance(a, CodeType) and isinstance(b, CodeType)]
+    said = [
+        (code.co_code, code.co_names, [repr(c) for c in code.co_consts if type(c) is not CodeType])
+        for code in (old, new)
+    ]
+    is_function = bool(old.co_flags & 1)  # CO_OPTIMIZED: not a module's or a class's own code
+    codes = {old: new} if is_function else {}
+    if not is_function and said[0] != said[1]:
+        return None
+    for a, b in inner:
+        below = changed(a, b)
+        if below is None:
+            return None
+        codes |= below
+    same = said[0] == said[1] and not (codes.keys() - {old})
+    return {} if same else codes
 
 
 class Replacement(importlib.machinery.SourceFileLoader):

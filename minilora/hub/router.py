@@ -96,8 +96,8 @@ class Router:
         )
         margins, right = [], []
         for label, (name, each) in enumerate(sorted(examples.items())):
-            top = first.scores(each.pick(held[name])).topk(min(2, len(examples)), 1)
-            margins.append(top.values[:, 0] - top.values[:, -1] * (len(examples) > 1))
+            top = first.scores(each.pick(held[name])).topk(2, 1)
+            margins.append(top.values[:, 0] - top.values[:, 1])
             right.append(top.indices[:, 0] == label)
         threshold = calibrated(torch.cat(margins), torch.cat(right), precision)
         whole = fit_ridge(examples)
@@ -115,7 +115,7 @@ class Router:
             (self.names[i], s)
             for i, s in zip(top.indices.tolist(), top.values.tolist(), strict=True)
         ]
-        margin = ranking[0][1] - (ranking[1][1] if len(ranking) > 1 else 0.0)
+        margin = ranking[0][1] - ranking[1][1]
         return Route(
             ranking[0][0] if margin >= self.threshold else None, margin, tuple(ranking[:best])
         )

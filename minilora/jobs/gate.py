@@ -244,7 +244,7 @@ def prose_kept(windows: Sequence[tuple[float, float]], rules: Rules) -> Check:
     mean, worst = sum(lost) / len(lost), max(lost)
     if worst >= rules.prose_bound:
         return Check("prose", FAIL, f"a window costs {worst:+.2f} bits a byte", harm=True)
-    scaled = [max(-1.0, min(1.0, -each / rules.prose_bound)) for each in lost]
+    scaled = [min(1.0, -each / rules.prose_bound) for each in lost]
     margin = rules.prose_margin / rules.prose_bound
     told = f"{mean:+.3f} bits a byte on {len(lost)} windows"
     return within("prose", scaled, margin, rules, told)

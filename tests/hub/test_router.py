@@ -8,7 +8,16 @@ import torch
 
 from minilora.hub import Hub, Router
 from minilora.hub.manifest import Manifest
-from minilora.hub.ngrams import PLACES, count_texts, load_counts, ngrams, place, save_counts
+from minilora.hub.ngrams import (
+    LONGEST,
+    MOST,
+    PLACES,
+    count_texts,
+    load_counts,
+    ngrams,
+    place,
+    save_counts,
+)
 from minilora.hub.router import RIDGE, calibrated, fit_ridge, load_router, save_router, weighted
 from minilora.hub.routing import router_of
 from minilora.training.data import SYSTEMS
@@ -97,6 +106,83 @@ def test_examples_keep_no_text_and_come_back(tmp_path):
     assert torch.equal(loaded.places, counted.places)
     assert torch.equal(loaded.starts, counted.starts)
     assert content == save_counts(TOPICS["legal"])
+
+
+@pytest.mark.parametrize(
+    ("texts", "kept"), [(0, 0), (1, 1), (MOST, MOST), (MOST + 1, MOST // 2 + 1)]
+)
+def test_of_too_many_examples_evenly_spaced_ones_are_kept(texts, kept):
+    each = [f"text number {number}" for number in range(texts)]
+    loaded = load_counts(save_counts(each))
+    assert len(loaded) == kept
+    if kept:
+        assert torch.equal(loaded.pick([kept - 1]).places, count_texts(each[-1:]).places)
+
+
+def test_counts_are_clamped_to_what_a_byte_holds_and_long_texts_are_cut():
+    assert count_texts(["a " * 1500]).counts.max() == 1500  # " a "
+    assert load_counts(save_counts(["a " * 1500])).counts.max() == 255
+    assert ngrams("a" * LONGEST + "bcd") == ngrams("a" * LONGEST)
+    assert "aab" in ngrams("a" * (LONGEST - 1) + "bcd")
+
+
+def test_two_ngrams_of_one_place_add_up(monkeypatch):
+    monkeypatch.setattr("minilora.hub.ngrams.PLACES", 1)
+    counts = count_texts(["abc"])
+    assert (counts.places.tolist(), counts.counts.tolist()) == ([0], [6])
+
+
+def test_rows_are_picked_as_they_are():
+    counts = count_texts(["one", "", "three"])
+    picked = counts.pick([2, 1, 0])
+    for row, text in enumerate(["three", "", "one"]):
+        span = slice(int(picked.starts[row]), int(picked.starts[row + 1]))
+        assert torch.equal(picked.places[span], count_texts([text]).places)
+        assert torch.equal(picked.counts[span], count_texts([text]).counts)
+    assert len(counts.pick([])) == 0
+
+
+@pytest.mark.parametrize(("adapters", "examples"), [(1, 9), (2, 4)])
+def test_a_router_needs_two_adapters_and_five_examples_of_each(adapters, examples):
+    texts = {f"{n}": count_texts([f"topic {n}"] * examples) for n in range(adapters)}
+    with pytest.raises(ValueError, match="at least two adapters, and five examples of each"):
+        Router.fit(texts)
+    enough = {f"{n}": count_texts([f"topic {n}"] * max(5, examples)) for n in range(2)}
+    assert Router.fit(enough).names == ("0", "1")
+
+
+def test_a_route_names_as_many_as_asked_for_and_its_margin_is_between_the_two_best(router):
+    for best in (1, 2, 3, 9):
+        route = router.route("What is the reading of the radar?", best)
+        assert len(route.ranking) == min(best, 3)
+    (_, first), (_, second), _ = route.ranking
+    assert route.margin == pytest.approx(first - second)
+    assert (route.name is None) == (route.margin < router.threshold)
+
+
+@pytest.mark.parametrize("precision", [0.5, 0.95, 1.0])
+def test_the_threshold_is_that_of_a_fit_without_the_held_out_fifth(precision):
+    """By hand: every fifth example of each adapter, routed by a fit on the others."""
+    names = sorted(TOPICS)
+    parts = {name: [t for n, t in enumerate(TOPICS[name]) if n % 5 != 4] for name in names}
+    first = fit_ridge({name: count_texts(texts) for name, texts in parts.items()})
+    margins, right = [], []
+    for name in names:
+        for text in TOPICS[name][4::5]:
+            scores = dict(zip(names, first.scores(count_texts([text]))[0].tolist(), strict=True))
+            best, second = sorted(scores.values(), reverse=True)[:2]
+            margins.append(best - second)
+            right.append(scores[name] == best)
+    expected = calibrated(torch.tensor(margins), torch.tensor(right), precision)
+    counted = {name: count_texts(texts) for name, texts in TOPICS.items()}
+    assert Router.fit(counted, precision).threshold == pytest.approx(expected, abs=1e-6)
+
+
+def test_ties_are_one_margin_and_the_threshold_lies_between_two():
+    margins, right = torch.tensor([0.5, 0.5, 0.25]), torch.tensor([True, False, True])
+    assert calibrated(margins, right, 0.9) == float("inf"), "one of the two ties is wrong"
+    assert calibrated(margins, right, 0.5) == 0.125, "all three: half-way to 0"
+    assert calibrated(margins, torch.tensor([True, True, False]), 0.9) == 0.375
 
 
 @pytest.mark.parametrize("name", ["places", "counts", "starts"])

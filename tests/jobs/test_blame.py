@@ -29,10 +29,11 @@ def test_who_leaves_harm_behind_is_not_the_only_one():
     assert culprit({"ann": Trial(ILL, healed(40))}) == ""
 
 
-@pytest.mark.parametrize(("suspects", "guilty"), [(1, "mal"), (5, "")])
+@pytest.mark.parametrize(("suspects", "guilty"), [(1, "mal"), (3, "mal"), (4, "")])
 def test_each_more_suspect_raises_the_bar(suspects, guilty):
+    """Ten answers healed are E = 62: enough among three suspects (60), not among four (80)."""
     others = {f"s{n}": Trial(ILL, healed(0)) for n in range(suspects - 1)}
-    assert culprit({**others, "mal": Trial(WELL, healed(8))}, Rules()) == guilty
+    assert culprit({**others, "mal": Trial(WELL, healed(10))}, Rules()) == guilty
 
 
 def test_it_says_what_it_saw():

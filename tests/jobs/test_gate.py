@@ -108,8 +108,18 @@ def test_prose(lost, state, harm):
     assert (check.state, check.harm) == (state, harm)
 
 
-def test_one_window_far_worse_fails_at_once():
-    windows = [(2.0, 1.9)] * 99 + [(2.0, 3.5)]
+@pytest.mark.parametrize("after", [2.5, 3.5])
+def test_one_window_far_worse_fails_at_once_and_is_harm(after):
+    """From the bound itself on: half a bit a byte."""
+    windows = [(2.0, 1.9)] * 99 + [(2.0, after)]
+    check = decide(Measured(FINE, FINE, prose=windows)).check("prose")
+    assert (check.state, check.harm) == ("fail", True)
+    assert "a window costs +" in check.detail
+
+
+def test_a_window_far_better_does_not_pay_for_many_that_are_worse():
+    """A gain counts as the bound at most, as a loss can only be that much."""
+    windows = [(2.0, 2.09)] * 99 + [(90.0, 2.0)]
     assert decide(Measured(FINE, FINE, prose=windows)).check("prose").state == "fail"
 
 
@@ -117,9 +127,19 @@ def test_one_lost_topic_is_enough():
     canaries = {"Hull": pairs(0, 4, 1), "Fuel": pairs(0, 0, 5)}
     verdict = decide(Measured(pairs(30, 0), FINE, canaries=canaries))
     assert verdict.word == "reject"
+    assert verdict.harmful
     assert "Hull (4 of 5)" in verdict.reason
     never_known = {"Hull": Pairs((False,) * 5, (False,) * 5)}
     assert decide(Measured(pairs(30, 0), FINE, canaries=never_known)).word == "promote"
+
+
+@pytest.mark.parametrize(("lost", "state"), [(2, "pass"), (3, "fail")])
+def test_half_of_a_topics_canaries_may_go_and_no_more(lost, state):
+    canaries = {"Hull": pairs(0, lost, 4 - lost), "Fuel": pairs(0, 0, 3)}
+    check = decide(Measured(pairs(30, 0), FINE, canaries=canaries)).check("canaries")
+    assert check.state == state
+    if state == "pass":
+        assert check.detail == "2 topics kept, 2 of 7 answers lost", "three are enough to judge"
 
 
 def test_a_topic_of_few_sure_canaries_is_not_judged_and_that_is_said():
@@ -150,6 +170,13 @@ def test_a_strange_norm_waits_for_a_person():
 def test_bad_rules_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Rules(**wrong)
+
+
+def test_the_ends_of_the_rules_are_taken():
+    rules = Rules(most=1, sure=1, canary_share=0.0, norm_factor=1.01)
+    lost = decide(Measured(pairs(30, 0), FINE, canaries={"Hull": pairs(0, 1, 9)}), rules)
+    assert "lost Hull (1 of 10)" in lost.reason, "none may go"
+    assert better(pairs(0, 0, 1), rules).state == "fail", "one pair was the most"
 
 
 def test_the_promise_holds_with_a_look_after_each_pair():

@@ -16,6 +16,13 @@ def test_pairs_have_two_sides():
         Pairs((True,), (True, False))
 
 
+def test_pairs_are_joined_in_order_and_say_what_differs():
+    both = Pairs((True, False), (False, True)) + Pairs((True,), (True,))
+    assert both == Pairs((True, False, True), (False, True, True))
+    assert both.differences == [-1.0, 1.0, 0.0]
+    assert (both.wins, both.losses, len(both)) == (1, 1, 3)
+
+
 @given(st.integers(1, 5), st.floats(-0.9, 0.9))
 def test_the_bet_has_mean_one_at_most_under_its_null(n, mean):
     """Every sequence of a two-valued variable of that mean, weighted: the expectation is 1."""
@@ -57,6 +64,11 @@ def test_the_pairs_that_a_gain_needs_are_those_that_its_best_bet_takes():
     won, lost = (dice < differing * p).sum(), (dice > 1 - differing * (1 - p)).sum()
     growth = (won * math.log(2 * p) + lost * math.log(2 * (1 - p))) / len(dice)
     assert math.log(20) / growth == pytest.approx(pairs_needed(gain, differing), rel=0.1)
+
+
+def test_where_all_that_differs_is_gained_each_such_pair_doubles_the_stake():
+    assert pairs_needed(0.2, 0.2) == pytest.approx(math.log2(20) / 0.2)
+    assert pairs_needed(1.0, 1.0, alpha=0.5) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("wrong", [(0.0, 0.1), (0.2, 0.1), (0.1, 1.1)])

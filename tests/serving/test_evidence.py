@@ -76,6 +76,10 @@ def test_huge_evidence_is_infinite_and_no_error():
     assert sample_ratio_e_value([5000, 0], [0.5, 0.5]) == math.inf
 
 
+def test_outcomes_that_are_all_alike_have_a_mean_without_doubt():
+    assert confidence_sequence(0.5, 0.0, 1) == (0.5, 0.5)
+
+
 WRONG = [
     (lambda: e_value(-1, 2), "counts from 0 on, got wins=-1"),
     (lambda: msprt(0.1, 0.0, 1.0), "variance and tau above 0"),

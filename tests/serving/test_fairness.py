@@ -31,6 +31,7 @@ def test_what_is_removed_is_not_served_and_a_refund_needs_somebody_who_waits():
     waiting = DeficitRoundRobin(10)
     waiting.push("a", "one", 10)
     waiting.push("a", "two", 10)
+    assert waiting.credit == {"a": 0}, "a newcomer has none"
     assert waiting.remove("one")
     assert not waiting.remove("one")
     waiting.refund("a", 10)
