@@ -139,5 +139,5 @@ def test_a_method_that_nobody_told_the_ledger_of_is_an_adapter_all_the_same():
     """By its names it was a weight: only those of the methods here were known."""
     model = nn.Sequential(nn.Linear(3, 2))
     minilora.inject(model, ToyConfig(target_modules=["0"], kind=Scaled))
-    assert ledger.count(model).by_group["0.adapter"] == Tally(4, 4, 16)
+    assert ledger.count(model).by_group["*.adapter"] == Tally(4, 4, 16)
     assert [part.category for part in parts(model)] == ["adapters"] * 2 + ["weights"] * 2
