@@ -11,7 +11,6 @@ match where a model is far from right. SmolLM2 comes last, with ``--llm`` steps 
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from minilora.model.transformer import LlamaConfig
 from minilora.recipes.pretrain import CONFIG, pretrain
 from minilora.training.config import TrainConfig
 
-from .common import Row, options, save
+from .common import Row, kept_rows, options, save
 from .matrix import QUIET
 from .methods import held_out_loss
 
@@ -79,8 +78,7 @@ def main() -> None:
         **{"work": "", "pretrain": 1500, "steps": 150, "batch": 16, "logs": 200},
         **{"llm": "", "llm_steps": 25, "llm_ranks": [1, 8, 64]},
     )
-    file = Path(settings.out) / settings.device / "best_rank.json"
-    rows: list[Row] = json.loads(file.read_text())["rows"] if file.exists() else []
+    rows = kept_rows("best_rank", settings)
     bases: dict[str, Any] = {}
     work, settings.work = Path(settings.work), ""  # paths of a machine are not kept
     llm, settings.llm = settings.llm, ""

@@ -29,7 +29,7 @@ import minilora
 from minilora import LoraConfig, PrefixTuningConfig, VeraConfig, data, ledger
 from minilora.training.config import TrainConfig
 
-from .common import RESULTS, Row, options, save
+from .common import RESULTS, Row, kept_rows, options, save
 from .matrix import QUIET, prose_bits
 from .methods import METHODS, Method, held_out_loss
 
@@ -108,7 +108,7 @@ def main() -> None:
         **{"steps": 60, "batch": 16, "logs": 100, "llm": "", "llm_steps": 30},
         **{"llm_batch": 4, "llm_logs": 20, "rates": str(RESULTS / "cpu" / "methods.json")},
     )
-    rows = kept(settings)
+    rows = {(row["base"], row["method"]): row for row in kept_rows("elsewhere", settings)}
     content = json.loads(Path(settings.rates).read_text(encoding="utf-8"))
     rates = {row["method"]: row["rate"] for row in content["rows"] if "rate" in row}
     settings.rates = ""  # paths of a machine are not kept
@@ -129,13 +129,6 @@ def main() -> None:
         for name, four_bits in (("shipped, float32", False), ("shipped, NF4", True)):
             if (name, method.name) not in rows:
                 put(name, method, small_row(method, rates[method.name], four_bits, settings))
-
-
-def kept(settings: Any) -> dict[tuple[str, str], Row]:
-    """The rows of an earlier run, by base and method."""
-    file = Path(settings.out) / settings.device / "elsewhere.json"
-    rows = json.loads(file.read_text(encoding="utf-8"))["rows"] if file.exists() else []
-    return {(row["base"], row["method"]): row for row in rows}
 
 
 if __name__ == "__main__":

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import statistics
 from typing import Any
 
 from .federated import DELTA, LADDER, LR, LR_B, SETTINGS
-from .tables import pick, table
+from .tables import pick, spread, table
 
 NAMES = {
     "pooled": "pooled: all logs in one place",
@@ -17,18 +16,6 @@ NAMES = {
     "alone": "the first client alone",
 }
 Rows = list[dict[str, Any]]
-
-
-def spread(values: list[float], form: str) -> str:
-    """The mean over the seeds, and their range where there are several.
-
-    >>> spread([1.0, 2.0], ".1f"), spread([1.0], ".1f")
-    ('1.5 (1.0 to 2.0)', '1.0')
-    """
-    mean = format(statistics.mean(values), form)
-    if len(values) == 1:
-        return mean
-    return f"{mean} ({min(values):{form}} to {max(values):{form}})"
 
 
 def spent(eps: float) -> str:

@@ -6,7 +6,6 @@ python -m benchmarks.fleet_tables
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from minilora.plots.style import hue, in_house_style, label_ends, save_figure
 
 from .common import RESULTS
 from .fleet_model import Fleet, che, zipf
+from .tables import table
 
 DOCS = Path(__file__).parent.parent / "docs"
 Rows = list[dict[str, Any]]
@@ -26,12 +26,6 @@ def of(rows: Rows, what: str, **setting: Any) -> Rows:
     """The rows of one part, with these settings."""
     wanted = {"what": what, **setting}
     return [row for row in rows if wanted.items() <= row.items()]
-
-
-def table(head: Sequence[str], lines: Iterator[Sequence[str]]) -> str:
-    """A Markdown table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def percent(share: float) -> str:
@@ -229,7 +223,7 @@ def regions_table(rows: Rows) -> str:
 def hottest_pair(adapters: int, servers: int, places: int) -> float:
     """The load at which the servers of the most popular adapter have no time for another.
 
-    >>> round(hottest_pair(1_000_000, 32, 2), 2)
+    >>> round(float(hottest_pair(1_000_000, 32, 2)), 2)
     0.9
     """
     return places / (servers * zipf(adapters, 1.0)[0])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from .scaling import fit
@@ -36,7 +36,7 @@ REFUSALS = ("model", "declined of 50", "declined, harmless", "naval, exact")
 CONTEXT = ("model", "way", "exact", "prompt tokens", "CPU s a request", "training has paid after")
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
 
@@ -53,7 +53,11 @@ def times(ratio: dict[str, float]) -> str:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Mean, and the range over the seeds."""
+    """The mean over the seeds, and their range where there are several.
+
+    >>> spread([1.0, 2.0], ".1f"), spread([1.0], ".1f")
+    ('1.5 (1.0 to 2.0)', '1.0')
+    """
     mean = f"{statistics.mean(values):{form}}"
     return f"{mean} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else mean
 

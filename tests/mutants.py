@@ -68,7 +68,7 @@ TESTS = {
     "methods/norm_tuning": ["methods/norm_tuning", "formats/method_files"],
     "methods/adalora": ["methods/adalora", "methods/training_hooks", "formats/method_files"],
     "methods/training_hooks": ["methods/training_hooks", "training/optimizer"],
-    "methods/checks": ["methods/checks"],
+    "checks": ["checks"],
     "formats/method_files": ["formats/method_files"],
     "formats/save_and_load": ["formats/save_and_load", "formats/base_fingerprint"],
     "formats/mismatches": ["formats/save_and_load"],

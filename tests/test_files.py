@@ -14,14 +14,13 @@ from hypothesis import given
 from minilora.files import (
     finish_swap,
     read_json,
-    read_tensors,
     text_writer,
     write_atomically,
     write_json,
-    write_tensors,
     write_text,
     write_together,
 )
+from minilora.tensor_files import read_tensors, write_tensors
 
 from .strategies import damaged
 

@@ -18,7 +18,15 @@ from minilora.learn.drawings import draw_decision, draw_lora
 from minilora.learn.house import SHELVES, draw_house, imports
 
 PACKAGE = Path(minilora.__file__).parent
-GROUND = {"lazy", "level0", "files", "text", "database"}  # alone, under every wing
+GROUND = {
+    "lazy",
+    "level0",
+    "files",
+    "tensor_files",
+    "text",
+    "checks",
+    "database",
+}  # alone, under every wing
 WINGS = ["lazy", *(wing for shelf in SHELVES.values() for wing in shelf)]
 FLOOR = {wing: floor for floor, wing in enumerate(WINGS)}
 FILES = sorted(PACKAGE.rglob("*.py"))

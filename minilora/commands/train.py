@@ -62,22 +62,16 @@ def run_together(options: argparse.Namespace, ranks: Any) -> int:
     """The run of one rank."""
     import torch
 
-    from ..formats.save_and_load import load_adapter, save_adapter
-    from ..hub.lineage import card_sections
+    from ..formats.save_and_load import load_adapter
     from ..lora.injection import print_trainable_parameters, trainable_parameters
     from ..methods.injection import inject
-    from ..model.pretrained import load_base, save_model
+    from ..model.pretrained import load_base
     from ..training.examples import Document
     from ..training.loop import train
     from ..training.readers import summarize
-    from .keeping import save_somewhere
 
     if options.task == "classify":
-        from .classify import run_classify
-
-        if ranks.world > 1:
-            raise ValueError("--task classify trains in one process: start it without torchrun")
-        return run_classify(options, config_of(options), settings_of(options))
+        return classify_alone(options, ranks)
     parent = check_push(options) if ranks.writes else ""
     again = started_again(options, ranks)  # whatever --resume says: all ranks ask together
     options.resume = options.resume or again
@@ -109,11 +103,7 @@ def run_together(options: argparse.Namespace, ranks: Any) -> int:
     if history.interrupted and not history.unsaved:
         print(f"Stopped at step {len(history.steps)}. Continue with the same command and --resume.")
         return 130
-    if options.full:
-        folder = save_somewhere(partial(save_model, model), options.out / "model")
-    else:
-        card = card_sections(read, config, history, "nf4" if options.qlora else None)
-        folder = save_somewhere(partial(save_adapter, model, card=card), options.out / "adapter")
+    folder = save_trained(options, model, read, config, history)
     if history.interrupted:
         print(f"Stopped at step {len(history.steps)}, whose state is in {folder}.")
         return 130
@@ -124,6 +114,30 @@ def run_together(options: argparse.Namespace, ranks: Any) -> int:
     show_memory(history, options.base)
     show_next(options, folder)
     return 0
+
+
+def classify_alone(options: argparse.Namespace, ranks: Any) -> int:
+    """``--task classify``, which knows of no ranks. Raises ``ValueError`` under torchrun."""
+    from .classify import run_classify
+
+    if ranks.world > 1:
+        raise ValueError("--task classify trains in one process: start it without torchrun")
+    return run_classify(options, config_of(options), settings_of(options))
+
+
+def save_trained(
+    options: argparse.Namespace, model: Any, read: Any, config: Any, history: Any
+) -> Path:
+    """Write the model with ``--full``, else the adapter and its card; where they could be kept."""
+    from ..formats.save_and_load import save_adapter
+    from ..hub.lineage import card_sections
+    from ..model.pretrained import save_model
+    from .keeping import save_somewhere
+
+    if options.full:
+        return save_somewhere(partial(save_model, model), options.out / "model")
+    card = card_sections(read, config, history, "nf4" if options.qlora else None)
+    return save_somewhere(partial(save_adapter, model, card=card), options.out / "adapter")
 
 
 def started_again(options: argparse.Namespace, ranks: Any) -> bool:

@@ -38,19 +38,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor
 
-from ..files import (
-    json_object,
-    json_text,
-    read_json,
-    read_tensors_and_metadata,
-    text_writer,
-    write_together,
-)
+from ..files import json_object, json_text, read_json, text_writer, write_together
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import STARTS
+from ..tensor_files import read_tensors_and_metadata
 from .model_card import CARD, Sections, is_ours, model_card
 
 CONFIG, TENSORS, PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
@@ -138,7 +132,6 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     saves would differ.
 
     >>> import torch
-    >>> from safetensors.torch import load
     >>> one = packed({"w": torch.ones(2)}, {"b": "1", "a": "2"})
     >>> one == packed({"w": torch.ones(2)}, {"a": "2", "b": "1"}), load(one)["w"].tolist()
     (True, [1.0, 1.0])
@@ -150,6 +143,17 @@ def packed(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)  # the data begins at a multiple of 8, as the format asks
     return len(header).to_bytes(8, "little") + header + content[end:]
+
+
+def unpacked(content: bytes) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of such a file's bytes.
+
+    >>> import torch
+    >>> unpacked(packed({"w": torch.ones(2)}, {"a": "2"}))[1]
+    {'a': '2'}
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    return load(content), json.loads(content[8:end]).get("__metadata__", {})
 
 
 def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:

@@ -45,7 +45,7 @@ from ..lora.config import LoraConfig
 from ..lora.hyperparameters import scaling_of
 from ..text import listed
 
-__all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "packed", "read_adapter"]
+__all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "read_adapter"]
 
 
 LATER = (

@@ -27,11 +27,10 @@ import math
 from collections.abc import Mapping
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
+from ..formats.peft_files import packed, unpacked
 from ..nf4 import NF4Tensor, quantize
-from .adapter import packed
 
 KINDS = ("fp16", "nf4")
 BLOCK = 64
@@ -67,9 +66,8 @@ def decompressed(content: bytes) -> dict[str, Tensor]:
     >>> (decompressed(compressed(A, "fp16"))["lora_A"] - A["lora_A"]).abs().max() < 2**-11
     tensor(True)
     """
-    length = int.from_bytes(content[:8], "little")
-    about = json.loads(content[8 : 8 + length])["__metadata__"]
-    layout, parts = json.loads(about["layout"]), load(content)
+    parts, about = unpacked(content)
+    layout = json.loads(about["layout"])
     sizes = [math.prod(shape) for _, shape in layout]
     if about["kind"] == "nf4":
         sizes = [size + -size % BLOCK for size in sizes]

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed
 from typing import Any
 
+from ..checks import is_number
 from ..formats.base_fingerprint import Fingerprint
 from ..text import did_you_mean
 from .adapter import Adapter
@@ -215,7 +216,7 @@ def said(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def number(name: str, value: Any) -> float:
     """A score as a float. Raises ``ValueError`` unless it is a finite number."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         raise ValueError(f"the score {name!r} must be a finite number, got {value!r}")
     return float(value)
 

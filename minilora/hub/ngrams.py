@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from .adapter import packed
+from ..formats.peft_files import packed
 
 SIZES = (3, 4, 5)  # characters of an n-gram
 PLACES = 1 << 16

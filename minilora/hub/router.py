@@ -34,10 +34,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from safetensors.torch import load
 from torch import Tensor
 
-from .adapter import packed
+from ..formats.peft_files import packed, unpacked
 from .ngrams import PLACES, Counts, count_texts, ngrams, place
 
 RIDGE = 0.5
@@ -244,7 +243,6 @@ def save_router(router: Router) -> bytes:
 
 def load_router(content: bytes) -> Router:
     """Read ``save_router``'s file."""
-    length = int.from_bytes(content[:8], "little")
-    about, parts = json.loads(content[8 : 8 + length])["__metadata__"], load(content)
+    parts, about = unpacked(content)
     names = tuple(json.loads(about["names"]))
     return Router(names, parts["W"], parts["b"], parts["idf"], float(about["threshold"]))

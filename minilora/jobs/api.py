@@ -53,6 +53,7 @@ def fine_tuning_router(
     router = APIRouter(route_class=StrictRoute, tags=["fine-tuning"], responses=ERRORS)
     add_files(router, tuning)
     add_jobs(router, tuning)
+    add_one_job(router, tuning)
     return router
 
 
@@ -141,40 +142,45 @@ def add_jobs(router: APIRouter, tuning: FineTuning) -> None:
         ]
         return page(jobs, after, limit)
 
-    @router.get(root + "/{id}")
+
+def add_one_job(router: APIRouter, tuning: FineTuning) -> None:
+    """``/v1/fine_tuning/jobs/{id}``."""
+    job = "/v1/fine_tuning/jobs/{id}"
+
+    @router.get(job)
     def retrieve(id: str, caller: Caller) -> dict[str, Any]:
         """One job."""
         return job_object(tuning.job(id, caller))
 
-    @router.get(root + "/{id}/events")
+    @router.get(job + "/events")
     def events(
         id: str, caller: Caller, after: str | None = None, limit: Limit = 20
     ) -> dict[str, Any]:
         """What happened, the newest first."""
-        job = tuning.job(id, caller)
-        said = [event_object(event, job) for event in reversed(tuning.queue.events(id))]
+        found = tuning.job(id, caller)
+        said = [event_object(event, found) for event in reversed(tuning.queue.events(id))]
         return page(said, after, limit)
 
-    @router.get(root + "/{id}/checkpoints")
+    @router.get(job + "/checkpoints")
     def checkpoints(
         id: str, caller: Caller, after: str | None = None, limit: Limit = 10
     ) -> dict[str, Any]:
         """What can be asked of what it made."""
-        job = tuning.job(id, caller)
-        made = checkpoint_objects(job) if job.status == "succeeded" else []
+        found = tuning.job(id, caller)
+        made = checkpoint_objects(found) if found.status == "succeeded" else []
         return page(made, after, limit)
 
-    @router.post(root + "/{id}/cancel")
+    @router.post(job + "/cancel")
     def cancel(id: str, caller: Caller) -> dict[str, Any]:
         """End it."""
         return tuning.change(tuning.queue.cancel, id, caller)
 
-    @router.post(root + "/{id}/pause")
+    @router.post(job + "/pause")
     def pause(id: str, caller: Caller) -> dict[str, Any]:
         """Stop it for a while."""
         return tuning.change(tuning.queue.pause, id, caller)
 
-    @router.post(root + "/{id}/resume")
+    @router.post(job + "/resume")
     def resume(id: str, caller: Caller) -> dict[str, Any]:
         """Let it go on."""
         return tuning.change(tuning.queue.resume, id, caller)

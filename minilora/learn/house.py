@@ -19,17 +19,17 @@ from ..files import write_text
 PACKAGE = Path(__file__).parents[1]
 SHELVES = {  # from the ground up: a wing imports wings before it
     "library": (
-        *("level0", "files", "text", "database"),
+        *("level0", "files", "tensor_files", "text", "checks", "database"),
         *("nf4", "lora", "methods", "formats", "ledger", "model", "training"),
     ),
     "course": ("plots", "analysis", "bugs", "recipes", "learn"),
     "services": ("hub", "serving", "jobs", "scale", "commands"),
 }
 LANES = {  # where a wing stands, from the left (0) to the right (1), so that arrows pass by
-    **{"level0": 0.08, "files": 0.36, "text": 0.64, "database": 0.92, "nf4": 0.3, "lora": 0.56},
-    **{"formats": 0.28},
+    **{"level0": 0.0, "files": 0.25, "text": 0.5, "checks": 0.75, "database": 1.0},
+    **{"tensor_files": 0.75, "nf4": 0.3, "lora": 0.56, "formats": 0.28},
     **{"ledger": 0.74, "methods": 0.1, "model": 0.36, "training": 0.36, "plots": 0.6},
-    **{"recipes": 0.2, "bugs": 0.93, "analysis": 0.4, "learn": 0.6, "hub": 0.3, "jobs": 0.2},
+    **{"recipes": 0.2, "bugs": 0.93, "analysis": 0.36, "learn": 0.64, "hub": 0.3, "jobs": 0.2},
     **{"serving": 0.4, "scale": 0.55, "commands": 0.75},
 }
 WIDTH, ROW, BOX, TALL = 640, 58, 112, 30  # of the picture, of a floor, of a wing

@@ -120,14 +120,6 @@ def line_number(answer: Answer, root: Path | None = None) -> int:
     raise ValueError(f"{answer.question} names a line that {answer.file} lacks: {answer.line}")
 
 
-def shown_text(answer: Answer, root: Path | None = None) -> str:
-    """What the lesson or the file says that shows the answer, without line breaks."""
-    if isinstance(answer.shown, int):
-        cells = find_lesson(answer.shown).cells
-        return " ".join(" ".join(cell.text for cell in cells).split())
-    return " ".join(file_of(answer.shown, root).read_text(encoding="utf-8").split())
-
-
 def document(answers: Sequence[Answer]) -> str:
     """docs/questions.md: a list of links, then the answers."""
     links = "\n".join(f"- [{answer.question}](#{answer.slug})" for answer in answers)

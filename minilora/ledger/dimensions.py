@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import is_number
+
 
 @dataclass(frozen=True)
 class LinearShape:
@@ -84,6 +86,6 @@ def whole(config: Mapping[str, Any], key: str, name: str, default: int | None = 
     value = default if value is None else value
     if value is None:
         raise ValueError(f"{name}: the config lacks {key!r}, which decides shapes")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not is_number(value, int) or value < 1:
         raise ValueError(f"{name}: {key} must be a whole number of at least 1, got {value!r}")
     return value

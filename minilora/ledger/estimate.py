@@ -23,6 +23,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from ..checks import check_whole
 from ..lora.adapter_config import AdapterConfig, AttachedConfig
 from ..lora.config import LoraConfig
 from ..lora.matches import Site
@@ -74,10 +75,7 @@ class Settings:
     def __post_init__(self) -> None:
         labels = {} if self.labels is None else {"labels": self.labels}
         for name, value in {"batch": self.batch, "seq": self.seq, **labels}.items():
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} must be a whole number, got {value!r}")
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+            check_whole(name, value, 1)
         tokens = self.batch * self.seq
         if self.labels is not None and self.labels > tokens:
             raise ValueError(f"labels={self.labels} is more than batch · seq = {tokens} tokens")

@@ -44,11 +44,6 @@ class Extras:
         """Numbers of the base that train."""
         return sum(self.parameters.values())
 
-    @property
-    def row_numbers(self) -> int:
-        """Numbers in trained rows."""
-        return sum(tokens * width for tokens, width in self.rows.values())
-
 
 NONE = Extras()
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..checks import check_whole
 from ..lora.config import LoraConfig
 from .dimensions import Architecture
 from .estimate import DTYPES, GB, GPUS, added_by, check_choice, config_and_method
@@ -153,11 +154,3 @@ def kv_numbers(arch: Architecture) -> int:
         queries = next(linear.in_features for linear in block if linear.role == "o")
         total += out["qkv"] - queries if "qkv" in out else out["k"] + out["v"]
     return total
-
-
-def check_whole(name: str, value: Any, least: int) -> None:
-    """Raise ``TypeError`` or ``ValueError`` unless a value is a whole number from ``least`` on."""
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}")

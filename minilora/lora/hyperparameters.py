@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import sys
 
+from ..checks import check_switch, is_number
+
 
 def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
     """``alpha / r``, or ``alpha / sqrt(r)`` for rank-stabilised LoRA (arXiv 2312.03732 eq. 3).
@@ -16,16 +18,16 @@ def scaling_of(r: int, lora_alpha: float, use_rslora: bool) -> float:
 
 
 def check_all(r: int, lora_alpha: float, lora_dropout: float, use_rslora: bool) -> None:
-    """All four checks below, in this order."""
+    """The checks of all four, in this order."""
     check_rank(r)
     check_alpha(lora_alpha)
     check_dropout(lora_dropout)
-    check_rslora(use_rslora)
+    check_switch("use_rslora", use_rslora)
 
 
 def check_rank(r: int) -> None:
     """Raise unless ``r`` is a whole number from 1 to the most rows that a tensor can have."""
-    if isinstance(r, bool) or not isinstance(r, int):
+    if not is_number(r, int):
         raise TypeError(f"r must be a whole number, got {r!r}")
     if r < 1:
         raise ValueError(
@@ -37,7 +39,7 @@ def check_rank(r: int) -> None:
 
 def check_alpha(lora_alpha: float) -> None:
     """Raise unless ``lora_alpha`` is a positive, finite number."""
-    if isinstance(lora_alpha, bool) or not isinstance(lora_alpha, int | float):
+    if not is_number(lora_alpha):
         raise TypeError(f"lora_alpha must be a number, got {lora_alpha!r}")
     if not 0 < lora_alpha <= sys.float_info.max:
         raise ValueError(
@@ -48,7 +50,7 @@ def check_alpha(lora_alpha: float) -> None:
 
 def check_dropout(lora_dropout: float) -> None:
     """Raise unless ``lora_dropout`` is in [0, 1)."""
-    if isinstance(lora_dropout, bool) or not isinstance(lora_dropout, int | float):
+    if not is_number(lora_dropout):
         raise TypeError(f"lora_dropout must be a number, got {lora_dropout!r}")
     if not 0 <= lora_dropout < 1:
         raise ValueError(
@@ -57,19 +59,12 @@ def check_dropout(lora_dropout: float) -> None:
         )
 
 
-def check_rslora(use_rslora: bool) -> None:
-    """Raise unless ``use_rslora`` is True or False."""
-    if not isinstance(use_rslora, bool):
-        raise TypeError(f"use_rslora must be True or False, got {use_rslora!r}")
-
-
 STARTS = ("pissa", "olora")
 
 
 def check_variant(use_dora: bool, init_lora_weights: bool | str) -> None:
     """Raise unless these name a variant of LoRA that there is, one at most."""
-    if not isinstance(use_dora, bool):
-        raise TypeError(f"use_dora must be True or False, got {use_dora!r}")
+    check_switch("use_dora", use_dora)
     if init_lora_weights == "loftq":
         raise ValueError(
             "init_lora_weights='loftq' needs the float weights beside the base in four bits: "

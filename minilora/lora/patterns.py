@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from ..checks import is_number
+
 Patterns = str | Sequence[str]
 
 
@@ -106,6 +108,6 @@ def check_layers(layers: Any) -> int | tuple[int, ...] | None:
     if layers is None or not several:
         return None
     for layer in several:
-        if isinstance(layer, bool) or not isinstance(layer, int) or layer < 0:
+        if not is_number(layer, int) or layer < 0:
             raise TypeError(f"layers_to_transform must be whole numbers from 0, got {layer!r}")
     return layers if isinstance(layers, int) else tuple(layers)

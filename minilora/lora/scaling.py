@@ -18,6 +18,7 @@ import math
 import torch
 from torch import nn
 
+from ..checks import is_number
 from .injection import require_adapters
 from .layer import LoRALayer
 from .trained_copies import trained_copies
@@ -39,7 +40,7 @@ def scale_adapter(model: nn.Module, factor: float) -> nn.Module:
     >>> torch.allclose(scale_adapter(model, 0.5)[0].delta_weight(), 0.5 * before)
     True
     """
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not math.isfinite(factor):
+    if not is_number(factor) or not math.isfinite(factor):
         raise ValueError(f"factor must be a finite number, such as 0.8, got {factor!r}")
     layers = require_adapters(model)
     for path, layer in layers:

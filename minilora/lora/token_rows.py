@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import is_number
 from .adapter_layer import AdapterLayer
 from .linears import embedding_shape, is_linear, linear_shape, weight_of
 
@@ -162,7 +163,7 @@ def check_tokens(tokens: Sequence[int], size: int | None = None) -> None:
     if not tokens:
         raise ValueError("trainable_token_indices is empty: name at least one token")
     for token in tokens:
-        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+        if not is_number(token, int) or token < 0:
             raise TypeError(f"trainable_token_indices must be token ids from 0, got {token!r}")
         if size is not None and token >= size:
             raise ValueError(

@@ -18,7 +18,6 @@ back. In reading order:
     bottleneck.py      Houlsby, Pfeiffer, parallel: a small network beside each block
     injection.py       ``inject``: which layer a config means
     training_hooks.py  what the loop asks of a method; LoRA+
-    checks.py          numbers in a config
 
 Imports ``lora`` and the ground.
 """

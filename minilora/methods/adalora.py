@@ -37,12 +37,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_number, check_whole
 from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.hyperparameters import check_alpha, check_dropout, check_rank
 from ..lora.layer import LoRALayer
 from ..lora.linears import made_beside
-from .checks import check_number, check_whole
 
 if TYPE_CHECKING:
     from ..lora.matches import Site

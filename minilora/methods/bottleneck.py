@@ -32,10 +32,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_whole
 from ..lora.adapter_config import AttachedConfig
 from ..lora.attached import Attached
 from ..lora.linears import made_beside
-from .checks import check_whole
 from .streams import decoder_of
 
 PLACES = {  # of each kind: the adapter's name in a block, and where it reads and writes

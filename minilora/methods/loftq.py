@@ -30,12 +30,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_whole
 from ..lora.injection import require_adapters
 from ..lora.layer import LoRALayer
 from ..lora.merging import original_weights
 from ..lora.requantization import requantize
 from ..nf4.linear import NF4Linear, plain_linear
-from .checks import check_whole
 from .pissa import principal
 
 FAR = 0.5  # of ‖W‖: no four bits of it are as far as that

@@ -26,9 +26,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_switch, check_whole
 from ..lora.adapter_config import AttachedConfig
 from ..lora.attached import Attached
-from .checks import check_switch, check_whole
 from .streams import check_room, check_text, decoder_of, has_past
 
 

@@ -31,9 +31,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..checks import check_whole
 from ..lora.adapter_config import AttachedConfig
 from ..lora.attached import Attached
-from .checks import check_whole
 from .streams import check_room, check_text, decoder_of, has_past
 
 STARTS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")

@@ -15,7 +15,6 @@ Left out: ``continue_final_message``, images and sound, Python functions as tool
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -56,11 +55,6 @@ class ChatTemplate:
             return environment().from_string(self.text)
         except (TemplateError, RecursionError) as error:
             raise ValueError(f"the chat template is not readable Jinja: {error}") from error
-
-    @property
-    def marks_answers(self) -> bool:
-        """Whether the template says itself what the model has to learn."""
-        return re.search(r"\{%-?\s*generation\s*-?%\}", self.text) is not None
 
     def render(
         self,

@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..files import TensorFiles, finish_swap, json_writer, read_json, write_together
+from ..files import finish_swap, json_writer, read_json, write_together
 from ..formats.bitsandbytes_4bit import from_checkpoint, packed_names, to_checkpoint
 from ..nf4.codebook import codebook
 from ..nf4.linear import NF4Linear
 from ..nf4.tensor import NF4Tensor
 from ..nf4.tensor import quantize as quantize_weight
+from ..tensor_files import TensorFiles
 from .config_json import config_json_of, kept_companions, llama_config
 from .foreign import save_foreign
 from .tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_files

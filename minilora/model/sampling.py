@@ -12,13 +12,15 @@ Left out: penalties for repetition, beam search.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from ..checks import is_number
 
 
 @dataclass(frozen=True)
@@ -46,26 +48,21 @@ def ends_of(eos_id: int | Sequence[int] | None) -> tuple[int, ...]:
     return (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
 
 
-def is_number(value: Any, kind: type = Real) -> bool:
-    """Whether it is a number of a kind; True and False are not."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
 def check_sampling(
     max_new_tokens: int, temperature: float, top_k: int | None, top_p: float | None = None
 ) -> None:
     """Raise ``ValueError`` on sampling settings that mean nothing."""
     if not is_number(max_new_tokens, Integral) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1, got {max_new_tokens!r}")
-    sound = is_number(temperature) and (temperature == 0 or 1e-6 <= temperature < float("inf"))
-    if not sound:
+    finite = is_number(temperature, Real) and temperature < math.inf
+    if not finite or not (temperature == 0 or temperature >= 1e-6):
         raise ValueError(
             "temperature must be 0 (greedy) or a finite number of at least 1e-6, "
             f"got {temperature!r}"
         )
     if top_k is not None and (not is_number(top_k, Integral) or top_k < 1):
         raise ValueError(f"top_k must be at least 1, or None for all tokens, got {top_k!r}")
-    if top_p is not None and not (is_number(top_p) and 0 < top_p <= 1):
+    if top_p is not None and not (is_number(top_p, Real) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be above 0 and at most 1, or None, got {top_p!r}")
 
 

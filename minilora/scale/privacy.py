@@ -38,6 +38,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..checks import is_number
+
 ORDERS = (*range(2, 65), 80, 96, 128, 256, 512)
 
 
@@ -189,7 +191,7 @@ def check_account(noise_multiplier: float, rounds: int, delta: float, sampled: f
     """Raise ``ValueError`` for numbers that mean nothing."""
     if not 0 <= noise_multiplier < math.inf:
         raise ValueError(f"noise_multiplier must be finite, not negative, got {noise_multiplier}")
-    if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 0:
+    if not is_number(rounds, int) or rounds < 0:
         raise ValueError(f"rounds must be a whole number, zero or more, got {rounds!r}")
     check_delta(delta)
     if not 0 < sampled <= 1:

@@ -211,6 +211,7 @@ async def pieces_of(first: bytes, rest: Any, events: bool) -> AsyncIterator[byte
     """An answer's body; one that breaks off says so, as ``serving/relay.py`` does."""
     from ray.exceptions import RayActorError
 
+    from ..serving.events import event
     from ..serving.refusals import Refused
 
     yield first
@@ -221,7 +222,7 @@ async def pieces_of(first: bytes, rest: Any, events: bool) -> AsyncIterator[byte
         if not events:
             raise
         lost = Refused(502, "the replica was lost in the middle of this answer", code="server_lost")
-        yield f"data: {json.dumps(lost.body())}\n\n".encode()
+        yield event(lost.body()).encode()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 
+from ..checks import is_number
 from ..lora.config import LoraConfig
 from ..text import did_you_mean
 from ..training.config import TrainConfig
@@ -49,7 +50,7 @@ class Rounds:
             raise ValueError(f"no how={self.how!r}: {hint}")
         for name in ("rounds", "fewest"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_number(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
         for name in ("clipping_norm", "noise_multiplier"):
             if getattr(self, name):
@@ -76,7 +77,7 @@ class Rounds:
                 f"how={self.how!r} takes one rank for all clients: expected r={self.r}, got {r}; "
                 "'stack' and 'svd' take others"
             )
-        if isinstance(r, bool) or not isinstance(r, int) or not 1 <= r <= self.r:
+        if not is_number(r, int) or not 1 <= r <= self.r:
             raise ValueError(f"a client's r must be from 1 to the run's r={self.r}, got {r!r}")
         return replace(self, r=r, lora_alpha=self.lora_alpha * r / self.r)
 

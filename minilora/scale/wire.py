@@ -18,8 +18,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ..files import read_tensors_and_metadata, write_tensors
 from ..lora.combining import LowRank
+from ..tensor_files import read_tensors_and_metadata, write_tensors
 from .settings import Rounds
 
 A, B = "lora_A.weight", "lora_B.weight"

@@ -34,6 +34,7 @@ In reading order:
     streams.py        from the engine's thread into an event loop; clients that leave
     traffic.py        who answers a request: an experiment's arm, or who steps in for it
     generation.py     one request for text, from its arrival to its end
+    events.py         server-sent events
     reply_forms.py    how an answer is written down: whole, or in chunks
     access.py         who asks, and whether the JSON is sound
     completions.py    /v1/chat/completions and /v1/completions

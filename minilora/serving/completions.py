@@ -16,11 +16,12 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from .access import Caller, StrictRoute
+from .events import DONE, event
 from .generation import Generation
 from .protocol import ChatRequest, CompletionRequest
 from .refusals import Refused
 from .replies import ERRORS, ChatReply, CompletionReply
-from .reply_forms import DONE, ChatForm, Form, Pieces, TextForm, event
+from .reply_forms import ChatForm, Form, Pieces, TextForm
 from .streams import Part
 
 router = APIRouter(route_class=StrictRoute, tags=["generation"])

@@ -16,7 +16,6 @@ the row there.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Coroutine
 from typing import Any
 
@@ -25,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Send
 
+from .events import event
 from .refusals import Refused
 from .upstreams import Upstream
 
@@ -130,7 +130,7 @@ class Relay:
         if not self.events:
             raise ConnectionError("the server broke off after the first byte")
         lost = Refused(502, "the server was lost in the middle of this answer", code="server_lost")
-        await self.client_send(body_message(f"data: {json.dumps(lost.body())}\n\n".encode(), False))
+        await self.client_send(body_message(event(lost.body()).encode(), more=False))
 
 
 def body_message(piece: bytes, more: bool) -> Message:

@@ -18,21 +18,11 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+from .events import event
 from .requests import TokenLogprob
 from .streams import Part
 
-
-def event(data: Any) -> str:
-    """One server-sent event (html.spec.whatwg.org, section 9.2).
-
-    >>> event({"a": 1})
-    'data: {"a":1}\\n\\n'
-    """
-    return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
-
-
 BLANK = "\0"  # where a text will stand
-DONE = "data: [DONE]\n\n"
 
 
 class Form:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..checks import is_number
 from ..model.own_forms import question
-from ..model.sampling import Sampling, is_number
+from ..model.sampling import Sampling
 from .adapter_store import Chosen
 from .growing_text import GrowingText
 

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..files import read_tensors, write_tensors
 from ..lora.linears import whole
+from ..tensor_files import read_tensors, write_tensors
 from .loss_scaling import LossScaler
 
 # AdamW's state of one parameter; ``step`` counts only the steps that had a gradient

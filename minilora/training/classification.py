@@ -12,7 +12,6 @@ Left out: several labels a text, regression, validation while it trains.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..methods.training_hooks import check_run as check_method
 from ..methods.training_hooks import update_and_allocate, with_extra_loss
 from ..text import listed
 from .config import TrainConfig
+from .data_files import rows_of
 from .optimizer import build_optimizer
 from .order import batch_indices
 from .steps import steps
@@ -55,9 +55,10 @@ class Texts:
 
 
 def read_labelled(path: str | Path) -> list[Labelled]:
-    """Rows of a CSV with the columns ``text`` and ``label``; others are ignored.
+    """Rows of a table with the columns ``text`` and ``label``; others are ignored.
 
-    Raises ``ValueError`` for a file without them, and names the lines that lack either.
+    A CSV, or any other file that ``data_files.rows_of`` reads. Raises ``ValueError`` for a file
+    without these columns, and names the rows that lack either.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -66,20 +67,22 @@ def read_labelled(path: str | Path) -> list[Labelled]:
     ...     read_labelled(file)
     [Labelled(text='Good case.', label='positive')]
     """
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in ("text", "label") if name not in (reader.fieldnames or ())]:
+    rows, bad = [], []
+    for row in rows_of(path):
+        if row.problem:
+            raise ValueError(f"{row.where}: {row.problem}")
+        columns = list(row.value) if isinstance(row.value, dict) else []
+        if missing := [name for name in ("text", "label") if name not in columns]:
             raise ValueError(
                 f"{path} has no column {' and no '.join(missing)}: --task classify reads a CSV "
-                f"whose first line names text and label, got {reader.fieldnames}"
+                f"whose first line names text and label, got {columns}"
             )
-        rows, bad = [], []
-        for row in reader:
-            text, label = (row["text"] or "").strip(), (row["label"] or "").strip()
-            rows.append(Labelled(text, label))
-            bad += [] if text and label else [str(reader.line_num)]
+        cells = [row.value[name] for name in ("text", "label")]
+        text, label = ("" if cell is None else str(cell).strip() for cell in cells)
+        rows.append(Labelled(text, label))
+        bad += [] if text and label else [row.where]
     if bad:
-        raise ValueError(f"{path}: no text or no label in line {listed(bad, 5, ', ')}")
+        raise ValueError(f"no text or no label in {listed(bad, 5, ', ')}")
     if not rows:
         raise ValueError(f"{path} holds no rows")
     return rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import UnionType
 from typing import Any, TypedDict
 
+from ..checks import is_number
 from ..text import names_other_libraries_use
 
 BIG = 50_000_000  # parameters; a base of more is trained, and measured, with more care
@@ -94,7 +94,7 @@ class TrainConfig:
         rates = ("lr", "warmup", "clip", "weight_decay", "loraplus_ratio")
         for name in rates if self.epochs is None else (*rates, "epochs"):
             value = getattr(self, name)
-            if not is_number(value, int | float) or not math.isfinite(value):
+            if not is_number(value) or not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value!r}")
         check_seed(self.seed)
         if self.epochs is not None and self.epochs <= 0:
@@ -199,14 +199,9 @@ def settings_for(parameters: int) -> dict[str, Any]:
     return {"lr": rate_for(parameters), "steps": steps, "batch_size": batch_size}
 
 
-def is_number(value: object, kind: type | UnionType) -> bool:
-    """Whether a value is of a kind of number; True and False are not numbers here."""
-    return isinstance(value, kind) and not isinstance(value, bool)
-
-
-def check_count(name: str, value: object, smallest: int) -> None:
+def check_count(name: str, value: Any, smallest: int) -> None:
     """Raise ``ValueError`` unless a value is a whole number of at least ``smallest``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+    if not is_number(value, int) or value < smallest:
         raise ValueError(f"{name} must be a whole number of at least {smallest}, got {value!r}")
 
 

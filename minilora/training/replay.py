@@ -28,10 +28,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from ..checks import is_number
 from ..lora.paths import unwrapped
 from .batches import Batch, Encoded, encode_all, pad
 from .checkpoint import checksum, digest
-from .config import TrainConfig, check_count, is_number
+from .config import TrainConfig, check_count
 from .examples import Document, Example, Learnt, Task, asked_and_expected
 from .history import Record
 from .mixture import TASK, Part, rows_until, shares
@@ -133,7 +134,7 @@ Replay = Examples | Prose | SelfReplay
 
 def check_share(share: float) -> None:
     """Raise ``ValueError`` unless a share leaves room for the task."""
-    if not is_number(share, int | float) or not 0 < share < 1:
+    if not is_number(share) or not 0 < share < 1:
         raise ValueError(f"share must be above 0 and below 1, a share of all rows, got {share!r}")
 
 

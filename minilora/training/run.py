@@ -123,16 +123,20 @@ def set_up(
         with ranks.copy_of(file) as own_file:
             state.history = History(**load_checkpoint(own_file, state, identity))
     notes = [*what_trains(model, parameters, config), *layout.notes(), *longer(state, config)]
-    notes += ranks.notes(model, config)
-    if len(valid) < len(held_out):
-        notes.append(
-            f"a validation takes {len(valid)} of {len(held_out)} held-out examples, drawn by the "
-            "seed (valid_examples=0: all)"
-        )
+    notes += [*ranks.notes(model, config), *drawn_from(held_out, len(valid))]
     notes += map(describe, state.history.replay)
     state.planned = config.steps
     made = parameters, optimizer, state, identity, config, objective, notes
     return Run(step_batches, valid_batches, *made, ranks)
+
+
+def drawn_from(held_out: Sequence[Encoded], taken: int) -> Iterator[str]:
+    """Whether a validation takes a part of the held-out examples only."""
+    if taken < len(held_out):
+        yield (
+            f"a validation takes {taken} of {len(held_out)} held-out examples, drawn by the "
+            "seed (valid_examples=0: all)"
+        )
 
 
 def what_trains(

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from minilora.files import write_json, write_tensors
+from minilora.files import write_json
+from minilora.tensor_files import write_tensors
 
 BASE = {"architecture": "a" * 16, "tensors": "b" * 16}
 

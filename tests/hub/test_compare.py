@@ -41,7 +41,7 @@ def test_the_rank_of_a_product_that_lost_one():
 
 def test_deltas_are_compared_and_not_factors(tmp_path):
     """(B M)(M⁻¹ A) is the same ΔW with other factors."""
-    from minilora.files import read_tensors, write_tensors
+    from minilora.tensor_files import read_tensors, write_tensors
 
     hub, folder = Hub(tmp_path / "hub"), make_adapter(tmp_path / "mine")
     hub.push("naval", folder)

@@ -12,9 +12,9 @@ import torch
 
 import minilora
 from minilora import LoraConfig
-from minilora.files import read_tensors, write_tensors
 from minilora.formats.base_fingerprint import Fingerprint, fingerprint
 from minilora.hub import DamageError, Hub, data_hash, resolve
+from minilora.tensor_files import read_tensors, write_tensors
 from minilora.training.data import Example
 
 from .adapters import BASE, flip_bit, make_adapter

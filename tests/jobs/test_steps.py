@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import minilora
-from minilora.files import read_tensors
 from minilora.hub import Hub
 from minilora.jobs import Spec, Worker
 from minilora.jobs.steps import as_line
+from minilora.tensor_files import read_tensors
 from minilora.training.examples import split_examples
 from minilora.training.readers import read_examples
 

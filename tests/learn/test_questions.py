@@ -17,6 +17,15 @@ NAMES += r"|\d+( or \d+)?[ -]bits?\b"
 COMMON = {"what", "with", "that", "than", "then", "this", "from", "need", "take", "where"}
 
 
+def shown_text(answer):
+    """What the lesson or the document says that shows the answer, without line breaks."""
+    if isinstance(answer.shown, int):
+        text = " ".join(cell.text for cell in find_lesson(answer.shown).cells)
+    else:
+        text = questions.file_of(answer.shown).read_text(encoding="utf-8")
+    return " ".join(text.split())
+
+
 @pytest.fixture(scope="module")
 def answers():
     return questions.read_answers()
@@ -81,7 +90,7 @@ def test_what_is_linked_shows_it(answers):
     """The words stand in the lesson or the document, and one of them in the question or answer."""
     for answer in answers:
         words = re.sub(r"[`*]", "", answer.words)
-        shown = questions.shown_text(answer)
+        shown = shown_text(answer)
         assert answer.words in shown, f"{answer.question}: {answer.shown} lacks {answer.words!r}"
         asked = (answer.question + " " + answer.text).lower()
         keys = [word[:5] for word in re.findall(r"\w{4,}", words.lower())]
@@ -95,7 +104,7 @@ def test_what_is_linked_shows_it(answers):
 def test_a_line_that_is_not_there_is_named(answers):
     end = 'Lesson 05, "no such words" · README.md · `no such line`'
     wrong = questions.read_answer(f"## Why?\n\nSo.\n\n{end}", "", "q")
-    assert wrong.words not in questions.shown_text(wrong)
+    assert wrong.words not in shown_text(wrong)
     with pytest.raises(ValueError, match="names a line that README.md lacks: no such line"):
         questions.line_number(wrong)
     with pytest.raises(ValueError, match="must end in 'Lesson NN"):

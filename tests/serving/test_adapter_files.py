@@ -9,6 +9,7 @@ import torch
 import minilora
 from minilora.files import read_json, write_json
 from minilora.serving.adapter_store import AdapterStore
+from minilora.tensor_files import read_tensors, read_tensors_and_metadata, write_tensors
 
 from .adapters import adapted, make_adapter
 
@@ -21,8 +22,8 @@ def store():
 def changed(folder, target, **fields):
     """A copy of an adapter with other fields in its config, and no copy of it in the tensors."""
     shutil.copytree(folder, target)
-    tensors = minilora.files.read_tensors(target / "adapter_model.safetensors")
-    minilora.files.write_tensors(target / "adapter_model.safetensors", tensors)
+    tensors = read_tensors(target / "adapter_model.safetensors")
+    write_tensors(target / "adapter_model.safetensors", tensors)
     write_json(target / "adapter_config.json", read_json(target / "adapter_config.json") | fields)
     return target
 
@@ -32,13 +33,13 @@ def test_vllm_34186_wrong_keys_and_every_other_misfit_are_errors(store, folders,
     folder = tmp_path / "prefix"
     shutil.copytree(folders["qv"], folder)
     file = folder / "adapter_model.safetensors"
-    tensors, metadata = minilora.files.read_tensors_and_metadata(file)
+    tensors, metadata = read_tensors_and_metadata(file)
     renamed = {key.replace(".layers", ".language_model.layers"): t for key, t in tensors.items()}
-    minilora.files.write_tensors(file, renamed, metadata)
+    write_tensors(file, renamed, metadata)
     with pytest.raises(ValueError, match="q_proj is a target of its config, but has no tensors"):
         store.load("bad", folder)
     broken = {key: torch.full_like(t, torch.nan) for key, t in tensors.items()}
-    minilora.files.write_tensors(file, broken, metadata)
+    write_tensors(file, broken, metadata)
     with pytest.raises(ValueError, match="holds values that are not finite"):
         store.load("bad", folder)
     with pytest.raises(ValueError, match="is missing|no such|does not exist|expected"):
@@ -120,14 +121,14 @@ def test_a_kind_is_checked_once_and_its_values_and_base_each_time(store, tmp_pat
         store.load(f"user-{seed}", make_adapter(tmp_path / str(seed), seed=seed))
     assert len(checked) == 1
     file = tmp_path / "1" / "adapter_model.safetensors"
-    tensors, metadata = minilora.files.read_tensors_and_metadata(file)
+    tensors, metadata = read_tensors_and_metadata(file)
     broken = {key: torch.full_like(t, torch.inf) for key, t in tensors.items()}
-    minilora.files.write_tensors(file, broken, metadata)
+    write_tensors(file, broken, metadata)
     with pytest.raises(ValueError, match="holds values that are not finite"):
         store.load("broken", tmp_path / "1")
     base = json.loads(metadata["minilora_base"]) | {"tensors": "0"}
     other = metadata | {"minilora_base": json.dumps(base)}
-    minilora.files.write_tensors(file, tensors, other)
+    write_tensors(file, tensors, other)
     for any_base in (False, True, False):  # what one call means to take, the next does not
         if any_base:
             store.load("other", tmp_path / "1", any_base=True)
@@ -135,7 +136,7 @@ def test_a_kind_is_checked_once_and_its_values_and_base_each_time(store, tmp_pat
             with pytest.raises(ValueError, match="was made for a base with other values"):
                 store.load("other", tmp_path / "1")
     cut = {key: t[:1] if "lora_A" in key else t[:, :1] for key, t in tensors.items()}
-    minilora.files.write_tensors(file, cut, metadata)
+    write_tensors(file, cut, metadata)
     with pytest.raises(ValueError, match="expected"):
         store.load("cut", tmp_path / "1")
 
@@ -155,7 +156,7 @@ def test_a_tied_head_is_refused(tmp_path):
     assert base.lm_head.weight is base.model.embed_tokens.weight
     folder = make_adapter(tmp_path / "head", seed=0)
     path = folder / "adapter_model.safetensors"
-    tensors, _ = minilora.files.read_tensors_and_metadata(path)
+    tensors, _ = read_tensors_and_metadata(path)
     extra = {
         "base_model.model.lm_head.lora_A.weight": torch.zeros(4, 128),
         "base_model.model.lm_head.lora_B.weight": torch.zeros(base.config.vocab_size, 4),
@@ -164,6 +165,6 @@ def test_a_tied_head_is_refused(tmp_path):
     config["target_modules"] = [*config["target_modules"], "lm_head"]
     write_json(folder / "adapter_config.json", config)
     metadata = {"minilora_config": json.dumps(config)}
-    minilora.files.write_tensors(path, tensors | extra, metadata)
+    write_tensors(path, tensors | extra, metadata)
     with pytest.raises(ValueError, match="lm_head, whose weight is tied to"):
         AdapterStore(base).load("head", folder)

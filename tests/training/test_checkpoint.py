@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from minilora.files import write_tensors
+from minilora.tensor_files import write_tensors
 from minilora.training.checkpoint import State, load_checkpoint, save_checkpoint
 
 

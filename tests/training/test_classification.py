@@ -131,7 +131,7 @@ def test_the_command_needs_an_encoder(capsys):
 
 WRONG = {
     "text,class\na,b\n": "has no column label",
-    "text,label\ngood,\n": "no text or no label in line 2",
+    "text,label\ngood,\n": r"no text or no label in .*x\.csv, line 2",
     "text,label\n": "holds no rows",
 }
 

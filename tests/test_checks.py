@@ -2,7 +2,7 @@
 
 import pytest
 
-from minilora.methods.checks import check_number, check_switch, check_whole
+from minilora.checks import check_number, check_switch, check_whole
 
 
 def test_what_is_right_passes():

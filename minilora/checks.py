@@ -1,12 +1,27 @@
-"""Checks of the numbers in a method's config: each raises with the name and the value. No torch."""
+"""Checks of numbers in a config: each raises with the name and the value. No torch."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
+
+
+def is_number(value: object, kind: Any = int | float) -> bool:
+    """Whether a value is of a kind of number; True and False are not numbers here.
+
+    >>> is_number(0.5), is_number(0.5, int), is_number(True)
+    (True, False, False)
+    """
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def check_whole(name: str, value: object, smallest: int) -> None:
-    """Raise unless a value is a whole number of at least ``smallest``."""
+    """Raise unless a value is a whole number of at least ``smallest``.
+
+    >>> check_whole("r", 0, 1)
+    Traceback (most recent call last):
+    ValueError: r must be at least 1, got 0
+    """
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < smallest:
