@@ -8,10 +8,10 @@
 #
 #     rsLoRA     the scale: α/√r instead of α/r
 #     LoRA+      the rates: B learns 16 times as fast as A
-#     DoRA       the form: W = m · (W₀ + s B A) / ‖W₀ + s B A‖, each row's length apart
-#     PiSSA      the start: A and B begin as the largest part of W₀, which is taken off again
+#     DoRA       the form: W = m · (W₀ + s B A) / ‖W₀ + s B A‖, row by row
+#     PiSSA      the start: A, B begin as the largest part of W₀, which is taken off
 #     AdaLoRA    the ranks: ΔW = B (E ∘ A), and where E matters least it becomes 0
-#     VeRA       what trains: ΔW = diag(b) B diag(d) A, with A and B random and shared
+#     VeRA       what trains: ΔW = diag(b) B diag(d) A, A and B random, shared
 #
 # A fair comparison gives each the same task, the same steps, and *its own rate*: a method that is
 # scaled otherwise wants another one, and "method X beats LoRA" is often "X's scale suits LoRA's

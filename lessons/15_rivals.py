@@ -6,11 +6,12 @@
 # LoRA changes weights. There are three other places where a frozen model can be given something to
 # train, and each has a method with a name:
 #
-#     input    [P; E[tokens]]           a soft prompt: k vectors before the text (arXiv 2104.08691)
-#     cache    [K_p; K], [V_p; V]       a prefix: k keys and values in every layer (2101.00190)
-#     output   h + W_up relu(W_down h)  a bottleneck beside each block (1902.00751, 2005.00247)
-#     bias     W x + b, b trained       BitFit (2106.10199)
+#     input    [P; E[tokens]]           a soft prompt: k vectors before the text
+#     cache    [K_p; K], [V_p; V]       a prefix: k keys and values in each layer
+#     output   h + W_up relu(W_down h)  a bottleneck beside each block
+#     bias     W x + b, b trained       BitFit
 #
+# (From the top: arXiv 2104.08691; 2101.00190; 1902.00751 and 2005.00247; 2106.10199.)
 # Which one should you take? We train each a little, and then ask what each cannot do.
 
 # %%
@@ -130,9 +131,9 @@ show(draw(loss, trained), "Bars of held-out loss of six methods, the best at the
 #
 #     LoRA          Σ r (in + out)            merges: W + s B A is one weight
 #     BitFit        Σ out                     merges: into the bias
-#     bottleneck    L (2 d k + k + d)         cannot merge: relu stands between the two products
-#     prefix        L · 2 k · kv_heads · head_dim    cannot merge: it is a cache
-#     soft prompt   k d                       cannot merge: it is input
+#     bottleneck    L (2 d k + k + d)         cannot: relu stands between
+#     prefix        2 L k · kv_heads · head_dim   cannot: it is a cache
+#     soft prompt   k d                       cannot: it is input
 #
 # Merging is what makes a method free at inference. The others pay in every call. A prompt and a
 # prefix also take k of the model's positions, and a bottleneck adds two products to each layer.

@@ -10,10 +10,10 @@
 #
 # W is the same for all rows, so its product can be one. What to do with the rest? Four ways:
 #
-#     loop        the base once, then one adapter after the other, each for its own rows
-#     swap        for each adapter: W + ΔW, then its rows (what a merge per request is)
-#     gathered    A and B of the batch's rows copied together in every call, two batched products
-#     own rows    the same products, but the copy lies ready: a row gets it when it is admitted
+#     loop       the base once, then adapter by adapter, each for its own rows
+#     swap       for each adapter W + ΔW, then its rows: a merge per request
+#     gathered   in each call A and B of all rows copied, then two batched products
+#     own rows   the same products; a row gets its copy once, when it is admitted
 #
 # PEFT's mixed batches are the loop (its maintainer says in huggingface/peft #2283 that it does not
 # parallelize there). Gathering is the idea of Punica (arXiv 2310.18547), whose GPU kernel reads the

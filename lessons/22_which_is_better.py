@@ -108,7 +108,7 @@ assert alarms["E-value"][-1] < 0.06
 
 # %% [markdown]
 # The z-test keeps its promise for *one* look. Each further look is another throw of the dice, and
-# whoever stops at the first "yes" collects them all. The E-value may be looked at any time.
+# whoever stops at the first "yes" collects them all. You may look at the E-value at any time.
 #
 # Choosing is looking, too:
 

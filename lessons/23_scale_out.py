@@ -8,9 +8,9 @@
 # Flower carry the messages. What they cannot know is what may be added to what. This lesson is
 # about sums, one after the other:
 #
-#     gradients   g  = Σ g_k                 if each was divided by the tokens of *all*
-#     adapters    ΔW = Σ w_i B_i A_i         and not (Σ w_i B_i) (Σ w_i A_i)
-#     messages    Σ m_i                      may be known where no single m_i is
+#     gradients   g  = Σ g_k               if each is divided by *all* tokens
+#     adapters    ΔW = Σ w_i B_i A_i       and not (Σ w_i B_i) (Σ w_i A_i)
+#     messages    Σ m_i                    may be known where no single m_i is
 #
 # The first two are trained and measured, the third hides a client from a curious server, and "Break
 # it" shows three sums that are wrong.

@@ -3,11 +3,12 @@
 #
 # Know first: lessons 07, 12 and 13 · Difficulty ●●● · 12 minutes to read · 60 seconds to run
 #
-# You built parts, each tried by itself. Do they make a machine? Here one file of yours joins them:
-# it adapts the shipped base, trains it, in floats or four bits, and writes a folder for PEFT.
+# You built parts, each tried by itself. Do they make a machine? One file of yours joins them: it
+# adapts the base, trains it, in floats or four bits, and writes a folder for PEFT.
 #
-#     init_factors (04)   lora_gradients (03)   inject_by_name (06)   train_steps (07)
-#     pack_nibbles, unpack_nibbles (10)   quantize_scales (11)   lean_product (12)   merge_once (13)
+#     init_factors (04)  lora_gradients (03)  inject_by_name (06)  train_steps (07)
+#     pack_nibbles, unpack_nibbles (10)   quantize_scales (11)
+#     lean_product (12)   merge_once (13)
 #
 # "It trains" is no proof: a wrong gradient trains too, only worse. So we ask for the library's
 # numbers, from the first loss to the last factor, and count how many are equal to the bit.
@@ -340,8 +341,7 @@ else:
 #
 # - LoRA and QLoRA are nine short functions and four joints, and you have built each of them.
 # - After {{ STEPS}} steps, two independent builds that add in one order have {{ equal["floats"]}}
-#   of {{ total}} factors equal to the bit, in four bits {{ equal["four bits"]}}. Builds that add in
-#   another order are told apart by rounding.
+#   of {{ total}} factors equal to the bit, in four bits {{ equal["four bits"]}}.
 # - A falling loss proves little: without one gradient it fell from {{ broken[0]:.2f}} to
 #   {{ broken[-1]:.2f}}, and the first two steps were right to the bit.
 # - An adapter is two files. Who writes the right names and the right alpha can be read by PEFT.

@@ -5,6 +5,7 @@ No torch, no rich.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
@@ -84,11 +85,11 @@ def names_other_libraries_use(**ours: str) -> Callable[[Class], Class]:
 
     def decorate(cls: Class) -> Class:
         dataclass: Any = cls
-        init, fields = dataclass.__init__, dataclass.__dataclass_fields__
+        init, fields = dataclass.__init__, [f.name for f in dataclasses.fields(dataclass)]
 
         @functools.wraps(init)
         def checked(self: Any, *values: Any, **settings: Any) -> None:
-            for name in settings.keys() - fields.keys():
+            for name in settings.keys() - set(fields):
                 known = f"known are {', '.join(fields)}"
                 hint = did_you_mean(ours.get(name, name), fields, known)
                 raise TypeError(f"{cls.__name__} has no {name!r}: {hint}")

@@ -132,10 +132,13 @@ def test_no_exception_outlives_its_reason():
 
 
 def public_names():
+    """What ``minilora`` offers, and what the face of each wing does, as ``hub.Hub``."""
     for name in minilora.__all__:
-        value = getattr(minilora, name)
-        inner = value.__all__ if inspect.ismodule(value) else ()
-        yield from [f"{name}.{each}" for each in inner] or [name]
+        if not inspect.ismodule(getattr(minilora, name)):
+            yield name
+    for wing in sorted({wing_of(module) for module in MODULES if module.endswith("/__init__")}):
+        face = importlib.import_module(f"minilora.{wing}")
+        yield from (f"{wing}.{name}" for name in getattr(face, "__all__", ()))
 
 
 @pytest.mark.parametrize("name", public_names())

@@ -6,7 +6,12 @@ from typing import NamedTuple
 
 
 class Bug(NamedTuple):
-    """One bug: ``right`` stands once in the source of ``where``, and ``wrong`` takes its place."""
+    """One bug: ``right`` stands once in the source of ``where``, and ``wrong`` takes its place.
+
+    >>> from minilora.bugs import find_bug
+    >>> find_bug("two zeros").wrong
+    'nn.init.zeros_(self.lora_A)'
+    """
 
     name: str
     where: str  # module:function

@@ -39,7 +39,11 @@ def find_bug(name: str) -> Bug:
 
 
 def describe_all() -> str:
-    """Every bug on one line: its name, its function, the thread about it."""
+    """Every bug on one line: its name, its function, the thread about it.
+
+    >>> describe_all().splitlines()[-1].partition(": ")[0].endswith("bugs. Look at one")
+    True
+    """
     rows = [(bug.name, bug.where, bug.thread or "–") for bug in BUGS]
     hint = f"{len(BUGS)} bugs. Look at one: minilora zoo {BUGS[0].name!r}"
     return "\n".join([*columns(rows), hint])

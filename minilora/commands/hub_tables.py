@@ -9,24 +9,19 @@ from typing import Any
 from ..hub.page import kilobytes
 
 
+def version_row(version: Any, metrics: Sequence[str]) -> tuple[str, ...]:
+    """A version's line: what it is, its scores, its size, when it came."""
+    manifest = version.manifest
+    scores = [f"{manifest.metrics[m]:.4g}" if m in manifest.metrics else "" for m in metrics]
+    rank, size = plain(manifest.settings["r"]), kilobytes(manifest.bytes)
+    day = time.strftime("%Y-%m-%d", time.gmtime(version.pushed))
+    return version.spec, ", ".join(version.aliases), manifest.task, *scores, rank, size, day
+
+
 def show_versions(chosen: Sequence[Any]) -> None:
     """Versions as a table, a column a score."""
     metrics = sorted({name for each in chosen for name in each.manifest.metrics})
-    rows = [
-        (
-            each.spec,
-            ", ".join(each.aliases),
-            each.manifest.task,
-            *(
-                f"{each.manifest.metrics[m]:.4g}" if m in each.manifest.metrics else ""
-                for m in metrics
-            ),
-            plain(each.manifest.settings["r"]),
-            kilobytes(each.manifest.bytes),
-            time.strftime("%Y-%m-%d", time.gmtime(each.pushed)),
-        )
-        for each in chosen
-    ]
+    rows = [version_row(each, metrics) for each in chosen]
     table(("version", "aliases", "task", *metrics, "rank", "size", "pushed"), rows)
 
 

@@ -132,7 +132,8 @@ def run_here(queue: Any, options: argparse.Namespace) -> int:
         say(f'Next: minilora generate --adapter {version} --hub {options.hub} "your question"')
     elif job.is_open:
         say(f"{job.id} is {job.status}; the same command goes on with it")
-    return 0 if job.status == "succeeded" else 130 if job.is_open else 1
+        return 130
+    return 0 if job.status == "succeeded" else 1
 
 
 def worker_of(queue: Any, options: argparse.Namespace) -> Any:

@@ -120,8 +120,13 @@ def print_course(folder: Path) -> None:
             table.add_row(lesson.slug[:2], question, lesson.difficulty, minutes, done)
         console.print(table)
         console.print()
-    console.print("Begin with: [bold]minilora learn 0[/]")
-    console.print("Twenty questions from lessons behind you: [bold]minilora learn quiz[/]")
+    begun = {lesson: record.lessons.get(lesson.slug) for lesson in list_lessons()}
+    left = [lesson for lesson, entry in begun.items() if entry is None or not entry["finished"]]
+    if left:
+        verb = "Go on with" if any(begun.values()) else "Begin with"
+        console.print(f"{verb}: [bold]minilora learn {left[0].number}[/]")
+    behind = " from lessons behind you" if len(left) < len(begun) else ""
+    console.print(f"A quiz of twenty questions{behind}: [bold]minilora learn quiz[/]")
 
 
 def done_text(lesson: Any, entry: dict[str, Any] | None) -> str:

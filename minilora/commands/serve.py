@@ -15,7 +15,7 @@ from typing import Any
 from .hub_names import add_hub_option
 from .options import add_base_option, add_device_option, check_device
 from .serve_experiment import add_experiment, run_experiment
-from .serve_keys import add_keys, add_state_option, run_keys
+from .serve_keys import add_keys, add_state_option, run_keys, warning_of
 from .serve_workers import add_worker_options, end_with_the_gateway, run_gateway
 
 EPILOG = """examples:
@@ -101,6 +101,8 @@ def run(options: argparse.Namespace) -> int:
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]
                 print(ready_text(service, options.host, port), flush=True)
+                if warning := warning_of(options.host, options.state):
+                    print(warning, flush=True)
 
         def handle_exit(self, sig: int, frame: Any) -> None:
             """The first signal drains, the second ends at once."""

@@ -7,6 +7,7 @@ a change with the next request.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,26 @@ def add_state_option(parser: argparse.ArgumentParser) -> None:
     """``--state``: the folder of the server's own files."""
     about = "folder of the server's keys and logs (default: %(default)s)"
     parser.add_argument("--state", type=Path, default=Path("server"), help=about)
+
+
+def warning_of(host: str, state: Path) -> str:
+    """What to say where others can reach a server that asks nobody for a key; else empty.
+
+    >>> warning_of("127.0.0.1", Path("server"))
+    ''
+    """
+    from ..serving.refusals import Refused
+    from ..serving.tenants import Tenants
+
+    if host in ("127.0.0.1", "::1", "localhost"):
+        return ""
+    with Tenants(state / "keys.sqlite") as tenants, contextlib.suppress(Refused):
+        tenants.who(None)  # refused once there is a key
+        return (
+            f"warning: whoever reaches {host} may do everything until a key is added:\n"
+            f"  minilora serve keys add NAME --admin --state {state}      see SECURITY.md"
+        )
+    return ""
 
 
 def add_key_options(parser: argparse.ArgumentParser) -> None:

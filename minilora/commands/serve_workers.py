@@ -14,6 +14,8 @@ import threading
 import time
 from typing import Any
 
+from .serve_keys import warning_of
+
 OWN = ("workers", "service", "host", "port", "worker", "action")  # not the workers'
 
 
@@ -103,6 +105,8 @@ async def serve(options: argparse.Namespace) -> None:
                     f", {len(services)} services" * bool(services)
                 )
                 print(f"ready at http://{host}:{port}   {many}", flush=True)
+                if warning := warning_of(options.host, options.state):
+                    print(warning, flush=True)
 
     async with workers, Gateway([*workers.upstreams, *services]) as gateway:
         config = uvicorn.Config(

@@ -1,4 +1,5 @@
-"""Files of methods that are no weights: soft prompts and prefixes as PEFT's, bottlenecks as ours.
+"""Files of methods that stand beside the weights: soft prompts and prefixes in PEFT's form,
+bottlenecks in ours.
 
     PROMPT_TUNING, PREFIX_TUNING    one tensor, ``prompt_embeddings``: PEFT's key, without a prefix
     BOTTLENECK                      <block>.<adapter>.adapter_down.weight, and so on
@@ -39,9 +40,14 @@ READ = {  # the fields of a file that say how to build
 }
 
 
-def save_attached(model: nn.Module, folder: Path, card: Any = None) -> Path:
-    """Write a model's attached modules. Raises ``ValueError`` for values that are not finite."""
+def save_attached(model: nn.Module, folder: Path, plain: bool, card: Any = None) -> Path:
+    """Write a model's attached modules.
+
+    Raises ``ValueError`` for values that are not finite, and for ``plain``, which is LoRA's.
+    """
     config: AttachedConfig = adapter_config(model)
+    if plain:
+        raise ValueError(f"plain=True writes plain LoRA, this model has {config.peft_type}")
     tensors: dict[str, Tensor] = {}
     for _, part in attached_modules(model):
         tensors |= {name: t.detach() for name, t in part.tensors().items()}

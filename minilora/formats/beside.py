@@ -4,7 +4,7 @@
     <path>.bias, <adapted path>.base_layer.bias                  trained biases
     <embedding>.token_adapter.trainable_tokens_delta   (k, d)    the rows themselves, no difference
 
-Which of them belong into a file follows from its config and the model, so a missing one and an
+Which of them belong in a file follows from its config and the model, so a missing one and an
 unknown one are both found. PEFT 0.21 writes some things twice, which are dropped here: with
 ``bias="all"`` the biases of a wrapped module under three names; with an embedding among the targets
 the whole frozen table, ``….base_layer.weight``, which must be the model's own.

@@ -74,7 +74,7 @@ def method_contents(
     kinds = {(type(layer).__name__, id(getattr(layer, "config", None))) for _, layer in layers}
     if len(kinds) > 1:
         names = ", ".join(sorted({name for name, _ in kinds}))
-        raise ValueError(f"one folder holds one method's adapters, this model has {names}")
+        raise ValueError(f"one folder holds one method's adapters, this model has several: {names}")
     config: Any = layers[0][1].config
     settings = {k: v for k, v in asdict(config).items() if k not in ABOUT_MODULES[1:]}
     settings |= {"peft_type": config.peft_type, "target_modules": names_of([n for n, _ in layers])}

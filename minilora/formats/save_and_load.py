@@ -70,7 +70,7 @@ def save_adapter(
     """
     check_container(model)
     if any(attached_modules(model)):
-        return save_attached(model, Path(folder), card)
+        return save_attached(model, Path(folder), plain, card)
     if any(is_other_method(layer) for _, layer in require_adapters(model)):
         return save_method(model, Path(folder), plain, card)
     layers = layers_to_save(model)

@@ -36,7 +36,16 @@ def digest(content: bytes) -> str:
 
 
 class DamageError(ValueError):
-    """Stored bytes are missing, or are no longer those that were stored."""
+    """Stored bytes are missing, or are no longer those that were stored.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     try:
+    ...         Blobs(Path(folder)).read("0" * 64)
+    ...     except DamageError as error:
+    ...         print(str(error).endswith("is missing"))
+    True
+    """
 
 
 class Blobs:

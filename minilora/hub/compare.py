@@ -45,6 +45,12 @@ class Comparison:
 
     ``settings``, ``scores``: name -> (of the first, of the second), where they differ. ``data``:
     one sentence.
+
+    >>> print(Comparison(("a@1", "a@2"), True, "one base", "the same data", {}, {}, ()))
+    a@1 and a@2: one base; the same data
+    the same tensors and settings: one adapter under two names
+    <BLANKLINE>
+    module  ‖ΔW‖  ‖ΔW'‖  rank  rank'  cosine
     """
 
     names: tuple[str, str]

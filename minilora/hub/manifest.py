@@ -55,6 +55,11 @@ class Manifest:
     - ``parent``: the version it replaces or was made from; ``recipe``: how it was trained;
       ``packages``: with which versions.
     - ``files``: path -> [SHA-256, bytes].
+
+    >>> files = {"adapter_config.json": ["0" * 64, 120]}
+    >>> naval = Manifest("naval", "1.0.0", "c0ffee", files, {"r": 8})
+    >>> naval.bytes, Manifest.parse(naval.text) == naval
+    (120, True)
     """
 
     name: str

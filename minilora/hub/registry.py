@@ -25,6 +25,10 @@ MANIFEST = "manifest.json"  # a version's manifest is a blob too, so that its ha
 class Version:
     """One version as a hub has it. ``manifest``: what is known of it; ``digest``: the manifest's
     hash.
+
+    >>> manifest = Manifest("naval", "1.0.0", "c0ffee", {}, {})
+    >>> Version("default", manifest, "2cf2", ("champion",), pushed=0.0, used=0.0).spec
+    'naval@1.0.0'
     """
 
     tenant: str

@@ -48,6 +48,10 @@ PRECISION = 0.95
 class Route:
     """Where a question goes: ``name``, or None for the base; ``margin``; the best names with their
     scores.
+
+    >>> route = Route(None, 0.02, (("naval", 0.31), ("legal", 0.29)))
+    >>> "the base" if route.name is None else route.name
+    'the base'
     """
 
     name: str | None
@@ -82,7 +86,11 @@ class Router:
         ``ValueError`` without any.
         """
         if len(examples) < 2 or min(map(len, examples.values())) < 5:
-            raise ValueError("a router needs at least two adapters, and five examples of each")
+            counts = ", ".join(f"{name}: {len(each)}" for name, each in examples.items())
+            raise ValueError(
+                "a router needs at least two adapters, and five examples of each, got "
+                f"{counts or 'none'}"
+            )
         held = {
             name: [row for row in range(len(each)) if row % 5 == 4]
             for name, each in examples.items()

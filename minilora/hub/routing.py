@@ -65,5 +65,5 @@ def kept_router(file: Path, identity: tuple[int, ...]) -> Router:
     """
     content = file.read_bytes()
     if digest(content) != file.name.partition("-")[2]:
-        raise ValueError(f"{file} is damaged")
+        raise ValueError(f"{file} is damaged: its content is not what its name says")
     return load_router(content)

@@ -2,7 +2,7 @@
 
 ``verify`` reads everything and changes nothing. ``gc`` and ``prune`` delete, inside one transaction
 that holds the same write lock as a push: a blob that a push is about to name cannot be taken for an
-orphan, because there is no push then.
+orphan, because no push runs meanwhile.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from .registry import MANIFEST, note, versions
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is wrong: which version (or ``"hub"``), and what about it."""
+    """One thing that is wrong: which version (or ``"hub"``), and what about it.
+
+    >>> print(Damage("naval@1.0.0", "adapter_config.json is missing"))
+    naval@1.0.0: adapter_config.json is missing
+    """
 
     spec: str
     problem: str

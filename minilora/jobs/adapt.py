@@ -4,11 +4,12 @@
     train      from the *base*, on the old examples and the accepted new ones, with self-replay: a
                job in the queue (learning.py)
     gate       held-out questions until enough is known (exam.py); regression, prose, canaries, norm
-    blame      harm was shown? train without each suspect; who is proved to have done it is expelled
+    blame      harm was shown? train without each suspect; whoever is proved to have done it is
+               expelled
     promote    ``champion`` moves by compare-and-set: whoever moved it meanwhile wins
     watch      live pairs against the one before; E ≥ 1/α that the new one is worse: roll back
 
-Training goes out from the base each time, not from the last adapter: what was learnt wrongly, and
+Training starts from the base each time, not from the last adapter: what was learnt wrongly, and
 is expelled, is then not learnt at all, and a hundred rounds drift no further than one. A candidate
 that is neither better nor worse *yet* stays in the hub as ``challenger``; ``settle`` asks the gate
 again when live pairs have come (live.py), at the bar of its round, and rejects it when there are

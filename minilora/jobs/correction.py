@@ -1,6 +1,6 @@
 """One correction by a user: what was asked, what was answered, what should have been.
 
-Whether an example is held out is in its question's hash: the same on every machine, and all
+The hash of a question decides whether its examples are held out: the same on every machine, and all
 corrections of one question stand on one side.
 """
 

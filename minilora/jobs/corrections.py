@@ -4,9 +4,9 @@
     correction   POST /v1/feedback, that id     → FeedbackStore of the tenant that asked
 
 So a correction is about the question that was really asked, and about the adapter that really
-answered, whatever ``champion`` means by then; and there is one of each request. Another tenant's
-request is as unknown as one that never was. Of each tenant's last ``KEPT`` requests the texts are
-kept, in ``feedback.sqlite``, which is its owner's alone; a text with a secret or a licence that
+answered, whatever ``champion`` means by then; and a request has one correction. Another tenant's
+request is unknown, like one that never existed. Of each tenant's last ``KEPT`` requests the texts
+are kept, in ``feedback.sqlite``, which is its owner's alone; a text with a secret or a licence that
 forbids learning (audit.py), or of more than ``LONGEST`` characters, is not kept at all.
 
 A correction without a score is one too, where the answer is known: right where it equals the
@@ -149,17 +149,19 @@ def question_of(known: str, asked: Any) -> tuple[str, str]:
     """
     given = (asked.question or "").strip()
     if asked.context and not given:
-        raise ValueError("expected a question with the context, got the context alone")
+        raise ValueError("a context needs its question, got the context alone: give question too")
     if not known.strip():
         if not given:
             raise ValueError(
-                "the question is not known: it was more than one message, or too long, or must not "
-                "be learnt; give question, and context if need be"
+                "the question of this request was not kept (more than one message, too long, or "
+                "not to be learnt): give question, and context if need be"
             )
         return asked.question, asked.context or ""
     said = joined(asked.question, asked.context or "")[0]["content"] if given else known
     if said.strip() != known.strip():
-        raise ValueError("the question of this request is known, and another: leave question out")
+        raise ValueError(
+            "this request asked another question than the one given: leave question out"
+        )
     context, _, last = known.rpartition("\n")  # as own_forms.question joins
     return last, context
 

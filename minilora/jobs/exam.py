@@ -4,9 +4,10 @@ Each question is put to the champion once and to each candidate once, so all are
 same ones. A candidate that is clearly better or worse costs a block or two, and one that is hard to
 tell the whole pool. An E-value may be looked at after each block, so stopping there costs nothing.
 
-Users complain of what the champion got wrong: there a new adapter can win and hardly lose, and who
-taught it something wrong asks for that too. So users' questions can show harm, but they cannot show
-alone that it is better: that must hold on the owner's questions too (``fair``).
+Users complain of what the champion got wrong. On those questions a new adapter can win and hardly
+lose, and a user who taught it something wrong asks about just that. So users' questions can show
+harm, but they cannot show alone that it is better: it must be so on the owner's questions too
+(``fair``).
 """
 
 from __future__ import annotations

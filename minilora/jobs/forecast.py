@@ -1,4 +1,4 @@
-"""The ledger's say before a job starts: will it fit, and how long will it take?
+"""What a job will need, before it starts: does it fit, and how long will it take?
 
     planned     the ledger's peak of a step, from shapes alone: before anything is opened
     measured    the second of three real steps, on a model that is thrown away

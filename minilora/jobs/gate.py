@@ -66,9 +66,8 @@ class Rules:
     norm_factor: float = 3.0
 
     def __post_init__(self) -> None:
-        shares = {"alpha": self.alpha, "margin": self.margin, "worth": self.worth}
-        for name, value in shares.items():
-            if not 0 < value < 1:
+        for name in ("alpha", "margin", "worth"):
+            if not 0 < (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be above 0 and below 1, got {value!r}")
         if not 0 < self.prose_margin < self.prose_bound:
             raise ValueError(
@@ -91,9 +90,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Check:
-    """One question's answer: ``state`` is "pass", "fail" or "open" (evidence may still come);
-    ``harm``: it failed, and harm is what was shown.
-    """
+    """One question's answer; ``state``: "pass", "fail" or "open"; ``harm``: harm was shown."""
 
     name: str
     state: str
@@ -140,10 +137,13 @@ class Verdict:
 class Measured:
     """What was measured of a new adapter beside the old one.
 
-    ``without``: the held-out pairs without somebody's own questions, by whose. ``prose``: bits a
-    byte of each window, (old, new). ``canaries``: pairs by topic. ``norms``: ‖ΔW‖ by module, and
-    ``norms_before`` those of the champions so far. ``candidates``: how many adapters were judged on
-    these held-out examples, this one included.
+    ``without``: held-out pairs without somebody's own questions, by whose. ``prose``: bits a byte
+    of each window, (old, new). ``canaries``: pairs by topic. ``norms``: ‖ΔW‖ by module, and
+    ``norms_before`` those of the champions so far. ``candidates``: how many adapters these held-out
+    examples judged, this one included.
+
+    >>> Measured(Pairs((True, False), (True, True))).heldout.wins
+    1
     """
 
     heldout: Pairs

@@ -1,7 +1,8 @@
 """One round's candidates, each judged beside the champion on the same questions.
 
-A candidate is trained, its marks are taken (regression, canaries, prose), and it sits the exam
-until the gate can tell. Those that leave a source out, to see who is to blame, share the exam.
+A candidate is trained, measured on regression, canaries and prose, and then asked held-out
+questions until the gate can decide. Candidates that leave a source out, to see who is to blame, are
+asked the same questions.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Trainer(Protocol):
         """The version that learnt these examples."""
 
     def pulled(self, version: Version) -> Any:
-        """A fresh base with it."""
+        """A fresh base with a version's adapter."""
 
     def norms(self, version: Version, champion: Version) -> dict[str, Any]:
         """‖ΔW‖, its own and its predecessors'."""

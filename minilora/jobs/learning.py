@@ -2,8 +2,7 @@
 
 So it is seen in ``minilora jobs list``, any worker may do it, and after a kill it goes on from its
 last checkpoint. The examples lie in a file named by their hash, and a job is known by its spec: a
-round that is begun again after a kill meets the jobs of before, done or not, and does nothing
-twice.
+round that is begun again after a kill finds its earlier jobs, done or not, and does nothing twice.
 """
 
 from __future__ import annotations

@@ -22,8 +22,8 @@ For "is the mean at most m?" over values in [-1, 1], such as new minus old (Waud
 
     E = mean over λ of Π (1 + λ (x_i − m))                 0 ≤ λ ≤ 1 / (1 + m)
 
-Each factor has mean ≤ 1 under H₀ and is never negative, so all of it may be looked at at any time,
-and stopped when it is enough.
+Each factor has mean ≤ 1 under H₀ and is never negative, so one may look at any time, and stop
+when it is enough.
 
 Left out: graded answers (a likelihood in place of right or wrong), which would need fewer questions
 and prove something else.
@@ -122,7 +122,8 @@ def betting(values: Iterable[float], mean: float) -> float:
     """
     gained = np.asarray(list(values), dtype=float) - mean  # (pairs,)
     if not -1 < mean < 1 or (abs(gained + mean) > 1 + 1e-9).any():
-        raise ValueError("expected values in [-1, 1] and a mean between, got others")
+        far = [each for each in (mean, *values) if abs(each) > 1] or [mean]
+        raise ValueError(f"expected values in [-1, 1] and a mean between, got {far[0]}")
     stakes = (np.arange(BETS) + 0.5) / BETS / (1 + mean)  # (bets,)
     logs = np.log1p(stakes[:, None] * gained).sum(1) - math.log(BETS)
     total = float(np.logaddexp.reduce(logs))

@@ -1,7 +1,7 @@
 """What the loop keeps good, and how; and what the gate compares of two models.
 
-The regression set, the canaries and the reserve are the owner's, never users': who could write them
-could open the gate.
+The regression set, the canaries and the reserve are the owner's, never users': whoever could write
+them could open the gate.
 """
 
 from __future__ import annotations
@@ -29,6 +29,11 @@ class Recipe:
     - ``after``: so many new examples make a round due; ``every``: so many seconds.
     - ``block``: held-out questions between two looks; ``suspects``: how many sources are left out
       in turn when a candidate does harm, those with most complaints first.
+
+    >>> old = [Example("Status?", "Hull 90%.")]
+    >>> recipe = Recipe("naval", old, regression=old, train={"steps": 100})
+    >>> recipe.spec(Path("examples.jsonl")).name, recipe.seeded(1).train["seed"]
+    ('naval', 1)
     """
 
     name: str

@@ -111,6 +111,10 @@ def read_spec(file: str | Path) -> Spec:
     """Read ``spec.toml``; paths in it are meant from its folder, and become whole ones.
 
     Raises ``ValueError`` that names the file and every line that is wrong.
+
+    >>> read_spec("nowhere.toml")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: ...
     """
     file = Path(file)
     try:

@@ -63,6 +63,14 @@ class Job:
       renewals of the ``lease`` (seconds since 1970); ``tries``: claims since anything was kept.
     - ``seconds``: of work so far; ``progress``: step, steps, loss, seconds left; ``result``: what
       the finished steps say.
+
+    >>> import tempfile
+    >>> from minilora.jobs import Queue, Spec
+    >>> spec = Spec.parse({"name": "naval", "data": {"train": "my.jsonl"}})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     job = Queue(folder).submit(spec.as_dict())
+    >>> job.name, job.status, job.is_open
+    ('naval', 'queued', True)
     """
 
     number: int
@@ -99,7 +107,11 @@ class Job:
 
 
 class Event(NamedTuple):
-    """What happened to a job: ``type`` is message or metrics, ``level`` info, warn or error."""
+    """What happened to a job: ``type`` is message or metrics, ``level`` info, warn or error.
+
+    >>> Event(1, "job-1", 0.0, "info", "message", "train begins", {}).message
+    'train begins'
+    """
 
     number: int
     job: str
@@ -171,7 +183,7 @@ def note(
     )
 
 
-def events_of(db: sqlite3.Connection, job: str, after: int = 0) -> list[Event]:
+def events_of(db: sqlite3.Connection, job: str, after: int) -> list[Event]:
     """The events of a job behind one's number, the oldest first."""
     rows = db.execute(
         "select number, job, at, level, type, message, data from event"

@@ -1,7 +1,7 @@
 """Files that came through the API: a tenant's own id for bytes that are stored once, by their hash.
 
 No name from a request becomes a path: the file lies in ``blobs/`` under its SHA-256 (hub/blobs.py),
-and what it was called is a column. Another tenant's id is unknown, as one that never was.
+and what it was called is a column. Another tenant's id is unknown, like one that never existed.
 """
 
 from __future__ import annotations
@@ -94,8 +94,9 @@ class Uploads:
         """
         with JOBS.writing(self.folder) as db:
             upload = found(db, id, tenant)
-            needed = f"select id from job where status in {OPEN} and instr(spec, ?) limit 1"
-            if job := db.execute(needed, (upload.sha,)).fetchone():
+            # another tenant's job has a row of that tenant's, which keeps the bytes
+            needed = f"select id from job where status in {OPEN} and tenant = ? and instr(spec, ?)"
+            if job := db.execute(needed, (tenant, upload.sha)).fetchone():
                 raise ValueError(f"{id} is needed by {job[0]}: cancel the job, or wait for its end")
             db.execute("delete from upload where id = ?", (id,))
             others = db.execute("select 1 from upload where sha = ?", (upload.sha,)).fetchone()

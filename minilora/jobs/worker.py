@@ -2,8 +2,8 @@
 
 A worker that is killed says nothing: its lease runs out, and another worker goes on from the last
 step, or the last checkpoint. One that is told to end (SIGTERM, Ctrl-C) gives its job back at once.
-What the job's own wish, data or settings break fails the job; what may pass by itself, as a full
-disk, is tried again after a while; whatever it is, the worker lives on.
+An error of the job's own (its data, its settings, a cancel) ends the job; one that may pass by
+itself, such as a full disk, is tried again after a while. The worker survives both.
 """
 
 from __future__ import annotations

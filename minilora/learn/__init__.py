@@ -9,6 +9,7 @@ In reading order:
     run.py              a lesson from start to end, in a process of its own
     checking.py         what a checker is made of: random cases, a comparison, a sentence
     judge.py            a learner's answer, in its own process, with a limit
+    source_parts.py     a function of a file, and what else of the file it uses
     pieces.py           one file of pieces from earlier lessons
     workspace.py        the learner's folder        record.py     progress in it
     terminal.py         the console                 exercise.py   an answer judged and recorded

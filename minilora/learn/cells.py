@@ -248,6 +248,16 @@ def read_choices(question: str) -> dict[str, str]:
     return {line[2]: line[2:] for line in question.splitlines() if re.match(r"- [a-z]\) ", line)}
 
 
+def is_guess(typed: str, answer: Any) -> bool:
+    """Whether something typed is a guess at all: not empty, with a number where one is asked for.
+
+    >>> is_guess("no idea", 16.2), is_guess("three", 16.2), is_guess("", "b"), is_guess("c", "b")
+    (False, True, False, True)
+    """
+    spoken = AMOUNT.search(typed.lower()) is not None
+    return bool(typed) and (isinstance(answer, str) or spoken)
+
+
 def same_answer(typed: str, answer: Any) -> bool:
     """Whether a typed prediction is right: a number within 10%, or the same text.
 

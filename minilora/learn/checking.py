@@ -31,7 +31,14 @@ TINY = float(np.finfo(np.float64).tiny)
 
 
 class Wrong(Exception):
-    """An answer is wrong; the message gives the place, the error and a right answer's value."""
+    """An answer is wrong; the message gives the place, the error and a right answer's value.
+
+    >>> try:
+    ...     close(3.0, 4.0, what="y")
+    ... except Wrong as error:
+    ...     print(error)
+    y: the largest error is 1, where yours is 3 and a right answer has 4
+    """
 
 
 def cases(
@@ -93,6 +100,11 @@ def close(
     Arrays, tensors and numbers; integers and booleans must be equal. The default tolerance follows
     the coarser dtype of the two. The message gives the shapes, the largest error and its place, and
     a guess (a transpose, a factor) when one fits.
+
+    >>> close(np.ones(3) + 1e-12, np.ones(3))
+    >>> close(np.ones((2, 3)), np.ones((3, 2)), what="xᵀ")
+    Traceback (most recent call last):
+    minilora.learn.checking.Wrong: xᵀ has shape (2, 3), a right answer has (3, 2)...
     """
     name, kind = f"{what} for {case}" if case else what, type(result).__name__
     if result is None:
@@ -194,6 +206,11 @@ def forbid(answer: Callable[..., Any], *names: str, loops: bool = False) -> None
     An exercise whose specification is a slow loop needs such a rule, or the loop is its answer. The
     source is read: a function without one (of another language, or typed into a prompt) is let
     through, and so is a loop in a helper of the learner's own.
+
+    >>> forbid(is_plain, "svd")
+    >>> forbid(describe_error, "extract_tb")
+    Traceback (most recent call last):
+    minilora.learn.checking.Wrong: line ... of your function, ...: the rule here is no extract_tb
     """
     try:
         source = textwrap.dedent(inspect.getsource(answer))
@@ -211,7 +228,12 @@ def forbid(answer: Callable[..., Any], *names: str, loops: bool = False) -> None
 
 
 def check(function: Callable[..., Any]) -> None:
-    """Print the verdict of its exercise's checker on the learner's function; never raises."""
+    """Print the verdict of its exercise's checker on the learner's function; never raises.
+
+    >>> def fly(): ...
+    >>> check(fly)
+    fly: no exercise of the course has this name
+    """
     from .course import find_exercise, load_checks
 
     name = function.__name__

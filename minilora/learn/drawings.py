@@ -2,7 +2,7 @@
 
     python -m minilora.learn.drawings docs      writes lora.svg and decide.svg
 
-SVG by hand, light and dark, with a text for who cannot see them.
+SVG by hand, light and dark, with a text for readers who cannot see them.
 """
 
 from __future__ import annotations

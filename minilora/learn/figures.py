@@ -55,12 +55,18 @@ def on_stage(stage: Stage) -> Iterator[Stage]:
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Save a figure and print its path; ``alt`` describes it in a sentence for who cannot see it.
+    """Save a figure and print its path.
 
-    Raises ``ValueError`` for a figure without data, or an ``alt`` of fewer than four words.
+    ``alt`` describes it in a sentence, for readers who cannot see it. Raises ``ValueError`` for a
+    figure without data, or an ``alt`` of fewer than four words.
+
+    >>> from matplotlib.figure import Figure
+    >>> show(Figure(), "a line that falls")
+    Traceback (most recent call last):
+    ValueError: the figure is blank, none of its axes has data: draw first, then show
     """
     if not any(axes.has_data() for axes in figure.axes):
-        raise ValueError("the figure is blank: none of its axes has data")
+        raise ValueError("the figure is blank, none of its axes has data: draw first, then show")
     if len(alt.split()) < 4:
         raise ValueError(
             f"alt describes the figure in a sentence of four words or more, got {alt!r}"

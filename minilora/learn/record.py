@@ -76,7 +76,7 @@ def check_progress(progress: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The lessons of a progress file. Raises ``ValueError`` where a value has the wrong type."""
     lessons = progress.get("lessons")
     if not isinstance(lessons, dict):
-        raise ValueError("'lessons' must be an object")
+        raise ValueError(f"'lessons' must be an object, got {type(lessons).__name__}")
     for slug, entry in lessons.items():
         if isinstance(entry, dict) and isinstance(entry.get("cell"), int):
             entry.setdefault("seen", list(range(entry["cell"])))  # files of version 0.1 lack it
@@ -92,7 +92,7 @@ def check_quiz(progress: dict[str, Any]) -> dict[str, dict[str, int]]:
     """The quiz of a progress file, empty in an older one. Raises as ``check_progress``."""
     quiz = progress.get("quiz", {})
     if not isinstance(quiz, dict):
-        raise ValueError("'quiz' must be an object")
+        raise ValueError(f"'quiz' must be an object, got {type(quiz).__name__}")
     for name, entry in quiz.items():
         check_types(entry, QUIZ, f"the question {name!r}")
     return quiz

@@ -6,12 +6,17 @@ A console without UTF-8 gets plain letters (``SPELLED``).
 from __future__ import annotations
 
 import codecs
+import contextlib
 import io
 import os
+import re
 import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +60,7 @@ def make_console(**settings: Any) -> Any:
 
 
 def prose(text: str) -> Any:
-    """Markdown, with the lesson's headings to the left and its equations unframed."""
+    """Markdown, headings to the left, equations unframed, pictures in words."""
     from rich.markdown import Heading, Markdown
 
     class LeftHeading(Heading):
@@ -73,6 +78,7 @@ def prose(text: str) -> Any:
         elements = {**Markdown.elements, "heading_open": LeftHeading}  # noqa: RUF012
 
     themes: Any = {"code_theme": THEME, "inline_code_theme": THEME}
+    text = re.sub(r"!\[([^]]*)\]\([^)]*\)", r"*Picture: \1.*", text)
     return Prose(text, **themes, inline_code_lexer="text")
 
 
@@ -111,20 +117,53 @@ def open_file(path: Path) -> bool:
 class Counted(io.TextIOBase):
     """Passes a cell's output on line by line, with a bar before each, and counts the lines.
 
+    In ``alive()`` a cell that says nothing shows its seconds, which the next line takes away.
+
     A line that is too wide continues on the next one.
     """
 
     def __init__(self, stream: Any, width: int):
         self.stream, self.width, self.lines, self.open = stream, width, 0, ""
+        self.sign, self.lock = "", threading.RLock()
 
     def write(self, text: str) -> int:
         """Pass on the lines that are whole."""
         wrap = textwrap.TextWrapper(self.width, drop_whitespace=False, subsequent_indent="  ").wrap
         *whole, self.open = (self.open + text).split("\n")
-        for part in (part for line in whole for part in wrap(line) or [""]):
-            self.stream.write(f"{BAR}{part}\n")
-            self.lines += 1
+        with self.lock:
+            if whole:
+                self.show("")
+            for part in (part for line in whole for part in wrap(line) or [""]):
+                self.stream.write(f"{BAR}{part}\n")
+                self.lines += 1
         return len(text)
+
+    def show(self, sign: str) -> None:
+        """Put a sign of life on the line that is to be written next, in place of the last one."""
+        with self.lock:
+            if sign or self.sign:
+                blank = " " * len(self.sign)
+                self.stream.write(f"\r{blank}\r{sign}")
+                self.stream.flush()
+            self.sign = sign
+
+    @contextlib.contextmanager
+    def alive(self, every: float = 1.0) -> Iterator[None]:
+        """While the block runs, say every so many seconds that it does: ``  │ … 12 s``."""
+        over, start = threading.Event(), time.monotonic()
+
+        def tick() -> None:
+            while not over.wait(every):
+                self.show(f"{BAR}… {time.monotonic() - start:.0f} s")
+
+        ticker = threading.Thread(target=tick, daemon=True)
+        ticker.start()
+        try:
+            yield
+        finally:
+            over.set()
+            ticker.join()
+            self.show("")
 
     def close_line(self) -> None:
         """Pass on a last line that has no end."""

@@ -27,6 +27,7 @@ SECTIONS = ("Predict", "Run", "Look", "Explain", "Break it", "Build", *CLOSING)
 ONCE = ("Explain", "Break it", *CLOSING)
 SLACK = 3  # times the budget, on a noisy machine
 LINES = 320  # of at most 100 columns
+LISTED = 78  # columns of a listing in a terminal of 80
 RESULT = re.compile(r"\d+\.\d+|\d+ ?%")
 FROM_A_PAPER = re.compile(r"arxiv|table|section|§|appendix|equation|figure|paper", re.IGNORECASE)
 
@@ -78,13 +79,25 @@ def literal_results(text: str) -> list[str]:
     return [number for sentence in own for number in RESULT.findall(sentence)]
 
 
+def wide_listings(text: str) -> list[str]:
+    """Indented lines (equations, lists in columns) that a terminal of 80 columns would break.
+
+    >>> wide_listings("Two ways:\\n\\n    loop   one by one\\n    swap   " + 80 * "-")[0][:14]
+    '    swap   ---'
+    """
+    listed = re.findall(r"(?m)^ {4}\S.*$", text)
+    return [line for line in listed if len(line) - 4 > LISTED and "{{" not in line]
+
+
 def check_prose(lesson: Lesson) -> Iterator[str]:
-    """Literal results in prose and questions, with the line of their cell."""
+    """Literal results and wide listings in prose and questions, with the line of their cell."""
     for cell in lesson.cells:
         if cell.kind in ("markdown", "predict"):
             text = cell.question if cell.kind == "predict" else cell.text
             for number in literal_results(text):
                 yield f"cell of line {cell.line}: {number} is typed, not computed"
+            for line in wide_listings(text):
+                yield f"cell of line {cell.line}: wraps in a terminal of 80 columns: {line.strip()}"
 
 
 def check_figures(run: dict[str, Any], folder: Path) -> Iterator[str]:

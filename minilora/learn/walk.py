@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from .cells import Cell, Lesson, read_choices, same_answer
+from .cells import Cell, Lesson, is_guess, read_choices, same_answer
 from .exercise import judge_and_record, reveal
 from .figures import Stage, on_stage
 from .judge import LIMIT
@@ -127,7 +127,8 @@ class Walk:
         drawn, start = len(self.stage.shown), time.monotonic()
         width = self.console.width - len(BAR) if self.asking else 10**6
         with contextlib.redirect_stdout(Counted(sys.stdout, width)) as output:
-            self.session.run(cell)
+            with output.alive() if self.asking else contextlib.nullcontext():
+                self.session.run(cell)
             output.close_line()
         if output.lines:
             self.say("")
@@ -169,9 +170,10 @@ class Walk:
         topic = cell.name.replace("_", " ")
         prediction = self.entry["predictions"].get(cell.name, {})
         guess = str(prediction.get("said", ""))
-        if not self.asking or not guess:
+        if not self.asking or not is_guess(guess, answer):
             which = f" {topic}" if named else ""
-            self.say(f"[cyan]The answer to the prediction{which}:[/] {escape(shown)}")
+            said = f" ({escape(guess)} is no number)" if guess and self.asking else ""
+            self.say(f"[cyan]The answer to the prediction{which}:[/] {escape(shown)}{said}")
             return
         right = same_answer(guess, answer)
         prediction.update(answer=answer, right=right)

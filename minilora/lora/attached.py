@@ -20,10 +20,9 @@ from .selection import InjectReport
 
 
 class Attached(nn.Module):
-    """A method with hooks. ``puts_rows_before``: each text gets more positions than its tokens."""
+    """A method with hooks."""
 
     why_not_mergeable: ClassVar[str]
-    puts_rows_before: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, float | None]] = {}  # as AdapterLayer's
     merged = False  # never
 
@@ -32,6 +31,11 @@ class Attached(nn.Module):
         self.enabled = True  # False inside disable_adapter(model)
         self.handles: list[Any] = []
         self.place: tuple[str, str] = ("", "")  # where it hangs: a module's plain path, its name
+
+    @property
+    def rows_before(self) -> int:
+        """How many positions each text gets before its tokens."""
+        return 0
 
     def hook(self, host: nn.Module) -> None:
         """Put the hooks into the module that this one hangs in."""

@@ -43,7 +43,12 @@ SIGNS = ("total", "frequency")
 
 
 class LowRank(NamedTuple):
-    """One module's update ``scaling · B A``: A (r, in), B (out, r)."""
+    """One module's update ``scaling · B A``: A (r, in), B (out, r).
+
+    >>> part = LowRank(torch.ones(1, 3), torch.ones(2, 1), 0.5)
+    >>> (part.scaling * part.B @ part.A).shape
+    torch.Size([2, 3])
+    """
 
     A: Tensor
     B: Tensor
@@ -74,7 +79,7 @@ def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
     plain = {path: explain(path, layer.as_lora) for path, layer in require_adapters(model)}
     if whole := [*trained_copies(model)]:
         raise ValueError(
-            f"{whole[0]} trains too, which is no product of low rank: "
+            f"{whole[0]} trains too, which is not a product of low rank: "
             "low_rank_parts is for A and B of Linears alone"
         )
     return {

@@ -8,7 +8,7 @@ product. A is zero and B random, the other way round than beside a Linear: a tok
 then keeps its vector exactly. The count is r (tokens + d), most of it for the tokens.
 
 Source: PEFT 0.21 ``tuners/lora/layer.py``, ``Embedding`` (and loralib's before it): the same order
-of operations, bit-equal. Like there, ``lora_dropout`` is not applied to token ids.
+of operations, bit-equal. As there, ``lora_dropout`` is not applied to token ids.
 
 Left out: tables that scale their output or renormalize their rows, and tied ones: all are refused.
 A merge into a tied one would change the output head along (huggingface/peft #2018).

@@ -1,7 +1,8 @@
 """Who might see what passes between a base and its adapter, or keep it.
 
 An adapter that adds itself into its base's output, in place, or that computes the gradient of both
-at once, is right only where nobody else looks. That is the usual case; here the others are known.
+at once, is right only where nobody else looks. That is the usual case; this module knows the
+others.
 """
 
 from __future__ import annotations

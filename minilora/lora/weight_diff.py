@@ -37,6 +37,11 @@ class Audit:
 
     ``elsewhere`` names the parameters outside the Linears' weights that changed;
     ``output_difference`` is ‖f(x) − f0(x)‖/‖f0(x)‖ on the given inputs, if any.
+
+    >>> print(Audit((Change("q_proj", 0.05, 8, 128),), (), 0.02))
+    module  ‖ΔW‖/‖W0‖  rank of ΔW
+    q_proj  0.0500     8 of 128
+    outputs differ by 2.00% (‖f(x) − f0(x)‖ / ‖f0(x)‖)
     """
 
     changes: tuple[Change, ...]

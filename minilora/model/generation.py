@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..lora.attached import attached_modules
 from .cache import KVCache
 from .chat import Message
 from .own_forms import question
@@ -244,10 +245,12 @@ def is_pair(asked: Any) -> bool:
 def warn_beyond(model: nn.Module, length: int) -> None:
     """Warn of a text that is longer than what the model was made for."""
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if longest is not None and length > longest:
+    before = sum(part.rows_before for _, part in attached_modules(model))
+    if longest is not None and before + length > longest:
+        rows = f" and {before} rows before it" if before else ""
         warnings.warn(
-            f"the conversation has {length} tokens, but the model knows {longest} positions: the "
-            "text beyond them is unreliable; shorten the prompt or ask for fewer tokens",
+            f"the conversation has {length} tokens{rows}, but the model knows {longest} positions: "
+            "the text beyond them is unreliable; shorten the prompt or ask for fewer tokens",
             stacklevel=3,
         )
 

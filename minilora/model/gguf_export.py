@@ -11,8 +11,8 @@ which each frequency is divided.
 
 An adapter is written with one rank and one alpha (formats/plain_lora.py).
 
-Left out: sliding windows, which llama.cpp has not for these: the context ends where the window
-does, and within it the model is the same.
+Left out: sliding windows, which llama.cpp does not have for these: the context ends where the
+window does, and within it the model is the same.
 """
 
 from __future__ import annotations
@@ -83,7 +83,9 @@ def export_gguf(
         )
     check_plain(model.config, float_tensors(model).keys() | packed_weights(model), is_tied(model))
     if model.tokenizer is None:
-        raise ValueError("this model has no tokenizer, and a GGUF file needs one")
+        raise ValueError(
+            "a GGUF file needs a tokenizer, and this model has none: set model.tokenizer"
+        )
     fields = model_fields(model) | vocab_fields(model.tokenizer, model.config.vocab_size, pre)
     return write_gguf(path, architecture_of(model), fields, model_tensors(model), kind)
 

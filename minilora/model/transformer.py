@@ -60,7 +60,8 @@ class Decoder(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("expected token ids or embeddings, one of the two")
+            got = "neither" if input_ids is None else "both"
+            raise ValueError(f"expected token ids or embeddings, one of the two, got {got}")
         # (batch, time, hidden)
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         (batch, time, _), device, config = x.shape, x.device, self.config

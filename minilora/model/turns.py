@@ -93,7 +93,10 @@ def differences(
     content = tokenizer.marks.seam(messages[-1].get("content"), signs.seam)
     start = whole.rfind(content.strip()) if isinstance(content, str) else -1
     if start < 0:
-        raise ValueError("the chat template changes the last answer, so it cannot be learnt")
+        raise ValueError(
+            f"the chat template changes the last answer ({content!r:.40}), so it cannot be learnt: "
+            "leave the conversation out"
+        )
     return [(start, end_of_answer(whole, start, end))]
 
 

@@ -222,6 +222,9 @@ def write_gallery(folder: str | Path) -> Path:
     """Every chart as PNG and SVG, light and dark, and ``index.html``, one page with all of them.
 
     Returns the page's path.
+
+    >>> write_gallery("charts")  # doctest: +SKIP
+    PosixPath('charts/index.html')
     """
     folder, figures = Path(folder), []
     for name, chart in CHARTS.items():

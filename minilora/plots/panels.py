@@ -1,7 +1,7 @@
 """Small multiples: one panel a setting, the same axes in all, one colour a line's name.
 
 Panels that share their axes can be compared at a glance, which is what they are for (Tufte, *The
-Visual Display of Quantitative Information*, 1983). Names are said once, below the panels.
+Visual Display of Quantitative Information*, 1983). Names stand once, below the panels.
 """
 
 from __future__ import annotations

@@ -28,6 +28,9 @@ def write_planner(path: str | Path, source: Source | None = None) -> Path:
 
     Raises ``OSError`` when it cannot be written, ``ValueError`` on a model that ``architecture``
     does not know.
+
+    >>> write_planner("planner.html", source="gpt2")  # doctest: +SKIP
+    PosixPath('planner.html')
     """
     return write_atomically(path, text_writer(planner_page(source=source)))
 

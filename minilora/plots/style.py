@@ -146,6 +146,11 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG or SVG, by the name's ending, whole or not at all.
 
     Raises ``ValueError`` on another ending.
+
+    >>> from matplotlib.figure import Figure
+    >>> save_figure(Figure(), "chart.pdf")
+    Traceback (most recent call last):
+    ValueError: a figure is saved as .png or .svg, got 'chart.pdf'
     """
     path = Path(path)
     kind = path.suffix.lower().lstrip(".")

@@ -29,6 +29,7 @@ import re
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -181,6 +182,31 @@ def rate_at(step: int, peak: float, steps: int) -> float:
     return peak * min(1.0, (step + 1) / WARM_UP) * (FLOOR + (1 - FLOOR) * cosine)
 
 
+class Curriculum:
+    """What a step learns from: pure recall first, then dialogues alone, then dialogues and prose.
+
+    ``alone``: whether prose still waits.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stream: Tensor, seed: int, alone: bool):
+        self.stream, self.alone = stream, alone
+        self.dialogues = Dialogues(tokenizer, seed)
+        self.random_state = torch.Generator().manual_seed(seed)
+
+    def batches(self, step: int) -> list[Part]:
+        """The parts of a step's batch."""
+        if self.alone and step < RECALL_STEPS:
+            return [part_of(self.dialogues.recall(RECALL_ROWS), "recall")]
+        if self.alone:
+            return [part_of(self.dialogues.batch(LOOKUP_DIALOGUES), "dialogue")]
+        dialogues = part_of(self.dialogues.batch(MIXED_DIALOGUES), "dialogue")
+        return [dialogues, part_of(prose_batch(self.stream, self.random_state), "prose")]
+
+    def look(self, step: int, exact: float) -> None:
+        """Let the prose in once enough logs are right, or their time is over."""
+        self.alone &= exact < LOOKUP_TARGET and step < RECALL_STEPS + LOOKUP_STEPS
+
+
 def pretrain(
     out: Path,
     steps: int,
@@ -199,61 +225,59 @@ def pretrain(
     torch.set_flush_denormal(True)
     torch.set_num_threads(min(2, torch.get_num_threads()))
     train_texts, heldout = split(fetch_speeches())
-    log: list[dict[str, Any]] = []
-    if start:
-        model = load_base(start)
-        lines = (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()
-        log += [json.loads(line) for line in lines]
-    else:
-        model = Llama(config, build_tokenizer(train_texts, out / "tokenizer.json"))
+    model, log = begin(start, train_texts, out, config)
     end = model.tokenizer.raw.token_to_id(END_OF_TEXT)
     tokens = [token for text in train_texts for token in [*model.tokenizer.encode(text), end]]
-    stream = torch.tensor(tokens)
     # the opening of each: about 100 KB
     prose = "\n\n".join(text[:8000].rsplit(".", 1)[0] + "." for text in heldout)
     write_text(out / "heldout.txt", prose)
-    dialogues, random_state = Dialogues(model.tokenizer, seed), torch.Generator().manual_seed(seed)
     started, valid = time.time(), data.polite_log(1, 200).valid
     parameters = dict(model.named_parameters())
     count = sum(p.numel() for p in parameters.values())
-    print(f"{count:,} parameters, {len(stream):,} tokens of prose", flush=True)
-    if not start:
-        initialise(model)
-    alone = not start
+    print(f"{count:,} parameters, {len(tokens):,} tokens of prose", flush=True)
 
-    def batches(step: int) -> list[Part]:
-        """Pure recall first, then dialogues alone, then dialogues and prose."""
-        if alone:
-            recall = step < RECALL_STEPS
-            batch = dialogues.recall(RECALL_ROWS) if recall else dialogues.batch(LOOKUP_DIALOGUES)
-            return [part_of(batch, "recall" if recall else "dialogue")]
-        mixed = dialogues.batch(MIXED_DIALOGUES)
-        return [part_of(mixed, "dialogue"), part_of(prose_batch(stream, random_state), "prose")]
-
+    curriculum = Curriculum(model.tokenizer, torch.tensor(tokens), seed, alone=start is None)
     optimizer = build_optimizer(parameters, PEAK_RATE, weight_decay=0.1, betas=(0.9, 0.95))
     how, objective = TrainConfig(steps=steps, lr=PEAK_RATE, seed=seed), MixedLoss()
-    schedule = partial(rate_at, steps=steps)
-    run = training_steps(model, batches, optimizer, how, objective=objective, schedule=schedule)
+    schedule, draw = partial(rate_at, steps=steps), curriculum.batches
+    run = training_steps(model, draw, optimizer, how, objective=objective, schedule=schedule)
     for record in run:
-        step, losses = record["step"], objective.losses
+        step = record["step"]
         if step % report_every == 0 or step == steps:
-            mixed = "prose" in losses
-            first = "recall" if "recall" in losses else "dialogue"
-            row: dict[str, Any] = {
-                "step": step,
-                "seconds": round(time.time() - started),
-                f"{first}_loss": round(losses[first], 4),
-                "prose_loss": round(losses["prose"], 4) if mixed else None,
-                "exact_match": exact_match(model, valid),
-                "prose_bits_per_byte": round(bits_per_byte(model, prose), 4) if mixed else None,
-            }
-            is_unsure = row["exact_match"] < LOOKUP_TARGET
-            alone = alone and is_unsure and step < RECALL_STEPS + LOOKUP_STEPS
+            row = report(model, objective.losses, valid, prose)
+            row = {"step": step, "seconds": round(time.time() - started), **row}
+            curriculum.look(step, row["exact_match"])
             log.append(row)
             print(json.dumps(row), flush=True)
             save_model(model, out, dtype=torch.float16)
             write_text(out / "pretrain_log.jsonl", "".join(json.dumps(row) + "\n" for row in log))
     return model
+
+
+def begin(
+    start: Path | None, texts: list[str], out: Path, config: LlamaConfig
+) -> tuple[Llama, list[dict[str, Any]]]:
+    """The model to train and its log: of an earlier run, or new, with a rough induction head."""
+    if start is not None:
+        lines = (start / "pretrain_log.jsonl").read_text(encoding="utf-8").splitlines()
+        return load_base(start), [json.loads(line) for line in lines]
+    model = Llama(config, build_tokenizer(texts, out / "tokenizer.json"))
+    initialise(model)
+    return model, []
+
+
+def report(
+    model: Llama, losses: dict[str, float], valid: Sequence[Any], prose: str
+) -> dict[str, Any]:
+    """A line of the log: the last losses, held-out logs, and prose once it is learnt."""
+    mixed = "prose" in losses
+    first = "recall" if "recall" in losses else "dialogue"
+    return {
+        f"{first}_loss": round(losses[first], 4),
+        "prose_loss": round(losses["prose"], 4) if mixed else None,
+        "exact_match": exact_match(model, valid),
+        "prose_bits_per_byte": round(bits_per_byte(model, prose), 4) if mixed else None,
+    }
 
 
 if __name__ == "__main__":

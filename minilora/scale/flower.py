@@ -145,7 +145,9 @@ def client_round(message: Message, context: Context) -> Message:
     if {**OWN, **context.run_config}["flower-epsilon"]:
         rounds = replace(rounds, clipping_norm=0.0, noise_multiplier=0.0)  # Flower's mod does it
         if r not in (None, rounds.r):
-            raise ValueError(f"flower-epsilon compares shapes: expected this node's r={rounds.r}")
+            raise ValueError(
+                f"flower-epsilon compares shapes: expected r={rounds.r} of this node, got {r}"
+            )
     examples = load_jsonl(str(context.node_config["data"]))
     parts = begins_with(unpacked(message.content["arrays"]), rounds)
     number = int(message.content["config"]["server-round"])

@@ -19,8 +19,8 @@ Under ``svd`` and ``stack`` a client may train a smaller rank than the others (`
 whoever answered. The scaling α / r is one for all.
 
 A round is made of the clients that answer. A server that is killed goes on after its last whole
-round (``out``). Each round's AdamW is new: its moments stay with nobody. Left out: a share of the
-clients drawn for each round (here all that are online take part), FedProx, server momentum.
+round (``out``). Each round's AdamW is new: no moments are kept between rounds. Left out: a share of
+the clients drawn for each round (here all that are online take part), FedProx, server momentum.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ Load = Callable[[], nn.Module]
 class Round:
     """What a round was: its number from 1, who answered, their tokens, how far the result is from
     the exact average (‖·‖ over ‖·‖), and the bytes of one client's message each way.
+
+    >>> Round(1, ("a", "b"), 300, error=0.0, bytes_down=0, bytes_up=86_124).clients
+    ('a', 'b')
     """
 
     number: int
@@ -245,5 +248,10 @@ def answer_tokens(model: Any, examples: Sequence[Example]) -> int:
 
 
 def final_model(load: Load, parts: Parts, rounds: Rounds) -> nn.Module:
-    """The base with the federation's adapter in it, to ask or to save."""
+    """The base with the federation's adapter in it, to ask or to save.
+
+    >>> base = nn.Linear(2, 2)
+    >>> final_model(lambda: base, {}, Rounds()) is base  # no round was made
+    True
+    """
     return swap_adapter(new_adapter(load(), rounds, 0), parts) if parts else load()

@@ -2,9 +2,9 @@
 
     <path>.lora_A.weight (r, in)        <path>.lora_B.weight (out, r)       PEFT's names
 
-Under ``frozen_a`` only B travels; of an error nothing but that there was one. A round that is whole
-is kept in one file, written under another name and then renamed: a server that is killed goes on
-after it.
+Under ``frozen_a`` only B travels. Of a client's error only the fact that there was one travels. A
+round that is whole is kept in one file, written under another name and then renamed: a server that
+is killed goes on after it.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ In reading order:
     quotas.py         how much a tenant may ask; charges that count once
     audit.py          ``Audit``: who asked what of whom, by request id
     answer_cache.py   greedy answers that a tenant had before
-    evidence.py       which of two arms is better: evidence that may be looked at at any time
+    evidence.py       which of two arms is better: evidence that looking does not spoil
     assignment.py     who gets which adapter in an experiment: a hash, so it can be replayed
     comparison.py     two arms side by side, and how the evidence came to be
     experiments.py    the log: who was shown what, and what came of it

@@ -7,9 +7,9 @@ The rules, each the answer to a complaint about a server:
 
 - The key is the adapter's content, never its name: two names of one content lie here once, and new
   weights under an old name are another entry (vllm-project/vllm #42125, sgl-project/sglang #8263).
-- **One reader an adapter.** Who asks for an adapter that is being read waits for that reading, or
-  is told of it (``wait=False``). Who asks for another waits for nothing, so a slow or broken folder
-  holds nobody up.
+- **One reader an adapter.** A request for an adapter that is being read waits for that reading, or
+  is told of it (``wait=False``). A request for another waits for nothing, so a slow or broken
+  folder holds nobody up.
 - A pinned adapter is never dropped, and neither is the one that was just read: dropped at once, it
   would be read again for the request that it was read for, forever.
 - An adapter that has no room beside the pinned ones is an error for those who asked for it.

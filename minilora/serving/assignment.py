@@ -17,8 +17,9 @@ A program may say two more things: ``tenant``, whose users take part (default: e
     takes part  ⇔  u < ramp                 arm = the one whose part of [0, 1) holds v
 
 Two numbers instead of one: when the ramp grows, new users come in and nobody changes arms. A log
-needs u ‖ v only, which hides the user's name from who does not know the salt. Two experiments draw
-independently of each other, since the salt is the experiment's name unless it is given.
+needs u ‖ v only, which hides the user's name from anyone who does not know the salt. Two
+experiments draw independently of each other, since the salt is the experiment's name unless it is
+given.
 
 Left out: several experiments on one name at once, and arms that differ in more than the adapter.
 """

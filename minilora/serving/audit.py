@@ -3,8 +3,8 @@
     begin    when, the tenant, the request's id, what was asked for; before anything is done
     end      status, the adapter that answered and its content, tokens, seconds
 
-Without texts, unless ``texts=True`` asks for them: who keeps questions and answers has to look
-after them. The file is its owner's alone (mode 0600).
+Without texts, unless ``texts=True`` asks for them: whoever keeps questions and answers has to
+look after them. The file is its owner's alone (mode 0600).
 
 **A full disk.** A request that cannot be written down is not begun: 503. So everything that was
 answered is in the log, at least with its beginning. Where the end cannot be written, the answer was

@@ -2,8 +2,8 @@
 
     submit(tenant, read) → the tenant's queue → a free thread takes the next tenant's turn
 
-Whoever asks for a hundred adapters that are on disk costs another, who asks for one, a single
-reading; and whose folders hang, as on a disk that is gone, holds half of the threads and no more.
+A tenant that asks for a hundred adapters on disk delays another, who asks for one, by a single
+reading. A tenant whose folders hang, as on a disk that is gone, holds half of the threads at most.
 """
 
 from __future__ import annotations

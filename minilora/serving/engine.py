@@ -115,7 +115,7 @@ class Engine:
             return answer
         with self.wake:
             if self.closed:
-                raise Busy("this engine is closed")
+                raise Busy("this engine is closed: ask another server, or begin a new engine")
             if len(self.waiting) + len(self.arrivals) >= self.most_waiting:
                 raise Busy(f"{self.most_waiting} requests are waiting: ask again later")
             self.arrivals.append(answer)
@@ -218,7 +218,7 @@ class Engine:
     def start(self) -> Engine:
         """Begin the thread that owns the model."""
         if self.closed or self.thread is not None:
-            raise ValueError("this engine was started before")
+            raise ValueError("this engine was started before: make a new one")
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
         self.thread.start()
         return self

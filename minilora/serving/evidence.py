@@ -1,4 +1,4 @@
-"""Evidence that may be looked at at any time: E-values, and an interval that holds throughout.
+"""Evidence that stays valid however often it is looked at: E-values, and an interval for all times.
 
 A test that is planned for n outcomes and looked at after each of them is another test: the more
 looks, the more likely that one of them is beyond the limit by luck. An *E-value* is made for looks.

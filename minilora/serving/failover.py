@@ -6,9 +6,9 @@ One breaker an adapter (Nygard, *Release It!*, 2nd ed., chapter 5, "Circuit Brea
     open        nobody passes for ``cooldown`` seconds, and twice as long after each relapse
     half-open   one probe at a time; ``successes`` in a row close it, one failure opens it
 
-Two thresholds instead of one, and an empty window after closing: who was just let back in is not
-thrown out by one more failure, and one success does not let anybody in. A failure is an error of
-the server's, or a first token later than ``budget`` seconds; a client that left or asked for
+Two thresholds instead of one, and an empty window after closing: an adapter that was just let back
+in is not thrown out by one more failure, and one success does not let it in. A failure is an error
+of the server's, or a first token later than ``budget`` seconds; a client that left or asked for
 nonsense says nothing about the adapter. A late result of before the opening does not count.
 
 Quality is different: a probe that succeeds is no sign of it. An adapter that an experiment has
@@ -106,7 +106,7 @@ class Breaker:
         budget = self.limits.budget
         ok = ok and (budget is None or seconds <= budget)
         if self.is_open:
-            self.successes = self.successes + 1 if ok else 0
+            self.successes += ok
             if not ok:
                 self.relapses += 1
                 self.open("a probe failed")

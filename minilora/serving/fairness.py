@@ -5,7 +5,8 @@ requests for as long as its credit covers their cost; then it gets ``quantum`` m
 to the end. A thousand requests of one tenant so cost another, who comes with one, a single turn,
 and over time all tenants that wait get the same number of tokens, whatever the sizes of their
 requests (Shreedhar and Varghese, 1996, section 3; a request here is a packet there). A small
-quantum lets a newcomer in sooner. Who has nothing waiting loses the credit, so nobody saves up.
+quantum lets a newcomer in sooner. A tenant with nothing waiting loses its credit, so nobody saves
+up.
 
 Within a tenant the order is that of arrival. Nothing is ordered by adapter: a server that prefers
 the adapters it has already loaded starves the others (vllm-project/vllm #15422, #16876).
@@ -57,8 +58,10 @@ class Shares:
         """
         rows, now = Counter(holders), self.clock()
         self.last = {each: at for each, at in self.last.items() if now - at < LATELY or rows[each]}
-        alone = len(self.last) < 2
-        share = self.slots if alone else max(1, self.slots // len(self.last)) if rested else 1
+        if len(self.last) < 2:
+            share = self.slots
+        else:
+            share = max(1, self.slots // len(self.last)) if rested else 1
         return {tenant for tenant, held in rows.items() if held >= share}
 
 

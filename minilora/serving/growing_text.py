@@ -16,6 +16,7 @@ The window moves on when the text ends with a whole letter (the two offsets of h
 text-generation-inference and of vLLM's detokenizer; ``DecodeStream`` in tokenizers does the same).
 It begins in the prompt, which may end in half a letter where it came as token ids: the letter is
 shown when the answer ends it.
+
 Left out: decoders that change text already written, as WordPiece's clean-up of spaces does.
 """
 

@@ -1,7 +1,7 @@
 """What is asked of an engine, checked before anything is done, and the answer as it comes.
 
     request    prompt ids, adapter, tenant, how to choose tokens, what ends the text
-    answer     tokens from the engine's thread; pieces of text, or the whole, for who asked
+    answer     tokens from the engine's thread; pieces of text, or the whole, for whoever asked
 
 The engine's thread only passes tokens on; the text is made in the thread that reads it
 (growing_text.py), so a slow reader costs the engine nothing.
@@ -247,7 +247,7 @@ def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:
         prompt = (prompt, "")
     if isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], str):
         if not prompt[0].strip():
-            raise ValueError("the prompt is empty")
+            raise ValueError("the prompt is empty: expected at least one token")
         prompt = question(*prompt)
     if not isinstance(prompt, Sequence) or isinstance(prompt, bytes | bytearray):
         raise ValueError(
@@ -255,7 +255,7 @@ def prompt_ids(tokenizer: Any, prompt: Any, positions: int) -> tuple[int, ...]:
             f"got {prompt!r:.80}"
         )
     if not prompt:
-        raise ValueError("the prompt is empty")
+        raise ValueError("the prompt is empty: expected at least one token")
     if isinstance(prompt[0], int):
         ids = tuple(prompt)
         size = len(tokenizer)

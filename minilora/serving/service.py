@@ -7,10 +7,10 @@
     naval@1.2.0        that version; so for naval@1.2 and any alias
     auto               whichever the hub's router chooses for the question, or the base
 
-A name is looked up once, when the request arrives, and becomes a content: who moves ``champion``
-afterwards changes nothing for it (vllm-project/vllm #47724 is about a server that mixed them up).
-Nobody is answered by the base because a name is unknown: that is a 404, the same one as for an
-adapter that this key may not use.
+A name is looked up once, when the request arrives, and becomes a content: whoever moves
+``champion`` afterwards changes nothing for it (vllm-project/vllm #47724 is about a server that
+mixed them up). Nobody is answered by the base because a name is unknown: that is a 404, the same
+one as for an adapter that this key may not use.
 """
 
 from __future__ import annotations
@@ -57,6 +57,13 @@ class Service:
     """The parts of a server. ``root``: the only folder from which adapters may be loaded by path.
 
     ``usual_tokens``: the most new tokens of a request that names no limit.
+
+    >>> from minilora import load_base
+    >>> from minilora.serving import AdapterBank, Engine
+    >>> bank = AdapterBank(load_base())
+    >>> service = Service(Engine(bank), bank)
+    >>> service.names(None), service.find("minilora-base", None).why
+    (['minilora-base'], 'the base was asked for')
     """
 
     engine: Engine

@@ -1,6 +1,6 @@
 """Who asks, with which adapters, and how much: keys, rights and quotas in one SQLite file.
 
-    key       ml-<12 hex>-<secret>; the file has its sha256, so who reads the file cannot use it
+    key       ml-<12 hex>-<secret>; the file has its sha256, useless to whoever reads it
     rights    adapters by name, or all of them; the base is everybody's
     quotas    requests and tokens a minute, and requests at once; None: any number (quotas.py)
 

@@ -1,7 +1,8 @@
 """``/v1/feedback``: how an answer was. ``/v1/experiments``: begin, look at, end.
 
-Feedback is the tenant's who asked; of another's request it is told what it is told of one that
-never was. Experiments are an admin's. Evidence may be looked at at any time (evidence.py).
+Only the tenant who asked may give feedback on a request. Another tenant's request gets the same
+answer as one that never existed. Experiments are an admin's. Looking at the evidence does not spoil
+it (evidence.py).
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ def of(request: Request) -> Experiments:
     """The server's. Raises ``Refused``."""
     experiments = request.app.state.service.experiments
     if experiments is None:
-        raise Refused(404, "this server runs no experiments")
+        raise Refused(404, "this server keeps no experiments: minilora serve does")
     return experiments
 
 

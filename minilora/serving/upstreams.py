@@ -6,7 +6,7 @@ an adapter's servers are ranked by it::
 
     rank(adapter) = servers sorted by blake2b(server, adapter), the largest first
 
-An adapter so lives in the memory of few servers, its first ``PLACES``; of those the less busy one
+So an adapter lives in the memory of few servers, its first ``PLACES``; of those the less busy one
 gets the request. When a server is gone, only what it had first moves, each adapter to its own next
 one; when it is back, exactly that returns. Versions of an adapter stay together.
 

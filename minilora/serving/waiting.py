@@ -2,11 +2,11 @@
 
     push → turns (fairness.py) → loading, while the adapter is read → next, which gets a row
 
-An adapter is read off the engine's thread, and those whose adapters are there go ahead meanwhile.
-An adapter that was read stays pinned until its answer has a row, so a tenant's are read only while
-it may have more rows, and few ahead. Where the memory has no room for another's even so, those
-whose tenants have all the rows they may have let go of theirs, and fetch them again when they may
-have one. Nothing is read while there is no room for it.
+An adapter is read outside the engine's thread, and requests whose adapters are there go ahead
+meanwhile. An adapter that was read stays pinned until its answer has a row. So a tenant's adapters
+are read only while it may have more rows, and few ahead. If the memory still has no room for
+another tenant's adapter, the requests of tenants that have all their rows release their adapters,
+and fetch them again when they may have a row. Nothing is read while there is no room for it.
 """
 
 from __future__ import annotations

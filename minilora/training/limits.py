@@ -1,4 +1,5 @@
-"""What a run can be: a model that learns; examples, dtypes, ids, positions that it can take.
+"""What must hold before a run: a model that can learn; examples, dtypes, ids and positions that fit
+it.
 
 Everything here is asked before the first step. Past it torch answers with an IndexError, a card
 with a device-side assert, and half precision with NaN.
@@ -88,7 +89,7 @@ def check_run(model: nn.Module, task: Task, config: TrainConfig) -> None:
     check_examples(task)
     if config.pack and not keeps_examples_apart(model):
         for path, part in attached_modules(model):
-            if part.puts_rows_before:
+            if part.rows_before:
                 raise ValueError(
                     f"pack=True lays several examples in one row, and the {type(part).__name__} at "
                     f"{path} stands before a row once: leave pack=True out"

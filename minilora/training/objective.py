@@ -81,7 +81,7 @@ def logits_at(model: nn.Module, ids: Tensor, labelled: Tensor, segments: Tensor 
 
 def keeps_examples_apart(model: nn.Module) -> bool:
     """Whether a model can be given several examples in a row without mixing them."""
-    before = any(part.puts_rows_before for _, part in attached_modules(model))
+    before = any(part.rows_before for _, part in attached_modules(model))
     return isinstance(unwrapped(model), CausalLM) and not before
 
 

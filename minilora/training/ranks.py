@@ -27,7 +27,12 @@ from .config import TrainConfig
 
 
 class RankLost(ConnectionError):
-    """Another rank ended or does not answer, so this one cannot take the next step."""
+    """Another rank ended or does not answer, so this one cannot take the next step.
+
+    >>> raise RankLost("step 7: rank 1 is gone")
+    Traceback (most recent call last):
+    minilora.training.ranks.RankLost: step 7: rank 1 is gone
+    """
 
 
 class Alone:

@@ -9,7 +9,7 @@ A fine-tune moves the model on every input, and its loss looks at the new ones o
 other inputs beside them. ``SelfReplay`` needs none of the old data: before the first step the model
 samples windows of text from itself, and in training it stays near its own former distribution there
 (``teacher.py``). With prompts it answers those, and its answers are replayed: a model keeps what is
-replayed, and not more, so windows of prose keep prose and no manners.
+replayed and no more, so windows of prose keep its prose, not its manners.
 
 Sources. Sampling from the model itself and staying near it by KL(p ‖ q): arXiv 2505.13811, which
 penalizes the estimate -log q of its own samples, and draws them from the first token of all texts,

@@ -5,8 +5,8 @@
 
 With an adapter the former model is at hand, by switching the adapter off. Where anything else
 trains (everything, or biases, or an output head beside an adapter) a copy is kept of the model as
-it is when the run begins. So it is where an adapter that knows something is trained on and shall
-not unlearn it. A copy costs the memory of what trains: the frozen weights are the same.
+it is when the run begins. The same holds where training goes on with an adapter that must not
+unlearn what it knows. A copy costs the memory of what trains: the frozen weights are the same.
 
 The teacher says the same of a row at every step, so its last hidden states are computed once: 128
 numbers a token here, where the logits are 1,536, which its head makes of them again.

@@ -4,6 +4,7 @@ import httpx
 import pytest
 
 from minilora.commands.cli import main
+from minilora.commands.serve_keys import warning_of
 from minilora.serving.tenants import Tenants
 from tests.serving.live import serving, small_service
 
@@ -19,6 +20,13 @@ def keys(tmp_path, capsys):
         return out.out or out.err
 
     return run
+
+
+def test_a_server_that_others_reach_warns_until_there_is_a_key(keys, tmp_path):
+    assert warning_of("localhost", tmp_path) == ""
+    assert "whoever reaches 0.0.0.0 may do everything" in warning_of("0.0.0.0", tmp_path)
+    keys("add", "me", "--admin")
+    assert warning_of("0.0.0.0", tmp_path) == ""
 
 
 def test_a_key_is_shown_once_then_listed_without_its_secret(keys):

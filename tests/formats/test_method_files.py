@@ -7,23 +7,31 @@ import shutil
 import peft
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import minilora
 from minilora import (
     AdaLoraConfig,
     BitFitConfig,
+    BottleneckConfig,
     IA3Config,
     LNTuningConfig,
     LoraConfig,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     VeraConfig,
     inject,
     load_adapter,
     save_adapter,
 )
 from minilora.lora.adapter_layer import adapter_layers
+from minilora.lora.attached import adapters_of
 
+from .. import profiles
 from ..methods.peer import disturb, give, theirs_of
+from ..strategies import damaged
 from ..tolerance import assert_as_close, exactly
 from .test_save_and_load import IDS, llama, pair
 
@@ -214,6 +222,65 @@ def test_what_does_not_fit_is_named_and_nothing_is_changed(tmp_path, name):
     assert all(p.requires_grad for p in base.parameters())
 
 
+ATTACHED = {
+    "prompt": PromptTuningConfig(3),
+    "prefix": PrefixTuningConfig(2),
+    "bottleneck": BottleneckConfig("houlsby", 3),
+}
+EVERY = {**{name: config for name, (config, _) in CASES.items()}, **ATTACHED}
+EVERY |= {"bitfit": BitFitConfig(), "dora": LoraConfig(2, 4, QV, use_dora=True)}
+
+
+def folders(tmp_path):
+    """Of each method a folder's two files, by name."""
+    files = {}
+    for name, config in EVERY.items():
+        model = llama()
+        inject(model, config)
+        disturb(model, 0.2)
+        save_adapter(model, tmp_path / name)
+        files[name] = {file: (tmp_path / name / file).read_bytes() for file in FILES}
+    return files
+
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+@pytest.mark.filterwarnings("ignore:the adapter in")
+def test_a_damaged_folder_of_any_method_is_refused_in_words_or_read_finite(tmp_path):
+    whole, base = folders(tmp_path), llama()
+
+    @settings(max_examples=profiles.of(dev=60, ci=200, thorough=5_000))
+    @given(st.sampled_from(sorted(EVERY)).flatmap(lambda name: damaged(whole[name])))
+    def load_damaged(files):
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content)
+        model = copy.deepcopy(base)
+        try:
+            load_adapter(model, tmp_path)
+        except ValueError:
+            assert model.state_dict().keys() == base.state_dict().keys()
+            assert unchanged(model, base.state_dict())
+        assert all(tensor.isfinite().all() for tensor in model.state_dict().values())
+
+    load_damaged()
+
+
+@pytest.mark.parametrize("theirs", EVERY)
+def test_a_config_of_another_methods_file_is_refused_and_nothing_changes(tmp_path, theirs):
+    """The tensors of one method beside the config of each other one."""
+    whole, base = folders(tmp_path), llama()
+    same = {"vera", "vera, all shapes", "vera, by its seed"}
+    for ours in EVERY:
+        if ours == theirs or {ours, theirs} <= same:
+            continue
+        (tmp_path / FILES[0]).write_bytes(whole[theirs][FILES[0]])
+        (tmp_path / FILES[1]).write_bytes(whole[ours][FILES[1]])
+        with pytest.raises(ValueError, match=r"does not fit this model|Nothing was changed"):
+            load_adapter(base, tmp_path)
+        assert not list(adapters_of(base))
+
+
 def test_a_file_of_another_method_does_not_go_into_adapters_that_are_there(tmp_path):
     ours, base, _ = trained("vera")
     save_adapter(ours, tmp_path / "vera")
@@ -239,8 +306,11 @@ def test_another_seed_of_vera_does_not_go_into_this_one(tmp_path):
 
 
 def test_plain_lora_is_not_for_other_methods(tmp_path):
-    with pytest.raises(ValueError, match="plain=True writes plain LoRA"):
-        save_adapter(trained("ia3")[0], tmp_path, plain=True)
+    attached = llama()
+    inject(attached, PromptTuningConfig(3))
+    for model in (trained("ia3")[0], attached):
+        with pytest.raises(ValueError, match="plain=True writes plain LoRA"):
+            save_adapter(model, tmp_path, plain=True)
     assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,6 @@
 """The hub from outside: versions never change, aliases move, damage is found, tenants are apart."""
 
 import json
-import os
 import re
 import subprocess
 import threading
@@ -17,6 +16,7 @@ from minilora.hub import DamageError, Hub, data_hash, resolve
 from minilora.tensor_files import read_tensors, write_tensors
 from minilora.training.data import Example
 
+from ..disks import mounted
 from .adapters import BASE, flip_bit, make_adapter
 
 
@@ -495,13 +495,8 @@ def test_no_hub_and_no_database_are_sentences(hub, push):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 600 KB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)]
-    if os.name == "nt" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "600k") as disk:
+        yield disk
 
 
 def test_a_full_disk_is_a_sentence_and_loses_nothing(small_disk, tmp_path):

@@ -118,7 +118,7 @@ def test_a_known_question_is_nobodys_to_replace(place):
     place.ask("r1", "ann")
     reply = place.tell("r1", correction="Mallory.", question="Who is the captain?")
     assert reply.status_code == 400
-    assert "the question of this request is known" in reply.json()["error"]["message"]
+    assert "this request asked another question" in reply.json()["error"]["message"]
     assert place.tell("r1", correction="Aye.", context="Log: Fuel 1%.").status_code == 400
     assert not place.rows()
     same = {"question": "Status?", "context": "Log: Hull 90%."}

@@ -172,6 +172,10 @@ def test_bad_rules_are_refused(wrong):
         Rules(**wrong)
 
 
+def test_one_candidate_is_asked_for_no_more_than_the_bar():
+    assert better(pairs(8, 0), Rules()).state == "pass", "E = 22.5, and 20 are asked for"
+
+
 def test_the_ends_of_the_rules_are_taken():
     rules = Rules(most=1, sure=1, canary_share=0.0, norm_factor=1.01)
     lost = decide(Measured(pairs(30, 0), FINE, canaries={"Hull": pairs(0, 1, 9)}), rules)

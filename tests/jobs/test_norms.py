@@ -33,3 +33,7 @@ def test_an_outlier_is_named_above_and_below_and_against_the_median():
         "v 0.5 after 4",
     ]
     assert outliers({"q": 4.0}, [], 3.0) == []
+    for edge in (4.0, 0.25):  # powers of two: the quotients are exact
+        assert outliers({"q": edge}, [{"q": 1.0}], 4.0) == []
+    assert outliers({"q": 4.0, "new": 1.0}, [{"q": 0.0}], 3.0) == [], "nothing was moved before"
+    assert outliers({"q": 4.0, "new": 1.0}, [{"gone": 4.0}], 3.0) == [], "other modules"

@@ -2,8 +2,6 @@
 
 import contextlib
 import errno
-import os
-import subprocess
 import threading
 
 import pytest
@@ -14,6 +12,7 @@ from minilora.jobs import worker as worker_module
 from minilora.jobs.forecast import Limits
 from minilora.jobs.tables import JOBS
 
+from ..disks import mounted
 from .test_steps import by_hand, same, weights
 
 STEPS = ("prepare", "train", "evaluate", "register")
@@ -202,13 +201,8 @@ def test_the_hub_has_the_tenants_adapters_apart(queue, spec, tmp_path):
 @pytest.fixture
 def small_disk(tmp_path):
     """A file system of 3 MB of its own."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
-    if os.name == "nt" or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("needs the right to mount")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "disk", "3m") as disk:
+        yield disk
 
 
 @pytest.mark.slow

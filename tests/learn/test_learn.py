@@ -728,3 +728,44 @@ def test_a_figure_opens_where_there_is_a_screen(tmp_path, monkeypatch):
     monkeypatch.setenv("DISPLAY", ":0")
     assert terminal.open_file(tmp_path)
     assert started == [["xdg-open", str(tmp_path)]]
+
+
+def test_a_guess_without_a_number_is_no_guess(lesson, tmp_path, monkeypatch, capsys):
+    out, _ = walk(lesson, tmp_path, monkeypatch, capsys, "no idea", "", "")
+    assert "The answer to the prediction: 4 (no idea is no number)" in " ".join(out.split())
+    entry = json.loads((tmp_path / "progress.json").read_text(encoding="utf-8"))["lessons"][
+        "01_two"
+    ]
+    assert entry["predictions"]["total"] == {"said": "no idea"}
+
+
+def test_the_course_says_where_to_go_on(tmp_path, capsys):
+    main(["learn", "--folder", str(tmp_path)])
+    fresh = capsys.readouterr().out
+    assert "Begin with: minilora learn 0" in fresh
+    assert "from lessons behind you" not in fresh
+    record = Record(tmp_path)
+    for number in ("0", "1"):
+        record.lesson(find_lesson(number).slug)["finished"] = True
+    record.save()
+    main(["learn", "--folder", str(tmp_path)])
+    later = capsys.readouterr().out
+    assert "Go on with: minilora learn 2" in later
+    assert "A quiz of twenty questions from lessons behind you" in later
+
+
+def test_a_long_cell_shows_its_seconds_and_its_output_takes_them_away():
+    stream = io.StringIO()
+    output = terminal.Counted(stream, 70)
+    with output.alive(every=0.02):
+        while "…" not in stream.getvalue():
+            time.sleep(0.01)
+        print("hello", file=output)
+    last = [line.split("\r")[-1] for line in stream.getvalue().split("\n")]
+    assert last == ["  │ hello", ""]
+    assert output.lines == 1
+
+
+def test_a_picture_is_told_in_words(capsys):
+    terminal.make_console().print(terminal.prose("![a thin pair beside W](lora.svg)"))
+    assert capsys.readouterr().out.strip() == "Picture: a thin pair beside W."

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 import minilora
 from minilora import BottleneckConfig, Llama, LlamaConfig, inject
 from minilora.lora.attached import attached_modules
+from minilora.methods.bottleneck import Bottleneck
 
 from ..tolerance import AS_CLOSE, unit_roundoff
 from .test_prompt_tuning import shapes
@@ -151,6 +152,39 @@ def test_the_parallel_one_starts_at_the_base_and_the_others_near_it():
     assert off["parallel"] == 0
     assert 0 < off["houlsby"] < 0.1
     assert 0 < off["pfeiffer"] < 0.1
+
+
+def test_they_start_as_adapters_starts_them():
+    """N(0, 0.02) and Kaiming-uniform with a = √5, whose bound is 1/√in; the biases are zero."""
+    for kind in KINDS:
+        torch.manual_seed(0)
+        part = Bottleneck(torch.nn.Linear(400, 400), 400, 50, kind, "")
+        down, up = part.adapter_down, part.adapter_up
+        assert not down.bias.any()
+        assert not up.bias.any()
+        if kind == "parallel":
+            assert 0.049 < down.weight.abs().max() <= 0.05
+            assert not up.weight.any()
+        else:
+            stds = [down.weight.std().item(), up.weight.std().item()]
+            assert stds == pytest.approx([0.02, 0.02], rel=0.05)
+    assert repr(part) == "Bottleneck(parallel, 400 -> 50 -> 400)"
+
+
+@pytest.mark.parametrize(("width", "inside"), [(128, 8), (48, 3), (8, 1)])
+def test_its_width_is_a_sixteenth_of_the_models_unless_told(width, inside):
+    model = Llama(LlamaConfig(**{**SIZES, "hidden_size": width}, tie_word_embeddings=False))
+    report = inject(model, BottleneckConfig())
+    assert report.trainable == 2 * (2 * width * inside + inside + width)
+
+
+def test_half_precision_trains_it_in_float32_and_leaves_the_stream_as_it_is():
+    model = base().bfloat16()
+    inject(model, BottleneckConfig("houlsby", 2))
+    assert {p.dtype for _, part in attached_modules(model) for p in part.parameters()} == {
+        torch.float32
+    }
+    assert model(GOLDEN["ids"]).dtype == torch.bfloat16
 
 
 def test_gradient_checkpointing_changes_no_gradient():

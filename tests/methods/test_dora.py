@@ -42,6 +42,16 @@ def test_with_dropout_the_bases_term_sees_the_dropped_input_too():
     torch.testing.assert_close(*y, rtol=0, atol=1e-5)
 
 
+def test_without_training_nothing_is_dropped():
+    torch.manual_seed(0)
+    ours, _ = pair(Holder(nn.Linear(30, 8)), *config_pair(r=2, lora_dropout=0.4))
+    x = torch.randn(5, 30)
+    y = ours.eval()(x)
+    assert torch.equal(ours(x), y)
+    minilora.merge(ours)
+    torch.testing.assert_close(ours(x), y, rtol=0, atol=1e-5)
+
+
 def zero_rows():
     """A model whose Linear has two rows of zeros, as the shipped base has 48."""
     torch.manual_seed(0)

@@ -13,11 +13,14 @@ import minilora
 from minilora import (
     AdaLoraConfig,
     BitFitConfig,
+    BottleneckConfig,
     IA3Config,
     LNTuningConfig,
     LoraConfig,
     LoRALayer,
     NF4Linear,
+    PrefixTuningConfig,
+    PromptTuningConfig,
     VeraConfig,
     disable_adapter,
     explain_match,
@@ -235,6 +238,26 @@ def test_whatever_is_no_config_is_refused():
         inject(Two(5, 6, True), {"r": 8})
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VeraConfig(lora_alpha=8), "VeraConfig has no 'lora_alpha': known are r, target"),
+        (lambda: VeraConfig(lora_dropout=0.1), "did you mean 'vera_dropout'"),
+        (lambda: IA3Config(r=8), "IA3Config has no 'r': known are target_modules, feedforward"),
+        (lambda: AdaLoraConfig(r=8, total_step=9), "has no 'r': did you mean 'init_r'"),
+        (lambda: BitFitConfig(bias="all"), "BitFitConfig has no 'bias': known are target_mod"),
+        (lambda: LNTuningConfig(target_module=["a"]), "did you mean 'target_modules'"),
+        (lambda: PromptTuningConfig(num_virtual_token=4), "did you mean 'num_virtual_tokens'"),
+        (lambda: PrefixTuningConfig(4, prompt_tuning_init="TEXT"), "Prefix.* has no 'prompt_tun"),
+        (lambda: BottleneckConfig(r=8), "did you mean 'size'"),
+        (lambda: LoraConfig(use_vera=True), "LoraConfig has no 'use_vera'"),
+    ],
+)
+def test_a_field_of_another_method_is_refused_with_those_there_are(make, message):
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
 def test_a_second_method_is_refused():
     model = Two(5, 6, True)
     inject(model, METHODS["vera"][0])
@@ -242,6 +265,22 @@ def test_a_second_method_is_refused():
     with pytest.raises(ValueError, match="adapters already"):
         inject(model, METHODS["ia3"][0])
     assert same(model.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_audit_tells_what_a_method_changed_merged_or_not(name):
+    before, x = Two(5, 6, True), torch.randn(2, 3, 5)
+    after = copy.deepcopy(before)
+    inject(after, METHODS[name][0])
+    untrained = minilora.audit(before, after)
+    assert (untrained.changes, untrained.elsewhere) == ((), ())
+    disturb(after)
+    for merged in (False, True):
+        found = minilora.audit(before, merge(after) if merged else after, x)
+        changed = () if name == "bitfit" else ("a", "b")
+        assert tuple(change.name for change in found.changes) == changed
+        biases = {"bitfit": ("a.bias", "b.bias"), "ia3": ("a.bias",)}.get(name, ())
+        assert found.elsewhere == biases
 
 
 def test_a_pattern_that_matches_nothing_is_an_error_for_each_method():

@@ -120,6 +120,19 @@ def test_one_round_leaves_the_base_and_more_rounds_come_nearer():
     assert lost[2] < lost[1] < lost[0]
 
 
+def test_the_first_round_leaves_the_codes_though_the_original_was_rounded_otherwise():
+    torch.manual_seed(0)
+    base = Holder(nn.Linear(64, 64))
+    model = in_four_bits(copy.deepcopy(base).bfloat16(), 4, 4).float()
+    codes = model.lin.base.packed.clone()
+    assert not torch.equal(codes, in_four_bits(base, 4, 4).lin.base.packed)
+    replace_lora_weights_loftq(model, base)
+    assert torch.equal(model.lin.base.packed, codes)
+    lost = base.lin.weight.detach() - model.lin.weight
+    rest = torch.linalg.svdvals(lost - model.lin.delta_weight())
+    torch.testing.assert_close(rest[:60], torch.linalg.svdvals(lost)[4:], rtol=1e-3, atol=1e-6)
+
+
 def test_on_the_shipped_base_a_tenth_of_what_was_lost_comes_back():
     base = minilora.load_base()
     model = quantize_base(copy.deepcopy(base))

@@ -292,6 +292,9 @@ WRONG = [
     (lambda: PromptTuningConfig(0), "num_virtual_tokens must be"),
     (lambda: PromptTuningConfig(4, "WORDS"), "prompt_tuning_init must be one of 'RANDOM'"),
     (lambda: PromptTuningConfig(4, "TEXT"), "'TEXT' needs a text, and only it takes one"),
+    (lambda: PromptTuningConfig(4, "RANDOM", "a"), "'RANDOM' with prompt_tuning_init_text='a'"),
+    (lambda: PrefixTuningConfig(0), "num_virtual_tokens must be at least 1"),
+    (lambda: PrefixTuningConfig(4, encoder_hidden_size=0), "encoder_hidden_size must be at least"),
     (lambda: BottleneckConfig("wide"), "kind must be one of houlsby, pfeiffer, parallel"),
     (lambda: BottleneckConfig(size=0), "size must be"),
 ]
@@ -315,6 +318,62 @@ def test_a_model_without_room_or_of_another_library_is_refused():
         inject(pair()[1], PrefixTuningConfig(4))
 
 
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_the_last_position_is_used_and_none_beyond(config):
+    model = Llama(LlamaConfig(**SIZES, max_position_embeddings=8)).eval()
+    with pytest.raises(ValueError, match="of 8 rows leaves nothing"):
+        inject(model, config(8))
+    inject(model, config(7))
+    assert model(IDS[:, :1]).shape[1] == 1
+    with pytest.raises(ValueError, match="of 7 rows and a text of 2 tokens .* the text to 1$"):
+        model(IDS[:, :2])
+    unload(model)
+    inject(model, config(2))
+    assert model(IDS).shape[1] == 6
+    # a text that is too long by itself is warned of elsewhere, with rows or without
+    assert model(torch.zeros(1, 9, dtype=torch.long)).shape[1] == 9
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig(2), PrefixTuningConfig(2)])
+def test_rows_that_have_begun_and_rows_that_have_not_do_not_mix(config):
+    model, _ = pair()
+    inject(model, config)
+    cache = model.model.new_cache()
+    model.model(IDS, None, cache)
+    cache.lengths[0] = 0
+    with pytest.raises(ValueError, match="some of these rows have begun and others have not"):
+        model.model(IDS[:, :1], None, cache)
+
+
+def test_a_projection_is_as_wide_as_a_layers_keys_unless_told_and_a_file_replaces_it(tmp_path):
+    model, _ = pair()
+    inject(model, PrefixTuningConfig(3, prefix_projection=True))
+    part = model.model.prefix
+    assert [(m.in_features, m.out_features) for m in part.transform[::2]] == [(8, 8), (8, 32)]
+    assert repr(part) == "Prefix(3 x 8, projected)"
+    before = model(IDS)
+    save_adapter(model, tmp_path)
+    load_adapter(model, tmp_path)
+    assert torch.equal(model(IDS), before)
+    assert repr(part) == "Prefix(3 x 32)"
+    assert part.embedding.weight.requires_grad
+    part.embedding.weight.requires_grad_(False)
+    load_adapter(model, tmp_path)
+    assert not part.embedding.weight.requires_grad
+    with pytest.raises(TypeError, match="prefix_projection must be True or False, got 1"):
+        PrefixTuningConfig(3, prefix_projection=1)
+
+
+def test_a_soft_prompt_tells_its_size_and_starts_in_float32():
+    model, _ = pair()
+    for start in ("RANDOM", "SAMPLE_VOCAB"):
+        inject(model.bfloat16(), PromptTuningConfig(3, start))
+        assert repr(model.model.soft_prompt) == "SoftPrompt(3 x 16)"
+        assert model.model.soft_prompt.rows.dtype == torch.float32
+        assert model(IDS).dtype == torch.bfloat16
+        unload(model)
+
+
 def test_a_prefix_and_gradient_checkpointing_exclude_each_other():
     model, _ = pair()
     model.model.gradient_checkpointing = True
@@ -325,6 +384,80 @@ def test_a_prefix_and_gradient_checkpointing_exclude_each_other():
     model.train().model.gradient_checkpointing = True
     with pytest.raises(ValueError, match="gradient checkpointing computes each block a second"):
         model(IDS)
+
+
+def test_a_file_that_this_model_cannot_take_changes_nothing(tmp_path):
+    """More rows than positions; a prefix in a model that computes its blocks twice."""
+    for name, config in (("prompt", PromptTuningConfig(9)), ("prefix", PrefixTuningConfig(4))):
+        model, _ = pair()
+        inject(model, config)
+        save_adapter(model, tmp_path / name)
+    small = Llama(LlamaConfig(**SIZES, max_position_embeddings=8))
+    with pytest.raises(ValueError, match="of 9 rows leaves nothing of the model's 8 positions"):
+        load_adapter(small, tmp_path / "prompt")
+    twice, _ = pair()
+    twice.model.gradient_checkpointing = True
+    with pytest.raises(ValueError, match="gradient checkpointing computes each block a second"):
+        load_adapter(twice, tmp_path / "prefix")
+    for model in (small, twice):
+        assert not list(attached_modules(model))
+        assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_run_with_checkpointing_refuses_a_prefix_before_its_first_step():
+    model = minilora.load_base()
+    inject(model, PrefixTuningConfig(3))
+    before = model.model.prefix.embedding.weight.detach().clone()
+    with pytest.raises(ValueError, match="gradient checkpointing computes each block a second"):
+        minilora.train(model, TASK, steps=2, checkpointing=True, progress=False)
+    assert torch.equal(model.model.prefix.embedding.weight, before)
+    assert not model.model.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    "other",
+    [PrefixTuningConfig(3), PromptTuningConfig(4), BottleneckConfig("parallel", 3), LoraConfig()],
+    ids=lambda config: config.peft_type,
+)
+def test_another_method_cannot_resume_a_run(other, tmp_path):
+    first = PromptTuningConfig(3)
+    if isinstance(other, BottleneckConfig):
+        first = BottleneckConfig("pfeiffer", 3)  # the same names and shapes
+    settings = {"batch_size": 2, "progress": False, "validate_every": 0, "steps": 2}
+    settings |= {"out": tmp_path, "checkpoint_every": 1}
+    for config in (first, other):
+        model = minilora.load_base()
+        inject(model, config)
+        if config is first:
+            minilora.train(model, TASK, **settings)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"other settings \(adapters: \w+ \w+ there, \w+ \w+ here"):
+        minilora.train(model, TASK, **settings, resume=True)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+
+
+def test_an_answer_beyond_the_positions_counts_the_rows_before_it():
+    model = minilora.load_base()
+    inject(model, PromptTuningConfig(500, "SAMPLE_VOCAB"))
+    with pytest.warns(UserWarning, match=r"\d+ tokens and 500 rows before it, .* 512 positions"):
+        model.generate_text("A?", "", max_new_tokens=9)
+
+
+@pytest.mark.parametrize("config", ATTACHED[:2] + ATTACHED[3:], ids=lambda c: c.peft_type)
+def test_on_a_base_in_four_bits_it_is_what_it_is_on_the_rounded_one(config):
+    model, _ = pair()
+    minilora.quantize_base(model)
+    floats = minilora.dequantize_base(copy.deepcopy(model))
+    for each in (model, floats):
+        torch.manual_seed(5)
+        inject(each, config)
+        disturb(each)
+        each(IDS).square().sum().backward()
+    torch.testing.assert_close(model(IDS), floats(IDS), rtol=1e-5, atol=1e-5)
+    pairs = zip(attached_modules(model), attached_modules(floats), strict=True)
+    for (_, part), (_, other) in pairs:
+        for mine, theirs in zip(part.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
 def test_packed_rows_are_refused_by_the_pass_and_by_training():

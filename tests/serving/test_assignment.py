@@ -34,6 +34,22 @@ def test_the_shares_and_the_ramp_are_as_planned():
         assert abs(arms.count(arm) - share * len(arms)) < 4 * deviation
 
 
+def test_the_last_arm_has_what_rounding_leaves_of_the_shares():
+    """The largest v is 1.0 in float64, and no end of a share is above it."""
+    experiment = Experiment("e", "m", dict.fromkeys("abc", "x"))
+    assert experiment.arm("0" * 16 + "f" * 16) == "c"
+    assert experiment.arm("0" * 32) == "a"
+
+
+def test_an_experiment_is_its_fields():
+    experiment = Experiment("e", "m", ARMS, ramp=0.5, salt="s")
+    assert Experiment.of("e", experiment.fields) == experiment
+    assert "name" not in experiment.fields
+    assert not {"tenant", "champion"} & experiment.fields.keys()
+    whose = Experiment("e", "m", ARMS, tenant="acme", champion="naval@1.0.0")
+    assert Experiment.of("e", whose.fields) == whose
+
+
 def test_two_experiments_draw_independently_and_one_alike():
     first, second = drawn(Experiment("e1", "m", ARMS)), drawn(Experiment("e2", "m", ARMS))
     alike = sum(first[user] == second[user] for user in USERS)

@@ -66,6 +66,54 @@ def test_a_relapse_waits_twice_as_long():
     assert breaker.wait == 5  # a calm time is no relapse
 
 
+def test_the_cool_down_grows_to_sixty_four_times_and_no_further():
+    clock = Clock()
+    breaker = Breaker(Limits(failures=1, window=1), clock)
+    failed(breaker, 1)
+    for _ in range(9):
+        clock.now += breaker.wait
+        failed(breaker, 1)
+    assert breaker.wait == pytest.approx(5 * 64)
+
+
+@pytest.mark.parametrize(("seconds", "wait"), [(9, 10), (10, 10), (11, 5)])
+def test_who_fails_soon_after_it_closed_has_relapsed(seconds, wait):
+    """Within two cool-downs; later it is a failure of its own."""
+    clock = Clock()
+    breaker = Breaker(Limits(failures=2, window=2, successes=1), clock)
+    failed(breaker, 2)
+    clock.now += 5
+    breaker.report(breaker.enter(), True)
+    assert not breaker.is_open
+    assert breaker.wait == 0
+    clock.now += seconds
+    failed(breaker, 2)
+    assert breaker.wait == pytest.approx(wait)
+
+
+def test_only_the_last_window_counts():
+    breaker = Breaker(Limits(failures=2, window=3), Clock())
+    for ok in (False, True, True, False, True):
+        breaker.report(breaker.enter(), ok)
+    assert not breaker.is_open
+    failed(breaker, 1)
+    assert breaker.is_open
+    assert breaker.reason == "2 of its last 3 answers failed"
+
+
+def test_a_failed_probe_takes_back_the_successes_before_it():
+    clock = Clock()
+    breaker = Breaker(Limits(failures=1, window=1, successes=2), clock)
+    failed(breaker, 1)
+    clock.now += 5
+    breaker.report(breaker.enter(), True)
+    failed(breaker, 1)
+    clock.now += 10
+    breaker.report(breaker.enter(), True)
+    assert breaker.is_open, "one success is not two in a row"
+    assert breaker.successes == 1
+
+
 def test_who_left_says_nothing_and_frees_the_probe():
     clock = Clock()
     breaker = Breaker(Limits(failures=1, window=1), clock)
@@ -94,7 +142,8 @@ def test_a_late_answer_of_before_the_opening_counts_nothing():
 
 def test_slow_is_failed_where_there_is_a_budget():
     breaker = Breaker(Limits(failures=2, window=4, budget=0.5), Clock())
-    for seconds in (0.4, 0.6, 0.7):
+    for seconds in (0.4, 0.5, 0.6, 0.7):  # in time, just in time, late, late
+        assert not breaker.is_open
         breaker.report(breaker.enter(), True, seconds)
     assert breaker.is_open
     easy = Breaker(Limits(failures=1, window=4), Clock())
@@ -173,6 +222,21 @@ def test_who_answers_instead():
     assert set(failover.states()) == {OLD, NEW}
 
 
+def test_it_is_worth_asking_again_when_the_first_of_them_may_be_probed():
+    clock = Clock()
+    failover = Failover(Limits(failures=1, window=1, cooldown=20), clock=clock)
+    failover.report(failover.choose(OLD), False)
+    clock.now += 12
+    failover.report(failover.choose(NEW), False)
+    with pytest.raises(Refused) as refused:
+        failover.choose(NEW, [OLD])
+    assert refused.value.headers == {"retry-after": "8"}
+    assert refused.value.message.startswith(f"{NEW} cannot answer now: 1 of its last")
+    with pytest.raises(Refused) as refused:
+        Failover(clock=clock).choose(NEW, failed=[NEW])
+    assert refused.value.headers == {"retry-after": "1"}, "nothing to wait for is known"
+
+
 def test_who_failed_this_request_is_not_asked_again():
     failover = Failover(clock=Clock())
     assert failover.choose(NEW, [OLD], failed=[NEW]).adapter == OLD
@@ -190,6 +254,12 @@ def test_quality_keeps_an_adapter_out_while_the_evidence_stands():
     assert "E = 25" in choice.why
     bad.clear()
     assert failover.choose(NEW, [OLD]).adapter == NEW
+
+
+def test_the_least_limits_are_taken_and_more_failures_than_the_window_are_not():
+    assert Limits(failures=1, window=1, successes=1, cooldown=0.1).budget is None
+    with pytest.raises(ValueError, match="failures ≤ window"):
+        Limits(failures=3, window=2)
 
 
 @pytest.mark.parametrize("field", ["failures", "successes", "cooldown"])

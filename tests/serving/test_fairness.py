@@ -27,6 +27,13 @@ def test_tenants_that_wait_have_been_served_equally_to_within_a_turn(queues, qua
     assert not waiting.credit
 
 
+def test_three_who_wait_take_turns_in_the_order_in_which_they_came():
+    waiting = DeficitRoundRobin(10)
+    for tenant in "aaabbc":
+        waiting.push(tenant, tenant, 10)
+    assert [waiting.pop() for _ in range(6)] == [*"abcaba"]
+
+
 def test_what_is_removed_is_not_served_and_a_refund_needs_somebody_who_waits():
     waiting = DeficitRoundRobin(10)
     waiting.push("a", "one", 10)
