@@ -13,7 +13,7 @@ A correction without a score is one too, where the answer is known: right where 
 answer, else wrong, for the experiment that the request was in (live.py). What was refused, or comes
 from a source that was expelled, votes for nothing.
 
-Left out: later turns of a conversation, unless the caller writes the question himself; who a user
+Left out: later turns of a conversation, unless the caller writes the question; who a user
 really is (feedback.py).
 """
 

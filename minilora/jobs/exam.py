@@ -76,7 +76,7 @@ class Exam:
 def fair(sources: Sequence[str], pairs: Pairs) -> dict[str, Pairs]:
     """Pairs without the users' questions; ``sources``: whose question each was.
 
-    The owner's questions stay, and what his program noted, which is nobody's question.
+    The owner's questions stay, and what the owner's program noted, which is nobody's question.
 
     >>> fair(["ann", "owner", ""], Pairs((True, True, False), (False, True, True)))
     {'users': Pairs(old=(True, False), new=(True, True))}

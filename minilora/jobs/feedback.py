@@ -160,7 +160,7 @@ class FeedbackStore:
     def retire(self) -> int:
         """Let what has judged ``WORN`` times judge no more; returns how many that were.
 
-        A user's is learnt then, within his cap; the owner's is not: nobody asked to teach it.
+        A user's is learnt then, within the cap; the owner's is not: nobody asked to teach it.
         """
         with DATABASE.writing(self.folder) as db:
             taught = self.taught(db)

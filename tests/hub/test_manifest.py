@@ -109,9 +109,9 @@ def test_a_number_that_says_less_than_changed_misleads(version, change, told):
 
 
 def test_the_same_adapter_again_is_told():
-    older = [replace(each, content=SHA) for each in numbered("1.0.0", "1.0.1")]
-    [told] = misgivings(replace(PLAIN, version="1.0.2"), older, "")
-    assert told == "naval@1.0.2 has the same tensors and settings as 1.0.1"
+    older = [replace(each, content=SHA) for each in numbered("1.0.0", "1.0.1", "1.0.2")]
+    [told] = misgivings(replace(PLAIN, version="1.0.3"), older, "")
+    assert told == "naval@1.0.3 has the same tensors and settings as 1.0.2", "the last"
 
 
 @pytest.mark.parametrize("value", [True, "0.5", None, float("inf")])

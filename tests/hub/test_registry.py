@@ -165,8 +165,22 @@ def test_damage_is_told_by_its_kind(tmp_path, db, blobs):
     db.execute("insert into blob values (?, 2)", (content,))
     db.execute("update version set bytes = 3 where version = '1.1.0'")
     assert told() == ["naval@1.1.0: its row in the database does not say what its manifest says"]
-    db.execute("update version set manifest = '{}' where version = '1.1.0'")
-    assert told() == ["naval@1.1.0: its manifest in the database is not the one that was stored"]
+    db.execute("update version set manifest = '{}' where name = 'naval'")
+    other = "its manifest in the database is not the one that was stored"
+    assert told() == [f"naval@1.0.0: {other}", f"naval@1.1.0: {other}"]
+
+
+def test_what_sqlite_finds_wrong_with_its_pages_is_told(db, blobs):
+    class Damaged:
+        """The hub's database, with a page that SQLite cannot read."""
+
+        def execute(self, query, *values):
+            if query == "pragma integrity_check":
+                return [("row 7 missing from index file_by_sha",)]
+            return db.execute(query, *values)
+
+    [damage] = upkeep.damages(Damaged(), blobs)
+    assert str(damage) == "hub: the database: row 7 missing from index file_by_sha"
 
 
 def test_reading_makes_no_hub(tmp_path):

@@ -185,6 +185,24 @@ def test_ties_are_one_margin_and_the_threshold_lies_between_two():
     assert calibrated(margins, torch.tensor([True, True, False]), 0.9) == 0.375
 
 
+def test_the_first_place_is_a_place_and_a_count_of_none_is_damage():
+    from safetensors.torch import load, save
+
+    parts = load(save_counts(["Status?"]))
+    parts["places"][0] = -PLACES // 2
+    assert load_counts(save(parts)).places[0] == 0
+    parts["counts"][0] = 0
+    with pytest.raises(ValueError, match="counts and places do not fit each other"):
+        load_counts(save(parts))
+
+
+def test_what_another_process_has_just_deleted_is_gone_already(tmp_path, monkeypatch):
+    contents = {name: save_counts(texts) for name, texts in TOPICS.items()}
+    monkeypatch.setattr(type(tmp_path), "glob", lambda folder, pattern: [folder / "old-gone"])
+    made = router_of({name: name for name in contents}, contents.__getitem__, tmp_path)
+    assert made.names == tuple(sorted(TOPICS))
+
+
 @pytest.mark.parametrize("name", ["places", "counts", "starts"])
 def test_damaged_examples_are_refused(name):
     from safetensors.torch import load, save

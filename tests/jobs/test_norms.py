@@ -33,6 +33,9 @@ def test_an_outlier_is_named_above_and_below_and_against_the_median():
         "v 0.5 after 4",
     ]
     assert outliers({"q": 4.0}, [], 3.0) == []
+    assert outliers({"q": 0.9}, [{"q": 0.2}], 3.0) == [
+        *("all modules 0.9 after 0.2", "q 0.9 after 0.2")
+    ], "small norms are norms"
     for edge in (4.0, 0.25):  # powers of two: the quotients are exact
         assert outliers({"q": edge}, [{"q": 1.0}], 4.0) == []
     assert outliers({"q": 4.0, "new": 1.0}, [{"q": 0.0}], 3.0) == [], "nothing was moved before"

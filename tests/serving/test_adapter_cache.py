@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora.serving.adapter_cache import AdapterCache, Resident
+from minilora.serving.adapter_cache import AdapterCache, NoRoom, Resident
 from minilora.serving.layer import Factors
 
 
@@ -51,6 +51,44 @@ def test_a_pinned_adapter_stays_and_a_full_memory_is_an_error_for_the_newcomer()
     assert "a" not in cache
     with pytest.raises(ValueError, match="has no room"):
         AdapterCache(memory=9).hold("a", resident)
+
+
+def test_who_may_ask_again_is_told_apart_from_who_never_fits():
+    cache = AdapterCache(memory=20)
+    cache.hold("a", lambda: resident(1))
+    with pytest.raises(NoRoom, match="ask again later"):
+        cache.hold("b", lambda: resident(20))
+    with pytest.raises(ValueError, match="has no room") as never:
+        cache.hold("c", lambda: resident(21))
+    assert not isinstance(never.value, NoRoom)
+    cache.release("a")
+    assert cache.hold("b", lambda: resident(20)).nbytes == 20
+
+
+def test_each_who_holds_an_adapter_pins_it():
+    cache = AdapterCache(memory=10)
+    for _ in range(3):
+        cache.hold("a", resident)
+    for _ in range(2):
+        cache.release("a")
+        with pytest.raises(NoRoom):
+            cache.hold("b", resident)
+    cache.release("a")
+    cache.hold("b", resident)
+    assert list(cache.residents) == ["b"]
+    assert cache.pins == {"b": 1}
+
+
+def test_room_is_what_pinned_adapters_leave():
+    assert AdapterCache().has_room({"a": 10**12})
+    cache = AdapterCache(memory=30)
+    cache.hold("a", resident)
+    cache.hold("free", resident)
+    cache.release("free")
+    assert cache.has_room({"b": 20})
+    assert not cache.has_room({"b": 21})
+    assert cache.has_room({"a": 10, "b": 20}), "what is pinned is there already"
+    assert not cache.has_room({"b": 20, "c": 1})
 
 
 def test_lru_what_was_just_read_is_not_dropped_for_its_own_sake():

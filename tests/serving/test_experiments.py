@@ -130,6 +130,13 @@ def test_only_the_ramp_of_a_running_one_changes(running):
         running.evidence("greting")
     with pytest.raises(ValueError, match="no experiment 'nothing'"):
         running.end("nothing")
+    with pytest.raises(ValueError, match=r"no experiment 'xyz': known: \['greeting'\]"):
+        running.evidence("xyz")
+
+
+def test_of_an_empty_log_nothing_is_known(tmp_path):
+    with pytest.raises(ValueError, match="no experiment 'greeting': none was started"):
+        Experiments(tmp_path).evidence("greeting")
 
 
 def test_a_file_begins_and_ends_what_it_names_and_leaves_the_rest(running, tmp_path):

@@ -43,3 +43,28 @@ def test_a_wait_is_whole_seconds_and_at_least_one(seconds):
     header = wait_first(seconds, "later").headers["retry-after"]
     assert int(header) >= max(1, seconds)
     assert int(header) < seconds + 2
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        *((400, "invalid_request_error"), (401, "authentication_error"), (499, None)),
+        *((403, "permission_error"), (404, None), (409, None), (413, None)),
+        *((429, "rate_limit_error"), (500, "server_error"), (503, "server_error")),
+    ],
+)
+def test_the_type_follows_from_the_status_unless_it_is_given(status, kind):
+    assert Refused(status, "why").body()["error"]["type"] == (kind or "invalid_request_error")
+    assert Refused(status, "why", type="mine").type == "mine"
+
+
+def test_the_usual_refusals_have_their_status():
+    unknown = unknown_model("x" * 200)
+    assert (unknown.status, unknown.param) == (404, "model")
+    assert len(unknown.message) < 160, "a long name is cut"
+    assert wait_first(0.0, "later").headers == {"retry-after": "1"}
+    assert wait_first(2.0, "later").headers == {"retry-after": "2"}
+    later = wait_first(1.5, "later")
+    assert (later.status, later.code) == (429, "rate_limit_exceeded")
+    stopping = wait_first(5, "later", 503, "draining")
+    assert (stopping.status, stopping.code, stopping.type) == (503, "draining", "server_error")
