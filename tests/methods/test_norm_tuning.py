@@ -84,5 +84,11 @@ def test_the_audit_names_the_norms_that_changed():
     assert not audit.changes
 
 
+def test_a_layer_freezes_its_base():
+    layer = NormLayer(nn.LayerNorm(4))
+    assert not any(p.requires_grad for p in layer.base.parameters())
+    assert sum(p.requires_grad for p in layer.parameters()) == 2
+
+
 def test_the_representation():
     assert repr(NormLayer(nn.LayerNorm(4))) == "NormLayer(4)"

@@ -9,6 +9,7 @@ from torch import nn
 
 import minilora
 from minilora import VeraConfig
+from minilora.methods.vera import VeraProjection
 
 from ..strategies import ranks
 from .peer import assert_equal_to_peft, bases, disturb, pair, theirs_of
@@ -48,6 +49,15 @@ def test_other_targets_draw_another_projection():
     minilora.inject(base, VeraConfig(r=2, target_modules=["0"]))
     assert base[0].projection.vera_A.shape == (2, 6)
     assert torch.equal(base[0].projection.vera_A, theirs.base_model.vera_A["default"])
+
+
+def test_the_projections_have_seed_0_unless_told_and_no_place_in_a_state_dict():
+    model = nn.Sequential(nn.Linear(6, 4))
+    minilora.inject(model, VeraConfig(r=3, target_modules=["0"]))
+    projection = model[0].projection
+    assert torch.equal(VeraProjection(3, 6, 4).vera_A, projection.vera_A)
+    assert not torch.equal(VeraProjection(3, 6, 4, key=1).vera_A, projection.vera_A)
+    assert not [name for name in model.state_dict() if "vera_A" in name or "vera_B" in name]
 
 
 def test_d_starts_where_it_is_told_and_b_at_zero():
