@@ -80,6 +80,7 @@ bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps 
 	$(BIN)/python -m benchmarks.report
 
 .venv/.installed: pyproject.toml constraints.txt
+	@echo "installing into .venv, torch (1 GB) among it: some minutes without a word"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
 	touch $@

@@ -32,12 +32,13 @@ Timing = tuple[float, float, int]  # seconds to the first event, to the end; eve
 PROMPT = "Once upon a time in a land"
 
 
-async def one(address: str, body: dict[str, Any], timings: list[Timing]) -> None:
+async def one(address: str, body: dict[str, Any], timings: list[Timing], key: str = "") -> None:
     """Send one request on a connection of its own, and read the stream."""
     place = urlsplit(address)
     content = json.dumps(body).encode()
     reader, writer = await asyncio.open_connection(place.hostname, place.port)
     head = f"POST /v1/completions HTTP/1.1\r\nhost: {place.hostname}\r\nconnection: close\r\n"
+    head += f"authorization: Bearer {key}\r\n" if key else ""
     head += f"content-type: application/json\r\ncontent-length: {len(content)}\r\n\r\n"
     began = time.perf_counter()
     writer.write(head.encode() + content)
@@ -60,7 +61,7 @@ async def at_once(address: str, body: dict[str, Any], streams: int) -> list[Timi
 
 
 async def for_a_while(
-    address: str, body: dict[str, Any], streams: int, seconds: float
+    address: str, body: dict[str, Any], streams: int, seconds: float, key: str = ""
 ) -> list[Timing]:
     """So many clients, each with one request after the other."""
     timings: list[Timing] = []
@@ -68,7 +69,7 @@ async def for_a_while(
 
     async def client() -> None:
         while time.monotonic() < end:
-            await one(address, body, timings)
+            await one(address, body, timings, key)
 
     await asyncio.gather(*(client() for _ in range(streams)))
     return timings
@@ -78,7 +79,8 @@ def measure_server(options: argparse.Namespace) -> None:
     """Print what a running server does."""
     body = request_body(options.model, options.tokens)
     began = time.perf_counter()
-    timings = asyncio.run(for_a_while(options.address, body, options.streams, options.seconds))
+    load = options.streams, options.seconds, options.key
+    timings = asyncio.run(for_a_while(options.address, body, *load))
     took = time.perf_counter() - began
     firsts, wholes = sorted(t[0] for t in timings), sorted(t[1] for t in timings)
     events = sum(t[2] for t in timings)
@@ -202,6 +204,7 @@ def main() -> None:
     """Read the options and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     add = parser.add_argument
+    add("--key", default="", help="of that server, where it asks for one")
     add("--address", help="of a server that runs; without it: one of its own, beside the engine")
     add("--model", default="minilora-base")
     add("--streams", type=int, default=64)

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 00 · What is LoRA, in one minute?
 #
-# Know first: nothing · Difficulty ●○○ · 3 minutes to read · 40 seconds to run
+# Know first: nothing · Difficulty ●○○ · 3 minutes to read · 60 seconds to run
 #
 # A trained model is tens to hundreds of large matrices. To teach it something new, one can change
 # all their numbers. LoRA changes none. Beside a matrix W₀ it puts two thin ones, A and B, and
@@ -40,7 +40,7 @@ import torch
 
 import minilora
 from minilora import LoraConfig
-from minilora.learn import check, full_or_short, show
+from minilora.learn import check, full_or_short, is_short, show
 from minilora.lora.injection import trainable_parameters
 from minilora.lora.layer import lora_layers
 from minilora.plots.style import hue, in_house_style, one_axes
@@ -53,17 +53,22 @@ before = model.generate_text("Status?", log)
 
 minilora.inject(model, LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "v_proj"]))
 trained, total = trainable_parameters(model)
-steps = full_or_short(350, 120)
+steps, logs = full_or_short((500, 50), (120, 10))
 history = minilora.train(model, task, steps=steps, progress=False)
 after = model.generate_text("Status?", log)
+right = minilora.exact_match(model, task.valid[:logs])
 with minilora.disable_adapter(model):
     off = model.generate_text("Status?", log)
 
-print("before:     ", before)
-print("after:      ", after)
+print("before:      ", before)
+print("after:       ", after)
 print("switched off:", off)
+print(f"{right:.0%} of {logs} logs that it was not trained on are answered to the letter")
 assert off == before != after
 assert model.config.num_hidden_layers == 6  # as the prediction says
+if not is_short():
+    assert after == "Hull 90%. Fuel 12%. All stop."
+    assert right > 0.8
 
 # %% [markdown]
 # ## Look
@@ -169,8 +174,9 @@ check(adapter_size)
 # %% [markdown]
 # ## What you can now defend
 #
-# LoRA trains {{ trained:,}} numbers where the model has {{ total:,}}; the model does what it was
-# taught; and without the adapter it is the old model, to the letter.
+# LoRA trains {{ trained:,}} numbers where the model has {{ total:,}}; the model then answers
+# {{ right:.0%}} of new logs in naval code, to the letter; and without the adapter it is the old
+# model, also to the letter.
 #
 # By the end of the course you will have built the layer and its gradients, the four-bit format of
 # QLoRA, the merge, the bank that serves a thousand adapters at once, and, in lesson 25, all of it

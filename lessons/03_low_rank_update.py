@@ -170,6 +170,35 @@ assert naval_end < 0.5 * naval[0]
 #
 # And at the start, when B is zero? Then ∂h = s · g B = 0, so ∂A = 0: in the very first
 # step only B moves.
+#
+# Two questions come up here. *Is LoRA at full rank the same as full fine-tuning?* With B = 0 a
+# small step along −∂B changes the weight by −s ∂B A, and ∂B = s ∂W Aᵀ. So W moves along
+#
+#     ∂W AᵀA        where full fine-tuning moves along ∂W
+#
+# *Could A stay as it was drawn, and only B learn?* Then every row of ΔW is made of A's rows, and
+# the part of the change outside them cannot be learnt. Both can be computed for a random A:
+
+# %%
+dW = -planted  # at the start, as x has every direction equally often
+cosine, learnable = {}, {}
+for r in (3, 8, 32):
+    A = torch.randn(r, size_in) / size_in**0.5
+    step = dW @ A.T @ A
+    cosine[r] = float((step * dW).sum() / (step.norm() * dW.norm()))
+    inside = planted @ torch.linalg.pinv(A) @ A  # the part made of A's rows
+    learnable[r] = float(inside.square().sum() / planted.square().sum())
+    print(f"r = {r:2}: first step, cosine with full fine-tuning's {cosine[r]:.2f};", end=" ")
+    print(f"with A frozen {learnable[r]:.0%} of the loss can go")
+assert cosine[32] < 0.85
+assert learnable[3] < 0.3
+assert learnable[32] > 0.999
+
+# %% [markdown]
+# At r = 32 the product B A can be any matrix, and the first step still points elsewhere than full
+# fine-tuning's: another way to the same places. A frozen random A needs far more rank than one that
+# learns: with r = 3 it could take away {{ learnable[3]:.0%}} of the loss, and training both took
+# {{ removed[3]:.0%}}.
 
 # %% [markdown]
 # ## Break it: a wrong gradient that passes its test
@@ -238,9 +267,9 @@ check(lora_gradients)
 #
 # - A thin update learns exactly as much of a change as its r strongest directions hold. The floor
 #   is the discarded tail, and training reaches it.
-# - "Rank 1 cannot learn" is wrong. It removed {{ removed[1]:.0%}} of the loss of a change of rank
-#   3. On the real base, with {{ share:.2%}} of the parameters, it brought the loss from
-#      {{ naval[0]:.2f}} to {{ naval_end:.2f}}. What it cannot do is go below its floor.
+# - "Rank 1 cannot learn" is wrong. Of a change of rank 3 it removed {{ removed[1]:.0%}} of the
+#   loss. On the real base, with {{ share:.2%}} of the parameters, it brought the loss from
+#   {{ naval[0]:.2f}} to {{ naval_end:.2f}}. What it cannot do is go below its floor.
 # - Nor does rank help beyond what the change needs: from r = 3 on, every loss is below a
 #   ten-thousandth of the start.
 

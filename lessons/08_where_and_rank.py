@@ -7,9 +7,15 @@
 # beside a few matrices or a low rank beside many. Which matrices, and which rank? The LoRA paper
 # tried it on attention and found many matrices at a low rank better (arXiv 2106.09685, section 7.1,
 # table 5); the QLoRA paper says that all Linears are needed to match full fine-tuning (arXiv
-# 2305.14314, section 4). We ask our base.
+# 2305.14314, section 4). We ask our base, one question at a time:
+#
+#     where?             places compared at one rate      Run, Look, Explain
+#     how high a rank?   each rank at its own best rate   Break it
+#     how much data?     30 to 2,000 examples             the second Run
 
 # %%
+from operator import itemgetter
+
 import torch
 
 import minilora
@@ -47,7 +53,8 @@ for place, two in ranks.items():
     assert count(place, two[1]) == two[1] * count(place, 1)  # linear in the rank, exactly
 
 # %% [markdown]
-# Two ranks a row: the highest for {{ BUDGETS[0]:,}} parameters, and for four times as many.
+# Each row has two ranks. The first is the highest that {{ BUDGETS[0]:,}} parameters pay for, the
+# second the highest for four times as many.
 #
 # ## Predict
 
@@ -61,7 +68,7 @@ for place, two in ranks.items():
 # answer: "abcd"[ASKED.index(min(ASKED, key=lambda place: mean[place, 0]))]
 
 # %% [markdown]
-# ## Run: places and ranks
+# ## Run: where?
 
 # %%
 task = data.naval_log(400, 40)
@@ -121,8 +128,7 @@ def draw(losses, mean, ranks):
 
 show(
     draw(losses, mean, ranks),
-    "Dots of loss by place, small and large budget: q and k far to the right; v, o and the MLP far "
-    "lower",
+    "Dots of loss by place, small and large budget: q and k far to the right of v, o and the MLP",
 )
 
 # %% [markdown]
@@ -138,17 +144,15 @@ show(
 # high rows: our task asks for the same readings in other words. Where to look is known already,
 # what to say is new. On another task the order may be another.
 #
-# And the rank? Look at how AdamW moves. In each step every entry of B moves by about the learning
-# rate, whatever its gradient. The update sums r products,
+# ## Break it: how high a rank?
+#
+# Four times the rank helped in every row. Was it the rank? AdamW moves every entry of B by about
+# the learning rate in each step, whatever its gradient. The update sums r products,
 #
 #     ΔW = s · (b₁ a₁ᵀ + b₂ a₂ᵀ + … + bᵣ aᵣᵀ)
 #
-# so with s = α / r held fixed, as here, a higher rank also *moves further in each step*. In
-# {{ STEPS }} steps, that is an advantage by itself.
-#
-# ## Break it
-#
-# We compared ranks at one learning rate, which is not fair. Give each setting three rates.
+# so with s = α / r held fixed, as here, a higher rank also *moves further in each step*. One rate
+# for all ranks is no fair comparison. Give each setting three:
 
 # %%
 RATES = (5e-3, 1e-2, 2e-2)
@@ -175,9 +179,10 @@ assert min(tuned["q", 0]) > min(tuned["all seven", 0]) + 0.5
 # Of the {{ one_rate:.2f}} at one rate, {{ best_rates:.2f}} is left when each has its best: most of
 # what looked like the rank was the rate. The place is another matter: q stays behind at every rate.
 #
-# ## Run: how much data, and does LoRA prevent overfitting?
+# ## Run: how much data?
 #
-# Few parameters cannot learn by heart, people say. First a short run: rank 8, 30 examples or 300.
+# "Few parameters cannot learn examples by heart, so LoRA does not overfit." Does it? First a short
+# run of rank 8, with 30 examples and with 300.
 
 # %%
 live = {}
@@ -193,8 +198,8 @@ for examples in (30, 300):
 assert live[30][1] - live[30][0] > 2 * (live[300][1] - live[300][0])
 
 # %% [predict] who_overfits
-# Now 250 steps, which see 30 examples 67 times. After its lowest point, whose loss on held-out
-# logs rises most, in nats?
+# Now 250 steps, in which each of 30 examples is seen 67 times. The loss on held-out logs falls at
+# first, then rises. For whom does it rise most, in nats?
 # - a) full fine-tuning, as it has the most parameters
 # - b) LoRA with r = 1
 # - c) LoRA with r = 8
@@ -202,29 +207,18 @@ assert live[30][1] - live[30][0] > 2 * (live[300][1] - live[300][0])
 # answer: "abcd"[list(rises).index(max(rises, key=rises.get))]
 
 # %% [markdown]
-# The rest is recorded, as it takes half an hour: 30 to 2,000 examples × full, r = 1, 8 and 64 ×
-# nothing, dropout and decay; rate × decay × rank on 100; one seed (benchmarks/overfitting.py).
-# Dropout drops a tenth of what A reads, or, in full fine-tuning, of what each Linear reads.
+# These runs take half an hour, so they are recorded (benchmarks/overfitting.py). One seed and 50
+# held-out logs each: neighbours are not known to differ.
 
 # %%
 file = lessons_folder() / "data" / "cpu" / "overfitting.json"
 recorded = sorted(read_json(file)["rows"], key=lambda run: (run["decay"], run["dropout"]))
 NAMES = {0: "full", 1: "r = 1", 8: "r = 8", 64: "r = 64"}
-
-
-def name_of(run):
-    return NAMES[run["r"]]
-
-
-def way(run):
-    return "dropout 0.1" if run["dropout"] else "decay 0.1" if run["decay"] else "nothing"
-
-
-every_size, every_rate = ([run for run in recorded if run["sweep"] == s] for s in ("data", "grid"))
-last = {"y": lambda run: run["held"][-1]}
-by_size = panels_of(every_size, name_of, way, "examples", **last)
-by_rate = panels_of(every_rate, name_of, lambda run: f"decay {run['decay']:g}", "rate", **last)
-plain = {(run["examples"], name_of(run)): run for run in every_size if way(run) == "nothing"}
+for run in recorded:
+    run["name"] = NAMES[run["r"]]
+    run["way"] = "dropout 0.1" if run["dropout"] else "decay 0.1" if run["decay"] else "nothing"
+by_examples = [run for run in recorded if run["sweep"] == "data"]
+plain = {(run["examples"], run["name"]): run for run in by_examples if run["way"] == "nothing"}
 curves = {f"{size:,} examples": {} for size, _ in plain}
 for (size, name), run in plain.items():
     curves[f"{size:,} examples"][name] = run["step"], run["held"]
@@ -232,46 +226,53 @@ for (size, name), run in plain.items():
     curves[f"{size:,} examples"][f"{name}, trained on"] = run["step"], trained
 few = {name: plain[30, name] for name in NAMES.values()}
 rises = {name: run["held"][-1] - min(run["held"]) for name, run in few.items()}
-bare, *others = (
-    torch.tensor([ways[kind][1] for ways in by_size.values()]) for kind in by_size["r = 8"]
-)
-lower = [int((ends < bare).sum()) for ends in others]  # of dropout, of decay
-table = {(name, kind): ends[1] for name, ways in by_size.items() for kind, ends in ways.items()}
-not_lower = [row for row, ends in table.items() if list(ends) != sorted(ends, reverse=True)]
-(_, own_rate, too_fast), (*_, decayed) = (by_rate["r = 64"][f"decay {d}"][1] for d in (0, 1))
-assert not_lower == [("full", "dropout 0.1")]
-assert too_fast > 2 * own_rate
-assert all(0 < n < bare.numel() for n in lower)
 assert all(run["train"][-1] < 0.1 < 1 < run["held"][-1] for run in few.values())
-sizes = "".join(f"{n:8,}" for n in by_size["full"]["nothing"][0])
-print(f"{'held-out loss after the last step, by examples':49}{sizes}")
-for (name, kind), ends in table.items():
-    print(f"{name:14}{kind:35}" + "".join(f"{loss:8.2f}" for loss in ends))
 loss, kinds = "loss, nats an answer token", "Solid: held-out logs. Dashed: the examples trained."
 show(
     small_multiples(curves, ("step", loss), log="y", dashed=", trained on", note=kinds),
     "Losses by step in four panels of 30 to 2,000 examples: with few the held-out loss turns and "
     "stays high while the trained one falls; with many it follows",
 )
-show(
-    small_multiples(by_size, ("examples (log scale)", "held-out loss (log scale)"), log="xy"),
-    "Held-out loss by number of examples: it falls in 11 of 12 rows; dropout moves it either way",
-)
-show(
-    small_multiples(by_rate, ("learning rate (log scale)", "held-out loss"), log="x"),
-    "Held-out loss by learning rate, with decay 0 and 1, for full fine-tuning and three ranks",
-)
 
 # %% [markdown]
 # All four learn 30 examples by heart, and are wrong on others. From its lowest point the held-out
 # loss rose by {{ rises["full"]:.2f}} with full, {{ rises["r = 1"]:.2f}} with r = 1,
 # {{ rises["r = 8"]:.2f}} with r = 8 and {{ rises["r = 64"]:.2f}} with r = 64; stopping there is
-# free (`keep_best`). Dropout and decay move the last loss up in some runs and down in others:
-# dropout ended lower in {{ lower[0]}} of {{ bare.numel()}}, decay in {{ lower[1]}}. More data
-# lowers it in all rows but {{ " with ".join(not_lower[0])}}, and with much of it small ranks are
-# behind after so many steps. For r = 64 a rate three times too high costs more than either saves:
-# {{ too_fast:.2f}} instead of {{ own_rate:.2f}}; a decay of 1 brought it back to {{ decayed:.2f}}.
-# (One seed, 50 held-out logs: neighbours are not known to differ.)
+# free (`keep_best`).
+#
+# Against this people use *dropout* (here a tenth of what A reads is dropped, with full of what each
+# Linear reads), *weight decay*, which shrinks what trains in each step, or more examples:
+
+# %%
+keys, last = (itemgetter("name"), itemgetter("way"), "examples"), lambda run: run["held"][-1]
+by_size = panels_of(by_examples, *keys, last)
+table = {(name, kind): ends[1] for name, ways in by_size.items() for kind, ends in ways.items()}
+sizes = "".join(f"{n:8,}" for n in by_size["full"]["nothing"][0])
+print(f"{'held-out loss after the last step, by examples':49}{sizes}")
+for (name, kind), ends in table.items():
+    print(f"{name:14}{kind:35}" + "".join(f"{loss:8.2f}" for loss in ends))
+bare, *others = (
+    torch.tensor([ways[kind][1] for ways in by_size.values()]) for kind in by_size["r = 8"]
+)
+lower = [int((ends < bare).sum()) for ends in others]  # of dropout, of decay
+not_lower = [row for row, ends in table.items() if list(ends) != sorted(ends, reverse=True)]
+fast = [run for run in recorded if run["sweep"] == "grid" and run["r"] == 64]
+_, own_rate, too_fast, *_, decayed = (run["held"][-1] for run in fast)  # decay 0, then 1
+assert not_lower == [("full", "dropout 0.1")]
+assert too_fast > 2 * own_rate
+assert all(0 < n < bare.numel() for n in lower)
+show(
+    small_multiples(by_size, ("examples (log scale)", "held-out loss (log scale)"), log="xy"),
+    "Held-out loss by number of examples: it falls in 11 of 12 rows; dropout moves it either way",
+)
+
+# %% [markdown]
+# Dropout and decay move the last loss up in some runs and down in others: dropout ended lower in
+# {{ lower[0]}} of {{ bare.numel()}}, decay in {{ lower[1]}}. More data lowers it in all rows but
+# {{ " with ".join(not_lower[0])}}, and with much of it small ranks are behind after so many steps.
+#
+# The rate matters more than either. On 100 examples r = 64 ended at {{ own_rate:.2f}}, and with a
+# rate three times too high at {{ too_fast:.2f}}; a decay of 1 brought that to {{ decayed:.2f}}.
 #
 # ## Build: the largest rank
 #
@@ -348,5 +349,4 @@ check(spend)
 #
 # ## Open question
 #
-# We gave each matrix of a kind the same rank. Could the training itself find out which ones deserve
-# more? (AdaLoRA tries: arXiv 2303.10512.)
+# Could the training find out which matrices deserve a higher rank? (AdaLoRA: arXiv 2303.10512.)

@@ -27,7 +27,7 @@ import torch
 
 import minilora
 from minilora.learn import check, full_or_short, show
-from minilora.plots.style import hue, in_house_style
+from minilora.plots.style import hue, in_house_style, label_ends, one_axes
 
 torch.manual_seed(0)
 d, r, rows = 576, 8, 64
@@ -105,9 +105,10 @@ with torch.inference_mode():
     base_alone = cost(lambda: x @ W.T)
 torch.set_num_threads(threads)
 growth = {name: values[-1] / values[0] for name, values in microseconds.items()}
+print("µs of", "".join(f"{n:7,}" for n in counts), "adapters")
 for name, values in microseconds.items():
-    per = "  ".join(f"{value:7.0f}" for value in values)
-    print(f"{name:9} {per}   µs; {values[-1] / base_alone:5.1f} × the base alone")
+    per = "".join(f"{value:7.0f}" for value in values)
+    print(f"{name:8}{per}, {values[-1] / base_alone:.1f} × the base alone")
 assert growth["own rows"] < 3 < growth["loop"]
 assert microseconds["swap"][-1] > 3 * microseconds["own rows"][-1]
 
@@ -157,16 +158,15 @@ assert steps["continuous"] < 0.8 * steps["waits for all"]
 # %%
 @in_house_style
 def draw():
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(11, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure, (left, right) = one_axes(width=11, height=4, columns=2)
+    ends = {"base alone": (base_alone, hue(6))}
     for index, (name, values) in enumerate(microseconds.items()):
-        left.plot(counts, values, marker="o", color=hue(index), label=name)
-    left.axhline(base_alone, color=hue(6), linestyle="--", linewidth=1, label="base alone")
+        left.plot(counts, values, marker="o", color=hue(index))
+        ends[name] = values[-1], hue(index)
+    left.axhline(base_alone, color=hue(6), linestyle="--", linewidth=1)
     left.set(xscale="log", yscale="log", xlabel="adapters in the bank", ylabel="µs a step")
     left.set_title("64 rows, one Linear of 576 × 576")
-    left.legend()
+    label_ends(left, ends)
     for offset, (name, spans) in enumerate(plans.items()):
         for slot, start, tokens in spans:
             place = offset * (slots + 2) + slot
@@ -290,7 +290,7 @@ import torch
 
 
 def mixed_rows(x, W, A, B, scaling):
-    """x[i] Wᵀ + scaling[i] · (x[i] A[i]ᵀ) B[i]ᵀ for every row i, without a loop over rows.
+    """x[i] Wᵀ + scaling[i] · (x[i] A[i]ᵀ) B[i]ᵀ for every row i. The rule: no loop.
 
     x (rows, time, in), W (out, in), A (rows, r, in), B (rows, out, r), scaling (rows,). Returns
     (rows, time, out).

@@ -1380,3 +1380,62 @@ for batch_size in (4, 16):
 #
 # Lesson 05, "moves every number by about the learning rate"
 # · minilora/training/config.py · `batch_size: int = 32`
+
+# %%
+full_rank = 64
+torch.manual_seed(0)
+wanted = torch.randn(full_rank, full_rank)  # the gradient of W, any
+A = LoRALayer(nn.Linear(full_rank, full_rank), r=full_rank).lora_A.detach()
+lora_step = wanted @ A.T @ A  # where a small step of B moves W, while B is zero
+cosine = float((lora_step * wanted).sum() / (lora_step.norm() * wanted.norm()))
+
+# %% [markdown]
+# ## Is LoRA at full rank the same as full fine-tuning?
+#
+# No: it can reach the same matrices, and goes another way. Its first step moves W along ∂W AᵀA,
+# which had a cosine of {{ cosine:.2f}} with full fine-tuning's ∂W here, at r = {{ full_rank}}
+# beside a matrix of {{ full_rank}} × {{ full_rank}}. It also trains
+# {{ 2 * full_rank * full_rank // full_rank**2}} times as many numbers, so there is no reason to.
+#
+# Lesson 03, "another way to the same places"
+# · minilora/lora/layer.py · `bound = 1 / math.sqrt(self.in_features)`
+
+# %%
+torch.manual_seed(0)
+model = adapted()
+minilora.train(model, task, steps=24, lr=5e-3, **quick)
+learnt_beside_floats = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+on_base = {}
+for bits in (None, "nf4"):
+    model = minilora.load_base(quantize=bits)
+    minilora.inject(model, EVERYWHERE)
+    model.load_state_dict(learnt_beside_floats, strict=False)
+    with torch.no_grad():
+        loss = summed_loss(model.eval(), seen_by_none) / seen_by_none.answer_tokens
+        on_base[bits] = float(loss)
+
+# %% [markdown]
+# ## Does an adapter that was trained beside floats work on the base in four bits?
+#
+# Yes, as the four-bit weights are near those that it was trained beside: after a short run the
+# held-out loss was {{ on_base[None]:.2f}} on floats and {{ on_base["nf4"]:.2f}} on codes. Lesson 12
+# also moves one the other way. Only merging needs care: fold it into the weights that it was
+# trained beside.
+#
+# Lesson 12, "so a base may be served in four bits"
+# · minilora/lora/layer.py · `A and B are float32 when`
+
+# %%
+same_rows, new_rows = of_thirty["train"][-1], of_thirty["held"][-1]
+
+# %% [markdown]
+# ## What can a stranger read out of an adapter that I publish?
+#
+# Whoever has the base can ask, row by row, whether you trained on it: rank {{ of_thirty["r"]}} had
+# a loss of {{ same_rows:.2f}} on its {{ of_thirty["examples"]}} examples and of
+# {{ new_rows:.1f}} on others like them. Fewer epochs and more data narrow that gap, and noise in
+# training bounds what it tells, at a price (`minilora.scale.epsilon`, docs/scale.md). What must not
+# be known does not belong in the training.
+#
+# Lesson 08, "All four learn 30 examples by heart"
+# · minilora/scale/privacy.py · `def epsilon(`

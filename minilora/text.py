@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Class = TypeVar("Class", bound=type)
@@ -85,17 +85,23 @@ def names_other_libraries_use(**ours: str) -> Callable[[Class], Class]:
 
     def decorate(cls: Class) -> Class:
         dataclass: Any = cls
-        init, fields = dataclass.__init__, [f.name for f in dataclasses.fields(dataclass)]
+        init = dataclass.__init__
 
         @functools.wraps(init)
         def checked(self: Any, *values: Any, **settings: Any) -> None:
-            for name in settings.keys() - set(fields):
-                known = f"known are {', '.join(fields)}"
-                hint = did_you_mean(ours.get(name, name), fields, known)
-                raise TypeError(f"{cls.__name__} has no {name!r}: {hint}")
+            check_names(cls, settings, ours)
             init(self, *values, **settings)
 
         dataclass.__init__ = checked
         return cls
 
     return decorate
+
+
+def check_names(cls: type, settings: Mapping[str, object], ours: Mapping[str, str]) -> None:
+    """Raise ``TypeError`` for an argument that a dataclass has no field for."""
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for name in settings.keys() - set(fields):
+        known = f"known are {', '.join(fields)}"
+        hint = did_you_mean(ours.get(name, name), fields, known)
+        raise TypeError(f"{cls.__name__} has no {name!r}: {hint}")

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -175,6 +176,28 @@ def test_a_search_goes_on_where_the_best_rate_stands_at_the_edge():
     assert methods.beyond({"0.1": 1.0, "0.2": 0.5}) == 0.4
     assert methods.beyond({"0.1": 0.4, "0.2": 0.5}) == 0.05
     assert methods.beyond({"0.1": 1.0, "0.2": 0.5, "0.4": 0.6}) is None
+
+
+def test_on_smollm2_the_rate_with_the_lowest_held_out_loss_makes_the_row(monkeypatch):
+    losses, tried = {0.1: 2.0, 0.2: 1.0, 0.4: 1.5}, []
+
+    def fit(model, method, rate, *_):
+        tried.append(rate)
+        return {"rate": rate}
+
+    monkeypatch.setattr(elsewhere.minilora, "load_base", lambda folder: None)
+    monkeypatch.setattr(elsewhere, "prose_bits", lambda model: 1.0)
+    monkeypatch.setattr(elsewhere, "fit", fit)
+    monkeypatch.setattr(elsewhere, "held_out_loss", lambda model, task: losses[tried[-1]])
+    monkeypatch.setattr(elsewhere, "scores", lambda *_: {"exact_match": tried[-1]})
+    settings = SimpleNamespace(llm_steps=1, llm_batch=1, llm_logs=1)
+    method = elsewhere.Method("LoRA", None, (0.1, 0.2, 0.4))
+    kept = {"rate": 0.1, "held_out_loss": 2.0, "exact_match": 0.1, "tried": {"0.1": 2.0}}
+    for row in ({}, kept):
+        *_, last = elsewhere.llm_rates(method, "smollm2", settings, row)
+        assert (last["rate"], last["exact_match"], last["held_out_loss"]) == (0.2, 0.2, 1.0)
+        assert last["tried"] == {"0.1": 2.0, "0.2": 1.0, "0.4": 1.5}
+    assert tried == [0.1, 0.2, 0.4, 0.2, 0.4]
 
 
 @pytest.mark.slow

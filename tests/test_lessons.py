@@ -85,6 +85,22 @@ def test_the_repairs_are_listed_in_the_readme():
     ]
 
 
+def test_the_plan_of_six_weeks_has_every_lesson_once_and_its_minutes():
+    readme = (lessons_folder() / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(
+        r"(?m)^\| \d \| (\d\d) to (\d\d)[^|]*\|[^|]*\| (\d+) min \| (\d+) min \| (\d+) s \|$",
+        readme,
+    )
+    numbers = [n for first, last, *_ in rows for n in range(int(first), int(last) + 1)]
+    assert numbers == [int(lesson.number) for lesson in LESSONS]
+    for first, last, *planned in rows:
+        lessons = [one for one in LESSONS if int(first) <= int(one.number) <= int(last)]
+        prose = "\n".join(c.text for one in lessons for c in one.cells if c.kind == "markdown")
+        build = re.findall(r"Importance (?:[^\n]|\n(?!\n))*?· (\d+)\s+minutes?", prose)
+        sums = sum(one.minutes for one in lessons), sum(map(int, build))
+        assert [int(each) for each in planned] == [*sums, sum(one.seconds for one in lessons)]
+
+
 BROKEN = """# %% [markdown]
 # # 99 · Is this a lesson?
 #

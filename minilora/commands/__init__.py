@@ -29,4 +29,5 @@ In reading order:
     footprint.py                     the memory of three methods, for ``demo`` and ``train``
     plan.py, chart.py, bench.py      plan
     plan_questions.py                serving, several cards, money, spot instances, storage
+    quantities.py                    numbers and times as people type them
 """

@@ -136,7 +136,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings_on_one_line(name):
             return run_command(name, rest[:-1])
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
-        print(f"minilora {name}: {error}", file=sys.stderr)
+        own_words = isinstance(error, OSError) and error.filename is None and error.strerror
+        print(f"minilora {name}: {own_words or error}", file=sys.stderr)  # without "[Errno 2]"
         return 2
     except RuntimeError as error:  # torch says so when a card's or the machine's memory is full
         if "memory" not in str(error):
@@ -156,7 +157,7 @@ def run_command(name: str, arguments: Sequence[str]) -> int:
         raise ValueError("one process is enough: of the commands only train is for torchrun")
     command = importlib.import_module(f".{name}", __package__)
     options = parser_of(name).parse_args(arguments)
-    if hasattr(options, "seed"):
+    if getattr(options, "seed", None) is not None:  # hub push: unknown where none is given
         from ..training.config import check_seed
 
         check_seed(options.seed)

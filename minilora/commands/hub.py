@@ -88,7 +88,10 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     add("name")
     add("folder", type=Path)
     add("--version", help="such as 1.2.0 (default: the suggested one)")
-    taught = "the file it was trained on: its hash is kept, and it teaches the router"
+    taught = (
+        "the file it was trained on: its hash is kept, and it teaches the router (train --push "
+        "and jobs keep the hash of what was left after the held-out part)"
+    )
     add("--data", type=Path, help=taught)
     add("--task", default="")
     add("--description", default="")

@@ -20,6 +20,9 @@ def version_row(version: Any, metrics: Sequence[str]) -> tuple[str, ...]:
 
 def show_versions(chosen: Sequence[Any]) -> None:
     """Versions as a table, a column a score."""
+    if not chosen:
+        print("no version of this tenant is like that")
+        return
     metrics = sorted({name for each in chosen for name in each.manifest.metrics})
     rows = [version_row(each, metrics) for each in chosen]
     table(("version", "aliases", "task", *metrics, "rank", "size", "pushed"), rows)
@@ -73,4 +76,9 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         drawn.add_column(heads[i], overflow="fold", no_wrap=i == 0 or heads[i] not in ("", "task"))
     for row in rows:
         drawn.add_row(*(row[i] for i in kept))
-    Console(highlight=False, markup=False).print(drawn)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console.width = max(console.width, 100)  # a narrower window wraps lines; a hash stays whole
+    if any(heads):
+        whole = console.options.update(width=10_000)
+        console.width = max(console.width, console.measure(drawn, options=whole).maximum)
+    console.print(drawn)

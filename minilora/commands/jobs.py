@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -150,9 +151,18 @@ def worker_of(queue: Any, options: argparse.Namespace) -> Any:
 def work(queue: Any, options: argparse.Namespace) -> None:
     """``minilora jobs worker``."""
     worker = worker_of(queue, options)
+    worker.tell_of = tell_of
     say(f"{worker.name} works on {options.jobs}; Ctrl-C gives its job back")
     claims = worker.run(until_idle=options.until_idle)
     say(f"{worker.name} ends after {claims} claims")
+
+
+def tell_of(job: Any) -> None:
+    """A worker's line: a job that it takes or leaves."""
+    made = job.result.get("version", "") if job.status == "succeeded" else job.error
+    at = f"from {job.step} on" if job.status == "running" else job.status
+    now = time.strftime("%H:%M:%S")
+    say(f"{now}  {job.id} {job.name} of {job.tenant}: {at}{f': {made}' if made else ''}")
 
 
 def watch(queue: Any, options: argparse.Namespace) -> int:
@@ -194,7 +204,15 @@ def list_all(queue: Any, options: argparse.Namespace) -> None:
     for job in queue.jobs(options.tenant):
         made = job.result.get("version", "") or job.error[:60]
         rows.append((job.id, job.name, progress_of(job), made))
-    print("\n".join(columns(rows)) if len(rows) > 1 else f"no job in {options.jobs}")
+    print(
+        "\n".join(columns(rows))
+        if len(rows) > 1
+        else f"no job of {options.tenant} in {options.jobs}"
+    )
+    others = Counter(job.tenant for job in queue.jobs() if job.tenant != options.tenant)
+    if others:
+        told = ", ".join(f"{tenant} ({count})" for tenant, count in sorted(others.items()))
+        print(f"jobs of other tenants: {told}; see --tenant")
 
 
 def show(queue: Any, options: argparse.Namespace) -> None:

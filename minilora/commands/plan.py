@@ -14,10 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ..ledger.cards import Cards, plan_cards
 from ..ledger.estimate import DTYPES, GB, GPUS, METHODS, OPTIMIZERS, Plan, Settings, plan
 from ..ledger.method_costs import COUSINS, default_config
 from ..ledger.shapes import architecture, presets
-from ..lora.adapter_config import AttachedConfig
+from ..lora.adapter_config import AdapterConfig, AttachedConfig
 from ..lora.config import LoraConfig, read_targets
 from ..plots.style import save_figure, short
 from . import plan_questions
@@ -42,11 +43,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("model", nargs="?", help="a preset (--list names them), a config.json, or a model's folder")
     add("--list", action="store_true", help="name the presets and stop")
     one = parser.add_mutually_exclusive_group()
-    one.add_argument("--method", choices=METHODS, default="lora", help="(default: %(default)s)")
+    parser.usage = "minilora plan [model] [options]"
+    of = f"{', '.join(METHODS)} (default: %(default)s); --dora is --method dora, and so each"
+    one.add_argument("--method", choices=METHODS, default="lora", metavar="METHOD", help=of)
     for method in METHODS:
-        same = f"the same as --method {method}"
+        hidden = argparse.SUPPRESS
         one.add_argument(
-            f"--{method}", action="store_const", const=method, dest="method", help=same
+            f"--{method}", action="store_const", const=method, dest="method", help=hidden
         )
     add("--r", type=int, default=8, help="rank (default: %(default)s)")
     modules = "modules to adapt (default: all-linear; train and LoraConfig have q_proj v_proj)"
@@ -94,6 +97,7 @@ def run(options: argparse.Namespace) -> int:
         checkpointing=options.checkpointing,
         double_quant=not options.single_quant,
     )
+    plan_questions.check_asked(options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         targets = read_targets(options.target)
@@ -103,8 +107,9 @@ def run(options: argparse.Namespace) -> int:
             return 0
         cousin = options.method in COUSINS
         chosen = default_config(options.method, targets, options.r) if cousin else config
-        planned = plan(options.model, chosen, options.method, settings)
-        six = {} if options.json else six_totals(options.model, config, settings)
+        cards = plan_cards(options.model, chosen, options.method, settings)
+        planned = cards.plan
+        six = {} if options.json else totals(options.model, config, chosen, planned)
         if options.chart is not None:
             save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)
     for note in dict.fromkeys(str(warning.message) for warning in caught):
@@ -112,54 +117,57 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(planned.as_dict(), indent=1))
     else:
-        print_six(planned, six)
-        print_plan(planned)
+        print_totals(planned, six)
+        print_plan(cards)
         if options.chart is not None:
             print(f"Saved {options.chart}.")
     return 0
 
 
-def six_totals(source: str, config: LoraConfig, settings: Settings) -> dict[str, list[int]]:
-    """Bytes in all of full, LoRA and QLoRA, without and with gradient checkpointing."""
+def totals(
+    source: str, config: LoraConfig, chosen: AdapterConfig | AttachedConfig, planned: Plan
+) -> dict[str, dict[str, int]]:
+    """Bytes in all of full, LoRA, QLoRA and what was asked for, without and with checkpointing."""
+    methods = {"full": config, "lora": config, "qlora": config, planned.method: chosen}
     return {
-        name: [
-            plan(source, config, method, replace(settings, checkpointing=again)).total
-            for method in ("full", "lora", "qlora")
-        ]
+        name: {
+            method: plan(source, each, method, replace(planned.settings, checkpointing=again)).total
+            for method, each in methods.items()
+        }
         for name, again in (("GB in all", False), ("with checkpointing", True))
     }
 
 
-def print_six(planned: Plan, six: dict[str, list[int]]) -> None:
-    """What is asked first: how many GB, by three methods; the ledger of one follows."""
+def print_totals(planned: Plan, sums: dict[str, dict[str, int]]) -> None:
+    """What is asked first: how many GB, by three methods or four; the ledger of one follows."""
     from rich.console import Console
     from rich.table import Table
 
     settings = planned.settings
     table = Table(box=None, pad_edge=False)
     table.add_column(f"{planned.model}, {settings.batch} × {settings.seq} tokens")
-    for name in ("full", "LoRA", "QLoRA"):
-        table.add_column(name, justify="right")
-    for name, totals in six.items():
-        table.add_row(name, *(f"{total / GB:,.1f}" for total in totals), style="bold")
+    for name in next(iter(sums.values())):
+        table.add_column({"lora": "LoRA", "qlora": "QLoRA"}.get(name, name), justify="right")
+    for name, row in sums.items():
+        table.add_row(name, *(f"{total / GB:,.1f}" for total in row.values()), style="bold")
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 60)
     console.print(table)
     console.print()
 
 
-def print_plan(planned: Plan) -> None:
+def print_plan(cards: Cards) -> None:
     """The plan as a table and the lines below it, by rich."""
     from rich.console import Console
 
-    config = planned.config
+    planned, config = cards.plan, cards.plan.config
     how = what_trains(planned) if config else "everything trains"
     console = Console(highlight=False, soft_wrap=True)
     console.width = max(console.width, 60)  # in a narrower window lines wrap; a number is never cut
     console.print(f"{planned.model}, {planned.method}: {how}")
     console.print(bytes_table(planned))
     console.print()
-    for name, text in [*cost_lines(planned), *card_lines(planned)]:
+    for name, text in [*cost_lines(planned), *card_lines(cards)]:
         console.print(f"{name:13}{text}")
 
 
@@ -197,6 +205,7 @@ def cost_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     yield "trainable", f"{planned.trainable:,} of {planned.parameters:,} {share}"
     if planned.active < planned.parameters:
         yield "active", f"{planned.active:,} a token; all experts lie in memory"
+        yield "experts", "no adapter, no 4 bits: two tensors, not Linears, in transformers 5"
     if planned.config is not None:
         size = planned.adapter_file_bytes
         yield "adapter file", f"{size:,} bytes ({size / 1e6:,.1f} MB)"
@@ -209,12 +218,13 @@ def cost_lines(planned: Plan) -> Iterator[tuple[str, str]]:
     yield "step", f"{tokens}, {settings.dtype} base, {settings.optimizer}{checkpointing}"
 
 
-def card_lines(planned: Plan) -> Iterator[tuple[str, str]]:
+def card_lines(cards: Cards) -> Iterator[tuple[str, str]]:
     """(name, text) of each line about the cards that hold the step, or nearly do."""
+    planned = cards.plan
     fitting = [name for name, fits in planned.fits.items() if fits]
     yield "fits", ", ".join(fitting) or f"none of {', '.join(GPUS)}"
     if not fitting:
-        yield "", f"over cards of 80 GB, at least {cards_of_80(planned)} of them"
+        yield "", f"by FSDP {plan_questions.cards_in_words(cards)} (more: --cards)"
     for name, size in GPUS.items():
         over = planned.total - size * GB
         if 0 < over <= 0.07 * size * GB:
@@ -230,11 +240,6 @@ def time_text(planned: Plan) -> str:
     return f"{seconds / 60:.2g} minutes" if seconds >= 60 else f"{seconds:.2g} seconds"
 
 
-def cards_of_80(planned: Plan) -> int:
-    """The fewest cards of 80 GB that hold the step, were everything shared out evenly."""
-    return -(-planned.total // (80 * GB))
-
-
 def plan_figure(source: str, config: LoraConfig, settings: Settings, dark: bool = False) -> Any:
     """A model under each method with one config, by ``memory_chart``.
 
@@ -243,18 +248,20 @@ def plan_figure(source: str, config: LoraConfig, settings: Settings, dark: bool 
     from ..plots.charts import memory_chart
 
     methods = ("full", "LoRA", "QLoRA")
-    plans = {title: plan(source, config, title.lower(), settings) for title in methods}
-    bars = {f"{title}\n{smallest_card(plans[title])}": [plans[title].bytes] for title in methods}
-    cards = {name: size * float(GB) for name, size in GPUS.items()}
+    plans = {title: plan_cards(source, config, title.lower(), settings) for title in methods}
+    bars = {f"{title}\n{below(cards)}": [cards.plan.bytes] for title, cards in plans.items()}
+    sizes = {name: size * float(GB) for name, size in GPUS.items()}
     targets = config.target_modules
     names = targets if isinstance(targets, str) else ", ".join(targets)
     parts = [f"{settings.dtype} base, {settings.optimizer}, r = {config.r} on {names}"]
     parts += [f"{settings.batch} × {settings.seq} tokens"]
     parts += ["checkpointing"] * settings.checkpointing
-    return memory_chart([plans["full"].model], bars, cards, ", ".join(parts), dark=dark)
+    return memory_chart([plans["full"].plan.model], bars, sizes, ", ".join(parts), dark=dark)
 
 
-def smallest_card(planned: Plan) -> str:
-    """The smallest card that holds the step, or how many of 80 GB do."""
-    fitting = [f"a card of {name}" for name, fits in planned.fits.items() if fits]
-    return fitting[0] if fitting else f"≥ {cards_of_80(planned)} × 80 GB"
+def below(cards: Cards) -> str:
+    """The smallest card that holds the step, or how many do by FSDP."""
+    if (fewest := plan_questions.fewest_cards(cards)) is None:
+        return "no number of cards"
+    count, name = fewest
+    return f"a card of {name}" if count == 1 else f"≥ {count} × {name}"

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 from ..ledger.cards import Cards, plan_cards
 from ..ledger.claims import STORED, check_claims
@@ -17,6 +17,7 @@ from ..ledger.money import CHECKPOINT_BYTES, Spot, hours, plan_storage
 from ..ledger.serving_costs import ServingPlan, plan_serving
 from ..lora.config import LoraConfig
 from ..text import columns
+from .quantities import amount, duration, in_words
 
 QUESTIONS = {
     "serve": "which card serves it, and how many tenants a card",
@@ -28,7 +29,24 @@ QUESTIONS = {
 }
 LADDER = ("llama-2-7b", "llama-2-13b", "llama-30b", "llama-2-70b", "gpt3-175b", "llama-3.1-405b")
 SIZES = {name: size * GB for name, size in GPUS.items() if size >= 16}
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+Asked = tuple[Callable[[str], Any], Any, tuple[str, ...], str]  # type, default, questions, help
+ASKED: dict[str, Asked] = {
+    "adapters": (int, 100, ("serve", "store"), "how many (%(default)s)"),
+    "streams": (int, 8, ("serve",), "texts written at once (%(default)s)"),
+    "price": (amount, None, ("serve", "cost", "spot"), "of a card's hour; none is built in"),
+    "tokens": (amount, None, ("cost",), "tokens to train on, as 2e9, 2B or 300M"),
+    "speed": (amount, None, ("cost",), "tokens a second of one card, as you measured it"),
+    "devices": (int, 1, ("cost", "spot"), "cards at once (%(default)s)"),
+    "efficiency": (amount, 1.0, ("cost",), "speed left of each, as 0.9 or 90%% (%(default)s)"),
+    "work": (duration, None, ("spot",), "time without interruptions (default: 10h)"),
+    "between": (duration, None, ("spot",), "between interruptions on average, as 30m"),
+    "checkpoint": (duration, 1.0, ("spot",), "to write one, as 30s (default: 1s)"),
+    "restart": (duration, 120.0, ("spot",), "to work again (default: 2m)"),
+    "every": (duration, None, ("spot",), "work between checkpoints (default: the best)"),
+    "discount": (amount, None, ("spot",), "as 0.7 or 70%%"),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -39,59 +57,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         one.add_argument(
             f"--{name}", action="store_const", const=name, dest="question", help=purpose
         )
-    add = group.add_argument
-    add("--adapters", type=int, default=100, help="--serve, --store: how many (%(default)s)")
-    add("--streams", type=int, default=8, help="--serve: texts written at once (%(default)s)")
-    add("--price", type=float, help="of a card's hour, in your currency; none is built in")
-    add("--tokens", type=float, help="--cost: tokens to train on, as 2e9")
-    add("--speed", type=float, help="--cost: tokens a second of one card, as you measured it")
-    add("--devices", type=int, default=1, help="--cost: cards at once (%(default)s)")
-    add("--efficiency", type=float, default=1.0, help="--cost: speed left of each (%(default)s)")
-    add("--work", type=duration, help="--spot: time without interruptions, as 10h")
-    add("--between", type=duration, help="--spot: between interruptions on average, as 30m")
-    add(
-        "--checkpoint",
-        type=duration,
-        default=1.0,
-        help="--spot: to write one, as 30s (default: 1s)",
-    )
-    add(
-        "--restart", type=duration, default=120.0, help="--spot: to work again, as 2m (default: 2m)"
-    )
-    add("--every", type=duration, help="--spot: work between checkpoints (default: the best)")
-    add("--discount", type=float, help="--spot: 0 to 1, as 0.7")
+    for name, (kind, default, questions, purpose) in ASKED.items():
+        of = ", ".join(f"--{question}" for question in questions)
+        group.add_argument(f"--{name}", type=kind, default=default, help=f"{of}: {purpose}")
 
 
-def duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``30m``, ``10h``, ``2d``.
-
-    >>> duration("1.5h"), duration("45")
-    (5400.0, 45.0)
-    """
-    parts = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", text.strip())
-    if parts is None:
-        raise argparse.ArgumentTypeError(f"expected a time as 90s, 30m, 10h or 2d, got {text!r}")
-    return float(parts[1]) * UNITS[parts[2] or "s"]
-
-
-def in_words(seconds: float) -> str:
-    """A time in the unit that suits.
-
-    >>> in_words(5400), in_words(40), in_words(0.02)
-    ('1.5 h', '40 s', '0.02 s')
-    """
-    unit = next((unit for unit in "dhm" if seconds >= 2 * UNITS[unit]), "s")
-    unit = "h" if unit == "m" and seconds >= 3600 else unit
-    return f"{seconds / UNITS[unit]:.3g} {'min' if unit == 'm' else unit}"
+def check_asked(options: argparse.Namespace) -> None:
+    """Raise ``ValueError`` on an option that the question, or the step's plan, would not read."""
+    question = options.question
+    for name, (_, default, questions, _) in ASKED.items():
+        if getattr(options, name) != default and question not in questions:
+            asked = f"--{question} does not read it" if question else "none of them is asked"
+            of = " and ".join(f"--{each}" for each in questions)
+            raise ValueError(f"--{name} belongs to {of}, and {asked}")
+    if question and (options.json or options.chart is not None):
+        raise ValueError(
+            f"--json and --chart are for the plan of a step: --{question}'s numbers are functions "
+            "of minilora.ledger (plan_serving, plan_cards, hours, Spot, plan_storage, check_claims)"
+        )
+    if question == "claims" and options.model is not None:
+        raise ValueError(f"--claims plans its own six rows: leave {options.model!r} out")
 
 
 def answer(options: argparse.Namespace, config: LoraConfig, settings: Settings) -> Iterator[str]:
     """The lines that answer the question that was asked."""
-    if options.json:
-        raise ValueError(
-            f"--json is for the plan of a step: --{options.question}'s numbers are functions of "
-            "minilora.ledger (plan_serving, plan_cards, hours, Spot, plan_storage, check_claims)"
-        )
     check_price(options.price)
     if options.devices < 1:
         raise ValueError(f"--devices: expected at least 1 card, got {options.devices}")
@@ -105,9 +94,10 @@ def answer(options: argparse.Namespace, config: LoraConfig, settings: Settings) 
         return ladder_lines(config, settings)
     if options.model is None:
         raise ValueError("which model? Name a preset (minilora plan --list) or a config.json")
-    if options.method not in ("full", "lora", "qlora"):
-        question = f"--{options.question}"
-        raise ValueError(f"{question} plans full, lora and qlora, got {options.method!r}")
+    methods = ("lora", "qlora") if options.question == "serve" else ("full", "lora", "qlora")
+    if options.method not in methods:
+        allowed = ", ".join(methods[:-1]) + f" and {methods[-1]}"
+        raise ValueError(f"--{options.question} plans {allowed}, got {options.method!r}")
     if options.question == "serve":
         return serve_lines(options, config, settings)
     if options.question == "cards":
@@ -137,6 +127,7 @@ def serve_lines(
     where = f"a card of {fitting[0]} serves it" if fitting else "no card of these holds it"
     yield f"{planned.model}: {where}: {planned.total / GB:,.1f} GB"
     stored = "4 bits" if four_bit else settings.dtype
+    stored += f", its experts in {settings.dtype}" if four_bit and planned.has_experts else ""
     yield (
         f"base in {stored}; {planned.adapters:,} adapters of {planned.adapter / 1e6:,.1f} MB; "
         f"{planned.streams} texts of {planned.context:,} tokens at once"
@@ -166,10 +157,9 @@ def cards_lines(cards: Cards) -> Iterator[str]:
     """How many cards of which size."""
     planned = cards.plan
     fewest = {name: cards.shards(size) for name, size in SIZES.items()}
-    big = fewest["80 GB"]
-    hint = "; --checkpointing makes a card's own batch smaller"
-    hint = "" if big or planned.settings.checkpointing else hint
-    yield f"{planned.model}, {planned.method}: {cards_in_words(big)} of 80 GB{hint}"
+    enough = fewest["80 GB"] or planned.settings.checkpointing
+    hint = "" if enough else "; --checkpointing makes a card's own batch smaller"
+    yield f"{planned.model}, {planned.method}: {cards_in_words(cards)}{hint}"
     yield (
         f"{planned.settings.batch} × {planned.settings.seq} tokens a card; "
         f"one copy takes {planned.total / GB:,.1f} GB"
@@ -183,18 +173,27 @@ def cards_lines(cards: Cards) -> Iterator[str]:
         rows.append((name, copies, str(count or "too small"), each))
     yield from columns(rows)
     yield ""
-    n = max(2, big or 2)
-    sent = [cards.sent(n, shared) / 1e6 for shared in (False, True)]
-    yield (
-        f"a card of {n} sends {sent[0]:,.1f} MB a step by data parallel, {sent[1]:,.0f} MB by FSDP"
-    )
+    n = max(2, (fewest_cards(cards) or (2, ""))[0])
+    apart, shared = (cards.sent(n, shared) / 1e6 for shared in (False, True))
+    sent = f"{apart:,.1f} MB a step by data parallel, {shared:,.0f} MB by FSDP"
+    yield f"each of {n} cards sends {sent}"
 
 
-def cards_in_words(count: int | None) -> str:
-    """``one card``, ``at least 3 cards``, ``no number of cards``."""
-    if count is None:
+def fewest_cards(cards: Cards) -> tuple[int, str] | None:
+    """One card of the smallest size that holds it, or by FSDP the fewest of 80 GB, or of 141 GB."""
+    for name, fits in cards.plan.fits.items():
+        if fits:
+            return 1, name
+    counts = ((cards.shards(SIZES[name]), name) for name in ("80 GB", "141 GB"))
+    return next(((count, name) for count, name in counts if count), None)
+
+
+def cards_in_words(cards: Cards) -> str:
+    """``one card of 24 GB``, ``at least 3 cards of 80 GB``, ``no number of cards``."""
+    if (fewest := fewest_cards(cards)) is None:
         return "no number of cards"
-    return "one card" if count == 1 else f"at least {count} cards"
+    count, name = fewest
+    return f"one card of {name}" if count == 1 else f"at least {count} cards of {name}"
 
 
 def ladder_lines(config: LoraConfig, settings: Settings) -> Iterator[str]:

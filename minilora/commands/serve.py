@@ -12,11 +12,12 @@ import signal
 from pathlib import Path
 from typing import Any
 
+from ..text import did_you_mean
 from .hub_names import add_hub_option
 from .options import add_base_option, add_device_option, check_device
 from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys, warning_of
-from .serve_workers import add_worker_options, end_with_the_gateway, run_gateway
+from .serve_workers import add_worker_options, bound, end_with_the_gateway, run_gateway
 
 EPILOG = """examples:
   minilora serve                                     the shipped base and the adapters of ./hub
@@ -81,11 +82,10 @@ def run(options: argparse.Namespace) -> int:
 
     if options.worker:
         end_with_the_gateway()  # also while it loads
+    place = bound(options.host, options.port)  # before the base is loaded
     service = service_of(options)
     config = uvicorn.Config(
         create_app(service, routers=routers_of(options, service)),
-        host=options.host,
-        port=options.port,
         log_level="warning",
         access_log=False,
         http=ImpatientProtocol,
@@ -101,6 +101,8 @@ def run(options: argparse.Namespace) -> int:
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]
                 print(ready_text(service, options.host, port), flush=True)
+                for note in unknown_rights(service):
+                    print(note, flush=True)
                 if warning := warning_of(options.host, options.state):
                     print(warning, flush=True)
 
@@ -112,7 +114,7 @@ def run(options: argparse.Namespace) -> int:
                 say("stopping: requests in progress end first")
 
     signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it has drained
-    Server(config).run()
+    Server(config).run([place])
     say("stopped")
     return 0
 
@@ -185,6 +187,21 @@ def service_of(options: argparse.Namespace) -> Any:
     return service
 
 
+def unknown_rights(service: Any) -> list[str]:
+    """A note on each adapter that a valid key names and that is not here: a typo, perhaps."""
+    from ..serving.tenants import EVERY, LOCAL
+
+    names = {name.partition("@")[0] for name in service.names(LOCAL)}
+    rows = [row for row in service.tenants.all_keys() if row.revoked is None]
+    rights = {(row.tenant, name) for row in rows for name in row.adapters if name != EVERY}
+    return [
+        f"note: the key of {tenant} is for {name!r}, which is not here; "
+        f"{did_you_mean(name, names, 'it may come later')}"
+        for tenant, name in sorted(rights)
+        if name not in names
+    ]
+
+
 def ready_text(service: Any, host: str, port: int) -> str:
     """What stands on the terminal when it is ready: where, what, and what to do next."""
     from ..serving.tenants import LOCAL
@@ -192,7 +209,13 @@ def ready_text(service: Any, host: str, port: int) -> str:
     names = service.names(LOCAL)
     shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     address = f"http://{'localhost' if host == '127.0.0.1' else host}:{port}"
-    body = f'{{"model": "{names[-1]}", "messages": [{{"role": "user", "content": "Status?"}}]}}'
+    locked = bool(service.tenants.all_keys())
+    key = "ml-…" if locked else "any"
+    header = f" -H 'authorization: Bearer {key}'" * locked
+    said = r"Log: Hull 90%, Fuel 12%, Engines stop.\nStatus?"  # what the shipped base has learnt
+    messages = f'"messages": [{{"role": "user", "content": "{said}"}}], "temperature": 0'
+    body = f'{{"model": "{names[-1]}", {messages}}}'
+    curl = f"curl {address}/v1/chat/completions{header} -H 'content-type: application/json'"
     return f"""ready at {address}   models: {shown}
-try it:   curl {address}/v1/chat/completions -H 'content-type: application/json' -d '{body}'
-or:       OpenAI(base_url="{address}/v1", api_key="any")   Ctrl-C stops it"""
+try it:   {curl} -d '{body}'
+or:       OpenAI(base_url="{address}/v1", api_key="{key}")   Ctrl-C stops it"""

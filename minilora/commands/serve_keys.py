@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,10 +72,20 @@ def add_key_options(parser: argparse.ArgumentParser) -> None:
     each = "an adapter it may use, '*' for all; repeatable; replaces what the tenant had"
     add("--adapter", action="append", metavar="NAME", help=each)
     add("--admin", action="store_true", help="may use, load and see everything")
-    add("--requests", type=float, metavar="N", help="a minute (default: any number)")
-    add("--tokens", type=float, metavar="N", help="a minute, prompts and answers together")
-    add("--concurrent", type=int, metavar="N", help="requests at once")
+    kept = "(default: as it was, or any number; 'any' lifts it)"
+    add("--requests", type=limit, metavar="N", help=f"a minute {kept}")
+    add("--tokens", type=limit, metavar="N", help=f"a minute, prompts and answers together {kept}")
+    add("--concurrent", type=limit, metavar="N", help=f"requests at once {kept}")
     add("--days", type=float, metavar="N", help="until the key expires (default: never)")
+
+
+def limit(text: str) -> float:
+    """A limit's number; ``any`` for none.
+
+    >>> limit("60"), limit("any")
+    (60.0, inf)
+    """
+    return math.inf if text == "any" else float(text)
 
 
 def run_keys(options: argparse.Namespace) -> int:
@@ -90,8 +102,15 @@ def add_key(tenants: Any, options: argparse.Namespace) -> None:
     """``minilora serve keys add``."""
     from ..serving.tenants import Limits
 
-    given = (options.requests, options.tokens, options.concurrent)
-    limits = Limits(*given) if any(each is not None for each in given) else None
+    others = [row for row in tenants.all_keys() if row.tenant == options.tenant]
+    given = {name: getattr(options, name) for name in ("requests", "tokens", "concurrent")}
+    chosen: dict[str, Any] = {
+        name: None if n == math.inf else n for name, n in given.items() if n is not None
+    }
+    if (concurrent := chosen.get("concurrent")) is not None:
+        chosen["concurrent"] = whole(concurrent)
+    before = others[0].limits if others else Limits()
+    limits = replace(before, **chosen) if chosen else None
     first = not tenants.all_keys()
     key = tenants.add(
         options.tenant, options.adapter, limits, admin=options.admin, days=options.days
@@ -99,6 +118,8 @@ def add_key(tenants: Any, options: argparse.Namespace) -> None:
     row = next(each for each in tenants.all_keys() if each.id == key.split("-")[1])
     print(key)
     print(f"the key of {row.tenant}: {described(row)}. It is not shown again.")
+    if others:
+        print(f"Rights and limits are the tenant's: its {len(others) + 1} keys share them.")
     if first:
         print("From now on this server answers nobody without a key.")
         if not row.admin:
@@ -106,6 +127,13 @@ def add_key(tenants: Any, options: argparse.Namespace) -> None:
                 "Nobody may load adapters or read /metrics yet: minilora serve keys add me --admin"
             )
     print('Clients send it: OpenAI(base_url="http://localhost:8000/v1", api_key="ml-…")')
+
+
+def whole(number: float) -> int:
+    """A number of requests. Raises ``ValueError`` on a fraction."""
+    if number != int(number):
+        raise ValueError(f"concurrent: expected a whole number, got {number:g}")
+    return int(number)
 
 
 def list_keys(tenants: Any, options: argparse.Namespace) -> None:

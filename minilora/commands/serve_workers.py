@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import os
 import signal
+import socket
 import threading
 import time
 from typing import Any
@@ -60,6 +61,22 @@ def end_with_the_gateway() -> None:
     threading.Thread(target=wait, name="gateway", daemon=True).start()
 
 
+def bound(host: str, port: int) -> socket.socket:
+    """A socket on that port, which does not listen yet. Raises ``ValueError`` where it is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    place = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # else a port waits for a minute after its last server
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except (OSError, OverflowError) as error:
+        place.close()
+        why = getattr(error, "strerror", None) or error
+        free = "--port 0 takes any free one"
+        raise ValueError(f"cannot listen on port {port} of {host}: {why}; {free}") from None
+    return place
+
+
 def services_of(options: argparse.Namespace) -> list[tuple[list[str], str]]:
     """(adapters, address) of each ``--service``. Raises ``ValueError``."""
     found = []
@@ -75,12 +92,12 @@ def run_gateway(options: argparse.Namespace) -> int:
     """Serve until a signal. Raises ``ValueError``."""
     if options.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {options.workers}")
-    asyncio.run(serve(options))
+    asyncio.run(serve(options, bound(options.host, options.port)))
     print("stopped")
     return 0
 
 
-async def serve(options: argparse.Namespace) -> None:
+async def serve(options: argparse.Namespace, place: socket.socket) -> None:
     """The workers, the gateway before them, and a socket."""
     import uvicorn
 
@@ -111,8 +128,6 @@ async def serve(options: argparse.Namespace) -> None:
     async with workers, Gateway([*workers.upstreams, *services]) as gateway:
         config = uvicorn.Config(
             gateway,
-            host=options.host,
-            port=options.port,
             log_level="warning",
             access_log=False,
             http=ImpatientProtocol,
@@ -122,4 +137,4 @@ async def serve(options: argparse.Namespace) -> None:
         signal.signal(
             signal.SIGTERM, lambda *_: None
         )  # uvicorn raises it again when it has drained
-        await Server(config).serve()
+        await Server(config).serve([place])

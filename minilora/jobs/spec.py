@@ -80,7 +80,7 @@ class Spec:
         problems += missing_files(values) if files and not problems else []
         if problems:
             told = [f"{line_of(text, *place)}{message}" for place, message in problems]
-            raise ValueError(f"{where}: {'; '.join(told)}. Nothing was started")
+            raise ValueError(f"{where}: {'; '.join(told)}; nothing was started")
         return cls(
             name=values["name"],
             data=Data(**values["data"]),
@@ -127,7 +127,7 @@ def read_spec(file: str | Path) -> Spec:
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:  # bad UTF-8 and bad TOML; the latter says its line
-        raise ValueError(f"{file} is not TOML: {error}. Nothing was started") from error
+        raise ValueError(f"{file} is not TOML: {error}; nothing was started") from error
     folder = file.absolute().parent
     for section, names in FILES.items():
         table: Any = values.get(section)

@@ -51,6 +51,7 @@ class Worker:
         self.queue, self.hub, self.limits = queue, Path(hub), limits or Limits()
         self.name = name or f"{socket.gethostname()}:{os.getpid()}"
         self.stop = stop or threading.Event()
+        self.tell_of: Callable[[Job], object] = lambda job: None  # when it is taken, and after
 
     def run(self, id: str | None = None, *, until_idle: bool = False) -> int:
         """Work until told to stop, until the queue is empty, or until job ``id`` has ended; returns
@@ -66,7 +67,10 @@ class Worker:
                 continue
             if job is not None:
                 claims += 1
+                self.tell_of(job)
                 self.work_on(job)
+                with contextlib.suppress(OSError):
+                    self.tell_of(self.queue.job(job.id))
             elif (until_idle and id is None) or (id and not self.may_come(id)):
                 break
             else:

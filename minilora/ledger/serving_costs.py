@@ -49,6 +49,7 @@ class ServingPlan:
     adapters: int
     streams: int
     context: int
+    has_experts: bool = False  # which stay in the base's dtype when its Linears have four bits
 
     @property
     def stream(self) -> int:
@@ -139,6 +140,7 @@ def plan_serving(
         adapters=adapters,
         streams=streams,
         context=context,
+        has_experts=bool(arch.experts),
     )
 
 

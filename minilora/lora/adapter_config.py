@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from ..text import check_names
 from .patterns import check_layers, check_patterns, check_regex
 
 if TYPE_CHECKING:
@@ -23,7 +24,18 @@ if TYPE_CHECKING:
     from .matches import Match, Site
 
 
-class AdapterConfig:
+class NamedFields:
+    """A dataclass that refuses an unknown argument with the fields that it has (text.py)."""
+
+    other_names: ClassVar[Mapping[str, str]] = {}  # of other libraries, for fields here
+
+    def __new__(cls, *values: Any, **settings: Any) -> Any:
+        """Look at the names before the dataclass's own ``__init__`` does."""
+        check_names(cls, settings, cls.other_names)
+        return super().__new__(cls)
+
+
+class AdapterConfig(NamedFields):
     """The common part of every method's config: a frozen dataclass that says which modules.
 
     A subclass has the field ``target_modules``, calls ``check_targets`` when it is made, and
@@ -99,7 +111,7 @@ class AdapterConfig:
         object.__setattr__(self, name, value)
 
 
-class AttachedConfig:
+class AttachedConfig(NamedFields):
     """A config of a method beside the stream (attached.py): a frozen dataclass."""
 
     peft_type: ClassVar[str]

@@ -20,9 +20,10 @@ from .selection import InjectReport
 
 
 class Attached(nn.Module):
-    """A method with hooks."""
+    """A method with hooks. ``puts_rows_before``: its Parameter's rows stand before each text."""
 
     why_not_mergeable: ClassVar[str]
+    puts_rows_before: ClassVar[bool] = False
     neutral: ClassVar[Mapping[str, float | None]] = {}  # as AdapterLayer's
     merged = False  # never
 
@@ -35,7 +36,7 @@ class Attached(nn.Module):
     @property
     def rows_before(self) -> int:
         """How many positions each text gets before its tokens."""
-        return 0
+        return len(next(self.parameters())) if self.puts_rows_before else 0
 
     def hook(self, host: nn.Module) -> None:
         """Put the hooks into the module that this one hangs in."""

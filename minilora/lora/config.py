@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
-from ..text import names_other_libraries_use
 from .adapter_config import AdapterConfig
 from .hyperparameters import check_all, check_alpha, check_rank, check_variant, scaling_of
 from .patterns import check_patterns, check_values, first_fit
@@ -24,10 +23,6 @@ if TYPE_CHECKING:
     from .matches import Site
 
 
-@names_other_libraries_use(
-    alpha="lora_alpha", lora_r="r", rank="r", dropout="lora_dropout", rslora="use_rslora",
-    targets="target_modules", modules="target_modules",
-)  # fmt: skip
 @dataclass(frozen=True)
 class LoraConfig(AdapterConfig):
     """Rank, scale, dropout and targets of a LoRA adapter (arXiv 2106.09685 section 4.1).
@@ -66,6 +61,10 @@ class LoraConfig(AdapterConfig):
     2.0
     """
 
+    other_names: ClassVar[Mapping[str, str]] = {
+        **{"alpha": "lora_alpha", "lora_r": "r", "rank": "r", "dropout": "lora_dropout"},
+        **{"rslora": "use_rslora", "targets": "target_modules", "modules": "target_modules"},
+    }
     peft_type: ClassVar[str] = "LORA"
     takes_embeddings: ClassVar[bool] = True
     pattern_fields: ClassVar[Sequence[str]] = ("rank_pattern", "alpha_pattern")

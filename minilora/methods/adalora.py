@@ -43,7 +43,6 @@ from ..lora.adapter_layer import AdapterLayer
 from ..lora.hyperparameters import check_alpha, check_dropout, check_rank
 from ..lora.layer import LoRALayer
 from ..lora.linears import made_beside
-from ..text import names_other_libraries_use
 
 if TYPE_CHECKING:
     from ..lora.matches import Site
@@ -51,7 +50,6 @@ if TYPE_CHECKING:
 PARTS = ("lora_A", "lora_B", "lora_E")
 
 
-@names_other_libraries_use(r="init_r", rank="init_r", alpha="lora_alpha", dropout="lora_dropout")
 @dataclass(frozen=True)
 class AdaLoraConfig(AdapterConfig):
     """AdaLoRA's settings, with PEFT's names (arXiv 2303.10512).
@@ -105,8 +103,9 @@ class AdaLoraConfig(AdapterConfig):
                 f"target_r={self.target_r} is above init_r={self.init_r}: AdaLoRA only prunes"
             )
         if self.total_step is None:
-            needs = "AdaLoRA needs total_step, the run's optimizer steps"
-            raise ValueError(f"{needs}: its budget falls over them")
+            raise ValueError(
+                "AdaLoRA needs total_step, the run's optimizer steps: its budget falls over them"
+            )
         check_whole("total_step", self.total_step, 1)
         if self.tinit >= self.total_step - self.tfinal:
             raise ValueError(
@@ -280,12 +279,14 @@ class AdaLoRALayer(AdapterLayer):
     def __repr__(self) -> str:
         c = self.config
         sizes = f"{self.in_features} -> {self.out_features}, r={self.r}, target_r={c.target_r}"
-        rest = {name: getattr(c, name) for name in SCHEDULE.split()}
+        rest = {name: getattr(c, name) for name in SCHEDULE}
         return f"AdaLoRALayer({sizes}, {rest}{', merged' * self.merged})"
 
 
-SCHEDULE = "init_r lora_alpha lora_dropout total_step tinit tfinal deltaT beta1 beta2 "
-SCHEDULE += "orth_reg_weight"
+SCHEDULE = (
+    *("init_r", "lora_alpha", "lora_dropout", "total_step", "tinit", "tfinal", "deltaT"),
+    *("beta1", "beta2", "orth_reg_weight"),
+)
 
 
 def allocate(layers: Sequence[AdaLoRALayer], budget: int) -> None:

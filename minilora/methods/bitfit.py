@@ -29,13 +29,11 @@ from torch import Tensor, nn
 from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.linears import made_beside
-from ..text import names_other_libraries_use
 
 if TYPE_CHECKING:
     from ..lora.matches import Site
 
 
-@names_other_libraries_use()
 @dataclass(frozen=True)
 class BitFitConfig(AdapterConfig):
     """Which Linears get a trained bias (arXiv 2106.10199); by default all but the output head.

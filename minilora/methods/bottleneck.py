@@ -36,7 +36,6 @@ from ..checks import check_whole
 from ..lora.adapter_config import AttachedConfig
 from ..lora.attached import Attached
 from ..lora.linears import made_beside
-from ..text import names_other_libraries_use
 from .streams import decoder_of
 
 PLACES = {  # of each kind: the adapter's name in a block, and where it reads and writes
@@ -46,7 +45,6 @@ PLACES = {  # of each kind: the adapter's name in a block, and where it reads an
 }
 
 
-@names_other_libraries_use(r="size", k="size", bottleneck_size="size")
 @dataclass(frozen=True)
 class BottleneckConfig(AttachedConfig):
     """Which bottleneck, and how narrow.

@@ -34,13 +34,11 @@ from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.linears import made_beside
 from ..lora.patterns import check_patterns, fits
-from ..text import names_other_libraries_use
 
 if TYPE_CHECKING:
     from ..lora.matches import Site
 
 
-@names_other_libraries_use()
 @dataclass(frozen=True)
 class IA3Config(AdapterConfig):
     """(IA)³'s settings, with PEFT's names (arXiv 2205.05638).

@@ -27,13 +27,11 @@ from torch.func import functional_call
 from ..lora.adapter_config import AdapterConfig
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.linears import is_norm
-from ..text import names_other_libraries_use
 
 if TYPE_CHECKING:
     from ..lora.matches import Site
 
 
-@names_other_libraries_use()
 @dataclass(frozen=True)
 class LNTuningConfig(AdapterConfig):
     """Which norms are trained, with PEFT's names (arXiv 2312.11420); by default a Llama's.

@@ -29,11 +29,9 @@ from torch import Tensor, nn
 from ..checks import check_switch, check_whole
 from ..lora.adapter_config import AttachedConfig
 from ..lora.attached import Attached
-from ..text import names_other_libraries_use
 from .streams import check_room, check_text, decoder_of, has_past
 
 
-@names_other_libraries_use(tokens="num_virtual_tokens", k="num_virtual_tokens")
 @dataclass(frozen=True)
 class PrefixTuningConfig(AttachedConfig):
     """Prefix tuning's settings, with PEFT's names (arXiv 2101.00190).
@@ -96,6 +94,7 @@ class Prefix(Attached):
     """
 
     why_not_mergeable = "a prefix is keys and values in the cache, not a weight"
+    puts_rows_before = True
     neutral: ClassVar[Mapping[str, float | None]] = {"embedding.weight": None}
 
     def __init__(self, k: int, layers: int, width: int, head_dim: int, hidden: int | None = None):
@@ -119,11 +118,6 @@ class Prefix(Attached):
         rows = self.table()
         split = rows.view(len(rows), 2 * self.layers, -1, self.head_dim)  # (k, 2L, heads, head_dim)
         return split.permute(1, 2, 0, 3)
-
-    @property
-    def rows_before(self) -> int:
-        """k."""
-        return len(self.embedding.weight)
 
     def hook(self, host: nn.Module) -> None:
         """Before the decoder."""

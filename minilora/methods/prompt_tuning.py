@@ -34,13 +34,11 @@ from torch import Tensor, nn
 from ..checks import check_whole
 from ..lora.adapter_config import AttachedConfig
 from ..lora.attached import Attached
-from ..text import names_other_libraries_use
 from .streams import check_room, check_text, decoder_of, has_past
 
 STARTS = ("RANDOM", "SAMPLE_VOCAB", "TEXT")
 
 
-@names_other_libraries_use(tokens="num_virtual_tokens", k="num_virtual_tokens")
 @dataclass(frozen=True)
 class PromptTuningConfig(AttachedConfig):
     """Prompt tuning's settings, with PEFT's names (arXiv 2104.08691).
@@ -121,17 +119,13 @@ class SoftPrompt(Attached):
     """
 
     why_not_mergeable = "a soft prompt is input, not a weight"
+    puts_rows_before = True
     neutral: ClassVar[Mapping[str, float | None]] = {"rows": None}  # vectors as a token's
 
     def __init__(self, rows: Tensor):
         super().__init__()
         self.rows = nn.Parameter(rows.clone())  # (k, d)
         self.put = False  # whether this pass has the rows
-
-    @property
-    def rows_before(self) -> int:
-        """k."""
-        return len(self.rows)
 
     def hook(self, host: nn.Module) -> None:
         """Before and after the decoder."""

@@ -35,13 +35,11 @@ from ..lora.adapter_layer import AdapterLayer
 from ..lora.hyperparameters import check_dropout, check_rank
 from ..lora.layer import LoRALayer
 from ..lora.linears import dtype_of, linear_shape, made_beside
-from ..text import names_other_libraries_use
 
 if TYPE_CHECKING:
     from ..lora.matches import Match, Site
 
 
-@names_other_libraries_use(rank="r", dropout="vera_dropout", lora_dropout="vera_dropout")
 @dataclass(frozen=True)
 class VeraConfig(AdapterConfig):
     """VeRA's settings, with PEFT's names (arXiv 2310.11454).

@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -48,7 +49,8 @@ class Comparison:
       shares, of all arms.
     - ``wins``, ``losses``: pairs in which the arm's outcome is higher, lower.
     - ``now``: the evidence of all pairs; ``points``: after some of them, the last one included.
-    - ``limit``: the E at which the arms are called different.
+    - ``limit``: the E at which the arms are called different; ``worse``: the one-sided E at which
+      the arm was taken out of service, 0 where it was not.
     """
 
     experiment: str
@@ -62,6 +64,7 @@ class Comparison:
     now: Point
     points: tuple[Point, ...]
     limit: float
+    worse: float = 0.0
 
     @property
     def pairs(self) -> int:
@@ -73,7 +76,11 @@ class Comparison:
         """What may be concluded, in a sentence."""
         if self.split >= self.limit:
             return f"users do not come in the planned shares (E = {self.split:.3g}): find out why"
-        if max((self.now.e, *(point.e for point in self.points))) < self.limit:
+        decided = max((self.now.e, *(point.e for point in self.points))) >= self.limit
+        if self.worse and not decided:
+            alone = f"{self.arm} is worse than {self.control}: one-sided E = {self.worse:.3g}"
+            return f"{alone}, so it is not served any more"
+        if not decided:
             return f"undecided: E = {self.now.e:.3g}, {self.limit:g} is needed"
         better, worse = (
             (self.arm, self.control) if self.wins > self.losses else (self.control, self.arm)
@@ -86,11 +93,13 @@ def compare(
     users: Mapping[str, int],
     outcomes: Sequence[tuple[str, float]],
     points: int = 0,
+    worse: Mapping[str, float] = MappingProxyType({}),
 ) -> list[Comparison]:
     """Each arm beside the control.
 
     ``users``: how many were drawn into each arm. ``outcomes``: (arm, score) as they came, one a
-    user. ``points``: how many steps of the history to compute; 0: only the last.
+    user. ``points``: how many steps of the history to compute; 0: only the last. ``worse``: the
+    one-sided E of each arm that is out of service.
 
     >>> both = Experiment("greeting", "naval", {"old": "a", "new": "b"})
     >>> outcomes = [("old", 0.0), ("new", 1.0)] * 9
@@ -125,6 +134,7 @@ def compare(
                 now=now,
                 points=history,
                 limit=len(others) / experiment.alpha,
+                worse=worse.get(arm, 0.0),
             )
         )
     return found

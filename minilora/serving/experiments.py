@@ -8,7 +8,11 @@
 All processes of a server share the file, and evidence is computed from it anew at each look.
 
 An outcome belongs to the arm that was drawn, also when failover let another adapter answer:
-leaving those out would compare only what went well (*intention to treat*).
+leaving those out would compare only what went well (*intention to treat*). But an arm with a
+verdict is not served any more, so its users' later outcomes are the champion's and do not count:
+its evidence stays as it was at the verdict. A stop that only the past decides keeps E honest.
+The loop's experiments (jobs/live.py) name their champion, decide by other pairs, and have no
+verdicts.
 """
 
 from __future__ import annotations
@@ -56,7 +60,8 @@ DATABASE = Database(
 )
 FRESH = 1.0  # seconds that what other processes changed may stay unseen
 FIRST_OUTCOMES = """
-    select arm, score, min(outcome.id) as first from outcome join exposure using (tenant, request)
+    select arm, score, outcome.at, min(outcome.id) as first
+    from outcome join exposure using (tenant, request)
     where experiment = ? group by unit order by first
 """
 
@@ -175,6 +180,8 @@ class Experiments:
     def judge(self, db: Any, name: str) -> None:
         """Note arms that are shown to be worse than the control: E ≥ 1/α, one-sided."""
         experiment = stored(db, name)
+        if experiment.champion:
+            return
         for found in self.compared(db, experiment):
             e = e_value(found.losses, found.wins, one_sided=True)
             if e >= (len(experiment.arms) - 1) / experiment.alpha:
@@ -195,12 +202,13 @@ class Experiments:
         """``compare`` of what the log holds."""
         seen = "select arm, count(distinct unit) from exposure where experiment = ? group by arm"
         users = dict(db.execute(seen, (experiment.name,)).fetchall())
-        return compare(experiment, users, first_outcomes(db, experiment.name), points)
+        out = {arm: e for arm, (e, _) in verdicts(db, experiment).items()}
+        return compare(experiment, users, first_outcomes(db, experiment), points, out)
 
     def outcomes(self, name: str) -> list[tuple[str, float]]:
         """(arm, score) of each user's first outcome, in the order in which they came."""
         with DATABASE.reading(self.folder) as db:
-            return first_outcomes(db, name)
+            return first_outcomes(db, stored(db, name))
 
     def all(self) -> list[tuple[Experiment, bool]]:
         """Each experiment, the newest first, and whether it runs."""
@@ -212,9 +220,18 @@ class Experiments:
         ]
 
 
-def first_outcomes(db: Any, name: str) -> list[tuple[str, float]]:
-    """(arm, score) of each user's first outcome in an experiment."""
-    return [row[:2] for row in db.execute(FIRST_OUTCOMES, (name,))]
+def first_outcomes(db: Any, experiment: Experiment) -> list[tuple[str, float]]:
+    """(arm, score) of each user's first outcome, of an arm with a verdict until then."""
+    ends = {arm: at for arm, (_, at) in verdicts(db, experiment).items()}
+    rows = db.execute(FIRST_OUTCOMES, (experiment.name,))
+    return [(arm, score) for arm, score, at, _ in rows if at <= ends.get(arm, math.inf)]
+
+
+def verdicts(db: Any, experiment: Experiment) -> dict[str, tuple[float, float]]:
+    """(E, when) of each arm that was shown to be worse than the control."""
+    query = "select adapter, e, at from verdict where experiment = ?"
+    found = {adapter: (e, at) for adapter, e, at in db.execute(query, (experiment.name,))}
+    return {arm: found[adapter] for arm, adapter in experiment.arms.items() if adapter in found}
 
 
 def stored(db: Any, name: str) -> Experiment:

@@ -12,7 +12,8 @@ of the server's, or a first token later than ``budget`` seconds; a client that l
 nonsense says nothing about the adapter. A late result of before the opening does not count.
 
 Quality is different: a probe that succeeds is no sign of it. An adapter that an experiment has
-shown to be worse (E ≥ 1/α, experiments.py) stays out for as long as that experiment runs.
+shown to be worse (E ≥ 1/α, experiments.py) stays out for as long as that experiment runs; where
+nobody may step in, as for a champion, it answers and says so: a worse answer is better than none.
 
 **Who answers instead**: the champion of the same name, if it is another version; the base only
 where the caller allowed it (``x-minilora-fallback: base``); else nobody, which is a 503 that says
@@ -173,6 +174,7 @@ class Failover:
         ``Refused`` (503) when nobody is left.
         """
         reasons: list[str] = []
+        worse: dict[str, str] = {}
         seen: set[str | None] = set()
         waits = [1.0]
         for name in chain([adapter], others):
@@ -183,17 +185,28 @@ class Failover:
                 reasons.append("it failed just now")
             elif name is not None and (bad := self.worse(name)):
                 reasons.append(bad)
+                worse[name] = bad
             else:
-                with self.lock:
-                    breaker = self.breaker(name)
-                    ticket, wait, reason = breaker.enter(), breaker.wait, breaker.reason
+                ticket, wait, reason = self.enter(name)
                 if ticket is not None:
                     instead = f"{name or 'the base'} answers for {adapter}: "
                     return Choice(name, ticket, instead + reasons[0] if reasons else "")
                 reasons.append(reason)
                 waits.append(wait)
+        for name, bad in worse.items():
+            ticket, wait, reason = self.enter(name)
+            if ticket is not None:
+                return Choice(name, ticket, f"{name} answers, since nobody may step in: {bad}")
+            reasons.append(reason)
+            waits.append(wait)
         message = f"{adapter or 'the base'} cannot answer now: {'; '.join(reasons)}"
         raise wait_first(min(waits[1:] or waits), message, 503, "failing")
+
+    def enter(self, name: str | None) -> tuple[int | None, float, str]:
+        """A breaker's ticket, or how long to wait and why."""
+        with self.lock:
+            breaker = self.breaker(name)
+            return breaker.enter(), breaker.wait, breaker.reason
 
     def report(self, choice: Choice, ok: bool | None, seconds: float = 0.0) -> None:
         """How a choice went: ``seconds`` to its first token; None says nothing, as a client that

@@ -272,8 +272,8 @@ class Tenants:
         """Let a request in, for at most ``tokens`` tokens; use it in ``with``, and ``settle``.
 
         ``body``: a hash of what is asked, which tells another try from another request. Raises
-        ``Refused``: 429 with ``retry-after``, 400 for more tokens than the bucket ever holds, 409
-        for another request under an id, 503 when the file cannot be written.
+        ``Refused``: 429 with ``retry-after``, 400 for more tokens than the bucket ever holds,
+        and for another request under an id, 503 when the file cannot be written.
         """
         session = self.opened() if tenant.limited else None
         asked = tenant.name, request_id, tokens, body

@@ -171,3 +171,18 @@ def test_help_shows_examples_and_every_sub_command(run):
         "import",
     ):
         assert f"\n    {name} " in shown
+
+
+def test_a_push_without_a_seed_goes_through_the_whole_command_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_adapter(tmp_path / "a", 0)
+    assert main(["hub", "push", "naval", "a", "--task", "log"]) == 0
+    assert main(["hub", "push", "naval", "a", "--task", "log", "--seed", "3"]) == 0
+    hub = Hub("hub")
+    assert [hub.show(name).manifest.seed for name in ("naval@1.0.0", "naval@1.0.1")] == [None, 3]
+    assert main(["hub", "push", "naval", "a", "--seed", str(2**40)]) == 2
+    assert "at most 32 bits" in capsys.readouterr().err
+    assert main(["hub", "list", "--tenant", "acme"]) == 0
+    assert "no version of this tenant is like that\n" in capsys.readouterr().out
+    assert main(["hub", "--hub", "nowhere", "list"]) == 2
+    assert capsys.readouterr().err.startswith("minilora hub: there is no hub in nowhere")

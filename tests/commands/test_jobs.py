@@ -80,7 +80,14 @@ def test_a_step_that_will_not_fit_is_refused_at_the_door(at_home, capsys):
     assert re.search(
         r"by the ledger a step needs [\d.]+ MB, and there are 9.0 MB; .* would fit", error
     )
-    assert "no job in jobs" in said(capsys, "list")
+    assert "no job of default in jobs" in said(capsys, "list")
+
+
+def test_jobs_of_other_tenants_are_counted(at_home, capsys):
+    said(capsys, "submit", "spec.toml", "--tenant", "acme")
+    shown = said(capsys, "list")
+    assert "no job of default in jobs\njobs of other tenants: acme (1); see --tenant" in shown
+    assert "ftjob-" in said(capsys, "list", "--tenant", "acme")
 
 
 def test_an_unknown_job_is_one_line(at_home, capsys):

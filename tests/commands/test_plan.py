@@ -1,7 +1,6 @@
 """The commands print the plan that they were asked for, as a table, as JSON and as a picture."""
 
 import json
-import math
 import re
 
 import pytest
@@ -82,7 +81,11 @@ def test_a_full_fine_tune_that_fits_no_card_says_how_many_it_needs(capsys):
     hours = float(re.search(r"time +(\S+) hours a million tokens", out).group(1))
     # 6 FLOPs a parameter and token
     assert hours == pytest.approx(6 * 405.85e9 * 1e6 / 1e14 / 3600, rel=0.04)
-    assert "at least 64 of them" in out
+    cards = ledger.plan_cards("llama-3.1-405b", method="full")
+    assert cards.shards(80 * 10**9) is cards.shards(141 * 10**9) is None  # own batch too large
+    assert "by FSDP no number of cards (more: --cards)" in out
+    out = run(capsys, "plan", "llama-3.1-405b", "--full", "--checkpointing")[1]
+    assert "by FSDP at least 122 cards of 80 GB (more: --cards)" in out
     assert "adapter file" not in out
 
 
@@ -165,11 +168,11 @@ def test_the_chart_has_the_asked_config_and_the_cards_of_each_method():
     figure = plan.plan_figure("llama-3-70b", config, ledger.Settings(checkpointing=True))
     below = [label.get_text() for label in figure.axes[0].get_xticklabels()]
     methods = ("full", "lora", "qlora")
-    plans = [ledger.plan("llama-3-70b", config, name, checkpointing=True) for name in methods]
-    assert below[0] == f"full\n≥ {math.ceil(plans[0].total / 80e9)} × 80 GB"
-    assert below[1] == f"LoRA\n≥ {math.ceil(plans[1].total / 80e9)} × 80 GB"
+    plans = [ledger.plan_cards("llama-3-70b", config, name, checkpointing=True) for name in methods]
+    assert below[0] == f"full\n≥ {plans[0].shards(80 * 10**9)} × 80 GB"
+    assert below[1] == f"LoRA\n≥ {plans[1].shards(80 * 10**9)} × 80 GB"
     assert below[2] == "QLoRA\na card of 80 GB"
-    assert 48e9 < plans[2].total < 80e9
+    assert 48e9 < plans[2].plan.total < 80e9
     assert "r = 64 on q_proj, v_proj" in figure._supxlabel.get_text()
     width, height = figure.get_size_inches()
     assert width / height == pytest.approx(16 / 9, rel=0.01)
@@ -209,3 +212,30 @@ def test_the_first_lines_are_the_six_numbers_that_are_asked_for(capsys):
             words = ["plan", "llama-3-8b", "--batch", "2", "--json", "--method", method, *again]
             total = sum(json.loads(run(capsys, *words)[1])["bytes"].values())
             assert float(number.replace(",", "")) == pytest.approx(total / 1e9, abs=0.051)
+
+
+def test_a_cousin_has_its_own_column_and_is_the_default_three_elsewhere(capsys):
+    out = run(capsys, "plan", "llama-3-8b", "--dora", "--r", "16")[1].splitlines()
+    assert out[0].split()[-4:] == ["full", "LoRA", "QLoRA", "dora"]
+    for line, checkpointing in zip(out[1:3], (False, True), strict=True):
+        config = LoraConfig(16, target_modules="all-linear", use_dora=True)
+        total = ledger.plan("llama-3-8b", config, "dora", checkpointing=checkpointing).total
+        assert float(line.split()[-1]) == pytest.approx(total / 1e9, abs=0.051)
+
+
+def test_experts_are_said_to_have_neither_adapter_nor_four_bits(capsys, tmp_path):
+    config = ledger.presets()["mistral-7b"] | {"model_type": "mixtral"}
+    config |= {"num_local_experts": 8, "num_experts_per_tok": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "experts      no adapter, no 4 bits" in run(capsys, "plan", str(tmp_path), "--qlora")[1]
+    out = run(capsys, "plan", str(tmp_path), "--qlora", "--serve")[1]
+    assert "base in 4 bits, its experts in bfloat16;" in out
+    assert "experts" not in run(capsys, "plan", "mistral-7b", "--qlora", "--serve")[1]
+
+
+def test_the_help_names_a_method_once(capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", "--help"])
+    said = capsys.readouterr().out
+    assert said.count("bottleneck") == 1
+    assert said.startswith("usage: minilora plan [model] [options]\n")

@@ -3,6 +3,7 @@
 ``python -m tests.commands.test_plan_questions`` writes its consoles anew.
 """
 
+import argparse
 import contextlib
 import io
 import re
@@ -13,7 +14,7 @@ import pytest
 
 from minilora import LoraConfig, ledger
 from minilora.commands.cli import main
-from minilora.commands.plan_questions import duration, in_words
+from minilora.commands.quantities import amount, duration, in_words
 
 PAGE = Path(__file__).parents[2] / "docs" / "planner.md"
 SPOT = ("--spot", "--between", "30m")
@@ -56,9 +57,18 @@ def test_the_answers_are_the_ledger_s():
     fewest = cards.shards(80 * 10**9)
     assert out.startswith(f"llama-3.1-405b, qlora: at least {fewest} cards of 80 GB\n")
     out = run("llama-2-70b", "--cards", "--qlora")[1]
-    assert out.startswith("llama-2-70b, qlora: no number of cards of 80 GB; --checkpointing makes")
-    out = run("gpt2", "--cards")[1]
-    assert out.startswith("gpt2, lora: one card of 80 GB")
+    assert out.startswith("llama-2-70b, qlora: one card of 141 GB; --checkpointing")
+    out = run("llama-3.1-405b", "--cards", "--full")[1]
+    assert out.startswith("llama-3.1-405b, full: no number of cards; --checkpointing makes")
+
+
+def test_the_smallest_card_that_holds_it_alone_is_named_first():
+    plan = ledger.plan(
+        "llama-3-8b", LoraConfig(16, target_modules="all-linear"), checkpointing=True
+    )
+    assert 16e9 < plan.total < 24e9
+    out = run("llama-3-8b", "--cards", "--checkpointing", "--r", "16")[1]
+    assert out.startswith("llama-3-8b, lora: one card of 24 GB\n")
     assert "any number" in out
 
 
@@ -72,7 +82,13 @@ def test_spot_that_does_not_pay_says_so():
     [
         (["--serve"], "which model?"),
         (["gpt2", "--serve", "--json"], "--serve's numbers are functions of minilora.ledger"),
-        (["gpt2", "--serve", "--method", "vera"], "--serve plans full, lora and qlora, got 'vera'"),
+        (["gpt2", "--serve", "--method", "vera"], "--serve plans lora and qlora, got 'vera'"),
+        (["gpt2", "--serve", "--full"], "--serve plans lora and qlora, got 'full'"),
+        (["gpt2", "--cards", "--ia3"], "--cards plans full, lora and qlora, got 'ia3'"),
+        (["gpt2", "--price", "2"], "--price belongs to --serve and --cost and --spot, and none"),
+        (["gpt2", "--cards", "--adapters", "3"], "--serve and --store, and --cards does not read"),
+        (["gpt2", "--store", "--chart", "a.png"], "--json and --chart are for the plan of a step"),
+        (["gpt2", "--claims"], "--claims plans its own six rows: leave 'gpt2' out"),
         (["roberta-base", "--serve"], "does not write text"),
         (["gpt2", "--cost"], "--cost needs --tokens"),
         (["--cost", "--tokens", "1e9", "--speed", "0"], "speed must be a number above 0, got 0"),
@@ -107,6 +123,18 @@ def test_times_are_read_and_written():
     ]
     with pytest.raises(SystemExit):
         run("--spot", "--between", "soon")
+
+
+def test_amounts_are_read_as_people_write_them():
+    found = [amount(text) for text in ("1e9", "1B", "2.5k", "300M", "70%", "0.7", "-2")]
+    assert found == pytest.approx([1e9, 1e9, 2500, 3e8, 0.7, 0.7, -2])
+    same = ("--cost", "--devices", "8", "--price", "2")
+    assert run(*same, "--tokens", "1B", "--speed", "3k") == (
+        run(*same, "--tokens", "1e9", "--speed", "3000")
+    )
+    for text in ("1G", "many", "", "%"):
+        with pytest.raises(argparse.ArgumentTypeError, match="expected a number as"):
+            amount(text)
 
 
 def write_page():

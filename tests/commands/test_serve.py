@@ -1,5 +1,6 @@
 """``minilora serve`` as people start it: ready soon, drained at the end; the docs' lines run."""
 
+import argparse
 import json
 import os
 import re
@@ -15,6 +16,7 @@ import openai
 import pytest
 
 import minilora
+from minilora.commands import cli, serve
 from minilora.hub import Hub
 from minilora.jobs import FeedbackStore
 
@@ -106,6 +108,19 @@ def test_sigterm_ends_what_runs_and_takes_nothing_new(folder):
                 client.completions.create(model="minilora-base", prompt="Hull", max_tokens=1)
         assert process.wait(timeout=30) == 0
         assert "stopped" in process.stdout.read()
+
+
+def test_a_key_for_an_adapter_that_is_not_here_is_noted(folder, tmp_path):
+    options = argparse.Namespace(**vars(cli.parser_of("serve").parse_args([])))
+    options.hub, options.state = folder / "hub", tmp_path
+    cli.main(["serve", "keys", "add", "acme", "--adapter", "navl", "--state", str(tmp_path)])
+    service = serve.service_of(options)
+    assert serve.unknown_rights(service) == [
+        "note: the key of acme is for 'navl', which is not here; did you mean 'naval'?"
+    ]
+    shown = serve.ready_text(service, "127.0.0.1", 8000)
+    assert "-H 'authorization: Bearer ml-…'" in shown
+    assert 'api_key="ml-…"' in shown
 
 
 BAD = [

@@ -54,6 +54,17 @@ def test_a_mistake_is_one_line_and_adds_nothing(keys):
     assert "No key yet" in keys("list")
 
 
+def test_a_second_key_keeps_the_limits_that_it_does_not_name(keys):
+    words = ("--requests", "30", "--tokens", "20000", "--concurrent", "4")
+    keys("add", "acme", "--adapter", "naval", *words)
+    out = keys("add", "acme", "--requests", "10")
+    assert "the base, naval; 10 requests a minute; 20000 tokens a minute; 4 at once" in out
+    assert "the tenant's: its 2 keys share them" in out
+    assert "20000 tokens a minute; 4 at once" in keys("add", "acme", "--requests", "any")
+    assert "requests a minute" not in keys("list")
+    assert "expected a whole number, got 1.5" in keys("add", "acme", "--concurrent", "1.5")
+
+
 def test_keys_come_and_go_while_it_serves(keys, tmp_path):
     service = small_service(tenants=Tenants(tmp_path / "keys.sqlite"))
     with serving(service) as address, httpx.Client(base_url=address) as client:

@@ -5,6 +5,7 @@ import concurrent.futures
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import pytest
 import minilora
 from minilora.commands.cli import main
 from minilora.commands.serve import add_options
-from minilora.commands.serve_workers import worker_arguments
+from minilora.commands.serve_workers import bound, worker_arguments
 from minilora.serving import AdapterBank
 from tests.serving.adapters import make_adapter
 
@@ -119,3 +120,15 @@ def test_kill_9_of_a_worker_and_then_of_the_gateway(tmp_path):
         assert gone(now)  # nothing is left behind
     finally:
         gateway.kill()
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for more in ([], ["--workers", "2"]):
+            assert main(["serve", "--port", port, "--base", "nowhere", *more]) == 2
+            assert f"cannot listen on port {port} of 127.0.0.1" in capsys.readouterr().err
+    assert main(["serve", "--port", "70000"]) == 2
+    assert "cannot listen on port 70000" in capsys.readouterr().err
+    with bound("127.0.0.1", 0) as place:
+        assert place.getsockname()[1] > 0

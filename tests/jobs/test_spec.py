@@ -67,7 +67,7 @@ def test_a_bad_line_is_named(line, written):
 
 def test_all_that_is_wrong_is_told_at_once(written):
     text = GOOD.replace("r = 4", "r = -4").replace("steps = 20", "steps = 0\nlr = 'x'")
-    told = r"(?s)line 10: steps.*line 11: lr.*line 7: r must.*Nothing was"
+    told = r"(?s)line 10: steps.*line 11: lr.*line 7: r must.*; nothing was"
     with pytest.raises(ValueError, match=told):
         read_spec(written(text))
 

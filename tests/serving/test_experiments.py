@@ -92,6 +92,37 @@ def test_an_arm_that_is_worse_is_found_and_told_to_every_process(running, tmp_pa
     assert running.assign("naval", "ann") is None
 
 
+def test_what_comes_for_an_arm_out_of_service_does_not_count(running):
+    play(running, map(str, range(60)), {"old": 1.0, "new": 0.0})
+    shown = [arm for arm, _ in running.outcomes("greeting")]
+    assert running.worse("naval@1.1.0") is not None
+    assert shown.count("new") < sum(running.assign("naval", str(n)).arm == "new" for n in range(60))
+    play(running, [f"later-{n}" for n in range(60)], {"old": 1.0, "new": 1.0})  # by the champion
+    assert [arm for arm, _ in running.outcomes("greeting")].count("new") == shown.count("new")
+    (found,) = running.evidence("greeting")
+    assert (found.wins, found.losses, found.pairs) == (0, shown.count("new"), shown.count("new"))
+    assert found.worse == pytest.approx(e_value(7, 0, one_sided=True))  # 2⁸/8; of six it is 18
+    assert sum(found.users) == 120
+
+
+def test_an_arm_out_of_service_is_named_where_both_sides_are_undecided():
+    both = Experiment("greeting", "naval", ARMS)
+    outcomes = [("old", 1.0), ("new", 0.0)] * 7
+    (found,) = compare(both, {"old": 7, "new": 7}, outcomes, worse={"new": 31.9})
+    assert found.now.e == pytest.approx(16)
+    assert found.verdict == (
+        "new is worse than old: one-sided E = 31.9, so it is not served any more"
+    )
+
+
+def test_a_loop_s_experiment_has_no_verdict(tmp_path):
+    experiments = Experiments(tmp_path)
+    experiments.start(Experiment("loop", "naval", ARMS, champion="naval@1.0.0"))
+    play(experiments, map(str, range(60)), {"old": 1.0, "new": 0.0})
+    assert experiments.worse("naval@1.1.0") is None
+    assert len(experiments.outcomes("loop")) == 60
+
+
 def test_the_control_that_is_worse_is_no_reason_to_fail_over(running):
     play(running, map(str, range(60)), {"old": 0.2, "new": 0.95})
     assert running.worse("naval@1.0.0") is running.worse("naval@1.1.0") is None

@@ -256,6 +256,18 @@ def test_quality_keeps_an_adapter_out_while_the_evidence_stands():
     assert failover.choose(NEW, [OLD]).adapter == NEW
 
 
+def test_a_worse_adapter_answers_where_nobody_may_step_in():
+    bad = {NEW: "worse in the experiment greeting (E = 25)"}
+    failover = Failover(Limits(failures=1, window=1), bad.get, Clock())
+    choice = failover.choose(NEW, [NEW])  # it is the champion
+    assert choice.adapter == NEW
+    assert choice.why.startswith(f"{NEW} answers, since nobody may step in: worse in the")
+    failover.report(choice, False)
+    with pytest.raises(Refused, match="1 of its last 1 answers failed"):
+        failover.choose(NEW, [NEW])
+    assert failover.choose(NEW, [OLD]).adapter == OLD
+
+
 def test_the_least_limits_are_taken_and_more_failures_than_the_window_are_not():
     assert Limits(failures=1, window=1, successes=1, cooldown=0.1).budget is None
     with pytest.raises(ValueError, match="failures ≤ window"):
