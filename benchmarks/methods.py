@@ -1,6 +1,6 @@
 """The field's table: each method on the shipped base, at a rate found for it, what it costs.
 
-    python -m benchmarks.methods [--steps 400] [--seeds 5] [--search-steps 100]
+    python -m benchmarks.methods [--only DoRA] [--steps 400] [--seeds 5] [--out trial]
 
 First a small search: three rates a method, and up to two more where the best stands at the edge,
 the same short budget for each, on a held-out split that no later number uses. Then the runs at the
@@ -11,8 +11,8 @@ trained parameters, bytes to ship, the peak of a training step, a step and a for
 and the base's.
 
 It is a part of ``make bench-quality`` and of no quick one. What is run is kept in
-``results/cpu/methods.json`` with its settings; every number there is of that budget. A run that
-was stopped continues: finished rows are read from the file.
+``results/cpu/methods.json`` with its settings; every number there is of that budget, and another
+budget needs a folder of its own (``--out``). A run that was stopped continues from there.
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ from minilora.training.run import set_up
 
 from .common import Row, measure, options, ratios, save
 from .matrix import QUIET, fixed_costs, manual, prose_bits
-from .methods_table import code_lines
+from .methods_table import METHODS_HEAD, chosen_of, code_lines, methods_rows, scores
+from .tables import table
 
 TEXT = "Report each reading of the ship's log in naval code, one after the other."
 ROOM = 440  # tokens of a text that leave room for a soft prompt
+EMPTY: Row = {"seeds": [], "replay_seeds": [], "manual_bits": []}
 MORE = 2  # rates beyond the three, where the best stands at the edge
 
 
@@ -226,8 +228,11 @@ def main() -> None:
         __doc__,
         **{"steps": 400, "batch": 16, "text_steps": 30, "seeds": 5, "text_seeds": 1},
         **{"replay_seeds": 1, "logs": 200, "watched": 50, "seconds": 2.0},
-        **{"search_steps": 100, "search_batch": 16},
+        **{"search_steps": 100, "search_batch": 16, "only": ["all"]},
     )
+    chosen = chosen_of(METHODS, vars(settings).pop("only"))
+    rows = {method.name: {"method": method.name, **deepcopy(EMPTY)} for method in METHODS}
+    rows |= kept(settings)
     started, base = time.perf_counter(), minilora.load_base()
     held_out, prose = data.naval_log(1, settings.logs, seed=99).valid, prose_bits(base)
     untouched: Row = {
@@ -236,15 +241,12 @@ def main() -> None:
         "exact_match": minilora.exact_match(base, held_out),
         "manual_bits": minilora.bits_per_byte(base, manual()[1]),
     }
-    empty: Row = {"seeds": [], "replay_seeds": [], "manual_bits": []}
-    rows = {method.name: {"method": method.name, **deepcopy(empty)} for method in METHODS}
-    rows |= kept(settings)
 
     def say(text: str) -> None:
         save("methods", [untouched, *rows.values()], settings)
         print(f"{time.perf_counter() - started:5.0f} s  {text}", flush=True)
 
-    for method in METHODS:
+    for method in chosen:
         row: Row = rows[method.name]
         if "trainable" not in row:
             build, of = partial(method.build, 0, 2), {"full": method.config is None}
@@ -252,7 +254,7 @@ def main() -> None:
             row |= fixed_costs(build, settings.seconds, clock=time.thread_time, **of)
             row["step"] = step_ratio(method, settings)
             say(f"{method.name:<22}{row['trainable']:,} trained")
-    for method in METHODS:
+    for method in chosen:
         row = rows[method.name]
         row["code_lines"] = code_lines(method.name)
         tried = row.get("tried", {})
@@ -260,10 +262,10 @@ def main() -> None:
         if not tried or (beyond(tried) and more):
             before = row.get("rate")
             row |= search(method, settings, tried)
-            row |= deepcopy(empty) if row["rate"] != before else {}  # runs at another rate go
+            row |= deepcopy(EMPTY) if row["rate"] != before else {}  # runs at another rate go
             say(f"{method.name:<22}rate {row['rate']:g} of {row['tried']}")
     for seed in range(settings.seeds):
-        for method in METHODS:
+        for method in chosen:
             row = rows[method.name]
             run: Any = partial(run_naval, method, row["rate"], seed, settings, prose)
             if len(row["seeds"]) <= seed and not (method.scratch and seed):
@@ -276,22 +278,20 @@ def main() -> None:
                 row["replay_seeds"].append(run(replay=SelfReplay(0.25, 128)))
                 say(f"seed {seed}  {method.name:<22}{scores(row['replay_seeds'][-1])}, replay")
     say("all there")
-
-
-def scores(row: Row) -> str:
-    """A finished run, in words."""
-    return ", ".join(f"{key} {row[key]:.3f}" for key in ("exact_match", "forgotten", "naval_loss"))
+    result = {"rows": [untouched, *(rows[method.name] for method in chosen)]}
+    print(table(METHODS_HEAD, methods_rows(result)))
 
 
 def kept(settings: Any) -> dict[str, Row]:
-    """The rows of an earlier run with the same settings, by method; {} without one."""
+    """The rows of an earlier run by method; {} without one. Exits where its settings differ."""
     file = Path(settings.out) / settings.device / "methods.json"
     if not file.exists():
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
     same = ("steps", "batch", "text_steps", "logs", "watched", "search_steps", "search_batch")
-    if any(content["settings"].get(name) != getattr(settings, name) for name in same):
-        return {}
+    was, now = ([of.get(name) for name in same] for of in (content["settings"], vars(settings)))
+    if was != now:
+        raise SystemExit(f"{file} has {same} = {was}, not {now}: --out FOLDER keeps these apart")
     known = {method.name for method in METHODS}
     return {row["method"]: row for row in content["rows"] if row["method"] in known}
 

@@ -83,6 +83,19 @@ def code_lines(method: str) -> int | None:
     return sum(bool(line) and line[0] != "#" and i not in documents for i, line in lines)
 
 
+def chosen_of(methods: Sequence[Any], words: Sequence[str]) -> list[Any]:
+    """The methods whose names begin with one of the words; ``["all"]`` for all of them."""
+    names = [method.name for method in methods]
+    if strange := [w for w in words if w != "all" and not any(n.startswith(w) for n in names)]:
+        raise SystemExit(f"no row begins with {strange[0]!r}; there are: {'; '.join(names)}")
+    return [m for m in methods if "all" in words or m.name.startswith(tuple(words))]
+
+
+def scores(row: dict[str, Any]) -> str:
+    """A finished run, in words."""
+    return ", ".join(f"{key} {row[key]:.3f}" for key in ("exact_match", "forgotten", "naval_loss"))
+
+
 def finished(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The base's row, and those of methods that have run at least once."""
     return [row for row in result["rows"] if row.get("seeds") or "prose_bits" in row]

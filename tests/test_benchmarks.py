@@ -178,6 +178,26 @@ def test_a_search_goes_on_where_the_best_rate_stands_at_the_edge():
     assert methods.beyond({"0.1": 1.0, "0.2": 0.5, "0.4": 0.6}) is None
 
 
+def test_one_method_alone_is_chosen_by_how_its_row_begins():
+    chosen = methods_table.chosen_of(methods.METHODS, ["DoRA", "Houlsby"])
+    assert [method.name for method in chosen] == ["DoRA q, v, r=8", "Houlsby, k=8"]
+    assert methods_table.chosen_of(methods.METHODS, ["all"]) == list(methods.METHODS)
+    with pytest.raises(SystemExit, match="no row begins with 'DORA'; there are: full; from"):
+        methods_table.chosen_of(methods.METHODS, ["DORA"])
+
+
+def test_a_trial_with_another_budget_does_not_replace_the_kept_rows(tmp_path, monkeypatch):
+    """``--steps 20`` wrote an empty table over the five seeds of every method."""
+    file = tmp_path / "cpu" / "methods.json"
+    file.parent.mkdir()
+    kept = {"settings": {"steps": 400}, "rows": [{"method": "full", "seeds": [1]}]}
+    file.write_text(before := json.dumps(kept))
+    monkeypatch.setattr(sys, "argv", ["methods", "--steps", "20", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"methods.json has .*steps.* = \[400, .* not \[20, "):
+        methods.main()
+    assert file.read_text() == before
+
+
 def test_on_smollm2_the_rate_with_the_lowest_held_out_loss_makes_the_row(monkeypatch):
     losses, tried = {0.1: 2.0, 0.2: 1.0, 0.4: 1.5}, []
 

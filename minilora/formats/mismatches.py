@@ -80,7 +80,7 @@ def check_fit(
     if other and (strict or (wrong and META_BASE in files.metadata)):
         wrong.insert(0, other)  # it explains the rest
     if wrong or config is None:
-        reasons = listed(wrong, 8)
+        reasons = listed(wrong, 3 if "another architecture" in other else 8)
         raise ValueError(
             f"the adapter in {files.folder} does not fit this model: {reasons}. Nothing was changed"
         )
@@ -237,7 +237,11 @@ def other_base(base: Callable[[], Fingerprint], files: AdapterFiles) -> str:
     ours = asdict(base())
     if saved.get("architecture") != ours["architecture"]:
         named = files.config.get("base_model_name_or_path")
-        hint = f"; it names {named!r} as its base" if isinstance(named, str) else ""
+        hint = (
+            f"; it names {named!r} as its base: open that (--base)"
+            if isinstance(named, str)
+            else ""
+        )
         other = "was made for a base of another architecture (other parameters, or other shapes)"
         return other + hint
     if ours["tensors"] and saved.get("tensors") and saved.get("tensors") != ours["tensors"]:

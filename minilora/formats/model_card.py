@@ -20,11 +20,12 @@ CARD = "README.md"
 MARK = "<!-- written by minilora; without this line it is kept as it is -->"
 VERSIONS = {"minilora": "minilora", "PyTorch": "torch", "safetensors": "safetensors"}
 PIPELINES = {"CAUSAL_LM": "text-generation", "SEQ_2_SEQ_LM": "text2text-generation"}
-METHODS = {
+PEFTS = {  # what PEFT opens
     **{"LORA": "LoRA", "VERA": "VeRA", "IA3": "(IA)³", "ADALORA": "AdaLoRA"},
-    **{"LN_TUNING": "norm tuning", "BITFIT": "BitFit"},
+    **{"LN_TUNING": "norm tuning", "PROMPT_TUNING": "prompt tuning"},
+    **{"PREFIX_TUNING": "prefix tuning"},
 }
-OURS = ("BITFIT",)  # types that PEFT does not have
+METHODS = PEFTS | {"BITFIT": "BitFit", "BOTTLENECK": "bottleneck"}
 SHOWN = ("peft_type", "r", "lora_alpha", "use_rslora", "lora_dropout", "target_modules")
 Sections = Mapping[str, Mapping[str, Any]]
 
@@ -46,17 +47,17 @@ def model_card(
     """
     name = config.get("base_model_name_or_path")
     front = [f"base_model: {json.dumps(name, ensure_ascii=False)}"] if name else []
-    front += ["library_name: peft"]
+    kind = str(config.get("peft_type", "LORA"))
+    front += [f"library_name: {'peft' if kind in PEFTS else 'minilora'}"]
     if pipeline := PIPELINES.get(str(config.get("task_type"))):
         front += [f"pipeline_tag: {pipeline}"]
-    kind = str(config.get("peft_type", "LORA"))
     front += ["tags:", f"- {kind.lower()}", "- minilora"]
     settings = {key: config[key] for key in (*SHOWN, *patterns(config)) if key in config}
     known = {key: value for key, value in base.items() if value}
     about = [
         f"# {article(METHODS.get(kind, kind))} adapter{f' for {Path(name).name}' if name else ''}",
         "It is no model by itself: load it onto its base with "
-        + "PEFT (`PeftModel.from_pretrained(base, folder)`) or " * (kind not in OURS)
+        + "PEFT (`PeftModel.from_pretrained(base, folder)`) or " * (kind in PEFTS)
         + "`minilora.load_adapter(base, folder)`.",
         *section("Adapter", settings),
         *section("Base, fingerprint", known),

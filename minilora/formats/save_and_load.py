@@ -191,7 +191,7 @@ def layers_to_save(model: nn.Module) -> list[tuple[str, Layer]]:
             layer = layer.as_lora()
         if not isinstance(layer, Layer):
             raise ValueError(
-                f"{path} has a {type(layer).__name__}; this file format holds LoRA's A and B only"
+                f"{path} has a {type(layer).__name__}, which formats/method_files.py does not know"
             )
         layers.append((path, layer))
     return layers

@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lora.adapter_layer import AdapterLayer
 from ..lora.trained_copies import trained_copies
 from ..nf4.linear import NF4Linear
 from .estimate import CATEGORIES
 from .tensor_tracker import Watch, watched
 
-ADAPTERS = (  # names of the methods' tensors, ours and PEFT's
-    *("lora_A", "lora_B", "lora_E", "lora_magnitude_vector", "start_A", "start_B", "alive"),
-    *("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "ia3_l", "bias_delta"),
-    *("tuned_weight", "tuned_bias", "ln_tuning_layers"),
+ADAPTERS = (  # names of the tensors that stand in no AdapterLayer, and of PEFT's
+    *("lora_A", "lora_B", "lora_E", "lora_magnitude_vector", "ln_tuning_layers"),
+    *("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "ia3_l"),
     *("rows", "soft_prompt", "prefix", "attention_adapter", "output_adapter"),
 )
 CONSTANTS = ("absmax", "absmax2", "offset")  # a 4-bit weight's scales
@@ -132,7 +132,7 @@ def parts(model: nn.Module) -> Iterator[Part]:
                 continue
             seen.add(id(tensor))
             group = re.sub(r"\b\d+\b", "*", path.removesuffix(".base") or "model")
-            if name in ADAPTERS:
+            if isinstance(module, AdapterLayer) or name in ADAPTERS:
                 group += ".lora" if name.startswith("lora_") else ".adapter"
             key = tensor.untyped_storage()._cdata
             size = 0 if key in storages else tensor.untyped_storage().nbytes()
@@ -145,7 +145,8 @@ def parts(model: nn.Module) -> Iterator[Part]:
 
 def category_of(path: str, name: str, module: nn.Module) -> str:
     """Under which of ``CATEGORIES`` a tensor counts."""
-    if any(word in ADAPTERS for word in (*path.split("."), name)):
+    words = (*path.split("."), name)
+    if isinstance(module, AdapterLayer) or any(word in ADAPTERS for word in words):
         return "adapters"
     quantized = isinstance(module, NF4Linear) or has_state(module)
     return "constants" if quantized and name in CONSTANTS else "weights"

@@ -113,7 +113,14 @@ def at_site(config: AdapterConfig, site: Site) -> AtSite:
         return AtSite(0, shape[0] == 1, 0 if shape[0] == 1 else site.out_features)
     if method == "adalora":
         return AtSite(r, True, r, once=r * site.in_features)
-    return AtSite(r, method in ("lora", "rslora"), r)
+    if method == "bitfit":
+        return AtSite(0, False, 0)
+    if method in ("lora", "rslora"):
+        return AtSite(r, True, r)
+    raise ValueError(
+        f"no plan for {type(config).__name__}: at_site in minilora/ledger/method_costs.py has no "
+        "line that says what a step of it keeps"
+    )
 
 
 def frozen_numbers(config: AdapterConfig, sites: Sequence[Site]) -> int:

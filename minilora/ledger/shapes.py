@@ -49,6 +49,11 @@ def architecture(source: Source) -> Architecture:
         return from_config(presets()[source], source)
     if isinstance(source, str | Path):
         return from_path(source)
+    if not isinstance(source, Sequence):
+        raise TypeError(
+            "expected a preset's name, a config.json (path, folder, dict) or a list of shapes, got "
+            f"a {type(source).__name__}; of a model in memory: its folder, model.name_or_path"
+        )
     return from_shapes(source)
 
 

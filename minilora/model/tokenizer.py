@@ -74,7 +74,7 @@ class Tokenizer:
         self.given_ends = [eos_id] if isinstance(eos_id, int) else list(eos_id or [])
         self.companions = read_companions(self.file.parent)
         self.system = system or default_system(self.companions.templates.get("default", ""))
-        self.only_last_was_said = False  # the warning of turns.py
+        self.said: set[str] = set()  # the warnings of turns.py
 
     @cached_property
     def is_chatml(self) -> bool:

@@ -42,6 +42,7 @@ def encode_turns(
     end, ended = tokenizer.raw.id_to_token(tokenizer.eos_id), True
     if signs.opens not in whole:
         spans = differences(tokenizer, copies, answers, whole, signs, end, variables)
+        check_written(tokenizer, copies, whole, spans[-1], signs)
         ended = whole.endswith(end, *spans[-1])
         for start, stop in reversed(spans):
             answer = f"{signs.opens}{whole[start:stop]}{signs.closes}"
@@ -81,12 +82,11 @@ def differences(
             spans.append((len(before), stop))
     if len(spans) == len(answers):
         return spans
-    if len(answers) > 1 and not tokenizer.only_last_was_said:
-        tokenizer.only_last_was_said = True
-        warnings.warn(
+    if len(answers) > 1:
+        say_once(
+            tokenizer,
             "the chat template writes earlier turns differently once others follow: of each "
             "conversation only the last answer is learnt",
-            stacklevel=2,
         )
     if spans and spans[-1][1] == end_of_answer(whole, spans[-1][0], end):
         return spans[-1:]
@@ -98,6 +98,43 @@ def differences(
             "leave the conversation out"
         )
     return [(start, end_of_answer(whole, start, end))]
+
+
+def check_written(
+    tokenizer: Any, messages: list[dict[str, Any]], whole: str, last: tuple[int, int], signs: Signs
+) -> None:
+    """Raise where the last answer is left out; say once where a question is, or who speaks."""
+    written = [tokenizer.marks.seam(m.get("content"), signs.seam) for m in messages]
+    texts = [text.strip() if isinstance(text, str) else "" for text in written]
+    if texts[-1] and not whole[slice(*last)].strip():
+        raise ValueError("the chat template leaves out the last answer, so it cannot be learnt")
+    asked = [text for text, m in zip(texts, messages, strict=True) if m["role"] == "user"]
+    if left_out := [text for text in asked if text not in whole]:
+        say_once(
+            tokenizer,
+            f"the chat template leaves out what was asked, as {left_out[0][:60]!r}: "
+            "the model learns answers to questions that it does not see",
+        )
+    elif asked and follows(whole, last[0], asked[-1], texts[-1]):
+        say_once(
+            tokenizer,
+            "the chat template writes nothing between a question and its answer: "
+            "the model cannot tell who speaks; compare it with its maker's",
+        )
+
+
+def follows(whole: str, start: int, question: str, answer: str) -> bool:
+    """Whether an answer stands at ``start``, right behind its question."""
+    before, behind = whole[:start].rstrip(), whole[start:].lstrip()
+    return bool(question and answer) and before.endswith(question) and behind.startswith(answer)
+
+
+def say_once(tokenizer: Any, text: str) -> None:
+    """Warn of a tokenizer's template, of each matter once."""
+    matter = text[:40]
+    if matter not in tokenizer.said:
+        tokenizer.said.add(matter)
+        warnings.warn(text, stacklevel=3)
 
 
 def end_of_answer(text: str, start: int, end: str) -> int:

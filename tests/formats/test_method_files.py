@@ -61,14 +61,15 @@ CASES = {
         peft.LNTuningConfig(target_modules=["input_layernorm", "post_attention_layernorm", "norm"]),
     ),
 }
-case = pytest.mark.parametrize("name", [*CASES, "bitfit"])
+OURS = {"bitfit": BitFitConfig()}  # what PEFT does not have
+case = pytest.mark.parametrize("name", [*CASES, *OURS])
 pefts = pytest.mark.parametrize("name", CASES)
 
 
 def trained(name):
     """A small Llama with the method, as after training, and its base twice, ours and PEFT's."""
     ours, theirs = pair()
-    config = CASES[name][0] if name in CASES else BitFitConfig()
+    config = OURS[name] if name in OURS else CASES[name][0]
     base = copy.deepcopy(ours)
     inject(ours, config)
     disturb(ours, 0.2)
@@ -136,15 +137,16 @@ def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path, name):
     assert torch.equal(again(IDS), ours(IDS))
     assert not torch.equal(again(IDS), base(IDS))
     # into the adapters that are there already
-    inject(base, CASES[name][0] if name in CASES else BitFitConfig())
+    inject(base, OURS[name] if name in OURS else CASES[name][0])
     assert torch.equal(load_adapter(base, tmp_path)(IDS), ours(IDS))
     assert torch.equal(minilora.unload(base)(IDS), minilora.unload(again)(IDS))
 
 
-def test_a_type_that_peft_does_not_know_is_refused_there_by_name(tmp_path):
-    ours, _, theirs = trained("bitfit")
+@pytest.mark.parametrize("name", OURS)
+def test_a_type_that_peft_does_not_know_is_refused_there_by_name(tmp_path, name):
+    ours, _, theirs = trained(name)
     save_adapter(ours, tmp_path)
-    with pytest.raises((KeyError, ValueError), match="BITFIT"):
+    with pytest.raises((KeyError, ValueError), match=OURS[name].peft_type):
         peft.PeftModel.from_pretrained(theirs, tmp_path)
 
 
@@ -392,3 +394,15 @@ def test_other_feed_forward_modules_of_ia3_change_nothing(tmp_path):
     ):
         load_adapter(base, tmp_path)
     assert unchanged(base, before)
+
+
+class Homeless(BitFitConfig):
+    """A method whose config is not in ``CONFIGS``."""
+
+
+def test_a_method_without_a_file_format_says_where_to_put_it(tmp_path):
+    model = llama()
+    inject(model, Homeless())
+    with pytest.raises(ValueError, match="BitFitLayer, which formats/method_files.py does not"):
+        save_adapter(model, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

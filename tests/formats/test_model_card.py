@@ -3,6 +3,7 @@
 import torch
 from huggingface_hub import ModelCard
 
+import minilora
 from minilora import LoraConfig, inject, load_base, save_adapter
 
 from ..lora.test_injection import fill
@@ -60,3 +61,14 @@ def test_twenty_saves_of_equal_adapters_are_equal_bytes(tmp_path):
         save_adapter(ours, tmp_path / str(number), card=SCORES)
     for file in ("README.md", "adapter_config.json", "adapter_model.safetensors"):
         assert len({(each / file).read_bytes() for each in tmp_path.iterdir()}) == 1, file
+
+
+def test_only_what_peft_has_is_said_to_open_there(tmp_path):
+    """A bottleneck's card sent people to PEFT, which has no such method."""
+    ours = {"bottleneck": minilora.BottleneckConfig(), "bitfit": minilora.BitFitConfig()}
+    for name, config in {**ours, "vera": minilora.VeraConfig(r=4)}.items():
+        inject(base := load_base(), config)
+        save_adapter(base, tmp_path / name)
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert card.data.library_name == ("minilora" if name in ours else "peft")
+        assert ("PeftModel" in card.text) == (name not in ours)

@@ -8,7 +8,9 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, NF4Linear, ledger
-from minilora.ledger.measurement import Tally
+from minilora.ledger.measurement import Tally, parts
+
+from ..lora.test_adapter_layer import Scaled, ToyConfig
 
 
 def test_the_base_is_counted_with_its_tied_head_once(base):
@@ -131,3 +133,11 @@ def test_gradients_that_were_there_before_the_step_are_counted():
     layer = nn.Linear(8, 4, bias=False)
     layer.weight.grad = torch.ones(4, 8)
     assert ledger.measure(lambda: None, layer).resident["gradients"] == 4 * 8 * 4
+
+
+def test_a_method_that_nobody_told_the_ledger_of_is_an_adapter_all_the_same():
+    """By its names it was a weight: only those of the methods here were known."""
+    model = nn.Sequential(nn.Linear(3, 2))
+    minilora.inject(model, ToyConfig(target_modules=["0"], kind=Scaled))
+    assert ledger.count(model).by_group["*.adapter"] == Tally(4, 4, 16)
+    assert [part.category for part in parts(model)] == ["adapters"] * 2 + ["weights"] * 2

@@ -144,3 +144,14 @@ def test_a_name_and_a_config_must_agree():
     assert method_name(default_config("olora", ALL)) == "olora"
     qlora = plan("base", VeraConfig(), "qlora")
     assert (qlora.method, qlora.bytes["constants"] > 0) == ("qlora", True)
+
+
+class Unplanned(BitFitConfig):
+    """A method that somebody wrote and whose costs nobody did."""
+
+    peft_type = "UNPLANNED"
+
+
+def test_a_method_without_costs_is_refused_and_not_planned_as_another():
+    with pytest.raises(ValueError, match="no plan for Unplanned: at_site in"):
+        plan("base", Unplanned())

@@ -103,3 +103,9 @@ def test_a_config_json_without_a_key_says_which(tmp_path):
     )
     with pytest.raises(ValueError, match="lacks 'num_heads'"):
         architecture(file)
+
+
+def test_a_config_in_memory_is_refused_with_what_to_give():
+    config = minilora.LlamaConfig()
+    with pytest.raises(TypeError, match=r"got a LlamaConfig; .* model.name_or_path"):
+        architecture(config)

@@ -31,6 +31,7 @@ from minilora import (
     unload,
     unmerge,
 )
+from minilora.formats.method_files import CONFIGS
 from minilora.methods.adalora import AdaLoRALayer
 from minilora.methods.bitfit import BitFitLayer
 from minilora.methods.dora import DoRALayer
@@ -193,6 +194,13 @@ COUNTS = {  # a (5 to 6), b (6 to 3)
     "bitfit": 9,
     "adalora": 3 * (12 + 10),
 }
+
+
+def test_every_method_with_a_file_is_held_to_these_properties():
+    """A method that somebody adds; the norms, which no Linear has, have tests of their own."""
+    assert {type(config) for config, _ in METHODS.values()} == (
+        {LoraConfig, *CONFIGS.values()} - {LNTuningConfig}
+    )
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -92,6 +92,34 @@ def test_a_last_turn_that_its_prompt_does_not_open_is_found_by_its_content(tmp_p
         encode(tokenizer, Example("hello?", "hi"))
 
 
+TELLS_NOBODY = "{% for m in messages %}{{ m.content }}{% endfor %}"
+LEAVES_OUT = {
+    "the question": ("{{ messages[-1].content }}", "leaves out what was asked, as 'hello.': the"),
+    "who speaks": (TELLS_NOBODY, "writes nothing between a question and its answer"),
+    "who speaks, in lines": (TELLS_NOBODY.replace("}}", "}}\n"), "cannot tell who speaks"),
+}
+
+
+@pytest.mark.parametrize("what", LEAVES_OUT)
+def test_a_template_that_leaves_something_out_is_said_once(tmp_path, what):
+    """Learnt in silence, with a wrong file in place of the model's own."""
+    template, words = LEAVES_OUT[what]
+    tokenizer = open_family(tmp_path, "llama3", chat_template=template)
+    with pytest.warns(UserWarning, match=words):
+        encoded = encode(tokenizer, Example("hello?", "hi"))
+    assert learnt_runs(tokenizer, encoded)[0].startswith("hi")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encode(tokenizer, Example("hello?", "hi"))
+
+
+def test_a_template_without_the_answer_is_refused(tmp_path):
+    """A template of one word: 400 conversations, and nothing but their ends was learnt."""
+    tokenizer = open_family(tmp_path, "llama3", chat_template="hello")
+    with pytest.raises(ValueError, match="leaves out the last answer"):
+        encode(tokenizer, Example("hello?", "hi"))
+
+
 def test_a_template_that_ends_no_answer_gets_the_named_end(tmp_path):
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     tokenizer = open_family(tmp_path, "llama3", chat_template=template)
