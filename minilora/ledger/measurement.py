@@ -32,8 +32,9 @@ from ..nf4.linear import NF4Linear
 from .estimate import CATEGORIES
 from .tensor_tracker import Watch, watched
 
-ADAPTERS = (  # names of the tensors that stand in no AdapterLayer, and of PEFT's
+ADAPTERS = (  # names of PEFT's tensors, and of ours that are no Parameter of an AdapterLayer
     *("lora_A", "lora_B", "lora_E", "lora_magnitude_vector", "ln_tuning_layers"),
+    *("start_A", "start_B", "alive"),
     *("vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B", "ia3_l"),
     *("rows", "soft_prompt", "prefix", "attention_adapter", "output_adapter"),
 )
@@ -132,7 +133,7 @@ def parts(model: nn.Module) -> Iterator[Part]:
                 continue
             seen.add(id(tensor))
             group = re.sub(r"\b\d+\b", "*", path.removesuffix(".base") or "model")
-            if isinstance(module, AdapterLayer) or name in ADAPTERS:
+            if is_own(name, module) or name in ADAPTERS:
                 group += ".lora" if name.startswith("lora_") else ".adapter"
             key = tensor.untyped_storage()._cdata
             size = 0 if key in storages else tensor.untyped_storage().nbytes()
@@ -146,10 +147,15 @@ def parts(model: nn.Module) -> Iterator[Part]:
 def category_of(path: str, name: str, module: nn.Module) -> str:
     """Under which of ``CATEGORIES`` a tensor counts."""
     words = (*path.split("."), name)
-    if isinstance(module, AdapterLayer) or any(word in ADAPTERS for word in words):
+    if is_own(name, module) or any(word in ADAPTERS for word in words):
         return "adapters"
     quantized = isinstance(module, NF4Linear) or has_state(module)
     return "constants" if quantized and name in CONSTANTS else "weights"
+
+
+def is_own(name: str, module: nn.Module) -> bool:
+    """Whether a tensor is a Parameter of an adapter's layer, whatever the method calls it."""
+    return isinstance(module, AdapterLayer) and name in module._parameters
 
 
 def parameters_of(name: str, tensor: Tensor, module: nn.Module) -> int:

@@ -318,7 +318,7 @@ def test_one_folder_holds_one_method(tmp_path):
     model = llama()
     inject(model.model.layers[0], IA3Config())
     inject(model.model.layers[1], BitFitConfig())
-    with pytest.raises(ValueError, match="one method's adapters, this model has BitFitLayer, IA3"):
+    with pytest.raises(ValueError, match="this model has several: BitFitLayer, IA3"):
         save_adapter(model, tmp_path)
 
 
