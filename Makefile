@@ -73,7 +73,7 @@ smollm2/config.json: | .venv/.installed-llm
 bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes on two cores; writes the README's table
 	$(BIN)/minilora bench
 
-bench-quality: .venv/.installed-bench  ## what fine-tunes forget and what keeps it, an hour; goes on where it was stopped
+bench-quality: .venv/.installed-bench  ## methods, forgetting, overfitting: hours from nothing; goes on from the recorded runs
 	$(BIN)/python -m benchmarks.forgetting
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.overfitting

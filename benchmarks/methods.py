@@ -1,14 +1,14 @@
 """The field's table: each method on the shipped base, at a rate found for it, what it costs.
 
-    python -m benchmarks.methods [--only DoRA] [--steps 400] [--seeds 5] [--out trial]
+    python -m benchmarks.methods [--only DoRA] [--steps 500] [--seeds 5] [--out trial]
 
 First a small search: three rates a method, and up to two more where the best stands at the edge,
 the same short budget for each, on a held-out split that no later number uses. Then the runs at the
-found rate, seed by seed: naval code (held-out logs right to the letter; what is forgotten of the
-base's prose, in bits a byte; when so many were right), with self-replay too for some methods; and
-as a second domain Python's own manual, at the same rate (bits a byte). Costs are measured once:
-trained parameters, bytes to ship, the peak of a training step, a step and a forward against LoRA's
-and the base's.
+found rate, seed by seed, and one at half of it (did the short search choose too high a rate?):
+naval code (held-out logs right to the letter; what is forgotten of the base's prose, in bits a
+byte; when so many were right), with self-replay too for some methods; and as a second domain
+Python's own manual, at the same rate (bits a byte). Costs are measured once: trained parameters,
+bytes to ship, the peak of a training step, a step and a forward against LoRA's and the base's.
 
 It is a part of ``make bench-quality`` and of no quick one. What is run is kept in
 ``results/cpu/methods.json`` with its settings; every number there is of that budget, and another
@@ -17,14 +17,12 @@ budget needs a folder of its own (``--out``). A run that was stopped continues f
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,12 +50,12 @@ from minilora.training.run import set_up
 
 from .common import Row, measure, options, ratios, save
 from .matrix import QUIET, fixed_costs, manual, prose_bits
-from .methods_table import METHODS_HEAD, chosen_of, code_lines, methods_rows, scores
+from .methods_table import METHODS_HEAD, chosen_of, code_lines, kept, methods_rows, scores
 from .tables import table
 
 TEXT = "Report each reading of the ship's log in naval code, one after the other."
 ROOM = 440  # tokens of a text that leave room for a soft prompt
-EMPTY: Row = {"seeds": [], "replay_seeds": [], "manual_bits": []}
+EMPTY: Row = {"seeds": [], "half": [], "replay_seeds": [], "manual_bits": []}
 MORE = 2  # rates beyond the three, where the best stands at the edge
 
 
@@ -226,13 +224,13 @@ def main() -> None:
     """Costs and rates first, then seed by seed, so that a slow spell falls on all methods."""
     settings = options(
         __doc__,
-        **{"steps": 400, "batch": 16, "text_steps": 30, "seeds": 5, "text_seeds": 1},
-        **{"replay_seeds": 1, "logs": 200, "watched": 50, "seconds": 2.0},
+        **{"steps": 500, "batch": 32, "text_steps": 30, "seeds": 5, "text_seeds": 1},
+        **{"replay_seeds": 3, "logs": 200, "watched": 50, "seconds": 2.0},
         **{"search_steps": 100, "search_batch": 16, "only": ["all"]},
     )
     chosen = chosen_of(METHODS, vars(settings).pop("only"))
     rows = {method.name: {"method": method.name, **deepcopy(EMPTY)} for method in METHODS}
-    rows |= kept(settings)
+    rows |= kept(settings, list(rows))
     started, base = time.perf_counter(), minilora.load_base()
     held_out, prose = data.naval_log(1, settings.logs, seed=99).valid, prose_bits(base)
     untouched: Row = {
@@ -277,23 +275,12 @@ def main() -> None:
             if method.replayed and len(row["replay_seeds"]) <= seed < settings.replay_seeds:
                 row["replay_seeds"].append(run(replay=SelfReplay(0.25, 128)))
                 say(f"seed {seed}  {method.name:<22}{scores(row['replay_seeds'][-1])}, replay")
+            if not (row["half"] or method.scratch or len(method.rates) == 1):
+                row["half"].append(run_naval(method, row["rate"] / 2, seed, settings, prose))
+                say(f"seed {seed}  {method.name:<22}{scores(row['half'][0])}, half the rate")
     say("all there")
     result = {"rows": [untouched, *(rows[method.name] for method in chosen)]}
     print(table(METHODS_HEAD, methods_rows(result)))
-
-
-def kept(settings: Any) -> dict[str, Row]:
-    """The rows of an earlier run by method; {} without one. Exits where its settings differ."""
-    file = Path(settings.out) / settings.device / "methods.json"
-    if not file.exists():
-        return {}
-    content = json.loads(file.read_text(encoding="utf-8"))
-    same = ("steps", "batch", "text_steps", "logs", "watched", "search_steps", "search_batch")
-    was, now = ([of.get(name) for name in same] for of in (content["settings"], vars(settings)))
-    if was != now:
-        raise SystemExit(f"{file} has {same} = {was}, not {now}: --out FOLDER keeps these apart")
-    known = {method.name for method in METHODS}
-    return {row["method"]: row for row in content["rows"] if row["method"] in known}
 
 
 if __name__ == "__main__":

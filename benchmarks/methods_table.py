@@ -8,6 +8,7 @@ column says where the claim did not carry over.
 from __future__ import annotations
 
 import ast
+import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 import minilora
 from minilora.plots.style import hue, in_house_style, new_figure
@@ -25,7 +27,7 @@ LORA = "LoRA q, v, r=8"
 METHODS_HEAD = (
     *("method", "trainable", "KB to ship", "peak MB", "step / LoRA's", "forward", "merged"),
     *("rate", "naval, exact", "steps to 90%", "forgot", "with self-replay", "manual, bits a byte"),
-    "seeds",
+    *("at half the rate", "seeds"),
 )
 CLAIMS_HEAD = ("method", "lines", "swap", "batch", "merge", "claimed", "measured", "read in")
 ELSEWHERE_HEAD = ("base", "method", "trainable", "KB to ship", "rate", "loss", "exact", "forgot")
@@ -91,6 +93,19 @@ def chosen_of(methods: Sequence[Any], words: Sequence[str]) -> list[Any]:
     return [m for m in methods if "all" in words or m.name.startswith(tuple(words))]
 
 
+def kept(settings: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The rows of an earlier run by method; {} without one. Exits where its settings differ."""
+    file = Path(settings.out) / settings.device / "methods.json"
+    if not file.exists():
+        return {}
+    content = json.loads(file.read_text(encoding="utf-8"))
+    same = ("steps", "batch", "text_steps", "logs", "watched", "search_steps", "search_batch")
+    was, now = ([of.get(name) for name in same] for of in (content["settings"], vars(settings)))
+    if was != now:
+        raise SystemExit(f"{file} has {same} = {was}, not {now}: --out FOLDER keeps these apart")
+    return {row["method"]: row for row in content["rows"] if row["method"] in names}
+
+
 def scores(row: dict[str, Any]) -> str:
     """A finished run, in words."""
     return ", ".join(f"{key} {row[key]:.3f}" for key in ("exact_match", "forgotten", "naval_loss"))
@@ -122,11 +137,9 @@ def steps_to(row: dict[str, Any], share: float = 0.9) -> str:
 def methods_rows(result: dict[str, Any]) -> list[list[str]]:
     """One line a method: what it costs, what it learns, what it loses."""
     base, *rows = finished(result)
-    scores = [f"{base['exact_match']:.0%}", "", "0", "", f"{base['manual_bits']:.2f}", ""]
-    lines = [[base["method"], "0", "0", "", "", "1", "1", "", *scores]]
+    scores = [f"{base['exact_match']:.0%}", "", "0", "", f"{base['manual_bits']:.2f}"]
+    lines = [[base["method"], "0", "0", "", "", "1", "1", "", *scores, "", ""]]
     for row in rows:
-        replayed = row["replay_seeds"]
-        kept = f"{mean(row, 'exact_match', 'replay_seeds'):.0%}, +" if replayed else "—"
         lines.append(
             [
                 *(row["method"], f"{row['trainable']:,}", f"{row['shipped_bytes'] / 1e3:,.0f}"),
@@ -135,12 +148,19 @@ def methods_rows(result: dict[str, Any]) -> list[list[str]]:
                 f"{row['latency_merged']:.2f}" if "latency_merged" in row else "—",
                 *(f"{row['rate']:g}", spread([s["exact_match"] for s in row["seeds"]], ".0%")),
                 *(steps_to(row), f"+{mean(row, 'forgotten'):.2f}"),
-                kept + (f"{mean(row, 'forgotten', 'replay_seeds'):.2f}" if replayed else ""),
+                both(row, "replay_seeds"),
                 f"{statistics.mean(row['manual_bits']):.2f}" if row["manual_bits"] else "—",
-                str(len(row["seeds"])),
+                *(both(row, "half"), str(len(row["seeds"]))),
             ]
         )
     return lines
+
+
+def both(row: dict[str, Any], runs: str) -> str:
+    """What those runs got right and lost, in the mean; a dash without runs."""
+    if not row[runs]:
+        return "—"
+    return f"{mean(row, 'exact_match', runs):.0%}, {mean(row, 'forgotten', runs):+.2f}"
 
 
 def claims_rows(result: dict[str, Any]) -> list[list[str]]:
@@ -198,30 +218,55 @@ def methods_figure(result: dict[str, Any]) -> Figure:
     """Naval code learnt against prose forgotten, a dot a method, as large as what is shipped."""
     figure, axes = new_figure(1, (10, 6), [1])
     rows = [row for row in finished(result)[1:] if row["method"] != "from random weights"]
+    dots = []
     for row in rows:
-        lost, right = mean(row, "forgotten"), 100 * mean(row, "exact_match")
-        index = colour_of(row["method"])
-        axes.scatter(lost, right, s=dot(row["shipped_bytes"]), color=hue(index), alpha=0.75)
-        style = {"color": hue(index), "fontsize": 9, "va": "center"}
-        beside = (5 + (dot(row["shipped_bytes"]) / math.pi) ** 0.5, 0)
-        if "half" in row["method"]:  # DoRA stands beside it
-            beside, style["ha"] = (0, -13), "center"
-        axes.annotate(row["method"], (lost, right), beside, "data", "offset points", **style)
+        colour, area = hue(colour_of(row["method"])), dot(row["shipped_bytes"])
+        at, style = place(row, "seeds"), {"s": area, "edgecolors": colour}
+        axes.scatter(*at, color=colour, alpha=0.75, s=area)
+        dots.append((at, area, row["method"], colour))
         if row["replay_seeds"]:
-            kept = (
-                mean(row, "forgotten", "replay_seeds"),
-                100 * mean(row, "exact_match", "replay_seeds"),
-            )
-            axes.plot([lost, kept[0]], [right, kept[1]], color=hue(index), linewidth=0.8)
-            axes.scatter(
-                *kept, s=dot(row["shipped_bytes"]), facecolors="none", edgecolors=hue(index)
-            )
+            kept = place(row, "replay_seeds")
+            axes.plot(*zip(at, kept, strict=True), color=colour, linewidth=0.6, alpha=0.5)
+            axes.scatter(*kept, facecolors="none", **style)
+            dots.append((kept, area, "", colour))
     axes.set(title="What a method learns, and what it forgets")
     axes.set(ylabel="% of held-out logs right", xlabel="bits a byte lost on the base's own prose")
     axes.margins(x=0.16, y=0.08)
+    axes.set(yticks=range(0, 101, 20), ylim=(axes.get_ylim()[0], 110))
     note = "dot: bytes to ship; open dot: with self-replay"
     axes.text(0.99, 0.02, note, transform=axes.transAxes, ha="right", fontsize=9, color=hue(6))
+    name_apart(axes, dots)
     return figure
+
+
+def place(row: dict[str, Any], runs: str) -> tuple[float, float]:
+    """Where those runs' dot stands: bits a byte forgotten, % right."""
+    return mean(row, "forgotten", runs), 100 * mean(row, "exact_match", runs)
+
+
+def name_apart(axes: Any, dots: Sequence[tuple[tuple[float, float], float, str, str]]) -> None:
+    """A name at each dot (place, area, name, colour), where it covers no dot and no other name."""
+    axes.figure.canvas.draw()
+    taken = []
+    for at, area, _, _ in dots:
+        x, y = axes.transData.transform(at)
+        half = 0.8 * (area / math.pi) ** 0.5 * axes.figure.dpi / 72
+        taken.append(Bbox([[x - half, y - half], [x + half, y + half]]))
+    for at, area, name, colour in (one for one in dots if one[2]):
+        away = 5 + (area / math.pi) ** 0.5
+        for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (0, 2), (0, -2), (1, 2), (1, -2)):
+            side = {"ha": ("center", "left", "right")[x], "va": "center", "fontsize": 9}
+            offset = (away * x, (away + 5) * y)
+            text = axes.annotate(name, at, offset, "data", "offset points", color=colour, **side)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            text.set_visible(False)
+        text.set_visible(True)
+        if abs(y) > 1:  # a line leads there
+            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6}
+            axes.annotate("", at, offset, "data", "offset points", arrowprops=line)
+        taken.append(box)
 
 
 def dot(size: int) -> float:

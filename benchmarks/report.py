@@ -221,11 +221,12 @@ def methods_note(result: dict[str, Any]) -> str:
             "![What a method learns, and what it forgets](methods.png)",
             f"Naval code, {examples:,} examples in steps of {settings['batch']}, at the best rate "
             f"of a search of {settings['search_steps']} steps a rate: three rates, up to two more "
-            "at an edge, the same for each. A short search favours high rates: the row at half of "
-            "LoRA's shows what that costs, and how little a few points between two rows say. Mean "
-            "(range) over the seeds in the last column. Forgot: bits a byte lost on the base's own "
-            "prose; with self-replay (a quarter of the rows): exact, forgot. A step and a forward "
-            "are ratios of the processor's time.",
+            "at an edge, the same for each. A short search favours high rates: one run at half the "
+            "rate (exact, forgot; the first seed) shows what that costs, and how little a few "
+            "points between two rows say. Mean (range) over the seeds in the last column. Forgot: "
+            "bits a byte lost on the base's own prose; with self-replay (a quarter of the rows, "
+            f"{settings['replay_seeds']} seeds): exact, forgot. A step and a forward are ratios of "
+            "the processor's time.",
             "What the papers claim, in their abstracts, and what came here. Batch: rows with "
             "different adapters of this kind in one batch of `AdapterBank`; lines: of the module, "
             "without docstrings, comments and blank lines.",

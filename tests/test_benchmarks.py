@@ -190,10 +190,10 @@ def test_a_trial_with_another_budget_does_not_replace_the_kept_rows(tmp_path, mo
     """``--steps 20`` wrote an empty table over the five seeds of every method."""
     file = tmp_path / "cpu" / "methods.json"
     file.parent.mkdir()
-    kept = {"settings": {"steps": 400}, "rows": [{"method": "full", "seeds": [1]}]}
+    kept = {"settings": {"steps": 500}, "rows": [{"method": "full", "seeds": [1]}]}
     file.write_text(before := json.dumps(kept))
     monkeypatch.setattr(sys, "argv", ["methods", "--steps", "20", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match=r"methods.json has .*steps.* = \[400, .* not \[20, "):
+    with pytest.raises(SystemExit, match=r"methods.json has .*steps.* = \[500, .* not \[20, "):
         methods.main()
     assert file.read_text() == before
 

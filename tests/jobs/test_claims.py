@@ -223,6 +223,16 @@ def test_quotas_are_reached_and_not_passed(queue, quota, more, told):
             check_quota(db, "x", **more)
 
 
+def test_what_is_not_asked_for_passes_a_quota_that_is_reached(queue):
+    queue.submit({"name": "a"}, tenant="x")
+    queue.beat(queue.claim("w"), seconds=40.0)
+    queue.set_quota("x", jobs=2, seconds=40, bytes=0)
+    with JOBS.writing(queue.folder) as db:
+        check_quota(db, "x", jobs=1)
+        db.execute("update quota set jobs = 1")
+        check_quota(db, "x", seconds=0.0)
+
+
 def test_a_row_that_is_no_object_is_an_empty_one(queue):
     assert [read_object(text) for text in ("[1]", "3", '{"a": 1}')] == [{}, {}, {"a": 1}]
     id = queue.submit({"name": "naval"}).id

@@ -1,9 +1,11 @@
 """One correction, its hashes, and the order in which the held-out ones judge."""
 
+import stat
+
 import pytest
 
 from minilora.jobs.correction import OWNER, Feedback, hashed, is_heldout
-from minilora.jobs.feedback_tables import in_turn
+from minilora.jobs.feedback_tables import DATABASE, in_turn
 
 PLAIN = Feedback("ann", "id", "Status?", "Hull 90%.", "Hull 9%.", "Log: Hull 90%.", "Hull")
 
@@ -27,6 +29,27 @@ def test_its_hashes_are_of_what_was_asked_and_of_what_it_teaches():
 def test_one_question_in_five_is_held_out():
     kept = [is_heldout(hashed(f"question {number}", "")) for number in range(1000)]
     assert 150 < sum(kept) < 250
+
+
+def test_which_questions_are_held_out_never_changes():
+    """Eight hexadecimal digits of the hash: with others, what judged would be learnt."""
+    assert is_heldout("00000014" + "f" * 56)
+    assert is_heldout("000000051" + "0" * 55)
+    assert not is_heldout("00000015" + "0" * 56)
+
+
+@pytest.mark.parametrize("name", ["source", "request", "correction"])
+def test_what_it_needs_is_there(name):
+    fields = {"source": "a", "adapter": "", "request": "b", "correction": "c", name: " \n"}
+    with pytest.raises(ValueError, match=f"feedback needs a {name}, got an empty one"):
+        Feedback(**fields)
+
+
+def test_what_users_wrote_is_its_owners_alone(tmp_path):
+    with DATABASE.writing(tmp_path):
+        pass
+    for file in tmp_path.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
 
 
 @pytest.mark.parametrize("name", ["source", "adapter", "request", "answer", "topic", "tenant"])

@@ -39,6 +39,13 @@ def test_bytes_go_with_the_last_who_has_them(uploads):
             call(mine.id, "acme")
 
 
+def test_a_file_whose_bytes_are_gone_can_be_forgotten(uploads):
+    mine = put(uploads)
+    uploads.path(mine).unlink()
+    uploads.delete(mine.id, "acme")
+    assert uploads.of("acme") == []
+
+
 def test_a_file_is_needed_while_its_own_tenants_job_is_open(uploads, tmp_path):
     """Of another tenant's job with the same bytes nothing is said, and they stay for it."""
     queue, mine, theirs = Queue(tmp_path), put(uploads), put(uploads, "zeta")

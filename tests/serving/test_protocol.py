@@ -129,6 +129,7 @@ def test_the_fewest_tokens_are_by_bytes_and_never_more_than_there_are():
 
 def test_several_prompts_are_told_from_the_ids_of_one():
     assert completion(prompt=[1, 2]).several == [[1, 2]]
+    assert completion(prompt=[5]).several == completion(prompt=[[5]]).several == [[5]]
     assert completion(prompt=[[1, 2], [3]]).several == [[1, 2], [3]]
     assert completion(prompt=["a", "b"]).several == ["a", "b"]
     assert completion(prompt="ab").several == ["ab"]
