@@ -61,5 +61,11 @@ def test_feedforward_by_a_regular_expression():
     assert report.trainable == 9
 
 
+def test_a_layer_keeps_its_config_and_has_the_papers_without_one():
+    config = IA3Config(target_modules=["lin"], feedforward_modules=[])
+    assert IA3Layer(nn.Linear(6, 4), False, config).config is config
+    assert IA3Layer(nn.Linear(6, 4)).config == IA3Config()
+
+
 def test_the_representation():
     assert repr(IA3Layer(nn.Linear(6, 4), True)) == "IA3Layer(6 -> 4, feed-forward)"
