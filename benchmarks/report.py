@@ -275,8 +275,9 @@ ELSEWHERE = (
 RANKS = "Held-out loss in nats an answer token, and each rank's distance from it; one seed."
 PICTURE = (
     "![What a method learns, and what it forgets](docs/methods.png)\n\n"
-    "Every method at its own best rate, the size of a dot what is shipped; figures, costs and what "
-    "the papers claim: [docs/benchmarks.md](docs/benchmarks.md#methods)."
+    "Each method at the rate that a short search found; the size of a dot: what is shipped. Costs, "
+    "half of that rate, and what the papers claim: "
+    "[docs/benchmarks.md](docs/benchmarks.md#methods)."
 )
 IN_CONTEXT = "The same with a real language model; one run, untuned."
 REFUSED = (
