@@ -150,7 +150,7 @@ def test_what_cannot_be_exported_is_refused_in_words(tmp_path, base):
     with pytest.raises(ValueError, match="an adapter in q8_0 would lose more"):
         export_adapter_gguf(base, file, "q8_0")
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "vocab_size": 40}
-    with pytest.raises(ValueError, match="this model has no tokenizer"):
+    with pytest.raises(ValueError, match="needs a tokenizer, and this model has none"):
         export_gguf(Llama(LlamaConfig(**sizes)), file)
     ours = Llama(LlamaConfig(**sizes, model_type="qwen3", attention_bias=True))
     ours.tokenizer = base.tokenizer
