@@ -1,4 +1,4 @@
-"""Checks of numbers in a config: each raises with the name and the value. No torch."""
+"""Checks of numbers in a config: each ``check_…`` raises with the name and the value. No torch."""
 
 from __future__ import annotations
 

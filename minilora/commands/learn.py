@@ -123,10 +123,11 @@ def print_course(folder: Path) -> None:
     begun = {lesson: record.lessons.get(lesson.slug) for lesson in list_lessons()}
     left = [lesson for lesson, entry in begun.items() if entry is None or not entry["finished"]]
     if left:
+        following = next((lesson for lesson in left if begun[lesson]), left[0])
         verb = "Go on with" if any(begun.values()) else "Begin with"
-        console.print(f"{verb}: [bold]minilora learn {left[0].number}[/]")
-    behind = " from lessons behind you" if len(left) < len(begun) else ""
-    console.print(f"A quiz of twenty questions{behind}: [bold]minilora learn quiz[/]")
+        console.print(f"{verb}: [bold]minilora learn {following.number}[/]")
+    about = "from lessons behind you" if len(left) < len(begun) else "about the whole course"
+    console.print(f"A quiz {about}: [bold]minilora learn quiz[/]")
 
 
 def done_text(lesson: Any, entry: dict[str, Any] | None) -> str:

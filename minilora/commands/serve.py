@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,11 @@ def unknown_rights(service: Any) -> list[str]:
     from ..serving.tenants import EVERY, LOCAL
 
     names = {name.partition("@")[0] for name in service.names(LOCAL)}
-    rows = [row for row in service.tenants.all_keys() if row.revoked is None]
+    rows = [
+        row
+        for row in service.tenants.all_keys()
+        if row.revoked is None and (row.expires is None or row.expires > time.time())
+    ]
     rights = {(row.tenant, name) for row in rows for name in row.adapters if name != EVERY}
     return [
         f"note: the key of {tenant} is for {name!r}, which is not here; "

@@ -85,7 +85,11 @@ def limit(text: str) -> float:
     >>> limit("60"), limit("any")
     (60.0, inf)
     """
-    return math.inf if text == "any" else float(text)
+    with contextlib.suppress(ValueError):
+        number = math.inf if text == "any" else float(text)
+        if number > -math.inf:  # nor nan
+            return number
+    raise argparse.ArgumentTypeError(f"expected a number, or any, got {text!r}")
 
 
 def run_keys(options: argparse.Namespace) -> int:
@@ -118,8 +122,8 @@ def add_key(tenants: Any, options: argparse.Namespace) -> None:
     row = next(each for each in tenants.all_keys() if each.id == key.split("-")[1])
     print(key)
     print(f"the key of {row.tenant}: {described(row)}. It is not shown again.")
-    if others:
-        print(f"Rights and limits are the tenant's: its {len(others) + 1} keys share them.")
+    if live := [each for each in others if each.revoked is None]:
+        print(f"Rights and limits are the tenant's: its {len(live) + 1} keys share them.")
     if first:
         print("From now on this server answers nobody without a key.")
         if not row.admin:

@@ -62,17 +62,23 @@ def end_with_the_gateway() -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket on that port, which does not listen yet. Raises ``ValueError`` where it is taken."""
+    """A socket on that port, which does not listen yet; of a name, its IPv4 address.
+
+    Raises ``ValueError`` where a server listens there. One that is still loading is met later.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     place = socket.socket(family, socket.SOCK_STREAM)
     try:
         if os.name == "posix":  # else a port waits for a minute after its last server
             place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         place.bind((host, port))
     except (OSError, OverflowError) as error:
         place.close()
         why = getattr(error, "strerror", None) or error
-        free = "--port 0 takes any free one"
+        unknown = isinstance(error, socket.gaierror)
+        free = "--host takes an address of this machine" if unknown else "--port 0 takes any free"
         raise ValueError(f"cannot listen on port {port} of {host}: {why}; {free}") from None
     return place
 

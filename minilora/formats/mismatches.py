@@ -186,12 +186,18 @@ def beside_other_bits(
     modules = dict(named_modules(model)) | {name: layer.base for name, layer in layers.items()}
     for name in names:
         base: Any = modules.get(name)
-        if not isinstance(base, NF4Linear) or base.absmax2 is not None or base.kind != "nf4":
+        if not isinstance(base, NF4Linear) or not is_pefts_nf4(base):
             return [
-                f"{name}: init_lora_weights='loftq' is for a base in NF4 with float scales: "
-                "quantize_base(model, double_quant=False) before the adapter is loaded"
+                f"{name}: init_lora_weights='loftq' is for a base in NF4 with float scales, in "
+                "blocks of 64: quantize_base(model, double_quant=False, skip=[Linears that are "
+                "not its targets]) before the adapter is loaded"
             ]
     return []
+
+
+def is_pefts_nf4(base: NF4Linear) -> bool:
+    """Whether the codes are those that PEFT's LoftQ rounds to."""
+    return (base.kind, base.block_size) == ("nf4", 64) and base.absmax2 is None
 
 
 def is_of_kind(layer: LoRALayer, config: LoraConfig) -> bool:

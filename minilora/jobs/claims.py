@@ -71,7 +71,7 @@ class Claims:
                 now, fence = self.clock(), job.fence + 1
                 counts = {"fence": fence, "beats": job.beats + 1, "tries": job.tries + 1}
                 times = {"lease": now + self.lease, "started": job.started or now}
-                update(db, job, status="running", worker=worker, **counts, **times)
+                update(db, job, status="running", worker=worker, error="", **counts, **times)
                 note(db, job.id, now, f"{worker} begins with {job.step}")
                 return find(db, job.id)
         return None

@@ -120,7 +120,8 @@ def betting(values: Iterable[float], mean: float) -> float:
     >>> betting([-0.2, 0.0] * 100, -0.05) < 1
     True
     """
-    gained = np.asarray(list(values), dtype=float) - mean  # (pairs,)
+    values = list(values)
+    gained = np.asarray(values, dtype=float) - mean  # (pairs,)
     if not -1 < mean < 1 or (abs(gained + mean) > 1 + 1e-9).any():
         far = [each for each in (mean, *values) if abs(each) > 1] or [mean]
         raise ValueError(f"expected values in [-1, 1] and a mean between, got {far[0]}")

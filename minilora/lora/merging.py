@@ -158,7 +158,9 @@ def check_onto(onto: str | nn.Module | None) -> None:
         )
 
 
-def original_weights(original: nn.Module, needed: Mapping[str, Any]) -> dict[str, Tensor]:
+def original_weights(
+    original: nn.Module, needed: Mapping[str, Any], option: str = "onto"
+) -> dict[str, Tensor]:
     """A float model's weights at these paths; one error names all that do not fit."""
     modules: dict[str, Any] = dict(named_modules(original))
     weights, wrong = {}, []
@@ -171,7 +173,7 @@ def original_weights(original: nn.Module, needed: Mapping[str, Any]) -> dict[str
         else:
             weights[path] = module.weight.detach()
     if wrong:
-        raise ValueError(f"onto does not fit this model: {listed(wrong)}. Nothing was changed")
+        raise ValueError(f"{option} does not fit this model: {listed(wrong)}. Nothing was changed")
     return weights
 
 

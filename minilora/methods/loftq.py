@@ -17,7 +17,7 @@ Q + s (W − Q), which for s = 2 is as far from W as Q is, on the other side. He
 Can: all that LoRA can on a base in four bits; a file is plain LoRA's. Cannot: start without the
 float weights; be moved, after more than one round, to a base that was quantized plainly (the file's
 fingerprint warns of it). PEFT's own files that say ``init_lora_weights: "loftq"`` and had one round
-are read on a base in NF4 with float scales, which theirs was, and refused by name on another.
+are read on a base in NF4 with float scales, in blocks of 64, and refused by name on another.
 
 Left out: ``init_lora_weights="loftq"`` on a base in floats, which PEFT rounds but keeps in floats;
 two bits and eight; another precision for some layers.
@@ -67,14 +67,14 @@ def replace_lora_weights_loftq(
         if type(layer) is not LoRALayer or layer.merged or not isinstance(layer.base, NF4Linear):
             raise ValueError(
                 f"{path}: LoftQ starts an unmerged LoRA on a base in four bits, got {layer} around "
-                f"a {type(layer.base).__name__}: quantize_base(model), then inject. "
-                "Nothing was changed"
+                f"a {type(layer.base).__name__}: unmerge(model) if it is merged; else take the "
+                "float model, quantize_base, inject plain LoRA. Nothing was changed"
             )
-    weights = original_weights(original, layers)
+    weights = original_weights(original, layers, "original")
     starts = {path: start(path, weights[path], layers[path], iterations) for path in layers}
     for path, (base, A, B) in starts.items():
         layer = layers[path]
-        layer.base = base
+        layer.base.put(base.quantized)  # the module stays, and with it a bias that trains
         layer.lora_A.zero_()[: len(A)] = A  # fewer rows than r where that is above min(in, out)
         layer.lora_B.zero_()[:, : len(A)] = B
     return model

@@ -245,7 +245,7 @@ def is_pair(asked: Any) -> bool:
 def warn_beyond(model: nn.Module, length: int) -> None:
     """Warn of a text that is longer than what the model was made for."""
     longest = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    before = sum(part.rows_before for _, part in attached_modules(model))
+    before = sum(part.rows_before for _, part in attached_modules(model) if part.enabled)
     if longest is not None and before + length > longest:
         rows = f" and {before} rows before it" if before else ""
         warnings.warn(

@@ -91,11 +91,14 @@ def differences(
     if spans and spans[-1][1] == end_of_answer(whole, spans[-1][0], end):
         return spans[-1:]
     content = tokenizer.marks.seam(messages[-1].get("content"), signs.seam)
-    start = whole.rfind(content.strip()) if isinstance(content, str) else -1
-    if start < 0:
+    text = content.strip() if isinstance(content, str) else ""
+    start = whole.rfind(text) if isinstance(content, str) else -1
+    other = [*messages[:-1], messages[-1] | {"content": "…"}]  # is it there, or in the question?
+    without = tokenizer.seamed(other, False, signs, **variables)[0] if text else ""
+    if start < 0 or (text and whole.count(text) <= without.count(text)):
         raise ValueError(
-            f"the chat template changes the last answer ({content!r:.40}), so it cannot be learnt: "
-            "leave the conversation out"
+            f"the chat template changes or leaves out the last answer ({content!r:.40}), so it "
+            "cannot be learnt: leave the conversation out"
         )
     return [(start, end_of_answer(whole, start, end))]
 
@@ -106,7 +109,8 @@ def check_written(
     """Raise where the last answer is left out; say once where a question is, or who speaks."""
     written = [tokenizer.marks.seam(m.get("content"), signs.seam) for m in messages]
     texts = [text.strip() if isinstance(text, str) else "" for text in written]
-    if texts[-1] and not whole[slice(*last)].strip():
+    said = whole[slice(*last)]  # with the mark that ends it, whichever that is
+    if texts[-1] and not any(word in said for word in texts[-1].split()):
         raise ValueError("the chat template leaves out the last answer, so it cannot be learnt")
     asked = [text for text, m in zip(texts, messages, strict=True) if m["role"] == "user"]
     if left_out := [text for text in asked if text not in whole]:

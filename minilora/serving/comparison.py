@@ -79,7 +79,7 @@ class Comparison:
         decided = max((self.now.e, *(point.e for point in self.points))) >= self.limit
         if self.worse and not decided:
             alone = f"{self.arm} is worse than {self.control}: one-sided E = {self.worse:.3g}"
-            return f"{alone}, so it is not served any more"
+            return f"{alone}; while the experiment runs, its champion answers instead, if it can"
         if not decided:
             return f"undecided: E = {self.now.e:.3g}, {self.limit:g} is needed"
         better, worse = (

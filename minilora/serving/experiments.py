@@ -9,8 +9,9 @@ All processes of a server share the file, and evidence is computed from it anew 
 
 An outcome belongs to the arm that was drawn, also when failover let another adapter answer:
 leaving those out would compare only what went well (*intention to treat*). But an arm with a
-verdict is not served any more, so its users' later outcomes are the champion's and do not count:
-its evidence stays as it was at the verdict. A stop that only the past decides keeps E honest.
+verdict is served only where nobody may step in (failover.py), and later outcomes do not count, nor
+those that had no partner yet: its evidence stays as it was at the verdict. A stop that only the
+past decides keeps E honest.
 The loop's experiments (jobs/live.py) name their champion, decide by other pairs, and have no
 verdicts.
 """
@@ -223,15 +224,28 @@ class Experiments:
 def first_outcomes(db: Any, experiment: Experiment) -> list[tuple[str, float]]:
     """(arm, score) of each user's first outcome, of an arm with a verdict until then."""
     ends = {arm: at for arm, (_, at) in verdicts(db, experiment).items()}
-    rows = db.execute(FIRST_OUTCOMES, (experiment.name,))
-    return [(arm, score) for arm, score, at, _ in rows if at <= ends.get(arm, math.inf)]
+    rows = db.execute(FIRST_OUTCOMES, (experiment.name,)).fetchall()
+    control = next(iter(experiment.arms))
+    left = {  # an arm that was ahead of the control gains no pairs after its verdict
+        arm: sum(other == control and at <= end for other, _, at, _ in rows)
+        for arm, end in ends.items()
+    }
+    kept = []
+    for arm, score, at, _ in rows:
+        if arm in left:
+            if at > ends[arm] or not left[arm]:
+                continue
+            left[arm] -= 1
+        kept.append((arm, score))
+    return kept
 
 
 def verdicts(db: Any, experiment: Experiment) -> dict[str, tuple[float, float]]:
     """(E, when) of each arm that was shown to be worse than the control."""
     query = "select adapter, e, at from verdict where experiment = ?"
     found = {adapter: (e, at) for adapter, e, at in db.execute(query, (experiment.name,))}
-    return {arm: found[adapter] for arm, adapter in experiment.arms.items() if adapter in found}
+    _, *others = experiment.arms.items()  # the control has none, also where an arm is the same
+    return {arm: found[adapter] for arm, adapter in others if adapter in found}
 
 
 def stored(db: Any, name: str) -> Experiment:

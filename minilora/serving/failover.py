@@ -196,7 +196,10 @@ class Failover:
         for name, bad in worse.items():
             ticket, wait, reason = self.enter(name)
             if ticket is not None:
-                return Choice(name, ticket, f"{name} answers, since nobody may step in: {bad}")
+                why = f"{name} answers, since nobody may step in: {bad}"
+                if name != adapter:
+                    why = f"{name} answers for {adapter}: {reasons[0]}; nobody better may: {bad}"
+                return Choice(name, ticket, why)
             reasons.append(reason)
             waits.append(wait)
         message = f"{adapter or 'the base'} cannot answer now: {'; '.join(reasons)}"

@@ -187,8 +187,9 @@ class Service:
                 return folder
         if self.hub is not None and "/" not in path and "\\" not in path:
             return self.hub.pull(path)
-        places = "a folder under the server's --root or " if self.root else ""
-        message = f"expected {places}a name of the hub, got {path!r:.80}"
+        places = ["a folder under the server's --root"] * bool(self.root)
+        places += ["a name of the hub"] * bool(self.hub)
+        message = f"expected {' or '.join(places) or 'none: there is no hub'}, got {path!r:.80}"
         message += "" if self.root else "; folders can be loaded from a server with --root"
         raise Refused(404, message, param="lora_path", code="adapter_not_found")
 

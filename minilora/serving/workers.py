@@ -87,6 +87,8 @@ class Workers:
                     upstream.address = f"http://127.0.0.1:{match[1]}"
                     if not first.done():
                         first.set_result(None)
+                elif line.startswith(b"note: ") and upstream is self.upstreams[0]:
+                    print(line.decode(errors="replace").rstrip(), flush=True)
             return await process.wait()
         finally:
             upstream.address = None

@@ -74,10 +74,12 @@ def read_labelled(path: str | Path) -> list[Labelled]:
         columns = list(row.value) if isinstance(row.value, dict) else []
         if missing := [name for name in ("text", "label") if name not in columns]:
             raise ValueError(
-                f"{path} has no column {' and no '.join(missing)}: --task classify reads a CSV "
-                f"whose first line names text and label, got {columns}"
+                f"{row.where} has no column {' and no '.join(missing)}: --task classify reads "
+                f"rows with text and label, got {columns or repr(row.value)[:60]}"
             )
         cells = [row.value[name] for name in ("text", "label")]
+        if odd := [cell for cell in cells if not isinstance(cell, str | int | None)]:
+            raise ValueError(f"{row.where}: expected one text and one label, got {odd[0]!r:.60}")
         text, label = ("" if cell is None else str(cell).strip() for cell in cells)
         rows.append(Labelled(text, label))
         bad += [] if text and label else [row.where]

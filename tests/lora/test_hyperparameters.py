@@ -2,7 +2,6 @@
 
 import math
 import sys
-from functools import partial
 
 import pytest
 from hypothesis import given
@@ -10,10 +9,11 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minilora import LoraConfig, LoRALayer
-from minilora.checks import check_switch
 from minilora.lora.hyperparameters import check_alpha, check_dropout, check_rank, scaling_of
 
-check_rslora = partial(check_switch, "use_rslora")
+
+def check_rslora(value):
+    LoraConfig(use_rslora=value)
 
 
 @given(st.integers(1, 512), st.floats(0.01, 1000))

@@ -235,6 +235,7 @@ def test_pefts_file_is_refused_by_name_on_any_other_base(tmp_path, monkeypatch):
     pefts_folder(tmp_path, monkeypatch)
     others = [pair()[0], quantize_base(pair()[0])]
     others.append(quantize_base(pair()[0], double_quant=False, kind="fp4"))
+    others.append(quantize_base(pair()[0], double_quant=False, block_size=128))
     for other in others:
         before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
         with pytest.raises(ValueError, match="'loftq' is for a base in NF4 with float scales"):
@@ -294,3 +295,29 @@ def test_what_does_not_fit_is_refused_and_nothing_changes(build, original, itera
 def test_a_configs_word_points_to_the_function():
     with pytest.raises(ValueError, match="replace_lora_weights_loftq"):
         LoraConfig(init_lora_weights="loftq")
+
+
+def test_a_second_layer_that_does_not_fit_leaves_the_first():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model = quantize_base(copy.deepcopy(base))
+    inject(model, LoraConfig(2, 2, ["0", "1"]))
+    base[1].weight.data *= 3
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match="^1: the base is"):
+        replace_lora_weights_loftq(model, base, 2)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+
+
+def test_a_bias_that_trains_goes_on_training():
+    torch.manual_seed(0)
+    base = nn.Sequential(nn.Linear(64, 64))
+    model = quantize_base(copy.deepcopy(base))
+    inject(model, LoraConfig(2, 2, ["0"], bias="lora_only"))
+    before = {name for name, p in model.named_parameters() if p.requires_grad}
+    kept, codes = model[0].base, model[0].base.packed.clone()
+    replace_lora_weights_loftq(model, base, 2)
+    assert {name for name, p in model.named_parameters() if p.requires_grad} == before
+    assert len(before) == 3
+    assert model[0].base is kept
+    assert not torch.equal(codes, model[0].base.packed)

@@ -88,7 +88,7 @@ def test_a_last_turn_that_its_prompt_does_not_open_is_found_by_its_content(tmp_p
     assert learnt_runs(tokenizer, encoded) == ["hi<|im_end|>"]
     shouting = template.replace("trim", "upper")
     tokenizer = open_family(tmp_path, "chatml", chat_template=shouting)
-    with pytest.raises(ValueError, match="changes the last answer"):
+    with pytest.raises(ValueError, match="changes or leaves out the last answer"):
         encode(tokenizer, Example("hello?", "hi"))
 
 
@@ -118,6 +118,33 @@ def test_a_template_without_the_answer_is_refused(tmp_path):
     tokenizer = open_family(tmp_path, "llama3", chat_template="hello")
     with pytest.raises(ValueError, match="leaves out the last answer"):
         encode(tokenizer, Example("hello?", "hi"))
+
+
+ENDS_ONLY = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content if m.role == 'user' }}"
+    "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def test_a_template_that_writes_only_the_answers_end_is_refused(tmp_path):
+    tokenizer = open_family(tmp_path, "chatml", chat_template=ENDS_ONLY)
+    with pytest.raises(ValueError, match="leaves out the last answer"):
+        encode(tokenizer, Example("hello?", "hi"))
+    other = ENDS_ONLY.replace("<|im_start|>", "<|start_header_id|>").replace("im_end", "eot_id")
+    tokenizer = open_family(tmp_path, "llama3", chat_template=other)
+    with pytest.raises(ValueError, match="leaves out the last answer"):
+        encode(tokenizer, Example("hello?", "hi"))
+
+
+def test_an_answer_that_stands_in_the_question_only_is_refused(tmp_path):
+    """``rfind`` took the question's last word for the answer, and taught that."""
+    template = (
+        "{% for m in messages if m.role == 'user' %}<|im_start|>{{ m.content }}<|im_end|>"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>?{% endif %}"
+    )
+    tokenizer = open_family(tmp_path, "chatml", chat_template=template)
+    with pytest.raises(ValueError, match="leaves out the last answer"):
+        encode(tokenizer, Example("hello or hi", "hi"))
 
 
 def test_a_template_that_ends_no_answer_gets_the_named_end(tmp_path):

@@ -86,7 +86,7 @@ def test_an_arm_that_is_worse_is_found_and_told_to_every_process(running, tmp_pa
     other.read_at = -1e9  # a second later
     assert "naval@1.1.0 did worse in the experiment greeting" in other.worse("naval@1.1.0")
     assert other.worse("naval@1.0.0") is None
-    assert running.evidence("greeting")[0].verdict.startswith("old is better than new")
+    assert running.evidence("greeting")[0].verdict.startswith("new is worse than old")
     running.end("greeting")
     assert running.worse("naval@1.1.0") is None  # the operator decides from here on
     assert running.assign("naval", "ann") is None
@@ -105,13 +105,27 @@ def test_what_comes_for_an_arm_out_of_service_does_not_count(running):
     assert sum(found.users) == 120
 
 
+def test_an_arm_ahead_of_the_control_gains_no_pairs_after_its_verdict(running):
+    """Its 25 outcomes went on being paired as the control's came."""
+    arm = {n: running.assign("naval", n).arm for n in map(str, range(80))}
+    new, old = ([n for n in arm if arm[n] == name][:25] for name in ("new", "old"))
+    play(running, [*new, *old[:7]], {"old": 1.0, "new": 0.0})
+    running.read_at = -1e9  # a second later
+    assert running.worse("naval@1.1.0") is not None
+    (before,) = running.evidence("greeting")
+    play(running, old[7:], {"old": 1.0, "new": 0.0})
+    (after,) = running.evidence("greeting")
+    assert (after.wins, after.losses, after.pairs) == (0, before.losses, before.pairs) == (0, 7, 7)
+
+
 def test_an_arm_out_of_service_is_named_where_both_sides_are_undecided():
     both = Experiment("greeting", "naval", ARMS)
     outcomes = [("old", 1.0), ("new", 0.0)] * 7
     (found,) = compare(both, {"old": 7, "new": 7}, outcomes, worse={"new": 31.9})
     assert found.now.e == pytest.approx(16)
     assert found.verdict == (
-        "new is worse than old: one-sided E = 31.9, so it is not served any more"
+        "new is worse than old: one-sided E = 31.9; "
+        "while the experiment runs, its champion answers instead, if it can"
     )
 
 

@@ -130,7 +130,7 @@ def test_the_command_needs_an_encoder(capsys):
 
 
 WRONG = {
-    "text,class\na,b\n": "has no column label",
+    "text,class\na,b\n": r"x\.csv, line 2 has no column label: .* got \['text', 'class'\]",
     "text,label\ngood,\n": r"no text or no label in .*x\.csv, line 2",
     "text,label\n": "holds no rows",
 }
@@ -155,3 +155,10 @@ def test_what_cannot_be_trained_is_refused(folder):
         classifier.train(ROWS, TrainConfig(steps=1))
     with pytest.raises(ValueError, match=r"holds no config.json beside a tokenizer.json"):
         open_classifier(folder / "none", ["no", "yes"])
+
+
+def test_a_label_that_is_a_list_is_refused(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"text": "good", "label": ["a", "b"]}\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"line 1: expected one text and one label, got \["):
+        read_labelled(file)
