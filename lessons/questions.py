@@ -1084,7 +1084,7 @@ merged_size = 2 * sum(p.numel() for p in minilora.load_base().parameters())
 # PEFT's (unslothai/unsloth #1546). Compare the logits of one prompt before
 # you trust it, as a chat template may differ.
 #
-# docs/using.md, "for llama.cpp; your own base needs no --pre"
+# docs/using.md, "your own base needs no --pre"
 # · minilora/model/gguf_export.py · `def export_adapter_gguf`
 
 # %%

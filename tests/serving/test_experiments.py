@@ -95,6 +95,7 @@ def test_an_arm_that_is_worse_is_found_and_told_to_every_process(running, tmp_pa
 def test_what_comes_for_an_arm_out_of_service_does_not_count(running):
     play(running, map(str, range(60)), {"old": 1.0, "new": 0.0})
     shown = [arm for arm, _ in running.outcomes("greeting")]
+    running.read_at = -1e9  # a second later
     assert running.worse("naval@1.1.0") is not None
     assert shown.count("new") < sum(running.assign("naval", str(n)).arm == "new" for n in range(60))
     play(running, [f"later-{n}" for n in range(60)], {"old": 1.0, "new": 1.0})  # by the champion
