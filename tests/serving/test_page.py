@@ -120,7 +120,7 @@ def test_a_key_lives_in_the_tab_and_its_end_is_said(tab, address, tenants):
     expect(tab.locator("#state")).to_contain_text("a key is needed")
     tab.fill("#key", key)
     tab.click("#keyform button")
-    expect(tab.locator("#state")).to_contain_text("1 adapters on small")
+    expect(tab.locator("#state")).to_contain_text("1 adapter on small")
     ask(tab, "Hull status?")
     expect(tab.locator(".log .soft")).to_contain_text("naval@1.0.0")
     tab.click("#tab-now")
