@@ -230,7 +230,8 @@ def main() -> None:
     )
     chosen = chosen_of(METHODS, vars(settings).pop("only"))
     rows = {method.name: {"method": method.name, **deepcopy(EMPTY)} for method in METHODS}
-    rows |= kept(settings, list(rows))
+    for name, row in kept(settings, list(rows)).items():
+        rows[name] |= row
     started, base = time.perf_counter(), minilora.load_base()
     held_out, prose = data.naval_log(1, settings.logs, seed=99).valid, prose_bits(base)
     untouched: Row = {

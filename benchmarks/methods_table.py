@@ -95,7 +95,7 @@ def chosen_of(methods: Sequence[Any], words: Sequence[str]) -> list[Any]:
 
 def kept(settings: Any, names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """The rows of an earlier run by method; {} without one. Exits where its settings differ."""
-    file = Path(settings.out) / settings.device / "methods.json"
+    file = Path(settings.out) / settings.device.split(":")[0] / "methods.json"
     if not file.exists():
         return {}
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -262,7 +262,7 @@ def name_apart(axes: Any, dots: Sequence[tuple[tuple[float, float], float, str, 
             if not any(box.overlaps(other) for other in taken):
                 break
             text.set_visible(False)
-        text.set_visible(True)
+        text.set_visible(True)  # the last place, where none is free
         if abs(y) > 1:  # a line leads there
             line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6}
             axes.annotate("", at, offset, "data", "offset points", arrowprops=line)
