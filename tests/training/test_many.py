@@ -233,5 +233,5 @@ def test_side_by_side_nobody_shows_a_bar(capsys):
     settings = TrainConfig(steps=1, batch_size=2, validate_every=1, valid_examples=2)
     jobs = {str(seed): Job(TASK, settings=replace(settings, seed=seed)) for seed in (0, 1)}
     outcomes = train_many(minilora.load_base(), jobs)
-    assert all(len(outcome.history.validations) == 1 for outcome in outcomes.values())
+    assert all(outcome.history.validations for outcome in outcomes.values())
     assert capsys.readouterr() == ("", "")
