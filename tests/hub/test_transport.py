@@ -175,8 +175,9 @@ def test_a_bad_address_is_a_sentence(receiver, address):
         receiver.pull(address[:-1])
     with pytest.raises(OSError, match="the server answers 404"):
         receiver.pull(f"{address.rpartition('/')[0][:-2]}00/{'0' * 64}")
-    with pytest.raises(OSError, match="cannot be reached"):
+    with pytest.raises(OSError, match="cannot be reached") as error:
         receiver.pull(f"http://127.0.0.1:9/00/{'0' * 64}")
+    assert type(error.value) is OSError, "a number of the system's would name a class and a cause"
 
 
 def test_compressed_versions_travel_too(sent, receiver, tmp_path):
