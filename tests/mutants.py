@@ -92,20 +92,20 @@ TESTS = {
     "training/observers": ["training/observers", "training/loop"],
     "training/checkpoint": ["training/checkpoint", "training/loop"],
     "training/replay": ["training/replay"],
-    "training/ranks": ["training/many", "scale/trainer"],
+    "training/ranks": ["training/ranks", "training/many", "scale/trainer"],
     "training/many": ["training/many"],
     "training/mixture": ["training/mixture"],
 }
 # These wings' tests mirror their modules (tests/hub/test_page.py holds hub/page.py); the others:
 MIRRORED = {
     "hub": {
-        "adapter": ["store"],
+        "adapter": ["adapter", "store"],
         "catalog": ["store", "router"],
         "database": ["store"],
-        "lineage": ["store", "page"],
         "ngrams": ["router"],
         "routing": ["router"],
-        "stored_files": ["store", "compression"],
+        "store": ["transport", "compression", "store"],
+        "stored_files": ["transport", "compression", "store"],
         "upkeep": ["registry"],
     },
     "jobs": {
