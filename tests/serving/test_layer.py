@@ -223,7 +223,7 @@ def test_after_a_resize_a_window_is_looked_at_anew():
     whole, base = model[0](x), model[0].base(x)
     assert [torch.equal(whole[row], base[row]) for row in range(3)] == [True, True, False]
     rows.look_at(1, 3)
-    assert torch.equal(model[0](x[1:]), whole[1:])
+    torch.testing.assert_close(model[0](x[1:]), whole[1:])  # the base's product has other rows
 
 
 @pytest.mark.parametrize("bias", [True, False])
