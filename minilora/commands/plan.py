@@ -74,12 +74,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """``minilora plan``."""
     if options.page is not None:
+        check_alone(options, "page", "model")
         from ..plots.planner_page import write_planner
 
         page = write_planner(options.page, options.model)
         print(f"Saved {page}. Open it in a browser; it needs no network.")
         return 0
     if options.list:
+        check_alone(options, "list")
         for name in presets():
             print(f"{name:16}{short(architecture(name).parameters):>6}")
         return 0
@@ -97,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
         checkpointing=options.checkpointing,
         double_quant=not options.single_quant,
     )
+    if options.dark and options.chart is None:
+        raise ValueError("--dark is how a chart looks: name its file with --chart")
     plan_questions.check_asked(options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -122,6 +126,18 @@ def run(options: argparse.Namespace) -> int:
         if options.chart is not None:
             print(f"Saved {options.chart}.")
     return 0
+
+
+def check_alone(options: argparse.Namespace, *read: str) -> None:
+    """Raise ``ValueError`` on an option that ``--list`` or ``--page`` would not read."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    unasked = vars(parser.parse_args([]))
+    for name, value in vars(options).items():
+        if name not in read and value != unasked[name]:
+            word = {"model": value, "question": f"--{value}"}.get(name)
+            word = word or f"--{name.replace('_', '-')}"
+            raise ValueError(f"--{read[0]} does not read {word}: leave it out")
 
 
 def totals(
