@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         chosen = default_config(options.method, targets, options.r) if cousin else config
         cards = plan_cards(options.model, chosen, options.method, settings)
         planned = cards.plan
-        six = {} if options.json else totals(options.model, config, chosen, planned)
+        sums = {} if options.json else totals(options.model, config, chosen, planned)
         if options.chart is not None:
             save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)
     for note in dict.fromkeys(str(warning.message) for warning in caught):
@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(planned.as_dict(), indent=1))
     else:
-        print_totals(planned, six)
+        print_totals(planned, sums)
         print_plan(cards)
         if options.chart is not None:
             print(f"Saved {options.chart}.")

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import Response
 
-from ..serving.access import Caller, StrictRoute
+from ..serving.access import Caller, StrictRoute, body_of_at_most
 from ..serving.audit import noted
 from ..serving.refusals import Refused
 from ..serving.replies import ERRORS
@@ -27,7 +27,7 @@ from .fine_tuning import FineTuning, name_of
 from .forecast import Limits
 from .queue import Queue
 
-MOST_BYTES = 100_000_000  # of an uploaded file
+MOST_BYTES = 100_000_000  # of a file that is uploaded, with its form
 PURPOSES = ("fine-tune",)
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 
@@ -60,7 +60,8 @@ def fine_tuning_router(
 def add_files(router: APIRouter, tuning: FineTuning) -> None:
     """``/v1/files``."""
 
-    @router.post("/v1/files", max_body_size=MOST_BYTES)
+    @router.post("/v1/files")
+    @body_of_at_most(MOST_BYTES)
     def create(
         caller: Caller, file: Annotated[UploadFile, File()], purpose: Annotated[str, Form()]
     ) -> dict[str, Any]:
