@@ -35,7 +35,7 @@ from ..training.loop import train
 from .demo_pace import REPLAY, Pace, pace_for
 from .demo_picture import ASKED, draw, picture_of
 from .footprint import footprint_table, measure_footprints
-from .options import add_base_option, add_device_option, add_seed_option, check_device
+from .options import add_base_option, add_device_option, add_seed_option, check_device, check_out
 
 QUESTIONS = [data.Example(question, output="", input=log) for log, question in ASKED]
 
@@ -57,6 +57,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``minilora demo``."""
+    check_out(options.out)
     device = check_device(options.device)
     settings = {"steps": options.steps, "r": options.r, "seed": options.seed, "device": device}
     more = {"base": options.base, "qlora": options.qlora, "replay": options.replay}
