@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from minilora.learn import validate_lesson
-from minilora.learn.course import lessons_folder, list_lessons, list_repairs
+from minilora.learn.checking import judge_answer
+from minilora.learn.course import lessons_folder, list_lessons, list_repairs, load_checks
 from minilora.learn.run import Session, run_apart
 
 LESSONS, REPAIRS = list_lessons(), list_repairs()
@@ -36,6 +37,24 @@ def test_a_lesson_has_its_sections_and_types_no_result(lesson):
 @pytest.mark.parametrize(("lesson", "cell"), EXERCISES, ids=[cell.name for _, cell in EXERCISES])
 def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(lesson, cell):
     assert [*validate_lesson.check_exercise(lesson, cell)] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "answer", "sentence"),
+    [
+        (7, "train_steps", "clears too late", "W is what it was before the training"),
+        (7, "train_steps", "loss after", "each loss is the one after the step's update"),
+        (7, "train_steps", "clears after", "an old gradient in .grad"),
+    ],
+    ids=lambda value: str(value).replace(" ", "-")[:24],
+)
+def test_a_wrong_answer_that_a_learner_gave_is_told_what_it_does(number, name, answer, sentence):
+    """Answers of the walks (docs/walks/learner.md) whose message had been a number only."""
+    (lesson,) = (one for one in LESSONS if one.number == number)
+    checks = load_checks(lesson.path)
+    status, message = judge_answer(getattr(checks, f"check_{name}"), checks.WRONG[name][answer])
+    assert status == "wrong"
+    assert sentence in message
 
 
 def test_names_of_exercises_are_unique_and_numbers_run_on():

@@ -221,6 +221,19 @@ def test_wide_output_continues_behind_the_bar():
     assert counted.lines == 4
 
 
+@pytest.mark.parametrize("width", [20, 34, 80])
+def test_a_long_line_of_code_goes_on_further_right_and_loses_no_word(width):
+    source = "def f(x):\n    # a comment of some length\n\n    return x_name + other(1, 2)\n"
+    console = terminal.make_console(width=width + 2)
+    lines = console.render_lines(terminal.code(source), console.options, pad=False)
+    rows = ["".join(part.text for part in line).rstrip()[2:] for line in lines]
+    assert all(len(row) <= width for row in rows)
+    assert " ".join(rows).split() == source.split()
+    starts = [len(row) - len(row.lstrip()) for row in rows if row]
+    assert starts == {20: [0, 4, 8, 4, 8], 34: [0, 4, 4], 80: [0, 4, 4]}[width]
+    assert "" in rows  # the empty line stays
+
+
 def test_a_file_that_python_cannot_read_is_answered_without_a_process(
     lesson, tmp_path, monkeypatch
 ):
