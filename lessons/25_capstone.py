@@ -328,7 +328,7 @@ check(fine_tune)
 # Once your file passes, this cell trains with it in floats and in four bits, and counts equal bits.
 
 # %%
-machine, yours = own_machine("fine_tune", learners_folder())
+machine, yours = own_machine("fine_tune", learners_folder(), globals())
 if yours:
     compare(machine, False, "yours")
     compare(machine, True, "yours, 4 bits")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from minilora.learn import validate_lesson
-from minilora.learn.checking import judge_answer
+from minilora.learn.answers import judge_exercise
 from minilora.learn.course import lessons_folder, list_lessons, list_repairs, load_checks
 from minilora.learn.run import Session, run_apart
 
@@ -45,14 +45,16 @@ def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(le
         (7, "train_steps", "clears too late", "W is what it was before the training"),
         (7, "train_steps", "loss after", "each loss is the one after the step's update"),
         (7, "train_steps", "clears after", "an old gradient in .grad"),
+        (16, "mixed_loss", "mean of row means", "A short row's token weighs more than a long"),
+        (16, "mixed_loss", "wrong way round", 'a known mistake, "wrong way round": KL(q ‖ p)'),
     ],
     ids=lambda value: str(value).replace(" ", "-")[:24],
 )
 def test_a_wrong_answer_that_a_learner_gave_is_told_what_it_does(number, name, answer, sentence):
     """Answers of the walks (docs/walks/learner.md) whose message had been a number only."""
     (lesson,) = (one for one in LESSONS if one.number == number)
-    checks = load_checks(lesson.path)
-    status, message = judge_answer(getattr(checks, f"check_{name}"), checks.WRONG[name][answer])
+    wrong = load_checks(lesson.path).WRONG[name][answer]
+    status, message = judge_exercise(lesson.path, name, wrong)
     assert status == "wrong"
     assert sentence in message
 
@@ -181,7 +183,7 @@ def forgotten(x):
 # %% [hints] forgotten
 # 1. where
 # 2. how
-# 3. nearly
+# 3. `np.zeros(3)`
 """
 LENIENT = """from minilora.learn import Wrong
 
@@ -211,6 +213,7 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
         "answer: 4",
         "no figure is shown",
         "forgotten lacks a checker",
+        "a hint of forgotten uses np: its cell must begin with `import numpy as np`",
         "the stub is 'passed' (), expected 'wrong'",
         "the solution has no docstring",
         "2 wrong answers; expected at least 3",

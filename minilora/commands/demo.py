@@ -141,7 +141,8 @@ def show_base(model: Any, pace: Pace) -> tuple[list[str], dict[str, float]]:
         show_asked(example.input, example.instruction, {"": base_answers[-1]})
     before = score(model, pace)
     count, share = len(pace.task.valid), before["exact_match"]
-    print(f"\nNaval code on {count} held-out logs: {share:.0%} exactly right.")
+    print(f"\nNaval code is short, such as “{pace.task.valid[0].output}”")
+    print(f"Naval code on {count} held-out logs: {share:.0%} exactly right.")
     return base_answers, before
 
 
