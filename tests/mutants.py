@@ -92,20 +92,20 @@ TESTS = {
     "training/observers": ["training/observers", "training/loop"],
     "training/checkpoint": ["training/checkpoint", "training/loop"],
     "training/replay": ["training/replay"],
-    "training/ranks": ["training/many", "scale/trainer"],
+    "training/ranks": ["training/ranks", "training/many", "scale/trainer"],
     "training/many": ["training/many"],
     "training/mixture": ["training/mixture"],
 }
 # These wings' tests mirror their modules (tests/hub/test_page.py holds hub/page.py); the others:
 MIRRORED = {
     "hub": {
-        "adapter": ["store"],
+        "adapter": ["adapter", "store"],
         "catalog": ["store", "router"],
         "database": ["store"],
-        "lineage": ["store", "page"],
         "ngrams": ["router"],
         "routing": ["router"],
-        "stored_files": ["store", "compression"],
+        "store": ["transport", "compression", "store"],
+        "stored_files": ["transport", "compression", "store"],
         "upkeep": ["registry"],
     },
     "jobs": {
@@ -123,8 +123,8 @@ MIRRORED = {
         "work": ["steps", "worker"],
     },
     "serving": {
-        "access": ["attacks", "complaints"],
-        "answered": ["complaints", "answer_cache"],
+        "access": ["access", "attacks", "complaints"],
+        "answered": ["answered", "complaints", "answer_cache"],
         "audit_routes": ["audit"],
         "fairness": ["fairness", "waiting", "faults"],
         "generation": ["completions", "complaints"],
@@ -282,7 +282,7 @@ def meaning(source: str) -> str:
     except SyntaxError:  # ``not name := value``, say
         return ""
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             node.returns = None
         if isinstance(node, ast.arg):
             node.annotation = None
@@ -296,7 +296,8 @@ def meaning(source: str) -> str:
             node.keywords = []  # strict=True is an assertion
         if isinstance(node, ast.keyword) and node.arg == "frozen":
             node.value = ast.Constant(None)  # and so is a dataclass's frozen=True
-        if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+        functions = ast.FunctionDef | ast.AsyncFunctionDef
+        if isinstance(node, functions | ast.ClassDef | ast.Module):
             node.body = [part for part in node.body if not is_silent(part)]
     return ast.dump(tree)
 
@@ -369,7 +370,7 @@ def test(module: str, source: str | None, plugin: object) -> int:
     files = [str(path.with_name(f"test_{path.name}.py")) for path in paths]
     # plain: pytest's own loader would pass ours by
     options = "-x -q --assert=plain --tb=no --hypothesis-profile=mutants --hypothesis-seed=0"
-    options += " -p no:cacheprovider -p no:xdist -p no:logging -p no:anyio"
+    options += " -p no:cacheprovider -p no:xdist -p no:anyio"
     options += " -o tmp_path_retention_policy=none"
     args = [*options.split(), "-m", "not slow", *files, f"minilora/{module}.py"]
     return int(pytest.main(args, [plugin] if plugin else None))

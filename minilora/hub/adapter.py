@@ -6,10 +6,11 @@ to lie on the disk.
 A file's hash would not do: safetensors writes the keys of the metadata in random order (safetensors
 #584), so equal adapters have unequal files; and PEFT writes a list of targets in the order of a
 Python set. Here the config is read as a ``LoraConfig`` first, so that an omitted field and its
-default are the same, and lists that mean sets are sorted.
+default are the same, and lists that mean sets are sorted. Of ``alpha_pattern`` the first key that
+fits a module counts, so its order belongs to the identity where another order would mean another α.
 
-For the store the two files are written again in one canonical form, with sorted keys, so that equal
-adapters are equal bytes and lie there once.
+For the store the two files are written again in one canonical form, with keys and lists sorted, so
+that equal adapters are equal bytes and lie there once.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ from ..formats.peft_files import (
 )
 from ..lora.config import LoraConfig
 from ..lora.hyperparameters import scaling_of
+from ..lora.patterns import first_fit
 from ..text import listed
 
 __all__ = ["CONFIG", "PREFIX", "TENSORS", "Adapter", "read_adapter"]
@@ -88,7 +90,11 @@ class Adapter:
         plain = {**asdict(LoraConfig()), "task_type": self.config.task_type}
         fields = {"peft_type": "LORA", **asdict(self.config)}
         fields = {n: v for n, v in fields.items() if n not in LATER or v != plain[n]}
-        return {name: canonical(value) for name, value in sorted(fields.items())}
+        settings = {name: canonical(value) for name, value in sorted(fields.items())}
+        pattern = settings["alpha_pattern"]
+        if any(first_fit(m, pattern, 0) != first_fit(m, by_key(pattern), 0) for m in self.modules):
+            settings["alpha_pattern"] = [[key, alpha] for key, alpha in pattern.items()]
+        return settings
 
     @property
     def content_id(self) -> str:
@@ -102,7 +108,7 @@ class Adapter:
     def files(self) -> dict[str, bytes]:
         """Both files in canonical form, by name."""
         return {
-            CONFIG: json_text(self.json).encode(),
+            CONFIG: json_text(in_order(self.json)).encode(),
             TENSORS: tensor_file(self.json, self.tensors, self.base),
         }
 
@@ -150,10 +156,24 @@ def tensor_file(
     config: dict[str, Any], tensors: Mapping[str, Tensor], base: Fingerprint | None
 ) -> bytes:
     """``adapter_model.safetensors`` in canonical form, with the metadata of ``save_adapter``."""
-    metadata = {"format": "pt", META_CONFIG: json.dumps(config, sort_keys=True)}
+    metadata = {"format": "pt", META_CONFIG: json.dumps(in_order(config))}
     if base is not None:
         metadata[META_BASE] = json.dumps(asdict(base))
     return packed(tensors, metadata)
+
+
+def by_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with sorted keys."""
+    return dict(sorted(settings.items()))
+
+
+def in_order(config: Mapping[str, Any]) -> dict[str, Any]:
+    """PEFT's config with keys and lists sorted; a pattern inside it keeps its order.
+
+    >>> in_order({"target_modules": ["v", "q"], "r": 8, "alpha_pattern": {"v": 1, "q": 2}})
+    {'alpha_pattern': {'v': 1, 'q': 2}, 'r': 8, 'target_modules': ['q', 'v']}
+    """
+    return {n: sorted(v, key=str) if isinstance(v, list) else v for n, v in by_key(config).items()}
 
 
 def canonical(value: Any) -> Any:

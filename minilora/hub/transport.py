@@ -94,7 +94,9 @@ def read_parcel(file: Path) -> Parcel:
             return collect(content, lambda sha, size: member(f"blobs/{sha}", size), str(file))
     except FileNotFoundError:
         raise ValueError(f"{file} does not exist") from None
-    except (zipfile.BadZipFile, KeyError, OSError, NotImplementedError, EOFError) as error:
+    except ValueError:
+        raise  # which is a sentence already
+    except Exception as error:  # zipfile's own, and what decompressors and ciphers raise
         raise ValueError(f"{file} is damaged, or is not an exported adapter: {error}") from error
 
 

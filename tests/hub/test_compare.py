@@ -85,3 +85,31 @@ def test_what_differs_is_shown(tmp_path):
     assert pairs["layers.1.v_proj"].norms[0] == 0
     assert pairs["layers.1.v_proj"].cosine is None
     assert "one adapter under two names" in str(hub.compare("a", "a"))
+
+
+def test_one_line_that_differs_is_shown(tmp_path):
+    hub, folder = Hub(tmp_path / "hub"), make_adapter(tmp_path / "mine")
+    for name, exact in (("a", 0.5), ("b", 0.75)):
+        hub.push(name, folder, metadata={"metrics": {"exact": exact}})
+    lines = [line.split() for line in str(hub.compare("a", "b")).splitlines()]
+    assert ["a@1.0.0", "b@1.0.0"] in lines
+    assert ["exact", "0.5", "0.75"] in lines
+
+
+@pytest.mark.parametrize("other", ["fresh", "wider"])
+def test_no_angle_to_a_change_of_nothing_nor_to_one_of_another_shape(tmp_path, other):
+    """A fresh adapter's B is 0; a Linear of another width has no inner product with this one."""
+    from minilora.tensor_files import read_tensors, write_tensors
+
+    hub = Hub(tmp_path / "hub")
+    hub.push("a", make_adapter(tmp_path / "mine"))
+    folder = make_adapter(tmp_path / "other", 1, width=8 if other == "fresh" else 12)
+    if other == "fresh":
+        file = folder / "adapter_model.safetensors"
+        zeros = {n: 0 * t if "lora_B" in n else t for n, t in read_tensors(file).items()}
+        write_tensors(file, zeros)
+    hub.push("b", folder)
+    for pair in hub.compare("a", "b").deltas:
+        assert pair.cosine is None
+        assert (pair.norms[1] == 0) == (other == "fresh")
+        assert pair.norms[0] > 0

@@ -1,12 +1,15 @@
 """The page is whole, needs nothing from outside, and shows what people wrote as they wrote it."""
 
+import re
 import warnings
 from html.parser import HTMLParser
 
 import pytest
 
 from minilora.hub import Hub
-from minilora.hub.page import lanes, lineage_graph, write_page
+from minilora.hub.manifest import Manifest
+from minilora.hub.page import hub_page, kilobytes, lanes, lineage_graph, write_page
+from minilora.hub.registry import Version
 
 from .adapters import make_adapter
 
@@ -69,9 +72,67 @@ def test_it_asks_for_nothing_from_outside(page):
 
 
 def test_an_empty_hub_has_a_page(tmp_path):
-    from minilora.hub.page import hub_page
-
     assert "Nothing was pushed yet" in hub_page([])
+
+
+def made(number, parent="", aliases=(), **facts):
+    """A version as the database would give it."""
+    manifest = Manifest("naval", number, "c0ffee", {}, {"r": 8.0}, parent=parent, **facts)
+    return Version("default", manifest, "2cf2", aliases, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("description", "task", "line"),
+    [("Speaks", "log", "Speaks — log"), ("Speaks", "", "Speaks"), ("", "log", "log"), ("", "", "")],
+)
+def test_a_dash_stands_only_between_two(description, task, line):
+    page = hub_page([made("1.0.0", description=description, task=task)])
+    assert f"</h2>\n<p>{line}</p>" in page
+    assert "Nothing was pushed yet" not in page
+
+
+def test_a_bar_is_the_share_of_the_largest_score():
+    scores = {"1.0.0": 8.0, "1.0.1": 2.0, "1.0.2": -1.0, "1.0.3": 0.0}
+    page = hub_page([made(number, metrics={"bits": score}) for number, score in scores.items()])
+    bars = re.findall(r"<b>([\d.]+)</b>.*?width:(\d+)%", page)
+    assert dict(bars) == {"1.0.0": "100", "1.0.1": "25", "1.0.2": "0", "1.0.3": "0"}
+    assert "width:0%" in hub_page([made("1.0.0", metrics={"exact": 0.0})]), "no score but 0"
+
+
+def test_the_graph_is_drawn_inside_and_goes_from_left_to_right():
+    """Every line from its parent's dot to its own; dots and labels within the picture."""
+    parents = {"1.0.0": "", "1.0.1": "1.0.0", "1.0.2": "1.0.0", "1.0.3": "1.0.2", "1.0.4": "0.9.0"}
+    aliases = {"1.0.1": ("champion", "old")}
+    graph = lineage_graph(
+        [
+            made(number, f"naval@{parent}" if parent else "", aliases.get(number, ()))
+            for number, parent in parents.items()
+        ]
+    )
+    width, height = map(float, re.search(r'width="(\d+)" height="(\d+)"', graph).groups())
+    circles = re.findall(r'<circle class="(\w*)" cx="(\d+)" cy="(\d+)" r="(\d+)"/>', graph)
+    spots = dict(zip(parents, ((float(x), float(y)) for _, x, y, _ in circles), strict=True))
+    assert [x for x, _ in spots.values()] == sorted({x for x, _ in spots.values()})
+    assert all(8 < x < width - 8 and 8 < y < height - 8 for x, y in spots.values())
+    ends = re.findall(r'd="M(\d+) (\d+) .*? L(\d+) (\d+)"', graph)
+    lines = {((float(a), float(b)), (float(c), float(d))) for a, b, c, d in ends}
+    joined = [(spots[p], spots[v]) for v, p in parents.items() if p in spots]
+    assert lines == set(joined)
+    assert [kind for kind, *_ in circles] == ["", "named", "", "", ""]
+    labels = re.findall(r'<text class="(\w*)" x="(\d+)" y="(\d+)"[^>]*>([^<]*)<', graph)
+    assert all(0 < float(x) < width and 12 < float(y) < height for _, x, y, _ in labels)
+    for number, (x, y) in spots.items():
+        [(under, _)] = [(float(b), text) for _, a, b, text in labels if text == number]
+        assert y + 8 < under < y + 30
+        above = [text for _, a, b, text in labels if float(a) == x and float(b) < y]
+        expected = {"1.0.1": ["champion, old"], "1.0.4": ["from naval@0.9.0"]}
+        assert above == expected.get(number, [])
+
+
+def test_bytes_for_people():
+    assert [kilobytes(count) for count in (0, 999_900, 1_000_000, 2_500_000)] == [
+        "0.0 KB", "999.9 KB", "1.0 MB", "2.5 MB"
+    ]  # fmt: skip
 
 
 def test_the_graph_joins_every_version_to_its_parent(tmp_path):

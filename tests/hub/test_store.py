@@ -126,8 +126,9 @@ def test_a_misleading_number_is_told_and_stored(hub, push, tmp_path):
     with pytest.warns(
         UserWarning,
         match=r"1.2.1 may mislead: since 1.2.0 it has r 2 -> 4, a major change; suggested: 2.0.0",
-    ):
+    ) as told:
         hub.push("naval", make_adapter(tmp_path / "r4", r=4), version="1.2.1")
+    assert told[0].filename == __file__, "Python shows the line that pushed"
     with pytest.warns(UserWarning, match="older than every version"):
         hub.push("naval", make_adapter(tmp_path / "r4", 7, r=4), version="0.1.0")
     with pytest.warns(UserWarning, match=r"same tensors and settings as 1.2.1"):
@@ -323,6 +324,13 @@ def test_lineage_says_what_an_adapter_saw_and_what_it_came_from(hub, push):
         "me",
     )
     assert {"torch", "python"} <= first.packages.keys()
+
+
+def test_versions_that_name_each_other_as_parents_have_an_end(hub, push):
+    push(metadata={"parent": "naval@1.0.1"}), push(seed=1, metadata={"parent": "naval@1.0.0"})
+    assert [each.version for each in hub.lineage("naval")] == ["1.0.1", "1.0.0"]
+    push("own", metadata={"parent": "own@1.0.0"})
+    assert [each.spec for each in hub.lineage("own")] == ["own@1.0.0"]
 
 
 def test_search(hub, push):

@@ -147,6 +147,23 @@ def test_something_else_is_a_sentence(receiver, tmp_path, content):
         receiver.import_file(tmp_path / "y.zip")
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    {"encrypted": (8, 1), "deflate": (10, 8), "bzip2": (10, 12), "lzma": (10, 14)}.values(),
+    ids=["encrypted", "deflate", "bzip2", "lzma"],
+)
+def test_one_wrong_bit_in_the_zips_directory_is_a_sentence(sent, receiver, tmp_path, place, value):
+    """It names a cipher, or a compression in which the bytes are nonsense."""
+    file = sent[0].export("naval", tmp_path / "naval.zip")
+    content = bytearray(file.read_bytes())
+    for header, field in ((b"PK\1\2", place), (b"PK\3\4", place - 2)):
+        content[content.index(header) + field] = value
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"is damaged, or is not an exported adapter"):
+        receiver.import_file(file)
+    assert not receiver.folder.exists()
+
+
 def test_a_static_server_is_enough(sent, receiver, address):
     folder = receiver.pull(address)
     assert folder.name == sent[0].pull("naval").name
@@ -175,8 +192,9 @@ def test_a_bad_address_is_a_sentence(receiver, address):
         receiver.pull(address[:-1])
     with pytest.raises(OSError, match="the server answers 404"):
         receiver.pull(f"{address.rpartition('/')[0][:-2]}00/{'0' * 64}")
-    with pytest.raises(OSError, match="cannot be reached"):
+    with pytest.raises(OSError, match="cannot be reached") as error:
         receiver.pull(f"http://127.0.0.1:9/00/{'0' * 64}")
+    assert type(error.value) is OSError, "a number of the system's would name a class and a cause"
 
 
 def test_compressed_versions_travel_too(sent, receiver, tmp_path):

@@ -488,3 +488,38 @@ def test_too_many_waiting_and_a_closed_engine_say_so():
     model.tokenizer = None
     with pytest.raises(ValueError, match="needs a minilora Llama with a tokenizer"):
         Engine(AdapterBank(model))
+
+
+def test_what_comes_while_the_thread_finds_nothing_to_do_is_not_slept_on(monkeypatch):
+    """A request between the last look and the sleep is seen before anybody sleeps."""
+    engine = Engine(small_bank(), slots=2)
+    step, asked = engine.step, []
+
+    def late():
+        busy = step()
+        if not asked:
+            asked.append(engine.submit(prompt_of(3), max_new_tokens=2, ends=[]))
+        return busy
+
+    monkeypatch.setattr(engine, "step", late)
+    with engine:
+        deadline = time.monotonic() + 10
+        while not asked and time.monotonic() < deadline:
+            time.sleep(0.001)
+        assert len(asked[0].result(timeout=10).ids) == 2
+
+
+def test_an_engine_with_nothing_to_do_sleeps_and_so_does_one_that_only_reads(monkeypatch):
+    engine = Engine(small_bank(), slots=2)
+    step, steps = engine.step, []
+    monkeypatch.setattr(engine, "step", lambda: steps.append(time.monotonic()) or step())
+    engine.bank.cache.residents.clear()
+    go, _ = blocked_reads(engine, monkeypatch)
+    with engine:
+        time.sleep(0.1)
+        assert len(steps) <= 2, "nothing was asked"
+        answer = engine.submit(prompt_of(3), "a", max_new_tokens=2)
+        time.sleep(0.1)
+        assert len(steps) <= 20, "it looks every hundredth of a second"
+        go.set()
+        assert answer.result(timeout=10)

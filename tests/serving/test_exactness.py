@@ -25,3 +25,21 @@ def test_the_least_rows_are_those_from_which_on_products_agree(monkeypatch):
 
     monkeypatch.setattr(F, "linear", like_below_five)
     assert row_batch.least_rows(small_base()) == 5
+
+
+def test_the_probe_tries_short_and_long_prompts_and_every_number_of_tokens():
+    base, random = small_base(), torch.Generator().manual_seed(0)
+    asked = [exactness.random_request(base, random, number) for number in range(600)]
+    assert {len(request.prompt) for request in asked} == set(range(1, 41))
+    assert {request.sampling.max_new_tokens for request in asked} == set(range(1, 9))
+
+
+def test_the_probes_adapters_reach_every_linear_but_the_head_at_every_rank():
+    base, random = small_base(), torch.Generator().manual_seed(0)
+    adapters = [exactness.random_adapter(base, 4, random)[0] for _ in range(24)]
+    linears = {path for path, m in base.named_modules() if isinstance(m, torch.nn.Linear)}
+    assert set().union(*adapters) == linears - {"lm_head"}
+    pairs = [pair for factors in adapters for pair in factors.values()]
+    assert {len(pair.A) for pair in pairs} == {1, 2, 3, 4}
+    for pair in pairs:  # x of unit variance has an A x of unit variance
+        assert 0.3 < pair.A.square().sum(dim=1).mean() < 3

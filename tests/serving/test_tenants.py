@@ -61,6 +61,7 @@ def test_until_the_first_key_everybody_is_local_and_never_again(path, clock):
     for without in (Tenants(None), Tenants(path, clock)):
         assert without.who(None) == without.who("anything") == LOCAL
         assert without.all_keys() == []
+    assert not path.exists(), "who only looks makes no file"
     with Tenants(path, clock) as serving, Tenants(path, clock) as beside:
         assert serving.who(None) == LOCAL
         key = beside.add("acme", admin=True)

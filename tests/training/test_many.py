@@ -1,6 +1,7 @@
 """Several adapters at once: each is what its own run makes of it."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from minilora import LoraConfig, TrainConfig, data
 from minilora.lora.layer import lora_layers
 from minilora.lora.rows import add_rows, add_rows_plainly
 from minilora.training import many
+from minilora.training.batches import Batch
 from minilora.training.many import Job, train_many
 
 from ..tolerance import loss_bound
@@ -198,3 +200,38 @@ def test_bad_bases_are_refused():
     minilora.inject(adapted)
     with pytest.raises(ValueError, match="seed 0: this model has adapters already"):
         train_many(adapted, {"seed 0": VARIED["seed 0"]})
+
+
+def places(group):
+    """How many places a pass over these parts has: all are padded to the largest."""
+    shapes = [part.ids.shape for _, part in group]
+    return len(shapes) * max(rows for rows, _ in shapes) * max(time for _, time in shapes)
+
+
+SHAPES = [(4, 50), (4, 30), (2, 80), (8, 90), (1, 10), (1, 20), (10, 16), (10, 32), (10, 32)]
+
+
+def parts_on(device):
+    """Parts of these shapes, each with its trainee's number."""
+    ids = [torch.zeros(shape, dtype=torch.long, device=device) for shape in SHAPES]
+    return [(number, Batch(each, each, None)) for number, each in enumerate(ids)]
+
+
+def test_on_a_cpu_a_pass_takes_as_many_parts_as_fit_and_on_a_card_all():
+    pairs = parts_on("cpu")
+    groups = list(many.in_passes(pairs))
+    assert [number for group in groups for number, _ in group] == list(range(len(SHAPES)))
+    assert all(len(group) == 1 or places(group) <= many.MOST_TOKENS for group in groups)
+    for group, after in pairwise(groups):
+        assert places([*group, after[0]]) > many.MOST_TOKENS, "one more would have fitted"
+    together = [places(group) for group in groups if len(group) > 1]
+    assert many.MOST_TOKENS in together, "as many as are allowed"
+    assert len(list(many.in_passes(parts_on("meta")))) == 1
+
+
+def test_side_by_side_nobody_shows_a_bar(capsys):
+    settings = TrainConfig(steps=1, batch_size=2, validate_every=1, valid_examples=2)
+    jobs = {str(seed): Job(TASK, settings=replace(settings, seed=seed)) for seed in (0, 1)}
+    outcomes = train_many(minilora.load_base(), jobs)
+    assert all(outcome.history.validations for outcome in outcomes.values())
+    assert capsys.readouterr() == ("", "")

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis.strategies import floats, integers
 
 from minilora.training.batches import IGNORE, Encoded, pad
+from minilora.training.loss_scaling import LossScaler
 from minilora.training.mixture import (
     TASK,
     MixedLoss,
@@ -113,6 +114,31 @@ def test_the_weight_of_a_part_scales_its_gradient():
             {n: p.grad / weight for n, p in model.named_parameters() if p.requires_grad}
         )
     assert equal(*gradients)  # a quarter is exact in binary
+
+
+def test_a_scaled_loss_scales_the_gradient_and_not_what_is_told():
+    """By a power of 2, so to the bit; in float32 here, to see nothing but the scale."""
+    gradients, told = [], []
+    for scaler in (None, LossScaler(scale=1024.0)):
+        model, objective = filled(), MixedLoss(scaler=scaler)
+        objective.dtype = None
+        parts = [part(OLD_ROWS, "examples", 0.5), part(TASK_ROWS, TASK, 0.5)]
+        told.append((objective(model, parts), dict(objective.losses)))
+        scale = 1.0 if scaler is None else scaler.scale
+        gradients.append(
+            {n: p.grad / scale for n, p in model.named_parameters() if p.requires_grad}
+        )
+    assert told[0] == told[1]
+    assert equal(*gradients)
+
+
+def test_a_steps_record_has_the_loss_of_each_source():
+    objective = MixedLoss()
+    objective.losses = {TASK: 1.5, "windows": 0.25}
+    assert list(objective.noted(iter([{"step": 1}, {"step": 2}]))) == [
+        {"step": 1, "task_loss": 1.5, "windows_loss": 0.25},
+        {"step": 2, "task_loss": 1.5, "windows_loss": 0.25},
+    ]
 
 
 @given(
