@@ -175,8 +175,8 @@ assert row.labels[-learnt:] == row.ids[-learnt:]
 
 # %% [markdown]
 # Of the example's {{ len(pieces)}} tokens {{ len(pieces) - learnt}} are only read: the loss leaves
-# them out, as the model is to write answers and not questions. The last one ends the answer: a
-# model that never saw this token never stops.
+# these tokens out, as the model is to write answers and not questions. The last one ends the
+# answer: a model that never saw this token never stops.
 
 # %%
 for name, run in runs.items():
@@ -213,10 +213,10 @@ assert pushed["LoRA q, v"] > 2 * pushed["full, gentle"]
 # Why is a step cheaper? A backward pass has two products for each layer: one for the gradient of
 # its input, one for that of its weight. Frozen weights need only the first. Here that is
 # {{ flops["LoRA q, v"] / flops["full, quick"]:.2f}} of the arithmetic with q and v, and
-# {{ flops["LoRA all"] / flops["full, quick"]:.2f}} with all. Of the processor's time ("ms a step")
-# it is {{ runs["LoRA q, v"]["ms"] / runs["full, quick"]["ms"]:.2f}} and
-# {{ runs["LoRA all"]["ms"] / runs["full, quick"]["ms"]:.2f}}: on layers this small, many little
-# products cost more time than their arithmetic.
+# {{ flops["LoRA all"] / flops["full, quick"]:.2f}} with all. On layers this small the many little
+# products cost more time than arithmetic: of the processor's time ("ms a step") it is
+# {{ runs["LoRA q, v"]["ms"] / runs["full, quick"]["ms"]:.2f}} and
+# {{ runs["LoRA all"]["ms"] / runs["full, quick"]["ms"]:.2f}}.
 
 # %% [markdown]
 # And the question that is asked most: *why may the update be so thin?* The gradient of W is a sum
