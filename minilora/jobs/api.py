@@ -192,6 +192,8 @@ def page(items: Sequence[dict[str, Any]], after: str | None, limit: int) -> dict
     >>> ids = page([{"id": "a"}, {"id": "b"}, {"id": "c"}], "a", 1)
     >>> ids["data"], ids["has_more"]
     ([{'id': 'b'}], True)
+    >>> page([{"id": "a"}, {"id": "b"}, {"id": "c"}], "a", 2)["has_more"]
+    False
     """
     start = 0
     if after is not None:

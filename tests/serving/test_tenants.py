@@ -263,6 +263,12 @@ def test_retries_are_charged_once_and_another_request_needs_another_id(tenants, 
     assert status_of(asked, tenants, key, "same", 51, body="a") == 429
 
 
+def test_one_id_used_forever_buys_three_tries_a_request(tenants):
+    key = tenants.add("acme", limits=Limits(requests=2))
+    tries = [status_of(asked, tenants, key, "same") for _ in range(7)]
+    assert tries == [200] * 6 + [429]
+
+
 def test_a_retry_pays_what_it_uses_more(tenants):
     key = tenants.add("acme", limits=Limits(tokens=100))
     asked(tenants, key, "1", 60, used=10)  # the client left after ten
