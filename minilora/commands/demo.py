@@ -31,6 +31,7 @@ from ..plots.style import save_figure
 from ..training import data
 from ..training.config import TrainConfig
 from ..training.evaluation import answers, bits_per_byte, exact_match
+from ..training.examples import asked_and_expected
 from ..training.history import History
 from ..training.loop import train
 from .demo_pace import REPLAY, Pace, pace_for
@@ -141,7 +142,7 @@ def show_base(model: Any, pace: Pace) -> tuple[list[str], dict[str, float]]:
         show_asked(example.input, example.instruction, {"": base_answers[-1]})
     before = score(model, pace)
     count, share = len(pace.task.valid), before["exact_match"]
-    print(f"\nNaval code is short, such as “{pace.task.valid[0].output}”")
+    print(f"\nNaval code is short, such as “{asked_and_expected(pace.task.valid[0])[1]}”")
     print(f"Naval code on {count} held-out logs: {share:.0%} exactly right.")
     return base_answers, before
 

@@ -12,6 +12,7 @@ In reading order:
     judge.py            a learner's answer, in its own process, with a limit
     source_parts.py     a function of a file, and what else of the file it uses
     pieces.py           one file of pieces from earlier lessons
+    peers.py            PEFT and transformers without their notes
     workspace.py        the learner's folder        record.py     progress in it
     terminal.py         the console                 exercise.py   an answer judged and recorded
     quiz.py             old questions between new lessons
