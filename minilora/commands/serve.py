@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import time
 from pathlib import Path
@@ -18,7 +19,13 @@ from .hub_names import add_hub_option
 from .options import add_base_option, add_device_option, check_device
 from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys, warning_of
-from .serve_workers import add_worker_options, bound, end_with_the_gateway, run_gateway
+from .serve_workers import (
+    add_worker_options,
+    bound,
+    end_with_the_gateway,
+    reuse_address,
+    run_gateway,
+)
 
 EPILOG = """examples:
   minilora serve                                     the shipped base and the adapters of ./hub
@@ -71,6 +78,7 @@ def run(options: argparse.Namespace) -> int:
         return run_keys(options)
     if options.action == "experiment":
         return run_experiment(options)
+    check_folders(options)
     try:
         import uvicorn
 
@@ -98,6 +106,7 @@ def run(options: argparse.Namespace) -> int:
 
         async def startup(self, sockets: Any = None) -> None:
             """Listen, then say so."""
+            reuse_address(place)
             await super().startup(sockets)
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]
@@ -118,6 +127,24 @@ def run(options: argparse.Namespace) -> int:
     Server(config).run([place])
     say("stopped")
     return 0
+
+
+def check_folders(options: argparse.Namespace) -> None:
+    """Before a base is loaded: a hub can be read, the others be written. Raises ``ValueError``."""
+    if options.hub.exists() and not options.hub.is_dir():
+        raise ValueError(f"--hub: expected a hub's folder, got the file {options.hub}")
+    for name in ("state", "jobs", "feedback"):
+        folder = getattr(options, name)
+        if folder is None:
+            continue
+        above = next(each for each in (folder, *folder.parents) if each.exists())
+        if not above.is_dir():
+            raise ValueError(f"--{name}: expected a folder, got {folder}, and {above} is a file")
+        as_whom = {"effective_ids": os.access in os.supports_effective_ids}
+        if not os.access(above, os.W_OK | os.X_OK, **as_whom):
+            raise ValueError(
+                f"--{name}: {above} cannot be written; choose another folder, or change its rights"
+            )
 
 
 def say(text: str) -> None:
