@@ -141,6 +141,10 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
         ),
         (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not available"),
         (["generate", "--device", "meta", "Hi"], "device 'meta' is not available"),
+        (
+            ["demo", "--resume", "--out", "nowhere"],
+            "nothing to resume: nowhere/checkpoint.safetensors does not exist: start without",
+        ),
         (["demo", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
         (["merge", "--adapter", "nowhere", "--out", "x"], "nowhere is not a folder"),
         (
