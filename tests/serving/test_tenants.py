@@ -15,20 +15,12 @@ from hypothesis import strategies as st
 from minilora.serving.refusals import Refused
 from minilora.serving.tenants import LOCAL, Limits, Tenants
 
-
-class Clock:
-    """Seconds that a test sets."""
-
-    def __init__(self):
-        self.now = 1_000_000.0
-
-    def __call__(self):
-        return self.now
+from ..clock import Clock
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(1_000_000.0)
 
 
 @pytest.fixture
@@ -236,7 +228,7 @@ def test_a_clock_set_back_gives_nothing_and_stops_nothing(tenants, clock, step):
     )
 )
 def test_no_more_than_a_burst_and_the_rate_is_ever_let_through(tmp_path_factory, steps):
-    clock = Clock()
+    clock = Clock(1_000_000.0)
     with Tenants(tmp_path_factory.mktemp("bucket") / "k", clock) as tenants:
         key = tenants.add("acme", limits=Limits(tokens=60))
         through, forward = 0.0, 0.0
