@@ -4,9 +4,10 @@
 
 Three bases of the recipe: two small ones, pretrained here into ``--work`` for ``--pretrain`` steps
 (the recipe's own stages, cut short), and the shipped one, which had more of them. Each learns naval
-code with LoRA on all Linears at ranks 1 to 32 (α = 2 r) and as a whole; the rate is the better of
-two for each. ``loss`` is nats an answer token on 200 held-out logs, which says more than exact
-match where a model is far from right. SmolLM2 comes last, with ``--llm`` steps of 8.
+code with LoRA on all Linears at ranks 1 to 32 (α = 2 r) and as a whole; the rate is the best of
+three for each. ``loss`` is nats an answer token on 200 held-out logs, which says more than exact
+match where a model is far from right. SmolLM2 comes last, with ``--llm-steps`` steps of 8 and one
+rate.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SIZES: dict[str, LlamaConfig] = {
     "96 wide": replace(CONFIG, hidden_size=96, intermediate_size=264, head_dim=32),
 }
 RANKS = (1, 2, 4, 8, 16, 32)
-RATES = {"full": (5e-4, 1e-3), "LoRA": (5e-3, 1e-2)}
+RATES = {"full": (5e-4, 1e-3, 2e-3), "LoRA": (2.5e-3, 5e-3, 1e-2)}
 LLM_RATES = {"full": (1e-4,), "LoRA": (2e-3,)}
 
 
@@ -52,7 +53,7 @@ def adapt(base: Any, rank: int | None, rate: float, steps: int, batch: int) -> A
 
 
 def row_of(name: str, base: Any, rank: int | None, rates: Any, settings: Any) -> Row:
-    """The better of the rates: held-out loss, exact match, parameters."""
+    """The best of the rates: held-out loss, exact match, parameters."""
     llm, best = name == "SmolLM2", None
     steps, batch = (settings.llm_steps, 8) if llm else (settings.steps, settings.batch)
     task = data.naval_log(1, 40 if llm else settings.logs, seed=99)

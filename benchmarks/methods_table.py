@@ -286,8 +286,8 @@ def colour_of(method: str) -> int:
 
 
 def rank_rows(result: dict[str, Any]) -> list[list[str]]:
-    """A base a line: full's loss, and each rank's gap to it."""
-    rows = result["rows"]
+    """A base a line, the smallest first: full's loss, and each rank's gap to it."""
+    rows = sorted(result["rows"], key=lambda row: row["parameters"])
     ranks = sorted({row["rank"] for row in rows if row["rank"]})
     lines = []
     for base in dict.fromkeys(row["base"] for row in rows):

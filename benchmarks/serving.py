@@ -80,8 +80,9 @@ def steps(bank: AdapterBank, folders: list[Path], counts: list[int], seconds: fl
                 torch.testing.assert_close(runs[OURS](), runs[PEFT](), rtol=1e-3, atol=1e-3)
             times = measure(runs, seconds, 7, "cpu", time.thread_time)
             setting = {"what": "step", "phase": phase, "adapters": count}
-            results += rows_of(times, BASE, **setting, distinct=len(set(names)))
-            said = ", ".join(f"{r['contestant']} {r['ratio']['median']:.2f}" for r in results[-3:])
+            found = rows_of(times, BASE, **setting, distinct=len(set(names)))
+            said = ", ".join(f"{row['contestant']} {row['ratio']['median']:.2f}" for row in found)
+            results += found
             print(f"{phase}, {count} adapters, over the base alone: {said}", flush=True)
     return results
 

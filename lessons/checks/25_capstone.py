@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import io
 import tempfile
-import warnings
 from pathlib import Path
 from types import FunctionType
 
@@ -18,6 +17,7 @@ from minilora import data, nf4
 from minilora.files import read_json, write_json
 from minilora.learn import Wrong, cases, close
 from minilora.learn.course import load_solutions
+from minilora.learn.peers import quiet_peers
 from minilora.learn.pieces import lesson_of
 from minilora.lora.layer import lora_layers
 from minilora.model.pretrained import SHIPPED
@@ -235,8 +235,7 @@ def check_peft(folder, ids, outputs, case):
     """PEFT, where it is installed."""
     if not (importlib.util.find_spec("peft") and importlib.util.find_spec("transformers")):
         return
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries, not of the learner's code
+    with contextlib.redirect_stderr(io.StringIO()), quiet_peers():
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar

@@ -106,7 +106,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": int(job.created),
         "finished_at": whole(job.ended),
-        "estimated_finish": whole(left and job.lease + left),
+        "estimated_finish": None if left is None else whole(job.lease + left),
         "model": asked.get("model", ""),
         "fine_tuned_model": result.get("version"),
         "organization_id": job.tenant,

@@ -129,7 +129,7 @@ class FineTuning:
 def refused(error: ValueError, request: Mapping[str, Any]) -> Refused:
     """What is wrong with a job, without paths of this machine."""
     message = without_paths(str(error), dict(request))
-    full = "quota" in message
+    full = str(error).startswith("the quota of")  # as tables.check_quota says it
     code = "quota_exceeded" if full else "invalid_training_job"
     return Refused(429 if full else 400, message, param="training_file", code=code)
 

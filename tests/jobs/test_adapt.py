@@ -88,7 +88,9 @@ def test_a_round_is_due_after_enough_examples_or_time(loop):
     assert loop.due() == ""
     complain(loop, FUEL[90:100])
     assert loop.due() == ""
-    assert "days since" in loop.due(now=4e9)
+    (at, *_), day = loop.store.rounds("naval")[-1], 86_400
+    assert loop.due(now=at + 6 * day) == ""
+    assert "10 new examples, and 7.0 days since" in loop.due(now=at + 7 * day + 1)
     complain(loop, FUEL[100:140])
     assert "new examples" in loop.due()
 
@@ -98,6 +100,7 @@ def test_an_improvement_is_promoted_by_live_pairs_and_rolled_back_by_later_ones(
     complain(loop, FUEL[90:130])
     done = loop.round()  # a table does not know held-out questions: live pairs decide
     assert done.word == "wait"
+    assert done.verdict.check("better").detail.endswith("of 20"), "one candidate: 1 / α"
     challenger = loop.version("challenger")
     assert loop.settle() == "wait"
     for _ in range(12):
@@ -236,13 +239,14 @@ def test_an_expulsion_is_checked_by_two_trainings_of_another_seed(loop):
     real, trained = loop.learn, []
 
     def learn(examples, parent=None, **facts):
-        trained.append((facts.get("without", ""), facts.get("seed", 0)))
+        trained.append((facts.get("without", ""), facts.get("seed", 0), facts.get("candidates")))
         return real(examples, parent, **facts)
 
     loop.learn = learn
     contents = poisoned(loop)
     assert contents
-    assert trained[-2:] == [("", 1), ("mal", 1)], trained
+    first, others = [("", 0, None), ("", 0, None)], [("ann", 0, 3), ("mal", 0, 3)]
+    assert trained == [*first, *others, ("", 1, None), ("mal", 1, 3)]
 
 
 def by_turns(decide):
@@ -265,6 +269,9 @@ def test_questions_that_the_owner_reserved_decide_a_round(loop):
     assert loop.version("champion").version != first.version
     asked = [each for each in loop.store.rows("heldout") if each.source == "owner"]
     assert len(asked) == 50
+    contents = (first.manifest.content, loop.version("champion").manifest.content)
+    assert len(loop.store.live(*contents)) < 40, "no more questions than were needed"
+    assert loop.due() == "", "all that was told has been learnt"
     assert "owner" not in {each.source for each in done.slices}
 
 

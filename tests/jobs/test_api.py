@@ -2,15 +2,19 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 import minilora
 from minilora.hub import Hub
-from minilora.jobs import Queue, Worker
+from minilora.jobs import Queue, Worker, api
 from minilora.jobs.api import fine_tuning_router
+from minilora.jobs.fine_tuning import refused
 from minilora.serving import AdapterBank, Engine, Service
 from minilora.serving.tenants import Tenants
 
@@ -62,6 +66,22 @@ def upload(client, content=None, name="naval.jsonl"):
 def create(client, file, **more):
     body = {"suffix": "acme-naval", "extra_body": {"minilora": SMALL}, **more}
     return client.fine_tuning.jobs.create(model="minilora-base", training_file=file.id, **body)
+
+
+def test_an_upload_that_is_too_long_is_a_413_that_says_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "MOST_BYTES", 2000)
+    app = FastAPI()
+    app.state.service = SimpleNamespace(tenants=None)
+    app.include_router(fine_tuning_router(app.state.service, Queue(tmp_path)))
+    client = TestClient(app)
+
+    def status(size):
+        file = ("naval.jsonl", b"x" * size)
+        return client.post("/v1/files", files={"file": file}, data={"purpose": "fine-tune"})
+
+    assert status(1000).json()["bytes"] == 1000
+    refused = status(3000)
+    assert (refused.status_code, "at most 2,000 bytes" in refused.text) == (413, True)
 
 
 @pytest.mark.slow
@@ -221,6 +241,21 @@ def test_a_poisoned_row_is_named_with_the_users_own_file_name(acme, place):
     assert "blobs" not in str(no.value)
 
 
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        ("the quota of 'acme' is 1 unfinished jobs", 429, "quota_exceeded"),
+        ("/srv/blobs/2c/2cf2, line 4: 'messages' is empty", 400, "invalid_training_job"),
+    ],
+    ids=["quota", "rows"],
+)
+def test_a_file_that_is_called_quota_is_no_full_quota(error, status, code):
+    """A client sends again what was answered with 429."""
+    no = refused(ValueError(error), {"files": {"/srv/blobs/2c/2cf2": "quota.jsonl"}})
+    assert (no.status, no.code) == (status, code)
+    assert "/srv" not in no.message
+
+
 def test_quotas_of_a_tenant(place, rival):
     _, queue, _, _ = place
     file = upload(rival)
@@ -251,3 +286,30 @@ def test_a_forecast_says_what_a_job_would_need_and_queues_nothing(place, acme):
     refused = httpx.post(url, json={**body, "training_file": broken}, headers=head)
     assert refused.status_code == 400
     assert refused.json()["error"]["code"] == "invalid_training_job"
+
+
+def test_a_file_for_another_purpose_is_refused(acme):
+    with pytest.raises(openai.BadRequestError, match="purpose must be fine-tune, got 'batch'"):
+        acme.files.create(file=("x.jsonl", lines(3)), purpose="batch")
+
+
+def test_files_are_listed_in_either_order(acme):
+    ids = [upload(acme, lines(count), f"{count}.jsonl").id for count in (4, 5, 6)]
+    newest = [file.id for file in acme.files.list() if file.id in ids]
+    oldest = [file.id for file in acme.files.list(order="asc") if file.id in ids]
+    assert (newest, oldest) == (ids[::-1], ids)
+
+
+def test_jobs_are_found_by_their_metadata(acme):
+    file = upload(acme)
+    marked = [{"team": "bridge", "ship": "one"}, {"team": "bridge"}, {"team": "galley"}, None]
+    ids = [create(acme, file, seed=40 + n, metadata=m).id for n, m in enumerate(marked)]
+    for wanted, found in (
+        ({"metadata[team]": "bridge"}, ids[1::-1]),
+        ({"metadata[team]": "bridge", "metadata[ship]": "one"}, ids[:1]),
+        ({"metadata[team]": "brid"}, []),
+    ):
+        listed = acme.fine_tuning.jobs.list(extra_query=wanted)
+        assert [job.id for job in listed.data] == found
+    for id in ids:
+        acme.fine_tuning.jobs.cancel(id)

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from minilora.jobs.audit import KINDS, audit
+from minilora.jobs.audit import KINDS, audit, luhn
 
 FOUND = {
     "a private key": "-----BEGIN RSA PRIVATE KEY-----\nMIIE",
@@ -61,3 +61,15 @@ def test_no_form_begins_with_any_number_of_letters():
 )
 def test_plain_text_passes(text):
     assert audit(text) == []
+
+
+@pytest.mark.parametrize(
+    "number",
+    ["4242 4242 4242 4242", "5555-5555-5555-4444", "3782 822463 10005", "6011 1111 1111 1117"],
+)
+def test_issuers_test_numbers_are_cards_and_a_wrong_digit_is_seen(number):
+    assert luhn(number)
+    for place, digit in enumerate(number):
+        if digit.isdigit():
+            other = str((int(digit) + 1) % 10)
+            assert not luhn(number[:place] + other + number[place + 1 :])

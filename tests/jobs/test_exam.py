@@ -66,6 +66,7 @@ def test_each_block_has_the_reserves_share(store):
 def test_most_is_the_most_and_a_source_can_be_left_out(store):
     sitting = Exam(store, set(), block=4, most=30)
     assert len(sitting.sit(set(), never)) == 30
+    assert len(Exam(store, set(), block=4, most=9).sit(set(), never)) == 9, "also if one is left"
     without = sitting.sit(set(), never, without="ann")
     asked = {each.digest: each.source for each in sitting.drawn}
     assert without

@@ -43,8 +43,9 @@ def test_a_job_that_a_killed_loop_left_is_gone_on_with(recipe, tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(learning, "Worker", Killed)
         with pytest.raises(KeyboardInterrupt):
-            learn(queue, hub, recipe, recipe.old)
-    assert learn(queue, hub, recipe, recipe.old).spec == "naval@1.0.0"
+            learn(queue, hub, recipe, recipe.old, facts={"without": "mal", "candidates": 3})
+    again = learn(queue, hub, recipe, recipe.old, facts={"candidates": 3, "without": "mal"})
+    assert again.spec == "naval@1.0.0"
     assert len(queue.jobs()) == 1
 
 
@@ -60,3 +61,11 @@ def test_a_recipe_that_no_job_would_take_is_refused(recipe):
         Recipe("naval", recipe.old, recipe.regression, train={"stepz": 1})
     with pytest.raises(ValueError, match="after and block from 1 on"):
         Recipe("naval", recipe.old, recipe.regression, block=0)
+
+
+def test_the_smallest_recipe_is_taken(recipe):
+    least = {"after": 1, "block": 1, "suspects": 0, "every": 1e-9}
+    assert Recipe("naval", recipe.old, recipe.regression, **least).suspects == 0
+    for name, value in {"after": 0, "suspects": -1, "every": 0.0}.items():
+        with pytest.raises(ValueError, match="expected after and block from 1 on"):
+            Recipe("naval", recipe.old, recipe.regression, **least | {name: value})

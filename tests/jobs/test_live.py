@@ -182,3 +182,38 @@ def sooner_or_later(pairs, rules, said):
         if check.state == PASS or check.harm:
             return said | {check.state: said[check.state] + 1}
     return said
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, 1.5, -0.1, float("nan")])
+def test_a_share_of_none_or_all_is_refused(tmp_path, share):
+    with pytest.raises(ValueError, match="share must be above 0 and below 1"):
+        Live(Experiments(tmp_path), share)
+
+
+class Told:
+    """A version as far as the experiments look at it."""
+
+    def __init__(self, version, parent=""):
+        self.name, self.version, self.spec = "naval", version, f"naval@{version}"
+        self.manifest = type("Manifest", (), {"parent": parent})
+
+
+def test_the_one_that_is_not_the_champion_gets_the_share(tmp_path):
+    live, old, new = Live(Experiments(tmp_path)), Told("1.0.0"), Told("2.0.0")
+    for champion, shares in ((old, {"old": 0.8, "new": 0.2}), (new, {"old": 0.2, "new": 0.8})):
+        told = live.begin(old, new, champion)
+        other = new if champion is old else old
+        assert told.startswith(f"20% of the users get {other.spec}")
+        assert dict(live.running("naval").shares) == shares
+
+
+def test_only_an_experiment_that_a_kill_left_out_is_begun(tmp_path):
+    old, new = Told("1.0.0"), Told("2.0.0", parent="naval@1.0.0")
+    live = Live(Experiments(tmp_path))
+    live.reconcile(Told("2.0.0", parent="naval@0.1.0"), old, None)
+    assert live.begun("naval") == [], "it did not follow the one before: it was put there by hand"
+    live.reconcile(new, old, None)
+    assert live.running("naval").champion == new.spec
+    live.end("naval")  # enough is known
+    live.reconcile(new, old, None)
+    assert live.running("naval") is None

@@ -353,3 +353,9 @@ def test_tenants_take_turns(queue):
         queue.submit({"name": name}, tenant="x")
     queue.submit({"name": "d"}, tenant="y")
     assert [queue.claim("w").name for _ in range(4)] == ["a", "d", "b", "c"]
+
+
+def test_a_spec_is_the_same_wish_in_whatever_order_its_fields_come(queue):
+    one = queue.submit({"name": "naval", "train": {"lr": 1e-3, "steps": 4}})
+    other = queue.submit({"train": {"steps": 4, "lr": 1e-3}, "name": "naval"})
+    assert other.id == one.id

@@ -48,8 +48,8 @@ def test_a_job_makes_the_adapter_that_the_library_makes_and_says_where_it_comes_
     assert (manifest.recipe["steps"], manifest.recipe["lr"]) == (4, 5e-3)
     assert manifest.data_sha == job.result["data"]["sha256"]
     assert manifest.metrics.keys() >= {"loss", "exact_match", "exact_match_base"}
-    said = [event.message for event in queue.events(job.id)]
-    assert any("step 4/4: loss" in message for message in said)
+    (last,) = [e for e in queue.events(job.id) if e.message.startswith("step 4/4: loss")]
+    assert manifest.metrics["loss"] == last.data["loss"]
     assert not list((queue.folder / "jobs" / job.id).glob("*-*")), "nothing is left over"
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import threading
+import time
 
 import pytest
 
@@ -90,9 +91,62 @@ def test_a_worker_that_is_told_to_stop_gives_its_job_back(queue, tmp_path, steps
 
     steps["train"] = stop
     job = queue.submit({"name": "naval"})
-    worker.run()
+    assert worker.run() == 1
     job = queue.job(job.id)
     assert (job.status, job.step, job.tries) == ("queued", "train", 0)
+
+
+class Impatient(threading.Event):
+    """Whoever waits ``looks`` times is told to stop; meanwhile something may happen."""
+
+    def __init__(self, looks, meanwhile=lambda: None):
+        super().__init__()
+        self.looks, self.meanwhile = looks, meanwhile
+
+    def wait(self, timeout=None):
+        self.looks -= 1
+        self.meanwhile()
+        if self.looks == 0:
+            self.set()
+        return self.is_set()
+
+
+def test_a_worker_waits_for_jobs_until_it_is_told_to_stop(queue, tmp_path, steps):
+    stop = Impatient(3, lambda: queue.submit({"name": str(stop.looks)}))
+    assert Worker(queue, tmp_path / "hub", name="ann", stop=stop).run() == 2
+    assert [job.status for job in queue.jobs()] == ["queued", "succeeded", "succeeded"]
+    taken = [e.message for e in queue.events(queue.jobs()[-1].id) if " begins " in e.message]
+    assert taken == ["ann begins with prepare"]
+
+
+def test_a_worker_of_one_job_waits_while_it_is_with_another_and_ends_with_it(
+    queue, tmp_path, steps
+):
+    job, other = queue.submit({"name": "a"}), queue.submit({"name": "b"})
+    queue.claim("another worker", job.id)
+    stop = Impatient(3, lambda: stop.looks or queue.cancel(job.id))
+    assert Worker(queue, tmp_path / "hub", stop=stop).run(job.id) == 0
+    assert stop.looks == 0, "the other worker may die"
+    assert Worker(queue, tmp_path / "hub").run(other.id) == 1
+    assert queue.job(other.id).status == "succeeded"
+
+
+def test_an_error_is_told_in_its_own_words_and_a_bug_with_its_name(queue, tmp_path, steps):
+    def broken(work):
+        raise {"a": ValueError("lr must be positive"), "b": KeyError("loss")}[work.job.name]
+
+    steps["train"] = broken
+    ids = [queue.submit({"name": name}).id for name in "ab"]
+    run(queue, tmp_path)
+    assert [queue.job(id).error for id in ids] == ["lr must be positive", "KeyError('loss')"]
+
+
+def test_the_seconds_of_a_job_are_those_that_passed(queue, tmp_path, steps):
+    begin = time.monotonic()
+    steps["train"] = lambda work: time.sleep(0.05) or dict
+    job = queue.submit({"name": "naval"})
+    run(queue, tmp_path)
+    assert 0.05 <= queue.job(job.id).seconds <= time.monotonic() - begin
 
 
 def test_a_poisoned_row_of_data_fails_its_job_with_its_line(queue, spec, naval, tmp_path):

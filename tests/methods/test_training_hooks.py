@@ -30,7 +30,14 @@ from minilora import (
     inject,
 )
 from minilora.lora.adapter_layer import adapter_layers
-from minilora.methods.training_hooks import extra_loss, param_groups, training_state
+from minilora.methods.adalora import AdaLoRALayer
+from minilora.methods.training_hooks import (
+    best_from,
+    extra_loss,
+    param_groups,
+    training_state,
+    with_extra_loss,
+)
 from minilora.training import observers
 from minilora.training.loss_scaling import LossScaler
 from minilora.training.objective import mean_over_answers
@@ -350,6 +357,39 @@ def test_loras_run_asks_for_nothing():
     model = fresh("lora")
     assert extra_loss(model) is None
     assert training_state(model) == {}
+    assert best_from(model) == best_from(nn.Linear(2, 2)) == 0
+
+
+class Cousin(AdaLoRALayer):
+    """Another method that adds to the loss."""
+
+
+def two_with_extra_loss():
+    torch.manual_seed(0)
+    config = AdaLoraConfig(init_r=2, target_r=1, total_step=9)
+    return nn.Sequential(AdaLoRALayer(nn.Linear(3, 4), config), Cousin(nn.Linear(4, 2), config))
+
+
+def test_the_extra_losses_of_two_methods_add_up():
+    model = two_with_extra_loss()
+    total, eye = 0.0, torch.eye(2)
+    for layer in model:
+        A, B = layer.lora_A.detach(), layer.lora_B.detach()
+        total += 0.5 * ((A @ A.T - eye).norm() + (B.T @ B - eye).norm()) / 2
+    assert extra_loss(model).item() == pytest.approx(total.item())
+
+
+def test_a_scaled_loss_has_its_extra_scaled_alike():
+    """float16: the optimizer divides all gradients by the scale."""
+    grads, losses = [], []
+    for scaler in (None, LossScaler(scale=8.0)):
+        model = two_with_extra_loss()
+        losses.append(with_extra_loss(lambda *_: 1.5, scaler)(model, None))
+        grads.append(
+            torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        )
+    torch.testing.assert_close(grads[1], 8 * grads[0])
+    assert losses[0] == losses[1] == pytest.approx(1.5 + extra_loss(model).item())
 
 
 def test_the_orthogonality_is_in_the_loss_whatever_the_task_type():
