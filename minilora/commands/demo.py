@@ -38,7 +38,7 @@ from .demo_pace import REPLAY, Pace, pace_for
 from .demo_picture import ASKED, draw, picture_of
 from .demo_text import heading, show_asked, size_of
 from .footprint import footprint_table, measure_footprints
-from .options import add_base_option, add_device_option, add_seed_option, check_device
+from .options import add_base_option, add_device_option, add_seed_option, check_device, check_out
 from .train_options import check_checkpoint
 
 QUESTIONS = [data.Example(question, output="", input=log) for log, question in ASKED]
@@ -63,6 +63,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``minilora demo``."""
+    check_out(options.out)
     device = check_device(options.device)
     names = ("out", "steps", "r", "seed", "base", "qlora", "replay", "resume")
     figures = run_demo(device=device, **{name: getattr(options, name) for name in names})

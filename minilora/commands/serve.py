@@ -34,6 +34,9 @@ EPILOG = """examples:
     -d '{"model": "naval", "messages": [{"role": "user", "content": "Status?"}]}'"""
 
 
+LEAST = {"slots": 1, "max_rank": 1, "memory": 1, "grace": 0, "answer_cache": 0}
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora serve``."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> int:
         return run_keys(options)
     if options.action == "experiment":
         return run_experiment(options)
-    check_folders(options)
+    check_options(options)
     try:
         import uvicorn
 
@@ -129,8 +132,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def check_folders(options: argparse.Namespace) -> None:
-    """Before a base is loaded: a hub can be read, the others be written. Raises ``ValueError``."""
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ``ValueError``, before a base is loaded, for numbers and folders that cannot serve."""
+    for name, least in LEAST.items():
+        if not getattr(options, name) >= least:
+            option, given = name.replace("_", "-"), getattr(options, name)
+            raise ValueError(f"--{option}: expected at least {least}, got {given}")
     if options.hub.exists() and not options.hub.is_dir():
         raise ValueError(f"--hub: expected a hub's folder, got the file {options.hub}")
     for name in ("state", "jobs", "feedback"):

@@ -83,7 +83,7 @@ def bound(host: str, port: int) -> socket.socket:
             reuse_address(place, False)
     except (OSError, OverflowError) as error:
         place.close()
-        why = getattr(error, "strerror", None) or error
+        why = getattr(error, "strerror", None) or str(error).rstrip(".")
         advice = "--port 0 takes any free"
         if isinstance(error, socket.gaierror):
             advice = "--host takes an address of this machine"

@@ -169,6 +169,8 @@ def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:
             return file.read(), (status.st_ino, status.st_mtime_ns)
     except FileNotFoundError:
         return None, None
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is a file: expected an adapter's folder") from None
     except OSError as error:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
 

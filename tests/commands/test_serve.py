@@ -127,7 +127,9 @@ BAD = [
     (["--adapter", "naval"], "expected NAME=FOLDER"),
     (["--adapter", "auto=mine/adapter"], "another name"),
     (["--adapter", "x=nowhere"], "nowhere"),
-    (["--slots", "0"], "at least one slot"),
+    (["--slots", "0"], "--slots: expected at least 1, got 0"),
+    (["--answer-cache", "nan"], "--answer-cache: expected at least 0, got nan"),
+    (["--grace", "-1"], "--grace: expected at least 0, got -1"),
 ]
 
 
