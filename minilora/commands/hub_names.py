@@ -20,7 +20,9 @@ def add_adapter_option(parser: argparse.ArgumentParser, none: str = "") -> None:
 
 def add_hub_option(parser: argparse.ArgumentParser) -> None:
     """``--hub``: where names are looked up."""
-    parser.add_argument("--hub", type=Path, default=Path("hub"), help="folder (default: hub)")
+    parser.add_argument(
+        "--hub", type=Path, default=Path("hub"), help="where adapters have names (default: hub)"
+    )
 
 
 def adapter_folder(name_or_folder: str, hub: Path) -> Path:

@@ -178,6 +178,7 @@ def service_of(options: argparse.Namespace) -> Any:
     from ..model.pretrained import load_base
     from ..serving import AdapterBank, Engine, Service
     from ..serving.answer_cache import AnswerCache
+    from ..serving.assignment import read_experiments
     from ..serving.audit import Audit
     from ..serving.experiments import Experiments
     from ..serving.failover import Failover, Limits
@@ -186,6 +187,9 @@ def service_of(options: argparse.Namespace) -> Any:
     from .hub_names import adapter_folder
 
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
+    limits = Limits(budget=options.latency)
+    if options.experiments is not None:
+        read_experiments(options.experiments)  # a wrong file is said before the base is read
     base = load_base(options.base, device=device, quantize=quantize)
     bank = AdapterBank(base, options.max_rank, memory=options.memory * 1_000_000)
     name = options.name or (Path(options.base).name if options.base else "minilora-base")
@@ -209,7 +213,7 @@ def service_of(options: argparse.Namespace) -> Any:
         root=options.root,
         tenants=Tenants(options.state / "keys.sqlite"),
         experiments=experiments,
-        failover=Failover(Limits(budget=options.latency), experiments.worse),
+        failover=Failover(limits, experiments.worse),
         audit=Audit(options.state / "audit.sqlite", texts=texts) if audited else None,
         answers=AnswerCache(bank.fingerprint.tensors, answers) if answers else None,
     )

@@ -204,6 +204,8 @@ MISTAKES = [
     ("jobs worker --until-idle --hub file", "file is a file: expected a hub's folder"),
     ("jobs worker --until-idle --hours -1", "a job's seconds must be a positive number"),
     ("serve keys revoke 5f0c", "there is no key '5f0c'; none was added yet"),
+    ("serve --port 0 --experiments none", "none does not exist: expected an experiments.toml"),
+    ("serve --port 0 --latency -1", "a first token takes time: expected seconds, got -1"),
     ("serve --port -1", "port must be 0-65535; --port 0 takes any free"),
 ]
 
