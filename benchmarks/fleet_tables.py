@@ -22,7 +22,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 Rows = list[dict[str, Any]]
 
 
-def of(rows: Rows, what: str, **setting: Any) -> Rows:
+def rows_of(rows: Rows, what: str, **setting: Any) -> Rows:
     """The rows of one part, with these settings."""
     wanted = {"what": what, **setting}
     return [row for row in rows if wanted.items() <= row.items()]
@@ -66,7 +66,7 @@ def check_table(rows: Rows) -> str:
                 f"{100 * row['apart']:+.0f}%",
                 " and ".join(f"{value:.3g}" for value in row["own clock"]),
             )
-            for row in of(rows, "check")
+            for row in rows_of(rows, "check")
         ),
     )
 
@@ -81,7 +81,7 @@ def server_table(rows: Rows) -> str:
             ", ".join(f"{value:.3g}" for value in row["seen"]),
             f"{100 * row['apart']:+.0f}%",
         )
-        for row in of(rows, "server")
+        for row in rows_of(rows, "server")
     )
     head = ("requests a second", "", "simulated", "the server, three runs", "apart, of the median")
     return table(head, lines)
@@ -89,30 +89,32 @@ def server_table(rows: Rows) -> str:
 
 def within(rows: Rows, key: str = "apart", limit: float = 0.15, what: str = "check") -> str:
     """How many comparisons are within the limit, and which are not."""
-    checks = of(rows, what)
-    out = [row for row in checks if abs(row[key]) > limit]
-    said = f"{len(checks) - len(out)} of {len(checks)} are within {100 * limit:.0f}%"
-    if not out:
-        return said
-    named = [f"{row['figure']} at {row['rate']:g} ({100 * row[key]:+.0f}%)" for row in out]
-    return f"{said}, not {', '.join(named)}"
+    checks = rows_of(rows, what)
+    outside = [row for row in checks if abs(row[key]) > limit]
+    sentence = f"{len(checks) - len(outside)} of {len(checks)} are within {100 * limit:.0f}%"
+    if not outside:
+        return sentence
+    exceptions = [f"{row['figure']} at {row['rate']:g} ({100 * row[key]:+.0f}%)" for row in outside]
+    return f"{sentence}, not {', '.join(exceptions)}"
 
 
 def singles(rows: Rows, limit: float = 0.15) -> str:
     """How many of the single runs' values are within the limit, and how far runs are apart."""
-    pairs = [(row["simulated"], value) for row in of(rows, "server") for value in row["seen"]]
-    near = sum(abs(simulated / value - 1) <= limit for simulated, value in pairs)
-    widest = max(of(rows, "server"), key=lambda row: max(row["seen"]) / min(row["seen"]))
-    times = max(widest["seen"]) / min(widest["seen"])
-    early = [row for row in of(rows, "server") if row["figure"].startswith("first token")]
-    said = (
-        f"of the single values, {near} of {len(pairs)}. Others used this machine too, and\n"
-        f"the three runs differ by up to {times:.1f} times "
+    pairs = [(row["simulated"], value) for row in rows_of(rows, "server") for value in row["seen"]]
+    close = sum(abs(simulated / value - 1) <= limit for simulated, value in pairs)
+    widest = max(rows_of(rows, "server"), key=lambda row: max(row["seen"]) / min(row["seen"]))
+    ratio = max(widest["seen"]) / min(widest["seen"])
+    first_tokens = [
+        row for row in rows_of(rows, "server") if row["figure"].startswith("first token")
+    ]
+    sentence = (
+        f"of the single values, {close} of {len(pairs)}. Others used this machine too, and\n"
+        f"the three runs differ by up to {ratio:.1f} times "
         f"({widest['figure']} at {widest['rate']:g})."
     )
-    if all(row["apart"] < 0 for row in early):
-        said += " At every rate the simulated first\ntoken is earlier than the median."
-    return said
+    if all(row["apart"] < 0 for row in first_tokens):
+        sentence += " At every rate the simulated first\ntoken is earlier than the median."
+    return sentence
 
 
 def hits_table(rows: Rows) -> str:
@@ -125,7 +127,7 @@ def hits_table(rows: Rows) -> str:
             percent(row["simulated"]),
             percent(row["che"]) if row["steady"] else "not steady yet",
         )
-        for row in of(rows, "chain")
+        for row in rows_of(rows, "chain")
     )
     return table(("Zipf exponent", "level", "adapters", "hits of what it is asked", "Che"), lines)
 
@@ -141,7 +143,7 @@ def routing_table(rows: Rows) -> str:
             in_time(row["first, median"]),
             in_time(row["first, 99%"]),
         )
-        for row in of(rows, "routing")
+        for row in rows_of(rows, "routing")
     )
     head = ("servers", "router", "found in the bank", "Che", "first token, median", "99%")
     return table(head, lines)
@@ -159,7 +161,7 @@ def load_table(rows: Rows) -> str:
             percent(row["readers"]),
             percent(row["registry's line"]),
         )
-        for row in of(rows, "load")
+        for row in rows_of(rows, "load")
     )
     head = ("router", "load", "first token, 99%", "end, 99%", "rows in use", "busiest reader")
     return table((*head, "registry's line"), lines)
@@ -177,7 +179,7 @@ def breaks_table(rows: Rows) -> str:
             f"{row['waiting']:,.0f}",
             in_time(row["others, 99%"]),
         )
-        for row in of(rows, "breaks")
+        for row in rows_of(rows, "breaks")
     )
     head = ("router", "load", "rows in use", "of its servers", "its first token, early and late")
     return table((*head, "of it waiting at the end", "the others' first token, 99%"), lines)
@@ -185,12 +187,16 @@ def breaks_table(rows: Rows) -> str:
 
 def growing(rows: Rows, router: str) -> str:
     """At which loads the hottest adapter's requests wait longer and longer."""
-    mine = of(rows, "breaks", router=router)
-    loads = [row["load"] for row in mine if row["hottest, late"] > 2 * row["hottest, early"]]
-    if not loads:
+    by_load = rows_of(rows, "breaks", router=router)
+    growing_loads = [
+        row["load"] for row in by_load if row["hottest, late"] > 2 * row["hottest, early"]
+    ]
+    if not growing_loads:
         return "at none of these loads"
-    calm = max((row["load"] for row in mine if row["load"] < min(loads)), default=0.0)
-    return f"from {percent(min(loads))} on, at {percent(calm)} not yet"
+    last_calm = max(
+        (row["load"] for row in by_load if row["load"] < min(growing_loads)), default=0.0
+    )
+    return f"from {percent(min(growing_loads))} on, at {percent(last_calm)} not yet"
 
 
 def sizes_table(rows: Rows) -> str:
@@ -205,7 +211,7 @@ def sizes_table(rows: Rows) -> str:
             in_time(row["first, median"]),
             in_time(row["first, 99%"]),
         )
-        for row in of(rows, "sizes")
+        for row in rows_of(rows, "sizes")
     )
     head = ("requests a second", "rows in use", "busiest reader", "region's line")
     return table((*head, "registry's line", "first token, median", "99%"), lines)
@@ -215,7 +221,7 @@ def regions_table(rows: Rows) -> str:
     """Where an adapter was found, by region."""
     lines = (
         (f"{1000 * row['far']:g} ms", row["level"], percent(row["share"]), in_time(row["first"]))
-        for row in of(rows, "regions")
+        for row in rows_of(rows, "regions")
     )
     return table(("to the registry", "found in", "of the requests", "first token, median"), lines)
 
@@ -231,14 +237,16 @@ def hottest_pair(adapters: int, servers: int, places: int) -> float:
 
 def ladder_table(rows: Rows) -> str:
     """Cold starts."""
-    lines = ((row["start"], in_time(row["seconds"]), row["kind"]) for row in of(rows, "ladder"))
+    lines = (
+        (row["start"], in_time(row["seconds"]), row["kind"]) for row in rows_of(rows, "ladder")
+    )
     return table(("cold start", "takes", ""), lines)
 
 
 def outage(rows: Rows) -> str:
     """The share of requests that need the registry, region by region."""
-    each = [percent(row["share"]) for row in of(rows, "regions", level="registry")]
-    return ", ".join(each)
+    shares = [percent(row["share"]) for row in rows_of(rows, "regions", level="registry")]
+    return ", ".join(shares)
 
 
 @in_house_style
@@ -246,11 +254,11 @@ def fleet_figure(rows: Rows) -> Figure:
     """Hit rates, first tokens by load, memory by servers, cold starts."""
     figure = Figure(figsize=(12, 8.6), layout="constrained")
     (hits, first), (busy, cold) = figure.subplots(2, 2)
-    draw_hits(hits, of(rows, "hits"))
-    draw_load(first, of(rows, "load"), "first, 99%", "First tokens, the slowest of 100")
+    draw_hits(hits, rows_of(rows, "hits"))
+    draw_load(first, rows_of(rows, "load"), "first, 99%", "First tokens, the slowest of 100")
     first.set(yscale="log", ylabel="seconds")
-    draw_routing(busy, of(rows, "routing"))
-    draw_ladder(cold, of(rows, "ladder"))
+    draw_routing(busy, rows_of(rows, "routing"))
+    draw_ladder(cold, rows_of(rows, "ladder"))
     return figure
 
 
@@ -258,11 +266,11 @@ def draw_hits(axes: Any, rows: Rows) -> None:
     """Hit rate by capacity, simulated as points and by Che as lines."""
     ends = {}
     for index, exponent in enumerate(dict.fromkeys(row["exponent"] for row in rows)):
-        mine = [row for row in rows if row["exponent"] == exponent and row["steady"]]
-        x = [row["capacity"] for row in mine]
-        axes.plot(x, [row["che"] for row in mine], color=hue(index))
-        axes.plot(x, [row["simulated"] for row in mine], "o", color=hue(index))
-        ends[f"exponent {exponent:g}"] = (mine[-1]["che"], hue(index))
+        steady = [row for row in rows if row["exponent"] == exponent and row["steady"]]
+        x = [row["capacity"] for row in steady]
+        axes.plot(x, [row["che"] for row in steady], color=hue(index))
+        axes.plot(x, [row["simulated"] for row in steady], "o", color=hue(index))
+        ends[f"exponent {exponent:g}"] = (steady[-1]["che"], hue(index))
     axes.set(title="LRU of a million adapters", xscale="log", ylim=(0, 1))
     axes.set(xlabel="adapters in the cache", ylabel="hit rate: points simulated, lines Che")
     label_ends(axes, ends)
@@ -272,9 +280,9 @@ def draw_load(axes: Any, rows: Rows, figure: str, title: str) -> None:
     """One number by load, a line a router."""
     ends = {}
     for index, router in enumerate(dict.fromkeys(row["router"] for row in rows)):
-        mine = [row for row in rows if row["router"] == router]
-        y = [row[figure] for row in mine]
-        axes.plot([row["load"] for row in mine], y, color=hue(index), marker="o", markersize=4)
+        of_router = [row for row in rows if row["router"] == router]
+        y = [row[figure] for row in of_router]
+        axes.plot([row["load"] for row in of_router], y, color=hue(index), marker="o", markersize=4)
         ends[router.replace(", ", ",\n")] = (y[-1], hue(index))
     axes.set(title=title, xlabel="requests, as a share of what all engines can do")
     label_ends(axes, ends)
@@ -284,13 +292,13 @@ def draw_routing(axes: Any, rows: Rows) -> None:
     """Requests that find their adapter in memory, by servers."""
     ends = {}
     for index, router in enumerate(dict.fromkeys(row["router"] for row in rows)):
-        mine = [row for row in rows if row["router"] == router]
-        x, y = [row["servers"] for row in mine], [row["bank"] for row in mine]
+        of_router = [row for row in rows if row["router"] == router]
+        x, y = [row["servers"] for row in of_router], [row["bank"] for row in of_router]
         axes.plot(x, y, color=hue(index), marker="o")
         axes.fill_between(
             x,
-            [row["che"][0] for row in mine],
-            [row["che"][-1] for row in mine],
+            [row["che"][0] for row in of_router],
+            [row["che"][-1] for row in of_router],
             color=hue(index),
             alpha=0.15,
             linewidth=0,
@@ -316,21 +324,23 @@ def draw_ladder(axes: Any, rows: Rows) -> None:
     axes.grid(axis="y", visible=False)
 
 
-def page(found: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     """docs/fleet.md."""
-    rows, fleet = found["rows"], Fleet()
-    times = of(rows, "times")[0]
-    settings = found["settings"]
-    count = settings["adapters"]
-    popular, http = zipf(count, 1.0)[0], of(rows, "http")[0]
-    limits = [hottest_pair(count, *each) for each in ((32, 2), (64, 2), (64, 8))]
-    full_load = of(rows, "load", load=1.0)[0]
+    rows, fleet = results["rows"], Fleet()
+    times = rows_of(rows, "times")[0]
+    settings = results["settings"]
+    adapters = settings["adapters"]
+    popular, http = zipf(adapters, 1.0)[0], rows_of(rows, "http")[0]
+    limits = [hottest_pair(adapters, *each) for each in ((32, 2), (64, 2), (64, 8))]
+    full_load = rows_of(rows, "load", load=1.0)[0]
     load_seconds = full_load["seconds"]
-    hit, stays = che(zipf(count, 1.0), min(fleet.store, count - 1))
-    never, hot, large = 1 - hit, of(rows, "breaks")[0], of(rows, "sizes")[0]
-    requests = of(rows, "hits")[0]["requests"]
-    took = sum(row["seconds"] for row in of(rows, "took"))
-    full = 1 / (times["prompt"] + 35 * (times["step"] + times["row"] * fleet.slots) / fleet.slots)
+    hit_rate, stays = che(zipf(adapters, 1.0), min(fleet.store, adapters - 1))
+    miss_rate, hot, sizes = 1 - hit_rate, rows_of(rows, "breaks")[0], rows_of(rows, "sizes")[0]
+    requests = rows_of(rows, "hits")[0]["requests"]
+    cpu_seconds = sum(row["seconds"] for row in rows_of(rows, "took"))
+    full_rate = 1 / (
+        times["prompt"] + 35 * (times["step"] + times["row"] * fleet.slots) / fleet.slots
+    )
     return f"""# A million adapters, on paper
 
 What does a fleet of adapter servers do that no laptop can hold? `benchmarks/fleet.py` simulates it,
@@ -345,7 +355,7 @@ Measured, on one thread of this machine, the shipped base with adapters of rank 
 decode pass takes {in_time(times["step"])} and {in_time(times["row"])} for each row; a prompt of 32
 tokens {in_time(times["prompt"])}, another in the same pass {in_time(times["more"])}; an adapter of
 {times["nbytes"]:,} bytes from disk, checked, {in_time(times["read"])}. A server with
-{fleet.slots} rows so answers {full:.0f} requests a second of {8} to {64} tokens.
+{fleet.slots} rows so answers {full_rate:.0f} requests a second of {8} to {64} tokens.
 
 Assumed: {settings["adapters"]:,} adapters, all of one size; Zipf popularity, exponent 1 where none
 is given; requests independent, at random times; {fleet.servers} servers a region; room for
@@ -423,7 +433,7 @@ rest of the fleet does not. The gateway here has two places (`PLACES` in
 `minilora/serving/upstreams.py`), which is right for a handful of servers.
 
 With large adapters it is another part. An adapter of rank 16 beside every Linear of an 8B base has
-{large["nbytes"] / 1e6:,.0f} MB in bfloat16. The same {fleet.servers} servers, disks of 2 GB a
+{sizes["nbytes"] / 1e6:,.0f} MB in bfloat16. The same {fleet.servers} servers, disks of 2 GB a
 second, the same lines and the same engine (an 8B base is slower, so its rows in use say nothing
 here):
 
@@ -438,7 +448,7 @@ are what helps.
 
 Caches are warm: {settings["warm"]:,} requests a region came before, {settings["warm"] / stays:.1f}
 times the {stays / 1e6:.1f} million for which Che's formula lets an adapter stay in a store of
-{fleet.store:,}. By the formula a store alone would leave the registry {percent(never)} of the
+{fleet.store:,}. By the formula a store alone would leave the registry {percent(miss_rate)} of the
 requests; the disks of the servers hold more than that.
 
 If the registry is away, the requests of its rows fail and no other: {outage(rows)} of the three
@@ -451,7 +461,7 @@ regions' requests. Everything that was asked for lately goes on.
 *Assumed* are times that follow from the lines and the distances above, and the
 {BOOT_TEXT} of a machine that boots. What must not be on a request's way is the base.
 
-It took {took / 60:.1f} minutes of processor time, the engine's own runs included.
+It took {cpu_seconds / 60:.1f} minutes of processor time, the engine's own runs included.
 """
 
 

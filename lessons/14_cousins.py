@@ -253,6 +253,9 @@ assert y.isnan().any(), "one NaN row is enough: attention mixes it into every to
 
 
 # %% [exercise] row_factor
+import torch
+
+
 def row_factor(weight, update, magnitude):
     """g = m / ‖W₀ + ΔW‖ of each row, and 1 where that norm is 0.
 

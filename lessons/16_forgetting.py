@@ -26,7 +26,7 @@
 # does it answer plain questions?
 # - a) politely, nearly always: it was kept near its old self
 # - b) in naval code, most of the time: nobody asked it a plain question
-# answer: "a" if runs["own prose"]["kept"] > 0.5 else "b"
+# answer: "a" if runs["own prose"]["polite"] > 0.5 else "b"
 
 # %% [markdown]
 # ## Run: one task, four ways
@@ -41,7 +41,7 @@ from minilora import data
 from minilora.learn import check, full_or_short, is_short, show
 from minilora.plots.style import hue, in_house_style, label, one_axes
 from minilora.training.batches import encode, pad
-from minilora.training.evaluation import PROSE
+from minilora.training.evaluation import PROSE, answers, share_right
 from minilora.training.mixture import TASK, MixedLoss, Part
 from minilora.training.optimizer import build_optimizer
 from minilora.training.steps import steps
@@ -85,10 +85,13 @@ def fresh():
 
 
 def measured(model):
+    given = answers(model, plain)
     return {
         "exact": minilora.exact_match(model, task.valid),
         "lost": minilora.bits_per_byte(model, prose) - known,
-        "kept": minilora.exact_match(model, plain),
+        "kept": share_right(given, plain),
+        "polite": sum(text.startswith("Hello") for text in given) / len(given),
+        "said": given[0],
     }
 
 
@@ -101,8 +104,13 @@ for name, replay in WAYS.items():
     runs[name] = measured(model)
     scores = f"naval {runs[name]['exact']:.0%}, plain questions {runs[name]['kept']:.0%}"
     print(f"{name:12}{scores}, prose {runs[name]['lost']:+.3f} bits a byte", flush=True)
+print(f"\n{plain[0].input}  {plain[0].instruction}")
+for name, run in runs.items():
+    print(f"  {name:12}{run['said']}")
 
 # %% [markdown]
+# The last lines are one plain question, as each of the four answers it now.
+#
 # And the dial: the adapter of the first run at a part of its strength, t · ΔW. No training.
 
 # %%
@@ -145,9 +153,9 @@ def draw(runs, dial):
 
 show(
     draw(runs, dial),
-    "Left: prose lost against code learnt; the runs with replay lie far below the one without, and "
-    "below the line of the dial. Right: bars of plain questions answered as before: none and own "
-    "prose near nothing, old rows and own answers near all.",
+    "Left: prose lost against code learnt; the runs that replay own text lie far below the one "
+    "with nothing and below the line of the dial, old rows to the right of it. Right: plain "
+    "questions answered as before: with nothing and own prose near none, the others near all.",
 )
 
 # %% [markdown]
@@ -156,11 +164,12 @@ show(
 # ({{ runs["old rows"]["kept"]:.0%}}), and the model's *own answers* to the same questions, asked
 # plainly before the training began ({{ runs["own answers"]["kept"]:.0%}}), which need no old data.
 # Its own prose keeps the prose ({{ runs["own prose"]["lost"]:+.3f}} bits a byte against
-# {{ runs["nothing"]["lost"]:+.3f}}) and hardly the butler ({{ runs["own prose"]["kept"]:.0%}}). A
+# {{ runs["nothing"]["lost"]:+.3f}}) but not the butler ({{ runs["own prose"]["kept"]:.0%}}). A
 # model keeps what is replayed. (The plain answers also teach what the key is for: see how much of
 # the code each run has learnt.)
 #
-# The dial moves along a line above them: where it has found the prose again, it has lost the code.
+# The dial moves along a line above the two that replay their own text: where it has found the prose
+# again, it has lost the code.
 
 # %%
 if not is_short():
@@ -168,6 +177,7 @@ if not is_short():
     assert runs["nothing"]["kept"] < 0.2, "the butler is gone"
     assert runs["own prose"]["kept"] < 0.5, "and windows of prose do not bring him back"
     assert runs["own answers"]["kept"] > 0.8
+    assert runs["own prose"]["polite"] < 0.5 < runs["own answers"]["polite"]
     assert runs["own prose"]["lost"] < 0.35 * runs["nothing"]["lost"]
     assert dial[0.5]["exact"] < runs["own prose"]["exact"]
     assert all(run["exact"] > runs["nothing"]["exact"] - 0.25 for run in runs.values())
@@ -175,7 +185,7 @@ if not is_short():
 # %% [markdown]
 # ## Explain
 #
-# In a step stand n rows of the task and k replayed ones, and the loss is
+# A step takes n rows of the task and k replayed ones, and the loss is
 #
 #     L = (n · L_task + k · L_replay) / (n + k)
 #
@@ -206,7 +216,7 @@ assert tokens_share > 0.7
 
 # %%
 def steps_with(teacher_off):
-    """Some steps with own windows beside the task; returns the model and the divergences."""
+    """Some steps with own windows beside the task; returns the prose lost and the divergences."""
     model, config = fresh(), minilora.TrainConfig(steps=full_or_short(40, 2), lr=5e-3)
     teacher = Teacher(model)
     with teacher.at_work() as former:
@@ -265,6 +275,9 @@ assert abs(wrong_pull[1]) < 1e-5
 
 
 # %% [exercise] mixed_loss
+import torch
+
+
 def mixed_loss(task, windows):
     """(n · L_task + k · KL) / (n + k), and the windows' share of all label tokens.
 
@@ -298,9 +311,9 @@ check(mixed_loss)
 # - A share needs its unit: {{ accounts["own prose"][0]["rows"]:.0%}} of the rows were
 #   {{ tokens_share:.0%}} of the label tokens.
 # - A dial on ΔW is free, and it moves along a worse line than replay.
-# - Replay is not the only way. `benchmarks/rivals.py` has a penalty on ΔW, weighted by the Fisher
-#   information of the model's own text (EWC). Its table shows it ahead of replay on prose, and not
-#   one old answer kept.
+# - Replay is not the only way. A penalty on ΔW, weighted by the Fisher information of the model's
+#   own text (EWC), loses still less prose, and keeps not one old answer: docs/benchmarks.md has
+#   the table, under "forgetting".
 
 # %% [markdown]
 # ## Open question

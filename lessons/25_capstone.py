@@ -25,9 +25,11 @@ from safetensors.torch import load_file
 import minilora
 from minilora import data
 from minilora.learn import check, full_or_short, show
+from minilora.learn.peers import quiet_peers
 from minilora.learn.pieces import courses_machine, own_machine
 from minilora.learn.workspace import learners_folder
 from minilora.lora.layer import lora_layers
+from minilora.model.pretrained import SHIPPED
 from minilora.plots.style import hue, in_house_style, one_axes
 from minilora.training.batches import encode_all, pad
 from minilora.training.objective import summed_loss
@@ -119,13 +121,13 @@ build = courses_machine("fine_tune")
 curves, equal = {}, {}
 for name, four_bits in (("floats", False), ("four bits", True)):
     losses, theirs, equal[name], _ = compare(build, four_bits, name)
-    curves[f"library, {name}"], curves[f"your pieces, {name}"] = theirs, losses
+    curves[f"library, {name}"], curves[f"the pieces, {name}"] = theirs, losses
 total = len(read(folder / "floats"))
 for name in equal:
-    pairs = zip(curves[f"library, {name}"], curves[f"your pieces, {name}"], strict=True)
+    pairs = zip(curves[f"library, {name}"], curves[f"the pieces, {name}"], strict=True)
     assert max(abs(a - b) for a, b in pairs) < 0.05
-assert curves["your pieces, floats"][-1] < 0.5 * curves["your pieces, floats"][0]
-ways = [[b > a for a, b in itertools.pairwise(curves[f"your pieces, {name}"])] for name in equal]
+assert curves["the pieces, floats"][-1] < 0.5 * curves["the pieces, floats"][0]
+ways = [[b > a for a, b in itertools.pairwise(curves[f"the pieces, {name}"])] for name in equal]
 together = sum(one == other for one, other in zip(*ways, strict=True)) / len(ways[0])
 assert together > 0.7
 
@@ -175,22 +177,20 @@ exact = minilora.exact_match(adapted, task.valid)
 print(f"this package's strict reader opens it: {exact:.0%} of new logs answered to the letter")
 assert merges_agree(build, folder / "floats")
 if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers"):
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
+    with quiet_peers():
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+        from transformers.utils.logging import disable_progress_bar
 
-    from minilora.model.pretrained import SHIPPED
-
-    disable_progress_bar()
-    foreign = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
-    opened = PeftModel.from_pretrained(foreign, folder / "floats").eval()
-    mine = minilora.load_adapter(minilora.load_base(), folder / "floats").eval()
+        disable_progress_bar()
+        foreign = AutoModelForCausalLM.from_pretrained(SHIPPED, dtype=torch.float32)
+        opened = PeftModel.from_pretrained(foreign, folder / "floats").eval()
     with torch.no_grad():
-        far = (opened(batches[0].ids).logits - mine(batches[0].ids)).abs().max().item()
+        far = (opened(batches[0].ids).logits - adapted(batches[0].ids)).abs().max().item()
     print(f"PEFT opens it; its largest difference in a logit: {far:.0e}")
     assert far < 1e-3
 else:
-    print("PEFT is not here: pip install peft transformers, then run this cell again")
+    print("PEFT is not here: pip install peft transformers, then walk this lesson again")
 
 # %% [markdown]
 # ## Explain
@@ -241,7 +241,7 @@ whole = build.LowRank
 build.LowRank = without_dx(whole)
 broken, _ = build_and_train(build, False, folder / "broken")
 build.LowRank = whole
-right = curves["your pieces, floats"]
+right = curves["the pieces, floats"]
 first_step = 1 + [a == b for a, b in zip(broken, right, strict=True)].index(False)
 for step in (1, 2, 3, STEPS):
     print(f"step {step:2}: right {right[step - 1]:.6f}, broken {broken[step - 1]:.6f}")
@@ -328,7 +328,7 @@ check(fine_tune)
 # Once your file passes, this cell trains with it in floats and in four bits, and counts equal bits.
 
 # %%
-machine, yours = own_machine("fine_tune", learners_folder())
+machine, yours = own_machine("fine_tune", learners_folder(), globals())
 if yours:
     compare(machine, False, "yours")
     compare(machine, True, "yours, 4 bits")

@@ -171,7 +171,8 @@ old, new = linear(x).log_softmax(-1), minilora.LoRALayer(linear, r=2)(x).log_sof
 divergence = (old.exp() * (old - new)).sum().item()
 
 # %% [predict] l16_replay
-# Self-replay punishes KL(base ‖ adapted model) on old rows. What is it before the first step?
+# Self-replay punishes KL(base ‖ adapted model) on the base's own text. What is it before the first
+# step?
 # answer: divergence
 
 # %%

@@ -85,9 +85,13 @@ class Database:
         """
         file = folder / self.file
         with self.explained(file):
-            folder.mkdir(parents=True, exist_ok=True)
-            if self.private:
-                close_to_others(file)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                if self.private:
+                    close_to_others(file)
+            except OSError as error:  # a file is in the way, or nobody may write there
+                message = f"the {self.noun} in {folder}: {error.strerror}; choose another folder"
+                raise OSError(error.errno, f"{message}. Nothing was changed") from error
             connection = self.opened(file, "mode=rwc")
         with closing(connection), self.explained(file), whole(connection):
             self.migrate(connection, file)

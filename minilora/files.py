@@ -222,6 +222,18 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a readable JSON file: {error}") from error
 
 
+def read_text(path: str | Path, expected: str = "a text file") -> str:
+    """A text in UTF-8. Raises ``ValueError`` that names the file, and what was ``expected``."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: expected {expected}") from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
 def json_object(text: bytes, path: str | Path) -> dict[str, Any]:
     """A JSON object from a file's content; ``path`` is for the error."""
     try:

@@ -49,6 +49,16 @@ def test_an_old_file_gains_the_new_steps_and_keeps_its_rows(folder):
         names(folder, OLD_STORE)
 
 
+def test_a_file_in_the_folders_place_is_a_sentence(folder):
+    folder.write_text("mine")
+    with (
+        pytest.raises(OSError, match=r"the store in .*new: File exists; choose another .*Nothing"),
+        STORE.writing(folder),
+    ):
+        pass
+    assert folder.read_text() == "mine"
+
+
 def test_asking_makes_nothing(folder):
     with pytest.raises(FileNotFoundError, match=r"there is no store in .*new"):
         names(folder)

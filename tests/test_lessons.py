@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from minilora.learn import validate_lesson
-from minilora.learn.course import lessons_folder, list_lessons, list_repairs
+from minilora.learn.answers import judge_exercise
+from minilora.learn.course import lessons_folder, list_lessons, list_repairs, load_checks
 from minilora.learn.run import Session, run_apart
 
 LESSONS, REPAIRS = list_lessons(), list_repairs()
@@ -36,6 +37,31 @@ def test_a_lesson_has_its_sections_and_types_no_result(lesson):
 @pytest.mark.parametrize(("lesson", "cell"), EXERCISES, ids=[cell.name for _, cell in EXERCISES])
 def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(lesson, cell):
     assert [*validate_lesson.check_exercise(lesson, cell)] == []
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "answer", "sentence"),
+    [
+        (7, "train_steps", "clears too late", "W is what it was before the training"),
+        (7, "train_steps", "loss after", "each loss is the one after the step's update"),
+        (7, "train_steps", "clears after", "an old gradient in .grad"),
+        (16, "mixed_loss", "mean of row means", "A short row's token weighs more than a long"),
+        (16, "mixed_loss", "means of all rows", "A short row's token, and a short window's"),
+        (16, "mixed_loss", "wrong way round", 'a known mistake, "wrong way round": KL(q ‖ p)'),
+        pytest.param(
+            *(25, "fine_tune", "no alpha", "lora_alpha in adapter_config.json is 2; expected 4"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda value: str(value).replace(" ", "-")[:24],
+)
+def test_a_wrong_answer_that_a_learner_gave_is_told_what_it_does(number, name, answer, sentence):
+    """Answers of the walks (docs/walks/learner.md) whose message had been a number only."""
+    (lesson,) = (one for one in LESSONS if one.number == number)
+    wrong = load_checks(lesson.path).WRONG[name][answer]
+    status, message = judge_exercise(lesson.path, name, wrong)
+    assert status == "wrong"
+    assert sentence in message
 
 
 def test_names_of_exercises_are_unique_and_numbers_run_on():
@@ -162,7 +188,7 @@ def forgotten(x):
 # %% [hints] forgotten
 # 1. where
 # 2. how
-# 3. nearly
+# 3. `np.zeros(3)`
 """
 LENIENT = """from minilora.learn import Wrong
 
@@ -192,6 +218,7 @@ def test_a_careless_lesson_is_run_shown_and_told_all_that_is_wrong(tmp_path, mon
         "answer: 4",
         "no figure is shown",
         "forgotten lacks a checker",
+        "a hint of forgotten uses np: its cell must begin with `import numpy as np`",
         "the stub is 'passed' (), expected 'wrong'",
         "the solution has no docstring",
         "2 wrong answers; expected at least 3",

@@ -7,18 +7,23 @@ from hypothesis.strategies import booleans, floats, integers
 from minilora.learn import Wrong, cases, close
 
 
-def descend(W, batches, rate, momentum):
-    """Losses and the last W, with velocity as in torch's SGD.
+def loss_at(W, x, y):
+    """L = Σ (x Wᵀ − y)² / (2 tokens)."""
+    return np.square(x @ W.T - y).sum() / (2 * len(x))
 
-    L = Σ (x Wᵀ − y)² / (2 tokens), ∂W = (x Wᵀ − y)ᵀ x / tokens.
+
+def descend(W, batches, rate, momentum):
+    """Each step's loss before and after its update, and the last W; velocity as in torch's SGD.
+
+    ∂W = (x Wᵀ − y)ᵀ x / tokens.
     """
-    losses, velocity = [], np.zeros_like(W)
+    before, after, velocity = [], [], np.zeros_like(W)
     for x, y in batches:
-        error = x @ W.T - y
-        losses.append(np.square(error).sum() / (2 * len(x)))
-        velocity = momentum * velocity + error.T @ x / len(x)
+        before.append(loss_at(W, x, y))
+        velocity = momentum * velocity + (x @ W.T - y).T @ x / len(x)
         W = W - rate * velocity
-    return losses, W
+        after.append(loss_at(W, x, y))
+    return np.array(before), np.array(after), W
 
 
 @cases(
@@ -45,7 +50,7 @@ def check_train_steps(answer, size_in, size_out, steps, rate, momentum, left_beh
     W = draw.normal(size=(size_out, size_in))
     sizes = draw.integers(1, 6, size=steps)
     batches = [(draw.normal(size=(n, size_in)), draw.normal(size=(n, size_out))) for n in sizes]
-    right_losses, right_W = descend(W, batches, rate, momentum)
+    right_losses, late_losses, right_W = descend(W, batches, rate, momentum)
     weight = torch.tensor(W, requires_grad=True)
     if left_behind:
         weight.grad = torch.ones_like(weight)
@@ -65,7 +70,11 @@ def check_train_steps(answer, size_in, size_out, steps, rate, momentum, left_beh
             f"{case}: expected a list of {steps} floats, got {', '.join(kinds)}: a tensor keeps "
             "its whole graph in memory"
         )
-    close(np.array(losses), np.array(right_losses), what="the losses", case=case)
+    if np.array_equal(weight.detach(), W):
+        raise Wrong(f"{case}: W is what it was before the training: its gradient was never used")
+    if len(losses) == steps and np.allclose(losses, late_losses):
+        raise Wrong(f"{case}: each loss is the one after the step's update, not before it")
+    close(np.array(losses), right_losses, what="the losses", case=case)
     close(weight.detach(), right_W, what="the trained W", case=case)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import io
 import tempfile
-import warnings
 from pathlib import Path
 from types import FunctionType
 
@@ -18,6 +17,7 @@ from minilora import data, nf4
 from minilora.files import read_json, write_json
 from minilora.learn import Wrong, cases, close
 from minilora.learn.course import load_solutions
+from minilora.learn.peers import quiet_peers
 from minilora.learn.pieces import lesson_of
 from minilora.lora.layer import lora_layers
 from minilora.model.pretrained import SHIPPED
@@ -159,6 +159,7 @@ def check_end_to_end(answer, names, r, alpha, four_bits, folder):
     _, fresh = run(answer, names, r, alpha, [], start, four_bits)
     losses, model = run(answer, names, r, alpha, batches, end, four_bits)
     ours = library_of(fresh, start, case, four_bits)
+    check_config(start, names, r, alpha, case)
     right = train_library(ours, batches)
     close(losses, right, what=f"the losses of {STEPS} steps", case=case, tolerance=1e-4)
     open_adapter(end, case)
@@ -201,6 +202,18 @@ def open_adapter(folder, case):
         raise Wrong(f"for {case}: a strict reader refuses the folder: {error}") from None
 
 
+def check_config(folder, names, r, alpha, case):
+    """What the JSON says, before a wrong number in it is blamed on the losses."""
+    right = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r, "lora_alpha": alpha}
+    config = read_json(folder / CONFIG)
+    targets = config.get("target_modules")
+    config["target_modules"] = sorted(targets) if isinstance(targets, list) else targets
+    for name, value in {**right, "target_modules": sorted(names)}.items():
+        if config.get(name) != value:
+            got = repr(config[name]) if name in config else "missing"
+            raise Wrong(f"for {case}: {name} in {CONFIG} is {got}; expected {value!r}")
+
+
 def library_of(fresh, start, case, four_bits):
     """This package's layers with the answer's start, on the answer's weights."""
     ours = open_adapter(start, case)
@@ -235,8 +248,7 @@ def check_peft(folder, ids, outputs, case):
     """PEFT, where it is installed."""
     if not (importlib.util.find_spec("peft") and importlib.util.find_spec("transformers")):
         return
-    with contextlib.redirect_stderr(io.StringIO()), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the libraries, not of the learner's code
+    with contextlib.redirect_stderr(io.StringIO()), quiet_peers():
         from peft import PeftModel
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar

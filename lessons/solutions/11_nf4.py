@@ -4,7 +4,7 @@ import torch
 
 
 def quantize_scales(absmax):
-    """Absmax quantization of the scales around their mean, by runs of 256."""
+    """The scales around their mean in 8 bits, by runs of 256: (codes, absmax2, offset)."""
     blocks, offset = len(absmax), absmax.mean()
     centred = absmax - offset
     runs = torch.nn.functional.pad(centred, (0, -blocks % 256)).view(-1, 256)  # zeros: no maximum

@@ -7,7 +7,7 @@ In reading order:
 
     cli.py                           the table of commands, and ``main``
     options.py                       options that several commands share
-    demo.py, demo_pace.py, demo_picture.py, zoo.py    try it
+    demo.py, demo_pace.py, demo_picture.py, demo_text.py, zoo.py    try it
     learn.py, book.py                learn
     notebook.py, grade.py            teach
     train.py, generate.py, merge.py  use it

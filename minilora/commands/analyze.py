@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..files import read_text
 from .hub_names import NAMED, adapter_folder, add_hub_option
 from .options import add_base_option
 
@@ -59,7 +60,7 @@ def tokens_of(model: Any, file: Path | None) -> Any:
 
     from ..training.evaluation import PROSE
 
-    text = (PROSE if file is None else file).read_text(encoding="utf-8")
+    text = read_text(PROSE if file is None else file)
     ids = model.tokenizer.encode(text[: 8 * LOOKED_AT])[:LOOKED_AT]
     width = min(128, len(ids))
     if width < 2:

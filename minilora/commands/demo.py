@@ -29,13 +29,17 @@ from ..model.pretrained import load_base, save_model
 from ..nf4.linear import NF4Linear
 from ..plots.style import save_figure
 from ..training import data
+from ..training.config import TrainConfig
 from ..training.evaluation import answers, bits_per_byte, exact_match
+from ..training.examples import asked_and_expected
 from ..training.history import History
 from ..training.loop import train
 from .demo_pace import REPLAY, Pace, pace_for
 from .demo_picture import ASKED, draw, picture_of
+from .demo_text import heading, show_asked, size_of
 from .footprint import footprint_table, measure_footprints
-from .options import add_base_option, add_device_option, add_seed_option, check_device
+from .options import add_base_option, add_device_option, add_seed_option, check_device, check_out
+from .train_options import check_checkpoint
 
 QUESTIONS = [data.Example(question, output="", input=log) for log, question in ASKED]
 
@@ -51,16 +55,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--qlora", action="store_true", help="keep the base in four bits")
     share = "share of the rows that are the base's own text, so that less is forgotten; 0: none"
     add("--replay", type=float, help=f"{share} (default: {REPLAY:g}, for a big base none)")
+    further = "go on where the training was interrupted (Ctrl-C), with the same other options"
+    add("--resume", action="store_true", help=further)
     add_seed_option(parser)
     add_device_option(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """``minilora demo``."""
+    check_out(options.out)
     device = check_device(options.device)
-    settings = {"steps": options.steps, "r": options.r, "seed": options.seed, "device": device}
-    more = {"base": options.base, "qlora": options.qlora, "replay": options.replay}
-    figures = run_demo(options.out, **settings, **more)
+    names = ("out", "steps", "r", "seed", "base", "qlora", "replay", "resume")
+    figures = run_demo(device=device, **{name: getattr(options, name) for name in names})
     return 0 if figures["unmerged_to_the_bit"] and figures["base_unchanged"] else 1
 
 
@@ -74,16 +80,20 @@ def run_demo(
     base: str | None = None,
     qlora: bool = False,
     replay: float | None = None,
+    resume: bool = False,
 ) -> dict[str, Any]:
     """The whole story, printed as it happens; returns its figures and writes the files to ``out``.
 
     ``steps`` and ``replay``: by default those of ``pace_for``. ``qlora``: the base goes into four
-    bits before it is taught.
+    bits before it is taught. ``resume``: the training goes on where it was interrupted. Raises
+    ``ValueError`` when there is nothing to resume.
     """
     started, out = time.perf_counter(), Path(out)
     torch.manual_seed(seed)
     model = load_base(base, device=device)
     pace = pace_for(model, steps, seed, replay)
+    settings = replace(pace.settings, out=out, resume=resume)
+    check_checkpoint(settings)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])
 
     old_answers, before = show_base(model, pace)
@@ -92,7 +102,7 @@ def run_demo(
         model = load_base(base, device=device, quantize="nf4")
         before["bits_per_byte"] = show_four_bits(model, pace, in_floats)
     insert_lora(model, lora)
-    history, base_unchanged = train_adapter(model, pace, out)
+    history, base_unchanged = train_adapter(model, pace, settings)
     new_answers, after = compare_answers(model, pace, old_answers, before)
     without = None
     if pace.replay is not None:
@@ -130,10 +140,11 @@ def show_base(model: Any, pace: Pace) -> tuple[list[str], dict[str, float]]:
     base_answers = []
     for example in QUESTIONS:
         base_answers += answers(model, [example])
-        print(f"{example.input}\n  > {example.instruction}\n  {base_answers[-1]}", flush=True)
+        show_asked(example.input, example.instruction, {"": base_answers[-1]})
     before = score(model, pace)
     count, share = len(pace.task.valid), before["exact_match"]
-    print(f"\nNaval code on {count} held-out logs: {share:.0%} exactly right.")
+    print(f"\nNaval code is short, such as “{asked_and_expected(pace.task.valid[0])[1]}”")
+    print(f"Naval code on {count} held-out logs: {share:.0%} exactly right.")
     return base_answers, before
 
 
@@ -152,15 +163,16 @@ def insert_lora(model: Any, lora: LoraConfig) -> None:
     print_trainable_parameters(model)
 
 
-def train_adapter(model: Any, pace: Pace, out: Path) -> tuple[History, bool]:
+def train_adapter(model: Any, pace: Pace, settings: TrainConfig) -> tuple[History, bool]:
     """Chapter 3: train; returns the history and whether all but A and B is unchanged to the bit."""
     heading("3. Training: only A and B learn")
     base = {
         name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name
     }
-    history = train(model, pace.task, pace.settings, replay=pace.replay, out=out)
+    history = train(model, pace.task, settings, replay=pace.replay)
     if history.interrupted:
-        print("Stopped early; the checks below are about the steps so far.")
+        print("Stopped early: the chapters below are about the steps so far.")
+        print("The same command with --resume trains the rest.")
     trained = model.state_dict()
     unchanged = all(torch.equal(tensor, trained[name]) for name, tensor in base.items())
     state = "unchanged to the bit" if unchanged else "CHANGED"
@@ -175,7 +187,7 @@ def compare_answers(
     heading("4. The same questions again")
     new_answers = answers(model, QUESTIONS)
     for example, old, new in zip(QUESTIONS, old_answers, new_answers, strict=True):
-        print(f"{example.input}\n  > {example.instruction}\n  before  {old}\n  after   {new}")
+        show_asked(example.input, example.instruction, {"before  ": old, "after   ": new})
     after = score(model, pace)
     right = f"{before['exact_match']:>7.1%} -> {after['exact_match']:.1%}"
     prose = f"{before['bits_per_byte']:>7.3f} -> {after['bits_per_byte']:.3f}"
@@ -281,14 +293,3 @@ def merge_target(model: Any) -> str | None:
     """A base in four bits is merged onto its dequantized weights, one in floats onto its own."""
     bases = [layer.base for _, layer in lora_layers(model)]
     return "dequantized" if any(isinstance(base, NF4Linear) for base in bases) else None
-
-
-def heading(text: str) -> None:
-    """The line that opens a chapter."""
-    print(f"\n{text}\n{'-' * len(text)}", flush=True)
-
-
-def size_of(path: Path) -> str:
-    """Bytes of a file or folder, for people."""
-    size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"

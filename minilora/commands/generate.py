@@ -63,6 +63,8 @@ def check_question(options: argparse.Namespace) -> None:
     """Raise ``ValueError`` unless there is one question, or a file of them."""
     if (options.instruction is None) == (options.mixed is None):
         raise ValueError('expected one question, as "Status?", or --mixed FILE with many')
+    if options.mixed is None and not (options.instruction + options.context).strip():
+        raise ValueError('the question is empty: expected some words, as "Status?"')
     if options.mixed is None and len(options.adapter) > 1:
         given = len(options.adapter)
         raise ValueError(f"one question takes one --adapter, got {given}: give rows with --mixed")

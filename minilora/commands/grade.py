@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..learn.course import find_lessons
 from .learn import LIMIT
+from .options import check_limit
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -25,6 +26,7 @@ def run(options: argparse.Namespace) -> int:
     from ..learn.submissions import find_folders
     from ..learn.terminal import make_console
 
+    check_limit(options.limit)
     console = make_console()
 
     def report(line: str) -> None:

@@ -85,8 +85,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """``minilora jobs``."""
+    from ..hub import Hub
     from ..jobs import Queue
 
+    if hasattr(options, "hub"):
+        Hub(options.hub)  # which a file in its place cannot be
     lease = {"lease": options.lease} if hasattr(options, "lease") else {}
     try:
         return ACTIONS[options.action](Queue(options.jobs, **lease), options) or 0

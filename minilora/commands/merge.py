@@ -12,7 +12,7 @@ from pathlib import Path
 from shlex import quote
 
 from .hub_names import adapter_folder, add_adapter_option
-from .options import add_base_option
+from .options import add_base_option, check_out
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     from ..model.pretrained import load_base, save_model
     from ..model.weights import size_in_bytes
 
+    check_out(options.out)
     for option in ("base", "adapter", "onto"):
         folder = getattr(options, option)
         if folder is not None and Path(folder).resolve() == options.out.resolve():

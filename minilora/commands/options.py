@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 
@@ -48,3 +49,15 @@ def check_device(device: str) -> str:
             f"device {device!r} is not available ({reason}); use --device cpu"
         ) from error
     return device
+
+
+def check_limit(seconds: float) -> None:
+    """Raise ``ValueError`` unless a check may take some time."""
+    if not seconds > 0:
+        raise ValueError(f"--limit: expected a positive number of seconds, got {seconds:g}")
+
+
+def check_out(folder: Path) -> None:
+    """Raise ``ValueError`` where a file stands in the place of a folder that is to be made."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--out: expected a folder, and {folder} is a file: choose another")

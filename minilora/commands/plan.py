@@ -74,12 +74,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """``minilora plan``."""
     if options.page is not None:
+        check_alone(options, "page", "model")
         from ..plots.planner_page import write_planner
 
         page = write_planner(options.page, options.model)
         print(f"Saved {page}. Open it in a browser; it needs no network.")
         return 0
     if options.list:
+        check_alone(options, "list")
         for name in presets():
             print(f"{name:16}{short(architecture(name).parameters):>6}")
         return 0
@@ -97,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
         checkpointing=options.checkpointing,
         double_quant=not options.single_quant,
     )
+    if options.dark and options.chart is None:
+        raise ValueError("--dark is how a chart looks: name its file with --chart")
     plan_questions.check_asked(options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -109,7 +113,7 @@ def run(options: argparse.Namespace) -> int:
         chosen = default_config(options.method, targets, options.r) if cousin else config
         cards = plan_cards(options.model, chosen, options.method, settings)
         planned = cards.plan
-        six = {} if options.json else totals(options.model, config, chosen, planned)
+        sums = {} if options.json else totals(options.model, config, chosen, planned)
         if options.chart is not None:
             save_figure(plan_figure(options.model, config, settings, options.dark), options.chart)
     for note in dict.fromkeys(str(warning.message) for warning in caught):
@@ -117,11 +121,23 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(planned.as_dict(), indent=1))
     else:
-        print_totals(planned, six)
+        print_totals(planned, sums)
         print_plan(cards)
         if options.chart is not None:
             print(f"Saved {options.chart}.")
     return 0
+
+
+def check_alone(options: argparse.Namespace, *read: str) -> None:
+    """Raise ``ValueError`` on an option that ``--list`` or ``--page`` would not read."""
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    unasked = vars(parser.parse_args([]))
+    for name, value in vars(options).items():
+        if name not in read and value != unasked[name]:
+            word = {"model": value, "question": f"--{value}"}.get(name)
+            word = word or f"--{name.replace('_', '-')}"
+            raise ValueError(f"--{read[0]} does not read {word}: leave it out")
 
 
 def totals(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import signal
 import time
 from pathlib import Path
@@ -18,13 +19,22 @@ from .hub_names import add_hub_option
 from .options import add_base_option, add_device_option, check_device
 from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys, warning_of
-from .serve_workers import add_worker_options, bound, end_with_the_gateway, run_gateway
+from .serve_workers import (
+    add_worker_options,
+    bound,
+    end_with_the_gateway,
+    reuse_address,
+    run_gateway,
+)
 
 EPILOG = """examples:
   minilora serve                                     the shipped base and the adapters of ./hub
   minilora serve --adapter naval=mine/adapter        one more, from a folder
   curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
     -d '{"model": "naval", "messages": [{"role": "user", "content": "Status?"}]}'"""
+
+
+LEAST = {"slots": 1, "max_rank": 1, "memory": 1, "grace": 0, "answer_cache": 0}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +81,7 @@ def run(options: argparse.Namespace) -> int:
         return run_keys(options)
     if options.action == "experiment":
         return run_experiment(options)
+    check_options(options)
     try:
         import uvicorn
 
@@ -98,6 +109,7 @@ def run(options: argparse.Namespace) -> int:
 
         async def startup(self, sockets: Any = None) -> None:
             """Listen, then say so."""
+            reuse_address(place)
             await super().startup(sockets)
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]
@@ -118,6 +130,28 @@ def run(options: argparse.Namespace) -> int:
     Server(config).run([place])
     say("stopped")
     return 0
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise ``ValueError``, before a base is loaded, for numbers and folders that cannot serve."""
+    for name, least in LEAST.items():
+        if not getattr(options, name) >= least:
+            option, given = name.replace("_", "-"), getattr(options, name)
+            raise ValueError(f"--{option}: expected at least {least}, got {given}")
+    if options.hub.exists() and not options.hub.is_dir():
+        raise ValueError(f"--hub: expected a hub's folder, got the file {options.hub}")
+    for name in ("state", "jobs", "feedback"):
+        folder = getattr(options, name)
+        if folder is None:
+            continue
+        above = next(each for each in (folder, *folder.parents) if each.exists())
+        if not above.is_dir():
+            raise ValueError(f"--{name}: expected a folder, got {folder}, and {above} is a file")
+        as_whom = {"effective_ids": os.access in os.supports_effective_ids}
+        if not os.access(above, os.W_OK | os.X_OK, **as_whom):
+            raise ValueError(
+                f"--{name}: {above} cannot be written; choose another folder, or change its rights"
+            )
 
 
 def say(text: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import os
 import signal
 import socket
@@ -62,25 +63,40 @@ def end_with_the_gateway() -> None:
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A socket on that port, which does not listen yet; of a name, its IPv4 address.
+    """A socket that has the port for itself, and does not listen yet; of a name, its IPv4 address.
 
-    Raises ``ValueError`` where a server listens there. One that is still loading is met later.
+    Raises ``ValueError`` where another server has the port, also one that is still loading: with
+    ``SO_REUSEADDR`` on both, Linux would let the two wait side by side until one listens.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     place = socket.socket(family, socket.SOCK_STREAM)
     try:
-        if os.name == "posix":  # else a port waits for a minute after its last server
-            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             place.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        place.bind((host, port))
+        try:
+            place.bind((host, port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or os.name != "posix":
+                raise
+            reuse_address(place, True)  # it may have had its last server within this minute
+            place.bind((host, port))
+            reuse_address(place, False)
     except (OSError, OverflowError) as error:
         place.close()
-        why = getattr(error, "strerror", None) or error
-        unknown = isinstance(error, socket.gaierror)
-        free = "--host takes an address of this machine" if unknown else "--port 0 takes any free"
-        raise ValueError(f"cannot listen on port {port} of {host}: {why}; {free}") from None
+        why = getattr(error, "strerror", None) or str(error).rstrip(".")
+        advice = "--port 0 takes any free"
+        if isinstance(error, socket.gaierror):
+            advice = "--host takes an address of this machine"
+        elif getattr(error, "errno", None) == errno.EADDRINUSE:
+            advice = f"another server runs there, or is loading: stop it, or {advice}"
+        raise ValueError(f"cannot listen on port {port} of {host}: {why}; {advice}") from None
     return place
+
+
+def reuse_address(place: socket.socket, yes: bool = True) -> None:
+    """Before it listens: else the port, once the server has ended, is closed for a minute."""
+    if os.name == "posix":  # elsewhere the option means that two may listen at once
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(yes))
 
 
 def services_of(options: argparse.Namespace) -> list[tuple[list[str], str]]:
@@ -120,6 +136,7 @@ async def serve(options: argparse.Namespace, place: socket.socket) -> None:
 
         async def startup(self, sockets: Any = None) -> None:
             """Listen, then say so."""
+            reuse_address(place)
             await super().startup(sockets)
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]

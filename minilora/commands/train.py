@@ -25,7 +25,7 @@ from typing import Any
 
 from .hub_names import adapter_folder, check_push, push_trained
 from .method_options import config_of, for_steps
-from .options import check_device
+from .options import check_device, check_out
 from .train_options import (
     add_options,
     check_adapter,
@@ -72,6 +72,7 @@ def run_together(options: argparse.Namespace, ranks: Any) -> int:
 
     if options.task == "classify":
         return classify_alone(options, ranks)
+    check_out(options.out)
     parent = check_push(options) if ranks.writes else ""
     again = started_again(options, ranks)  # whatever --resume says: all ranks ask together
     options.resume = options.resume or again

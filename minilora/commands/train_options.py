@@ -94,11 +94,16 @@ def check_half(options: argparse.Namespace, device: str) -> None:
 
 def check_resume(options: argparse.Namespace) -> None:
     """Refuse ``--resume`` where no checkpoint is, before a base is opened."""
+    why = " (--full keeps one only with --checkpoint-every N)" if options.full else ""
+    check_checkpoint(settings_of(options), why)
+
+
+def check_checkpoint(settings: Any, why: str = "") -> None:
+    """Refuse a ``TrainConfig`` that resumes what is not there, in the words of the command."""
     from ..training.run import checkpoint_file
 
-    file = checkpoint_file(settings_of(options))
-    if options.resume and file is not None and not file.is_file():
-        why = " (--full keeps one only with --checkpoint-every N)" if options.full else ""
+    file = checkpoint_file(settings)
+    if settings.resume and file is not None and not file.is_file():
         raise ValueError(f"nothing to resume: {file} does not exist{why}: start without --resume")
 
 

@@ -90,8 +90,13 @@ def write_adapter_files(
 ) -> None:
     """Write both files through the states above, and the model card (model_card.py) after them.
 
-    ``base`` is a fingerprint for the metadata. Equal adapters are equal bytes.
+    ``base`` is a fingerprint for the metadata. Equal adapters are equal bytes. Raises
+    ``ValueError`` for values that are not finite.
     """
+    if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        name = bad[0].removeprefix(PREFIX)
+        why = "the training diverged, or a sum overflowed"
+        raise ValueError(f"{name} holds values that are not finite: {why}")
     text = json_text(config)
     metadata = {META_CONFIG: json.dumps(config), META_BASE: json.dumps(dict(base))}
     content = packed(tensors, {"format": "pt", **metadata})
@@ -164,6 +169,8 @@ def config_version(folder: Path) -> tuple[bytes | None, tuple[int, int] | None]:
             return file.read(), (status.st_ino, status.st_mtime_ns)
     except FileNotFoundError:
         return None, None
+    except NotADirectoryError:
+        raise ValueError(f"{folder} is a file: expected an adapter's folder") from None
     except OSError as error:
         raise ValueError(f"{folder / CONFIG} cannot be read: {error}") from error
 

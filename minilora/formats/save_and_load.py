@@ -88,9 +88,6 @@ def save_adapter(
     if plain:
         rank, alpha, tensors = plain_tensors(model)
         ranks, alphas = dict.fromkeys(ranks, rank), dict.fromkeys(alphas, alpha)
-    if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        name = bad[0].removeprefix(PREFIX)
-        raise ValueError(f"{name} holds values that are not finite: the training diverged")
     lora_dropout, use_rslora, use_dora = kinds.pop()
     names = [name for name, _ in layers]
     r, rank_pattern = common_and_others(ranks)
@@ -168,9 +165,6 @@ def save_method(model: nn.Module, folder: Path, plain: bool, card: Sections | No
     if plain:
         raise ValueError(f"plain=True writes plain LoRA: {layers[0][0]} has no A and B to write so")
     said, tensors = method_contents(layers, partial(short_names, model))
-    if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
-        name = bad[0].removeprefix(PREFIX)
-        raise ValueError(f"{name} holds values that are not finite: the training diverged")
     config = {
         "task_type": task_type(model),
         "base_model_name_or_path": base_name(model),

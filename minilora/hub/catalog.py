@@ -26,8 +26,10 @@ class Catalog:
     """A hub's folder, to read; ``store.Hub`` adds the changes, and says what the arguments are."""
 
     def __init__(self, folder: str | Path, tenant: str = "default", creator: str | None = None):
-        check_name(tenant)
+        check_name(tenant, "a tenant")
         self.folder, self.tenant = Path(folder), tenant
+        if self.folder.is_file():
+            raise ValueError(f"{folder} is a file: expected a hub's folder")
         self.creator = getpass.getuser() if creator is None else creator
         self.blobs = Blobs(self.folder / "blobs")
         self.taught: tuple[int, dict[str, str]] | None = None  # for the router, as of an event

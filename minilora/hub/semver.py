@@ -109,11 +109,11 @@ def parse_spec(spec: str) -> tuple[str, str]:
     return name, wish
 
 
-def check_name(name: str) -> None:
-    """Raise ``ValueError`` unless this can name an adapter."""
+def check_name(name: str, whose: str = "an adapter") -> None:
+    """Raise ``ValueError`` unless this can name an adapter, or a tenant."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise ValueError(
-            f"expected an adapter's name (letters, digits, '.', '_', '-'; at most 64), got {name!r}"
+            f"expected {whose}'s name (letters, digits, '.', '_', '-'; at most 64), got {name!r}"
         )
 
 

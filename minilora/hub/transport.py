@@ -94,6 +94,8 @@ def read_parcel(file: Path) -> Parcel:
             return collect(content, lambda sha, size: member(f"blobs/{sha}", size), str(file))
     except FileNotFoundError:
         raise ValueError(f"{file} does not exist") from None
+    except IsADirectoryError:
+        raise ValueError(f"{file} is a folder: expected the file of an exported adapter") from None
     except ValueError:
         raise  # which is a sentence already
     except Exception as error:  # zipfile's own, and what decompressors and ciphers raise

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, File, Form, Query, Request, UploadFile
 from fastapi.responses import Response
 
-from ..serving.access import Caller, StrictRoute
+from ..serving.access import Caller, StrictRoute, body_of_at_most
 from ..serving.audit import noted
 from ..serving.refusals import Refused
 from ..serving.replies import ERRORS
@@ -27,7 +27,7 @@ from .fine_tuning import FineTuning, name_of
 from .forecast import Limits
 from .queue import Queue
 
-MOST_BYTES = 100_000_000  # of an uploaded file
+MOST_BYTES = 100_000_000  # of a file that is uploaded, with its form
 PURPOSES = ("fine-tune",)
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 
@@ -60,7 +60,8 @@ def fine_tuning_router(
 def add_files(router: APIRouter, tuning: FineTuning) -> None:
     """``/v1/files``."""
 
-    @router.post("/v1/files", max_body_size=MOST_BYTES)
+    @router.post("/v1/files")
+    @body_of_at_most(MOST_BYTES)
     def create(
         caller: Caller, file: Annotated[UploadFile, File()], purpose: Annotated[str, Form()]
     ) -> dict[str, Any]:
@@ -118,10 +119,10 @@ def add_jobs(router: APIRouter, tuning: FineTuning) -> None:
     def create(asked: CreateJob, request: Request, caller: Caller) -> dict[str, Any]:
         """Queue a job."""
         key = request.headers.get("idempotency-key", "")[:200]
-        again = bool(key) or request.headers.get("x-stainless-retry-count", "0") != "0"
+        is_retry = bool(key) or request.headers.get("x-stainless-retry-count", "0") != "0"
         name = asked.suffix or asked.model
         with noted(tuning.service.audit, caller, request.state.request_id, "fine-tune", name):
-            return job_object(tuning.create(asked, caller, key, again))
+            return job_object(tuning.create(asked, caller, key, is_retry))
 
     @router.post("/v1/fine_tuning/forecast")
     def forecast(asked: CreateJob, caller: Caller) -> dict[str, Any]:
@@ -133,54 +134,57 @@ def add_jobs(router: APIRouter, tuning: FineTuning) -> None:
         request: Request, caller: Caller, after: str | None = None, limit: Limit = 20
     ) -> dict[str, Any]:
         """A tenant's jobs, the newest first; ``metadata[key]=value`` filters."""
-        asked = request.query_params.multi_items()
-        wanted = {k[9:-1]: v for k, v in asked if k.startswith("metadata[") and k.endswith("]")}
+        metadata = {
+            key[len("metadata[") : -1]: value
+            for key, value in request.query_params.multi_items()
+            if key.startswith("metadata[") and key.endswith("]")
+        }
         jobs = [
             job_object(job)
             for job in tuning.queue.jobs(name_of(caller))
-            if wanted.items() <= (job.request.get("metadata") or {}).items()
+            if metadata.items() <= (job.request.get("metadata") or {}).items()
         ]
         return page(jobs, after, limit)
 
 
 def add_one_job(router: APIRouter, tuning: FineTuning) -> None:
     """``/v1/fine_tuning/jobs/{id}``."""
-    job = "/v1/fine_tuning/jobs/{id}"
+    path = "/v1/fine_tuning/jobs/{id}"
 
-    @router.get(job)
+    @router.get(path)
     def retrieve(id: str, caller: Caller) -> dict[str, Any]:
         """One job."""
         return job_object(tuning.job(id, caller))
 
-    @router.get(job + "/events")
+    @router.get(path + "/events")
     def events(
         id: str, caller: Caller, after: str | None = None, limit: Limit = 20
     ) -> dict[str, Any]:
         """What happened, the newest first."""
-        found = tuning.job(id, caller)
-        said = [event_object(event, found) for event in reversed(tuning.queue.events(id))]
-        return page(said, after, limit)
+        own_job = tuning.job(id, caller)
+        newest_first = [event_object(event, own_job) for event in reversed(tuning.queue.events(id))]
+        return page(newest_first, after, limit)
 
-    @router.get(job + "/checkpoints")
+    @router.get(path + "/checkpoints")
     def checkpoints(
         id: str, caller: Caller, after: str | None = None, limit: Limit = 10
     ) -> dict[str, Any]:
         """What can be asked of what it made."""
-        found = tuning.job(id, caller)
-        made = checkpoint_objects(found) if found.status == "succeeded" else []
-        return page(made, after, limit)
+        own_job = tuning.job(id, caller)
+        objects = checkpoint_objects(own_job) if own_job.status == "succeeded" else []
+        return page(objects, after, limit)
 
-    @router.post(job + "/cancel")
+    @router.post(path + "/cancel")
     def cancel(id: str, caller: Caller) -> dict[str, Any]:
         """End it."""
         return tuning.change(tuning.queue.cancel, id, caller)
 
-    @router.post(job + "/pause")
+    @router.post(path + "/pause")
     def pause(id: str, caller: Caller) -> dict[str, Any]:
         """Stop it for a while."""
         return tuning.change(tuning.queue.pause, id, caller)
 
-    @router.post(job + "/resume")
+    @router.post(path + "/resume")
     def resume(id: str, caller: Caller) -> dict[str, Any]:
         """Let it go on."""
         return tuning.change(tuning.queue.resume, id, caller)

@@ -51,6 +51,8 @@ class Claims:
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = time.monotonic,
     ):
+        if not lease > 0:
+            raise ValueError(f"lease: expected a positive number of seconds, got {lease}")
         self.folder, self.lease, self.tries = Path(folder), lease, tries
         self.clock, self.steady = clock, steady
         self.watched: dict[str, tuple[int, int, float]] = {}  # job: fence, beats, since when

@@ -38,10 +38,18 @@ TRIAL = 3  # steps: the first makes AdamW's moments, the second is measured, the
 
 @dataclass(frozen=True)
 class Limits:
-    """What one job may use: bytes of ``memory`` (None: what the machine has), ``seconds``."""
+    """What one job may use: bytes of ``memory`` (None: what the machine has), ``seconds``.
+
+    Raises ``ValueError`` for what is not positive.
+    """
 
     memory: int | None = None
     seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value is not None and not value > 0:
+                raise ValueError(f"a job's {name} must be a positive number, got {value}")
 
     def bytes(self, device: str) -> int:
         """The memory that counts for a device."""

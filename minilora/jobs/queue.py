@@ -153,8 +153,11 @@ class Queue(Claims):
         bytes: int | None = None,
     ) -> None:
         """How many unfinished jobs, seconds of work and bytes of files a tenant may have; None: any
-        number.
+        number. Raises ``ValueError`` for a negative one.
         """
+        for name, value in (("jobs", jobs), ("seconds", seconds), ("bytes", bytes)):
+            if value is not None and not value >= 0:
+                raise ValueError(f"{name}: expected at least 0, or None, got {value}")
         with JOBS.writing(self.folder) as db:
             values = tenant, jobs, seconds, bytes
             db.execute("insert or replace into quota values (?, ?, ?, ?)", values)

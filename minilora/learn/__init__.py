@@ -8,9 +8,11 @@ In reading order:
     short.py            the short form, for tests
     run.py              a lesson from start to end, in a process of its own
     checking.py         what a checker is made of: random cases, a comparison, a sentence
+    answers.py          the verdict on an answer; mistakes that are known are named
     judge.py            a learner's answer, in its own process, with a limit
     source_parts.py     a function of a file, and what else of the file it uses
     pieces.py           one file of pieces from earlier lessons
+    peers.py            PEFT and transformers without their notes
     workspace.py        the learner's folder        record.py     progress in it
     terminal.py         the console                 exercise.py   an answer judged and recorded
     quiz.py             old questions between new lessons
@@ -34,7 +36,8 @@ from typing import TYPE_CHECKING
 from ..lazy import lazy_imports
 
 if TYPE_CHECKING:
-    from .checking import Wrong, cases, check, close, forbid
+    from .answers import check
+    from .checking import Wrong, cases, close, forbid
     from .figures import show
     from .short import full_or_short, is_short
 

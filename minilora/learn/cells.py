@@ -53,6 +53,11 @@ class Cell:
         return call["name"] if call else ""
 
     @property
+    def is_stub(self) -> bool:
+        """Whether an exercise is to be written; else it is a broken function, to be repaired."""
+        return "NotImplementedError" in self.text
+
+    @property
     def segments(self) -> list[tuple[str, bool]]:
         """The code in parts, each with whether it only draws the picture.
 

@@ -1,4 +1,4 @@
-"""The parts of a checker: ``Wrong``, ``cases``, ``close``, ``forbid``; and a lesson's ``check``.
+"""The parts of a checker: ``Wrong``, ``cases``, ``close``, ``forbid``.
 
 A checker tries an answer on random cases and compares it with an independent oracle:
 
@@ -18,9 +18,7 @@ import ast
 import functools
 import inspect
 import textwrap
-import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -208,9 +206,9 @@ def forbid(answer: Callable[..., Any], *names: str, loops: bool = False) -> None
     through, and so is a loop in a helper of the learner's own.
 
     >>> forbid(is_plain, "svd")
-    >>> forbid(describe_error, "extract_tb")
+    >>> forbid(close, "argmax")
     Traceback (most recent call last):
-    minilora.learn.checking.Wrong: line ... of your function, ...: the rule here is no extract_tb
+    minilora.learn.checking.Wrong: line ... of your function, ...: the rule here is no argmax
     """
     try:
         source = textwrap.dedent(inspect.getsource(answer))
@@ -225,56 +223,3 @@ def forbid(answer: Callable[..., Any], *names: str, loops: bool = False) -> None
             text = source.splitlines()[line - 1].strip()
             rule = "no loop" if looping else f"no {name}"
             raise Wrong(f"line {line} of your function, `{text}`: the rule here is {rule}")
-
-
-def check(function: Callable[..., Any]) -> None:
-    """Print the verdict of its exercise's checker on the learner's function; never raises.
-
-    >>> def fly(): ...
-    >>> check(fly)
-    fly: no exercise of the course has this name
-    """
-    from .course import find_exercise, load_checks
-
-    name = function.__name__
-    file = file_of(function)
-    lesson = find_exercise(name)
-    if lesson is None and file is not None:  # a lesson of your own
-        lesson = find_exercise(name, file.parent)
-    if lesson is None:
-        print(f"{name}: no exercise of the course has this name")
-        return
-    status, message = judge_answer(getattr(load_checks(lesson), f"check_{name}"), function)
-    print(f"{name}: {status}" + (f". {message}" if message else ""))
-
-
-def judge_answer(checker: Callable[[Any], Any], answer: Callable[..., Any]) -> tuple[str, str]:
-    """A checker's verdict on an answer: ("passed", "to do", "wrong" or "error", message).
-
-    A checker that has something to say of an answer that passes returns it.
-    """
-    try:
-        note = checker(answer)
-    except NotImplementedError:
-        return "to do", ""
-    except Wrong as error:
-        return "wrong", str(error)
-    except Exception as error:
-        return "error", describe_error(error, file_of(answer))
-    return "passed", note or ""
-
-
-def file_of(function: Callable[..., Any]) -> Path | None:
-    """The file that a function was written in; None for one that Python did not compile."""
-    code = getattr(function, "__code__", None)
-    return Path(code.co_filename) if code else None
-
-
-def describe_error(error: BaseException, file: Path | None) -> str:
-    """An exception in a learner's terms: its kind, its message and the line of their file."""
-    raised = f"raised {type(error).__name__}" + (f": {error}" if str(error) else "")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [frame for frame in frames if file is not None and Path(frame.filename) == file]
-    if own:
-        return f"your line {own[-1].lineno}, `{own[-1].line}`, {raised}"
-    return f"your function {raised}"

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from ..files import write_json
+from .answers import describe_error, judge_exercise
 from .cells import Lesson
-from .checking import describe_error, judge_answer
-from .course import load_checks, load_module
+from .course import load_module
 from .run import child_environment, limit_processor
 
 LIMIT = 60.0
@@ -128,14 +128,13 @@ class LastPart(io.StringIO):
 
 def import_and_judge(lesson: Path, name: str, file: Path) -> Verdict:
     """Import a learner's file and check one exercise, in the process that ``judge_file`` starts."""
-    checker = getattr(load_checks(lesson), f"check_{name}")
     printed = LastPart()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         try:
             answer = getattr(load_module(file), name, None)
             if not callable(answer):
                 return Verdict("error", f"{file.name} has no function {name}")
-            status, message = judge_answer(checker, answer)
+            status, message = judge_exercise(lesson, name, answer)
         except SyntaxError as error:
             return describe_syntax(error, file)
         except SystemExit:

@@ -6,14 +6,17 @@ is shown as the code that computes it. Predictions and hints fold away.
 
 from __future__ import annotations
 
+import ast
 import base64
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
 from ..files import write_json
 from .cells import NUMBER, Cell, Lesson
 from .drawings import draw_lora
+from .pieces import needed_pieces
 
 
 def write_notebook(lesson: Lesson, path: Path) -> Path:
@@ -44,8 +47,31 @@ def make_cells(lesson: Lesson, index: int, cell: Cell) -> list[dict[str, Any]]:
         parts = enumerate(cell.segments)
         return [code_cell(lesson, f"{index} {n}", text, folds) for n, (text, folds) in parts]
     if cell.kind == "exercise":
-        return [code_cell(lesson, f"{index}", cell.text)]
+        return [code_cell(lesson, f"{index}", with_own_pieces(cell.text))]
     return [prose_cell(lesson, index, cell)]
+
+
+def with_own_pieces(stub: str) -> str:
+    """A stub, and above it the functions of earlier lessons that it asks for.
+
+    In the same cell, as of other cells a grader takes functions only (submissions.py).
+
+    >>> print(with_own_pieces("# pieces: merge_once\\ndef adapter(x): ..."))
+    # pieces: merge_once
+    from minilora.learn.workspace import own_piece  # or the course's
+    <BLANKLINE>
+    merge_once = own_piece("merge_once")
+    <BLANKLINE>
+    <BLANKLINE>
+    def adapter(x): ...
+    """
+    names = needed_pieces(stub)
+    if not names:
+        return stub
+    line, _, rest = stub.partition("\n")
+    source = "from minilora.learn.workspace import own_piece  # or the course's"
+    pieces = "\n".join(f'{name} = own_piece("{name}")' for name in names)
+    return f"{line}\n{source}\n\n{pieces}\n\n\n{rest}"
 
 
 def cell_id(lesson: Lesson, place: str) -> str:
@@ -70,9 +96,9 @@ def prose_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
     cell_text = cell.text.replace(
         "](lora.svg)", f"](data:image/svg+xml;base64,{encoded_drawing()})"
     )
-    text = NUMBER.sub(lambda number: f"`{number['inside'].strip()}`", cell_text)
+    text = NUMBER.sub(uncomputed, cell_text)
     if cell.kind == "predict":
-        question = NUMBER.sub("", cell.question)
+        question = NUMBER.sub(uncomputed, cell.question)
         answer = folded("the answer is computed by", f"`{cell.answer}`")
         text = f"**Predict.** {question}\n\n{answer}"
     if cell.kind == "hints":
@@ -83,6 +109,19 @@ def prose_cell(lesson: Lesson, index: int, cell: Cell) -> dict[str, Any]:
         "metadata": {},
         "source": lines(text),
     }
+
+
+def uncomputed(number: re.Match[str]) -> str:
+    """A ``{{ number }}`` that nobody has computed: a literal as it is, else its code.
+
+    >>> NUMBER.sub(uncomputed, "rate {{ 0.001 }}, {{ STEPS }} steps, {{ loss:.2f }} nats")
+    'rate 0.001, `STEPS` steps, `loss:.2f` nats'
+    """
+    inside = number["inside"].strip()
+    try:
+        return str(ast.literal_eval(inside))
+    except (ValueError, SyntaxError):
+        return f"`{inside}`"
 
 
 def encoded_drawing() -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import io
+import itertools
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ SPELLED = {
 }  # fmt: skip
 WIDEST = 100
 THEME = "ansi_dark"  # of the terminal's own colours
+HANG = 4  # columns further right, where a line of code goes on
 BAR = "  │ "  # before each line of a cell's output
 
 
@@ -83,12 +85,44 @@ def prose(text: str) -> Any:
 
 
 def code(text: str) -> Any:
-    """Highlighted Python in the terminal's own colours, indented, with long lines wrapped."""
+    """Highlighted Python in the terminal's own colours, indented; ``hung`` wraps long lines."""
     from rich.padding import Padding
     from rich.syntax import Syntax
 
-    drawn = Syntax(text, "python", theme=THEME, word_wrap=True, background_color="default")
-    return Padding(drawn, (0, 0, 0, 2))
+    class Code:
+        """Lines that know the width only when they are drawn."""
+
+        def __rich_console__(self, console: Any, options: Any) -> Any:
+            drawn = Syntax("", "python", theme=THEME, background_color="default")
+            in_docstring = False
+            for line in drawn.highlight(text.rstrip("\n")).split("\n"):
+                quotes = line.plain.count('"""')
+                yield from hung(line, options.max_width, 0 if in_docstring or quotes else HANG)
+                in_docstring ^= quotes % 2 == 1
+
+    return Padding(Code(), (0, 0, 0, 2))
+
+
+def hung(line: Any, width: int, further: int = HANG) -> list[Any]:
+    """A line of code as rows of at most ``width``; those after the first stand ``further`` right.
+
+    >>> from rich.text import Text
+    >>> for row in hung(Text("    history = train(model, task, steps=72)"), 30):
+    ...     print(row)
+        history = train(model,
+            task, steps=72)
+    """
+    from rich.text import Text
+
+    start = len(line.plain) - len(line.plain.lstrip())
+    hang = " " * (start + further)
+    settings: Any = dict.fromkeys(("drop_whitespace", "replace_whitespace"), False)
+    settings |= {"expand_tabs": False, "break_on_hyphens": False, "subsequent_indent": hang}
+    pieces = textwrap.wrap(line.plain, width, **settings) or [""]
+    lengths = [len(pieces[0]), *(len(piece) - len(hang) for piece in pieces[1:])]
+    first, *rest = line.divide(list(itertools.accumulate(lengths))[:-1])
+    first.rstrip()
+    return [first, *(Text(hang) + part[len(part) - len(part.plain.lstrip()) :] for part in rest)]
 
 
 def folded(text: str) -> str:

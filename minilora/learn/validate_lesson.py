@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .answers import judge_answer
 from .cells import Cell, Lesson, parse_lesson
-from .checking import judge_answer
 from .course import load_checks, load_solutions
 from .run import run_apart
 
@@ -28,6 +28,7 @@ ONCE = ("Explain", "Break it", *CLOSING)
 SLACK = 3  # times the budget, on a noisy machine
 LINES = 320  # of at most 100 columns
 LISTED = 78  # columns of a listing in a terminal of 80
+IMPORTS = {"torch": "import torch", "np": "import numpy as np", "math": "import math"}
 RESULT = re.compile(r"\d+\.\d+|\d+ ?%")
 FROM_A_PAPER = re.compile(r"arxiv|table|section|§|appendix|equation|figure|paper", re.IGNORECASE)
 
@@ -60,6 +61,17 @@ def check_anatomy(lesson: Lesson) -> Iterator[str]:
             yield f"{name} has no hints"
         if name not in checked:
             yield f"no code cell is just check({name})"
+    yield from missing_imports(lesson)
+
+
+def missing_imports(lesson: Lesson) -> Iterator[str]:
+    """Modules that a hint uses and no exercise imports: a learner's file has the exercises only."""
+    exercises = "\n".join(cell.text for cell in lesson.exercises.values())
+    for name in lesson.exercises:
+        hints = " ".join(lesson.hints(name))
+        for module, line in IMPORTS.items():
+            if re.search(rf"\b{module}\.", hints) and line not in exercises:
+                yield f"a hint of {name} uses {module}: its cell must begin with `{line}`"
 
 
 def literal_results(text: str) -> list[str]:
@@ -137,7 +149,7 @@ def check_exercise(lesson: Lesson, cell: Cell) -> Iterator[str]:
     namespace: dict[str, Any] = {}
     exec(cell.text, namespace)
     status, message = judge_answer(checker, namespace[cell.name])
-    given = "to do" if "NotImplementedError" in cell.text else "wrong"  # a stub, or a broken one
+    given = "to do" if cell.is_stub else "wrong"
     if status != given:
         yield f"{cell.name}: the stub is '{status}' ({message}), expected '{given}'"
     status, message = judge_answer(checker, solution)

@@ -189,8 +189,7 @@ class Walk:
             return
         file = open_answer_file(self.lesson, self.folder)
         entry = self.record.exercise(self.lesson.slug, name)
-        empty = "NotImplementedError" in self.lesson.exercises[name].text
-        verb = "Write" if empty else "Repair"
+        verb = "Write" if self.lesson.exercises[name].is_stub else "Repair"
         self.say(f"{verb} [bold]{name}[/] in [bold]{file}[/]; save it, then press Enter.")
         while True:
             key = self.ask("Enter checks · h hint · s skip · r reveal · q leave").lower()

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 from ..files import write_text
 from .cells import Lesson
-from .pieces import gather_pieces, needed_pieces
+from .pieces import gather_pieces, needed_pieces, own_machine
 
 FOLDER = Path("minilora-lessons")
 WORKING: ContextVar[Path] = ContextVar("WORKING", default=FOLDER)
@@ -56,6 +57,18 @@ def with_pieces(stub: str, text: str, folder: Path) -> str:
     """A stub, with the functions above it that it asks for and the file does not have."""
     names = [name for name in needed_pieces(stub) if f"def {name}(" not in text]
     return f"{gather_pieces(names, folder)}\n\n{stub}" if names else stub
+
+
+def own_piece(name: str) -> Callable[..., Any]:
+    """The learner's function of an earlier exercise, or the course's while it is to do.
+
+    A notebook asks for it above an exercise that needs it.
+
+    >>> own_piece("largest_rank")([(128, 64)], 1920)
+    10
+    """
+    machine, _ = own_machine(name, learners_folder())
+    return getattr(machine, name)  # type: ignore[no-any-return]
 
 
 def write_solutions(lesson: Lesson, folder: Path, earned: Collection[str]) -> Path:

@@ -21,21 +21,27 @@ def fetch_wheel(package: str, place: Path) -> Path:
 
 def fetch_npm(package: str, place: Path) -> Path:
     """The archive of a package from npm. Raises ``OSError``."""
-    command = ["npm", "pack", "--silent", "--pack-destination", str(place), package]
+    command = ["npm", "pack", "--loglevel=error", "--pack-destination", str(place), package]
     run(command, f"npm could not fetch {package}")
     return next(place.glob("*.tgz"))
 
 
 def run(command: Sequence[str], failed: str) -> None:
-    """Run a package manager. Raises ``OSError`` with the end of its messages.
+    """Run a package manager. Raises ``OSError`` with its own words, the middle of long ones cut.
 
     >>> run([sys.executable, "-c", "exit('no such package')"], "pip could not download x")
     Traceback (most recent call last):
     OSError: pip could not download x: no such package
     """
-    done = subprocess.run(command, capture_output=True, text=True)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise OSError(f"{failed}: {command[0]} is not installed") from error
     if done.returncode:
-        raise OSError(f"{failed}: {done.stderr.strip()[-300:]}")
+        words = " ".join(done.stderr.split())
+        if len(words) > 600:  # npm says why first, pip last
+            words = f"{words[:300]} … {words[-300:]}"
+        raise OSError(f"{failed}: {words}")
 
 
 def check_sha256(content: bytes, expected: str, where: str) -> None:

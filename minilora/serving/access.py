@@ -12,8 +12,8 @@ what (RFC 8259, section 4: names "SHOULD be unique"). Here it is an error, and s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, HTTPException
 from fastapi.routing import APIRoute
@@ -23,23 +23,23 @@ from starlette.responses import Response
 
 from .refusals import Refused
 
-MOST_BYTES = 8_000_000  # of a body
+MOST_BYTES = 8_000_000  # of a body, where the endpoint does not say
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
 
 class StrictRequest(Request):
     """A request whose JSON has each name once, and whose body is not too long."""
 
-    async def body(self) -> bytes:
-        """The body. Raises ``HTTPException`` (413) as soon as it is too long."""
-        if not hasattr(self, "_body"):  # where starlette's class keeps it
-            pieces, size = [], 0
-            async for piece in self.stream():
-                pieces.append(piece)
-                size += len(piece)
-                if size > MOST_BYTES:
-                    raise HTTPException(413, f"expected a body of at most {MOST_BYTES:,} bytes")
-            self._body = b"".join(pieces)
-        return self._body
+    most = MOST_BYTES
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """The body's pieces, which all else reads; ``HTTPException`` (413) once it is too long."""
+        size = 0
+        async for piece in super().stream():
+            size += len(piece)
+            if size > self.most:
+                raise HTTPException(413, f"expected a body of at most {self.most:,} bytes")
+            yield piece
 
     async def json(self) -> Any:
         """The body. Raises ``json.JSONDecodeError`` and ``HTTPException``, which FastAPI knows."""
@@ -93,11 +93,28 @@ class StrictRoute(APIRoute):
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, given a ``StrictRequest``."""
         handle = super().get_route_handler()
+        most = getattr(self.endpoint, "most_bytes", MOST_BYTES)
 
         async def strictly(request: Request) -> Response:
-            return await handle(StrictRequest(request.scope, request.receive))
+            strict = StrictRequest(request.scope, request.receive)
+            strict.most = most
+            return await handle(strict)
 
         return strictly
+
+
+def body_of_at_most(most: int) -> Callable[[Endpoint], Endpoint]:
+    """Say of an endpoint how many bytes it takes, below ``@router.post``.
+
+    >>> body_of_at_most(100)(lambda: None).most_bytes
+    100
+    """
+
+    def say(endpoint: Endpoint) -> Endpoint:
+        endpoint.most_bytes = most  # type: ignore[attr-defined]
+        return endpoint
+
+    return say
 
 
 async def caller_of(request: Request) -> Any:

@@ -67,8 +67,8 @@ class AnswerCache:
         if request.sampling.temperature > 0 or finished.reason not in ("stop", "length"):
             return
         logprobs = tuple(answer.logprobs)
-        nbytes = 500 + len(finished.text.encode()) + 40 * len(finished.ids)
-        nbytes += sum(100 + 100 * len(each.top) for each in logprobs)
+        nbytes = 1000 + len(finished.text.encode()) + 40 * len(finished.ids)
+        nbytes += sum(180 + 120 * len(each.top) for each in logprobs)
         if nbytes > self.memory:
             return
         key, tenant = key_of(request, self.base), request.tenant

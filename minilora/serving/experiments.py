@@ -159,24 +159,24 @@ class Experiments:
             raise ValueError(f"expected a score from 0 (bad) to 1 (good), got {score!r}")
         key = (tenant, request)
         with DATABASE.writing(self.folder) as db:
-            shown = db.execute(
+            exposure = db.execute(
                 "select experiment, arm from exposure where (tenant, request) = (?, ?)", key
             ).fetchone()
-            if shown is None:
+            if exposure is None:
                 return None
             db.execute(
                 "insert or ignore into outcome values (null, ?, ?, ?, ?)",
                 (*key, score, time.time()),
             )
-            (kept,) = db.execute(
+            (first_score,) = db.execute(
                 "select score from outcome where (tenant, request) = (?, ?)", key
             ).fetchone()
-            if kept != score:
+            if first_score != score:
                 raise ValueError(
-                    f"request {request!r} has the score {kept:g} already, got {score:g}"
+                    f"request {request!r} has the score {first_score:g} already, got {score:g}"
                 )
-            self.judge(db, shown[0])
-        return shown
+            self.judge(db, exposure[0])
+        return exposure
 
     def judge(self, db: Any, name: str) -> None:
         """Note arms that are shown to be worse than the control: E ≥ 1/α, one-sided."""
@@ -201,10 +201,10 @@ class Experiments:
 
     def compared(self, db: Any, experiment: Experiment, points: int = 0) -> list[Comparison]:
         """``compare`` of what the log holds."""
-        seen = "select arm, count(distinct unit) from exposure where experiment = ? group by arm"
-        users = dict(db.execute(seen, (experiment.name,)).fetchall())
-        out = {arm: e for arm, (e, _) in verdicts(db, experiment).items()}
-        return compare(experiment, users, first_outcomes(db, experiment), points, out)
+        query = "select arm, count(distinct unit) from exposure where experiment = ? group by arm"
+        users = dict(db.execute(query, (experiment.name,)).fetchall())
+        verdict_of = {arm: e for arm, (e, _) in verdicts(db, experiment).items()}
+        return compare(experiment, users, first_outcomes(db, experiment), points, verdict_of)
 
     def outcomes(self, name: str) -> list[tuple[str, float]]:
         """(arm, score) of each user's first outcome, in the order in which they came."""
@@ -223,21 +223,21 @@ class Experiments:
 
 def first_outcomes(db: Any, experiment: Experiment) -> list[tuple[str, float]]:
     """(arm, score) of each user's first outcome, of an arm with a verdict until then."""
-    ends = {arm: at for arm, (_, at) in verdicts(db, experiment).items()}
+    verdict_at = {arm: at for arm, (_, at) in verdicts(db, experiment).items()}
     rows = db.execute(FIRST_OUTCOMES, (experiment.name,)).fetchall()
     control = next(iter(experiment.arms))
-    left = {  # an arm that was ahead of the control gains no pairs after its verdict
+    pairs_left = {  # an arm that was ahead of the control gains no pairs after its verdict
         arm: sum(other == control and at <= end for other, _, at, _ in rows)
-        for arm, end in ends.items()
+        for arm, end in verdict_at.items()
     }
-    kept = []
+    counted = []
     for arm, score, at, _ in rows:
-        if arm in left:
-            if at > ends[arm] or not left[arm]:
+        if arm in pairs_left:
+            if at > verdict_at[arm] or not pairs_left[arm]:
                 continue
-            left[arm] -= 1
-        kept.append((arm, score))
-    return kept
+            pairs_left[arm] -= 1
+        counted.append((arm, score))
+    return counted
 
 
 def verdicts(db: Any, experiment: Experiment) -> dict[str, tuple[float, float]]:

@@ -28,7 +28,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from .refusals import Refused, wait_first
-from .relay import OWN_HOP, Headers, Relay, Unanswered
+from .relay import OWN_HOP, Headers, Relay, Unanswered, kept_headers
 from .upstreams import Upstream, candidates, of_domain
 
 MOST_BYTES = 64_000_000
@@ -173,7 +173,7 @@ class Gateway:
             self.loads.pop(name, None)
             if path == LOAD:
                 self.loads[name] = headers, body
-        return Response(answer.content, answer.status_code, dict(answer.headers))
+        return Response(answer.content, answer.status_code, kept_headers(answer))
 
 
 async def read(request: Request) -> bytes:
@@ -209,7 +209,7 @@ async def merged_metrics(upstreams: Sequence[Upstream], headers: Headers) -> Res
     for upstream in upstreams:
         answer = await upstream.client.get(f"{upstream.address}/metrics", headers=headers)
         if answer.status_code != 200:
-            return Response(answer.content, answer.status_code, dict(answer.headers))
+            return Response(answer.content, answer.status_code, kept_headers(answer))
         for family in text_string_to_metric_families(answer.text):
             head = [f"# HELP {family.name} {family.documentation}"]
             head.append(f"# TYPE {family.name} {family.type}")

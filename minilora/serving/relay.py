@@ -95,7 +95,7 @@ class Relay:
             piece: bytes | None = await anext(pieces, b"")
             if answer.status_code == 503:
                 whole = (piece or b"") + b"".join([rest async for rest in pieces])
-                raise Unanswered("503", True, Response(whole, 503, dict(answer.headers)))
+                raise Unanswered("503", True, Response(whole, 503, kept_headers(answer)))
             self.begun = True
             await self.begin(answer)
             while piece is not None:
@@ -131,6 +131,11 @@ class Relay:
             raise ConnectionError("the server broke off after the first byte")
         lost = Refused(502, "the server was lost in the middle of this answer", code="server_lost")
         await self.client_send(body_message(event(lost.body()).encode(), more=False))
+
+
+def kept_headers(answer: httpx.Response) -> dict[str, str]:
+    """The headers of an answer that is passed on whole: its length is counted anew."""
+    return {name: value for name, value in answer.headers.items() if name not in OWN_HOP}
 
 
 def body_message(piece: bytes, more: bool) -> Message:

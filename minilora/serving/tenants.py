@@ -198,7 +198,7 @@ class Tenants:
         For a tenant that exists, ``adapters`` and ``limits`` replace what it had, None keeps it,
         and ``admin=True`` makes it one. ``days``: until the key expires. Raises ``ValueError``.
         """
-        check_name(tenant)
+        check_name(tenant, "a tenant")
         if tenant in TAKEN:
             raise ValueError(f"{tenant!r} is a name of the server's own: expected another")
         for name in adapters or ():
@@ -238,7 +238,7 @@ class Tenants:
         shape = KEY.fullmatch(key)
         id, keys = shape[1] if shape else key, {row.id: row for row in self.all_keys()}
         if id not in keys:
-            names = ", ".join(keys) or "none"
+            names = ", ".join(keys) or "none was added yet"
             raise ValueError(f"there is no key {id!r:.80}; {did_you_mean(id, list(keys), names)}")
         session = self.opened()
         assert session is not None

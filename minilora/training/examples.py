@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import read_text
 from ..model.own_forms import question
 
 REQUIRED = ("instruction", "output")
@@ -160,13 +161,8 @@ def load_jsonl(path: str | Path) -> tuple[Example, ...]:
     (Example(instruction='Greet.', output='Ahoy!', input=''),)
     """
     path = Path(path)
-    try:
-        # not splitlines: JSON text may hold U+2028
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: expected one JSON object a line") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+    # not splitlines: JSON text may hold U+2028
+    lines = read_text(path, "one JSON object a line").split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
     examples = tuple(parse_line(line, f"{path}, line {number}") for number, line in numbered)
     if not examples:

@@ -51,7 +51,8 @@ def check_sizes(model: nn.Module, rows: Sequence[Encoded]) -> None:
     """Hold token ids and lengths against the model's tables.
 
     Raises ``ValueError`` for an id without embedding, and for a text longer than a table of learnt
-    positions. A model that computes its positions, as rotary ones do, is warned of.
+    positions, or pushed out of them by a soft prompt. A model that computes its positions, as
+    rotary ones do, is warned of.
     """
     config = getattr(model, "config", None)
     vocab_size = getattr(config, "vocab_size", None)
@@ -64,8 +65,18 @@ def check_sizes(model: nn.Module, rows: Sequence[Encoded]) -> None:
         )
     # transformers calls GPT-2's n_positions by the second name too
     positions = getattr(config, "max_position_embeddings", None)
-    longest = max(len(row.ids) for row in rows) - 1  # the last token is predicted, not read
-    if positions is None or longest <= positions:
+    lengths = [len(row.ids) - 1 for row in rows]  # the last token is predicted, not read
+    if positions is None:
+        return
+    before = sum(part.rows_before for _, part in attached_modules(model))
+    if pushed := [length for length in lengths if length <= positions < length + before]:
+        raise ValueError(
+            f"an example has {max(pushed)} tokens to read, and the adapter puts {before} rows "
+            f"before them, but the model has {positions} positions: lower max_length to "
+            f"{positions - before + 1}, which leaves longer examples out"
+        )
+    longest = max(lengths)
+    if longest <= positions:
         return
     sizes = f"the longest example has {longest} tokens to read, the model has {positions} positions"
     tables = [name for name, module in model.named_modules() if isinstance(module, nn.Embedding)]

@@ -138,7 +138,7 @@ def seen(
         raise FloatingPointError(message) from error
     except RankLost as error:  # the weights are those of the last step that all ranks took
         saved = run.ranks.writes and checkpoints_of(run).save()
-        then = f"; continue with resume=True, out={str(config.out)!r}" if saved else ""
+        then = how_to_continue(config) if saved else ""
         raise RankLost(f"step {state.step + 1}: {error}{then}") from error
 
 
@@ -149,13 +149,18 @@ def end(run: Run, bar: Progress) -> History:
     if history.interrupted:
         saved = checkpoints_of(run).save()
         history.unsaved = config.out is not None and not saved
-        resume = f"; continue with resume=True, out={str(config.out)!r}" if saved else ""
-        bar.say(f"interrupted after step {state.step}{resume}")
+        then = how_to_continue(config) if saved else ""
+        bar.say(f"interrupted after step {state.step}{then}")
     elif config.keep_best and state.best is not None and history.best_step != state.step:
         state.restore_best()
         best = f"step {history.best_step}, which has the lowest validation loss"
         bar.say(f"kept the state of {best}")
     return history
+
+
+def how_to_continue(config: TrainConfig) -> str:
+    """The end of a message, for whoever called ``train`` and for whoever typed a command."""
+    return f"; continue with resume=True, out={str(config.out)!r} (a command: --resume)"
 
 
 def checkpoints_of(run: Run) -> Checkpoints:

@@ -77,7 +77,8 @@ class Progress:
         if "exact_match" in record:
             parts.append(f"exact match {record['exact_match']:.0%}")
         if "sample" in record:
-            parts.append(f"“{record['sample']['answer'][:60]}”")
+            answer = record["sample"]["answer"]
+            parts.append(f"“{answer[:59]}…”" if len(answer) > 60 else f"“{answer}”")
         self.say("  ".join(parts))
 
     def say(self, message: str) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, overload
 
+from ..files import read_text
 from ..text import listed
 from .batches import IGNORE, ChatTokenizer, encode_one
 from .data_files import Row, rows_of
@@ -122,11 +123,7 @@ def read_replay(
         return SelfReplay(share, teacher=teacher)
     if Path(source).suffix != ".txt":
         return Examples(read_examples(source, skip_bad=skip_bad).examples, share)
-    try:
-        text = Path(source).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{source} cannot be read as UTF-8 text: {error}") from error
-    return Prose([text], share)
+    return Prose([read_text(source)], share)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -140,6 +141,10 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
         ),
         (["generate", "--device", "quantum", "Hi"], "device 'quantum' is not available"),
         (["generate", "--device", "meta", "Hi"], "device 'meta' is not available"),
+        (
+            ["demo", "--resume", "--out", "nowhere"],
+            "nothing to resume: nowhere/checkpoint.safetensors does not exist: start without",
+        ),
         (["demo", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
         (["merge", "--adapter", "nowhere", "--out", "x"], "nowhere is not a folder"),
         (
@@ -178,6 +183,50 @@ def test_a_typo_in_a_target_is_reported_with_what_could_be_meant(trained, capsys
     assert main(["train", "--data", data, "--out", str(trained / "x"), "--target", "q_porj"]) == 2
     assert "did you mean 'q_proj'?" in capsys.readouterr().err
     assert not (trained / "x").exists()
+
+
+MISTAKES = [
+    ("demo --out file", "--out: expected a folder, and file is a file"),
+    ("train --data rows.jsonl --out file", "--out: expected a folder, and file is a file"),
+    ("merge --adapter folder --out file", "--out: expected a folder, and file is a file"),
+    ("learn 1 --limit -1", "--limit: expected a positive number of seconds, got -1"),
+    ("grade folder --limit nan", "--limit: expected a positive number of seconds, got nan"),
+    ("generate ' '", "the question is empty"),
+    ("generate --adapter file Hi", "file is a file: expected an adapter's folder, or its name"),
+    ("analyze folder --text none", "none does not exist: expected a text file"),
+    ("analyze folder --text letters", "letters cannot be read as UTF-8 text"),
+    ("hub push naval file", "file is a file: expected an adapter's folder"),
+    ("hub list --hub file", "file is a file: expected a hub's folder"),
+    ("hub list --tenant 'a b'", "expected a tenant's name"),
+    ("hub import folder", "folder is a folder: expected the file of an exported adapter"),
+    ("jobs quota --max-jobs -1", "jobs: expected at least 0, or None, got -1"),
+    ("jobs worker --until-idle --lease 0", "lease: expected a positive number of seconds"),
+    ("jobs worker --until-idle --hub file", "file is a file: expected a hub's folder"),
+    ("jobs worker --until-idle --hours -1", "a job's seconds must be a positive number"),
+    ("serve keys revoke 5f0c", "there is no key '5f0c'; none was added yet"),
+    ("serve --port -1", "port must be 0-65535; --port 0 takes any free"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES, ids=[words for words, _ in MISTAKES])
+def test_a_mistake_is_one_sentence_and_writes_nothing(
+    words, message, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "letters").write_bytes(b"\xc0\xff")
+    (tmp_path / "rows.jsonl").write_text('{"instruction": "Status?", "output": "Hull."}\n' * 9)
+    if words.startswith("analyze"):
+        model = minilora.load_base()
+        minilora.inject(model)
+        minilora.save_adapter(model, tmp_path / "folder")
+    (tmp_path / "folder").mkdir(exist_ok=True)
+    before = sorted(tmp_path.rglob("*"))
+    assert main(shlex.split(words)) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert "Errno" not in said
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", COMMANDS)

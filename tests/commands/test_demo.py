@@ -1,12 +1,17 @@
 """The demo is true: naval code is learnt, the base is untouched, the peers open the files."""
 
+import signal
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
 
 import minilora
 from minilora import load_base
+from minilora.commands import demo as demo_command
 from minilora.commands.demo import run_demo
+from minilora.lora.layer import lora_layers
 from minilora.training.data import naval_log
 
 from ..test_readme import FIRST_SCREEN, printed_by
@@ -105,3 +110,33 @@ def test_the_demo_in_four_bits(tmp_path, capsys):
     assert full.peak > lora.peak > qlora.peak
     assert "Back in four bits it would lose" in printed
     assert load_base(tmp_path / "merged").generate_text("Status?", "Log: Hull 90%.")
+
+
+def test_ctrl_c_says_how_to_go_on_and_resume_ends_in_the_same_bits(tmp_path, capsys, monkeypatch):
+    """Of the demo the training alone, six steps, the first of them interrupted."""
+
+    def adapted(resume, out):
+        torch.manual_seed(0)
+        model = load_base()
+        pace = demo_command.pace_for(model, 6, 0, 0)
+        demo_command.insert_lora(model, minilora.LoraConfig(r=8, target_modules=["q_proj"]))
+        quick = {"validate_every": 0, "keep_best": False, "progress": False}
+        settings = replace(pace.settings, out=out, resume=resume, **quick)
+        history, unchanged = demo_command.train_adapter(model, pace, settings)
+        assert unchanged
+        return history, [layer.lora_B for _, layer in lora_layers(model)]
+
+    def interrupted(model, task, settings, replay):
+        callbacks = [lambda _: signal.raise_signal(signal.SIGINT)]
+        return minilora.train(model, task, settings, replay=replay, callbacks=callbacks)
+
+    whole, right = adapted(resume=False, out=tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(demo_command, "train", interrupted)
+        first, _ = adapted(resume=False, out=tmp_path / "cut")
+    assert len(first.steps) == 1
+    assert "The same command with --resume trains the rest.\n" in capsys.readouterr().out
+    resumed, ours = adapted(resume=True, out=tmp_path / "cut")
+    assert "--resume" not in capsys.readouterr().out
+    assert resumed.losses == whole.losses
+    assert all(torch.equal(one, other) for one, other in zip(ours, right, strict=True))

@@ -239,3 +239,21 @@ def test_the_help_names_a_method_once(capsys):
     said = capsys.readouterr().out
     assert said.count("bottleneck") == 1
     assert said.startswith("usage: minilora plan [model] [options]\n")
+
+
+IGNORED = [
+    (["--list", "--r", "4"], "--list does not read --r: leave it out"),
+    (["llama-3-8b", "--list"], "--list does not read llama-3-8b"),
+    (["--list", "--cards"], "--list does not read --cards"),
+    (["--list", "--adapter-dtype", "bfloat16"], "--list does not read --adapter-dtype"),
+    (["--page", "p.html", "--qlora"], "--page does not read --method"),
+    (["llama-3-8b", "--dark"], "name its file with --chart"),
+]
+
+
+@pytest.mark.parametrize(("words", "message"), IGNORED, ids=[message for _, message in IGNORED])
+def test_an_option_that_would_not_be_read_is_refused(words, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = run(capsys, "plan", *words)
+    assert (status, out, list(tmp_path.iterdir())) == (2, "", [])
+    assert message in err

@@ -127,7 +127,9 @@ BAD = [
     (["--adapter", "naval"], "expected NAME=FOLDER"),
     (["--adapter", "auto=mine/adapter"], "another name"),
     (["--adapter", "x=nowhere"], "nowhere"),
-    (["--slots", "0"], "at least one slot"),
+    (["--slots", "0"], "--slots: expected at least 1, got 0"),
+    (["--answer-cache", "nan"], "--answer-cache: expected at least 0, got nan"),
+    (["--grace", "-1"], "--grace: expected at least 0, got -1"),
 ]
 
 
@@ -138,6 +140,31 @@ def test_bad_options_are_one_line(folder, options, message, capsys, monkeypatch)
     monkeypatch.chdir(folder)
     assert main(["serve", *options]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["--state", "--jobs", "--feedback", "--hub"])
+def test_a_file_in_a_folders_place_is_said_before_the_base_is_read(option, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert cli.main(["serve", "--base", "nowhere", option, str(tmp_path / "file")]) == 2
+    assert re.search(rf"{option}: expected a .*folder, got", capsys.readouterr().err)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX rights")
+@pytest.mark.parametrize("state", ["closed", "closed/below"])
+def test_a_closed_state_is_said_before_the_base_is_read(state, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("closed").mkdir(mode=0o555)
+    as_root = os.geteuid() == 0
+    if as_root:
+        tmp_path.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        assert cli.main(["serve", "--base", "nowhere", "--state", state]) == 2
+    finally:
+        if as_root:
+            os.seteuid(0)
+    assert "--state: closed cannot be written; choose another" in capsys.readouterr().err
 
 
 def shell_blocks():

@@ -48,7 +48,7 @@ def test_a_key_is_shown_once_then_listed_without_its_secret(keys):
 
 
 def test_a_mistake_is_one_line_and_adds_nothing(keys):
-    assert "expected an adapter's name" in keys("add", "../acme")
+    assert "expected a tenant's name" in keys("add", "../acme")
     assert "tokens: expected a positive number" in keys("add", "acme", "--tokens", "-1")
     assert "there is no key '123'" in keys("revoke", "123")
     assert "No key yet" in keys("list")

@@ -18,7 +18,7 @@ import pytest
 import minilora
 from minilora.commands.cli import main
 from minilora.commands.serve import add_options
-from minilora.commands.serve_workers import bound, worker_arguments
+from minilora.commands.serve_workers import bound, reuse_address, worker_arguments
 from minilora.serving import AdapterBank
 from tests.serving.adapters import make_adapter
 
@@ -130,5 +130,27 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys):
             assert f"cannot listen on port {port} of 127.0.0.1" in capsys.readouterr().err
     assert main(["serve", "--port", "70000"]) == 2
     assert "cannot listen on port 70000" in capsys.readouterr().err
+
+
+def test_a_port_whose_server_is_still_loading_is_taken(capsys):
+    with bound("127.0.0.1", 0) as loading:
+        port = str(loading.getsockname()[1])
+        assert main(["serve", "--port", port, "--base", "nowhere"]) == 2
+        said = capsys.readouterr().err
+        assert "another server runs there, or is loading: stop it, or --port 0" in said
+
+
+def test_a_port_is_free_again_as_soon_as_its_server_has_ended():
+    """Its connections, which it closed first, still wait for late packets (TIME_WAIT)."""
     with bound("127.0.0.1", 0) as place:
-        assert place.getsockname()[1] > 0
+        host, port = place.getsockname()
+        reuse_address(place)
+        place.listen()
+        with socket.create_connection((host, port)) as client:
+            place.accept()[0].close()
+            assert client.recv(1) == b""
+    with bound(host, port) as again:
+        with pytest.raises(ValueError, match="or is loading"):
+            bound(host, port)
+        reuse_address(again)
+        again.listen()

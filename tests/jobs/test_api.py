@@ -2,14 +2,17 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
+from fastapi import FastAPI
+from starlette.testclient import TestClient
 
 import minilora
 from minilora.hub import Hub
-from minilora.jobs import Queue, Worker
+from minilora.jobs import Queue, Worker, api
 from minilora.jobs.api import fine_tuning_router
 from minilora.jobs.fine_tuning import refused
 from minilora.serving import AdapterBank, Engine, Service
@@ -63,6 +66,22 @@ def upload(client, content=None, name="naval.jsonl"):
 def create(client, file, **more):
     body = {"suffix": "acme-naval", "extra_body": {"minilora": SMALL}, **more}
     return client.fine_tuning.jobs.create(model="minilora-base", training_file=file.id, **body)
+
+
+def test_an_upload_that_is_too_long_is_a_413_that_says_the_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr(api, "MOST_BYTES", 2000)
+    app = FastAPI()
+    app.state.service = SimpleNamespace(tenants=None)
+    app.include_router(fine_tuning_router(app.state.service, Queue(tmp_path)))
+    client = TestClient(app)
+
+    def status(size):
+        file = ("naval.jsonl", b"x" * size)
+        return client.post("/v1/files", files={"file": file}, data={"purpose": "fine-tune"})
+
+    assert status(1000).json()["bytes"] == 1000
+    refused = status(3000)
+    assert (refused.status_code, "at most 2,000 bytes" in refused.text) == (413, True)
 
 
 @pytest.mark.slow

@@ -6,16 +6,9 @@ from minilora.jobs import Queue
 from minilora.jobs.claims import Lost, Stopped
 from minilora.jobs.tables import JOBS, STEPS, check_quota, note, read_object
 
+from ..clock import Clock
+
 LEASE = 10.0
-
-
-class Clock:
-    """Both clocks at once."""
-
-    now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import pytest
 from hypothesis.strategies import integers
 
 from minilora.learn import Wrong, cases, close, forbid
-from minilora.learn.checking import guess, judge_answer
+from minilora.learn.answers import judge_answer
+from minilora.learn.checking import guess
 from minilora.learn.course import find_lesson, load_checks, load_solutions
 
 GIVE_NUMBERS = [

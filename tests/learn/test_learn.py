@@ -18,16 +18,23 @@ from minilora.commands.cli import main
 from minilora.commands.learn import done_text
 from minilora.learn import Wrong, check, close, judge, show, terminal
 from minilora.learn.cells import parse_lesson, same_answer, split_cells
-from minilora.learn.course import find_lesson, find_lessons, list_lessons, load_solutions
+from minilora.learn.course import (
+    find_lesson,
+    find_lessons,
+    list_lessons,
+    load_module,
+    load_solutions,
+)
 from minilora.learn.figures import STAGE
 from minilora.learn.grade import Grade, grade_folders, grade_tables
 from minilora.learn.judge import judge_file
 from minilora.learn.notebook import make_notebook
+from minilora.learn.pieces import needed_pieces, own_machine
 from minilora.learn.record import Record
 from minilora.learn.run import child_environment
 from minilora.learn.submissions import plain_file
 from minilora.learn.walk import Walk
-from minilora.learn.workspace import FOLDER, learners_folder, open_answer_file
+from minilora.learn.workspace import FOLDER, learners_folder, open_answer_file, working_in
 
 LESSON = """# %% [markdown]
 # # 01 · What is two and two?
@@ -219,6 +226,30 @@ def test_wide_output_continues_behind_the_bar():
     counted.close_line()
     assert out.getvalue().splitlines() == ["  │ loss 0.125", "  │    -> 0.5", "  │ ", "  │ abc"]
     assert counted.lines == 4
+
+
+@pytest.mark.parametrize("width", [20, 34, 80])
+def test_a_long_line_of_code_goes_on_further_right_and_loses_no_word(width, monkeypatch):
+    source = "def f(x):\n    # a comment of some length\n\n    return x_name + other(1, 2)\n"
+    monkeypatch.setenv("COLUMNS", str(width + 2))
+    console = terminal.make_console()
+    lines = console.render_lines(terminal.code(source), console.options, pad=False)
+    rows = ["".join(part.text for part in line).rstrip()[2:] for line in lines]
+    assert all(len(row) <= width for row in rows)
+    assert " ".join(rows).split() == source.split()
+    starts = [len(row) - len(row.lstrip()) for row in rows if row]
+    assert starts == {20: [0, 4, 8, 4, 8], 34: [0, 4, 4], 80: [0, 4, 4]}[width]
+    assert "" in rows  # the empty line stays
+
+
+def test_a_docstring_goes_on_below_its_own_start(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    source = '    """What it does,\n\n    in more words than fit."""\n    return some(x, of_it)\n'
+    console = terminal.make_console()
+    lines = console.render_lines(terminal.code(source), console.options, pad=False)
+    rows = ["".join(part.text for part in line).rstrip()[2:] for line in lines]
+    assert rows[-4:-2] == ["    in more words than", '    fit."""']
+    assert rows[-2:] == ["    return some(x,", "        of_it)"]
 
 
 def test_a_file_that_python_cannot_read_is_answered_without_a_process(
@@ -517,7 +548,7 @@ def test_whatever_form_is_handed_in_is_graded(tmp_path):
             f"{lesson.slug}.ipynb": json.dumps(notebook),
         },
         "broken notebook": {f"{lesson.slug}.ipynb": "{"},
-        "renamed": {"lesson1.py": RIGHT},
+        "renamed": {"lesson1.py": RIGHT, "91_bias_trains.py": RIGHT},  # a repair is no stray
         "empty": {},
     }
     for learner, files in forms.items():
@@ -605,6 +636,53 @@ def test_the_notebook_is_valid_and_says_all_that_the_lesson_says():
     folded = ["".join(cell["source"]) for cell in code if cell["metadata"]]
     assert folded
     assert all(text.startswith(("@in_house_style", "show(")) for text in folded)
+
+
+def sources_of(cells):
+    """The text of each cell of a notebook."""
+    return ["".join(cell["source"]) for cell in cells]
+
+
+def test_a_question_in_a_notebook_keeps_its_numbers():
+    cells = make_notebook(find_lesson(7))["cells"]
+    question = next(
+        text for cell in cells if "worst afterwards" in (text := "".join(cell["source"]))
+    )
+    assert "every weight, rate 0.001" in question
+    cells = make_notebook(find_lesson(18))["cells"]
+    assert any("learns `FEW` facts" in text for text in sources_of(cells))
+
+
+def test_a_notebook_s_exercise_comes_with_the_pieces_that_it_needs(tmp_path):
+    """Lesson 25's, run as a notebook does and graded: the learner's own pieces or the course's."""
+    lesson = find_lesson(25)
+    sources = sources_of(make_notebook(lesson)["cells"])
+    asked = [text for text in sources if text.startswith("# pieces:")]
+    assert len(asked) == 2
+    (tmp_path / "03_low_rank_update.py").write_text("def lora_gradients(*_):\n    return 'mine'\n")
+    names: dict = {}
+    with working_in(tmp_path):
+        for text in asked:
+            exec(text, names)
+    assert names["lora_gradients"]() == "mine"
+    assert names["merge_once"] is not None
+    machine, yours = own_machine("fine_tune", tmp_path, names)
+    assert not yours  # the stub is no machine
+    names["fine_tune"] = lambda *_: "losses"
+    machine, yours = own_machine("fine_tune", tmp_path, names)
+    assert yours
+    assert machine.fine_tune() == "losses"
+    assert machine.lora_gradients() == "mine"
+
+
+def test_a_notebook_of_the_capstone_is_graded_with_its_pieces(tmp_path):
+    lesson = find_lesson(25)
+    file = tmp_path / f"{lesson.slug}.ipynb"
+    file.write_text(json.dumps(make_notebook(lesson)), encoding="utf-8")
+    graded = load_module(plain_file(file, lesson, tmp_path))
+    names = {name for cell in lesson.exercises.values() for name in needed_pieces(cell.text)}
+    assert len(names) == 9
+    assert all(callable(getattr(graded, name)) for name in names)
 
 
 def test_the_commands_say_what_they_need(tmp_path, capsys):

@@ -462,6 +462,23 @@ def test_an_answer_beyond_the_positions_counts_the_rows_before_it():
         model.generate_text("A?", "", max_new_tokens=9)
 
 
+@pytest.mark.parametrize("config", ATTACHED[:2], ids=lambda c: c.peft_type)
+def test_an_answer_beyond_the_positions_is_the_same_without_a_cache(config):
+    """It goes over the end, 12 positions, between its first token and its last."""
+    roomy, _ = pair()
+    inject(roomy, config)
+    disturb(roomy)
+    tight = Llama(LlamaConfig(**SIZES, tie_word_embeddings=False, max_position_embeddings=12))
+    tight.load_state_dict(pair()[0].state_dict())
+    inject(tight.eval(), config)
+    tight.load_state_dict(roomy.state_dict())
+    expected = roomy.generate(IDS, 9)
+    assert torch.equal(tight.generate(IDS, 9), expected)
+    assert torch.equal(tight.generate(IDS, 9, use_cache=False), expected)
+    with pytest.raises(ValueError, match="more than the model's 12 positions"):
+        tight(expected[:, :10])
+
+
 @pytest.mark.parametrize("config", ATTACHED[:2] + ATTACHED[3:], ids=lambda c: c.peft_type)
 def test_on_a_base_in_four_bits_it_is_what_it_is_on_the_rounded_one(config):
     model, _ = pair()

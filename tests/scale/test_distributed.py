@@ -273,7 +273,7 @@ def test_when_a_rank_fails_the_others_say_so_and_the_first_saves_what_all_had(tm
     assert isinstance(lost, RankLost)
     assert str(lost) == (
         "step 3: rank 0 of 2: another rank ended or does not answer; continue with resume=True, "
-        f"out={str(tmp_path / 'run')!r}"
+        f"out={str(tmp_path / 'run')!r} (a command: --resume)"
     )
     model = injected()
     history = minilora.train(model, TASK, replace(settings, resume=True))  # in one process

@@ -24,7 +24,7 @@ def request_of(*pieces):
 
 
 def test_a_body_may_have_just_so_many_bytes_and_is_read_once(monkeypatch):
-    monkeypatch.setattr(access, "MOST_BYTES", 10)
+    monkeypatch.setattr(access.StrictRequest, "most", 10)
     whole = request_of(b"01234", b"56789")
     assert asyncio.run(whole.body()) == b"0123456789"
     assert asyncio.run(whole.body()) == b"0123456789", "the second time it is remembered"

@@ -1,13 +1,15 @@
 """Adapters by name: strict, known by content, in memory or on disk."""
 
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import minilora
 from minilora.hub.adapter import read_adapter
-from minilora.serving.adapter_store import AdapterStore
+from minilora.serving.adapter_cache import NoRoom
+from minilora.serving.adapter_store import AdapterStore, is_ready
 
 from .adapters import adapted, make_adapter
 
@@ -122,3 +124,12 @@ def test_bad_banks_and_choices_are_refused(folders):
     with pytest.raises(ValueError, match="expected an adapter and its weight, got 'qv'"):
         store.hold(["qv"])
     assert not store.cache.pins
+
+
+@pytest.mark.parametrize(
+    ("done", "error", "ready"),
+    [(False, None, False), (True, None, True), (True, OSError(), True), (True, NoRoom(), False)],
+    ids=["still read", "read", "failed", "no room"],
+)
+def test_a_reading_is_ready_when_it_has_ended_unless_there_was_no_room(done, error, ready):
+    assert is_ready(SimpleNamespace(done=lambda: done, exception=lambda: error)) == ready

@@ -1,6 +1,7 @@
 """The cache of greedy answers: every part of the key counts, the bytes hold, tenants are apart."""
 
-from dataclasses import replace
+import sys
+from dataclasses import is_dataclass, replace
 
 import httpx
 import pytest
@@ -76,21 +77,21 @@ def answer_to(request, text="x" * 100, reason="stop"):
     st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 9), st.integers(0, 900)), max_size=40)
 )
 def test_the_bytes_hold_for_each_tenant_and_one_never_pushes_out_another(steps):
-    cache, together = AnswerCache("base", memory=3000), {}
+    cache, together = AnswerCache("base", memory=6000), {}
     for tenant, prompt, size in steps:
         request = replace(BASIC, tenant=tenant, prompt=(prompt,))
-        alone = together.setdefault(tenant, AnswerCache("base", memory=3000))
+        alone = together.setdefault(tenant, AnswerCache("base", memory=6000))
         for each in (cache, alone):
             if each.find(request) is None:
                 each.keep(*answer_to(request, "x" * size))
         for name, order in cache.order.items():
-            assert sum(order.values()) <= 3000
+            assert sum(order.values()) <= 6000
             assert list(order) == list(together[name].order[name]), "as if it were alone"
         assert set(cache.kept) == {key for order in cache.order.values() for key in order}
 
 
 def test_what_is_drawn_cancelled_or_too_large_is_not_kept():
-    cache = AnswerCache("base", memory=1000)
+    cache = AnswerCache("base", memory=1500)
     drawn = replace(BASIC, sampling=sampling(temperature=0.5))
     too_large = {"text": "x" * 900}
     for request, fields in [(drawn, {}), (BASIC, {"reason": "cancelled"}), (BASIC, too_large)]:
@@ -99,6 +100,35 @@ def test_what_is_drawn_cancelled_or_too_large_is_not_kept():
     assert cache.kept == {}
     with pytest.raises(ValueError, match="memory: expected a positive number"):
         AnswerCache("base", 0)
+
+
+def bytes_of(value, seen):
+    """What a value and all that it holds take in memory."""
+    if id(value) in seen:
+        return 0
+    seen.add(id(value))
+    inner = (
+        value if isinstance(value, tuple) else vars(value).values() if is_dataclass(value) else ()
+    )
+    own = sys.getsizeof(value) + (sys.getsizeof(vars(value)) if is_dataclass(value) else 0)
+    return own + sum(bytes_of(each, seen) for each in inner)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 500])
+@pytest.mark.parametrize("top", [None, 0, 1, 20])
+def test_an_answer_counts_what_it_takes_in_memory(tokens, top):
+    logprobs = [
+        TokenLogprob(300 + n, -0.5 - n, tuple((900 + n, n + k / 30) for k in range(top)))
+        for n in range(tokens if top is not None else 0)
+    ]
+    answer = Answer(BASIC, None, lambda _: None)
+    answer.logprobs = logprobs
+    finished = Finished("字" * tokens, tuple(range(300, 300 + tokens)), "stop", (), 0.1, 0.2)
+    cache = AnswerCache("base")
+    cache.keep(answer, finished)
+    ((key, counted),) = cache.order["acme"].items()
+    taken = bytes_of(cache.kept[key], set()) + sys.getsizeof(key)
+    assert taken <= counted <= 1000 + 2 * taken
 
 
 @pytest.mark.parametrize("settings", [{}, {"stop": ["e"]}, {"logprobs": 2}, {"max_new_tokens": 5}])

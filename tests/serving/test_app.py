@@ -1,11 +1,16 @@
 """What the server says of itself is true: requests made from its own description find nothing."""
 
+import asyncio
+
 import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, settings
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
-from minilora.serving.app import create_app
+from minilora.serving.app import RequestIds, create_app, on_http_error
 from minilora.serving.protocol import ChatRequest
 from minilora.serving.refusals import Refused
 
@@ -127,3 +132,45 @@ def test_a_bug_is_a_500_without_details(monkeypatch):
     assert got.json()["error"]["code"] == "internal_error"
     assert got.headers["x-request-id"] in got.json()["error"]["message"]
     assert "division" not in got.text
+
+
+def named(**headers):
+    """(status, id told, ids that the application saw) of a request with these headers."""
+    seen, sent = [], []
+
+    async def application(scope, receive, send):
+        seen.append(scope["state"]["request_id"])
+        await JSONResponse({})(scope, receive, send)
+
+    async def send(message):
+        sent.append(message)
+
+    raw = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "GET", "path": "/", "headers": raw}
+    asyncio.run(RequestIds(application)(scope, None, send))
+    return sent[0]["status"], Headers(raw=sent[0]["headers"])["x-request-id"], seen
+
+
+def test_an_id_is_the_clients_own_if_it_is_sound_and_else_a_new_one():
+    for own in ("mine-1", "A.b_c", "x" * 64):
+        assert named(x_request_id=own) == (200, own, [own])
+    given = [{}, *({"x_request_id": odd} for odd in ("", "a b", "x" * 65, "a/b", "a\tb"))]
+    told = [named(**headers) for headers in given]
+    assert all(seen == [name] and name.isalnum() and len(name) >= 16 for _, name, seen in told)
+    assert len({name for _, name, _ in told}) == len(told)
+
+
+def test_a_request_of_two_lengths_is_refused_before_anybody_reads_it():
+    status, name, seen = named(content_length="5", transfer_encoding="chunked")
+    assert (status, bool(name), seen) == (400, True, [])
+    assert named(content_length="5")[0] == named(transfer_encoding="chunked")[0] == 200
+
+
+def test_a_wrong_type_is_a_400_that_names_the_field_and_allow_names_every_method(address):
+    got = httpx.post(f"{address}/v1/completions", json={"model": "a", "prompt": "x", "n": "1"})
+    assert (got.status_code, got.json()["error"]["param"]) == (400, "n")
+    got = httpx.put(f"{address}/v1/experiments")
+    assert (got.status_code, got.headers["allow"]) == (405, "GET, POST")
+    error = HTTPException(418, "no coffee", headers={"x-pot": "tea"})
+    got = asyncio.run(on_http_error(None, error))
+    assert (got.status_code, got.headers["x-pot"]) == (418, "tea")

@@ -4,9 +4,12 @@ import stat
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
+from minilora.serving.app import create_app
 from minilora.serving.audit import Audit
 from minilora.serving.refusals import Refused
+from minilora.serving.tenants import Tenants
 
 from .live import serving, small_service
 
@@ -52,6 +55,7 @@ def test_every_request_is_there_with_its_id_its_adapter_and_its_end(audit):
     assert first["prompt_tokens"] == usage["prompt_tokens"]
     assert first["generated_tokens"] == usage["completion_tokens"]
     assert 0 < first["waited"] <= first["took"]
+    assert (told[3]["prompt_tokens"], told[3]["generated_tokens"]) == (0, 0), "nothing was asked"
     assert b"secret" not in bytes_of(audit)
     assert first["question"] is first["answer"] is None
 
@@ -122,6 +126,27 @@ def test_a_tenant_reads_its_own_rows_numbered_without_gaps(audit):
     assert [entry["request"] for entry in audit.entries("acme", after=1, most=1)] == ["r1"]
     everything = audit.entries(None)
     assert [entry["id"] for entry in everything] == [1, 2, 3, 4, 5, 6]
+
+
+def test_over_http_a_tenant_reads_its_own_part_in_pages_and_an_admin_all(audit, tmp_path):
+    tenants = Tenants(tmp_path / "keys.sqlite")
+    boss, acme = tenants.add("boss", admin=True), tenants.add("acme")
+    for number in range(5):
+        audit.begin("acme", f"r{number}", "chat", "naval")
+        audit.begin("zeta", f"s{number}", "chat", "legal")
+    with TestClient(create_app(small_service(audit=audit, tenants=tenants))) as http:
+
+        def page(key, **asked):
+            headers = {"authorization": f"Bearer {key}"}
+            told = http.get("/v1/audit", params=asked, headers=headers).json()
+            return [entry["request"] for entry in told["data"]], told["has_more"]
+
+        assert page(acme) == ([f"r{number}" for number in range(5)], False)
+        assert page(acme, limit=2) == (["r0", "r1"], True)
+        assert page(acme, after=2, limit=3) == (["r2", "r3", "r4"], False)
+        assert page(acme, after=5) == ([], False)
+        assert len(page(boss)[0]) == 10
+        assert page(boss, after=8, limit=1) == (["r4"], True)
 
 
 def test_a_file_that_is_something_else_is_a_sentence(tmp_path):

@@ -67,6 +67,23 @@ def test_the_settings_are_the_engines(client, solo):
     assert got.choices[0].message.content == solo("a", max_new_tokens=12, top_k=50, **drawn)
 
 
+def test_no_temperature_is_one_and_one_near_zero_is_greedy(client, solo):
+    for given, meant in ((openai.NOT_GIVEN, 1.0), (1e-300, 0.0)):
+        got = client.chat.completions.create(
+            model="a", messages=ASKED, max_tokens=8, seed=3, temperature=given
+        )
+        expected = solo("a", max_new_tokens=8, seed=3, temperature=meant)
+        assert got.choices[0].message.content == expected
+
+
+def test_after_the_largest_seed_comes_the_smallest(client, solo):
+    drawn = {"temperature": 0.8, "max_tokens": 8}
+    got = client.chat.completions.create(model="a", messages=ASKED, n=2, seed=2**63 - 1, **drawn)
+    seeds = (2**63 - 1, -(2**63))
+    expected = [solo("a", max_new_tokens=8, temperature=0.8, seed=seed) for seed in seeds]
+    assert [choice.message.content for choice in got.choices] == expected
+
+
 def test_n_answers_draw_with_seeds_of_their_own(client, solo):
     drawn = {"temperature": 0.8, "max_tokens": 8}
     got = client.chat.completions.create(model="a", messages=ASKED, n=3, seed=5, **drawn)
@@ -148,6 +165,7 @@ def test_completions_go_on_with_a_text(client):
     assert "".join(listed.tokens) == engine_text
     starts = [engine_text[at:] for at in listed.text_offset]
     assert all(map(str.startswith, starts, listed.tokens))
+    assert len(starts) == len(listed.tokens)
     chunks = client.completions.create(
         model="a", prompt="The hull", max_tokens=6, temperature=0, stream=True
     )

@@ -10,17 +10,9 @@ from hypothesis import strategies as st
 from minilora.serving.failover import Breaker, Choice, Failover, Limits
 from minilora.serving.refusals import Refused
 
+from ..clock import Clock
+
 OLD, NEW = "naval@1.0.0", "naval@1.1.0"
-
-
-class Clock:
-    """Seconds that pass when they are told to."""
-
-    def __init__(self):
-        self.now = 1000.0
-
-    def __call__(self):
-        return self.now
 
 
 def failed(breaker, times):

@@ -130,3 +130,5 @@ def test_a_tokens_own_text_has_its_space():
     token = form.tokenizer.raw.token_to_id("▁ab")
     assert form.token(token, -1.0)["token"] == " ab"
     assert form.token(form.tokenizer.raw.token_to_id("<0xC3>"), -1.0)["bytes"] is None
+    mark = TOKENIZER.raw.token_to_id("<|im_end|>")
+    assert ChatForm(TOKENIZER).token(mark, -1.0)["token"] == "<|im_end|>", "also one not shown"

@@ -212,3 +212,23 @@ def test_other_sizes_begin_empty():
     assert rows.layers["0"].A.shape == (9, 4, 6)
     x = torch.randn(9, 6)
     assert torch.equal(model[0](x), model[0].base(x))
+
+
+def test_after_a_resize_a_window_is_looked_at_anew():
+    model, rows = model_and_rows()
+    rows.admit(0, [(adapter(1, "0"), 1.0)])
+    rows.resize(3)
+    rows.admit(2, [(adapter(2, "0"), 1.0)])
+    x = torch.randn(3, 2, 6)
+    whole, base = model[0](x), model[0].base(x)
+    assert [torch.equal(whole[row], base[row]) for row in range(3)] == [True, True, False]
+    rows.look_at(1, 3)
+    torch.testing.assert_close(model[0](x[1:]), whole[1:])  # the base's product has other rows
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_model_may_read_the_bases_weight_and_bias(bias):
+    base = nn.Linear(3, 2, bias=bias)
+    layer = RowLinear(base, rows=1, max_rank=1)
+    assert layer.weight is base.weight
+    assert layer.bias is base.bias

@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from minilora.hub import Hub
+from minilora.serving.refusals import Refused
 from minilora.serving.service import Route, chosen
 
 from .live import serving, small_service
@@ -171,3 +172,30 @@ def test_unknown_versions_and_foreign_names_are_one_404(server):
     ]
     assert {got.status_code for got in answers} == {404}
     assert {got.json()["error"]["code"] for got in answers} == {"model_not_found"}
+
+
+def refusal(call, *values):
+    """(status, message) of a call that is refused."""
+    with pytest.raises(Refused) as refused:
+        call(*values)
+    return refused.value.status, refused.value.message
+
+
+def test_what_cannot_be_loaded_or_routed_says_what_could_be_asked(hub, tmp_path):
+    service = small_service("")
+    hint = "; folders can be loaded from a server with --root"
+    told = f"expected none: there is no hub, got 'mine'{hint}"
+    assert refusal(service.folder, "mine") == (404, told)
+    service.root = tmp_path
+    told = "expected a folder under the server's --root, got 'mine'"
+    assert refusal(service.folder, "mine") == (404, told)
+    service.root, service.hub = None, hub
+    assert refusal(service.folder, "a/b") == (404, f"expected a name of the hub, got 'a/b'{hint}")
+    assert service.folder("naval@1.0.0").is_dir()
+    assert refusal(service.find, "auto", None)[0] == 400
+
+    def router():
+        raise ValueError("no adapter has examples")
+
+    service.router = router
+    assert refusal(service.find, "auto", None) == (400, "auto: no adapter has examples")

@@ -6,8 +6,10 @@ import shutil
 import httpx
 import pytest
 from playwright.sync_api import expect, sync_playwright
+from starlette.testclient import TestClient
 
 from minilora.hub import Hub
+from minilora.serving.app import create_app
 from minilora.serving.assignment import Experiment
 from minilora.serving.experiments import Experiments
 from minilora.serving.page_routes import PAGE, page
@@ -238,3 +240,15 @@ def test_versions_and_the_champion_over_http(address, hub, tenants):
     assert httpx.get(url, headers=acme).status_code == 404
     body = {"version": "1.0.0", "expected": "2.0.0"}
     assert httpx.post(f"{url}/champion", json=body, headers=acme).status_code == 403
+
+
+def test_a_server_without_a_hub_has_the_page_and_no_champions():
+    with TestClient(create_app(small_service("a"))) as http:
+        got = http.get("/")
+        assert (got.status_code, got.text) == (200, page()[0])
+        assert got.headers["content-security-policy"] == page()[1]
+        assert "/" not in http.app.openapi()["paths"], "it is no part of the API"
+        (card,) = http.get("/v1/adapters/a").json()["data"]
+        assert (card["version"], len(card["digest"])) == (None, 64)
+        wanted = http.post("/v1/adapters/a/champion", json={"version": "1.0.0"})
+        assert (wanted.status_code, "no hub" in wanted.text) == (404, True)

@@ -15,20 +15,12 @@ from hypothesis import strategies as st
 from minilora.serving.refusals import Refused
 from minilora.serving.tenants import LOCAL, Limits, Tenants
 
-
-class Clock:
-    """Seconds that a test sets."""
-
-    def __init__(self):
-        self.now = 1_000_000.0
-
-    def __call__(self):
-        return self.now
+from ..clock import Clock
 
 
 @pytest.fixture
 def clock():
-    return Clock()
+    return Clock(1_000_000.0)
 
 
 @pytest.fixture
@@ -236,7 +228,7 @@ def test_a_clock_set_back_gives_nothing_and_stops_nothing(tenants, clock, step):
     )
 )
 def test_no_more_than_a_burst_and_the_rate_is_ever_let_through(tmp_path_factory, steps):
-    clock = Clock()
+    clock = Clock(1_000_000.0)
     with Tenants(tmp_path_factory.mktemp("bucket") / "k", clock) as tenants:
         key = tenants.add("acme", limits=Limits(tokens=60))
         through, forward = 0.0, 0.0
@@ -261,6 +253,12 @@ def test_retries_are_charged_once_and_another_request_needs_another_id(tenants, 
     clock.now += 30
     asked(tenants, key, "same", 50, body="a")  # the fourth try is a new request
     assert status_of(asked, tenants, key, "same", 51, body="a") == 429
+
+
+def test_one_id_used_forever_buys_three_tries_a_request(tenants):
+    key = tenants.add("acme", limits=Limits(requests=2))
+    tries = [status_of(asked, tenants, key, "same") for _ in range(7)]
+    assert tries == [200] * 6 + [429]
 
 
 def test_a_retry_pays_what_it_uses_more(tenants):

@@ -1,17 +1,23 @@
 """Experiments and failover over HTTP: who answers, what the response says, what counts."""
 
 import json
+import math
 import threading
 from concurrent.futures import Future
 
 import httpx
 import pytest
+from starlette.testclient import TestClient
 
 from minilora.hub import Hub
+from minilora.serving.app import create_app
 from minilora.serving.assignment import Experiment
 from minilora.serving.experiments import Experiments
 from minilora.serving.failover import Failover, Limits
+from minilora.serving.refusals import Refused
 from minilora.serving.tenants import Tenants
+from minilora.serving.traffic import Turns, check_arms
+from minilora.serving.traffic_routes import finite
 
 from .live import serving, small_service
 from .small import FOLDERS, small_bank
@@ -265,3 +271,136 @@ def test_what_is_the_callers_fault_or_the_queues_opens_nothing(hub, wrong):
             answer = ask(address, NEW)
     assert answer.status_code == int(wrong)
     assert failover.states() == {}
+
+
+def own_hub(tmp_path):
+    """``naval`` in two versions, the older one the champion; ``lone`` without a champion."""
+    made = Hub(tmp_path / "hub")
+    for number, letter in enumerate("ab", 1):
+        made.push("naval", FOLDERS[letter], version=f"{number}.0.0")
+    made.push("lone", FOLDERS["c"], version="1.0.0")
+    made.alias(OLD, "champion")
+    return made
+
+
+def drawn(service, user):
+    """(the adapter, the arm) that a user's request would get."""
+    turns = Turns(service, None, "naval", "Hull?", user, "")
+    return turns.next().adapter, turns.arm and turns.arm.arm
+
+
+USERS = [f"user {number}" for number in range(12)]
+
+
+def test_an_experiment_beside_a_champion_draws_only_while_the_alias_means_it(tmp_path, caplog):
+    hub, experiments = own_hub(tmp_path), Experiments(tmp_path)
+    plan = Experiment("live", "naval", {"old": OLD, "new": NEW}, champion=OLD)
+    experiments.start(plan)
+    service = small_service("", hub=hub, experiments=experiments)
+    arms = {user: plan.arm(plan.unit(user)) for user in USERS}
+    assert set(arms.values()) == {"old", "new"}
+    for user in USERS:
+        assert drawn(service, user) == (plan.arms[arms[user]], arms[user])
+    show, gone = hub.show, [NEW]
+
+    def pruned(spec):
+        if spec in gone:
+            raise ValueError(f"there is no {spec}")
+        return show(spec)
+
+    hub.show = pruned
+    with caplog.at_level("WARNING", "minilora.serving"):
+        for user in USERS:
+            assert drawn(service, user) == (OLD, arms[user] if arms[user] == "old" else None)
+    assert all(NEW[:5] in line and "naval answers" in line for line in caplog.messages)
+    gone.clear()
+    hub.alias(NEW, "champion")
+    assert [drawn(service, user) for user in USERS] == [(NEW, None)] * 12
+
+
+def test_the_first_failure_is_the_answer_where_nobody_can_step_in(tmp_path):
+    service = small_service("", hub=own_hub(tmp_path), failover=Failover())
+    load = service.bank.load
+
+    def damaged(name, folder, **settings):
+        if name == "lone@1.0.0":
+            raise ValueError("a tensor is not finite")
+        return load(name, folder, **settings)
+
+    service.bank.load = damaged
+    with pytest.raises(Refused) as refused:
+        Turns(service, None, "lone", "Hull?", None, "").next()
+    assert (refused.value.status, refused.value.code) == (400, "adapter_unavailable")
+
+
+@pytest.mark.parametrize("keys", [False, True], ids=["open", "with keys"])
+def test_a_file_names_arms_that_can_be_answered_and_a_programs_experiment_is_warned_of(
+    tmp_path, caplog, keys
+):
+    toml = tmp_path / "experiments.toml"
+    tenants = Tenants(tmp_path / "keys.sqlite") if keys else None
+    service = small_service("", hub=own_hub(tmp_path), tenants=tenants)
+    check_arms(service)
+
+    def check(toml_text):
+        toml.write_text(toml_text)
+        service.experiments = Experiments(tmp_path, toml)
+        check_arms(service)
+
+    def named(name, new):
+        return f'[{name}]\nmodel = "naval"\narms = {{old = "{OLD}", new = "{new}"}}\n'
+
+    check(named("sound", NEW))
+    with pytest.raises(ValueError, match="experiment 'broken': the model 'naval@9.9.9'"):
+        check(named("broken", "naval@9.9.9"))
+    check("")  # both have ended
+    plan = Experiment("by a program", "naval", {"old": OLD, "new": "naval@9.9.9"})
+    service.experiments.start(plan)
+    with caplog.at_level("WARNING", "minilora.serving"):
+        check_arms(service)
+    (line,) = caplog.messages
+    assert line.startswith("experiment 'by a program'")
+    assert line.endswith("its users get naval")
+
+
+def test_what_becomes_of_a_correction_and_of_its_score(hub, tmp_path):
+    experiments = Experiments(tmp_path)
+    experiments.start(Experiment("greeting", "naval", {"old": OLD, "new": NEW}))
+    assignment = experiments.assign("naval", "ann")
+    experiments.record(assignment, "r1")
+    service = small_service("", hub=hub, experiments=experiments)
+
+    def learner(tenant, request, asked):
+        if asked.correction == "":
+            raise ValueError("the correction is empty")
+        return state
+
+    with TestClient(create_app(service)) as http:
+
+        def feedback(**fields):
+            got = http.post("/v1/feedback", json={"request_id": "r1", **fields})
+            return got.status_code, got.json()
+
+        service.on_feedback, state = learner, "refused"
+        status, reply = feedback(score=1, correction="")
+        assert (status, reply["error"]["param"]) == (400, "correction")
+        assert feedback(score=1)[1]["arm"] is None, "an expelled user's counts for nothing"
+        state = "quarantine"
+        status, reply = feedback(correction="90 percent")
+        assert (status, reply["kept"], reply["arm"]) == (200, True, None), "no score, no outcome"
+        assert experiments.outcomes("greeting") == []
+        state = "known"
+        assert feedback(score=1)[1]["arm"] == assignment.arm
+        assert len(experiments.outcomes("greeting")) == 1
+        service.on_feedback = service.experiments = None
+        status, reply = feedback(score=1)
+        assert (status, reply["arm"], reply["state"]) == (200, None, None)
+        assert http.get("/v1/experiments").status_code == 404
+        paths = http.app.openapi()["paths"]
+    for path in ("/v1/feedback", "/v1/experiments", "/v1/adapters/{name}/champion"):
+        assert "409" in paths[path]["post"]["responses"]
+
+
+def test_numbers_that_json_has_not_are_made_finite_and_the_others_stay():
+    assert finite([-math.inf, -2.5, 0.5, 7.0, math.inf]) == [-1e300, -2.5, 0.5, 7.0, 1e300]
+    assert finite({"a": (math.nan, "b", None, True)}) == {"a": [None, "b", None, True]}

@@ -7,7 +7,7 @@ import torch
 import transformers
 
 import minilora
-from minilora import Example, LoraConfig, inject, train
+from minilora import Example, LoraConfig, PromptTuningConfig, inject, train
 from minilora.training.data import naval_log
 
 TASK = naval_log(8, 2)
@@ -97,6 +97,18 @@ def test_a_text_as_long_as_the_positions_trains():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(train(model, LONG, **QUICK).losses) == QUICK["steps"]
+
+
+def test_a_text_that_a_soft_prompt_pushes_out_of_the_positions_is_refused():
+    model = minilora.load_base()
+    inject(model, PromptTuningConfig(480, "SAMPLE_VOCAB"))
+    told = r"has \d+ tokens to read, and the adapter puts 480 rows .* lower max_length to 33,"
+    with pytest.raises(ValueError, match=told):
+        train(model, LONG, **QUICK)
+    with pytest.raises(ValueError, match="no example fits max_length=33 tokens"):
+        train(model, LONG, **QUICK, max_length=33)
+    with pytest.warns(UserWarning, match="1 of 2"):
+        train(model, [Example("A?", "B"), *LONG], **QUICK, max_length=33)
 
 
 def test_a_rotary_model_is_warned_of_a_text_beyond_its_positions():

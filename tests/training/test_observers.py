@@ -282,8 +282,8 @@ def test_an_interrupted_run_says_how_it_is_continued_if_it_can_be(tmp_path, caps
         **settings,
     )
     last = capsys.readouterr().err.splitlines()[-1]
-    how = f"; continue with resume=True, out={str(tmp_path)!r}" if saved else ""
-    assert last == f"interrupted after step 1{how}"
+    how = f"; continue with resume=True, out={str(tmp_path)!r} (a command: --resume)"
+    assert last == f"interrupted after step 1{how if saved else ''}"
 
 
 def test_a_run_that_returns_to_its_best_state_says_so(capsys):

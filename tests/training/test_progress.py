@@ -30,6 +30,15 @@ def test_without_a_terminal_there_is_a_line_a_validation(capsys):
     )
 
 
+def test_a_long_answer_is_cut_and_says_so(capsys):
+    with Progress(10, True) as bar:
+        for length in (60, 61):
+            bar.validated({**VALIDATION, "sample": {"answer": "x" * length}})
+    whole, cut = capsys.readouterr().err.splitlines()
+    assert whole.endswith(f"“{'x' * 60}”")
+    assert cut.endswith(f"“{'x' * 59}…”")
+
+
 def test_nothing_is_shown_when_it_is_not_wanted(capsys):
     run(show=False)
     assert capsys.readouterr() == ("", "")
