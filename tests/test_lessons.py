@@ -46,7 +46,12 @@ def test_the_stub_is_to_do_the_solution_passes_and_wrong_answers_are_told_why(le
         (7, "train_steps", "loss after", "each loss is the one after the step's update"),
         (7, "train_steps", "clears after", "an old gradient in .grad"),
         (16, "mixed_loss", "mean of row means", "A short row's token weighs more than a long"),
+        (16, "mixed_loss", "means of all rows", "A short row's token, and a short window's"),
         (16, "mixed_loss", "wrong way round", 'a known mistake, "wrong way round": KL(q ‖ p)'),
+        pytest.param(
+            *(25, "fine_tune", "no alpha", "lora_alpha in adapter_config.json is 2; expected 4"),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: str(value).replace(" ", "-")[:24],
 )

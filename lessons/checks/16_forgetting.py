@@ -90,6 +90,14 @@ def mean_of_row_means(task, windows):
     return (sum(means) + k * apart / w) / (n + k), w / (t + w)
 
 
+def means_of_all_rows(task, windows):
+    """A short row's token, and a short window's, weighs more than a long one's."""
+    n, k, _, _, t, w = parts_of(task, windows)
+    said = sum(-log_q[torch.arange(len(labels)), labels].mean() for log_q, labels in task)
+    apart = sum((log_p.exp() * (log_p - log_q)).sum(-1).mean() for log_q, log_p in windows)
+    return (said + apart) / (n + k), w / (t + w)
+
+
 def cross_entropy_of_the_teacher(task, windows):
     """The same gradient, but not zero where the two agree."""
     n, k, said, _, t, w = parts_of(task, windows)
@@ -121,6 +129,7 @@ WRONG = {
         "wrong way round": wrong_way_round,
         "weighted by tokens": weighted_by_tokens,
         "mean of row means": mean_of_row_means,
+        "means of all rows": means_of_all_rows,
         "cross-entropy of the teacher": cross_entropy_of_the_teacher,
         "share in rows": share_in_rows,
         "only added": only_added,

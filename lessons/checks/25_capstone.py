@@ -159,6 +159,7 @@ def check_end_to_end(answer, names, r, alpha, four_bits, folder):
     _, fresh = run(answer, names, r, alpha, [], start, four_bits)
     losses, model = run(answer, names, r, alpha, batches, end, four_bits)
     ours = library_of(fresh, start, case, four_bits)
+    check_config(start, names, r, alpha, case)
     right = train_library(ours, batches)
     close(losses, right, what=f"the losses of {STEPS} steps", case=case, tolerance=1e-4)
     open_adapter(end, case)
@@ -199,6 +200,18 @@ def open_adapter(folder, case):
         return minilora.load_adapter(minilora.load_base(), folder)
     except (ValueError, OSError) as error:
         raise Wrong(f"for {case}: a strict reader refuses the folder: {error}") from None
+
+
+def check_config(folder, names, r, alpha, case):
+    """What the JSON says, before a wrong number in it is blamed on the losses."""
+    right = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": r, "lora_alpha": alpha}
+    config = read_json(folder / CONFIG)
+    targets = config.get("target_modules")
+    config["target_modules"] = sorted(targets) if isinstance(targets, list) else targets
+    for name, value in {**right, "target_modules": sorted(names)}.items():
+        if config.get(name) != value:
+            got = repr(config[name]) if name in config else "missing"
+            raise Wrong(f"for {case}: {name} in {CONFIG} is {got}; expected {value!r}")
 
 
 def library_of(fresh, start, case, four_bits):

@@ -17,7 +17,7 @@ from typing import Any
 
 from ..files import write_text
 from .cells import Lesson
-from .course import list_lessons
+from .course import list_lessons, list_repairs
 from .judge import LIMIT, Verdict, judge_file
 from .submissions import answer_files, plain_file, stray_files
 from .workspace import FOLDER
@@ -51,7 +51,7 @@ def grade_folders(
     """
     grades = []
     lessons = list_lessons() if lessons is None else lessons
-    slugs = {lesson.slug for lesson in [*list_lessons(), *lessons]}
+    slugs = {lesson.slug for lesson in [*list_lessons(), *list_repairs(), *lessons]}
     exercises = [(lesson, name) for lesson in lessons for name in lesson.exercises]
     for number, (folder, learner) in enumerate(zip(folders, learner_names(folders), strict=True)):
         say(f"{learner} ({number + 1} of {len(folders)})")

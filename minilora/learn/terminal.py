@@ -32,6 +32,7 @@ SPELLED = {
 }  # fmt: skip
 WIDEST = 100
 THEME = "ansi_dark"  # of the terminal's own colours
+HANG = 4  # columns further right, where a line of code goes on
 BAR = "  │ "  # before each line of a cell's output
 
 
@@ -93,14 +94,17 @@ def code(text: str) -> Any:
 
         def __rich_console__(self, console: Any, options: Any) -> Any:
             drawn = Syntax("", "python", theme=THEME, background_color="default")
+            in_docstring = False
             for line in drawn.highlight(text.rstrip("\n")).split("\n"):
-                yield from hung(line, options.max_width)
+                quotes = line.plain.count('"""')
+                yield from hung(line, options.max_width, 0 if in_docstring or quotes else HANG)
+                in_docstring ^= quotes % 2 == 1
 
     return Padding(Code(), (0, 0, 0, 2))
 
 
-def hung(line: Any, width: int) -> list[Any]:
-    """A line of code as rows of at most ``width``; those after the first stand further right.
+def hung(line: Any, width: int, further: int = HANG) -> list[Any]:
+    """A line of code as rows of at most ``width``; those after the first stand ``further`` right.
 
     >>> from rich.text import Text
     >>> for row in hung(Text("    history = train(model, task, steps=72)"), 30):
@@ -111,7 +115,7 @@ def hung(line: Any, width: int) -> list[Any]:
     from rich.text import Text
 
     start = len(line.plain) - len(line.plain.lstrip())
-    hang = " " * (start + 4)
+    hang = " " * (start + further)
     settings: Any = dict.fromkeys(("drop_whitespace", "replace_whitespace"), False)
     settings |= {"expand_tabs": False, "break_on_hyphens": False, "subsequent_indent": hang}
     pieces = textwrap.wrap(line.plain, width, **settings) or [""]

@@ -242,6 +242,16 @@ def test_a_long_line_of_code_goes_on_further_right_and_loses_no_word(width, monk
     assert "" in rows  # the empty line stays
 
 
+def test_a_docstring_goes_on_below_its_own_start(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "24")
+    source = '    """What it does,\n\n    in more words than fit."""\n    return some(x, of_it)\n'
+    console = terminal.make_console()
+    lines = console.render_lines(terminal.code(source), console.options, pad=False)
+    rows = ["".join(part.text for part in line).rstrip()[2:] for line in lines]
+    assert rows[-4:-2] == ["    in more words than", '    fit."""']
+    assert rows[-2:] == ["    return some(x,", "        of_it)"]
+
+
 def test_a_file_that_python_cannot_read_is_answered_without_a_process(
     lesson, tmp_path, monkeypatch
 ):
@@ -538,7 +548,7 @@ def test_whatever_form_is_handed_in_is_graded(tmp_path):
             f"{lesson.slug}.ipynb": json.dumps(notebook),
         },
         "broken notebook": {f"{lesson.slug}.ipynb": "{"},
-        "renamed": {"lesson1.py": RIGHT},
+        "renamed": {"lesson1.py": RIGHT, "91_bias_trains.py": RIGHT},  # a repair is no stray
         "empty": {},
     }
     for learner, files in forms.items():
