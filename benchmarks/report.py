@@ -272,7 +272,10 @@ ELSEWHERE = (
     "bits; SmolLM2 by short runs, three rates a method, the one with the lowest loss on held-out "
     "logs. Loss: nats an answer token, of the last steps (SmolLM2: on those logs)."
 )
-RANKS = "Held-out loss in nats an answer token, and each rank's distance from it; one seed."
+RANKS = (
+    "LoRA on all Linears. Full fine-tuning's held-out loss in nats an answer token, and each rank's "
+    "distance from it, each at the best of three rates (SmolLM2: one); one seed."
+)
 PICTURE = (
     "![What a method learns, and what it forgets](docs/methods.png)\n\n"
     "Each method at the rate that a short search found; the size of a dot: what is shipped. Costs, "
