@@ -273,8 +273,8 @@ ELSEWHERE = (
     "logs. Loss: nats an answer token, of the last steps (SmolLM2: on those logs)."
 )
 RANKS = (
-    "LoRA on all Linears. Full fine-tuning's held-out loss in nats an answer token, and each rank's "
-    "distance from it, each at the best of three rates (SmolLM2: one); one seed."
+    "LoRA on all Linears. Full fine-tuning's held-out loss in nats an answer token, and each "
+    "rank's distance from it, each at the best of three rates (SmolLM2: one); one seed."
 )
 PICTURE = (
     "![What a method learns, and what it forgets](docs/methods.png)\n\n"
