@@ -225,7 +225,7 @@ def methods_note(result: dict[str, Any]) -> str:
             "rate (exact, forgot; the first seed) shows what that costs, and how little a few "
             "points between two rows say. Mean (range) over the seeds in the last column. Forgot: "
             "bits a byte lost on the base's own prose; with self-replay (a quarter of the rows, "
-            f"{settings['replay_seeds']} seeds or more): exact, forgot. A step and a forward are "
+            f"{settings['replay_seeds']} seeds): exact, forgot. A step and a forward are "
             "ratios of the processor's time.",
             "What the papers claim, in their abstracts, and what came here. Batch: rows with "
             "different adapters of this kind in one batch of `AdapterBank`; lines: of the module, "
