@@ -105,7 +105,7 @@ MIRRORED = {
         "ngrams": ["router"],
         "routing": ["router"],
         "store": ["transport", "compression", "store"],
-        "stored_files": ["transport", "compression", "store"],
+        "stored_files": ["stored_files", "transport", "compression", "store"],
         "upkeep": ["registry"],
     },
     "jobs": {

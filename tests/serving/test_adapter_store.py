@@ -114,6 +114,7 @@ def test_bad_banks_and_choices_are_refused(folders):
     for memory in (0, -5):
         with pytest.raises(ValueError, match=f"memory must be a positive number .* got {memory}"):
             AdapterStore(minilora.load_base(), memory=memory)
+    assert AdapterStore(minilora.load_base(), memory=1).cache.memory == 1
     with pytest.raises(ValueError, match="r must be"):
         AdapterStore(minilora.load_base(), max_rank=0)
     store = AdapterStore(minilora.load_base())

@@ -91,6 +91,7 @@ def test_the_bytes_hold_for_each_tenant_and_one_never_pushes_out_another(steps):
 
 
 def test_what_is_drawn_cancelled_or_too_large_is_not_kept():
+    assert AnswerCache("base", memory=1).memory == 1
     cache = AnswerCache("base", memory=1500)
     drawn = replace(BASIC, sampling=sampling(temperature=0.5))
     too_large = {"text": "x" * 900}

@@ -43,3 +43,10 @@ def test_the_probes_adapters_reach_every_linear_but_the_head_at_every_rank():
     assert {len(pair.A) for pair in pairs} == {1, 2, 3, 4}
     for pair in pairs:  # x of unit variance has an A x of unit variance
         assert 0.3 < pair.A.square().sum(dim=1).mean() < 3
+
+
+def test_where_every_product_is_exact_it_says_yes():
+    base = small_base()
+    for p in base.parameters():
+        torch.nn.init.zeros_(p)
+    assert exactness.rows_are_exact(base, max_rank=4, rows=3) is True

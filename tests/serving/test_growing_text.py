@@ -39,6 +39,12 @@ def test_pieces_are_the_text_before_the_first_stop(text, stops):
     assert not any("\ufffd" in piece for piece in pieces)
 
 
+def test_a_stop_at_the_very_beginning_leaves_nothing():
+    growing = GrowingText(TOKENIZER, PROMPT, ["Hull"])
+    assert [growing.push(token) for token in TOKENIZER.answer("Hull 90 percent")[:-1]][-1] == ""
+    assert (growing.stopped, growing.shown, growing.finish()) == (True, "", "")
+
+
 def test_a_letter_of_several_tokens_is_shown_whole():
     """leonickson1/Swiftlet #7: after half an emoji was shown, the stream said nothing more."""
     growing = GrowingText(TOKENIZER, PROMPT)

@@ -197,3 +197,36 @@ def test_the_first_rows_of_others_do_not_hold_a_tenant_back():
         held.append(rows(engine)["max"])
     assert max(held) > 1
     engine.close()
+
+
+def test_what_an_answer_did_not_need_is_its_tenants_again(monkeypatch):
+    engine = Engine(small_bank(), slots=2)
+    credited = []
+    monkeypatch.setattr(engine.waiting.turns, "refund", lambda *given: credited.append(given))
+    settings = {"tenant": "max", "ends": []}
+    short = engine.submit(PROMPT, max_new_tokens=9, **settings)
+    whole = engine.submit(PROMPT, max_new_tokens=4, **settings)
+    for _ in range(2):
+        engine.step()
+    short.cancel()
+    finish(engine)
+    assert 0 < len(short.ids) < 9
+    assert len(whole.ids) == 4
+    assert sorted(credited) == [("max", 0), ("max", 9 - len(short.ids))]
+    engine.close()
+
+
+def test_who_leaves_while_the_adapter_is_read_is_told_and_holds_nothing(cold, monkeypatch):
+    engine = cold_engine(cold)
+    go = gated(engine, monkeypatch, cold)
+    answer = engine.submit(PROMPT, "n0", tenant="max", max_new_tokens=2)
+    engine.step()
+    assert len(engine.waiting) == 1
+    answer.cancel()
+    engine.step()
+    assert answer.result(timeout=1).reason == "cancelled"
+    assert len(engine.waiting) == 0
+    go.set()
+    engine.bank.readers.pool.shutdown()
+    assert not engine.bank.cache.pins
+    engine.close()
