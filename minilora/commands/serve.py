@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..text import did_you_mean
 from .hub_names import add_hub_option
-from .options import add_base_option, add_device_option, check_device
+from .options import add_base_option, add_device_option, check_device, check_out
 from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys, warning_of
 from .serve_workers import (
@@ -141,17 +140,8 @@ def check_options(options: argparse.Namespace) -> None:
     if options.hub.exists() and not options.hub.is_dir():
         raise ValueError(f"--hub: expected a hub's folder, got the file {options.hub}")
     for name in ("state", "jobs", "feedback"):
-        folder = getattr(options, name)
-        if folder is None:
-            continue
-        above = next(each for each in (folder, *folder.parents) if each.exists())
-        if not above.is_dir():
-            raise ValueError(f"--{name}: expected a folder, got {folder}, and {above} is a file")
-        as_whom = {"effective_ids": os.access in os.supports_effective_ids}
-        if not os.access(above, os.W_OK | os.X_OK, **as_whom):
-            raise ValueError(
-                f"--{name}: {above} cannot be written; choose another folder, or change its rights"
-            )
+        if (folder := getattr(options, name)) is not None:
+            check_out(folder, f"--{name}")
 
 
 def say(text: str) -> None:

@@ -186,9 +186,16 @@ def test_a_typo_in_a_target_is_reported_with_what_could_be_meant(trained, capsys
 
 
 MISTAKES = [
-    ("demo --out file", "--out: expected a folder, and file is a file"),
-    ("train --data rows.jsonl --out file", "--out: expected a folder, and file is a file"),
-    ("merge --adapter folder --out file", "--out: expected a folder, and file is a file"),
+    ("demo --out file", "--out: expected a folder, got file, and file is a file"),
+    (
+        "train --data rows.jsonl --out file",
+        "--out: expected a folder, got file, and file is a file",
+    ),
+    ("merge --adapter folder --out file", "--out: expected a folder, got file, and file is a file"),
+    (
+        "train --data rows.jsonl --out o --push naval --hub file",
+        "--hub: expected a folder, got file",
+    ),
     ("learn 1 --limit -1", "--limit: expected a positive number of seconds, got -1"),
     ("grade folder --limit nan", "--limit: expected a positive number of seconds, got nan"),
     ("generate ' '", "the question is empty"),
