@@ -36,7 +36,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..files import read_text
+from ..files import parse_toml, read_text
 from ..text import did_you_mean
 
 
@@ -133,15 +133,9 @@ class Assignment(NamedTuple):
 
 def read_experiments(file: Path) -> list[Experiment]:
     """The experiments of a TOML file. Raises ``ValueError``."""
-    try:
-        import tomllib
-    except ImportError as error:  # Python 3.10
-        raise ValueError(
-            "experiments.toml is read with Python 3.11 or newer; use the API"
-        ) from error
     text = read_text(file, "an experiments.toml")
     try:
-        tables = tomllib.loads(text)
+        tables = parse_toml(text)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     if stray := [name for name, table in tables.items() if not isinstance(table, dict)]:
