@@ -240,7 +240,7 @@ def parse_toml(text: str) -> dict[str, Any]:
 
     Raises ``ValueError`` that says the line.
 
-    >>> parse_toml("[train]\nsteps = 500")
+    >>> parse_toml("train.steps = 500")
     {'train': {'steps': 500}}
     """
     if sys.version_info >= (3, 11):
