@@ -77,15 +77,18 @@ def test_what_was_kept_is_told_once():
 @pytest.mark.parametrize(("failures", "lost"), [(8, False), (9, True)])
 def test_a_claim_is_lost_when_nothing_was_written_for_a_lease(monkeypatch, failures, lost):
     """A lease of 8 seconds, a renewal a second, and a disk that is full meanwhile."""
-    pulse = pulse_of(Told(fails=[OSError("full")] * failures), waits=20)
-    monkeypatch.setattr(pulse_module, "time", SimpleNamespace(monotonic=lambda: pulse.over.now))
+    over = Over(20)
+    monkeypatch.setattr(pulse_module, "time", SimpleNamespace(monotonic=lambda: over.now))
+    pulse = Pulse(Told(fails=[OSError("full")] * failures), None)
+    pulse.over = over
     pulse.run()
     if lost:
         with pytest.raises(Lost):
             pulse.check()
     else:
         pulse.check()
-    assert len(pulse.queue.beats) == (0 if lost else 12)
+    worked = [beat["seconds"] for beat in pulse.queue.beats]
+    assert worked == ([] if lost else [9.0] + [1.0] * 11), "none is counted twice, none is left out"
 
 
 def test_a_wish_ends_the_thread_and_the_work_learns_of_it():
