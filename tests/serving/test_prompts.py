@@ -50,7 +50,7 @@ def test_answers_are_counted_together():
     assert MOST_ANSWERS == 64
     with pytest.raises(Refused, match="at most 64 answers, got 80") as refused:
         checked_prompts(asked([[1]] * 5, n=16), model(8))
-    assert refused.value.param == "n"
+    assert (refused.value.status, refused.value.param) == (400, "n")
 
 
 @pytest.mark.parametrize(
