@@ -225,7 +225,7 @@ def methods_note(result: dict[str, Any]) -> str:
             "rate (exact, forgot; the first seed) shows what that costs, and how little a few "
             "points between two rows say. Mean (range) over the seeds in the last column. Forgot: "
             "bits a byte lost on the base's own prose; with self-replay (a quarter of the rows, "
-            f"{settings['replay_seeds']} seeds or more): exact, forgot. A step and a forward are "
+            f"{settings['replay_seeds']} seeds): exact, forgot. A step and a forward are "
             "ratios of the processor's time.",
             "What the papers claim, in their abstracts, and what came here. Batch: rows with "
             "different adapters of this kind in one batch of `AdapterBank`; lines: of the module, "
@@ -272,7 +272,10 @@ ELSEWHERE = (
     "bits; SmolLM2 by short runs, three rates a method, the one with the lowest loss on held-out "
     "logs. Loss: nats an answer token, of the last steps (SmolLM2: on those logs)."
 )
-RANKS = "Held-out loss in nats an answer token, and each rank's distance from it; one seed."
+RANKS = (
+    "LoRA on all Linears. Full fine-tuning's held-out loss in nats an answer token, and each "
+    "rank's distance from it, each at the best of three rates (SmolLM2: one); one seed."
+)
 PICTURE = (
     "![What a method learns, and what it forgets](docs/methods.png)\n\n"
     "Each method at the rate that a short search found; the size of a dot: what is shipped. Costs, "

@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -232,6 +233,21 @@ def read_text(path: str | Path, expected: str = "a text file") -> str:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} cannot be read as UTF-8 text: {error}") from error
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """The tables of a TOML text, by the reader that Python brings from 3.11 on, before it by tomli.
+
+    Raises ``ValueError`` that says the line.
+
+    >>> parse_toml("train.steps = 500")
+    {'train': {'steps': 500}}
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    return tomllib.loads(text)
 
 
 def json_object(text: bytes, path: str | Path) -> dict[str, Any]:

@@ -16,8 +16,9 @@ from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 
-import tomllib
 from packaging.requirements import Requirement
+
+from minilora.files import parse_toml
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "licences.md"
@@ -38,7 +39,7 @@ Written by `python -m tests.licences`.
 
 def requirements() -> dict[str, list[Requirement]]:
     """The lines of pyproject.toml by extra, "" for minilora itself."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = parse_toml((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = {"": project["dependencies"], **project["optional-dependencies"]}
     return {
         extra: [each for each in map(Requirement, texts) if each.name != "minilora"]

@@ -1,9 +1,5 @@
 """The page of licences knows every package that pyproject.toml names."""
 
-import pytest
-
-pytest.importorskip("tomllib", reason="needs Python 3.11")
-
 from .licences import PAGE, declared
 
 

@@ -14,7 +14,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora grade``."""
     add = parser.add_argument
     add("folders", type=Path, nargs="+", metavar="DIR", help="learners' folders, one each")
-    only = "only this lesson or range, as 1-5; may be given several times"
+    only = "only this lesson or range, as 1-5; may be given several times (default: all)"
     add("--lesson", action="append", metavar="N", help=only)
     add("--csv", type=Path, help="also write each status and sentence to this spreadsheet file")
     add("--limit", type=float, default=LIMIT, help="seconds for a check (default: %(default)g)")

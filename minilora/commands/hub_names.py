@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from .options import check_out
+
 NAMED = "a folder, or a name of the hub such as naval@champion"
 
 
@@ -20,7 +22,9 @@ def add_adapter_option(parser: argparse.ArgumentParser, none: str = "") -> None:
 
 def add_hub_option(parser: argparse.ArgumentParser) -> None:
     """``--hub``: where names are looked up."""
-    parser.add_argument("--hub", type=Path, default=Path("hub"), help="folder (default: hub)")
+    parser.add_argument(
+        "--hub", type=Path, default=Path("hub"), help="where adapters have names (default: hub)"
+    )
 
 
 def adapter_folder(name_or_folder: str, hub: Path) -> Path:
@@ -47,6 +51,7 @@ def check_push(options: argparse.Namespace) -> str:
     if options.full:
         raise ValueError("--push stores an adapter, and --full makes none: leave one of them out")
     check_name(options.push)
+    check_out(options.hub, "--hub")
     before = options.adapter
     if not before or Path(before).is_dir() or is_address(before):
         return ""

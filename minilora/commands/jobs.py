@@ -80,7 +80,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         add("--lease", type=float, default=30.0, help="seconds (default: %(default)s)")
     made["worker"].add_argument("--until-idle", action="store_true", help="end when nothing waits")
     for name, kind in {"max-jobs": int, "seconds": float, "bytes": int}.items():
-        made["quota"].add_argument(f"--{name}", type=kind, help="(default: any number)")
+        about = "(default: any number; without any option: show what is allowed)"
+        made["quota"].add_argument(f"--{name}", type=kind, help=about)
+    made["quota"].add_argument("--lift", action="store_true", help="take every limit away")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -239,7 +241,12 @@ def change(queue: Any, options: argparse.Namespace) -> None:
 def set_quota(queue: Any, options: argparse.Namespace) -> None:
     """``minilora jobs quota``."""
     limits = {"jobs": options.max_jobs, "seconds": options.seconds, "bytes": options.bytes}
-    queue.set_quota(options.tenant, **limits)
+    given = any(value is not None for value in limits.values())
+    if given and options.lift:
+        raise ValueError("--lift takes every limit away: leave the limits out")
+    if given or options.lift:
+        queue.set_quota(options.tenant, **limits)
+    limits = queue.quota(options.tenant)
     said = ", ".join(f"{value:,} {name}" for name, value in limits.items() if value is not None)
     print(f"{options.tenant} may have {said or 'any number of everything'}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,13 @@ def check_limit(seconds: float) -> None:
         raise ValueError(f"--limit: expected a positive number of seconds, got {seconds:g}")
 
 
-def check_out(folder: Path) -> None:
-    """Raise ``ValueError`` where a file stands in the place of a folder that is to be made."""
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--out: expected a folder, and {folder} is a file: choose another")
+def check_out(folder: Path, option: str = "--out") -> None:
+    """Raise ``ValueError`` where a folder cannot be made, or nothing can be written into it."""
+    above = next(each for each in (folder, *folder.parents) if each.exists())
+    if not above.is_dir():
+        raise ValueError(f"{option}: expected a folder, got {folder}, and {above} is a file")
+    as_whom = {"effective_ids": os.access in os.supports_effective_ids}
+    if not os.access(above, os.W_OK | os.X_OK, **as_whom):
+        raise ValueError(
+            f"{option}: {above} cannot be written; choose another folder, or change its rights"
+        )

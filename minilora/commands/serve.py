@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import signal
 import time
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from ..text import did_you_mean
 from .hub_names import add_hub_option
-from .options import add_base_option, add_device_option, check_device
+from .options import add_base_option, add_device_option, check_device, check_out
 from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys, warning_of
 from .serve_workers import (
@@ -141,17 +140,8 @@ def check_options(options: argparse.Namespace) -> None:
     if options.hub.exists() and not options.hub.is_dir():
         raise ValueError(f"--hub: expected a hub's folder, got the file {options.hub}")
     for name in ("state", "jobs", "feedback"):
-        folder = getattr(options, name)
-        if folder is None:
-            continue
-        above = next(each for each in (folder, *folder.parents) if each.exists())
-        if not above.is_dir():
-            raise ValueError(f"--{name}: expected a folder, got {folder}, and {above} is a file")
-        as_whom = {"effective_ids": os.access in os.supports_effective_ids}
-        if not os.access(above, os.W_OK | os.X_OK, **as_whom):
-            raise ValueError(
-                f"--{name}: {above} cannot be written; choose another folder, or change its rights"
-            )
+        if (folder := getattr(options, name)) is not None:
+            check_out(folder, f"--{name}")
 
 
 def say(text: str) -> None:
@@ -178,6 +168,7 @@ def service_of(options: argparse.Namespace) -> Any:
     from ..model.pretrained import load_base
     from ..serving import AdapterBank, Engine, Service
     from ..serving.answer_cache import AnswerCache
+    from ..serving.assignment import read_experiments
     from ..serving.audit import Audit
     from ..serving.experiments import Experiments
     from ..serving.failover import Failover, Limits
@@ -186,6 +177,9 @@ def service_of(options: argparse.Namespace) -> Any:
     from .hub_names import adapter_folder
 
     quantize, device = "nf4" if options.qlora else None, check_device(options.device)
+    limits = Limits(budget=options.latency)
+    if options.experiments is not None:
+        read_experiments(options.experiments)  # a wrong file is said before the base is read
     base = load_base(options.base, device=device, quantize=quantize)
     bank = AdapterBank(base, options.max_rank, memory=options.memory * 1_000_000)
     name = options.name or (Path(options.base).name if options.base else "minilora-base")
@@ -209,7 +203,7 @@ def service_of(options: argparse.Namespace) -> Any:
         root=options.root,
         tenants=Tenants(options.state / "keys.sqlite"),
         experiments=experiments,
-        failover=Failover(Limits(budget=options.latency), experiments.worse),
+        failover=Failover(limits, experiments.worse),
         audit=Audit(options.state / "audit.sqlite", texts=texts) if audited else None,
         answers=AnswerCache(bank.fingerprint.tensors, answers) if answers else None,
     )

@@ -144,6 +144,13 @@ class Queue(Claims):
         with JOBS.reading(self.folder) as db:
             return events_of(db, id, after)
 
+    def quota(self, tenant: str) -> dict[str, float | None]:
+        """What a tenant may have, as ``set_quota`` names it. Raises ``FileNotFoundError``."""
+        query = "select jobs, seconds, bytes from quota where tenant = ?"
+        with JOBS.reading(self.folder) as db:
+            row = db.execute(query, (tenant,)).fetchone()
+        return dict(zip(("jobs", "seconds", "bytes"), row or (None, None, None), strict=True))
+
     def set_quota(
         self,
         tenant: str,

@@ -37,6 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..files import parse_toml
 from .sections import (
     FILES,
     Base,
@@ -118,12 +119,8 @@ def read_spec(file: str | Path) -> Spec:
     """
     file = Path(file)
     try:
-        import tomllib
-    except ModuleNotFoundError:
-        raise ValueError("reading a spec.toml needs Python 3.11 or newer") from None
-    try:
         text = file.read_text(encoding="utf-8-sig")
-        values = tomllib.loads(text)
+        values = parse_toml(text)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror}") from error
     except ValueError as error:  # bad UTF-8 and bad TOML; the latter says its line

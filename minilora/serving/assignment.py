@@ -36,6 +36,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..files import parse_toml, read_text
 from ..text import did_you_mean
 
 
@@ -131,15 +132,10 @@ class Assignment(NamedTuple):
 
 
 def read_experiments(file: Path) -> list[Experiment]:
-    """The experiments of a TOML file. Raises ``ValueError`` and ``OSError``."""
+    """The experiments of a TOML file. Raises ``ValueError``."""
+    text = read_text(file, "an experiments.toml")
     try:
-        import tomllib
-    except ImportError as error:  # Python 3.10
-        raise ValueError(
-            "experiments.toml is read with Python 3.11 or newer; use the API"
-        ) from error
-    try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = parse_toml(text)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
     if stray := [name for name, table in tables.items() if not isinstance(table, dict)]:

@@ -51,6 +51,8 @@ class Limits:
     def __post_init__(self) -> None:
         if not (1 <= self.failures <= self.window and self.successes >= 1 and self.cooldown > 0):
             raise ValueError(f"expected 1 ≤ failures ≤ window, successes ≥ 1, cooldown > 0: {self}")
+        if self.budget is not None and not self.budget > 0:
+            raise ValueError(f"a first token takes time: expected seconds, got {self.budget}")
 
 
 class Breaker:

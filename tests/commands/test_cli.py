@@ -186,9 +186,16 @@ def test_a_typo_in_a_target_is_reported_with_what_could_be_meant(trained, capsys
 
 
 MISTAKES = [
-    ("demo --out file", "--out: expected a folder, and file is a file"),
-    ("train --data rows.jsonl --out file", "--out: expected a folder, and file is a file"),
-    ("merge --adapter folder --out file", "--out: expected a folder, and file is a file"),
+    ("demo --out file", "--out: expected a folder, got file, and file is a file"),
+    (
+        "train --data rows.jsonl --out file",
+        "--out: expected a folder, got file, and file is a file",
+    ),
+    ("merge --adapter folder --out file", "--out: expected a folder, got file, and file is a file"),
+    (
+        "train --data rows.jsonl --out o --push naval --hub file",
+        "--hub: expected a folder, got file",
+    ),
     ("learn 1 --limit -1", "--limit: expected a positive number of seconds, got -1"),
     ("grade folder --limit nan", "--limit: expected a positive number of seconds, got nan"),
     ("generate ' '", "the question is empty"),
@@ -204,6 +211,8 @@ MISTAKES = [
     ("jobs worker --until-idle --hub file", "file is a file: expected a hub's folder"),
     ("jobs worker --until-idle --hours -1", "a job's seconds must be a positive number"),
     ("serve keys revoke 5f0c", "there is no key '5f0c'; none was added yet"),
+    ("serve --port 0 --experiments none", "none does not exist: expected an experiments.toml"),
+    ("serve --port 0 --latency -1", "a first token takes time: expected seconds, got -1"),
     ("serve --port -1", "port must be 0-65535; --port 0 takes any free"),
 ]
 

@@ -99,8 +99,13 @@ def test_an_unknown_job_is_one_line(at_home, capsys):
 
 def test_quotas(at_home, capsys):
     assert said(capsys, "quota", "--max-jobs", "0") == "default may have 0 jobs\n"
+    assert said(capsys, "quota") == "default may have 0 jobs\n"  # asking changes nothing
     assert main(["jobs", "submit", "spec.toml"]) == 2
     assert "quota of 'default' is 0 unfinished jobs" in capsys.readouterr().err
+    assert main(["jobs", "quota", "--lift", "--bytes", "9"]) == 2
+    assert "leave the limits out" in capsys.readouterr().err
+    assert said(capsys, "quota", "--lift") == "default may have any number of everything\n"
+    assert said(capsys, "submit", "spec.toml").startswith("ftjob-")
 
 
 @pytest.mark.slow

@@ -90,6 +90,15 @@ def test_the_bytes_hold_for_each_tenant_and_one_never_pushes_out_another(steps):
         assert set(cache.kept) == {key for order in cache.order.values() for key in order}
 
 
+def test_the_answer_that_was_not_asked_for_the_longest_makes_room():
+    cache = AnswerCache("base", memory=2500)  # for two of these
+    requests = [replace(BASIC, prompt=(number,)) for number in range(3)]
+    for request in requests:
+        cache.keep(*answer_to(request))
+        cache.find(requests[0])  # which is asked for again and again
+    assert [cache.find(request) is not None for request in requests] == [True, False, True]
+
+
 def test_what_is_drawn_cancelled_or_too_large_is_not_kept():
     assert AnswerCache("base", memory=1).memory == 1
     cache = AnswerCache("base", memory=1500)

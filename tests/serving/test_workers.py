@@ -69,6 +69,23 @@ def test_one_that_ends_before_it_was_ready_is_an_error(monkeypatch):
     assert started == ["worker-0"]
 
 
+def test_leaving_ends_what_keeps_them(monkeypatch):
+    workers = Workers(["serve"], 2)
+
+    async def once(upstream, first):
+        first.set_result(None)
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(workers, "run_once", once)
+
+    async def main():
+        async with workers:
+            assert not any(task.done() for task in workers.tasks)
+        assert all(task.cancelled() for task in workers.tasks)
+
+    asyncio.run(asyncio.wait_for(main(), 5))
+
+
 SAYS = """
 import os, sys
 print("note: threads", os.environ["OMP_NUM_THREADS"], flush=True)
