@@ -90,3 +90,9 @@ def test_the_changes_that_need_less_the_mildest_first():
     done = spec_of(base={"four_bits": True}, train={"batch_size": 4, "checkpointing": True})
     left = [changes for changes, _ in cheaper(done, training_config(done, 3_000_000), 50)]
     assert left == [[two], [four]]
+
+
+@pytest.mark.parametrize("limit", [{"memory": 0}, {"memory": -1}, {"seconds": 0.0}])
+def test_a_limit_of_nothing_is_refused(limit):
+    with pytest.raises(ValueError, match=f"{next(iter(limit))} must be a positive number"):
+        Limits(**limit)
