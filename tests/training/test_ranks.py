@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
+from minilora.training.config import TrainConfig
+from minilora.training.data import polite_log
 from minilora.training.ranks import Alone, part_seeds, seed_part
+from minilora.training.replay import Examples
+from minilora.training.run import set_up
+
+from .runs import TASK, adapted
 
 
 def test_alone_every_part_is_its_own_and_it_writes(tmp_path):
@@ -20,9 +26,11 @@ def test_alone_every_part_is_its_own_and_it_writes(tmp_path):
     assert alone.stopped()
 
 
-def test_alone_replay_and_whole_weights_are_allowed():
-    """Only ranks that hold the base together must compute in step."""
-    assert (Alone.sharded, Alone.world) == (False, 1)
+def test_alone_a_run_may_replay():
+    """Ranks that hold the base together may not: they would have to compute in step."""
+    config, old = TrainConfig(steps=1, batch_size=2), Examples(polite_log(3, 1), 0.5)
+    parts = set_up(adapted(), TASK, config, old, ranks=Alone()).batches(0)
+    assert [part.source for part in parts] == ["task", "examples"]
 
 
 def test_the_seeds_of_parts_are_many_and_the_generators():
