@@ -302,12 +302,12 @@ def test_files_are_listed_in_either_order(acme):
 
 def test_jobs_are_found_by_their_metadata(acme):
     file = upload(acme)
-    marked = [{"team": "bridge", "ship": "one"}, {"team": "bridge"}, {"team": "galley"}, None]
+    marked = [{"team": "helm", "ship": "one"}, {"team": "helm"}, {"team": "galley"}, None]
     ids = [create(acme, file, seed=40 + n, metadata=m).id for n, m in enumerate(marked)]
     for wanted, found in (
-        ({"metadata[team]": "bridge"}, ids[1::-1]),
-        ({"metadata[team]": "bridge", "metadata[ship]": "one"}, ids[:1]),
-        ({"metadata[team]": "brid"}, []),
+        ({"metadata[team]": "helm"}, ids[1::-1]),
+        ({"metadata[team]": "helm", "metadata[ship]": "one"}, ids[:1]),
+        ({"metadata[team]": "hel"}, []),
     ):
         listed = acme.fine_tuning.jobs.list(extra_query=wanted)
         assert [job.id for job in listed.data] == found
