@@ -9,8 +9,8 @@ Python set. Here the config is read as a ``LoraConfig`` first, so that an omitte
 default are the same, and lists that mean sets are sorted. Of ``alpha_pattern`` the first key that
 fits a module counts, so its order belongs to the identity where another order would mean another α.
 
-For the store the two files are written again in one canonical form, with keys and lists sorted, so
-that equal adapters are equal bytes and lie there once.
+For the store the two files are written again in one canonical form: keys and lists are sorted, and
+a pattern where its order does not count. So the same config in another order is equal bytes.
 """
 
 from __future__ import annotations
@@ -92,9 +92,14 @@ class Adapter:
         fields = {n: v for n, v in fields.items() if n not in LATER or v != plain[n]}
         settings = {name: canonical(value) for name, value in sorted(fields.items())}
         pattern = settings["alpha_pattern"]
-        if any(first_fit(m, pattern, 0) != first_fit(m, by_key(pattern), 0) for m in self.modules):
+        if self.order_counts(pattern):
             settings["alpha_pattern"] = [[key, alpha] for key, alpha in pattern.items()]
         return settings
+
+    def order_counts(self, pattern: Mapping[str, Any]) -> bool:
+        """Whether a module would have another value if the pattern's keys were sorted."""
+        turned = by_key(pattern)
+        return any(first_fit(m, pattern, 0) != first_fit(m, turned, 0) for m in self.modules)
 
     @property
     def content_id(self) -> str:
@@ -107,9 +112,14 @@ class Adapter:
 
     def files(self) -> dict[str, bytes]:
         """Both files in canonical form, by name."""
+        config = in_order(self.json)
+        for name in self.config.pattern_fields:
+            pattern = config.get(name)
+            if pattern and not self.order_counts(pattern):
+                config[name] = by_key(pattern)
         return {
-            CONFIG: json_text(in_order(self.json)).encode(),
-            TENSORS: tensor_file(self.json, self.tensors, self.base),
+            CONFIG: json_text(config).encode(),
+            TENSORS: tensor_file(config, self.tensors, self.base),
         }
 
 

@@ -96,9 +96,9 @@ def read_parcel(file: Path) -> Parcel:
         raise ValueError(f"{file} does not exist") from None
     except IsADirectoryError:
         raise ValueError(f"{file} is a folder: expected the file of an exported adapter") from None
-    except ValueError:
-        raise  # which is a sentence already
-    except Exception as error:  # zipfile's own, and what decompressors and ciphers raise
+    except Exception as error:  # zipfile's own, and what decompressors, ciphers and decoders raise
+        if isinstance(error, ValueError | MemoryError) and not isinstance(error, UnicodeError):
+            raise  # a sentence already, or not the file's fault
         raise ValueError(f"{file} is damaged, or is not an exported adapter: {error}") from error
 
 

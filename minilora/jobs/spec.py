@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..files import parse_toml
+from ..files import parse_toml, read_text
 from .sections import (
     FILES,
     Base,
@@ -118,12 +118,10 @@ def read_spec(file: str | Path) -> Spec:
     ValueError: ...
     """
     file = Path(file)
+    text = read_text(file, "a spec.toml")
     try:
-        text = file.read_text(encoding="utf-8-sig")
         values = parse_toml(text)
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # bad UTF-8 and bad TOML; the latter says its line
+    except ValueError as error:  # which says its line
         raise ValueError(f"{file} is not TOML: {error}; nothing was started") from error
     folder = file.absolute().parent
     for section, names in FILES.items():

@@ -18,7 +18,8 @@ from .cells import parse_lesson
 from .checking import Wrong
 from .course import find_exercise, load_checks
 
-PATIENCE = 5.0  # processor seconds for the wrong answers that a checker knows
+QUICK = 1.0  # processor seconds of a checker that is asked for the wrong answers that it knows
+PATIENCE = 3.0  # and for all of these: they count towards the limit of the learner's process
 
 
 def check(function: Callable[..., Any]) -> None:
@@ -43,11 +44,14 @@ def check(function: Callable[..., Any]) -> None:
 def judge_exercise(lesson: Path, name: str, answer: Callable[..., Any]) -> tuple[str, str]:
     """``judge_answer`` by a lesson's checker; numbers of a mistake that it knows are named.
 
-    Not where the exercise is to find the mistakes of a function that is there.
+    Not where the exercise is to find the mistakes of a function that is there, nor where the answer
+    took more than ``QUICK`` seconds: the mistakes could take longer than the process may run.
     """
     checks, is_stub = load_checks(lesson), parse_lesson(lesson).exercises[name].is_stub
+    started = time.process_time()
     status, message = judge_answer(getattr(checks, f"check_{name}"), answer)
-    if status == "wrong" and "yours is" in message and is_stub:
+    is_quick = time.process_time() - started <= QUICK
+    if status == "wrong" and "yours is" in message and is_stub and is_quick:
         message += known_mistake(checks, name, message)
     return status, message
 

@@ -9,6 +9,8 @@ that do its work. The model's own modules keep their classes and paths; ``detach
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -17,6 +19,23 @@ from .adapter_config import AttachedConfig
 from .adapter_layer import AdapterLayer, adapter_layers
 from .paths import named_modules, plain_path, unwrapped
 from .selection import InjectReport
+
+GENERATES: ContextVar[bool] = ContextVar("GENERATES", default=False)
+
+
+@contextmanager
+def generating() -> Iterator[None]:
+    """``generate`` is at work: rows and the text after them may be more than the model's positions.
+
+    >>> with generating():
+    ...     GENERATES.get()
+    True
+    """
+    token = GENERATES.set(True)
+    try:
+        yield
+    finally:
+        GENERATES.reset(token)
 
 
 class Attached(nn.Module):

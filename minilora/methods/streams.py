@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ..lora.attached import GENERATES
 from ..lora.paths import named_modules
 
 
@@ -38,10 +38,10 @@ def check_text(k: int, time: int, segments: Tensor | None, decoder: Any, method:
     """Raise ``ValueError`` for packed rows, and for a text that k rows push out of the model.
 
     ``generate`` goes on beyond the positions, with a cache or without, as it does without rows:
-    ``generate_text`` warns. It is who computes in inference mode.
+    ``generate_text`` warns.
     """
     most = decoder.config.max_position_embeddings
-    if time <= most < time + k and not torch.is_inference_mode_enabled():
+    if time <= most < time + k and not GENERATES.get():
         raise ValueError(
             f"{method} of {k} rows and a text of {time} tokens are more than the model's {most} "
             f"positions: shorten the text to {most - k}"

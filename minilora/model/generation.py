@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lora.attached import attached_modules
+from ..lora.attached import attached_modules, generating
 from .cache import KVCache
 from .chat import Message
 from .own_forms import question
@@ -119,7 +119,7 @@ class CausalLM(nn.Module):
         step = None
         try:
             for number in range(settings.max_new_tokens):
-                with torch.inference_mode():
+                with torch.inference_mode(), generating():
                     if number == 1 and in_one_go and cache is not None:
                         step = self.stepper(cache, settings.max_new_tokens)
                     logits = step(ids) if step else self.next_logits(ids, mask, cache)

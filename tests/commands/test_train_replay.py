@@ -55,7 +55,7 @@ def test_a_data_file_gives_examples_and_a_text_file_prose(tmp_path):
     [
         (["--replay=1.5"], "share must be above 0 and below 1, a share of all rows, got 1.5"),
         (["--replay-from=old.jsonl"], "needs a share of the rows: --replay 0.25"),
-        (["--replay=0.1", "--replay-from=missing.txt"], "missing.txt cannot be read"),
+        (["--replay=0.1", "--replay-from=missing.txt"], "missing.txt does not exist"),
         (["--replay=0.1", "--replay-from=missing.jsonl"], "missing.jsonl"),
     ],
     ids=["share", "no share", "no text", "no file"],

@@ -39,12 +39,27 @@ def test_the_order_of_alphas_is_part_of_the_identity_where_it_counts(tmp_path):
                                             {"1.q_proj": 8, "0.q_proj": 2})]  # fmt: skip
     assert apart[0].content_id == apart[1].content_id
     assert apart[0].settings == apart[1].settings
+    assert apart[0].files() == apart[1].files()
+    assert one.files() != other.files()
 
 
-def test_equal_adapters_are_equal_bytes_and_a_pattern_keeps_its_order(tmp_path):
+def test_the_order_of_ranks_is_kept_only_where_it_counts(tmp_path):
+    """The layers have rank 2; sorted, the second pattern would give layer 0 another."""
+    folder = make_adapter(tmp_path / "mine")
+
+    def stored(pattern):
+        adapter = read_adapter(with_config(folder, lambda c: {**c, "rank_pattern": pattern}))
+        return adapter.files()
+
+    assert stored({"1.q_proj": 2, "0.q_proj": 2}) == stored({"0.q_proj": 2, "1.q_proj": 2})
+    kept = json.loads(stored({"q_proj": 2, "0.q_proj": 8})["adapter_config.json"])
+    assert list(kept["rank_pattern"]) == ["q_proj", "0.q_proj"]
+
+
+def test_equal_adapters_are_equal_bytes_and_a_pattern_keeps_an_order_that_counts(tmp_path):
     """Keys and targets come in any order: PEFT writes a set."""
     one = make_adapter(tmp_path / "one", targets=("q_proj", "v_proj"))
-    given = {"alpha_pattern": {"v_proj": 8, "q_proj": 2}}
+    given = {"alpha_pattern": {"q_proj": 8, "0.q_proj": 2}}
     with_config(one, lambda config: {**config, **given})
     turned = make_adapter(tmp_path / "two", targets=("q_proj", "v_proj"))
     with_config(
@@ -54,7 +69,7 @@ def test_equal_adapters_are_equal_bytes_and_a_pattern_keeps_its_order(tmp_path):
     files = read_adapter(one).files()
     assert files == read_adapter(turned).files()
     for config in (json.loads(files["adapter_config.json"]), copy_inside(files[TENSORS])):
-        assert list(config["alpha_pattern"].items()) == [("v_proj", 8), ("q_proj", 2)]
+        assert list(config["alpha_pattern"].items()) == [("q_proj", 8), ("0.q_proj", 2)]
 
 
 def copy_inside(content):

@@ -164,6 +164,29 @@ def test_one_wrong_bit_in_the_zips_directory_is_a_sentence(sent, receiver, tmp_p
     assert not receiver.folder.exists()
 
 
+def test_a_name_in_the_zips_directory_that_is_no_utf8_is_a_sentence(sent, receiver, tmp_path):
+    file = sent[0].export("naval", tmp_path / "naval.zip")
+    content = bytearray(file.read_bytes())
+    entry = content.index(b"PK\1\2")
+    content[entry + 9] |= 8  # bit 11 of the flags: the name is UTF-8
+    content[entry + 46] = 0xFF
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match="is damaged, or is not an exported adapter.*utf-8"):
+        receiver.import_file(file)
+
+
+def test_a_machine_without_memory_is_not_called_a_damaged_file(
+    sent, receiver, tmp_path, monkeypatch
+):
+    def full(*arguments):
+        raise MemoryError
+
+    file = sent[0].export("naval", tmp_path / "naval.zip")
+    monkeypatch.setattr(zipfile.ZipFile, "open", full)
+    with pytest.raises(MemoryError):
+        receiver.import_file(file)
+
+
 def test_a_static_server_is_enough(sent, receiver, address):
     folder = receiver.pull(address)
     assert folder.name == sent[0].pull("naval").name

@@ -75,8 +75,11 @@ def test_all_that_is_wrong_is_told_at_once(written):
 def test_what_is_no_toml_and_what_is_not_there(written, tmp_path):
     with pytest.raises(ValueError, match=r"is not TOML: .*line 2"):
         read_spec(written("\nname = = 3"))
-    with pytest.raises(ValueError, match="cannot be read: No such file"):
+    with pytest.raises(ValueError, match="does not exist: expected a spec.toml"):
         read_spec(tmp_path / "none.toml")
+    (tmp_path / "latin.toml").write_bytes(b'name = "caf\xe9"')
+    with pytest.raises(ValueError, match="cannot be read as UTF-8 text"):
+        read_spec(tmp_path / "latin.toml")
 
 
 def test_settings_that_contradict_each_other_are_refused_together(written):

@@ -47,6 +47,18 @@ def test_a_checker_that_takes_long_says_its_own_message_only(monkeypatch):
     assert known_mistake(checks_with(squared=squared), "double", message) == ""
 
 
+def test_an_answer_that_took_long_is_not_compared_with_the_known_mistakes(monkeypatch):
+    lesson, asked = find_lesson(1).path, []
+    checks = checks_with(squared=squared)
+    checks.check_weight_gradient = check_double  # the name of an exercise that is to be written
+    monkeypatch.setattr(answers, "load_checks", lambda _: checks)
+    monkeypatch.setattr(answers, "known_mistake", lambda *_: asked.append(1) or " Known.")
+    assert judge_exercise(lesson, "weight_gradient", squared)[1].endswith(" Known.")
+    monkeypatch.setattr(answers, "QUICK", -1.0)
+    status, message = judge_exercise(lesson, "weight_gradient", squared)
+    assert (status, "yours is 9" in message, asked) == ("wrong", True, [1])
+
+
 def test_where_mistakes_are_to_be_found_none_is_named():
     lesson = find_lesson(7)
     wrong = load_checks(lesson.path).WRONG["train_steps"]["clears after"]

@@ -518,8 +518,11 @@ def test_an_engine_with_nothing_to_do_sleeps_and_so_does_one_that_only_reads(mon
     with engine:
         time.sleep(0.1)
         assert len(steps) <= 2, "nothing was asked"
+        asked = time.monotonic()
         answer = engine.submit(prompt_of(3), "a", max_new_tokens=2)
         time.sleep(0.1)
-        assert len(steps) <= 20, "it looks every hundredth of a second"
+        looked = len(steps)
+        most = 10 + 100 * (time.monotonic() - asked)  # a busy machine wakes this thread late
+        assert looked <= most, "it looks every hundredth of a second"
         go.set()
         assert answer.result(timeout=10)

@@ -178,7 +178,7 @@ def test_a_request_waits_for_a_server_to_come_back_and_not_longer_than_its_patie
     async def scenario(comes):
         server = Server("one", good())
         server.upstream.go_down()
-        async with before(server, patience=0.3) as client:
+        async with before(server, patience=5 if comes else 0.1) as client:
             if comes:
                 asyncio.get_running_loop().call_later(0.05, server.upstream.come_up)
             got = await client.post(ASK)

@@ -152,7 +152,7 @@ def test_a_first_token_and_an_end_wake_the_loop_at_once_and_what_is_between_wait
             event.clear()
             press(what)
             began = loop.time()
-            with suppress(TimeoutError):
+            with suppress(asyncio.TimeoutError):  # which is not TimeoutError before Python 3.11
                 await asyncio.wait_for(event.wait(), most)
                 heard.append(loop.time() - began)
 
