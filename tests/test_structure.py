@@ -218,6 +218,7 @@ def test_the_library_loads_what_it_needs_and_no_more():
 
 
 WITHOUT_TORCH = [["--help"], ["learn"], ["zoo"], ["zoo", "two zeros"], ["lern"], []]
+WITHOUT_TORCH += [["jobs", "list"], ["jobs", "quota", "--max-jobs", "2"]]
 
 
 @pytest.mark.parametrize("words", WITHOUT_TORCH)

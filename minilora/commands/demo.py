@@ -89,11 +89,11 @@ def run_demo(
     ``ValueError`` when there is nothing to resume.
     """
     started, out = time.perf_counter(), Path(out)
+    check_checkpoint(TrainConfig(out=out, resume=resume))  # before the base is loaded
     torch.manual_seed(seed)
     model = load_base(base, device=device)
     pace = pace_for(model, steps, seed, replay)
     settings = replace(pace.settings, out=out, resume=resume)
-    check_checkpoint(settings)
     lora = LoraConfig(r=r, lora_alpha=2 * r, target_modules=["q_proj", "v_proj"])
 
     old_answers, before = show_base(model, pace)

@@ -80,17 +80,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         add("--lease", type=float, default=30.0, help="seconds (default: %(default)s)")
     made["worker"].add_argument("--until-idle", action="store_true", help="end when nothing waits")
     for name, kind in {"max-jobs": int, "seconds": float, "bytes": int}.items():
-        about = "(default: any number; without any option: show what is allowed)"
+        about = "(default: as before, at first any; without any option: show what is allowed)"
         made["quota"].add_argument(f"--{name}", type=kind, help=about)
     made["quota"].add_argument("--lift", action="store_true", help="take every limit away")
 
 
 def run(options: argparse.Namespace) -> int:
     """``minilora jobs``."""
-    from ..hub import Hub
     from ..jobs import Queue
 
     if hasattr(options, "hub"):
+        from ..hub import Hub
+
         Hub(options.hub)  # which a file in its place cannot be
     lease = {"lease": options.lease} if hasattr(options, "lease") else {}
     try:
@@ -240,12 +241,17 @@ def change(queue: Any, options: argparse.Namespace) -> None:
 
 def set_quota(queue: Any, options: argparse.Namespace) -> None:
     """``minilora jobs quota``."""
-    limits = {"jobs": options.max_jobs, "seconds": options.seconds, "bytes": options.bytes}
-    given = any(value is not None for value in limits.values())
+    asked = {"jobs": options.max_jobs, "seconds": options.seconds, "bytes": options.bytes}
+    given = {name: value for name, value in asked.items() if value is not None}
     if given and options.lift:
         raise ValueError("--lift takes every limit away: leave the limits out")
-    if given or options.lift:
-        queue.set_quota(options.tenant, **limits)
+    if options.lift:
+        queue.set_quota(options.tenant)
+    elif given:
+        kept: dict[str, Any] = {}
+        with contextlib.suppress(FileNotFoundError):  # no queue is there yet
+            kept = queue.quota(options.tenant)
+        queue.set_quota(options.tenant, **kept | given)
     limits = queue.quota(options.tenant)
     said = ", ".join(f"{value:,} {name}" for name, value in limits.items() if value is not None)
     print(f"{options.tenant} may have {said or 'any number of everything'}")

@@ -135,8 +135,9 @@ def check_alone(options: argparse.Namespace, *read: str) -> None:
     unasked = vars(parser.parse_args([]))
     for name, value in vars(options).items():
         if name not in read and value != unasked[name]:
-            word = {"model": value, "question": f"--{value}"}.get(name)
-            word = word or f"--{name.replace('_', '-')}"
+            typed = {"model": value, "question": f"--{value}"}
+            typed["method"] = f"--{value} (--method {value})"  # either: both mean the same
+            word = typed.get(name) or f"--{name.replace('_', '-')}"
             raise ValueError(f"--{read[0]} does not read {word}: leave it out")
 
 

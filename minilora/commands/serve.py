@@ -18,13 +18,7 @@ from .hub_names import add_hub_option
 from .options import add_base_option, add_device_option, check_device, check_out
 from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys, warning_of
-from .serve_workers import (
-    add_worker_options,
-    bound,
-    end_with_the_gateway,
-    reuse_address,
-    run_gateway,
-)
+from .serve_workers import add_worker_options, bound, end_with_the_gateway, listen, run_gateway
 
 EPILOG = """examples:
   minilora serve                                     the shipped base and the adapters of ./hub
@@ -108,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
 
         async def startup(self, sockets: Any = None) -> None:
             """Listen, then say so."""
-            reuse_address(place)
+            listen(place, self.config.backlog)
             await super().startup(sockets)
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]

@@ -93,8 +93,18 @@ def bound(host: str, port: int) -> socket.socket:
     return place
 
 
-def reuse_address(place: socket.socket, yes: bool = True) -> None:
-    """Before it listens: else the port, once the server has ended, is closed for a minute."""
+def listen(place: socket.socket, backlog: int) -> None:
+    """Listen, and leave the port free for the next server once this one has ended.
+
+    Nothing stands between the two calls: a socket that allows others and does not listen yet would
+    let a second server bind. uvicorn calls ``listen`` again, which changes nothing.
+    """
+    reuse_address(place, True)  # else the port, once the server has ended, is closed for a minute
+    place.listen(backlog)
+
+
+def reuse_address(place: socket.socket, yes: bool) -> None:
+    """Whether others may bind this address while nobody listens there."""
     if os.name == "posix":  # elsewhere the option means that two may listen at once
         place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(yes))
 
@@ -136,7 +146,7 @@ async def serve(options: argparse.Namespace, place: socket.socket) -> None:
 
         async def startup(self, sockets: Any = None) -> None:
             """Listen, then say so."""
-            reuse_address(place)
+            listen(place, self.config.backlog)
             await super().startup(sockets)
             if self.started:
                 port = self.servers[0].sockets[0].getsockname()[1]

@@ -72,7 +72,8 @@ def run_together(options: argparse.Namespace, ranks: Any) -> int:
 
     if options.task == "classify":
         return classify_alone(options, ranks)
-    check_out(options.out)
+    if ranks.writes:
+        check_out(options.out)
     parent = check_push(options) if ranks.writes else ""
     again = started_again(options, ranks)  # whatever --resume says: all ranks ask together
     options.resume = options.resume or again

@@ -286,9 +286,11 @@ def resolve(name_or_folder: str | Path, hub_folder: str | Path) -> Path:
     """
     if Path(name_or_folder).is_dir():
         return Path(name_or_folder)
-    if Path(name_or_folder).is_file():
-        raise ValueError(f"{name_or_folder} is a file: expected an adapter's folder, or its name")
     if not (Path(hub_folder) / FILE).exists() and not transport.is_address(str(name_or_folder)):
+        if Path(name_or_folder).is_file():
+            raise ValueError(
+                f"{name_or_folder} is a file: expected an adapter's folder, or its name"
+            )
         raise ValueError(
             f"{name_or_folder} is not a folder, and there is no hub in {hub_folder} to look the "
             "name up in: check the path, or name the hub's folder with --hub"

@@ -138,7 +138,7 @@ def seen(
         raise FloatingPointError(message) from error
     except RankLost as error:  # the weights are those of the last step that all ranks took
         saved = run.ranks.writes and checkpoints_of(run).save()
-        then = how_to_continue(config) if saved else ""
+        then = f"{how_to_continue(config)} (a command: --resume)" if saved else ""
         raise RankLost(f"step {state.step + 1}: {error}{then}") from error
 
 
@@ -159,8 +159,8 @@ def end(run: Run, bar: Progress) -> History:
 
 
 def how_to_continue(config: TrainConfig) -> str:
-    """The end of a message, for whoever called ``train`` and for whoever typed a command."""
-    return f"; continue with resume=True, out={str(config.out)!r} (a command: --resume)"
+    """The end of a message, for whoever called ``train``; a command adds its own."""
+    return f"; continue with resume=True, out={str(config.out)!r}"
 
 
 def checkpoints_of(run: Run) -> Checkpoints:

@@ -145,6 +145,7 @@ def test_all_linear_and_rslora_are_understood(trained, capsys):
             ["demo", "--resume", "--out", "nowhere"],
             "nothing to resume: nowhere/checkpoint.safetensors does not exist: start without",
         ),
+        (["demo", "--resume", "--out", "nowhere", "--base", "nowhere"], "nothing to resume"),
         (["demo", "--steps", "0"], "steps must be a whole number of at least 1, got 0"),
         (["merge", "--adapter", "nowhere", "--out", "x"], "nowhere is not a folder"),
         (

@@ -106,6 +106,9 @@ def test_quotas(at_home, capsys):
     assert "leave the limits out" in capsys.readouterr().err
     assert said(capsys, "quota", "--lift") == "default may have any number of everything\n"
     assert said(capsys, "submit", "spec.toml").startswith("ftjob-")
+    said(capsys, "quota", "--max-jobs", "2")
+    both = "default may have 2 jobs, 60.0 seconds\n"  # the limit that is not named stays
+    assert said(capsys, "quota", "--seconds", "60") == both
 
 
 @pytest.mark.slow

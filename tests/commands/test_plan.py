@@ -246,7 +246,7 @@ IGNORED = [
     (["llama-3-8b", "--list"], "--list does not read llama-3-8b"),
     (["--list", "--cards"], "--list does not read --cards"),
     (["--list", "--adapter-dtype", "bfloat16"], "--list does not read --adapter-dtype"),
-    (["--page", "p.html", "--qlora"], "--page does not read --method"),
+    (["--page", "p.html", "--qlora"], "--page does not read --qlora (--method qlora): leave"),
     (["llama-3-8b", "--dark"], "name its file with --chart"),
 ]
 

@@ -18,7 +18,7 @@ import pytest
 import minilora
 from minilora.commands.cli import main
 from minilora.commands.serve import add_options
-from minilora.commands.serve_workers import bound, reuse_address, worker_arguments
+from minilora.commands.serve_workers import bound, listen, worker_arguments
 from minilora.serving import AdapterBank
 from tests.serving.adapters import make_adapter
 
@@ -144,13 +144,13 @@ def test_a_port_is_free_again_as_soon_as_its_server_has_ended():
     """Its connections, which it closed first, still wait for late packets (TIME_WAIT)."""
     with bound("127.0.0.1", 0) as place:
         host, port = place.getsockname()
-        reuse_address(place)
-        place.listen()
+        listen(place, 5)
+        with pytest.raises(ValueError, match="another server runs there"):
+            bound(host, port)
         with socket.create_connection((host, port)) as client:
             place.accept()[0].close()
             assert client.recv(1) == b""
     with bound(host, port) as again:
         with pytest.raises(ValueError, match="or is loading"):
             bound(host, port)
-        reuse_address(again)
-        again.listen()
+        listen(again, 5)

@@ -457,3 +457,7 @@ def test_after_a_restart_all_ranks_ask_the_first_whatever_resume_says(tmp_path, 
     words = ["--data", str(tmp_path / "any.jsonl"), "--out", str(tmp_path), "--resume"]
     with pytest.raises(Asked):
         run_together(parser_of("train").parse_args(words), Second())
+    (tmp_path / "taken").write_text("")  # where only the first writes, and so only it looks
+    words[3] = str(tmp_path / "taken")
+    with pytest.raises(Asked):
+        run_together(parser_of("train").parse_args(words), Second())

@@ -5,6 +5,7 @@ import re
 import subprocess
 import threading
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -545,9 +546,14 @@ def test_a_hub_that_can_only_be_read_still_gives_out(small_disk, tmp_path):
             change()
 
 
-def test_resolve_takes_a_folder_or_a_name(hub, push, tmp_path):
+def test_resolve_takes_a_folder_or_a_name(hub, push, tmp_path, monkeypatch):
     push()
     assert resolve(tmp_path / "mine", hub.folder) == tmp_path / "mine"
     assert resolve("naval@1.0", hub.folder) == hub.pull("naval")
     with pytest.raises(ValueError, match="is not a folder, and there is no hub in"):
         resolve("naval", tmp_path / "nowhere")
+    monkeypatch.chdir(tmp_path)
+    Path("naval").write_text("")  # a file does not hide what the hub has
+    assert resolve("naval", hub.folder) == hub.pull("naval")
+    with pytest.raises(ValueError, match="naval is a file: expected an adapter's folder"):
+        resolve("naval", "nowhere")

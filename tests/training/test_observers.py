@@ -282,7 +282,7 @@ def test_an_interrupted_run_says_how_it_is_continued_if_it_can_be(tmp_path, caps
         **settings,
     )
     last = capsys.readouterr().err.splitlines()[-1]
-    how = f"; continue with resume=True, out={str(tmp_path)!r} (a command: --resume)"
+    how = f"; continue with resume=True, out={str(tmp_path)!r}"
     assert last == f"interrupted after step 1{how if saved else ''}"
 
 
