@@ -21,7 +21,8 @@ from .profiles import EXAMPLES, PROFILE
 
 # Two workers on two cores; tensors as small as these gain nothing from a second thread. make
 # test-kernels asks for two.
-torch.set_num_threads(int(os.environ.get("MINILORA_THREADS", "1")))
+THREADS = int(os.environ.get("MINILORA_THREADS", "1"))
+torch.set_num_threads(THREADS)
 patient = [HealthCheck.too_slow, HealthCheck.data_too_large]
 for name, examples in EXAMPLES.items():
     settings.register_profile(
@@ -63,7 +64,8 @@ def base():
 
 
 @pytest.fixture(autouse=True)
-def denormal_numbers():
-    """Training flushes them to zero for the whole process; the next test gets them back."""
+def process_as_it_was():
+    """Training flushes denormal numbers, a benchmark sets threads: both are set back."""
     yield
     torch.set_flush_denormal(False)
+    torch.set_num_threads(THREADS)
