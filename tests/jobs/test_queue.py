@@ -359,3 +359,25 @@ def test_a_spec_is_the_same_wish_in_whatever_order_its_fields_come(queue):
     one = queue.submit({"name": "naval", "train": {"lr": 1e-3, "steps": 4}})
     other = queue.submit({"train": {"steps": 4, "lr": 1e-3}, "name": "naval"})
     assert other.id == one.id
+
+
+def test_only_a_job_that_pauses_or_is_to_pause_can_be_resumed(queue):
+    job = queue.submit({"name": "naval"})
+    with pytest.raises(ValueError, match="queued: expected a job that is paused"):
+        queue.resume(job.id)
+    queue.claim("w")
+    with pytest.raises(ValueError, match="running: expected a job that is paused"):
+        queue.resume(job.id)
+    assert queue.pause(job.id).wish == "pause"
+    resumed = queue.resume(job.id)  # before the worker has noticed
+    assert (resumed.status, resumed.wish) == ("running", "")
+
+
+def test_a_quota_may_be_nothing_and_not_less(queue):
+    queue.set_quota("x", jobs=0)
+    assert queue.quota("x") == {"jobs": 0, "seconds": None, "bytes": None}
+    with pytest.raises(ValueError, match="0 unfinished jobs"):
+        queue.submit({"name": "a"}, tenant="x")
+    with pytest.raises(ValueError, match="jobs: expected at least 0, or None, got -1"):
+        queue.set_quota("x", jobs=-1)
+    assert queue.quota("x")["jobs"] == 0
