@@ -18,7 +18,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed
 from typing import Any
@@ -163,14 +163,22 @@ def change_since(new: Manifest, old: Manifest) -> tuple[str, str]:
     return "patch", "the same recipe"
 
 
-def suggestion(new: Manifest, older: Iterable[Manifest]) -> tuple[str, str]:
-    """The version that ``new`` should have after those there are, and the reason in words."""
+def suggestion(
+    new: Manifest, older: Iterable[Manifest], gone: Container[str] = ()
+) -> tuple[str, str]:
+    """The version that ``new`` should have after those there are, and the reason in words; none of
+    the numbers that are ``gone``.
+    """
     older = [manifest for manifest in older if not Semver.parse(manifest.version).pre]
-    if not older:
-        return "1.0.0", "the first"
-    last = max(older, key=lambda manifest: Semver.parse(manifest.version).order)
-    level, reason = change_since(new, last)
-    return str(Semver.parse(last.version).bumped(level)), f"{reason} since {last.version} ({level})"
+    number, reason = Semver(1, 0, 0), "the first"
+    if older:
+        last = max(older, key=lambda manifest: Semver.parse(manifest.version).order)
+        level, reason = change_since(new, last)
+        number = Semver.parse(last.version).bumped(level)
+        reason = f"{reason} since {last.version} ({level})"
+    while str(number) in gone:
+        number = number.bumped("patch")
+    return str(number), reason
 
 
 def unsuitable(version: Semver, new: Manifest, older: Iterable[Manifest]) -> str:

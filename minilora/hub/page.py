@@ -120,8 +120,8 @@ def row(version: Version, metrics: Sequence[str], tops: Mapping[str, float]) -> 
         cells.append(f'<span class="bar"><i style="width:{share:.0f}%"></i></span>{value:.4g}')
     cells += [
         f"{about.settings.get('r', 0):g}",
-        f"<code>{about.data_sha[:8] or '?'}</code>",
-        f"<code>{about.tensors[:8] or '?'}</code>",
+        f"<code>{escape(about.data_sha[:8]) or '?'}</code>",
+        f"<code>{escape(about.tensors[:8]) or '?'}</code>",
         kilobytes(about.bytes),
         time.strftime("%Y-%m-%d", time.gmtime(version.pushed)),
     ]

@@ -208,6 +208,15 @@ def note(db: sqlite3.Connection, tenant: str, who: str, name: str, what: str) ->
     db.execute("insert into event (at, tenant, who, name, what) values (?, ?, ?, ?, ?)", values)
 
 
+def pruned(db: sqlite3.Connection, tenant: str, name: str) -> set[str]:
+    """The numbers that a name once had. They are given to nothing else: somebody may know them."""
+    rows = db.execute(
+        "select what from event where tenant = ? and name = ? and what like 'prune %'",
+        (tenant, name),
+    )
+    return {what.removeprefix("prune ") for (what,) in rows}
+
+
 def last_event(db: sqlite3.Connection) -> int:
     """The number of the last thing that was done to the hub, by any tenant; every push, import,
     alias and prune is one, so as long as it stands there are the same versions."""

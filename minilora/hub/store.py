@@ -101,14 +101,16 @@ class Hub(Catalog):
         draft = described(name, adapter, listed(files), facts, self.creator)
         with writing(self.folder) as db:
             older = [each.manifest for each in registry.versions(db, self.tenant, name)]
-            suggested, reason = suggestion(draft, older)
+            gone = registry.pruned(db, self.tenant, name)
+            suggested, reason = suggestion(draft, older, gone)
             last = newest(each.version for each in older)
             parent = draft.parent or (f"{name}@{last}" if last else "")
             new = replace(draft, version=chosen or suggested, parent=parent)
             told = misgivings(new, older, hint := f"suggested: {suggested}, {reason}")
-            if new.version in {each.version for each in older}:
+            if new.version in gone or new.version in {each.version for each in older}:
+                state = "was pruned" if new.version in gone else "exists"
                 raise ValueError(
-                    f"{name}@{new.version} exists, and a version never changes; {hint}"
+                    f"{name}@{new.version} {state}, and a version never changes; {hint}"
                 )
             registry.insert(db, self.blobs, self.tenant, self.creator, new.text, files)
         for each in told:
@@ -234,7 +236,7 @@ class Hub(Catalog):
         """
         with writing(self.folder) as db:
             pruned = upkeep.prune_unused(db, self.tenant, unused_for, self.creator)
-            upkeep.sweep(db, self.blobs, self.folder / "adapters")
+        self.gc()  # once the rows are gone for good: rolled back, they would have no bytes
         return tuple(pruned)
 
     def set_quota(self, adapters: int | None = None, bytes: int | None = None) -> None:

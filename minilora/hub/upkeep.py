@@ -88,7 +88,7 @@ def sweep(db: sqlite3.Connection, blobs: Blobs, adapters: Path) -> Swept:
             removed.append(path.stat().st_size)
             path.unlink()
     for folder in sorted(adapters.glob("*")):
-        if folder.name.rpartition("-")[2] not in digests:
+        if folder.is_dir() and folder.name.rpartition("-")[2] not in digests:
             removed += [file.stat().st_size for file in folder.iterdir()]
             shutil.rmtree(folder)
     return Swept(len(removed), sum(removed))

@@ -43,10 +43,11 @@ class Tags(HTMLParser):
 def page(tmp_path):
     hub = Hub(tmp_path / "hub", creator=EVIL)
     facts = {"description": EVIL, "tags": [EVIL], "metrics": {EVIL: 0.5, "exact": -1}, "task": EVIL}
+    facts["data_sha"] = EVIL
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         hub.push("naval", make_adapter(tmp_path / "mine"), metadata={**facts, "parent": EVIL})
-        hub.push("naval", make_adapter(tmp_path / "mine", 1))
+        hub.push("naval", make_adapter(tmp_path / "mine", 1), metadata={"data_sha": EVIL})
         hub.push("legal", make_adapter(tmp_path / "mine", 1))
     hub.compress("naval")
     hub.alias("naval@1.0.0", "champion")

@@ -13,7 +13,7 @@ import torch
 import minilora
 from minilora import LoraConfig
 from minilora.formats.base_fingerprint import Fingerprint, fingerprint
-from minilora.hub import DamageError, Hub, data_hash, resolve
+from minilora.hub import DamageError, Hub, data_hash, resolve, upkeep
 from minilora.tensor_files import read_tensors, write_tensors
 from minilora.training.data import Example
 
@@ -303,6 +303,45 @@ def test_prune_never_takes_what_an_alias_names(hub, push, monkeypatch):
     assert hub.prune(30 * 86400) == ("naval@1.0.1",)
     assert not folder.exists()
     assert hub.verify() == []
+
+
+def test_a_prune_whose_sweep_fails_leaves_no_version_without_its_bytes(hub, push, monkeypatch):
+    """As a kill between the deleted files and the commit would."""
+    push(), push(seed=1)
+    hub.alias("naval@1.0.0", "champion")
+
+    def sweep(db, blobs, adapters):
+        swept(db, blobs, adapters)
+        raise OSError("the disk is gone")
+
+    swept = upkeep.sweep
+    monkeypatch.setattr(upkeep, "sweep", sweep)
+    with pytest.raises(OSError, match="the disk is gone"):
+        hub.prune(-1)
+    assert [each.version for each in hub.list()] == ["1.0.0"]
+    assert hub.verify() == []
+
+
+def test_a_file_beside_the_folders_that_were_given_out_stops_no_sweep(hub, push):
+    push()
+    hub.pull("naval")
+    stray = hub.folder / "adapters" / ".DS_Store"
+    stray.write_text("a file browser's")
+    assert hub.prune(-1) == ("naval@1.0.0",)
+    assert [*stray.parent.iterdir()] == [stray]
+
+
+def test_a_number_that_was_pruned_is_given_to_nothing_else(hub, push):
+    push(), push(seed=1)
+    hub.alias("naval@1.0.0", "champion")
+    assert hub.prune(-1) == ("naval@1.0.1",)
+    with pytest.raises(ValueError, match="naval@1.0.1 was pruned, and a version never changes"):
+        push(seed=2, version="1.0.1")
+    assert push(seed=2).version == "1.0.2"
+    hub.drop_alias("naval", "champion")
+    hub.prune(-1)
+    assert push(seed=3).version == "1.0.3"
+    assert push("legal").version == "1.0.0", "another name's numbers are its own"
 
 
 def test_lineage_says_what_an_adapter_saw_and_what_it_came_from(hub, push):
