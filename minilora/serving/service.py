@@ -138,9 +138,13 @@ class Service:
         raise unknown_model(model)
 
     def fetch(self, version: Version) -> None:
-        """Have a version in the bank; it is read and checked the first time."""
-        if self.hub is not None and version.spec not in self.bank.known:
-            self.bank.load(version.spec, self.hub.pull(version.spec))
+        """Have a version in the bank; it is read and checked the first time, and again where the
+        number has other content by now, as in a hub that was made anew.
+        """
+        known = self.bank.known.get(version.spec)
+        if self.hub is None or (known and known.content == version.manifest.content):
+            return
+        self.bank.load(version.spec, self.hub.pull(version.spec), replace=True)
 
     def route(self, question: str, tenant: Any) -> Target:
         """Let the router choose among the adapters that a tenant may use. Raises ``Refused``."""

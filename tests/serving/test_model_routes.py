@@ -132,6 +132,14 @@ def test_a_new_champion_is_for_new_requests_and_running_ones_keep_theirs(server,
     )
 
 
+def test_a_hub_that_was_made_anew_is_not_answered_for_by_the_old_one(server, hub):
+    """One number, other content: the server has had the first in memory."""
+    assert ask(server, "legal@1.0.0").headers["x-minilora-digest"] == content(FOLDERS["c"])
+    shutil.rmtree(hub.folder)
+    hub.push("legal", FOLDERS["d"], version="1.0.0")
+    assert ask(server, "legal@1.0.0").headers["x-minilora-digest"] == content(FOLDERS["d"])
+
+
 def test_loading_and_unloading_as_vllm_does(server):
     got = load(server, "mine", "mine")
     assert (got.status_code, got.text[:7]) == (200, "Success")
