@@ -241,8 +241,8 @@ def prose_kept(windows: Sequence[tuple[float, float]], rules: Rules) -> Check:
     A window that lost ``prose_bound`` or more fails at once, so that nothing is clipped away.
     """
     lost = [new - old for old, new in windows]
-    mean, worst = sum(lost) / len(lost), max(lost)
-    if worst >= rules.prose_bound:
+    mean, worst = sum(lost) / len(lost), max(lost, key=lambda each: (each != each, each))
+    if not worst < rules.prose_bound:  # NaN is the worst
         return Check("prose", FAIL, f"a window costs {worst:+.2f} bits a byte", harm=True)
     scaled = [min(1.0, -each / rules.prose_bound) for each in lost]
     margin = rules.prose_margin / rules.prose_bound

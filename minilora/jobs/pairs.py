@@ -122,8 +122,8 @@ def betting(values: Iterable[float], mean: float) -> float:
     """
     values = list(values)
     gained = np.asarray(values, dtype=float) - mean  # (pairs,)
-    if not -1 < mean < 1 or (abs(gained + mean) > 1 + 1e-9).any():
-        far = [each for each in (mean, *values) if abs(each) > 1] or [mean]
+    if not -1 < mean < 1 or not (abs(gained + mean) <= 1 + 1e-9).all():  # nor NaN
+        far = [each for each in (mean, *values) if not abs(each) <= 1] or [mean]
         raise ValueError(f"expected values in [-1, 1] and a mean between, got {far[0]}")
     stakes = (np.arange(BETS) + 0.5) / BETS / (1 + mean)  # (bets,)
     logs = np.log1p(stakes[:, None] * gained).sum(1) - math.log(BETS)

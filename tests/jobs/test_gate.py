@@ -117,6 +117,16 @@ def test_one_window_far_worse_fails_at_once_and_is_harm(after):
     assert "a window costs +" in check.detail
 
 
+@pytest.mark.parametrize(
+    "place", [0, 30, slice(None)], ids=["the first", "one of many", "all of them"]
+)
+def test_prose_that_is_no_number_is_harm_and_never_a_gain(place):
+    windows = np.full((60, 2), 2.0)
+    windows[place, 1] = np.nan
+    check = decide(Measured(FINE, FINE, prose=windows.tolist())).check("prose")
+    assert (check.state, check.harm) == ("fail", True)
+
+
 def test_a_window_far_better_does_not_pay_for_many_that_are_worse():
     """A gain counts as the bound at most, as a loss can only be that much."""
     windows = [(2.0, 2.09)] * 99 + [(90.0, 2.0)]

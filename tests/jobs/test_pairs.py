@@ -35,7 +35,7 @@ def test_the_bet_has_mean_one_at_most_under_its_null(n, mean):
 
 
 def test_a_bet_refuses_what_it_was_not_made_for():
-    for values, mean in (([2.0], 0.0), ([0.0], 1.0)):
+    for values, mean in (([2.0], 0.0), ([0.0], 1.0), ([0.0, math.nan], 0.0)):
         with pytest.raises(ValueError, match="in \\[-1, 1\\]"):
             betting(values, mean)
 
