@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..text import columns
+from ..text import columns, time_text
 from .jobs_adapt import adapt, add_adapt_options
 
 EPILOG = """examples:
@@ -196,12 +196,10 @@ def follow(queue: Any, id: str, is_over: Callable[[], bool], pause: float = 1.0)
 
 def progress_of(job: Any) -> str:
     """Step, loss and time left of a job that trains; else its step."""
-    from ..jobs.forecast import duration
-
     at = job.progress
     if job.status != "running" or job.step != "train" or "step" not in at:
         return f"{job.status}: {job.step}" if job.is_open else job.status
-    return f"step {at['step']}/{at['steps']}  loss {at['loss']:.3f}  {duration(at['left'])} left"
+    return f"step {at['step']}/{at['steps']}  loss {at['loss']:.3f}  {time_text(at['left'])} left"
 
 
 def list_all(queue: Any, options: argparse.Namespace) -> None:
