@@ -126,6 +126,7 @@ MIRRORED = {
     },
     "serving": {
         "access": ["access", "attacks", "complaints"],
+        "adapter_files": ["adapter_files", "adapter_store"],
         "adapter_store": ["adapter_store", "adapter_files"],
         "answered": ["answered", "complaints", "answer_cache"],
         "audit_routes": ["audit"],
