@@ -85,11 +85,7 @@ def test_kill_9_of_a_worker_and_then_of_the_gateway(tmp_path):
     command = [sys.executable, "-m", "minilora", "serve", "--workers", "2", "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     gateway = subprocess.Popen(
-        [*command, *adapters],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
+        [*command, *adapters], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         address = re.search(r"http://\S+", gateway.stdout.readline())[0]
