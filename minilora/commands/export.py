@@ -16,7 +16,7 @@ from typing import Any
 
 from ..text import size_text
 from .hub_names import adapter_folder, add_hub_option
-from .options import add_base_option
+from .options import add_base_option, check_out, check_out_file
 
 KINDS = ("f32", "f16", "q8_0")
 
@@ -71,6 +71,7 @@ def export_model(options: argparse.Namespace) -> int:
     from ..model.pretrained import load_base
 
     path = options.out or options.folder / f"model-{options.type}.gguf"
+    check_out_file(path)
     model = load_base(options.folder, dtype=stored_dtype(options.folder))
     export_gguf(model, path, options.type, pre=options.pre)
     print(f"Saved {path}, {size_text(path.stat().st_size)}. Next:")
@@ -86,15 +87,19 @@ def export_adapter(options: argparse.Namespace) -> int:
 
     if options.pre is not None:
         raise ValueError("--pre belongs to a model: an adapter's file holds no tokenizer")
+    if options.plain:
+        path = options.out or options.folder.with_name(f"{options.folder.name}-plain")
+        if path.resolve() == options.folder.resolve():
+            raise ValueError(f"--out is the adapter itself, {path}: choose another folder")
+        check_out(path)
+    else:
+        path = options.out or options.folder / f"adapter-{options.type}.gguf"
+        check_out_file(path)
     base = load_base(options.base, quantize="nf4" if options.qlora else None)
     model = load_adapter(base, options.folder)
     if options.plain:
-        out = options.out or options.folder.with_name(f"{options.folder.name}-plain")
-        if out.resolve() == options.folder.resolve():
-            raise ValueError(f"--out is the adapter itself, {out}: choose another folder")
-        print(f"Saved {save_adapter(model, out, plain=True)}: one rank, one alpha.")
+        print(f"Saved {save_adapter(model, path, plain=True)}: one rank, one alpha.")
         return 0
-    path = options.out or options.folder / f"adapter-{options.type}.gguf"
     export_adapter_gguf(model, path, options.type)
     print(f"Saved {path}, {size_text(path.stat().st_size)}. Next, the base, and both together:")
     source, gguf = quote(str(options.base or SHIPPED)), quote(str(path.parent / "base.gguf"))

@@ -20,6 +20,7 @@ from typing import Any
 
 from ..text import columns, time_text
 from .jobs_adapt import adapt, add_adapt_options
+from .options import check_folder
 
 EPILOG = """examples:
   minilora jobs run spec.toml          submit, and work on it here; again after a kill: it goes on
@@ -89,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     """``minilora jobs``."""
     from ..jobs import Queue
 
+    check_folder(options.jobs, "--jobs")
     if hasattr(options, "hub"):
         from ..hub import Hub
 
