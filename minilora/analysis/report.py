@@ -11,7 +11,8 @@ than any adapter. With ``measure`` the report also says what each part is needed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,13 +21,12 @@ from torch import Tensor, nn
 
 from ..lora.adapter_layer import AdapterLayer
 from ..lora.injection import disable_adapter, require_adapters
-from ..lora.layer import LoRALayer
 from ..lora.linears import weight_of
 from ..plots.analysis_charts import adapter_chart
 from ..text import columns
 from .representations import centered_alignment, contributions_changed, recorded
 from .spectra import effective_rank, energy, intruders, singular_values, singular_values_of_product
-from .updates import adapter_updates, by_kind, by_layer, layer_of, without_parts
+from .updates import adapter_updates, by_kind, by_layer, is_a_product, layer_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +121,7 @@ def analyze(
 
     - ``count_intruders``: two more SVDs a matrix, minutes on a large base.
     - ``measure``: a number for a model, as its loss; it is taken without each layer's and each kind
-      of module's adapters in turn. That needs a base in floats.
+      of module's adapters in turn.
 
     Raises ``ValueError`` without adapters, or when they are merged or switched off.
 
@@ -150,7 +150,7 @@ def analyze(
         centered_alignment(one.flatten(0, 1), other.flatten(0, 1))
         for one, other in zip(before, after, strict=True)
     ]
-    measured = {} if measure is None else measured_parts(model, changes, measure)
+    measured = {} if measure is None else measured_parts(model, layers, measure)
     return AdapterAnalysis(tuple(modules), tuple(written), tuple(similar), measured)
 
 
@@ -159,8 +159,9 @@ def module_change(
 ) -> ModuleChange:
     """One adapted Linear's numbers."""
     weight = weight_of(layer.base).float()
-    if isinstance(layer, LoRALayer):
-        singular = layer.scaling * singular_values_of_product(layer.lora_B, layer.lora_A)
+    if is_a_product(layer):
+        plain = layer.as_lora()
+        singular = plain.scaling * singular_values_of_product(plain.lora_B, plain.lora_A)
     else:
         singular = singular_values(update)
     size = (update.norm() / weight.norm()).item()
@@ -169,15 +170,30 @@ def module_change(
 
 
 def measured_parts(
-    model: nn.Module, changes: Mapping[str, Tensor], measure: Measure
+    model: nn.Module, layers: Mapping[str, AdapterLayer], measure: Measure
 ) -> dict[str, float]:
     """The measure with the adapter, without it, and without each layer and kind in turn."""
     with disable_adapter(model):
         bare = measure(model)
-    parts = {f"without layer {layer}": paths for layer, paths in by_layer(changes).items()}
-    parts |= {f"without {kind}": paths for kind, paths in by_kind(changes).items()}
-    whole = {"with the adapter": measure(model), "the base alone": bare}
-    return whole | without_parts(model, changes, parts, measure)
+    measured = {"with the adapter": measure(model), "the base alone": bare}
+    parts = {f"without layer {layer}": paths for layer, paths in by_layer(layers).items()}
+    parts |= {f"without {kind}": paths for kind, paths in by_kind(layers).items()}
+    for name, paths in parts.items():
+        with switched_off([layers[path] for path in paths]):
+            measured[name] = measure(model)
+    return measured
+
+
+@contextmanager
+def switched_off(layers: Sequence[AdapterLayer]) -> Iterator[None]:
+    """A context in which these layers are their bases, whatever their method adds to them."""
+    for layer in layers:
+        layer.enabled = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enabled = True
 
 
 def mean(values: list[float] | list[int]) -> float:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
+from ..lora.adapter_layer import AdapterLayer
 from ..lora.injection import require_adapters
 from ..lora.layer import LoRALayer
 from ..lora.linears import is_conv1d, weight_of
@@ -63,18 +64,31 @@ def shape(weights: Mapping[str, Tensor], path: str) -> tuple[int, ...]:
 
 @torch.no_grad()
 def adapter_updates(model: nn.Module) -> dict[str, Tensor]:
-    """ΔW (out, in) of every adapter in a model, by path. Raises ``ValueError`` without adapters.
+    """ΔW (out, in) of every adapter in a model, by path.
+
+    Raises ``ValueError`` without adapters, and where one was merged with ``keep_base=False``.
 
     >>> from minilora import LoRALayer
     >>> adapter_updates(nn.Sequential(LoRALayer(nn.Linear(4, 2), r=1)))["0"].shape
     torch.Size([2, 4])
     """
-    return {
-        path: layer.delta_weight()
-        if isinstance(layer, LoRALayer)
-        else weight_of(layer.merged_base()) - weight_of(layer.base)
-        for path, layer in require_adapters(model)
-    }
+    return {path: update_of(path, layer) for path, layer in require_adapters(model)}
+
+
+def update_of(path: str, layer: AdapterLayer) -> Tensor:
+    """ΔW of one adapter: its factors' product, or, where it is no sum, what ``fold`` changes."""
+    if is_a_product(layer):
+        return layer.delta_weight()
+    if (base := layer.original_base()) is None:
+        raise ValueError(f"{path} was merged with keep_base=False, so W0 is gone: load the base")
+    weight = weight_of(base)
+    folded, _ = layer.fold(weight, getattr(base, "bias", None))
+    return folded.detach() - weight.to(folded)
+
+
+def is_a_product(layer: AdapterLayer) -> TypeGuard[LoRALayer]:
+    """Whether a layer adds ``delta_weight`` to its weight: LoRA and PiSSA, but not DoRA."""
+    return isinstance(layer, LoRALayer) and type(layer).fold is LoRALayer.fold
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def read_adapter(folder: Path, base: Fingerprint | None = None) -> Adapter:
 
     Raises one ``ValueError`` that names everything that is wrong: a missing or damaged file,
     unknown tensors, shapes that do not fit the config, values that are not finite, features that
-    minilora does not have.
+    minilora does not have; and one for a ``base`` that the file contradicts.
     """
     files = read_adapter_files(Path(folder))
     if files.config.get("peft_type") in (*CONFIGS, *KNOWN):
@@ -146,8 +146,11 @@ def read_adapter(folder: Path, base: Fingerprint | None = None) -> Adapter:
     if wrong or config is None:
         raise ValueError(f"{folder} holds no adapter that can be trusted: {listed(wrong, 8)}")
     named = metadata_object(files.metadata, META_BASE) or {}
-    if base is None and isinstance(named.get("architecture"), str):
-        base = Fingerprint(named["architecture"], str(named.get("tensors", "")))
+    if isinstance(named.get("architecture"), str):
+        written = Fingerprint(named["architecture"], str(named.get("tensors", "")))
+        if base is not None and base != written:
+            raise ValueError(f"{folder} was trained on {written}, not on {base}: leave out base")
+        base = written
     return Adapter(files.config, config, files.tensors, base)
 
 

@@ -152,8 +152,9 @@ class FeedbackStore:
         added, now = 0, time.time()
         with DATABASE.writing(self.folder) as db:
             for each in examples:
-                texts = each.instruction, each.input, each.output, each.output
-                own = Feedback(OWNER, "", texts[0], texts[3], *texts[2:0:-1], tenant=self.tenant)
+                asked, wanted, context = each.instruction, each.output, each.input
+                own = Feedback(OWNER, "", asked, wanted, wanted, context, tenant=self.tenant)
+                texts = asked, context, wanted, wanted
                 added += insert(db, own, now, texts, "heldout")
         return added
 

@@ -12,7 +12,7 @@ adapters at the same time there is the bank (``minilora.serving``).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from torch import nn
@@ -23,6 +23,7 @@ from .injection import check_container, require_adapters
 from .layer import LoRALayer
 from .linears import is_linear, linear_shape, made_beside
 from .paths import named_modules, replace_modules
+from .sites import sites_of
 from .trained_copies import trained_copies
 
 
@@ -31,8 +32,8 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
 
     ``low_rank_parts``, ``combine`` and ``load_low_rank`` (from a folder) give parts. Their tensors
     are taken over, not copied, and an optimizer that was made before still has the old ones. Raises
-    one ``ValueError``, changing nothing, when a path is not a Linear of this model, shapes do not
-    fit, the adapters are merged, switched off or not LoRA's, or whole Parameters train too.
+    one ``ValueError``, changing nothing, when a path is no Linear that ``inject`` takes, shapes do
+    not fit, the adapters are merged, switched off or not LoRA's, or whole Parameters train too.
 
     >>> import torch
     >>> from minilora import LoraConfig, inject
@@ -46,7 +47,9 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
     modules = dict(named_modules(model)) if others or len(parts) < len(layers) else {}
     bases = {path: modules.get(path) for path in others}
     bases |= {path: layer.base for path, layer in layers.items() if path in parts}
-    if wrong := [why for path, part in parts.items() if (why := misfit(path, bases[path], part))]:
+    refused = refusals(model, others)
+    wrong = [misfit(path, bases[path], part, refused.get(path)) for path, part in parts.items()]
+    if wrong := list(filter(None, wrong)):
         raise ValueError(f"these parts do not fit this model: {listed(wrong)}. Nothing was changed")
     if not parts:
         raise ValueError("expected an adapter, got no parts: unload(model) takes the adapters out")
@@ -85,11 +88,12 @@ class AdapterSwitch:
         paths = dict.fromkeys([*layers, *(path for parts in adapters.values() for path in parts)])
         now: dict[str, Any] = {path: modules.get(path) for path in paths}
         bases = {path: m.base if isinstance(m, LoRALayer) else m for path, m in now.items()}
+        refused = refusals(model, paths.keys() - layers.keys())
         if wrong := [
             f"{name}: {why}"
             for name, parts in adapters.items()
             for path, part in parts.items()
-            if (why := misfit(path, bases[path], part))
+            if (why := misfit(path, bases[path], part, refused.get(path)))
         ]:
             raise ValueError(f"these parts do not fit this model: {listed(wrong)}")
         first, by_path = next(iter(layers.values())), {m: path for path, m in now.items()}
@@ -153,10 +157,17 @@ def check_in_use(path: str, layer: LoRALayer) -> None:
         raise ValueError(f"the adapter at {path} is {state} first. Nothing was changed")
 
 
-def misfit(path: str, base: nn.Module | None, part: LowRank) -> str:
+def refusals(model: nn.Module, paths: Collection[str]) -> dict[str, str]:
+    """Why modules without an adapter cannot have one, as ``inject`` says it; empty if they can."""
+    return {s.path: s.refused for s in sites_of(model) if s.path in paths} if paths else {}
+
+
+def misfit(path: str, base: nn.Module | None, part: LowRank, refused: str | None = None) -> str:
     """Why a part does not fit beside a module; empty if it does."""
     if base is None or not is_linear(base):
         return f"{path} is not a Linear of this model"
+    if refused:
+        return f"{path}, {refused}"
     (r, in_features), (out_features, columns) = part.A.shape, part.B.shape
     if (in_features, out_features) != linear_shape(base) or columns != r:
         shapes = f"A {tuple(part.A.shape)} and B {tuple(part.B.shape)}"

@@ -40,7 +40,7 @@ class AdapterReader:
         self.fingerprint = fingerprint(base)
         self.kinds: set[str] = set()  # those that fit
 
-    def read(self, folder: Path, any_base: bool = False) -> tuple[str, Resident]:
+    def read(self, folder: Path, any_base: bool) -> tuple[str, Resident]:
         """The content's identity and the factors of a folder. Raises ``ValueError``."""
         files = read_adapter_files(folder)
         check_additive(files)

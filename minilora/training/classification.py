@@ -31,6 +31,9 @@ from .order import batch_indices
 from .steps import steps
 
 AT_ONCE = 64  # texts that are classified together
+PLAIN = TrainConfig()
+# what would change the training, and is not done here
+UNREAD = ("accumulate", "bf16", "fp16", "checkpointing", "pack", "resume", "measure_memory")
 
 
 class Labelled(NamedTuple):
@@ -107,7 +110,9 @@ class Classifier:
         """Texts as one batch, padded on the right."""
         encoded = [self.tokenizer.encode(row.text) for row in rows]
         longest = max(len(each.ids) for each in encoded)
-        ids = torch.tensor([e.ids + [0] * (longest - len(e.ids)) for e in encoded])
+        # a decoder's head reads the last token that is not its own padding
+        fill = getattr(self.model.config, "pad_token_id", None) or 0
+        ids = torch.tensor([e.ids + [fill] * (longest - len(e.ids)) for e in encoded])
         mask = torch.tensor([[1] * len(e.ids) + [0] * (longest - len(e.ids)) for e in encoded])
         index = {label: number for number, label in enumerate(self.labels)}
         classes = torch.tensor([index.get(row.label, -1) for row in rows])  # -1: not known
@@ -137,8 +142,12 @@ class Classifier:
     def train(self, rows: Sequence[Labelled], config: TrainConfig) -> list[float]:
         """Train what has ``requires_grad``; returns the loss of every step, in nats a text.
 
-        Raises ``ValueError`` for a label without a name here, and when nothing would train.
+        Raises ``ValueError`` for a label without a name here, when nothing would train, and for
+        settings that are for language models only.
         """
+        if unread := [name for name in UNREAD if getattr(config, name) != getattr(PLAIN, name)]:
+            given = f"{unread[0]}={getattr(config, unread[0])!r}"
+            raise ValueError(f"{given} is for language models: leave it at its default here")
         if unknown := sorted({row.label for row in rows} - set(self.labels)):
             raise ValueError(f"labels without a class: {listed(unknown, 5, ', ')}")
         config = config.for_examples(len(rows))

@@ -8,10 +8,12 @@ from torch import nn
 
 import minilora
 from minilora import LoraConfig, inject, lora_layers, merge, save_adapter
+from minilora.analysis import adapter_updates
 from minilora.analysis.report import analyze
 from minilora.analysis.representations import block_changes, cumulative_similarity
 from minilora.analysis.spectra import singular_values
 from minilora.commands.cli import main
+from minilora.lora.adapter_layer import adapter_layers
 
 from ..lora.test_injection import fill, tiny
 
@@ -112,3 +114,73 @@ def test_the_command_prints_the_table_and_writes_the_picture(tmp_path, capsys):
     (tmp_path / "short.txt").write_text("", encoding="utf-8")
     assert main([*words, "--text", str(tmp_path / "short.txt")]) == 2
     assert "expected two at least" in capsys.readouterr().err
+
+
+METHODS = {
+    "dora": LoraConfig(r=2, target_modules=["q_proj", "v_proj"], use_dora=True),
+    "pissa": LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights="pissa"),
+    "ia3": minilora.IA3Config(),
+    "bitfit": minilora.BitFitConfig(),
+}
+
+
+def moved(config):
+    """A model whose adapters have all moved, and the model that has none."""
+    torch.manual_seed(0)
+    model, base = tiny().eval(), tiny().eval()
+    base.load_state_dict(model.state_dict())
+    minilora.inject(model, config)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.3 * torch.randn_like(parameter)
+    return base, model
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_s_update_is_what_a_merge_changes(method):
+    base, model = moved(METHODS[method])
+    report, found = analyze(model, IDS), adapter_updates(model)
+    merge(model)
+    after = {path: layer.weight for path, layer in adapter_layers(model)}
+    for change in report.modules:
+        W0 = base.get_submodule(change.path).weight
+        expected = after[change.path] - W0
+        torch.testing.assert_close(found[change.path], expected, rtol=1e-4, atol=1e-5)
+        assert change.relative_norm == pytest.approx((expected.norm() / W0.norm()).item(), rel=1e-4)
+        kept = singular_values(expected)[: len(change.singular)]
+        torch.testing.assert_close(change.singular, kept, rtol=1e-3, atol=1e-5)
+    again = adapter_updates(model)  # merged or not, it is the same update
+    for path, update in found.items():
+        torch.testing.assert_close(again[path], update, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_part_that_is_taken_away_leaves_its_base_whatever_the_method(method):
+    _, model = moved(METHODS[method])
+
+    def size(each):
+        return each(IDS).square().sum().item()
+
+    measured = analyze(model, IDS, measure=size).measured
+    for name, module in adapter_layers(model):
+        if not name.startswith("model.layers.1."):
+            continue
+        for parameter in module.parameters(recurse=False):
+            parameter.data.fill_(0.0)
+        if method == "ia3":
+            module.ia3_l.data.fill_(1.0)
+        if method == "pissa":
+            module.start_A.zero_()
+        if method == "dora":
+            module.lora_magnitude_vector.data = module.base.weight.norm(dim=1)
+    assert measured["without layer 1"] == pytest.approx(size(model), rel=1e-4)
+    assert measured["without layer 1"] != measured["with the adapter"]
+
+
+def test_four_bits_are_measured_part_by_part_too():
+    torch.manual_seed(0)
+    model = minilora.quantize_base(tiny().eval())
+    inject(model, LoraConfig(r=2, target_modules=["v_proj"]))
+    fill(model)
+    measured = analyze(model, IDS, measure=lambda each: each(IDS).norm().item()).measured
+    assert measured["without v_proj"] == measured["the base alone"] != measured["with the adapter"]

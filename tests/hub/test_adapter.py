@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 
+from minilora.formats.base_fingerprint import Fingerprint
 from minilora.hub.adapter import TENSORS, read_adapter
 from minilora.tensor_files import read_tensors, write_tensors
 
-from .adapters import make_adapter
+from .adapters import BASE, make_adapter
 
 A = "layers.0.q_proj.lora_A"
 B = "layers.0.q_proj.lora_B"
@@ -114,3 +115,14 @@ def test_misshapen_factors_are_told(tmp_path, tensors, reasons):
     with pytest.raises(ValueError, match="holds no adapter that can be trusted") as error:
         read_adapter(folder)
     assert str(error.value).partition("trusted: ")[2] == "; ".join(reasons)
+
+
+def test_a_base_that_the_file_contradicts_is_refused(tmp_path):
+    """It is for files that do not say what they were trained on."""
+    folder, said = make_adapter(tmp_path / "mine"), Fingerprint(**BASE)
+    assert read_adapter(folder).base == read_adapter(folder, said).base == said
+    with pytest.raises(ValueError, match=r"mine was trained on Fingerprint\(.*leave out base"):
+        read_adapter(folder, Fingerprint("c" * 16, BASE["tensors"]))
+    silent = make_adapter(tmp_path / "peft", base=None)
+    assert read_adapter(silent).base is None
+    assert read_adapter(silent, said).base == said

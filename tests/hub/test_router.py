@@ -1,5 +1,6 @@
 """The router: the ridge's one solution, a threshold that was calibrated, refits, reasons."""
 
+import math
 import random
 import warnings
 from dataclasses import replace
@@ -54,6 +55,18 @@ def dense(sparse):
     places, values, starts = sparse
     rows = torch.repeat_interleave(torch.arange(len(starts) - 1), starts.diff())
     return torch.zeros(len(starts) - 1, PLACES).double().index_put((rows, places), values.double())
+
+
+def test_a_row_is_tf_idf_of_length_one():
+    """(1 + ln count) · idf, then divided by its length: Manning et al. 2008, §6.2 and 6.4.1."""
+    texts = count_texts(["naval naval naval radar"])
+    idf = torch.rand(PLACES, generator=torch.Generator().manual_seed(0)) + 0.5
+    places, values, _ = weighted(texts, idf)
+    exact = [(1 + math.log(int(n))) * float(idf[p])
+             for p, n in zip(texts.places, texts.counts, strict=True)]  # fmt: skip
+    assert len(set(texts.counts.tolist())) > 1
+    assert (places == texts.places).all()
+    assert values.tolist() == pytest.approx([each / math.hypot(*exact) for each in exact])
 
 
 def test_it_routes_abstains_and_says_why(router):

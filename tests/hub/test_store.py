@@ -302,6 +302,8 @@ def test_prune_never_takes_what_an_alias_names(hub, push, monkeypatch):
     monkeypatch.setattr("time.time", lambda: now + 200 * 86400)
     assert hub.prune(30 * 86400) == ("naval@1.0.1",)
     assert not folder.exists()
+    push(seed=3, metadata={"parent": "naval@1.0.1"})
+    assert [each.manifest.parent for each in hub.lineage("naval")] == ["naval@1.0.1"]
     assert hub.verify() == []
 
 

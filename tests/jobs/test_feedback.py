@@ -111,7 +111,7 @@ def test_a_reserve_that_is_worn_out_is_not_learnt_nor_is_a_user_past_his_cap(tmp
 
 def test_what_the_owner_reserves_judges_and_is_nobodys_failure(tmp_path):
     store = FeedbackStore(tmp_path)
-    asked = [Example("Hull?", f"Hull {n}%.", f"Log: {n}") for n in range(5)]
+    asked = [Example("Hull?", f"Hull {n // 2}%.", f"Log: {n}") for n in range(5)]
     assert store.reserve(asked) == 5
     assert store.reserve(asked) == 0
     drawn = [each.example for each in store.heldout(9)]

@@ -217,3 +217,14 @@ def test_only_an_experiment_that_a_kill_left_out_is_begun(tmp_path):
     live.end("naval")  # enough is known
     live.reconcile(new, old, None)
     assert live.running("naval") is None
+
+
+def test_the_running_experiment_gives_its_outcomes_in_twos_to_its_own_pair_only(tmp_path):
+    old, new, other = Told("1.0.0"), Told("2.0.0"), Told("3.0.0")
+    live = Live(Experiments(tmp_path))
+    assert live.pairs(old, new) == Pairs(), "none runs"
+    live.begin(old, new, old)
+    came = [("old", 1.0), ("new", 0.0), ("new", 1.0), ("new", 1.0), ("new", 0.5), ("old", 0.2)]
+    live.experiments.outcomes = lambda name: came if name == live.running("naval").name else []
+    assert live.pairs(old, new) == Pairs((True, False), (False, True))
+    assert live.pairs(old, other) == live.pairs(new, old) == Pairs()

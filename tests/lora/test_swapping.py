@@ -168,3 +168,29 @@ def test_a_switch_refuses_what_it_did_not_leave_so():
     wrapped[0] = torch.compile(wrapped[0])
     with pytest.raises(ValueError, match="0 is wrapped: make the switch before that"):
         AdapterSwitch(wrapped, {"naval": {"0": part}})
+
+
+class Tied(nn.Module):
+    """A Linear between a table and a head with the table's weight; attention that reads weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.inner = nn.Embedding(6, 4), nn.Linear(4, 4)
+        self.attention = nn.MultiheadAttention(4, 2)
+        self.head = nn.Linear(4, 6, bias=False)
+        self.head.weight = self.table.weight
+
+
+@pytest.mark.parametrize("path", ["head", "attention.out_proj"])
+def test_a_linear_that_inject_refuses_gets_no_part_either(path):
+    model = Tied()
+    minilora.inject(model, minilora.LoraConfig(r=1, target_modules=["inner"]))
+    outputs = len(model.get_submodule(path).weight)
+    part = LowRank(torch.ones(1, 4), torch.ones(outputs, 1), 1.0)
+    parts = {"inner": LowRank(torch.ones(1, 4), torch.ones(4, 1), 1.0), path: part}
+    why = "tied to table.weight" if path == "head" else "reads its weight without calling it"
+    with pytest.raises(ValueError, match=f"{path}, .*{why}"):
+        minilora.swap_adapter(model, parts)
+    with pytest.raises(ValueError, match=f"both: {path}, .*{why}"):
+        AdapterSwitch(model, {"both": parts})
+    assert [name for name, _ in lora_layers(model)] == ["inner"]

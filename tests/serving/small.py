@@ -72,7 +72,7 @@ def finish(engine):
 ARCHIVE = AdapterBank(small_base(), max_rank=16)  # every adapter under its content
 CONTENTS = {}
 for _folder in FOLDERS.values():
-    _content = ARCHIVE.reader.read(_folder)[0]
+    _content = ARCHIVE.reader.read(_folder, any_base=False)[0]
     ARCHIVE.load(_content, _folder)
     CONTENTS[_content] = _folder
 

@@ -57,11 +57,12 @@ def test_vllm_34186_wrong_keys_and_every_other_misfit_are_errors(store, folders,
         ({"peft_type": "IA3"}, "IA3"),
         ({"peft_type": "PROMPT_TUNING"}, "PROMPT_TUNING"),
         ({"use_dora": True}, "DoRA"),
+        ({"init_lora_weights": "pissa"}, "A and B of a changed base"),
     ],
 )
 def test_methods_that_do_more_than_add_are_refused_by_name(store, folders, tmp_path, fields, kind):
     folder = changed(folders["qv"], tmp_path / "other", **fields)
-    with pytest.raises(ValueError, match=f"holds {kind}: a row adds B A to its weights"):
+    with pytest.raises(ValueError, match=f"holds {kind}.*: a row adds B A to its weights"):
         store.load("other", folder)
 
 
@@ -93,6 +94,8 @@ def test_vllm_10798_the_scale_is_that_of_rslora_and_of_every_module(store, tmp_p
     for path, layer in layers.items():
         torch.testing.assert_close(factors[path].A, layer.lora_A.detach(), rtol=0, atol=0)
         torch.testing.assert_close(factors[path].B, layer.scaling * layer.lora_B.detach().T)
+    trained = [p for layer in layers.values() for p in (layer.lora_A, layer.lora_B)]
+    assert store.cache.nbytes == sum(4 * p.numel() for p in trained)
 
 
 def test_another_base_is_refused_unless_that_is_meant(folders, tmp_path):

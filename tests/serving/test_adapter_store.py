@@ -108,6 +108,18 @@ def test_an_adapter_that_is_gone_or_changed_on_disk_is_an_error_for_who_needs_it
     assert not store.cache.readings
 
 
+def test_what_is_in_memory_is_held_at_once(store, folders):
+    """Without waiting for its turn among what has to be read."""
+    store.load("qv", folders["qv"])
+    store.load("rs", folders["rs"])
+    chosen = store.check([("qv", 1.0), ("rs", 0.5)])
+    store.readers.submit = None  # never reached
+    held = store.fetch(chosen)
+    assert held.done()
+    assert [weight for _, weight in held.result().key] == [1.0, 0.5]
+    store.release(held.result())
+
+
 def test_bad_banks_and_choices_are_refused(folders):
     with pytest.raises(ValueError, match="expected a base without adapters, got one at model.lay"):
         AdapterStore(adapted(0))
@@ -124,6 +136,9 @@ def test_bad_banks_and_choices_are_refused(folders):
             store.hold([("qv", weight)])
     with pytest.raises(ValueError, match="expected an adapter and its weight, got 'qv'"):
         store.hold(["qv"])
+    for choice in ([], (), 5, {"qv": 1.0}):
+        with pytest.raises(ValueError, match="expected an adapter's name, a list of names with"):
+            store.check(choice)
     assert not store.cache.pins
 
 

@@ -133,6 +133,23 @@ def test_a_row_that_fails_late_leaves_the_bank_usable(bank, folders, tmp_path):
     assert not bank.cache.pins
 
 
+def test_after_ctrl_c_nothing_of_the_call_is_left_for_the_next(bank, monkeypatch):
+    step = bank.engine.step
+
+    def interrupted():
+        step()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bank.engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            bank.generate([("qv", "Status?", LOG)] * 3, max_new_tokens=500)
+    assert len(bank.engine.batch.in_use) == 3
+    assert not bank.engine.step()
+    assert not bank.engine.batch.in_use
+    assert not bank.cache.pins
+
+
 def test_peft_2283_the_base_is_called_once_for_a_batch_of_many_adapters(bank):
     """huggingface/peft #2283: the adapters of a mixed batch are computed one after the other."""
     calls = []
@@ -151,6 +168,9 @@ def test_messages_and_sampling_are_those_of_generate_texts(bank):
         bank.generate([("qv", talk), ("qv", "Status?", LOG)], 10)[0]
         == (bank.generate([("qv", "Status?", LOG)], 10)[0])
     )
+    assert bank.generate([("qv", talk, "")], 10) == bank.generate([("qv", talk)], 10)
+    with pytest.raises(ValueError, match="a context goes with an instruction in text"):
+        bank.generate([("qv", talk, LOG)])
     drawn = [bank.generate([(None, "Status?", LOG)], 10, temperature=1.0, seed=s) for s in (1, 1)]
     assert drawn[0] == drawn[1]
     with pytest.raises(ValueError, match="max_new_tokens must be at least 1"):

@@ -85,6 +85,9 @@ def test_what_is_concluded_at_the_limit_itself_and_below():
     assert replace(found, limit=found.split).verdict.startswith("users do not come")
     worse = replace(at_the_limit, wins=0, losses=9)
     assert worse.verdict.startswith("old is better than new")
+    alone = replace(found, limit=now.e * 1.001, worse=25.0)
+    assert alone.verdict.startswith("new is worse than old: one-sided E = 25;")
+    assert replace(worse, worse=25.0).verdict.startswith("old is better than new")
 
 
 def test_evidence_that_was_there_once_is_not_undone_by_later_pairs():

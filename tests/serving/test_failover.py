@@ -264,6 +264,9 @@ def test_the_least_limits_are_taken_and_more_failures_than_the_window_are_not():
     assert Limits(failures=1, window=1, successes=1, cooldown=0.1).budget is None
     with pytest.raises(ValueError, match="failures ≤ window"):
         Limits(failures=3, window=2)
+    for budget in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="a first token takes time: expected seconds, got"):
+            Limits(budget=budget)
 
 
 @pytest.mark.parametrize("field", ["failures", "successes", "cooldown"])

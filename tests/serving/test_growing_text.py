@@ -77,6 +77,18 @@ def test_a_letter_that_the_prompt_begins_and_the_answer_ends_is_shown(raw):
 
 
 @pytest.mark.parametrize(
+    ("raw", "expected"), [(True, " ab cd"), (False, "cd")], ids=["text", "chat"]
+)
+def test_what_a_form_writes_before_an_answer_is_not_shown(raw, expected):
+    """Qwen3's empty <think>, say; a text that goes on has no form."""
+    form = SimpleNamespace(marks=TOKENIZER.marks, raw=TOKENIZER.raw, has_template=True, lead=" ab ")
+    growing = GrowingText(form, [], raw=raw)
+    ids = TOKENIZER.raw.encode(" ab cd", add_special_tokens=False).ids
+    assert TOKENIZER.raw.decode(ids) == " ab cd"
+    assert "".join(growing.push(token) for token in ids) == expected
+
+
+@pytest.mark.parametrize(
     ("text", "expected"), [("", 0), ("x", 0), ("xa", 1), ("xab", 2), ("xabx", 0), ("b\n", 1)]
 )
 def test_a_beginning_of_a_stop_is_held_back(text, expected):

@@ -185,6 +185,8 @@ def test_rows_move_and_the_window_chooses():
     assert model(x[:2]).shape == (2, 3, 6)
     with pytest.raises(ValueError, match="3 rows do not divide into 2 groups"):
         model(x[:3])
+    rows.look_at(0, 1)
+    torch.testing.assert_close(model(x[:1]), whole[:1])
     for window in ((-1, 2), (2, 2), (0, 5)):
         with pytest.raises(ValueError, match="expected rows within the 4 there are, got"):
             rows.look_at(*window)

@@ -49,7 +49,7 @@ def load(http, name, path, **more):
 
 
 def content(folder):
-    return ARCHIVE.reader.read(folder)[0]
+    return ARCHIVE.reader.read(folder, any_base=False)[0]
 
 
 def test_models_are_the_base_then_adapters(server):

@@ -11,8 +11,8 @@ import httpx
 import openai
 import pytest
 
-from minilora.serving.requests import RequestFailed
-from minilora.serving.streams import Doorbell, Doorbells
+from minilora.serving.requests import Answer, Finished, RequestFailed, TokenLogprob
+from minilora.serving.streams import Doorbell, Doorbells, Reader
 
 from .live import eventually, serving, small_service
 from .small import small_bank
@@ -101,6 +101,26 @@ def test_who_reads_nothing_holds_nobody_up(address, service):
     eventually(lambda: not service.engine.batch.in_use, 20)  # computed, though nobody has read
     for connection in [*deaf, *half]:
         connection.close()
+
+
+def test_each_tokens_log_probability_comes_once_and_beside_the_first_text_after_it():
+    """A token of half a letter has no text of its own yet."""
+    tokenizer = small_bank().base.tokenizer
+    ids, text = tokenizer.encode_text("a 🙂 b"), " a 🙂 b"
+    request = Mock(prompt=tuple(tokenizer.encode_text("Status?")), stops=(), raw=True)
+    answer = Answer(request, tokenizer, cancel=print)
+    reader, parts = Reader(0, answer), []
+    for token in ids:
+        answer.logprobs.append(TokenLogprob(token, -1.0, ()))
+        answer.events.put(token)
+        parts.append(reader.new_part())
+    assert reader.new_part() is None
+    answer.events.put(Mock(spec=Finished, text=text))
+    parts.append(reader.new_part())
+    assert "".join(part.text for part in parts) == text
+    assert any(not part.text for part in parts[:-1])
+    assert all(part.text or not part.logprobs for part in parts[:-1])
+    assert [each.id for part in parts for each in part.logprobs] == ids
 
 
 def test_many_threads_may_ring_and_no_ring_is_lost():

@@ -162,3 +162,31 @@ def test_a_label_that_is_a_list_is_refused(tmp_path):
     file.write_text('{"text": "good", "label": ["a", "b"]}\n', encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 1: expected one text and one label, got \["):
         read_labelled(file)
+
+
+def test_a_decoder_s_class_does_not_depend_on_its_neighbours(tmp_path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "vocab_size": len(WORDS), "max_position_embeddings": 16}
+    torch.manual_seed(0)
+    model = transformers.LlamaModel(transformers.LlamaConfig(**sizes, pad_token_id=5))
+    model.save_pretrained(tmp_path)
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="not"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    classifier = open_classifier(tmp_path, ["no", "yes"])
+    classifier.model.eval()
+    rows = [Labelled("good plot", "yes"), Labelled("not very good food plot", "no")]
+    alone = torch.cat([classifier.logits(classifier.batch([row])) for row in rows])
+    together = classifier.logits(classifier.batch(rows))
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"resume": True, "out": "run"}, {"bf16": True}, {"accumulate": 4}, {"checkpointing": True}],
+    ids=lambda setting: next(iter(setting)),
+)
+def test_a_setting_that_would_not_be_heeded_is_refused(folder, setting):
+    classifier = open_classifier(folder, ["no", "yes"])
+    with pytest.raises(ValueError, match=f"{next(iter(setting))}=.* is for language models"):
+        classifier.train(ROWS, TrainConfig(steps=1, batch_size=8, **setting))

@@ -97,6 +97,30 @@ def test_a_run_that_diverges_is_taken_out_and_the_others_go_on():
     assert_like(outcomes["good"], jobs["good"])
 
 
+def test_a_gradient_that_a_callback_leaves_is_nobodys():
+    """The step of a run alone throws it away before it begins; so does the common pass."""
+    jobs = {name: VARIED[name] for name in ("seed 0", "seed 1")}
+    plain = train_many(minilora.load_base(), jobs)
+    models = {}
+
+    def leave(name, record):
+        for parameter in models.setdefault(name, ()):
+            parameter.grad = torch.ones_like(parameter)
+
+    trainee = many.Trainee.start
+
+    def start(self, *args):
+        models[self.name] = self.parameters
+        return trainee(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(many.Trainee, "start", start)
+        watched = train_many(minilora.load_base(), jobs, callbacks=[leave])
+    assert set(models) == set(jobs)
+    for name in jobs:
+        assert watched[name].history.losses == plain[name].history.losses
+
+
 def test_the_adapter_can_be_saved_and_is_the_one_in_the_model(tmp_path):
     outcome = train_many(minilora.load_base(), {"a": VARIED["fewer steps"]})["a"]
     folder = minilora.save_adapter(outcome.model, tmp_path)
