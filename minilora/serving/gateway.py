@@ -50,6 +50,7 @@ class Gateway:
         self.upstreams, self.patience = list(upstreams), patience
         self.loads: dict[str, tuple[Headers, bytes]] = {}  # by adapter: what loaded it
         self.tasks: list[asyncio.Task[None]] = []
+        self.changing = asyncio.Lock()  # of what the servers have loaded: one change at a time
 
     async def __aenter__(self) -> Gateway:
         self.tasks = [asyncio.create_task(self.watch(each)) for each in self.upstreams]
@@ -69,11 +70,13 @@ class Gateway:
             await asyncio.sleep(1.0 if upstream.up.is_set() else 0.2)
 
     async def prepare(self, upstream: Upstream) -> None:
-        """Load on a server that comes back what the others have."""
-        for name, (headers, body) in list(self.loads.items()):
-            if upstream in of_domain(self.upstreams, name):
-                url = f"{upstream.address}{LOAD}"
-                await upstream.client.post(url, headers=headers, content=body, timeout=60.0)
+        """Load on a server that comes back what the others have; it is up before that changes."""
+        async with self.changing:
+            for name, (headers, body) in list(self.loads.items()):
+                if upstream in of_domain(self.upstreams, name):
+                    url = f"{upstream.address}{LOAD}"
+                    await upstream.client.post(url, headers=headers, content=body, timeout=60.0)
+            upstream.come_up()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -103,7 +106,8 @@ class Gateway:
             return await merged_metrics(well, passed_on(request))
         fields = json_fields(body) if request.method == "POST" else {}
         if path in (LOAD, UNLOAD):
-            return await self.on_all(path, passed_on(request), body, fields)
+            async with self.changing:
+                return await self.on_all(path, passed_on(request), body, fields)
         model = fields.get("model") if path in GENERATION else None
         return await self.forward(request, body, send, model if isinstance(model, str) else None)
 

@@ -235,6 +235,64 @@ def test_every_worker_loads_and_one_that_comes_back_too():
     run(scenario())
 
 
+class Slow:
+    """Servers that keep what was loaded last, each in a time of its own."""
+
+    def __init__(self, seconds):
+        self.seconds, self.has = seconds, {}
+
+    def client(self, name):
+        async def answer(request):
+            if request.url.path == "/v1/load_lora_adapter":
+                fields = json.loads(request.content)
+                await asyncio.sleep(self.seconds[name, fields["lora_path"]])
+                self.has[name] = fields["lora_path"]
+            return httpx.Response(200, text="ok")
+
+        return httpx.AsyncClient(transport=httpx.MockTransport(answer))
+
+    def gateway(self, *names):
+        upstreams = [Upstream(name, f"http://{name}") for name in names]
+        for each in upstreams:
+            each.client = self.client(each.name)
+            each.come_up()
+        return Gateway(upstreams)
+
+    async def load(self, gateway, path):
+        fields = {"lora_name": "naval", "lora_path": path, "load_inplace": True}
+        transport = httpx.ASGITransport(app=gateway)
+        async with httpx.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            answer = await client.post("/v1/load_lora_adapter", json=fields)
+        assert answer.status_code == 200
+
+
+def test_two_who_load_at_once_leave_the_same_on_every_server():
+    async def scenario():
+        servers = Slow({("w0", "a"): 0.0, ("w1", "a"): 0.3, ("w0", "b"): 0.1, ("w1", "b"): 0.0})
+        gateway = servers.gateway("w0", "w1")
+        await asyncio.gather(servers.load(gateway, "a"), servers.load(gateway, "b"))
+        assert servers.has["w0"] == servers.has["w1"]
+
+    run(scenario())
+
+
+def test_a_server_that_comes_back_while_others_load_has_what_they_have():
+    async def scenario():
+        servers = Slow({("w0", "a"): 0.0, ("w1", "a"): 0.1, ("w0", "b"): 0.4, ("w1", "b"): 0.0})
+        gateway = servers.gateway("w0", "w1")
+        await servers.load(gateway, "a")
+        back = gateway.upstreams[1]
+        back.go_down()
+        loading = asyncio.create_task(servers.load(gateway, "b"))
+        await asyncio.sleep(0.1)
+        await back.check(gateway.prepare)
+        await loading
+        assert back.up.is_set()
+        assert servers.has == {"w0": "b", "w1": "b"}
+
+    run(scenario())
+
+
 def test_503_of_every_server_is_passed_on_and_nobody_waits():
     async def scenario():
         async with served(2) as it:
