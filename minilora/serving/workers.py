@@ -63,7 +63,11 @@ class Workers:
         pause = 0.0
         while True:
             began = time.monotonic()
-            status = await self.run_once(upstream, first)
+            status: int | str | None
+            try:
+                status = await self.run_once(upstream, first)
+            except (OSError, ValueError) as error:  # no memory for it, or a line without an end
+                status = repr(error)
             if not first.done():
                 first.set_exception(ValueError(f"{upstream.name} ended with status {status}"))
                 return

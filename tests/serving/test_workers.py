@@ -51,6 +51,29 @@ def test_a_worker_that_keeps_dying_is_started_ever_later_and_a_calm_one_at_once(
     assert calm[3:] == dying[:2], "and then from the beginning; just so long is not longer"
 
 
+def test_a_worker_that_cannot_be_started_just_now_is_tried_again(monkeypatch):
+    """Without memory for a process, say: whoever keeps it must not end of that."""
+    workers, tried = Workers(["serve"], 1), []
+
+    async def once(upstream, first):
+        tried.append(upstream.name)
+        if len(tried) == 1:
+            first.set_result(None)
+            return 1
+        if len(tried) == 2:
+            raise OSError(12, "no memory")
+        await asyncio.Event().wait()
+
+    async def main():
+        async with workers:
+            while len(tried) < 3:
+                await asyncio.sleep(0.01)
+            assert not workers.tasks[0].done()
+
+    monkeypatch.setattr(workers, "run_once", once)
+    asyncio.run(asyncio.wait_for(main(), 20))
+
+
 def test_one_that_ends_before_it_was_ready_is_an_error(monkeypatch):
     workers, started = Workers(["serve"], 1), []
 
