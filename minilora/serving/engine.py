@@ -150,10 +150,11 @@ class Engine:
 
     def hear(self) -> None:
         """Take in what other threads left."""
-        while self.arrivals:
+        cancelled = [self.cancels.popleft() for _ in range(len(self.cancels))]
+        while self.arrivals:  # first: what was cancelled by now has arrived
             self.waiting.push(self.arrivals.popleft())
-        while self.cancels:
-            self.drop(self.cancels.popleft())
+        for answer in cancelled:
+            self.drop(answer)
 
     def drop(self, answer: Answer) -> None:
         """End an answer that somebody cancelled, wherever it is."""

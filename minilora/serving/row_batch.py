@@ -133,7 +133,7 @@ class RowBatch:
     def take(self, first: int, logits: Tensor) -> None:
         """Choose a token for each row from ``first`` on; rows that end make room."""
         likeliest = logits.argmax(dim=-1).tolist()
-        sound = logits.sum(dim=-1).isfinite().tolist()
+        sound = logits.sum(dim=-1, dtype=torch.float32).isfinite().tolist()
         for i in reversed(range(len(logits))):  # from the end: a gap is filled from behind
             row, slot = first + i, self.running[first + i]
             if not sound[i]:

@@ -3,6 +3,7 @@
 import shutil
 import threading
 import time
+from collections import deque
 
 import pytest
 import torch
@@ -507,6 +508,24 @@ def test_what_comes_while_the_thread_finds_nothing_to_do_is_not_slept_on(monkeyp
         while not asked and time.monotonic() < deadline:
             time.sleep(0.001)
         assert len(asked[0].result(timeout=10).ids) == 2
+
+
+def test_who_comes_and_leaves_between_two_looks_is_cancelled():
+    """Both happen when the arrivals have been taken in, and the cancels not yet."""
+    engine, late = Engine(small_bank(), slots=2), []
+
+    class Arrivals(deque):
+        def __bool__(self):
+            if len(self) == 0 and not late:
+                late.append(engine.submit(prompt_of(3), max_new_tokens=50, ends=[]))
+                late[0].cancel()
+                return False
+            return len(self) > 0
+
+    engine.arrivals = Arrivals()
+    while engine.step() or engine.arrivals or engine.cancels:
+        pass
+    assert late[0].result(timeout=1).reason == "cancelled"
 
 
 def test_an_engine_with_nothing_to_do_sleeps_and_so_does_one_that_only_reads(monkeypatch):
