@@ -12,6 +12,7 @@ what (RFC 8259, section 4: names "SHOULD be unique"). Here it is an error, and s
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Annotated, Any, TypeVar
 
@@ -79,6 +80,8 @@ def number(text: str) -> float:
     (2, 0.5)
     """
     value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text:.40} is beyond the largest float")
     return int(value) if value.is_integer() and abs(value) < 2**63 else value
 
 

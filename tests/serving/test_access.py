@@ -52,6 +52,13 @@ def test_a_whole_number_is_an_integer_however_it_is_written_up_to_64_bits(text):
     assert asyncio.run(request_of(f"[{text}]".encode()).json()) == [got]
 
 
+@pytest.mark.parametrize("text", ["1e400", "-1.5e309"])
+def test_a_number_beyond_all_floats_is_no_infinity(text):
+    with pytest.raises(HTTPException, match="beyond the largest float") as refused:
+        asyncio.run(request_of(f"[{text}]".encode()).json())
+    assert refused.value.status_code == 400
+
+
 def test_only_an_admin_is_one_and_a_server_without_keys_has_no_others():
     for caller in (None, LOCAL, Tenant("boss", admin=True)):
         assert asyncio.run(access.admin_of(caller)) is caller
