@@ -21,7 +21,7 @@ from .forecast import Limits
 from .preflight import check_spec
 from .queue import Queue
 from .spec import Spec
-from .tables import Job
+from .tables import Job, read_object
 from .uploads import Upload, Uploads
 
 
@@ -92,13 +92,17 @@ class FineTuning:
         """The job of a request, checked whole before it is queued. Raises ``Refused``."""
         values, request = self.specified(asked, caller)
         key = key or json.dumps([values, request], sort_keys=True)
-        if again and (earlier := self.earlier(key, caller)):
-            return earlier
-        try:
-            check_spec(Spec.parse(values, files=True), self.limits)
-            return self.queue.submit(values, tenant=name_of(caller), key=key, request=request)
-        except ValueError as error:
-            raise refused(error, request) from error
+        job = self.earlier(key, caller) if again else None
+        if job is None:
+            try:
+                check_spec(Spec.parse(values, files=True), self.limits)
+                job = self.queue.submit(values, tenant=name_of(caller), key=key, request=request)
+            except ValueError as error:
+                raise refused(error, request) from error
+        if read_object(job.spec) != values:
+            message = f"the idempotency key {key!r:.80} was used for another job, {job.id}"
+            raise Refused(400, f"{message}: give each its own", code="idempotency_key_reused")
+        return job
 
     def earlier(self, key: str, caller: Any) -> Job | None:
         """The newest job of the same key, ended or not."""

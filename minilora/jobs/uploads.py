@@ -58,7 +58,8 @@ class Uploads:
             row = db.execute(same, key).fetchone()
             if row is None:
                 check_quota(db, tenant, bytes=len(content))
-                sha = self.blobs.put(content)
+            sha = self.blobs.put(content)  # of a known file too: its bytes may be lost or damaged
+            if row is None:
                 id, now = f"file-{secrets.token_hex(12)}", self.clock()
                 db.execute(
                     "insert into upload (id, tenant, filename, purpose, bytes, sha, created)"

@@ -152,7 +152,11 @@ def test_a_create_that_comes_twice_is_one_job(acme):
     named = {"idempotency-key": "order 7"}
     one, two = (create(acme, file, seed=12, extra_headers=named).id for _ in range(2))
     assert one == two
-    acme.fine_tuning.jobs.cancel(one)
+    for _ in range(2):
+        with pytest.raises(openai.BadRequestError, match="was used for another job"):
+            create(acme, file, seed=13, extra_headers=named)
+        if acme.fine_tuning.jobs.retrieve(one).status == "queued":
+            acme.fine_tuning.jobs.cancel(one)  # nor when that one has ended
 
 
 def test_another_tenants_jobs_and_files_are_unknown(acme, rival, place):

@@ -46,6 +46,13 @@ def test_a_file_whose_bytes_are_gone_can_be_forgotten(uploads):
     assert uploads.of("acme") == []
 
 
+def test_a_file_whose_bytes_are_gone_is_whole_when_it_comes_again(uploads):
+    mine = put(uploads)
+    uploads.path(mine).unlink()
+    assert put(uploads) == mine
+    assert uploads.content(mine) == b"{}"
+
+
 def test_a_file_is_needed_while_its_own_tenants_job_is_open(uploads, tmp_path):
     """Of another tenant's job with the same bytes nothing is said, and they stay for it."""
     queue, mine, theirs = Queue(tmp_path), put(uploads), put(uploads, "zeta")
