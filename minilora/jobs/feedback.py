@@ -24,7 +24,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,8 @@ class FeedbackStore:
         """
         self.check(feedback)
         texts = feedback.request, feedback.context, feedback.answer, feedback.correction
-        wrong = [each for text in texts for each in audit(text)]
+        wrong = [each for text in (*texts, feedback.topic) for each in audit(text)]
+        feedback = replace(feedback, topic="") if wrong else feedback
         state, reason = ("refused", str(wrong[0])) if wrong else ("quarantine", "")
         shown = ("", "", "", "") if wrong else texts
         at = time.time() if now is None else now
@@ -109,7 +110,8 @@ class FeedbackStore:
             answers = Counter(
                 question
                 for (question,) in db.execute(
-                    "select question from feedback where tenant = ? and state != 'refused'",
+                    "select question from feedback where tenant = ?"
+                    " and state not in ('refused', 'expelled')",
                     (self.tenant,),
                 )
             )

@@ -142,6 +142,24 @@ def test_an_expelled_source_has_taught_nothing(tmp_path):
     assert store.add(correction(99, "bob")) == "quarantine"
 
 
+def test_who_was_expelled_contradicts_nobody(tmp_path):
+    store = FeedbackStore(tmp_path, quarantine=0)
+    store.add(correction(1, "mal", value="12"))
+    store.add(correction(1, "ann"))
+    assert store.review().kept == {"contradicted": 2}
+    store.expel("mal", "poison")
+    review = store.review()
+    assert (review.accepted + review.heldout, review.kept) == (1, {})
+
+
+def test_a_secret_in_the_topic_is_refused_too(tmp_path):
+    store = FeedbackStore(tmp_path)
+    key = "ghp_" + "a1" * 18
+    assert store.add(Feedback("mal", "id", "My key?", "No.", topic=f"keys {key}")) == "refused"
+    for file in tmp_path.iterdir():
+        assert key.encode() not in file.read_bytes()
+
+
 def test_nobody_is_called_as_the_owner(tmp_path):
     """The owner's questions are not left out in turn, and the owner is never suspected."""
     store = FeedbackStore(tmp_path)
