@@ -169,7 +169,8 @@ def mean_of_products(updates: Updates, rank: int | None = None) -> dict[str, Low
         parts = [update.parts[path] for update in updates.values()]
         r = rank or max(len(part.A) for part in parts)
         scaling = max(part.scaling for part in parts)
-        if not all(math.isclose(part.scaling, scaling) for part in parts):  # α·r/R / r rounds
+        one = all(math.isclose(part.scaling, scaling) for part in parts)  # α·r/R / r rounds
+        if not one or scaling == 0:
             scaling = 1.0
         left, S, right = thin_svd(*stacked(updates, path))
         A, B = right[:r].to(some.A.dtype), (left * S / scaling)[:, :r].to(some.B.dtype)

@@ -201,7 +201,7 @@ def adapter_asked(path: str, body: bytes, adapters: list[str]) -> str:
         return ""
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     name = fields.get("model") if isinstance(fields, dict) else None
     return name if isinstance(name, str) and name in adapters else ""

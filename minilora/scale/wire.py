@@ -94,6 +94,8 @@ def read_round(file: Path, rounds: Rounds) -> tuple[dict[str, LowRank], int]:
         raise ValueError(f"{file} holds no federated round: {error}") from error
     if replace(kept, rounds=rounds.rounds) != rounds:
         raise ValueError(f"{file} is of {kept}, not of {rounds}: give another folder")
+    if done > rounds.rounds:
+        raise ValueError(f"{file} is after round {done}, expected {rounds.rounds} at most")
     parts = {
         path: LowRank(tensors[f"{path}.{A}"], tensors[f"{path}.{B}"], scaling)
         for path, scaling in scalings.items()

@@ -258,6 +258,12 @@ def test_bad_settings_are_refused():
         relative_error(updates, invented)
 
 
+def test_a_scaling_of_zero_is_an_update_of_zeros():
+    updates = clients(0, [2, 1], scalings=[0.0, 0.0])
+    for part in aggregate(updates, "svd").values():
+        assert not (part.scaling * part.B @ part.A).any()
+
+
 def test_an_update_of_zeros_has_no_relative_error():
     zero = {"a": Update({"q": LowRank(torch.ones(1, 2), torch.zeros(3, 1), 1.0)}, 1)}
     assert relative_error(zero, aggregate(zero)) == 0.0

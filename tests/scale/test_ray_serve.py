@@ -168,6 +168,7 @@ def asking(path):
 def test_the_model_s_name_is_read_and_anything_else_is_left_to_the_application():
     for body in (b"", b"{", b"[1]", b'{"model": 3}', b'{"model": "other"}', b'{"model": null}'):
         assert adapter_asked("/v1/completions", body, ["naval"]) == ""
+    assert adapter_asked("/v1/completions", b"[" * 100_000, ["naval"]) == ""
     assert adapter_asked("/v1/models", b'{"model": "naval"}', ["naval"]) == ""
     assert adapter_asked("/v1/chat/completions", b'{"model": "naval"}', ["naval"]) == "naval"
 

@@ -118,6 +118,8 @@ def test_a_server_that_is_killed_goes_on_to_the_same_bits(how, tmp_path):
     assert equal(parts, whole)
     with pytest.raises(ValueError, match="give another folder"):
         federate(TWO, replace(rounds, lr=1e-3), out=tmp_path)
+    with pytest.raises(ValueError, match="after round 2, expected 1 at most"):
+        federate(TWO, replace(rounds, rounds=1), out=tmp_path)
     (tmp_path / "rounds.safetensors").write_bytes(b"no")
     with pytest.raises(ValueError, match=r"rounds\.safetensors"):
         federate(TWO, rounds, out=tmp_path)
