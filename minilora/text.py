@@ -1,4 +1,4 @@
-"""Text that every wing writes: columns, "did you mean", "and N more"; what a text adds to another.
+"""Text that every wing writes: columns, bytes and times, "did you mean", "and N more".
 
 No torch, no rich.
 """
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 Class = TypeVar("Class", bound=type)
+TIMES = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}  # seconds, by a time's letter
 LETTER = 4  # tokens that a letter may take: in UTF-8 it has up to so many bytes
 
 
@@ -23,6 +24,27 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
     """
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def size_text(count: float) -> str:
+    """Bytes in decimal units.
+
+    >>> size_text(86_020), size_text(1_500_000), size_text(25e9)
+    ('86.0 kB', '1.5 MB', '25.0 GB')
+    """
+    size, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
+    return f"{count / size:.1f} {unit}"
+
+
+def time_text(seconds: float) -> str:
+    """Seconds in the unit that suits.
+
+    >>> time_text(5400), time_text(40), time_text(0.02)
+    ('1.5 h', '40 s', '0.02 s')
+    """
+    unit = next((unit for unit in "dhm" if seconds >= 2 * TIMES[unit]), "s")
+    unit = "h" if unit == "m" and seconds >= TIMES["h"] else unit
+    return f"{seconds / TIMES[unit]:.3g} {'min' if unit == 'm' else unit}"
 
 
 def nearest(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.5) -> list[str]:

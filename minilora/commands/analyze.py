@@ -14,7 +14,7 @@ from typing import Any
 
 from ..files import read_text
 from .hub_names import NAMED, adapter_folder, add_hub_option
-from .options import add_base_option
+from .options import add_base_option, check_picture
 
 LOOKED_AT = 2048  # tokens for the blocks; more change the second digit
 
@@ -41,8 +41,7 @@ def run(options: argparse.Namespace) -> int:
     from ..nf4.linear import dequantize_base
     from ..plots.style import save_figure
 
-    if options.out.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"--out is a .png or an .svg, got {options.out.name!r}")
+    check_picture(options.out)
     adapter = adapter_folder(options.adapter, options.hub)
     base = load_base(options.base, quantize="nf4" if options.qlora else None)
     model = dequantize_base(load_adapter(base, adapter)).eval()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from ..learn.course import find_lessons
+from .options import check_out
 
 FOLDER = Path("minilora-book")
 
@@ -33,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
 
     if options.limit is not None and not options.limit >= 1:
         raise ValueError(f"--limit expected at least one second, got {options.limit}")
+    check_out(options.folder, "DIR")
     lessons, solved = find_lessons(options.lesson), not options.without_solutions
     book = write_book(options.folder, lessons, report, solved, options.limit)
     print(f"Saved {book.home}. Open it in a browser; it needs no network.")

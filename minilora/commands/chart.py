@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .options import check_out, check_picture
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Options of ``minilora chart``."""
@@ -21,6 +23,7 @@ def run(options: argparse.Namespace) -> int:
     from ..plots.style import save_figure
 
     if options.all is not None:
+        check_out(options.all, "--all")
         print("Two of the charts train the shipped base for a moment …", flush=True)
         print(f"Saved {gallery.write_gallery(options.all)} and a PNG and an SVG of each chart.")
     elif options.name is None:
@@ -28,5 +31,6 @@ def run(options: argparse.Namespace) -> int:
             print(f"{name:12}{(chart.__doc__ or '').splitlines()[0]}")
     else:
         file = options.out or Path(f"{options.name}.png")
+        check_picture(file)
         print(f"Saved {save_figure(gallery.draw(options.name, options.dark), file)}.")
     return 0

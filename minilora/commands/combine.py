@@ -13,7 +13,7 @@ from shlex import quote
 
 from ..lora.combining import HOWS, SIGNS
 from .hub_names import NAMED, adapter_folder, add_hub_option
-from .options import add_seed_option
+from .options import add_seed_option, check_out
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
     """``minilora combine``."""
     from ..formats.combined_files import combine_folders, load_low_rank
 
+    check_out(options.out)
     folder = combine_folders(
         [adapter_folder(name, options.hub) for name in options.adapters],
         options.out,

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..text import size_text
+
 
 def heading(text: str) -> None:
     """The line that opens a chapter."""
@@ -33,6 +35,6 @@ def show_asked(log: str, question: str, answers: Mapping[str, str]) -> None:
 
 
 def size_of(path: Path) -> str:
-    """Bytes of a file or folder, for people."""
+    """The bytes of a file or folder, in words."""
     size = sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file())
-    return f"{size / 1e6:.2f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+    return size_text(size)

@@ -14,8 +14,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Any
 
+from ..text import size_text
 from .hub_names import adapter_folder, add_hub_option
-from .options import add_base_option
+from .options import add_base_option, check_out, check_out_file
 
 KINDS = ("f32", "f16", "q8_0")
 
@@ -70,9 +71,11 @@ def export_model(options: argparse.Namespace) -> int:
     from ..model.pretrained import load_base
 
     path = options.out or options.folder / f"model-{options.type}.gguf"
+    check_out_file(path)
     model = load_base(options.folder, dtype=stored_dtype(options.folder))
     export_gguf(model, path, options.type, pre=options.pre)
-    print(f"Saved {path}, {size_of(path)}. Next:\n  llama-cli -m {quote(str(path))}")
+    print(f"Saved {path}, {size_text(path.stat().st_size)}. Next:")
+    print(f"  llama-cli -m {quote(str(path))}")
     return 0
 
 
@@ -84,17 +87,21 @@ def export_adapter(options: argparse.Namespace) -> int:
 
     if options.pre is not None:
         raise ValueError("--pre belongs to a model: an adapter's file holds no tokenizer")
+    if options.plain:
+        path = options.out or options.folder.with_name(f"{options.folder.name}-plain")
+        if path.resolve() == options.folder.resolve():
+            raise ValueError(f"--out is the adapter itself, {path}: choose another folder")
+        check_out(path)
+    else:
+        path = options.out or options.folder / f"adapter-{options.type}.gguf"
+        check_out_file(path)
     base = load_base(options.base, quantize="nf4" if options.qlora else None)
     model = load_adapter(base, options.folder)
     if options.plain:
-        out = options.out or options.folder.with_name(f"{options.folder.name}-plain")
-        if out.resolve() == options.folder.resolve():
-            raise ValueError(f"--out is the adapter itself, {out}: choose another folder")
-        print(f"Saved {save_adapter(model, out, plain=True)}: one rank, one alpha.")
+        print(f"Saved {save_adapter(model, path, plain=True)}: one rank, one alpha.")
         return 0
-    path = options.out or options.folder / f"adapter-{options.type}.gguf"
     export_adapter_gguf(model, path, options.type)
-    print(f"Saved {path}, {size_of(path)}. Next, the base, and both together:")
+    print(f"Saved {path}, {size_text(path.stat().st_size)}. Next, the base, and both together:")
     source, gguf = quote(str(options.base or SHIPPED)), quote(str(path.parent / "base.gguf"))
     nearest = "" if options.base else " --pre gpt-2"  # the shipped tokenizer is not llama.cpp's
     print(f"  minilora export {source} --gguf --out {gguf}{nearest}")
@@ -111,8 +118,3 @@ def stored_dtype(folder: Path) -> Any:
     tensors = read_weights(folder)
     dtype = tensors["model.norm.weight"].dtype if "model.norm.weight" in tensors else torch.float32
     return dtype if dtype in (torch.float16, torch.bfloat16) else torch.float32
-
-
-def size_of(path: Path) -> str:
-    """A file's size in words."""
-    return f"{path.stat().st_size / 1e6:,.1f} MB"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..learn.course import find_lessons
 from .learn import LIMIT
-from .options import check_limit
+from .options import check_limit, check_out_file
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +32,8 @@ def run(options: argparse.Namespace) -> int:
     def report(line: str) -> None:
         console.print(line, markup=False, highlight=False)
 
-    if options.csv is not None and options.csv.is_dir():
-        raise ValueError(
-            f"--csv expected a file, such as grades.csv, got {options.csv}, which is a folder"
-        )
+    if options.csv is not None:
+        check_out_file(options.csv, "--csv")
     lessons = find_lessons(options.lesson)
     folders, others = find_folders(options.folders)
     for path in others:

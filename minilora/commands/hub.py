@@ -7,14 +7,13 @@ Each sub-command prints what it did and what comes next; the work is in ``minilo
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..hub.page import kilobytes
-from ..text import did_you_mean
+from ..text import did_you_mean, size_text
 from .hub_tables import show_version, show_versions
+from .quantities import duration_with_unit
 
 EPILOG = """examples:
   minilora hub push naval mine/adapter --data my.jsonl --metric exact_match=0.97
@@ -25,7 +24,6 @@ EPILOG = """examples:
   minilora hub alias naval@1.1.0 champion     promote; the same with 1.0.0 rolls back
   minilora hub pull naval@champion            prints the folder, checked to the bit
   minilora hub prune --unused-for 30d         never what an alias names"""
-UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 SPEC = "naval, naval@1.2, naval@1.2.0 or naval@champion"
 PURPOSES = {
     "push": "store an adapter's folder as a new version, for good",
@@ -70,7 +68,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     made["route"].add_argument("question")
     made["compress"].add_argument("--kind", choices=["fp16", "nf4"], default="nf4")
     unused = "a number and s, m, h, d or w"
-    made["prune"].add_argument("--unused-for", required=True, metavar="30d", help=unused)
+    made["prune"].add_argument(
+        "--unused-for", type=duration_with_unit, required=True, metavar="30d", help=unused
+    )
     made["page"].add_argument("--out", type=Path, default=Path("hub.html"))
     for name in ("export", "import"):
         made[name].add_argument("file", type=Path)
@@ -143,7 +143,7 @@ def push(hub: Any, options: argparse.Namespace) -> None:
         },
         examples=map(question_text, examples),
     )
-    print(f"Pushed {version.spec}, {kilobytes(version.manifest.bytes)}. Next:")
+    print(f"Pushed {version.spec}, {size_text(version.manifest.bytes)}. Next:")
     print(f"  minilora hub {where(options)}show {version.spec}")
     if version.manifest.parent:
         print(f"  minilora hub {where(options)}compare {version.manifest.parent} {version.spec}")
@@ -209,10 +209,9 @@ def compress(hub: Any, options: argparse.Namespace) -> None:
     """``minilora hub compress``."""
     old = hub.show(options.spec)
     new = hub.compress(options.spec, options.kind)
-    tensors = old.manifest.files["adapter_model.safetensors"][1]
-    sizes = (
-        f"{kilobytes(tensors)} -> {kilobytes(new.manifest.files[f'{options.kind}.safetensors'][1])}"
-    )
+    before = size_text(old.manifest.files["adapter_model.safetensors"][1])
+    after = size_text(new.manifest.files[f"{options.kind}.safetensors"][1])
+    sizes = f"{before} -> {after}"
     print(f"Stored {new.spec}: {sizes}. It answers a little differently: measure it.")
 
 
@@ -226,15 +225,12 @@ def verify(hub: Any, options: argparse.Namespace) -> int:
 def gc(hub: Any, options: argparse.Namespace) -> None:
     """``minilora hub gc``."""
     swept = hub.gc()
-    print(f"Removed {swept.files} files, {kilobytes(swept.bytes)}.")
+    print(f"Removed {swept.files} files, {size_text(swept.bytes)}.")
 
 
 def prune(hub: Any, options: argparse.Namespace) -> None:
     """``minilora hub prune``."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smhdw])", options.unused_for)
-    if match is None:
-        raise ValueError(f"expected a time such as 30d or 12h, got {options.unused_for!r}")
-    pruned = hub.prune(float(match[1]) * UNITS[match[2]])
+    pruned = hub.prune(options.unused_for)
     print(
         f"Pruned {len(pruned)}: {', '.join(pruned) or 'everything else is in use or has an alias'}"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 from .options import check_out
 
+HUB = Path("hub")  # where it is looked for when nobody says so
 NAMED = "a folder, or a name of the hub such as naval@champion"
 
 
@@ -23,7 +24,7 @@ def add_adapter_option(parser: argparse.ArgumentParser, none: str = "") -> None:
 def add_hub_option(parser: argparse.ArgumentParser) -> None:
     """``--hub``: where names are looked up."""
     parser.add_argument(
-        "--hub", type=Path, default=Path("hub"), help="where adapters have names (default: hub)"
+        "--hub", type=Path, default=HUB, help="where adapters have names (default: hub)"
     )
 
 

@@ -6,14 +6,14 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ..hub.page import kilobytes
+from ..text import size_text
 
 
 def version_row(version: Any, metrics: Sequence[str]) -> tuple[str, ...]:
     """A version's line: what it is, its scores, its size, when it came."""
     manifest = version.manifest
     scores = [f"{manifest.metrics[m]:.4g}" if m in manifest.metrics else "" for m in metrics]
-    rank, size = plain(manifest.settings["r"]), kilobytes(manifest.bytes)
+    rank, size = plain(manifest.settings["r"]), size_text(manifest.bytes)
     day = time.strftime("%Y-%m-%d", time.gmtime(version.pushed))
     return version.spec, ", ".join(version.aliases), manifest.task, *scores, rank, size, day
 

@@ -18,8 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..text import columns
+from ..text import columns, time_text
 from .jobs_adapt import adapt, add_adapt_options
+from .options import check_folder
 
 EPILOG = """examples:
   minilora jobs run spec.toml          submit, and work on it here; again after a kill: it goes on
@@ -89,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     """``minilora jobs``."""
     from ..jobs import Queue
 
+    check_folder(options.jobs, "--jobs")
     if hasattr(options, "hub"):
         from ..hub import Hub
 
@@ -196,12 +198,10 @@ def follow(queue: Any, id: str, is_over: Callable[[], bool], pause: float = 1.0)
 
 def progress_of(job: Any) -> str:
     """Step, loss and time left of a job that trains; else its step."""
-    from ..jobs.forecast import duration
-
     at = job.progress
     if job.status != "running" or job.step != "train" or "step" not in at:
         return f"{job.status}: {job.step}" if job.is_open else job.status
-    return f"step {at['step']}/{at['steps']}  loss {at['loss']:.3f}  {duration(at['left'])} left"
+    return f"step {at['step']}/{at['steps']}  loss {at['loss']:.3f}  {time_text(at['left'])} left"
 
 
 def list_all(queue: Any, options: argparse.Namespace) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import columns
+from .options import check_folder
 
 WINDOW, WINDOWS = 500, 40  # characters of the base's held-out prose, and how many windows
 PAUSE = 60.0  # seconds between two looks
@@ -58,6 +59,9 @@ def adapt(queue: Any, options: argparse.Namespace) -> int:
     from ..hub import Hub
     from ..jobs import FeedbackStore, Loop, read_spec
 
+    for name in ("feedback", "state"):
+        if (folder := getattr(options, name)) is not None:
+            check_folder(folder, f"--{name}")
     spec, live = read_spec(options.spec), live_of(options)
     hours, tenant = options.quarantine * 3600, options.tenant
     whose = options.feedback_of or tenant

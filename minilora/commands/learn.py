@@ -8,7 +8,7 @@ from typing import Any
 
 from ..learn.course import find_lesson, list_lessons, list_repairs
 from ..learn.workspace import FOLDER
-from .options import check_limit
+from .options import check_folder, check_limit
 
 LIMIT = 60.0  # seconds for a check
 
@@ -30,6 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """``minilora learn``."""
     check_limit(options.limit)
+    check_folder(options.folder, "--folder")
     if options.watch:
         return watch(options)
     if options.lesson is None or options.list:

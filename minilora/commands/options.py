@@ -58,13 +58,34 @@ def check_limit(seconds: float) -> None:
         raise ValueError(f"--limit: expected a positive number of seconds, got {seconds:g}")
 
 
-def check_out(folder: Path, option: str = "--out") -> None:
-    """Raise ``ValueError`` where a folder cannot be made, or nothing can be written into it."""
+def check_folder(folder: Path, option: str) -> Path:
+    """What there is of a folder's path already; ``ValueError`` where that is a file."""
     above = next(each for each in (folder, *folder.parents) if each.exists())
     if not above.is_dir():
         raise ValueError(f"{option}: expected a folder, got {folder}, and {above} is a file")
+    return above
+
+
+def check_out(folder: Path, option: str = "--out") -> None:
+    """Raise ``ValueError`` where a folder cannot be made, or nothing can be written into it."""
+    above = check_folder(folder, option)
     as_whom = {"effective_ids": os.access in os.supports_effective_ids}
     if not os.access(above, os.W_OK | os.X_OK, **as_whom):
         raise ValueError(
             f"{option}: {above} cannot be written; choose another folder, or change its rights"
         )
+
+
+def check_out_file(file: Path, option: str = "--out") -> None:
+    """Raise ``ValueError`` where a file cannot be written."""
+    if file.is_dir():
+        raise ValueError(f"{option}: expected a file, got {file}, which is a folder")
+    check_out(file.parent, option)
+
+
+def check_picture(file: Path, option: str = "--out") -> None:
+    """Raise ``ValueError`` where a picture cannot be written, or is neither PNG nor SVG."""
+    from ..plots.style import picture_kind
+
+    picture_kind(file)
+    check_out_file(file, option)

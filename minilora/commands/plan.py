@@ -22,6 +22,7 @@ from ..lora.adapter_config import AdapterConfig, AttachedConfig
 from ..lora.config import LoraConfig, read_targets
 from ..plots.style import save_figure, short
 from . import plan_questions
+from .options import check_picture
 
 TERMS = """
 weights: the base as it is stored, a 4-bit weight in half a byte. constants: the scales of 4-bit
@@ -101,6 +102,8 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.dark and options.chart is None:
         raise ValueError("--dark is how a chart looks: name its file with --chart")
+    if options.chart is not None:
+        check_picture(options.chart, "--chart")
     plan_questions.check_asked(options)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -16,8 +16,8 @@ from ..ledger.estimate import GB, GPUS, Plan, Settings, plan
 from ..ledger.money import CHECKPOINT_BYTES, Spot, hours, plan_storage
 from ..ledger.serving_costs import ServingPlan, plan_serving
 from ..lora.config import LoraConfig
-from ..text import columns
-from .quantities import amount, duration, in_words
+from ..text import columns, time_text
+from .quantities import amount, duration
 
 QUESTIONS = {
     "serve": "which card serves it, and how many tenants a card",
@@ -220,7 +220,7 @@ def cost_lines(options: argparse.Namespace, planned: Plan | None) -> Iterator[st
         )
     took = hours(options.tokens, options.speed, options.devices, options.efficiency)
     money = "" if options.price is None else f", {took * options.devices * options.price:,.2f}"
-    yield f"{in_words(3600 * took)}{money}"
+    yield f"{time_text(3600 * took)}{money}"
     yield (
         f"{options.tokens:,.0f} tokens, {options.speed:,.0f} tokens a second on each of "
         f"{options.devices}, {100 * options.efficiency:g}% of it left"
@@ -243,10 +243,11 @@ def spot_lines(options: argparse.Namespace, planned: Plan | None) -> Iterator[st
         saved = run.saved(options.discount)
         verb = "saves" if saved >= 0 else "loses"
         pays = f"{100 * options.discount:g}% off {verb} {100 * abs(saved):.1f}%; it {pays}"
-    yield f"{pays}; a checkpoint every {in_words(run.interval)} of work"
-    yield f"{in_words(work)} of work take {in_words(run.time)}, {100 * (run.stretch - 1):.1f}% more"
+    yield f"{pays}; a checkpoint every {time_text(run.interval)} of work"
+    more = 100 * (run.stretch - 1)
+    yield f"{time_text(work)} of work take {time_text(run.time)}, {more:.1f}% more"
     young = math.sqrt(2 * options.checkpoint * options.between)
-    yield f"interval by the first-order rule √(2CM): {in_words(young)}"
+    yield f"interval by the first-order rule √(2CM): {time_text(young)}"
     floor = 100 * options.restart / options.between
     yield f"with free checkpoints it would be {floor:.1f}% more: the restarts alone"
     if planned is not None:

@@ -1,11 +1,12 @@
-"""Numbers and times as people type them, and as people read them."""
+"""Numbers and times as people type them."""
 
 from __future__ import annotations
 
 import argparse
 import re
 
-TIMES = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+from ..text import TIMES
+
 AMOUNTS = {"": 1, "%": 1, "k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 
 
@@ -26,24 +27,22 @@ def amount(text: str) -> float:
         ) from None
 
 
-def duration(text: str) -> float:
-    """Seconds of ``90``, ``90s``, ``30m``, ``10h``, ``2d``.
+def duration(text: str, unit: str = "s") -> float:
+    """Seconds of ``90s``, ``30m``, ``10h``, ``2d``, ``1w``; a bare number is in ``unit``.
 
     >>> duration("1.5h"), duration("45")
     (5400.0, 45.0)
     """
-    parts = re.fullmatch(r"(\d+(?:\.\d*)?)([smhd]?)", text.strip())
-    if parts is None:
+    parts = re.fullmatch(r"(\d+(?:\.\d*)?)([smhdw]?)", text.strip())
+    if parts is None or not (unit := parts[2] or unit):
         raise argparse.ArgumentTypeError(f"expected a time as 90s, 30m, 10h or 2d, got {text!r}")
-    return float(parts[1]) * TIMES[parts[2] or "s"]
+    return float(parts[1]) * TIMES[unit]
 
 
-def in_words(seconds: float) -> str:
-    """A time in the unit that suits.
+def duration_with_unit(text: str) -> float:
+    """The same, and a bare number is refused.
 
-    >>> in_words(5400), in_words(40), in_words(0.02)
-    ('1.5 h', '40 s', '0.02 s')
+    >>> duration_with_unit("30d")
+    2592000.0
     """
-    unit = next((unit for unit in "dhm" if seconds >= 2 * TIMES[unit]), "s")
-    unit = "h" if unit == "m" and seconds >= 3600 else unit
-    return f"{seconds / TIMES[unit]:.3g} {'min' if unit == 'm' else unit}"
+    return duration(text, unit="")

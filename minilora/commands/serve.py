@@ -14,11 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from ..text import did_you_mean
-from .hub_names import add_hub_option
+from .hub_names import HUB, add_hub_option
 from .options import add_base_option, add_device_option, check_device, check_out
 from .serve_experiment import add_experiment, run_experiment
 from .serve_keys import add_keys, add_state_option, run_keys, warning_of
-from .serve_workers import add_worker_options, bound, end_with_the_gateway, listen, run_gateway
+from .serve_workers import (
+    add_worker_options,
+    bound,
+    check_gateway,
+    end_with_the_gateway,
+    listen,
+    run_gateway,
+)
 
 EPILOG = """examples:
   minilora serve                                     the shipped base and the adapters of ./hub
@@ -75,19 +82,19 @@ def run(options: argparse.Namespace) -> int:
     if options.action == "experiment":
         return run_experiment(options)
     check_options(options)
+    if options.worker:
+        end_with_the_gateway()  # also while it loads
+    place = bound(options.host, options.port)  # first: what follows takes seconds to import
     try:
         import uvicorn
 
         if options.workers or options.service:
-            return run_gateway(options)
+            return run_gateway(options, place)
         from ..serving.app import create_app
         from ..serving.slow_clients import ImpatientProtocol
     except ImportError as error:
         raise ValueError(f"{error}: pip install 'minilora[serve]'") from error
 
-    if options.worker:
-        end_with_the_gateway()  # also while it loads
-    place = bound(options.host, options.port)  # before the base is loaded
     service = service_of(options)
     config = uvicorn.Config(
         create_app(service, routers=routers_of(options, service)),
@@ -131,8 +138,12 @@ def check_options(options: argparse.Namespace) -> None:
         if not getattr(options, name) >= least:
             option, given = name.replace("_", "-"), getattr(options, name)
             raise ValueError(f"--{option}: expected at least {least}, got {given}")
+    check_gateway(options)
     if options.hub.exists() and not options.hub.is_dir():
         raise ValueError(f"--hub: expected a hub's folder, got the file {options.hub}")
+    may_be_missing = options.hub == HUB or options.jobs is not None  # a job's adapter makes it
+    if not options.hub.exists() and not may_be_missing:
+        raise ValueError(f"--hub: there is no folder {options.hub}: minilora hub push makes one")
     for name in ("state", "jobs", "feedback"):
         if (folder := getattr(options, name)) is not None:
             check_out(folder, f"--{name}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import columns
+from .options import check_folder, check_picture
 from .serve_keys import add_state_option
 
 POINTS = 60
@@ -40,8 +41,11 @@ def run_experiment(options: argparse.Namespace) -> int:
     """``minilora serve experiment``. Raises ``ValueError``."""
     from ..serving.experiments import DATABASE, Experiments
 
+    check_folder(options.state, "--state")
     if not (options.state / DATABASE.file).exists():
         raise ValueError(f"no experiment was started in {options.state}: see serve --experiments")
+    if getattr(options, "out", None) is not None:
+        check_picture(options.out)
     experiments = Experiments(options.state)
     if options.experiment_action == "list":
         rows = [

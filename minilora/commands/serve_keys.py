@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..text import columns
+from .options import check_folder
 
 EPILOG = """examples:
   minilora serve keys add me --admin                     may load adapters, sees /metrics
@@ -96,6 +97,7 @@ def run_keys(options: argparse.Namespace) -> int:
     """``minilora serve keys``. Raises ``ValueError``."""
     from ..serving.tenants import Tenants
 
+    check_folder(options.state, "--state")
     path = options.state / "keys.sqlite"
     with Tenants(path) as tenants:
         ACTIONS[options.keys_action](tenants, options)

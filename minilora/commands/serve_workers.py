@@ -120,11 +120,16 @@ def services_of(options: argparse.Namespace) -> list[tuple[list[str], str]]:
     return found
 
 
-def run_gateway(options: argparse.Namespace) -> int:
-    """Serve until a signal. Raises ``ValueError``."""
-    if options.workers < 1:
+def check_gateway(options: argparse.Namespace) -> None:
+    """Raise ``ValueError`` for workers that no gateway can have."""
+    if (options.workers or options.service) and options.workers < 1:
         raise ValueError(f"--workers: expected at least 1, got {options.workers}")
-    asyncio.run(serve(options, bound(options.host, options.port)))
+    services_of(options)
+
+
+def run_gateway(options: argparse.Namespace, place: socket.socket) -> int:
+    """Serve on a bound socket until a signal."""
+    asyncio.run(serve(options, place))
     print("stopped")
     return 0
 

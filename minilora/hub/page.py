@@ -16,11 +16,11 @@ import time
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # ``minilora hub --help`` reads this file, and needs no torch
-    from .catalog import Catalog
-    from .registry import Version
+from ..files import write_text
+from ..text import size_text
+from .catalog import Catalog
+from .registry import Version
 
 STEP, LANE, EDGE = 108, 52, 34  # pixels between versions, between lanes, around
 STYLE = """
@@ -58,8 +58,6 @@ svg circle.named { fill: var(--c1) } svg circle.copy { fill: var(--paper); strok
 
 def write_page(hub: Catalog, path: str | Path) -> Path:
     """Write the page. Raises ``OSError`` when it cannot be written."""
-    from ..files import write_text
-
     return write_text(path, hub_page(hub.list(), hub.folder.name))
 
 
@@ -73,7 +71,7 @@ def hub_page(versions: Sequence[Version], title: str = "hub") -> str:
     for each in versions:
         by_name.setdefault(each.name, []).append(each)
     stored = sum(each.manifest.bytes for each in versions)
-    total = f"{len(by_name)} adapters, {len(versions)} versions, {kilobytes(stored)}"
+    total = f"{len(by_name)} adapters, {len(versions)} versions, {size_text(stored)}"
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -122,7 +120,7 @@ def row(version: Version, metrics: Sequence[str], tops: Mapping[str, float]) -> 
         f"{about.settings.get('r', 0):g}",
         f"<code>{about.data_sha[:8] or '?'}</code>",
         f"<code>{about.tensors[:8] or '?'}</code>",
-        kilobytes(about.bytes),
+        size_text(about.bytes),
         time.strftime("%Y-%m-%d", time.gmtime(version.pushed)),
     ]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>\n"
@@ -186,12 +184,3 @@ def lanes(pairs: Sequence[tuple[str, str]]) -> dict[str, tuple[int, int]]:
             lane, used = used, used + 1
         places[version] = column, lane
     return places
-
-
-def kilobytes(count: int) -> str:
-    """Bytes for people.
-
-    >>> kilobytes(86_020)
-    '86.0 KB'
-    """
-    return f"{count / 1000:.1f} KB" if count < 1e6 else f"{count / 1e6:.1f} MB"

@@ -22,11 +22,12 @@ from typing import Any
 
 import torch
 
-from ..ledger.estimate import GB, Settings, plan
+from ..ledger.estimate import Settings, plan
 from ..ledger.measurement import Measured
 from ..lora.adapter_config import AdapterConfig
 from ..methods.injection import inject
 from ..model.pretrained import SHIPPED
+from ..text import size_text, time_text
 from ..training.batches import encode_all
 from ..training.config import TrainConfig
 from ..training.examples import Task
@@ -80,10 +81,10 @@ class Forecast:
         return {**self.__dict__, "seconds": self.seconds}
 
     def __str__(self) -> str:
-        planned = "" if self.planned is None else f" (the ledger plans {size(self.planned)})"
+        planned = "" if self.planned is None else f" (the ledger plans {size_text(self.planned)})"
         return (
-            f"a step holds {size(self.measured)}, measured{planned}; "
-            f"{self.steps:,} steps take about {duration(self.seconds)}"
+            f"a step holds {size_text(self.measured)}, measured{planned}; "
+            f"{self.steps:,} steps take about {time_text(self.seconds)}"
         )
 
 
@@ -129,14 +130,14 @@ def check_fit(expected: Forecast, spec: Spec, config: TrainConfig, limits: Limit
     room = limits.bytes(spec.base.device)
     if expected.measured > room:
         raise ValueError(
-            f"a step needs {size(expected.measured)}, measured, and there are {size(room)}; "
-            + advice(spec, config, expected.longest, room)
+            f"a step needs {size_text(expected.measured)}, measured, "
+            f"and there are {size_text(room)}; " + advice(spec, config, expected.longest, room)
         )
     if limits.seconds is not None and expected.seconds > limits.seconds:
         most = int(limits.seconds / expected.seconds_a_step)
         raise ValueError(
-            f"{expected.steps:,} steps take about {duration(expected.seconds)}, and a job may take "
-            f"{duration(limits.seconds)}: train.steps = {most} would fit"
+            f"{expected.steps:,} steps take about {time_text(expected.seconds)}, "
+            f"and a job may take {time_text(limits.seconds)}: train.steps = {most} would fit"
         )
 
 
@@ -145,7 +146,7 @@ def check_plan(spec: Spec, config: TrainConfig, longest: int, limits: Limits) ->
     planned, room = planned_bytes(spec, config, longest), limits.bytes(spec.base.device)
     if planned is not None and planned > room:
         raise ValueError(
-            f"by the ledger a step needs {size(planned)}, and there are {size(room)}; "
+            f"by the ledger a step needs {size_text(planned)}, and there are {size_text(room)}; "
             + advice(spec, config, longest, room)
         )
     return planned
@@ -155,7 +156,7 @@ def advice(spec: Spec, config: TrainConfig, longest: int, room: int) -> str:
     """The smallest changes of the spec that fit, by the ledger."""
     for changes, planned in cheaper(spec, config, longest):
         if planned is not None and planned <= room:
-            return f"{' and '.join(changes)} would fit ({size(planned)})"
+            return f"{' and '.join(changes)} would fit ({size_text(planned)})"
     return "no setting of batch, recomputation or four bits fits: take a smaller base"
 
 
@@ -179,23 +180,3 @@ def cheaper(
             in_four = four_bits or spec.base.four_bits
             if changes:
                 yield changes, planned_bytes(spec, changed, longest, in_four)
-
-
-def size(count: float) -> str:
-    """Bytes in words.
-
-    >>> size(1_500_000), size(25e9)
-    ('1.5 MB', '25.0 GB')
-    """
-    return f"{count / GB:.1f} GB" if count >= GB else f"{count / 1e6:.1f} MB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds in words.
-
-    >>> duration(42.4), duration(5400), duration(200_000)
-    ('42 s', '90 min', '55.6 h')
-    """
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -13,10 +13,11 @@ from ..ledger.shapes import architecture
 from ..model.config_json import llama_config
 from ..model.pretrained import SHIPPED
 from ..model.tokenizer_files import load_tokenizer
+from ..text import size_text
 from ..training.batches import encode_all
 from ..training.config import TrainConfig, settings_for
 from ..training.readers import DataSet, read_examples
-from .forecast import Limits, check_plan, size
+from .forecast import Limits, check_plan
 from .spec import Spec
 
 
@@ -32,9 +33,8 @@ class Foreseen:
     def as_dict(self) -> dict[str, Any]:
         """The numbers, and a sentence that says them."""
         count = len(self.read.examples)
-        memory = (
-            "" if self.planned is None else f" A step needs {size(self.planned)}, by the ledger."
-        )
+        planned = "" if self.planned is None else size_text(self.planned)
+        memory = f" A step needs {planned}, by the ledger." if planned else ""
         message = (
             f"{count:,} examples, the longest of {self.longest} tokens; {self.steps:,} steps."
             f"{memory} How long it takes is measured when it begins."

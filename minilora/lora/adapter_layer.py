@@ -15,6 +15,7 @@ for its twin.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ..nf4.linear import NF4Linear
+from ..nf4.shared_weights import is_product
 from .linears import dtype_of, exchange, linear_shape, weight_of, with_weight
 from .paths import named_modules
 
@@ -157,6 +159,11 @@ class AdapterLayer(nn.Module):
             raise ValueError(
                 "this layer is merged already: a second merge would add ΔW twice; unmerge first"
             )
+        if isinstance(self.base, nn.Linear) and not is_product(self.base):
+            raise ValueError(
+                f"the forward of {type(self.base).__name__} is not x Wᵀ + b, so that with a merged "
+                "weight it would compute something else; keep the adapter beside it"
+            )
 
     def check_unmergeable(self) -> None:
         """Raise ``ValueError`` when not merged, merged with ``keep_base=False``, or disabled."""
@@ -186,6 +193,23 @@ class AdapterLayer(nn.Module):
         for base in self.kept:
             base._apply(fn, recurse)
         return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        """Warn of a merged weight: who loads it beside the adapter would add ΔW twice."""
+        if self.merged and self.enabled:
+            warnings.warn(
+                "adapters are merged, and this state dict does not say so: a model with adapters "
+                "that loads it adds ΔW twice. unmerge(model) first, or merge_and_unload(model)",
+                stacklevel=2,
+            )
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Refuse to write over a merged weight, behind which W0 waits to come back."""
+        if self.merged:
+            *_, errors = others
+            errors.append(f"{prefix[:-1]} is merged: unmerge(model) before load_state_dict")
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
     @property
     def weight(self) -> Tensor:

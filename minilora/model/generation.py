@@ -89,7 +89,7 @@ class CausalLM(nn.Module):
         probability reaches ``top_p``; the same for the same ``seed``.
         A row ends at ``eos_id``, or at any of several, and is filled up with the first. Dropout is
         off during the call. Raises ``ValueError`` on settings that mean nothing, and on rows that
-        are padded on the right.
+        are padded on the right; ``FloatingPointError`` where the model gives no numbers.
         """
         settings = Sampling(
             max_new_tokens, temperature, top_k, seed, ends_of(eos_id), use_cache, top_p
@@ -123,6 +123,8 @@ class CausalLM(nn.Module):
                     if number == 1 and in_one_go and cache is not None:
                         step = self.stepper(cache, settings.max_new_tokens)
                     logits = step(ids) if step else self.next_logits(ids, mask, cache)
+                    if number in (0, settings.max_new_tokens - 1):  # NaN stays, once it is there
+                        check_no_nan(logits)
                     token = sample(logits, *choice)
                     if settings.ends:
                         token = torch.where(ended, settings.ends[0], token)
@@ -230,6 +232,15 @@ class CausalLM(nn.Module):
         given = {"tools": tools} if tools else {}
         rows = [tok.apply_chat_template(t, add_generation_prompt=True, **given) for t in talks]
         return rows, *pad_left(rows, tok.eos_id, next(self.parameters()).device)
+
+
+def check_no_nan(logits: Tensor) -> None:
+    """Raise ``FloatingPointError`` for NaN, of which argmax would make a token like any other."""
+    if torch.isnan(logits).any():
+        raise FloatingPointError(
+            "the model's logits are NaN: a weight is not finite, or half precision overflowed; "
+            "load it in bfloat16 or float32"
+        )
 
 
 def up_to_end(ids: list[int], ends: Sequence[int]) -> list[int]:

@@ -118,6 +118,7 @@ def fill_model(
             weight = quantize_weight(in_floats, kind=quantize)
         else:
             floats[name] = tensors[name].to(device=device, dtype=dtype)
+            check_finite(name, floats[name])
             continue
         path = name.removesuffix(".weight")
         layer = NF4Linear.from_quantized(weight).to(device)
@@ -133,6 +134,15 @@ def fill_model(
     if model.config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.requires_grad_(not packed and quantize is None)
+
+
+def check_finite(name: str, tensor: Tensor) -> None:
+    """Raise ``ValueError`` for NaN and infinities: with them every answer would be nonsense."""
+    if not torch.isfinite(tensor).all():
+        raise ValueError(
+            f"{name} holds values that are not finite in {tensor.dtype}: load it in bfloat16 or "
+            "float32, or mend the file"
+        )
 
 
 def check_dtype(dtype: object) -> None:

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .shared_weights import reads_weights, tied_weights
+from .shared_weights import check_replaceable, reads_weights, tied_weights
 from .tensor import PARTS, NF4Tensor, check_input, compiled, part_shapes, quantize
 
 COMPUTE_DTYPES = (None, torch.float32, torch.bfloat16, torch.float16)
@@ -209,7 +209,7 @@ def quantize_base(
     ``skip``: Linears with such a name, or one that ends in ``.name``, stay as they are (the output
     head is small, and often tied to the embedding). Raises ``ValueError`` and changes nothing when
     there is nothing to quantize, a name in ``skip`` is not in the model, a weight is shared, not
-    finite or quantized already, or the model has adapters.
+    finite or quantized already, a Linear does more than its product, or the model has adapters.
 
     >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
     >>> model = quantize_base(model, skip=["2"])
@@ -224,6 +224,7 @@ def quantize_base(
         if not is_quantizable(module, parent) or matches(name, skip):
             continue
         settings = (block_size, double_quant, kind, compute_dtype)
+        check_replaceable(name, module)
         try:
             layers[name] = NF4Linear.from_linear(module, *settings).train(module.training)
         except ValueError as error:

@@ -1,11 +1,16 @@
 """Weights that somebody else uses too: tied to another module, or read without a call.
 
 Quantizing such a Linear, or merging an adapter into it, would change two things where one was
-meant; an adapter beside a Linear that is never called would be passed by.
+meant; an adapter beside a Linear that is never called would be passed by. And a subclass whose
+forward is more than the product would lose the rest.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 STORED = ("weight", "packed")  # the tensor that holds a Linear's weight, in floats or in four bits
@@ -38,3 +43,28 @@ def tied_weights(model: nn.Module) -> dict[str, list[str]]:
 def reads_weights(parent: nn.Module | None) -> bool:
     """Whether a module reads its Linears' weights instead of calling them: torch's attention."""
     return isinstance(parent, nn.MultiheadAttention | nn.TransformerEncoderLayer)
+
+
+@torch.no_grad()
+def is_product(linear: nn.Linear) -> bool:
+    """Whether ``linear(x)`` is x Wᵀ + b; a subclass with a forward of its own is tried on one x.
+
+    >>> is_product(nn.Linear(4, 2))
+    True
+    """
+    if type(linear).forward is nn.Linear.forward:
+        return True
+    x = torch.linspace(-1, 1, linear.in_features).to(linear.weight)[None]
+    y = F.linear(x, linear.weight, linear.bias)
+    return torch.allclose(type(linear).forward(linear, x), y, rtol=1e-2, atol=1e-3)
+
+
+def check_replaceable(name: str, module: Any) -> None:
+    """Raise ``ValueError`` for a Linear that does more than x Wᵀ + b, which would be lost."""
+    more = ""
+    if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
+        more = "it has hooks, or a forward that was replaced"
+    elif not is_product(module):
+        more = f"the forward of {type(module).__name__} is not x Wᵀ + b"
+    if more:
+        raise ValueError(f"{name}: {more}, and that would be lost: add {name!r} to skip")

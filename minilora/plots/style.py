@@ -152,11 +152,20 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     Traceback (most recent call last):
     ValueError: a figure is saved as .png or .svg, got 'chart.pdf'
     """
-    path = Path(path)
+    import matplotlib
+
+    kind = picture_kind(Path(path))
+    with matplotlib.rc_context(STYLE):
+        return write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
+
+
+def picture_kind(path: Path) -> str:
+    """The format that a file's name asks for. Raises ``ValueError`` for one that is not drawn.
+
+    >>> picture_kind(Path("chart.SVG"))
+    'svg'
+    """
     kind = path.suffix.lower().lstrip(".")
     if kind not in ("png", "svg"):
         raise ValueError(f"a figure is saved as .png or .svg, got {path.name!r}")
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        return write_atomically(path, lambda file: figure.savefig(file, format=kind, dpi=150))
+    return kind

@@ -211,6 +211,25 @@ MISTAKES = [
     ("jobs worker --until-idle --lease 0", "lease: expected a positive number of seconds"),
     ("jobs worker --until-idle --hub file", "file is a file: expected a hub's folder"),
     ("jobs worker --until-idle --hours -1", "a job's seconds must be a positive number"),
+    ("jobs list --jobs file", "--jobs: expected a folder, got file, and file is a file"),
+    ("jobs list --jobs file/below", "--jobs: expected a folder, got file/below"),
+    ("jobs adapt spec.toml --jobs file", "--jobs: expected a folder, got file"),
+    ("jobs adapt spec.toml --feedback file", "--feedback: expected a folder, got file"),
+    ("jobs adapt spec.toml --state file", "--state: expected a folder, got file"),
+    ("serve keys list --state file", "--state: expected a folder, got file, and file is a file"),
+    ("serve experiment list --state file", "--state: expected a folder, got file"),
+    ("learn --list --folder file", "--folder: expected a folder, got file"),
+    ("learn quiz --folder file", "--folder: expected a folder, got file"),
+    ("learn 1 --watch --folder file", "--folder: expected a folder, got file"),
+    ("book file", "DIR: expected a folder, got file, and file is a file"),
+    ("combine nowhere --out file", "--out: expected a folder, got file, and file is a file"),
+    ("chart memory --out folder/a.pdf", "a figure is saved as .png or .svg, got 'a.pdf'"),
+    ("chart memory --out file/a.png", "--out: expected a folder, got file, and file is a file"),
+    ("chart --all file", "--all: expected a folder, got file, and file is a file"),
+    ("grade folder --csv folder", "--csv: expected a file, got folder, which is a folder"),
+    ("grade folder --csv file/a.csv", "--csv: expected a folder, got file, and file is a file"),
+    ("analyze nowhere --out a.pdf", "a figure is saved as .png or .svg, got 'a.pdf'"),
+    ("plan gpt2 --chart file/a.png", "--chart: expected a folder, got file, and file is a file"),
     ("serve keys revoke 5f0c", "there is no key '5f0c'; none was added yet"),
     ("serve --port 0 --experiments none", "none does not exist: expected an experiments.toml"),
     ("serve --port 0 --latency -1", "a first token takes time: expected seconds, got -1"),
@@ -233,9 +252,10 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(
     (tmp_path / "folder").mkdir(exist_ok=True)
     before = sorted(tmp_path.rglob("*"))
     assert main(shlex.split(words)) == 2
-    said = capsys.readouterr().err
+    told, said = capsys.readouterr()
     assert message in said
     assert "Errno" not in said
+    assert told == ""
     assert sorted(tmp_path.rglob("*")) == before
 
 

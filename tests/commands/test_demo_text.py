@@ -23,4 +23,4 @@ def test_an_empty_answer_leaves_its_label(capsys):
 def test_the_size_of_a_file_and_of_a_folder(tmp_path):
     (tmp_path / "one").write_bytes(b"0" * 2000)
     (tmp_path / "two").write_bytes(b"0" * 1_500_000)
-    assert [size_of(tmp_path / "one"), size_of(tmp_path)] == ["2 kB", "1.50 MB"]
+    assert [size_of(tmp_path / "one"), size_of(tmp_path)] == ["2.0 kB", "1.5 MB"]

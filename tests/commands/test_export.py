@@ -29,7 +29,7 @@ def test_a_model_folder_becomes_one_file_beside_it(folders, capsys):
     model, _ = folders
     assert main(["export", str(model), "--gguf", "--type", "q8_0"]) == 0
     file = model / "model-q8_0.gguf"
-    assert f"Saved {file}, 0.1 MB. Next:\n  llama-cli -m '{file}'\n" == capsys.readouterr().out
+    assert f"Saved {file}, 147.8 kB. Next:\n  llama-cli -m '{file}'\n" == capsys.readouterr().out
     assert read(file)[0]["blk.0.attn_q.weight"][0] == "Q8_0"
 
 

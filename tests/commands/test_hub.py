@@ -124,16 +124,18 @@ def test_it_routes_and_says_why(run, pushed, tmp_path):
     assert "none of these: the base answers" in run("route", "Zzz")[1]
 
 
-def test_files_travel_and_what_is_not_used_goes(run, pushed):
+def test_files_travel_and_what_is_not_used_goes(run, pushed, capsys):
     run("export", "naval@1.0", "n.zip")
     assert run("--hub", "other", "import", "n.zip")[1] == "Imported naval@1.0.0.\n"
     assert "naval@1.1.0+fp16" in run("compress", "naval", "--kind", "fp16")[1]
     run("alias", "naval@1.0.0", "champion")
     assert "Pruned 0" in run("prune", "--unused-for", "30d")[1]
     assert "Pruned 2: naval@1.1.0, naval@1.1.0+fp16" in run("prune", "--unused-for", "0s")[1]
-    assert run("gc")[1] == "Removed 0 files, 0.0 KB.\n"
-    with pytest.raises(ValueError, match="expected a time such as 30d"):
-        run("prune", "--unused-for", "soon")
+    assert run("gc")[1] == "Removed 0 files, 0.0 kB.\n"
+    for text in ("soon", "30"):  # thirty of what?
+        with pytest.raises(SystemExit):
+            run("prune", "--unused-for", text)
+    assert "expected a time as 90s, 30m, 10h or 2d, got '30'" in capsys.readouterr().err
     assert "Wrote hub.html" in run("page")[1]
 
 

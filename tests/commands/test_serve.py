@@ -150,6 +150,19 @@ def test_a_file_in_a_folders_place_is_said_before_the_base_is_read(option, tmp_p
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_mistyped_hub_is_not_served_without_it(tmp_path, monkeypatch, capsys):
+    """./hub may come with the first push, and any other with the first job."""
+    monkeypatch.chdir(tmp_path)
+    first = {
+        ("--hub", "hbu"): "--hub: there is no folder hbu: minilora hub push makes one",
+        ("--hub", "hub"): "nowhere",
+        ("--hub", "new", "--jobs", "jobs"): "nowhere",
+    }
+    for words, message in first.items():
+        assert cli.main(["serve", "--port", "0", "--base", "nowhere", *words]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="needs POSIX rights")
 @pytest.mark.parametrize("state", ["closed", "closed/below"])
 def test_a_closed_state_is_said_before_the_base_is_read(state, tmp_path, monkeypatch, capsys):

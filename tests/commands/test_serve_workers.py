@@ -85,10 +85,7 @@ def test_kill_9_of_a_worker_and_then_of_the_gateway(tmp_path):
     command = [sys.executable, "-m", "minilora", "serve", "--workers", "2", "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
     gateway = subprocess.Popen(
-        [*command, *adapters, "--state", str(tmp_path / "state"), "--hub", str(tmp_path / "no")],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
+        [*command, *adapters], cwd=tmp_path, stdout=subprocess.PIPE, text=True, env=environment
     )
     try:
         address = re.search(r"http://\S+", gateway.stdout.readline())[0]
@@ -130,6 +127,18 @@ def test_a_port_that_is_taken_is_said_before_anything_is_loaded(capsys):
             assert f"cannot listen on port {port} of 127.0.0.1" in capsys.readouterr().err
     assert main(["serve", "--port", "70000"]) == 2
     assert "cannot listen on port 70000" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("more", ["", "--workers 2"], ids=["alone", "gateway"])
+def test_a_port_that_is_taken_is_said_before_the_server_is_imported(more):
+    """Torch alone takes seconds."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = ["serve", "--port", str(taken.getsockname()[1]), *more.split()]
+        code = f"import sys; from minilora.commands.cli import main; main({words})"
+        code += "; print(*{'torch', 'uvicorn', 'fastapi'} & set(sys.modules))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "cannot listen on port" in done.stderr
+    assert done.stdout == "\n"
 
 
 def test_a_port_whose_server_is_still_loading_is_taken(capsys):

@@ -8,7 +8,7 @@ import pytest
 
 from minilora.hub import Hub
 from minilora.hub.manifest import Manifest
-from minilora.hub.page import hub_page, kilobytes, lanes, lineage_graph, write_page
+from minilora.hub.page import hub_page, lanes, lineage_graph, write_page
 from minilora.hub.registry import Version
 
 from .adapters import make_adapter
@@ -127,12 +127,6 @@ def test_the_graph_is_drawn_inside_and_goes_from_left_to_right():
         above = [text for _, a, b, text in labels if float(a) == x and float(b) < y]
         expected = {"1.0.1": ["champion, old"], "1.0.4": ["from naval@0.9.0"]}
         assert above == expected.get(number, [])
-
-
-def test_bytes_for_people():
-    assert [kilobytes(count) for count in (0, 999_900, 1_000_000, 2_500_000)] == [
-        "0.0 KB", "999.9 KB", "1.0 MB", "2.5 MB"
-    ]  # fmt: skip
 
 
 def test_the_graph_joins_every_version_to_its_parent(tmp_path):

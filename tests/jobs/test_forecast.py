@@ -28,7 +28,7 @@ def test_the_memory_of_a_machine_is_all_it_has_and_of_a_card_what_is_free(monkey
 def test_a_forecast_in_words():
     told = str(Forecast(2_000_000, 3_000_000, 0.5, 1000, 20))
     assert told == (
-        "a step holds 3.0 MB, measured (the ledger plans 2.0 MB); 1,000 steps take about 8 min"
+        "a step holds 3.0 MB, measured (the ledger plans 2.0 MB); 1,000 steps take about 8.33 min"
     )
     assert "ledger" not in str(Forecast(None, 3_000_000, 0.5, 1000, 20))
 

@@ -354,3 +354,34 @@ def test_a_base_back_in_four_bits_is_kept_or_not(keep_base):
     for _, layer in lora_layers(model):
         assert isinstance(layer.base, NF4Linear)
         assert bool(layer.kept) == keep_base
+
+
+class Doubled(nn.Linear):
+    """A Linear that does more than its product."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_beside_a_linear_that_does_more_than_its_product_nothing_is_merged():
+    model = nn.Sequential(Doubled(4, 4))
+    inject(model, LoraConfig(r=1, target_modules=["0"]))
+    nn.init.normal_(model[0].lora_B)
+    x = torch.randn(2, 4)
+    before = model(x)
+    with pytest.raises(ValueError, match="0: the forward of Doubled is not x Wᵀ"):
+        merge(model)
+    assert torch.equal(model(x), before)
+
+
+def test_a_merged_model_s_state_dict_is_warned_of_and_none_is_loaded_into_it():
+    model = nn.Sequential(nn.Linear(4, 4))
+    inject(model, LoraConfig(r=1, target_modules=["0"]))
+    nn.init.normal_(model[0].lora_B)
+    plain = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    merge(model)
+    with pytest.warns(UserWarning, match="adds ΔW twice"):
+        model.state_dict()
+    with pytest.raises(RuntimeError, match="0 is merged: unmerge"):
+        model.load_state_dict(plain)
+    unmerge(model).load_state_dict(plain)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import minilora
 from minilora import Tokenizer
 from minilora.model.generation import CausalLM
 
@@ -170,3 +171,11 @@ def test_a_row_ends_at_any_of_several_tokens_and_is_filled_with_the_first():
     two = torch.cat([ids, torch.randint(0, 97, (1, 4))])
     out = model.generate(two, 20, eos_id=[other, free[0]])
     assert out[0, 4:].tolist() == [free[0], *[other] * (out.shape[1] - 5)]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_logits_that_are_nan_are_an_error_and_not_an_answer(use_cache):
+    model = minilora.load_base()
+    model.model.norm.weight.data.fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="logits are NaN"):
+        model.generate(torch.tensor([[1, 2]]), 3, use_cache=use_cache)

@@ -590,3 +590,13 @@ def test_the_biases_of_a_merged_bitfit_are_named(tmp_path):
     with pytest.raises(ValueError, match=words):
         minilora.export_gguf(model, tmp_path / "model.gguf", pre="gpt-2")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan")], ids=["beyond-float16", "nan"])
+def test_values_that_are_not_finite_are_refused_by_name(tmp_path, value):
+    save_model(load_base(), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = value
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight holds values that are not"):
+        load_base(tmp_path, dtype=torch.float16)

@@ -396,3 +396,35 @@ def test_second_derivatives_and_torch_func_are_those_of_the_dequantized_linear()
     rows = torch.randn(4, 64, dtype=torch.float64)
     per_row = torch.func.vmap(torch.func.grad(loss(layer)))(rows)
     torch.testing.assert_close(per_row, torch.func.vmap(torch.func.grad(loss(twin)))(rows))
+
+
+class Doubled(nn.Linear):
+    """A Linear that does more than its product."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class Written(nn.Linear):
+    """The product, written otherwise, as transformers' FalconLinear has it."""
+
+    def forward(self, x):
+        return x @ self.weight.T + self.bias
+
+
+def test_a_linear_that_does_more_than_its_product_is_not_quantized():
+    model = nn.Sequential(Doubled(32, 32), nn.Linear(32, 4))
+    with pytest.raises(ValueError, match="0: the forward of Doubled is not x Wᵀ"):
+        quantize_base(model, skip=["1"])
+    assert type(model[0]) is Doubled
+    assert type(quantize_base(model, skip=["0"])[1]) is NF4Linear
+    assert type(quantize_base(nn.Sequential(Written(32, 4)), skip=[])[0]) is NF4Linear
+
+
+def test_hooks_are_not_lost_in_silence():
+    model = nn.Sequential(nn.Linear(32, 4))
+    handle = model[0].register_forward_hook(lambda module, inputs, y: 3 * y)
+    with pytest.raises(ValueError, match="0: it has hooks.*add '0' to skip"):
+        quantize_base(model)
+    handle.remove()
+    assert type(quantize_base(model)[0]) is NF4Linear
