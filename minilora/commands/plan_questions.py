@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..checks import check_positive
 from ..ledger.cards import Cards, plan_cards
 from ..ledger.claims import STORED, check_claims
 from ..ledger.estimate import GB, GPUS, Plan, Settings, plan
@@ -296,5 +297,5 @@ def claim_rows() -> list[Sequence[str]]:
 
 def check_price(price: float | None) -> None:
     """Raise ``ValueError`` unless the price is a finite number above 0."""
-    if price is not None and not 0 < price < math.inf:
-        raise ValueError(f"price must be a number above 0, got {price}")
+    if price is not None:
+        check_positive("price", price)
