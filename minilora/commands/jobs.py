@@ -248,10 +248,7 @@ def set_quota(queue: Any, options: argparse.Namespace) -> None:
     if options.lift:
         queue.set_quota(options.tenant)
     elif given:
-        kept: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError):  # no queue is there yet
-            kept = queue.quota(options.tenant)
-        queue.set_quota(options.tenant, **kept | given)
+        queue.change_quota(options.tenant, **given)
     limits = queue.quota(options.tenant)
     said = ", ".join(f"{value:,} {name}" for name, value in limits.items() if value is not None)
     print(f"{options.tenant} may have {said or 'any number of everything'}")

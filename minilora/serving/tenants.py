@@ -19,9 +19,10 @@ import hmac
 import logging
 import re
 import secrets
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -188,7 +189,7 @@ class Tenants:
         self,
         tenant: str,
         adapters: Sequence[str] | None = None,
-        limits: Limits | None = None,
+        limits: Limits | Mapping[str, float | None] | None = None,
         *,
         admin: bool = False,
         days: float | None = None,
@@ -196,7 +197,8 @@ class Tenants:
         """A new key, which is shown this once; a new tenant if need be.
 
         For a tenant that exists, ``adapters`` and ``limits`` replace what it had, None keeps it,
-        and ``admin=True`` makes it one. ``days``: until the key expires. Raises ``ValueError``.
+        ``limits`` as a mapping those that it names, and ``admin=True`` makes it one. ``days``:
+        until the key expires. Raises ``ValueError``.
         """
         check_name(tenant, "a tenant")
         if tenant in TAKEN:
@@ -218,6 +220,8 @@ class Tenants:
                 [tenant, admin, now],
             )
             if limits is not None:
+                if not isinstance(limits, Limits):
+                    limits = replace(limits_of(db, tenant), **limits)
                 db.execute(
                     "update tenant set requests = ?1, tokens = ?2, concurrent = ?3, at = ?4,"
                     " request_level = ?1, token_level = ?2 where name = ?5",
@@ -291,6 +295,12 @@ class Tenants:
         session = self.opened() if tenant.limited else None
         if session is not None:
             let_in(session, self.clock, tenant.name, request_id, 0, "", runs=False)
+
+
+def limits_of(db: sqlite3.Connection, tenant: str) -> Limits:
+    """What a tenant's limits are in this transaction."""
+    query = "select requests, tokens, concurrent from tenant where name = ?"
+    return Limits(*db.execute(query, [tenant]).fetchone())
 
 
 def hash_of(token: str | None) -> bytes:
