@@ -254,7 +254,7 @@ def name_apart(axes: Any, dots: Sequence[tuple[tuple[float, float], float, str, 
         taken.append(Bbox([[x - half, y - half], [x + half, y + half]]))
     for at, area, name, colour in (one for one in dots if one[2]):
         away = 5 + (area / math.pi) ** 0.5
-        for x, y in ((1, 0), (0, 1), (0, -1), (-1, 0), (0, 2), (0, -2), (1, 2), (1, -2)):
+        for x, y in ((1, 0), (-1, 0), (0, 1), (0, -1), (0, 2), (0, -2), (1, 2), (1, -2)):
             side = {"ha": ("center", "left", "right")[x], "va": "center", "fontsize": 9}
             offset = (away * x, (away + 5) * y)
             text = axes.annotate(name, at, offset, "data", "offset points", color=colour, **side)
@@ -263,8 +263,14 @@ def name_apart(axes: Any, dots: Sequence[tuple[tuple[float, float], float, str, 
                 break
             text.set_visible(False)
         text.set_visible(True)  # the last place, where none is free
-        if abs(y) > 1:  # a line leads there
-            line = {"arrowstyle": "-", "color": colour, "linewidth": 0.6}
+        if y:  # not beside its dot: a line leads there
+            line = {
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.6,
+                "shrinkA": 6,
+                "shrinkB": 0,
+            }
             axes.annotate("", at, offset, "data", "offset points", arrowprops=line)
         taken.append(box)
 

@@ -11,6 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from minilora.commands.bench import BENCHMARKS
 from minilora.files import write_text
 from minilora.plots.style import save_figure
 
@@ -91,6 +92,14 @@ def machine_line(result: dict[str, Any]) -> str:
     return f"{machine['device']}, {counted(machine['threads'], 'thread')}, {python}; {versions}"
 
 
+def made_line(result: dict[str, Any], name: str) -> str:
+    """Where a result comes from, and the command that makes it anew."""
+    command = f"`python -m benchmarks.{COMMANDS.get(name, name)}`"
+    if {name, COMMANDS.get(name)} & set(BENCHMARKS):
+        command = f"`make bench`, or {command}"
+    return f"{machine_line(result)}. Anew: {command}"
+
+
 def summary(results: Results) -> str:
     """The README's part: the lines that answer the usual questions, and the methods' picture."""
     lines = [forward_line(results["forward"], 512, "a prompt of 512 rows")]
@@ -153,17 +162,17 @@ def whole(results: Results) -> str:
     kept = (
         "![What is lost, and what keeps it](forgetting.png)\n\nOn the shipped base; see "
         "`benchmarks/forgetting.py` for the groups. Mean (range) over the seeds; CPU seconds on a "
-        "machine with other work."
+        "busy machine."
     )
     asked = "Equal examples, each question in so many wordings; 100 held-out logs."
     grown = (
         "Greedy, a prompt of 40 tokens a row; in floats both make the same tokens, in four bits "
-        "they may be others. The shipped base on a quiet machine, SmolLM2 beside other work."
+        "they may be others."
     )
     served = (
-        "The shipped base, adapters of rank 8 on q and v. Processor time of one thread, on a "
-        "machine with other work; a ratio is to the first line of its group. With one slot the "
-        "engine still computes its least number of rows (row_batch.py): slower than `generate`."
+        "The shipped base, adapters of rank 8 on q and v. Processor time of one thread; a ratio is "
+        "to the first line of its group. With one slot the engine still computes its least number "
+        "of rows (row_batch.py): slower than `generate`."
     )
     fitted = "Cost ∝ size^k, fitted on the three largest sizes; extra: over the floor."
     parts = (
@@ -196,7 +205,7 @@ def whole(results: Results) -> str:
     ]
     for name, note, head, rows in parts:
         tabled = table(head, rows(results[name]))
-        text += [f"## {name}", *([note] if note else []), tabled, machine_line(results[name])]
+        text += [f"## {name}", *([note] if note else []), tabled, made_line(results[name], name)]
     return "\n\n".join(text) + "\n"
 
 
@@ -205,8 +214,9 @@ def methods_parts(results: Results) -> list[tuple[str, str, Any, Any]]:
     parts: list[tuple[str, str, Any, Any]] = []
     if "methods" in results:
         parts.append(("methods", methods_note(results["methods"]), METHODS_HEAD, methods_rows))
-    if "elsewhere" in results:
-        parts.append(("elsewhere", ELSEWHERE, ELSEWHERE_HEAD, elsewhere_rows))
+    if {"methods", "elsewhere"} <= results.keys():
+        note = elsewhere_note(results["elsewhere"]["settings"], results["methods"]["settings"])
+        parts.append(("elsewhere", note, ELSEWHERE_HEAD, elsewhere_rows))
     if "best_rank" in results:
         parts.append(("best_rank", RANKS, rank_head(results["best_rank"]), rank_rows))
     return parts
@@ -232,6 +242,18 @@ def methods_note(result: dict[str, Any]) -> str:
             "without docstrings, comments and blank lines.",
             table(CLAIMS_HEAD, claims_rows(result)),
         ]
+    )
+
+
+def elsewhere_note(here: dict[str, Any], above: dict[str, Any]) -> str:
+    """How the other bases were trained, beside the table of the methods above."""
+    seen, examples = here["steps"] * here["batch"], above["steps"] * above["batch"]
+    return (
+        f"One seed. The shipped base, in floats and in four bits: {here['steps']} steps of "
+        f"{here['batch']} at the rates above, {seen:,} examples where the table above has "
+        f"{examples:,}, and so fewer right. SmolLM2: {here['llm_steps']} steps of "
+        f"{here['llm_batch']}, three rates a method, the one with the lowest loss on held-out "
+        "logs. Loss: nats an answer token, of the last steps (SmolLM2: on those logs)."
     )
 
 
@@ -267,11 +289,6 @@ def kernel_note(result: dict[str, Any]) -> str:
     )
 
 
-ELSEWHERE = (
-    "One seed; the shipped base at the rates above with the same examples in floats and in four "
-    "bits; SmolLM2 by short runs, three rates a method, the one with the lowest loss on held-out "
-    "logs. Loss: nats an answer token, of the last steps (SmolLM2: on those logs)."
-)
 RANKS = (
     "LoRA on all Linears. Full fine-tuning's held-out loss in nats an answer token, and each "
     "rank's distance from it, each at the best of three rates (SmolLM2: one); one seed."
@@ -288,9 +305,18 @@ REFUSED = (
     "before and after it learns naval code; one run, rough signs (see `benchmarks/refusals.py`)."
 )
 WRITTEN_BY = (
-    "Written by `python -m benchmarks.report` from `benchmarks/results/`; "
-    "`make bench` makes those anew."
+    "Written by `python -m benchmarks.report` from `benchmarks/results/`. Under each table stands "
+    "what measures it anew. `make bench` (twenty minutes) last ran on a quiet machine; the other "
+    "tables come from longer runs, beside other work. `smollm2` is the folder that "
+    "`python -m minilora.recipes.smollm2 smollm2` makes."
 )
+COMMANDS = {  # of the results that no benchmark of their name makes
+    "nf4_kernel": "nf4",
+    "in_context": "facts --llm smollm2",
+    "refusals": "refusals --base smollm2",
+    "elsewhere": "elsewhere`, then `python -m benchmarks.elsewhere --llm smollm2",
+    "best_rank": "best_rank --work FOLDER`, and the same with `--llm smollm2",
+}
 
 
 def put_between_markers(text: str, new: str) -> str:

@@ -188,7 +188,7 @@ assert trainable == 0
 # The first trains half of what was meant, and its loss falls, only less. PEFT raises an error when
 # none of the names is found, and says nothing when one of several is not (huggingface/peft #1959).
 # `inject` refuses an entry that matches nothing, before it changes anything. What you meant it
-# cannot know: in one hybrid model q, k, v and o, PEFT's default for it, reach 4 of the 56 layers
+# cannot know: in one hybrid model PEFT's default, q, k, v and o, is found in 4 of the 56 layers
 # (#3554). Count what trains, and know the number beforehand.
 
 # %% [markdown]

@@ -123,7 +123,7 @@ def draw(sizes, curves, bits):
     figure, (left, right) = one_axes(width=11.4, columns=2)
     for i, (name, (xs, errors)) in enumerate(curves.items()):
         left.plot(xs, errors, color=hue(i), marker="o", markersize=4)
-        side, shift = (("right", (-8, 8)), ("left", (-10, -20)), ("right", (-8, 0)))[i]
+        side, shift = (("right", (-8, 8)), ("left", (8, -16)), ("right", (-8, 0)))[i]
         at = (xs[-1], errors[-1]), shift, "data", "offset points"
         left.annotate(name, *at, color=hue(i), ha=side)
     left.set(
@@ -143,7 +143,7 @@ def draw(sizes, curves, bits):
 
 curves = {
     "up_proj, as trained": (sizes, plain),
-    f"a k_proj, as trained ({furthest(real):.0f} σ)": (real_sizes, real_errors),
+    f"a k_proj, as\ntrained ({furthest(real):.0f} σ)": (real_sizes, real_errors),
     "up_proj, 50 σ planted": (sizes, spoilt),
 }
 show(

@@ -81,9 +81,8 @@ show(
 # %% [markdown]
 # At the end QLoRA's mean is {{ gap:+.3f}} from LoRA's, and two seeds of one method are up to
 # {{ spread:.3f}} apart. So is nothing lost? Two seeds and {{ settings["steps"]}} steps cannot say.
-# Set `steps` to 40, and with these same seeds QLoRA ends clearly behind. Let both run for a
-# thousand steps (`benchmarks/quality.py`: 1,000 questions, three seeds; what came stands in the
-# README), and the seeds of one overlap the other's. One short run proves neither.
+# Over a thousand steps (`benchmarks/quality.py`: 1,000 questions, three seeds; what came stands in
+# the README) the seeds of one overlap the other's.
 #
 # An adapter is a difference to the weights that it was trained beside. May it change its base, from
 # floats to codes or back? The last one of each method, on both bases:

@@ -75,18 +75,21 @@ def energy_of(name, k, paths=()):
     return sum(analysis.energy(singular[name][path], k) for path in paths) / len(paths)
 
 
+print("           in the top 8:  ΔW  noise   W₀    effective rank: ΔW  noise")
 for kind, paths in kinds.items():
-    shares = ", ".join(f"{name} {energy_of(name, 8, paths):.0%}" for name in sources)
-    ranks = [analysis.effective_rank(singular[name][paths[0]]) for name in sources]
-    print(f"{kind:10} in the top 8: {shares:34} effective rank: {ranks[0]:.0f} of {ranks[1]:.0f}")
+    shares = [energy_of(name, 8, paths) for name in sources]
+    ranks = [analysis.effective_rank(singular[name][paths[0]]) for name in ("ΔW", "noise")]
+    print("{:22} {:5.0%} {:6.0%} {:4.0%} {:21.0f} {:6.0f}".format(kind, *shares, *ranks))
 top8 = {name: energy_of(name, 8) for name in sources}
 if not is_short():
     assert top8["ΔW"] > 2 * top8["noise"]
 
 # %% [markdown]
 # A full update is not of low rank, but far from noise: {{ top8["ΔW"]:.0%}} of it lies in 8
-# directions, of noise {{ top8["noise"]:.0%}}. Energy is not function, though. So keep the top k
-# directions of every update and measure; then take the top k *out*.
+# directions, of noise {{ top8["noise"]:.0%}}. (The *effective rank* says it in one number: n for n
+# singular values that are equal, less the more they differ; here that of layer 0.) Energy is not
+# function, though. So keep the top k directions of every update and measure; then take the top k
+# *out*.
 
 # %%
 KEPT = (0, 1, 2, 4, 8, 16, 32)
@@ -99,12 +102,13 @@ def loss_with(changes, model=None):
 
 cuts = {k: {path: analysis.cut(update, k) for path, update in delta.items()} for k in KEPT}
 kept, removed = {}, {}
+print("directions   loss with   loss without   energy that")
+print("             only them   only them      is then left")
 for k, cut in cuts.items():
     kept[k] = loss_with({path: cut[path] - delta[path] for path in delta})
     removed[k] = loss_with({path: -cut[path] for path in delta})
     left = 1 - energy_of("ΔW", k)
-    without = f"only they are missing: {removed[k]:.2f} ({left:3.0%} of the energy is left)"
-    print(f"top {k:2}   only they: {kept[k]:.2f}   {without}")
+    print(f"top {k:2} {kept[k]:15.2f} {removed[k]:14.2f} {left:15.0%}")
 if not is_short():
     assert kept[16] < whole + 0.15
     assert kept[4] < 0.5 * removed[4]
@@ -149,10 +153,12 @@ show(
 )
 
 # %% [markdown]
-# Four directions of each update, {{ energy_of("ΔW", 4):.0%}} of its energy, do most of the
-# work: with them alone the loss is {{ kept[4]:.2f}}, without them {{ removed[4]:.2f}}, though
-# {{ 1 - energy_of("ΔW", 4):.0%}} of the energy is still there. Rank 16 of 128 is about as
-# good as all ({{ kept[16]:.2f}} against {{ whole:.2f}}). That is LoRA's bet, and here it holds.
+# With none of them the loss is {{ kept[0]:.2f}} and not {{ start:.2f}}: the embedding and the norms
+# learnt too, and keep what they learnt. Four directions of each update, {{ energy_of("ΔW", 4):.0%}}
+# of its energy, do most of the work: with them alone the loss is {{ kept[4]:.2f}}, without them
+# {{ removed[4]:.2f}}, though {{ 1 - energy_of("ΔW", 4):.0%}} of the energy is still there. Rank 16
+# of 128 is about as good as all ({{ kept[16]:.2f}} against {{ whole:.2f}}). That is LoRA's bet, and
+# here it holds.
 #
 # ## Explain
 #
@@ -179,11 +185,10 @@ layers = analysis.by_layer(delta)
 undone = analysis.without_parts(tuned, delta, layers, loss_of)
 ratios = {path: (delta[path].norm() / weights[path].norm()).item() for path in delta}
 sizes = {layer: sum(ratios[p] for p in paths) / len(paths) for layer, paths in layers.items()}
+print("layer  ‖ΔW‖/‖W₀‖  CKA so far  what it adds changed by  loss without it")
 for layer in layers:
-    seen = (
-        f"‖ΔW‖/‖W₀‖ {sizes[layer]:.1%}, CKA so far {similar[layer]:.2f}, what it adds changed by "
-    )
-    print(f"layer {layer}: {seen}{written[layer]:4.0%}, loss without it {undone[layer]:.2f}")
+    row = (layer, sizes[layer], similar[layer], written[layer], undone[layer])
+    print("{:5}  {:9.1%}  {:10.2f}  {:23.0%}  {:15.2f}".format(*row))
 worst_layer = max(undone, key=undone.get)
 upper = [path for layer in layers if layer > 1 for path in layers[layer]]
 upper_undone = analysis.without_parts(tuned, delta, {"upper": upper}, loss_of)["upper"]
@@ -223,12 +228,12 @@ show(
 )
 
 # %% [markdown]
-# By CKA the lower a layer, the less it changed. But a block that never changed gets another input,
-# and so gives another output: CKA with the base *adds up* along the way. Given the base's own
-# inputs, block 0 adds something that is {{ written[0]:.0%}} different, less than the others but not
-# little. Its weights moved by {{ sizes[0]:.1%}}, those of the last layer by {{ sizes[5]:.1%}}. And
-# undoing it takes the loss from {{ whole:.2f}} to {{ undone[0]:.2f}}, the last one to
-# {{ undone[5]:.2f}}.
+# By CKA the lower layers changed less: {{ similar[0]:.2f}} after the first, {{ similar[5]:.2f}}
+# after the last. But a block that never changed gets another input, and so gives another output:
+# CKA with the base *adds up* along the way. Given the base's own inputs, block 0 adds something
+# that is {{ written[0]:.0%}} different, less than the others but not little. Its weights moved by
+# {{ sizes[0]:.1%}}, those of the last layer by {{ sizes[5]:.1%}}. And undoing it takes the loss
+# from {{ whole:.2f}} to {{ undone[0]:.2f}}, the last one to {{ undone[5]:.2f}}.
 #
 # Undoing has a trap of its own: layers 2 to 5 look idle one by one, yet all four together cost
 # {{ upper_undone:.2f}}. And what is needed *after* training is not what could have learnt it alone.

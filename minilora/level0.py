@@ -123,11 +123,15 @@ def lora_backward(
 def delta_weight(A: ArrayLike, B: ArrayLike, alpha: float) -> Array:
     """``ΔW = (alpha / r) B A``, (out, in): what a merge adds to W0.
 
+    Raises ``ValueError`` when the shapes do not fit.
+
     >>> delta_weight(A=[[1, 1]], B=[[3], [0]], alpha=2)
     array([[6., 6.],
            [0., 0.]])
     """
     A, B = np.asarray(A, dtype=np.float64), np.asarray(B, dtype=np.float64)
+    if A.ndim != 2 or B.ndim != 2 or B.shape[1] != len(A):
+        raise ValueError(f"expected A (r, in) and B (out, r), got A {A.shape}, B {B.shape}")
     return (alpha / len(A)) * B @ A
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import sys
 from types import SimpleNamespace
 
@@ -32,6 +33,7 @@ from benchmarks import (
     rivals,
     scaling,
     serving,
+    tables,
     train_step,
     wordings,
 )
@@ -349,3 +351,14 @@ def test_overfitting_covers_what_the_lesson_draws_and_goes_on_where_it_was(
     assert [row["r"] for row in rows] == [0, 1]
     assert [row["step"] for row in rows] == [[0, 2], [0, 2]]
     assert rows[0]["held"][0] == rows[1]["held"][0], "both begin as the base"
+
+
+def test_the_page_that_helps_to_decide_has_the_matrix_as_it_is():
+    page = (report.ROOT / "docs" / "decide.md").read_text(encoding="utf-8")
+    rows = {row[0]: row for row in tables.matrix_rows(report.read()["matrix"])}
+    for name, row in (("full", "full"), ("all Linears at r=8", "LoRA all, r=8")):
+        right, lowest, highest = re.findall(r"(\d+)%", rows[row][5])
+        assert f"{name} {right}% ({lowest} to {highest})" in page
+    assert f"on q and v {rows['LoRA q, v, r=8'][5].split()[0]}" in page
+    manual = rows["full"][7].split()[0], rows["LoRA all, r=8"][7].split()[0]
+    assert "full {} bits a byte, LoRA on all Linears {}".format(*manual) in page

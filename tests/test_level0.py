@@ -191,3 +191,9 @@ def test_a_bias_that_would_be_broadcast_and_a_block_of_no_size_are_refused():
     for size in (0, -64):
         with pytest.raises(ValueError, match=f"block_size must be at least 1, got {size}"):
             level0.nf4_quantize(x, size)
+
+
+@pytest.mark.parametrize("A", [[1.0, 1.0], [[[1.0, 1.0]]]], ids=["a-row", "a-batch"])
+def test_a_delta_of_other_shapes_is_refused(A):
+    with pytest.raises(ValueError, match="expected A .r, in. and B"):
+        level0.delta_weight(A, [[3.0, 3.0]], alpha=2)

@@ -93,7 +93,7 @@ def test_the_commands_run_in_the_order_shown(tmp_path, monkeypatch, capsys):
     assert all("90" in answer for answer in answers)
     served, bank, other_family = (code for kind, code in BLOCKS if kind == "py")
     shutil.copytree("mine/adapter", "naval")
-    two = printed_by(f"import minilora\nlog = 'Log: Hull 90%, Fuel 12%.'\n{bank}")
+    two = printed_by(bank)
     assert two.count("90") == 2
     shutil.copytree(SHIPPED, "base")
     assert "90" in printed_by(served)  # the merged model answers in transformers as it does here

@@ -15,7 +15,7 @@ PATTERNS = [
     r".*proj",
     r".*\.3\..*",
     r"mlp",
-    r"attn|mlp",
+    r"q_proj|mlp",
     r".*_proj|head",
     r".*\.13",
 ]
@@ -145,6 +145,13 @@ def prefix_of_pattern(path, targets):
     return any(path == name or path.endswith("." + name) for name in targets)
 
 
+def half_anchored(path, targets):
+    """In "q_proj|mlp$" the dollar belongs to mlp alone, so q_proj may be a beginning."""
+    if isinstance(targets, str):
+        return re.match(targets + "$", path) is not None
+    return any(path == name or path.endswith("." + name) for name in targets)
+
+
 def last_part(path, targets):
     """Looks at the last part only."""
     if isinstance(targets, str):
@@ -220,6 +227,7 @@ WRONG = {
         "substring": substring,
         "no dot": no_dot,
         "re.match": prefix_of_pattern,
+        "half anchored": half_anchored,
         "last part": last_part,
         "needs a dot": needs_a_dot,
         "letters": letters,

@@ -22,15 +22,15 @@ def check_merge_once(answer, rows, columns, r, alpha, dtype, seed):
     A, B = torch.randn(r, columns, generator=random), torch.randn(rows, r, generator=random)
     case = f"W {(rows, columns)} {dtype}, A {(r, columns)}, B {(rows, r)}, alpha = {alpha}"
     before = W.clone()
-    merged = answer(W, A, B, alpha)
     exact = W.double() + alpha / r * B.double() @ A.double()
-    close(merged, exact.to(dtype), what="W + ΔW", case=case, tolerance=0.02)
-    if merged.dtype != dtype:
-        raise Wrong(f"the merged weight is {merged.dtype} for {case}; a right answer has W's dtype")
+    terms = alpha / r * B.double().abs() @ A.double().abs() + W.double().abs()
+    merged = answer(W, A, B, alpha)
     if not torch.equal(W, before):
         change = (W - before).abs().max()
         raise Wrong(f"W itself was changed for {case}, by up to {change:.3g}; return a new tensor")
-    terms = alpha / r * B.double().abs() @ A.double().abs() + W.double().abs()
+    close(merged, exact.to(dtype), what="W + ΔW", case=case, tolerance=0.02)
+    if merged.dtype != dtype:
+        raise Wrong(f"the merged weight is {merged.dtype} for {case}; a right answer has W's dtype")
     in_float32 = terms * torch.finfo(torch.float32).eps * (r + 3)  # r products, s, and the sum
     at_the_end = exact.abs() * torch.finfo(dtype).eps / 2  # half a unit in the last place
     error = (merged.double() - exact).abs() / (at_the_end + in_float32)

@@ -26,19 +26,19 @@ def check_with_prompt(answer, k, d, lengths, left, seed):
         mask[row, time - length if left else 0 :][:length] = 1
     side = "left" if left else "right"
     case = f"k={k}, rows of {lengths} tokens padded on the {side}"
+    right_inputs = np.stack([np.concatenate([P.numpy(), row]) for row in x.numpy()])
+    right_mask = np.concatenate([np.ones((len(lengths), k)), mask], axis=1)
+    held = [k + np.flatnonzero(row) for row in mask.numpy()]  # where the tokens of each row are
     given = answer(P, x, mask)
     if not isinstance(given, tuple | list) or len(given) != 3:
         raise Wrong(f"expected inputs, mask and positions for {case}, got {type(given).__name__}")
     inputs, longer, positions = given
-    right_inputs = np.stack([np.concatenate([P.numpy(), row]) for row in x.numpy()])
     close(inputs, right_inputs, what="inputs", case=case)
-    ones = np.ones((len(lengths), k))
-    close(np.asarray(longer) * 1.0, np.concatenate([ones, mask], axis=1), what="mask", case=case)
+    close(np.asarray(longer) * 1.0, right_mask, what="mask", case=case)
     if tuple(positions.shape) != tuple(longer.shape):
         raise Wrong(f"positions have shape {tuple(positions.shape)} for {case}, as the mask has")
     for row in range(len(lengths)):
-        places = [k + i for i in range(time) if mask[row, i]]
-        own = positions[row, [*range(k), *places]]
+        own = positions[row, [*range(k), *held[row]]]
         expected = torch.arange(k + lengths[row])
         close(own, expected, what=f"positions of P and the tokens of row {row}", case=case)
 

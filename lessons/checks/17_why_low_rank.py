@@ -28,13 +28,13 @@ def check_train_through_knobs(answer, size, d, steps, seed):
     z, rate = torch.zeros(d, dtype=torch.float64), 0.05
     for _ in range(steps):
         z = z - rate * P.T @ gradient(theta0 + P @ z)
-    before = theta0.clone()
+    right, before = theta0 + P @ z, theta0.clone()
     case = f"{size} weights, {d} knobs, {steps} steps, which = {which.tolist()}"
     result = answer(gradient, theta0, which, signs, d, steps, rate)
-    close(result, theta0 + P @ z, what="θ", case=case)
     if not torch.equal(theta0, before):
         change = (theta0 - before).abs().max()
         raise Wrong(f"theta0 was changed by up to {change:.3g} for {case}; return new weights")
+    close(result, right, what="θ", case=case)
 
 
 def descend(theta0, which, signs, d, steps, back, weights=None, at=None):
@@ -98,6 +98,14 @@ def all_weights(gradient, theta0, which, signs, d, steps, rate):
     return theta
 
 
+def in_place(gradient, theta0, which, signs, d, steps, rate):
+    """The step is written into θ₀ itself."""
+    P = torch.nn.functional.one_hot(which, d) * signs[:, None]  # (D, d)
+    for _ in range(steps):
+        theta0 -= rate * P @ (P.T @ gradient(theta0))
+    return theta0
+
+
 def from_zero(gradient, theta0, which, signs, d, steps, rate):
     """Forgets θ₀ in the weights that it returns."""
     theta = descend(
@@ -115,5 +123,6 @@ WRONG = {
         "uphill": uphill,
         "all weights": all_weights,
         "from zero": from_zero,
+        "in place": in_place,
     }
 }

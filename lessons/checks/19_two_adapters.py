@@ -22,6 +22,7 @@ def check_combine_exactly(answer, ranks, size_in, size_out, seed):
         B = torch.randn(size_out, r, generator=random, dtype=torch.float64)
         parts.append((A, B, torch.rand((), generator=random).item() + 0.5))
     case = f"ranks {ranks}, in {size_in}, out {size_out}, weights {[round(w, 2) for w in weights]}"
+    right = sum(w * s * (B @ A) for (A, B, s), w in zip(parts, weights, strict=True))
     result = answer(list(parts), list(weights))
     if not isinstance(result, tuple) or len(result) != 2:
         raise Wrong(f"expected a pair (A, B) for {case}, got {type(result).__name__}")
@@ -30,8 +31,7 @@ def check_combine_exactly(answer, ranks, size_in, size_out, seed):
     if got != ((total, size_in), (size_out, total)):
         expected = ((total, size_in), (size_out, total))
         raise Wrong(f"A and B have the shapes {got} for {case}; a right answer has {expected}")
-    expected = sum(w * s * (B @ A) for (A, B, s), w in zip(parts, weights, strict=True))
-    close(B @ A, expected, what="B @ A", case=case)
+    close(B @ A, right, what="B @ A", case=case)
 
 
 @cases(

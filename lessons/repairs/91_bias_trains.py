@@ -32,6 +32,7 @@ def adapted_linear(linear, r, alpha):
 
     Its output is linear(x) + (alpha / r) · x Aᵀ Bᵀ, with lora_A (r, in) random and lora_B (out, r)
     zero at first. After any training, without the update it is still the layer that was given.
+    linear may have no bias.
     """
     return LoRALinear(linear, r, alpha)
 

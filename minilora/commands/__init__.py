@@ -18,7 +18,7 @@ In reading order:
     export.py                        for llama.cpp and vLLM
     chat.py                          talk to it
     combine.py, analyze.py           add several adapters; what one changed
-    first_example.py                 the first example as the model will see it, for ``train``
+    first_example.py                 an example as the model will see it, for ``train``
     hub.py, hub_tables.py            keep it
     hub_names.py                     names of the hub where a folder is asked for; ``train --push``
     jobs.py                          the queue of jobs, and its workers

@@ -39,7 +39,7 @@ COMMANDS = {
         'minilora zoo "merge twice"',
     ),
     "learn": Command(
-        "Learn", "the lessons: from one matrix multiply to a merged QLoRA", "minilora learn 0"
+        "Learn", "the lessons: from one matrix multiply to a thousand adapters", "minilora learn 0"
     ),
     "book": Command("Learn", "lessons and package as a site of plain pages", "minilora book site"),
     "train": Command(

@@ -115,6 +115,7 @@ def run_demo(
     heading("7. What a training step held in memory")
     footprints = measure_footprints(pace.task, lora, pace.settings, base=base, device=device)
     print(footprint_table(footprints))
+    print("resident: between two steps; the rest: at the largest moment of one")
 
     print(f"\nDone in {time.perf_counter() - started:.0f} s. Next:")
     show_next(out)
@@ -169,6 +170,8 @@ def train_adapter(model: Any, pace: Pace, settings: TrainConfig) -> tuple[Histor
     base = {
         name: tensor.clone() for name, tensor in model.state_dict().items() if "lora_" not in name
     }
+    if pace.replay is not None:
+        print("Beside the logs it reads text that the base wrote itself, to forget less (replay).")
     history = train(model, pace.task, settings, replay=pace.replay)
     if history.interrupted:
         print("Stopped early: the chapters below are about the steps so far.")
@@ -252,8 +255,8 @@ def write_artifacts(
     ):
         print(f"{size_of(out / name):>8}  {out / name}  ({purpose})")
     ranks = [change.rank for change in audit(original, plain).changes]
-    span = f"{min(ranks, default=0)} to {max(ranks, default=0)}"
-    print(f"The merge changed {len(ranks)} matrices, by updates of rank {span}.")
+    span = " to ".join(map(str, sorted({min(ranks, default=0), max(ranks, default=0)})))
+    print(f"The merge changed {len(ranks)} matrices, each by an update of rank {span}.")
     if merge_target(model):
         show_four_bit_losses(model)
     return trainable
@@ -273,7 +276,7 @@ def show_next(out: Path) -> None:
     ask = '--context "Log: Hull 3%, Engines full." "Status?"'
     print(f"  minilora generate --base {quote(str(out / 'merged'))} {ask}")
     print('  minilora train --data your.jsonl --out mine     one {"instruction", "output"} a line')
-    print("  open minilora/lora/layer.py: the layer that just learnt this, in one screen")
+    print("  open minilora/lora/layer.py: the layer that just learnt this")
 
 
 def score(model: Any, pace: Pace) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The first example as the model will see it: marks visible, the learnt part told from the rest."""
+"""An example as the model will see it: marks visible, the learnt part told from the rest."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LONGEST = 2_000  # characters shown
 
 
 def describe_first_example(tokenizer: Any, example: Any, in_colour: bool | None = None) -> str:
-    """The first example with its labels in green, or between [[ and ]] without a terminal."""
+    """The example with its labels in green, or between [[ and ]] without a terminal."""
     from ..training.batches import encode_one
 
     in_colour = sys.stdout.isatty() if in_colour is None else in_colour
@@ -25,7 +25,7 @@ def describe_first_example(tokenizer: Any, example: Any, in_colour: bool | None 
     if len(text) > LONGEST:  # an answer stands at the end
         text = f"{text[: LONGEST // 2]} … {text[-LONGEST // 2 :]}"
     learnt = "in green" if in_colour else "between [[ and ]]"
-    return f"The first example as the model sees it; it learns what is {learnt}:\n{text}"
+    return f"An example as the model sees it; it learns what is {learnt}:\n{text}"
 
 
 def runs(tokenizer: Any, ids: list[int], labels: list[int]) -> Iterator[tuple[str, bool]]:

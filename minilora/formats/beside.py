@@ -12,7 +12,7 @@ the whole frozen table, ``….base_layer.weight``, which must be the model's own
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from ..lora.token_rows import TokenRows
 from ..lora.trained_copies import owners_of, trained_copies
 from .peft_files import FLOATS, PREFIX
 
+BESIDE = ("bias", "task_type", "modules_to_save", "trainable_token_indices")
 ROWS = ".token_adapter.trainable_tokens_delta"
 
 
@@ -51,7 +52,7 @@ def tensors_beside(model: nn.Module) -> dict[str, Tensor]:
 
 def fields_beside(model: nn.Module) -> dict[str, Any]:
     """The fields of a model's config that say what trains beside A and B, as PEFT writes them."""
-    config = adapter_config(model)
+    config = the_only_config(model)
     fields: dict[str, Any] = {"bias": "none" if config is None else config.bias}
     if config is not None and (config.modules_to_save or config.task_type):
         paths = modules_to_train(model, config)
@@ -66,8 +67,24 @@ def fields_beside(model: nn.Module) -> dict[str, Any]:
 
 def adapter_config(model: nn.Module) -> Any:
     """The config that was injected, or None in a model without adapters."""
+    return next(configs_of(model), None)
+
+
+def configs_of(model: nn.Module) -> Iterator[Any]:
+    """Every config that was injected; several where parts of the model got one each."""
     configs = (getattr(module, "_adapter_config", None) for _, module in named_modules(model))
-    return next((config for config in configs if config is not None), None)
+    return (config for config in configs if config is not None)
+
+
+def the_only_config(model: nn.Module) -> Any:
+    """``adapter_config``; ``ValueError`` where a second one trains other things beside A and B."""
+    first, *others = [*configs_of(model)] or [None]
+    if any(getattr(other, name) != getattr(first, name) for other in others for name in BESIDE):
+        raise ValueError(
+            "parts of this model were injected with configs that differ in "
+            f"{', '.join(BESIDE)}, and a file has one config: save each part by itself"
+        )
+    return first
 
 
 def name_of(model: nn.Module, path: str) -> str:

@@ -36,6 +36,9 @@ from .peft_files import (
 )
 from .save_and_load import common_and_others
 
+# what narrows the targets of a config, which then do not say by themselves which modules they mean
+NARROWING = ("exclude_modules", "layers_to_transform", "layers_pattern")
+
 
 def load_low_rank(folder: str | Path) -> dict[str, LowRank]:
     """The factors in an adapter's folder, by module path; no base is needed.
@@ -143,6 +146,7 @@ def config_for(parts: Mapping[str, LowRank], files: Sequence[AdapterFiles]) -> d
     targets = [each.config.get("target_modules") for each in files]
     alike = all(adapted_paths(each.tensors) == list(parts) for each in files)
     same = alike and all(each == targets[0] for each in targets)
+    same = same and not any(each.config.get(name) for each in files for name in NARROWING)
     return {
         "peft_type": "LORA",
         "task_type": config.get("task_type"),

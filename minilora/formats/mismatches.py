@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..lora.adapter_layer import adapter_layers
 from ..lora.config import LoraConfig
-from ..lora.hyperparameters import scaling_of
+from ..lora.hyperparameters import STARTS, scaling_of
 from ..lora.layer import LoRALayer
 from ..lora.linears import embedding_shape, linear_shape
 from ..lora.paths import named_modules
@@ -180,10 +180,19 @@ def misfits(
 def beside_other_bits(
     model: nn.Module, names: list[str], files: AdapterFiles, layers: Mapping[str, Layer]
 ) -> list[str]:
-    """Where PEFT's LoftQ would stand beside another base than its own: NF4 with float scales."""
-    if files.config.get("init_lora_weights") != "loftq":
-        return []
+    """Where PEFT's A and B would stand beside another base than theirs.
+
+    LoftQ's is NF4 with float scales; PiSSA's and OLoRA's starts are parts of the float weight.
+    """
+    start = files.config.get("init_lora_weights")
     modules = dict(named_modules(model)) | {name: layer.base for name, layer in layers.items()}
+    if start in STARTS and (four := [n for n in names if isinstance(modules.get(n), NF4Linear)]):
+        return [
+            f"{four[0]}: init_lora_weights={start!r} began with a part of the float weight, which "
+            "four bits do not hold: load it on the float base, and save it from there"
+        ]
+    if start != "loftq":
+        return []
     for name in names:
         base: Any = modules.get(name)
         if not isinstance(base, NF4Linear) or not is_pefts_nf4(base):

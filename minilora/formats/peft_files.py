@@ -90,15 +90,16 @@ def write_adapter_files(
 ) -> None:
     """Write both files through the states above, and the model card (model_card.py) after them.
 
-    ``base`` is a fingerprint for the metadata. Equal adapters are equal bytes. Raises
-    ``ValueError`` for values that are not finite.
+    ``base`` is a fingerprint for the metadata, empty where none is known. Equal adapters are equal
+    bytes. Raises ``ValueError`` for values that are not finite.
     """
     if bad := [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
         name = bad[0].removeprefix(PREFIX)
         why = "the training diverged, or a sum overflowed"
         raise ValueError(f"{name} holds values that are not finite: {why}")
     text = json_text(config)
-    metadata = {META_CONFIG: json.dumps(config), META_BASE: json.dumps(dict(base))}
+    metadata = {META_CONFIG: json.dumps(config)}
+    metadata |= {META_BASE: json.dumps(dict(base))} if base else {}
     content = packed(tensors, {"format": "pt", **metadata})
     try:
         same = (folder / CONFIG).read_bytes() == text.encode()

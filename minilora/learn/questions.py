@@ -35,7 +35,7 @@ PLACE = re.compile(
 )
 HEAD = """# Questions that people ask, answered by a run
 
-Each has three sentences, the lesson that shows it (or a document, where no lesson does) with words
+Each has three sentences, the lesson that shows it (or a document or a module) with words
 that stand there, a line of code and a number. The numbers were computed by
 `python -m minilora.learn.questions docs/questions.md`, which wrote this page from
 `lessons/questions.py`; a test computes them again. `minilora book` makes a page of each.

@@ -231,7 +231,7 @@ def added_by(arch: Architecture, config: AdapterConfig | AttachedConfig | None) 
     sizes = [math.prod(n) for site in sites for n in config.shapes(site).values()]
     file, more = dict(file_shapes(config, sites)), NONE
     if isinstance(config, LoraConfig):
-        more = extras(arch, config)
+        more = extras(arch, config, [site.path for site in sites])
         sizes += [tokens * width for tokens, width in more.rows.values()]
         file |= {f"base_model.model.{name}": (n,) for name, n in more.parameters.items()}
         file |= {f"base_model.model.{name}{ROWS}": shape for name, shape in more.rows.items()}

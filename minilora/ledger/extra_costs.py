@@ -8,18 +8,14 @@ by its name or the end of its path after a dot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from ..lora.config import LoraConfig
 from ..lora.patterns import fits
 from .dimensions import Architecture
+from .planned_sites import HEADS
 
-HEADS = {  # the heads that a task trains, by PEFT's names
-    "SEQ_CLS": ("classifier", "score"),
-    "TOKEN_CLS": ("classifier", "score"),
-    "QUESTION_ANS": ("qa_outputs",),
-}
 ROWS = ".token_adapter.trainable_tokens_delta"  # of a table with trained rows, in a file
 TABLES = ("embed_tokens", "wte", "wpe", "word_embeddings", "shared")  # of tokens, or positions
 
@@ -48,8 +44,8 @@ class Extras:
 NONE = Extras()
 
 
-def extras(arch: Architecture, config: LoraConfig) -> Extras:
-    """What a config trains of a planned model beside its adapters.
+def extras(arch: Architecture, config: LoraConfig, adapted: Collection[str] = ()) -> Extras:
+    """What a config trains of a planned model beside its adapters, which stand at ``adapted``.
 
     Raises ``ValueError`` for a name without a module, a tied weight, biases that are not there.
 
@@ -74,7 +70,6 @@ def extras(arch: Architecture, config: LoraConfig) -> Extras:
     if tied and (both := [n for n in chosen if n.removesuffix(".weight").endswith(TABLES)]):
         raise ValueError(f"{both[0]} is tied to {tied[0].name}, which would train along")
     whole = frozenset(x.name for x in arch.linears if f"{x.name}.weight" in chosen)
-    adapted = [x.name for x in arch.linears if fits_targets(x.name, config)]
     biases = {n for n in sizes if n.endswith(".bias")} if config.bias != "none" else set()
     if config.bias == "lora_only":
         biases = {n for n in biases if n.removesuffix(".bias") in adapted}
@@ -92,12 +87,6 @@ def extras(arch: Architecture, config: LoraConfig) -> Extras:
         bool(tables) or bool(config.trainable_token_indices),
         rows_of(arch, config),
     )
-
-
-def fits_targets(path: str, config: LoraConfig) -> bool:
-    """Whether a Linear is adapted, for ``bias="lora_only"``."""
-    targets = config.target_modules
-    return targets == "all-linear" or fits(path, targets) is not None
 
 
 def rows_of(arch: Architecture, config: LoraConfig) -> dict[str, tuple[int, int]]:

@@ -5,10 +5,17 @@ from __future__ import annotations
 import warnings
 
 from ..lora.adapter_config import AdapterConfig
+from ..lora.config import LoraConfig
 from ..lora.matches import Site
+from ..lora.patterns import fits
 from ..lora.selection import not_a_linear, select, tied_to, too_high
 from .dimensions import Architecture
 
+HEADS = {  # the heads that a task trains, by PEFT's names
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
 NOT_A_NORM = not_a_linear("Linear", taken="norms")
 
 
@@ -41,7 +48,17 @@ def norm_sites(arch: Architecture) -> list[Site]:
 def choose(arch: Architecture, config: AdapterConfig) -> list[Site]:
     """The sites that the config chooses, by ``inject``'s own ``select``; warns of idle rank."""
     sites = {x.path: x for x in (norm_sites if config.takes_norms else sites_of)(arch)}
+    whole = tuple(f"{path}." for path in sites if trains_whole(path, config))
+    sites = {path: site for path, site in sites.items() if not f"{path}.".startswith(whole)}
     chosen = [match for match in select(list(sites.values()), config) if match.pattern is not None]
     for line in too_high(chosen):
         warnings.warn(line, stacklevel=3)
     return [sites[match.name] for match in chosen]
+
+
+def trains_whole(path: str, config: AdapterConfig) -> bool:
+    """Whether ``modules_to_save`` or the task names a module, which then gets no adapter."""
+    if not isinstance(config, LoraConfig):
+        return False
+    entries = (*config.modules_to_save, *HEADS.get(config.task_type or "", ()))
+    return fits(path, entries) is not None

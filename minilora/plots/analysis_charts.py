@@ -69,8 +69,9 @@ def size_map(
     if len(layers) <= 12:
         middle = 50 * np.nanmax(table)
         for i, j in np.argwhere(np.isfinite(table)):
-            color = "black" if 100 * table[i, j] > middle else "white"
-            text = f"{100 * table[i, j]:.2g}"
+            percent = 100 * table[i, j]
+            text = f"{percent:.0f}" if percent >= 10 else f"{percent:.2g}"
+            color = "black" if percent > middle else "white"
             axes.annotate(text, (j, i), ha="center", va="center", color=color, fontsize=9)
     axes.set(title="Where: ‖ΔW‖ / ‖W0‖", xlabel="layer", yticks=range(len(sizes)))
     axes.set(yticklabels=list(sizes))

@@ -167,7 +167,7 @@ def finetune_figure(
     label(middle, f"{percent[-1]:.0f}%", last, (-8, -18), color=green, ha="right")
     if forgotten:
         forgotten_bars(right, forgotten)
-        share = f"trained: {adapter_parameters:,} of {full_parameters:,} parameters"
+        share = f"parameters: {adapter_parameters:,} trained beside {full_parameters:,} frozen"
         figure.supxlabel(share, fontsize=11)
     else:
         parameter_bars(right, full_parameters, adapter_parameters)

@@ -337,3 +337,16 @@ def test_another_random_head_is_the_same_base(tmp_path):
     nn.init.normal_(other.bert.pooler.dense.weight)
     with pytest.raises(ValueError, match="made for a base with other values"):
         load_adapter(other, tmp_path, strict=True)
+
+
+def test_two_configs_that_train_other_things_beside_are_not_saved_as_one(tmp_path):
+    parts = {"one": nn.Sequential(nn.Linear(4, 4)), "two": nn.Sequential(nn.Linear(4, 4))}
+    model = nn.ModuleDict(parts)
+    inject(model["one"], LoraConfig(r=1, target_modules=["0"]))
+    inject(model["two"], LoraConfig(r=1, target_modules=["0"], bias="all"))
+    with pytest.raises(ValueError, match="injected with configs that differ in bias"):
+        save_adapter(model, tmp_path)
+    assert not list(tmp_path.iterdir())
+    unload(model["two"])
+    inject(model["two"], LoraConfig(r=2, target_modules=["0"]))
+    save_adapter(model, tmp_path)

@@ -129,3 +129,37 @@ def test_the_command_combines_and_says_what_it_made(two, tmp_path, capsys):
     assert "needs a density in (0, 1]" in capsys.readouterr().err
     assert main([*words, "--how", "ties_svd", "--density", "0.5"]) == 0
     assert "not the sum of the adapters" in capsys.readouterr().out
+
+
+class Blocks(nn.Module):
+    """Three blocks of one Linear, under a name as transformers' models have it."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        blocks = (nn.ModuleDict({"q_proj": nn.Linear(4, 4)}) for _ in range(3))
+        self.model = nn.ModuleDict({"layers": nn.ModuleList(blocks)})
+
+    def forward(self, x):
+        for block in self.model["layers"]:
+            x = block["q_proj"](x)
+        return x
+
+
+@pytest.mark.parametrize(
+    "narrowed", [{"layers_to_transform": [1]}, {"exclude_modules": ["model.layers.0.q_proj"]}]
+)
+def test_what_narrows_pefts_targets_is_not_lost(narrowed, tmp_path, recwarn):
+    theirs = get_peft_model(Blocks(), PeftConfig(r=2, target_modules=["q_proj"], **narrowed))
+    for name, parameter in theirs.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter)
+    theirs.save_pretrained(tmp_path / "one")
+    folders = [tmp_path / "one", tmp_path / "one"]
+    recwarn.clear()
+    both = load_adapter(Blocks(), combine_folders(folders, tmp_path / "both", [0.5, 0.5]))
+    assert not [w for w in recwarn if "another architecture" in str(w.message)]
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(both(x), theirs(x), rtol=1e-5, atol=1e-6)
+    in_peft = PeftModel.from_pretrained(Blocks(), tmp_path / "both")
+    torch.testing.assert_close(in_peft(x), theirs(x), rtol=1e-5, atol=1e-6)

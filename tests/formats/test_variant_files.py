@@ -159,3 +159,17 @@ def test_a_bank_and_a_sum_refuse_them_by_name(tmp_path):
     theirs_of(theirs, peft.LoraConfig(**fields("pissa"))).save_pretrained(tmp_path / "pissa")
     with pytest.raises(ValueError, match="A and B of a changed base"):
         check_additive(read_adapter_files(tmp_path / "pissa"))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_a_start_from_the_float_weight_is_not_read_beside_four_bits(tmp_path, start):
+    """PEFT refuses a base in four bits; A0 and B0 of the rounded weight are further off than ΔW."""
+    name = "pissa" if start == "pissa" else "olora rslora"
+    ours, base, theirs = trained(name)
+    theirs = theirs_of(theirs, peft.LoraConfig(**fields(name))).eval()
+    give(theirs, ours)
+    theirs.save_pretrained(tmp_path)
+    packed = minilora.quantize_base(copy.deepcopy(base))
+    with pytest.raises(ValueError, match=f"init_lora_weights='{start}' began with a part of the"):
+        load_adapter(packed, tmp_path)
+    assert not list(adapter_layers(packed))

@@ -1,13 +1,17 @@
 """The checker's sentences: what a class is told when an answer is a multiple of the right one."""
 
+import copy
+from typing import Any
+
 import numpy as np
 import pytest
+import torch
 from hypothesis.strategies import integers
 
 from minilora.learn import Wrong, cases, close, forbid
 from minilora.learn.answers import judge_answer
 from minilora.learn.checking import guess
-from minilora.learn.course import find_lesson, load_checks, load_solutions
+from minilora.learn.course import find_lesson, list_lessons, load_checks, load_solutions
 
 GIVE_NUMBERS = [
     (0, "adapter_size"),
@@ -50,6 +54,45 @@ def test_an_answer_twice_too_large_is_told_so(number, name):
     status, message = judge_answer(checker, lambda *given: twice(right(*given)))
     assert status == "wrong"
     assert "It is 2.00 times the right answer" in message
+
+
+SLOW = (7, 16, 25)  # they train
+QUICK_EXERCISES = [
+    (lesson.number, name)
+    for lesson in list_lessons()
+    if lesson.number not in SLOW
+    for name in lesson.exercises
+]
+
+
+def add_one_in_place(value: Any) -> None:
+    """One more in each number of tensors and arrays, also of those in lists and dicts."""
+    if isinstance(value, dict | list | tuple):
+        for each in value.values() if isinstance(value, dict) else value:
+            add_one_in_place(each)
+    elif isinstance(value, torch.Tensor) and value.dtype != torch.bool:
+        with torch.no_grad():
+            value += 1
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.flags.writeable:
+        value += 1
+
+
+@pytest.mark.parametrize(("number", "name"), QUICK_EXERCISES)
+def test_an_answer_that_writes_into_what_it_was_given_is_told_no_wrong_number(number, name):
+    """Once "yours is -1.78, a right answer has -1.39": -1.78 was right, and θ₀ had been changed."""
+    lesson = find_lesson(number)
+    right = getattr(load_solutions(lesson.path), name)
+
+    def careless(*given: Any) -> Any:
+        result = right(*given)
+        has_history = isinstance(result, torch.Tensor) and result.requires_grad
+        result = result.clone() if has_history else copy.deepcopy(result)
+        add_one_in_place(given)
+        return result
+
+    checker = getattr(load_checks(lesson.path), f"check_{name}")
+    _, message = judge_answer(checker, careless)
+    assert "a right answer has" not in message
 
 
 @pytest.mark.parametrize(("number", "name"), [(11, "quantize_scales"), (23, "exact_average")])

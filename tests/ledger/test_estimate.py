@@ -105,6 +105,16 @@ def test_the_qlora_paper_s_65b():
         ("llama-2-7b", LoraConfig(modules_to_save=["lm_head", "layers.3.mlp"])),
         ("gpt2", LoraConfig(target_modules=["c_attn"], bias="all")),
         ("roberta-base", LoraConfig(target_modules=["query"], bias="lora_only")),
+        (
+            "roberta-base",
+            LoraConfig(target_modules=["query"], bias="lora_only", layers_to_transform=[0]),
+        ),
+        (
+            "roberta-base",
+            LoraConfig(target_modules=ALL, bias="lora_only", exclude_modules=["dense"]),
+        ),
+        ("roberta-base", LoraConfig(target_modules="All-Linear", bias="lora_only")),
+        ("llama-2-7b", LoraConfig(target_modules=ALL, modules_to_save=["layers.3.mlp"])),
         ("qwen3-0.6b", LoraConfig(trainable_token_indices=[3, 5])),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

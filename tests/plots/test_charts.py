@@ -167,4 +167,4 @@ def test_a_fine_tune_shows_what_was_said_and_what_was_forgotten():
     assert right.get_title(loc="left") == "What was forgotten"
     assert [bar.get_width() for bar in right.patches] == list(bits.values())
     assert figure.get_suptitle() == "before  Hello\nafter  Hi"
-    assert "10 of 1,000" in figure.get_supxlabel()
+    assert figure.get_supxlabel() == "parameters: 10 trained beside 1,000 frozen"

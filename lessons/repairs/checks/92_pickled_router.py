@@ -24,7 +24,7 @@ class Trace:
         return os.mkdir, (self.file,)
 
 
-def hostile_files(trace):
+def hostile_files(trace, saved):
     """Files that run code when a pickle's reader gets them, and files that are broken."""
     array = io.BytesIO()
     np.save(array, np.array([Trace(trace)], dtype=object), allow_pickle=True)
@@ -34,6 +34,8 @@ def hostile_files(trace):
     yield "an array of objects", array.getvalue()
     yield "an archive of objects", archive.getvalue()
     yield "17 bytes of noise", b"\x93\x01 not a router."
+    yield "an empty file", b""
+    yield "the first half of its own file", saved[: len(saved) // 2]
 
 
 def hidden_pickles(saved, trace):
@@ -65,7 +67,7 @@ def check_make_router(answer, topics, d, seed):
             if (got := back.route(vector)) != right:
                 raise Wrong(f"{case}: after save and load route gives {got!r}, expected {right!r}")
         close(back.centroids, centroids, what="the loaded centroids", case=case, tolerance=0)
-        for kind, content in hostile_files(trace):
+        for kind, content in hostile_files(trace, file.read_bytes()):
             (Path(folder) / "strange.bin").write_bytes(content)
             try:
                 loaded: object = type(router).load(Path(folder) / "strange.bin")
@@ -151,6 +153,21 @@ class ArraysOfObjects(Pickled):
             raise ValueError("not a router") from error
 
 
+class OtherErrors(Pickled):
+    """NumPy's format and a reader that is safe: a broken file ends in whatever it raises."""
+
+    def save(self, file):
+        """An archive of strings and numbers."""
+        with open(file, "wb") as stream:
+            np.savez(stream, names=np.array(self.names, dtype=str), centroids=self.centroids)
+
+    @classmethod
+    def load(cls, file):
+        """Only what NumPy takes for a pickle is a ValueError."""
+        with np.load(file, allow_pickle=False) as parts:
+            return cls(parts["names"], parts["centroids"])
+
+
 class RoundedJson(Pickled):
     """Safe, and no longer the same numbers."""
 
@@ -191,6 +208,7 @@ WRONG = {
         "a header, then a pickle": BehindAHeader,
         "looks at the result": LooksAtTheResult,
         "arrays of objects": ArraysOfObjects,
+        "other errors": OtherErrors,
         "rounded": RoundedJson,
         "silent": Silent,
     }
