@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -116,6 +117,8 @@ def limits_of(options: argparse.Namespace) -> Any:
     """What one job may use."""
     from ..jobs.forecast import Limits
 
+    if options.memory is not None and not 0 < options.memory < math.inf:
+        raise ValueError(f"--memory: expected a positive number of GB, got {options.memory}")
     memory = None if options.memory is None else int(options.memory * 1e9)
     return Limits(memory, None if options.hours is None else options.hours * 3600)
 
