@@ -24,6 +24,7 @@ EPILOG = """examples:
   minilora hub compare naval@1.0 naval@1.1    what changed, and by how much
   minilora hub alias naval@1.1.0 champion     promote; the same with 1.0.0 rolls back
   minilora hub pull naval@champion            prints the folder, checked to the bit
+  minilora hub route "Hull status?"           which adapter the question is for, and why
   minilora hub prune --unused-for 30d         never what an alias names"""
 SPEC = "naval, naval@1.2, naval@1.2.0 or naval@champion"
 PURPOSES = {
