@@ -30,11 +30,13 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def size_text(count: float) -> str:
     """Bytes in decimal units.
 
-    >>> size_text(86_020), size_text(1_500_000), size_text(25e9)
-    ('86.0 kB', '1.5 MB', '25.0 GB')
+    >>> size_text(86_020), size_text(1_500_000), size_text(25e9), size_text(16e12)
+    ('86.0 kB', '1.5 MB', '25.0 GB', '16.0 TB')
     """
-    size, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
-    return f"{count / size:.1f} {unit}"
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def time_text(seconds: float) -> str:
