@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..text import did_you_mean, size_text
@@ -210,9 +211,7 @@ def compress(hub: Any, options: argparse.Namespace) -> None:
     """``minilora hub compress``."""
     old = hub.show(options.spec)
     new = hub.compress(options.spec, options.kind)
-    before = size_text(old.manifest.files["adapter_model.safetensors"][1])
-    after = size_text(new.manifest.files[f"{options.kind}.safetensors"][1])
-    sizes = f"{before} -> {after}"
+    sizes = f"{size_text(old.manifest.bytes)} -> {size_text(new.manifest.bytes)}"
     print(f"Stored {new.spec}: {sizes}. It answers a little differently: measure it.")
 
 
@@ -273,7 +272,7 @@ def metric(text: str) -> tuple[str, float]:
 
 def where(options: argparse.Namespace) -> str:
     """The options that the next command needs to find this hub again."""
-    hub = f"--hub {options.hub} " if options.hub != Path("hub") else ""
+    hub = f"--hub {quote(str(options.hub))} " if options.hub != Path("hub") else ""
     return hub + (f"--tenant {options.tenant} " if options.tenant != "default" else "")
 
 
