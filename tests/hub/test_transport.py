@@ -1,5 +1,6 @@
 """Between hubs: one file, or blobs behind a static server; whatever arrives is checked."""
 
+import errno
 import functools
 import http.server
 import threading
@@ -145,6 +146,15 @@ def test_something_else_is_a_sentence(receiver, tmp_path, content):
         receiver.import_file(tmp_path / "x.zip")
     with pytest.raises(ValueError, match="does not exist"):
         receiver.import_file(tmp_path / "y.zip")
+
+
+def test_a_file_of_another_user_is_not_called_damaged(receiver, tmp_path, monkeypatch):
+    def refuse(file):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(ValueError, match=r"x.zip cannot be read: Permission denied$"):
+        receiver.import_file(tmp_path / "x.zip")
 
 
 @pytest.mark.parametrize(
