@@ -1,4 +1,4 @@
-"""Text that every wing writes: columns, bytes and times, "did you mean", "and N more".
+"""Text that every wing writes: columns, bytes and times, "did you mean", "and N more"; its hash.
 
 No torch, no rich.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -47,6 +48,19 @@ def time_text(seconds: float) -> str:
     unit = next((unit for unit in "dhm" if seconds >= 2 * TIMES[unit]), "s")
     unit = "h" if unit == "m" and seconds >= TIMES["h"] else unit
     return f"{seconds / TIMES[unit]:.3g} {'min' if unit == 'm' else unit}"
+
+
+def hash_of_texts(texts: Iterable[str | bytes]) -> bytes:
+    """SHA-256 of some texts in UTF-8, each with its length before it, so that no border can move.
+
+    >>> hash_of_texts(["a", "bc"]) == hash_of_texts(["ab", "c"])
+    False
+    """
+    hashed = hashlib.sha256()
+    for text in texts:
+        data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.digest()
 
 
 def nearest(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.5) -> list[str]:
