@@ -73,10 +73,12 @@ smollm2/config.json: | .venv/.installed-llm
 bench: .venv/.installed-bench  ## everything beside the peers, about 20 minutes on two cores; writes the README's table
 	$(BIN)/minilora bench
 
-bench-quality: .venv/.installed-bench  ## methods, forgetting, overfitting: hours from nothing; goes on from the recorded runs
+bench-quality: .venv/.installed-bench  ## what learns and what forgets: hours from nothing; the first three go on from the recorded runs
 	$(BIN)/python -m benchmarks.forgetting
 	$(BIN)/python -m benchmarks.methods
 	$(BIN)/python -m benchmarks.overfitting
+	$(BIN)/python -m benchmarks.quality --threads 1
+	$(BIN)/python -m benchmarks.facts --threads 1
 	$(BIN)/python -m benchmarks.report
 
 .venv/.installed: pyproject.toml constraints.txt

@@ -72,11 +72,14 @@ MODULES = {  # where a method is written, by the beginning of its row's name
 
 
 def code_lines(method: str) -> int | None:
-    """Lines of a method's module that are neither blank, comment nor docstring."""
+    """``lines_of`` a method's module, None where there is none."""
     file = next((file for start, file in MODULES.items() if method.startswith(start)), None)
-    if file is None:
-        return None
-    text = (Path(minilora.__file__).parent / file).read_text(encoding="utf-8")
+    return None if file is None else lines_of(Path(minilora.__file__).parent / file)
+
+
+def lines_of(module: Path) -> int:
+    """Lines of a module that are neither blank, comment nor docstring."""
+    text = module.read_text(encoding="utf-8")
     documents = set[int]()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):

@@ -306,8 +306,8 @@ REFUSED = (
 )
 WRITTEN_BY = (
     "Written by `python -m benchmarks.report` from `benchmarks/results/`. Under each table stands "
-    "what measures it anew. `make bench` (twenty minutes) last ran on a quiet machine; the other "
-    "tables come from longer runs, beside other work. `smollm2` is the folder that "
+    "what measures it anew. `make bench` (twenty minutes) ran on a quiet machine on 26 November "
+    "2026; the other tables come from longer runs, beside other work. `smollm2` is the folder that "
     "`python -m minilora.recipes.smollm2 smollm2` makes."
 )
 COMMANDS = {  # of the results that no benchmark of their name makes

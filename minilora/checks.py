@@ -36,6 +36,17 @@ def check_number(name: str, value: object, low: float = -math.inf, high: float =
         raise ValueError(f"{name} must be a finite number between {low} and {high}, got {value}")
 
 
+def check_positive(name: str, value: Any) -> None:
+    """Raise ``ValueError`` unless a value is a finite number above 0.
+
+    >>> check_positive("norm", 0)
+    Traceback (most recent call last):
+    ValueError: norm must be a finite positive number, got 0
+    """
+    if not is_number(value) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite positive number, got {value!r}")
+
+
 def check_switch(name: str, value: object) -> None:
     """Raise unless a value is True or False."""
     if not isinstance(value, bool):

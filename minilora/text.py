@@ -1,4 +1,7 @@
-"""Text that every wing writes: columns, bytes and times, "did you mean", "and N more".
+"""Text that every wing writes: columns, bytes and times, "did you mean", "and N more"; its hash.
+
+Tables: ``columns`` makes lines that can be stored, compared and piped; rich's ``Table`` is for a
+terminal, where cells wrap to its width or have a style (the course, the plan, the hub's lists).
 
 No torch, no rich.
 """
@@ -8,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -29,11 +33,13 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def size_text(count: float) -> str:
     """Bytes in decimal units.
 
-    >>> size_text(86_020), size_text(1_500_000), size_text(25e9)
-    ('86.0 kB', '1.5 MB', '25.0 GB')
+    >>> size_text(86_020), size_text(1_500_000), size_text(25e9), size_text(16e12)
+    ('86.0 kB', '1.5 MB', '25.0 GB', '16.0 TB')
     """
-    size, unit = (1e9, "GB") if count >= 1e9 else (1e6, "MB") if count >= 1e6 else (1e3, "kB")
-    return f"{count / size:.1f} {unit}"
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count / 1e3:.1f} kB"
 
 
 def time_text(seconds: float) -> str:
@@ -45,6 +51,19 @@ def time_text(seconds: float) -> str:
     unit = next((unit for unit in "dhm" if seconds >= 2 * TIMES[unit]), "s")
     unit = "h" if unit == "m" and seconds >= TIMES["h"] else unit
     return f"{seconds / TIMES[unit]:.3g} {'min' if unit == 'm' else unit}"
+
+
+def hash_of_texts(texts: Iterable[str | bytes]) -> bytes:
+    """SHA-256 of some texts in UTF-8, each with its length before it, so that no border can move.
+
+    >>> hash_of_texts(["a", "bc"]) == hash_of_texts(["ab", "c"])
+    False
+    """
+    hashed = hashlib.sha256()
+    for text in texts:
+        data = text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass")
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.digest()
 
 
 def nearest(word: str, known: Iterable[str], most: int = 1, cutoff: float = 0.5) -> list[str]:

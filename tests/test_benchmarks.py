@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+import statistics
 import sys
 from types import SimpleNamespace
 
@@ -362,3 +363,19 @@ def test_the_page_that_helps_to_decide_has_the_matrix_as_it_is():
     assert f"on q and v {rows['LoRA q, v, r=8'][5].split()[0]}" in page
     manual = rows["full"][7].split()[0], rows["LoRA all, r=8"][7].split()[0]
     assert "full {} bits a byte, LoRA on all Linears {}".format(*manual) in page
+
+
+def test_the_hub_s_page_has_the_router_and_the_compression_as_they_are():
+    page = (report.ROOT / "docs" / "hub.md").read_text(encoding="utf-8")
+    results = report.read()
+    for texts, named in (("wordnet", "WordNet's glosses"), ("licences", "licence notices")):
+        rows = [r for r in results["router"]["rows"] if r["texts"] == texts]
+        for contestant, by in (("router", "the router"), ("centroid", "nearest centroid")):
+            of = [row for row in rows if row["contestant"] == contestant]
+            keys = ("accuracy", "coverage_at_95", "covered", "precision", "foreign_accepted")
+            shown = [f"{statistics.mean(row[key] for row in of):.0%}" for key in keys]
+            assert "| {} | {} | {} | {} | {}, {} | {} |".format(named, by, *shown) in page
+    for kind in ("float32", "fp16", "nf4"):
+        rows = [row for row in results["compression"]["rows"] if row["kind"] == kind]
+        each = ", ".join(f"{row['exact_match']:.1%}" for row in rows)
+        assert f"| {kind} | {rows[0]['bytes']:,} | {each} |" in page

@@ -2,13 +2,14 @@
 
 import pytest
 
-from minilora.checks import check_number, check_switch, check_whole
+from minilora.checks import check_number, check_positive, check_switch, check_whole
 
 
 def test_what_is_right_passes():
     check_whole("n", 0, 0)
     check_number("x", -1)
     check_number("x", 0.5, 0, 1)
+    check_positive("x", 1e-9)
     check_switch("s", False)
 
 
@@ -28,3 +29,9 @@ def test_what_is_right_passes():
 def test_what_is_wrong_is_named(check, error, words):
     with pytest.raises(error, match=words):
         check()
+
+
+def test_what_is_not_positive_and_finite_is_refused():
+    for value in (0, -1, float("inf"), float("nan"), True, "1"):
+        with pytest.raises(ValueError, match=f"x must be a finite positive number, got {value!r}"):
+            check_positive("x", value)

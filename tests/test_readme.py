@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.methods_table import lines_of
 from minilora import load_base
 from minilora.bugs import BUGS
 from minilora.commands.cli import main
@@ -125,6 +126,10 @@ def test_what_the_readme_counts_is_there():
     assert README.count(f"{len(BUGS)} bugs") == 2
     assert f"{len(list_lessons())} lessons, from" in README
     assert len(README.splitlines()) < 250
+    core = [ROOT / "minilora" / "level0.py"]
+    core += [file for wing in ("nf4", "lora") for file in (ROOT / "minilora" / wing).glob("*.py")]
+    assert "about 3,000 lines of code" in README
+    assert round(sum(map(lines_of, core)), -3) == 3000
 
 
 def test_make_and_pip_do_the_same():

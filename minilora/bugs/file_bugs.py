@@ -27,4 +27,11 @@ FILES = (
               "A model with learnt positions then answers by what stands beside it in the batch.",
         thread="",
         caught_by="model/test_foreign.py::test_greedy_answers_are_those_of_transformers_alone_and_in_a_batch[GPT-2]"),
+    Bug(name="an identity without an order", where="hub.adapter:Adapter.settings",
+        right="if self.order_counts(pattern):", wrong="if False:",
+        story="An adapter's identity is a hash over its config with sorted keys. Of alpha_pattern "
+              "the first key that fits a module counts, so two orders may be two ΔW, and both got "
+              "one identity. This package's hub had the bug.",
+        thread="",
+        caught_by="hub/test_adapter.py::test_the_order_of_alphas_is_part_of_the_identity_where_it_counts"),
 )  # fmt: skip

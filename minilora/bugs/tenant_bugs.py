@@ -6,8 +6,8 @@ from .bug import Bug
 
 TENANTS = (
     Bug(name="the name that was a salt", where="serving.answer_cache:hash_of_parts",
-        right="for each in (text for pair in parts for text in pair):",
-        wrong="for each in (value for _, value in parts):",
+        right="return hash_of_texts(text for pair in parts for text in pair)",
+        wrong="return hash_of_texts(value for _, value in parts)",
         story="The parts of a key stand side by side without saying which is which. A tenant whose "
               "name is that of an adapter then has the adapter's key. In vLLM an adapter's name "
               "and a request's cache_salt met so, and the base was given keys and values that "

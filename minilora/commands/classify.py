@@ -31,8 +31,9 @@ def run_classify(options: argparse.Namespace, lora: Any, config: Any) -> int:
     from ..lora.injection import inject, print_trainable_parameters
     from ..training.classification import Classifier, open_classifier, read_labelled
     from ..training.config import TrainConfig
-    from .options import check_device
+    from .options import check_device, check_out
 
+    check_out(options.out)
     check_options(options)
     rows = list(dict.fromkeys(read_labelled(options.data)))
     labels = sorted({row.label for row in rows})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from ..text import did_you_mean, size_text
@@ -23,6 +24,7 @@ EPILOG = """examples:
   minilora hub compare naval@1.0 naval@1.1    what changed, and by how much
   minilora hub alias naval@1.1.0 champion     promote; the same with 1.0.0 rolls back
   minilora hub pull naval@champion            prints the folder, checked to the bit
+  minilora hub route "Hull status?"           which adapter the question is for, and why
   minilora hub prune --unused-for 30d         never what an alias names"""
 SPEC = "naval, naval@1.2, naval@1.2.0 or naval@champion"
 PURPOSES = {
@@ -209,9 +211,7 @@ def compress(hub: Any, options: argparse.Namespace) -> None:
     """``minilora hub compress``."""
     old = hub.show(options.spec)
     new = hub.compress(options.spec, options.kind)
-    before = size_text(old.manifest.files["adapter_model.safetensors"][1])
-    after = size_text(new.manifest.files[f"{options.kind}.safetensors"][1])
-    sizes = f"{before} -> {after}"
+    sizes = f"{size_text(old.manifest.bytes)} -> {size_text(new.manifest.bytes)}"
     print(f"Stored {new.spec}: {sizes}. It answers a little differently: measure it.")
 
 
@@ -272,7 +272,7 @@ def metric(text: str) -> tuple[str, float]:
 
 def where(options: argparse.Namespace) -> str:
     """The options that the next command needs to find this hub again."""
-    hub = f"--hub {options.hub} " if options.hub != Path("hub") else ""
+    hub = f"--hub {quote(str(options.hub))} " if options.hub != Path("hub") else ""
     return hub + (f"--tenant {options.tenant} " if options.tenant != "default" else "")
 
 

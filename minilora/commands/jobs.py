@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import sys
 import threading
@@ -116,6 +117,8 @@ def limits_of(options: argparse.Namespace) -> Any:
     """What one job may use."""
     from ..jobs.forecast import Limits
 
+    if options.memory is not None and not 0 < options.memory < math.inf:
+        raise ValueError(f"--memory: expected a positive number of GB, got {options.memory}")
     memory = None if options.memory is None else int(options.memory * 1e9)
     return Limits(memory, None if options.hours is None else options.hours * 3600)
 
@@ -248,10 +251,7 @@ def set_quota(queue: Any, options: argparse.Namespace) -> None:
     if options.lift:
         queue.set_quota(options.tenant)
     elif given:
-        kept: dict[str, Any] = {}
-        with contextlib.suppress(FileNotFoundError):  # no queue is there yet
-            kept = queue.quota(options.tenant)
-        queue.set_quota(options.tenant, **kept | given)
+        queue.change_quota(options.tenant, **given)
     limits = queue.quota(options.tenant)
     said = ", ".join(f"{value:,} {name}" for name, value in limits.items() if value is not None)
     print(f"{options.tenant} may have {said or 'any number of everything'}")

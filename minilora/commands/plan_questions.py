@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..checks import check_positive
 from ..ledger.cards import Cards, plan_cards
 from ..ledger.claims import STORED, check_claims
 from ..ledger.estimate import GB, GPUS, Plan, Settings, plan
@@ -81,7 +82,8 @@ def check_asked(options: argparse.Namespace) -> None:
 
 def answer(options: argparse.Namespace, config: LoraConfig, settings: Settings) -> Iterator[str]:
     """The lines that answer the question that was asked."""
-    check_price(options.price)
+    if options.price is not None:
+        check_positive("price", options.price)
     if options.devices < 1:
         raise ValueError(f"--devices: expected at least 1 card, got {options.devices}")
     if options.question == "claims":
@@ -292,9 +294,3 @@ def claim_rows() -> list[Sequence[str]]:
         use = {"train": "trains on", "serve": "serves on"}[claim.use]
         rows.append((claim.model, use, f"{cards} {claim.card} of {claim.size} GB", *planned))
     return rows
-
-
-def check_price(price: float | None) -> None:
-    """Raise ``ValueError`` unless the price is a finite number above 0."""
-    if price is not None and not 0 < price < math.inf:
-        raise ValueError(f"price must be a number above 0, got {price}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import signal
 import time
 from pathlib import Path
@@ -135,7 +136,7 @@ def run(options: argparse.Namespace) -> int:
 def check_options(options: argparse.Namespace) -> None:
     """Raise ``ValueError``, before a base is loaded, for numbers and folders that cannot serve."""
     for name, least in LEAST.items():
-        if not getattr(options, name) >= least:
+        if not least <= getattr(options, name) < math.inf:
             option, given = name.replace("_", "-"), getattr(options, name)
             raise ValueError(f"--{option}: expected at least {least}, got {given}")
     check_gateway(options)

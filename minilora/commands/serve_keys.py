@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +105,6 @@ def run_keys(options: argparse.Namespace) -> int:
 
 def add_key(tenants: Any, options: argparse.Namespace) -> None:
     """``minilora serve keys add``."""
-    from ..serving.tenants import Limits
-
     others = [row for row in tenants.all_keys() if row.tenant == options.tenant]
     given = {name: getattr(options, name) for name in ("requests", "tokens", "concurrent")}
     chosen: dict[str, Any] = {
@@ -115,11 +112,9 @@ def add_key(tenants: Any, options: argparse.Namespace) -> None:
     }
     if (concurrent := chosen.get("concurrent")) is not None:
         chosen["concurrent"] = whole(concurrent)
-    before = others[0].limits if others else Limits()
-    limits = replace(before, **chosen) if chosen else None
     first = not tenants.all_keys()
     key = tenants.add(
-        options.tenant, options.adapter, limits, admin=options.admin, days=options.days
+        options.tenant, options.adapter, chosen or None, admin=options.admin, days=options.days
     )
     row = next(each for each in tenants.all_keys() if each.id == key.split("-")[1])
     print(key)

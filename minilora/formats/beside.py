@@ -55,7 +55,13 @@ def fields_beside(model: nn.Module) -> dict[str, Any]:
     config = the_only_config(model)
     fields: dict[str, Any] = {"bias": "none" if config is None else config.bias}
     if config is not None and (config.modules_to_save or config.task_type):
-        paths = modules_to_train(model, config)
+        # a config of a part of the model may name modules of the rest, which do not train
+        copies = trained_copies(model)
+        paths = [
+            path
+            for path in modules_to_train(model, config)
+            if any(name.startswith(f"{path}.") for name in copies)
+        ]
         fields["modules_to_save"] = [name_of(model, path) for path in paths] or None
     rows = {p: layer.tokens for p, layer in adapter_layers(model) if isinstance(layer, TokenRows)}
     if rows:

@@ -42,12 +42,13 @@ def lineage(
     """The ``metadata`` of a push: task, data hash, scores, seed, the settings and ``more`` of the
     recipe, and the version that it goes on from.
     """
-    recipe = {key: value for key, value in asdict(config).items() if is_setting(value)} | more
+    settings = {key: value for key, value in asdict(config).items() if key != "out"}
+    recipe = {key: value for key, value in settings.items() if is_setting(value)} | more
     metadata = {"task": task.name, "data_sha": data_hash(task.train), "metrics": metrics}
     metadata |= {"seed": config.seed, "recipe": recipe}
     return metadata | ({"parent": parent} if parent else {})
 
 
 def is_setting(value: Any) -> bool:
-    """Whether a field of a ``TrainConfig`` says how it was trained; a folder does not."""
+    """Whether a field of a ``TrainConfig`` says how it was trained; None does not."""
     return isinstance(value, bool | int | float | str)

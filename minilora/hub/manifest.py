@@ -18,7 +18,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed
 from typing import Any
@@ -163,14 +163,23 @@ def change_since(new: Manifest, old: Manifest) -> tuple[str, str]:
     return "patch", "the same recipe"
 
 
-def suggestion(new: Manifest, older: Iterable[Manifest]) -> tuple[str, str]:
-    """The version that ``new`` should have after those there are, and the reason in words."""
+def suggestion(
+    new: Manifest, older: Iterable[Manifest], gone: Collection[str] = ()
+) -> tuple[str, str]:
+    """The version that ``new`` should have after those there are, and the reason in words.
+
+    A number that is ``gone`` (pruned) is not given again: it stands in logs and parents.
+    """
     older = [manifest for manifest in older if not Semver.parse(manifest.version).pre]
-    if not older:
-        return "1.0.0", "the first"
-    last = max(older, key=lambda manifest: Semver.parse(manifest.version).order)
-    level, reason = change_since(new, last)
-    return str(Semver.parse(last.version).bumped(level)), f"{reason} since {last.version} ({level})"
+    version, level, why = Semver(1, 0, 0), "major", "the first"
+    if older:
+        last = max(older, key=lambda manifest: Semver.parse(manifest.version).order)
+        level, reason = change_since(new, last)
+        version, why = Semver.parse(last.version).bumped(level), f"{reason} since {last.version}"
+        why += f" ({level})"
+    while str(version) in gone:
+        version = version.bumped(level)
+    return str(version), why
 
 
 def unsuitable(version: Semver, new: Manifest, older: Iterable[Manifest]) -> str:

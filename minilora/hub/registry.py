@@ -215,6 +215,12 @@ def last_event(db: sqlite3.Connection) -> int:
     return last
 
 
+def pruned(db: sqlite3.Connection, tenant: str, name: str) -> set[str]:
+    """The numbers of versions that were here once."""
+    done = [event.what.split() for event in events(db, tenant, name)]
+    return {words[1] for words in done if words[0] == "prune" and len(words) == 2}  # not an alias
+
+
 def events(db: sqlite3.Connection, tenant: str, name: str | None = None) -> list[Event]:
     """What was done, the oldest first."""
     rows = db.execute(

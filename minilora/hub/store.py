@@ -87,8 +87,8 @@ class Hub(Catalog):
         - ``examples``: questions that it should be asked, for the router; only hashed n-grams of
           them are kept.
 
-        Raises ``ValueError`` for a folder without a sound adapter, a version that exists, a quota
-        that is full; ``OSError`` when the folder cannot be written.
+        Raises ``ValueError`` for a folder without a sound adapter, a version that exists or was
+        pruned, a quota that is full; ``OSError`` when the folder cannot be written.
         """
         check_name(name)
         adapter, facts = read_adapter(Path(folder), base), said(metadata)
@@ -101,15 +101,15 @@ class Hub(Catalog):
         draft = described(name, adapter, listed(files), facts, self.creator)
         with writing(self.folder) as db:
             older = [each.manifest for each in registry.versions(db, self.tenant, name)]
-            suggested, reason = suggestion(draft, older)
+            gone = registry.pruned(db, self.tenant, name)
+            suggested, reason = suggestion(draft, older, gone)
             last = newest(each.version for each in older)
             parent = draft.parent or (f"{name}@{last}" if last else "")
             new = replace(draft, version=chosen or suggested, parent=parent)
             told = misgivings(new, older, hint := f"suggested: {suggested}, {reason}")
-            if new.version in {each.version for each in older}:
-                raise ValueError(
-                    f"{name}@{new.version} exists, and a version never changes; {hint}"
-                )
+            if (here := new.version in {each.version for each in older}) or new.version in gone:
+                what = f"{name}@{new.version} {'exists' if here else 'was pruned'}"
+                raise ValueError(f"{what}, and a version never changes; {hint}")
             registry.insert(db, self.blobs, self.tenant, self.creator, new.text, files)
         for each in told:
             warnings.warn(each, stacklevel=2)

@@ -96,6 +96,8 @@ def read_parcel(file: Path) -> Parcel:
         raise ValueError(f"{file} does not exist") from None
     except IsADirectoryError:
         raise ValueError(f"{file} is a folder: expected the file of an exported adapter") from None
+    except PermissionError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from None
     except Exception as error:  # zipfile's own, and what decompressors, ciphers and decoders raise
         if isinstance(error, ValueError | MemoryError) and not isinstance(error, UnicodeError):
             raise  # a sentence already, or not the file's fault

@@ -98,7 +98,7 @@ def job_object(job: Job) -> dict[str, Any]:
     """A job, as the API shows it; ``progress``, ``forecast``, ``scores``, ``seconds`` are ours."""
     asked, result = job.request, job.result
     validating = job.status == "running" and job.step == "prepare"
-    left = job.progress.get("left") if job.status == "running" else None
+    finish = job.progress.get("finish") if job.status == "running" else None
     error = {"code": "job_failed", "message": without_paths(job.error, asked), "param": None}
     settings = asked.get("hyperparameters", {})
     return {
@@ -106,7 +106,7 @@ def job_object(job: Job) -> dict[str, Any]:
         "object": "fine_tuning.job",
         "created_at": int(job.created),
         "finished_at": whole(job.ended),
-        "estimated_finish": None if left is None else whole(job.lease + left),
+        "estimated_finish": whole(finish),
         "model": asked.get("model", ""),
         "fine_tuned_model": result.get("version"),
         "organization_id": job.tenant,

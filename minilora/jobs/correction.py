@@ -6,9 +6,9 @@ corrections of one question stand on one side.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
+from ..text import hash_of_texts
 from ..training.examples import Example, check_text
 
 OWNER = "owner"  # source of the questions that the loop's owner reserved; no user's name
@@ -77,12 +77,8 @@ class Slice:
 
 
 def hashed(*texts: str) -> str:
-    """SHA-256 of some texts, spaces aside; length-prefixed, so that no border can move."""
-    total = hashlib.sha256()
-    for text in texts:
-        plain = " ".join(text.split()).encode()
-        total.update(len(plain).to_bytes(8, "little") + plain)
-    return total.hexdigest()
+    """The hash of some texts, spaces aside. Stored: it may not change."""
+    return hash_of_texts(" ".join(text.split()) for text in texts).hex()
 
 
 def is_heldout(question: str) -> bool:

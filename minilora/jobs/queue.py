@@ -34,6 +34,8 @@ from .tables import (
     update,
 )
 
+LIMITS = ("jobs", "seconds", "bytes")  # of a quota
+
 
 class Queue(Claims):
     """The jobs of a folder, in ``jobs.sqlite``; any number of processes may use it.
@@ -146,10 +148,10 @@ class Queue(Claims):
 
     def quota(self, tenant: str) -> dict[str, float | None]:
         """What a tenant may have, as ``set_quota`` names it. Raises ``FileNotFoundError``."""
-        query = "select jobs, seconds, bytes from quota where tenant = ?"
+        query = f"select {', '.join(LIMITS)} from quota where tenant = ?"
         with JOBS.reading(self.folder) as db:
             row = db.execute(query, (tenant,)).fetchone()
-        return dict(zip(("jobs", "seconds", "bytes"), row or (None, None, None), strict=True))
+        return dict(zip(LIMITS, row or (None, None, None), strict=True))
 
     def set_quota(
         self,
@@ -162,9 +164,18 @@ class Queue(Claims):
         """How many unfinished jobs, seconds of work and bytes of files a tenant may have; None: any
         number. Raises ``ValueError`` for a negative one.
         """
-        for name, value in (("jobs", jobs), ("seconds", seconds), ("bytes", bytes)):
+        self.change_quota(tenant, jobs=jobs, seconds=seconds, bytes=bytes)
+
+    def change_quota(self, tenant: str, **limits: float | None) -> None:
+        """Set the limits that are named, as ``set_quota`` does; the others stay, also those that
+        somebody else sets at this moment. Raises ``ValueError``.
+        """
+        for name, value in limits.items():
+            if name not in LIMITS:
+                raise ValueError(f"a quota has no {name!r}: expected some of {', '.join(LIMITS)}")
             if value is not None and not value >= 0:
                 raise ValueError(f"{name}: expected at least 0, or None, got {value}")
         with JOBS.writing(self.folder) as db:
-            values = tenant, jobs, seconds, bytes
-            db.execute("insert or replace into quota values (?, ?, ?, ?)", values)
+            db.execute("insert or ignore into quota (tenant) values (?)", (tenant,))
+            for name, value in limits.items():
+                db.execute(f"update quota set {name} = ? where tenant = ?", (value, tenant))

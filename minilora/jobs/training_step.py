@@ -111,7 +111,9 @@ class Ticks:
         if (step - 1) % self.every == 0 and step > self.first:
             self.pulse.kept = True
         left = record["seconds"] * (self.steps - step)
-        self.pulse.progress = {"step": step, "steps": self.steps, "left": left, **numbers}
+        finish = self.pulse.queue.clock() + left
+        told = {"step": step, "steps": self.steps, "left": left, "finish": finish}
+        self.pulse.progress = {**told, **numbers}
         if step % max(1, self.steps // POINTS) == 0 or step == self.steps:
             message = f"step {step}/{self.steps}: loss {record['loss']:.4f}"
             self.pulse.say(message, f"step {step}", type="metrics", data=numbers)

@@ -55,7 +55,7 @@ class Cell:
     @property
     def is_stub(self) -> bool:
         """Whether an exercise is to be written; else it is a broken function, to be repaired."""
-        return "NotImplementedError" in self.text
+        return is_unwritten(ast.parse(self.text))
 
     @property
     def segments(self) -> list[tuple[str, bool]]:
@@ -132,6 +132,18 @@ class Lesson:
         """The hints of an exercise."""
         cells = (cell for cell in self.cells if cell.kind == "hints" and cell.name == exercise)
         return next((cell.hints for cell in cells), [])
+
+
+def is_unwritten(code: ast.AST) -> bool:
+    """Whether code raises NotImplementedError, as a stub does.
+
+    >>> is_unwritten(ast.parse("def scale(alpha, r):\\n    raise NotImplementedError"))
+    True
+    """
+    return any(
+        isinstance(node, ast.Raise) and "NotImplementedError" in ast.dump(node)
+        for node in ast.walk(code)
+    )
 
 
 def draws(node: ast.stmt) -> bool:

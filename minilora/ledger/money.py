@@ -26,6 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ..checks import check_positive
 from .estimate import Plan, plan
 from .shapes import Source
 
@@ -41,7 +42,9 @@ def hours(tokens: float, speed: float, cards: int = 1, efficiency: float = 1.0) 
     >>> hours(36e6, speed=1000, cards=2)
     5.0
     """
-    check_positive(tokens=tokens, speed=speed, cards=cards, efficiency=efficiency)
+    given = {"tokens": tokens, "speed": speed, "cards": cards, "efficiency": efficiency}
+    for name, value in given.items():
+        check_positive(name, value)
     if efficiency > 1:
         raise ValueError(f"efficiency must be at most 1, got {efficiency}")
     return tokens / (speed * cards * efficiency) / 3600
@@ -67,12 +70,13 @@ class Spot:
     every: float | None = None
 
     def __post_init__(self) -> None:
-        check_positive(work=self.work, between=self.between)
+        check_positive("work", self.work)
+        check_positive("between", self.between)
         for name, value in {"checkpoint": self.checkpoint, "restart": self.restart}.items():
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be a number of seconds from 0 on, got {value}")
         if self.every is not None:
-            check_positive(every=self.every)
+            check_positive("every", self.every)
         if (piece := (self.interval + self.checkpoint) / self.between) > 50:
             raise ValueError(
                 f"a checkpoint every {piece:.0f} interruptions is never reached: expected less "
@@ -120,7 +124,7 @@ def best_interval(between: float, checkpoint: float) -> float:
     >>> round(best_interval(1800, 30), 1), round(math.sqrt(2 * 30 * 1800), 1)
     (308.9, 328.6)
     """
-    check_positive(between=between)
+    check_positive("between", between)
     goal, low, high = math.exp(-checkpoint / between), 0.0, 1.0
     if checkpoint == 0:
         return 0.0
@@ -160,14 +164,7 @@ def plan_storage(source: Source, count: int, planned: Plan | None = None) -> Sto
     >>> plan_storage("llama-2-7b", 1000).base
     13476831232
     """
-    check_positive(count=count)
+    check_positive("count", count)
     planned = planned or plan(source)
     whole = plan(source, method="full", settings=planned.settings)
     return Storage(planned, whole.bytes["weights"], count)
-
-
-def check_positive(**values: float) -> None:
-    """Raise ``ValueError`` unless every value is a finite number above 0."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ValueError(f"{name} must be a number above 0, got {value}")

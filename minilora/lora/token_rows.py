@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..checks import is_number
 from .adapter_layer import AdapterLayer
-from .linears import embedding_shape, is_linear, linear_shape, weight_of
+from .linears import embedding_shape, is_linear, linear_shape, made_beside, weight_of
 
 
 def row_shape(module: nn.Module) -> tuple[int, int]:
@@ -41,7 +41,8 @@ def width_of(module: nn.Module) -> int:
 class TokenRows(AdapterLayer):
     """An Embedding, or an output head, some of whose tokens have trained rows.
 
-    Raises ``ValueError`` for tokens that are none of the table's, or named twice.
+    The rows are float32 beside half precision, as in PEFT: small steps vanish in bf16. Raises
+    ``ValueError`` for tokens that are none of the table's, or named twice.
 
     >>> layer = TokenRows(nn.Embedding(10, 4), [3, 7])
     >>> layer
@@ -61,7 +62,8 @@ class TokenRows(AdapterLayer):
         slots = torch.full((len(table),), -1, device=table.device)
         slots[self.tokens] = torch.arange(len(self.tokens), device=table.device)
         self.register_buffer("slots", slots, persistent=False)  # (tokens,) of the table: row or -1
-        self.rows = nn.Parameter(table[self.tokens].clone())  # (k, d)
+        rows = table[self.tokens].to(**made_beside(base), copy=True)  # (k, d)
+        self.rows = nn.Parameter(rows)
         base.requires_grad_(False)
 
     @staticmethod
@@ -81,8 +83,8 @@ class TokenRows(AdapterLayer):
     def look_up(self, base: nn.Module, ids: Tensor) -> Tensor:
         """The table's vectors, and the trained ones of the chosen tokens."""
         slots: Tensor = self.slots[ids]  # type: ignore[index]
-        chosen = (slots >= 0).unsqueeze(-1)
-        return torch.where(chosen, self.rows[slots.clamp(min=0)], base(ids))
+        chosen, vectors = (slots >= 0).unsqueeze(-1), base(ids)
+        return torch.where(chosen, self.rows[slots.clamp(min=0)].to(vectors.dtype), vectors)
 
     def fold(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The weight (out, in) with the trained rows in place."""

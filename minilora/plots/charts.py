@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..text import size_text
 from .style import (
     GREY,
     check_alike,
@@ -23,7 +24,6 @@ from .style import (
     new_figure,
     one_axes,
     short,
-    size_text,
 )
 
 if TYPE_CHECKING:
@@ -114,8 +114,8 @@ def disk_chart(numbers: Sequence[int], full_bytes: int, adapter_bytes: int, mode
     axes.set(xlabel="fine-tunes (log scale)", xscale="log", ylabel="GB (log scale)", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter("{x:,.0f}")
-    copies = f"full copies\n{size_text(full[-1])}"
-    less = f"{size_text(lora[-1])} ({full[-1] / lora[-1]:,.0f}× less)"
+    copies = f"full copies\n{size_text(full[-1] * 1e9)}"
+    less = f"{size_text(lora[-1] * 1e9)} ({full[-1] / lora[-1]:,.0f}× less)"
     adapters = f"one base, {numbers[-1]:,} adapters\n{less}"
     label_ends(axes, {copies: (full[-1], hue(GREY)), adapters: (lora[-1], hue(0))})
     return figure

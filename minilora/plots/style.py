@@ -137,11 +137,6 @@ def short(number: float) -> str:
     return f"{number:g}"
 
 
-def size_text(gigabytes: float) -> str:
-    """Gigabytes, or terabytes from a thousand on."""
-    return f"{gigabytes / 1000:,.3g} TB" if gigabytes >= 1000 else f"{gigabytes:,.3g} GB"
-
-
 def save_figure(figure: Figure, path: str | Path) -> Path:
     """Write a figure as PNG or SVG, by the name's ending, whole or not at all.
 

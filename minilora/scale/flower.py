@@ -44,13 +44,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from torch import Tensor
 
+from ..checks import check_positive
 from ..files import write_text
 from ..formats.save_and_load import save_adapter
 from ..lora.combining import LowRank
 from ..model.pretrained import load_base
 from ..training.examples import load_jsonl
 from .federated import Update, check_updates
-from .privacy import check_delta, check_positive
+from .privacy import check_delta
 from .rounds import client_update, final_model, first_parts, made_one, next_parts
 from .settings import ANY_RANK, Rounds
 from .wire import A, B, Parts, errors_stay_here, read_round, received, sent, write_round

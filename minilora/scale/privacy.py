@@ -38,7 +38,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..checks import is_number
+from ..checks import check_positive, is_number
 
 ORDERS = (*range(2, 65), 80, 96, 128, 256, 512)
 
@@ -204,9 +204,3 @@ def check_delta(delta: float) -> None:
         raise ValueError(
             f"delta must be between 0 and 1 (at least 1e-300), well below 1 / clients, got {delta}"
         )
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ``ValueError`` unless a setting is a finite positive number."""
-    if not (isinstance(value, int | float) and 0 < value < math.inf):
-        raise ValueError(f"{name} must be a finite positive number, got {value!r}")

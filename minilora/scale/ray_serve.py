@@ -24,8 +24,8 @@ sent.
 
 Left out: keys of tenants and the hub, which the application has and this module does not pass on;
 load and unload by request (Ray loads when somebody asks); metrics, feedback and experiments, which
-would be those of one replica. Paths other than ``passed_on`` get a 404. docs/scale.md has what was
-measured.
+would be those of one replica. Paths other than ``is_passed_on`` get a 404. docs/scale.md has what
+was measured.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..serving.bodies import json_fields, read_body
+from ..serving.refusals import Refused, wait_first
 from .replica import PATIENCE, Deployment, Loaded, ReplicaOf, adapters_named, scope_of, through
 
 SETTINGS = {
@@ -76,8 +78,6 @@ def application(deployment: Deployment) -> Any:
             self, method: str, path: str, query: str, headers: Any, body: bytes
         ) -> AsyncIterator[Any]:
             """``TAKEN`` at once, then the answer: status and headers, the body as it comes."""
-            from ..serving.refusals import Refused
-
             yield TAKEN
             await self.open()
             name = serve.get_multiplexed_model_id()
@@ -126,25 +126,29 @@ class Ingress:
 
     async def __call__(self, request: Any) -> Any:
         """A Starlette response to a Starlette request."""
+        from starlette.responses import JSONResponse
+
+        try:
+            return await self.answer(request, await read_body(request))
+        except Refused as refused:
+            return JSONResponse(refused.body(), refused.status, refused.headers)
+
+    async def answer(self, request: Any, body: bytes) -> Any:
+        """The response of a replica, or a report. Raises ``Refused``."""
         from starlette.responses import JSONResponse, StreamingResponse
 
-        from ..serving.refusals import Refused, wait_first
-
-        body = await request.body()
         path = request.url.path
         if path == "/replicas":
             return JSONResponse({"retries": self.retries, "replica": await self.one_report()})
-        if not passed_on(path):
+        if not is_passed_on(path):
             message = f"{path[:80]!r} is not served by a fleet; minilora serve may have it"
-            refused = Refused(404, message, code="not_passed_on")
-            return JSONResponse(refused.body(), refused.status, refused.headers)
+            raise Refused(404, message, code="not_passed_on")
         headers = [(bytes(key), bytes(value)) for key, value in request.headers.raw]
         asked = (request.method, path, request.url.query, headers, body)
         name = adapter_asked(path, body, self.adapters)
         begun = await self.begin(name, asked)
         if begun is None:
-            refused = wait_first(5, "no replica takes this request", 503, "no_server")
-            return JSONResponse(refused.body(), refused.status, refused.headers)
+            raise wait_first(5, "no replica takes this request", 503, "no_server")
         (status, kept), first, rest = begun
         events = any(k == b"content-type" and v.startswith(b"text/event-stream") for k, v in kept)
         response = StreamingResponse(pieces_of(first, rest, events), status)
@@ -180,10 +184,10 @@ class Ingress:
         return None
 
 
-def passed_on(path: str) -> bool:
+def is_passed_on(path: str) -> bool:
     """Whether a path is asked of any replica: all of them would answer alike, and none changes.
 
-    >>> passed_on("/v1/models/naval"), passed_on("/v1/unload_lora_adapter")
+    >>> is_passed_on("/v1/models/naval"), is_passed_on("/v1/unload_lora_adapter")
     (True, False)
     """
     return path in (*GENERATION, *READING) or path.startswith("/v1/models/")
@@ -199,11 +203,7 @@ def adapter_asked(path: str, body: bytes, adapters: list[str]) -> str:
     """
     if path not in GENERATION:
         return ""
-    try:
-        fields = json.loads(body)
-    except ValueError:
-        return ""
-    name = fields.get("model") if isinstance(fields, dict) else None
+    name = json_fields(body).get("model")
     return name if isinstance(name, str) and name in adapters else ""
 
 
@@ -212,7 +212,6 @@ async def pieces_of(first: bytes, rest: Any, events: bool) -> AsyncIterator[byte
     from ray.exceptions import RayActorError
 
     from ..serving.events import event
-    from ..serving.refusals import Refused
 
     yield first
     try:

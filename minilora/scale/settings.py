@@ -5,12 +5,11 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass, replace
 
-from ..checks import is_number
+from ..checks import check_positive, is_number
 from ..lora.config import LoraConfig
 from ..text import did_you_mean
 from ..training.config import TrainConfig
 from .federated import AGGREGATORS
-from .privacy import check_positive
 
 ANY_RANK = ("stack", "svd")  # ways that take clients whose ranks differ
 

@@ -45,6 +45,7 @@ In reading order:
     health.py         /health, /ready, /metrics
     slow_clients.py   connections whose request does not arrive
     app.py            ``create_app``: endpoints, errors, request ids
+    bodies.py         a body that is passed on: read whole, and looked into
     upstreams.py      several servers: which are well, and which has an adapter: rendezvous hashing
     relay.py          one request to one of them and back; another only before the first byte
     gateway.py        ``Gateway``: one address before all of them

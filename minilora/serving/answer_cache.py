@@ -20,13 +20,13 @@ process; one computation for two who ask at once.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from ..text import hash_of_texts
 from .requests import Answer, Finished, Known, Request
 
 
@@ -101,17 +101,8 @@ def key_of(request: Request, base: str) -> bytes:
 
 
 def hash_of_parts(parts: Iterable[tuple[str, str | bytes]]) -> bytes:
-    """sha256 over (tag, value) pairs, each with its length before it.
-
-    >>> hash_of_parts([("a", "bc")]) == hash_of_parts([("ab", "c")])
-    False
-    """
-    hashed = hashlib.sha256()
-    for each in (text for pair in parts for text in pair):
-        data = each if isinstance(each, bytes) else each.encode("utf-8", "surrogatepass")
-        hashed.update(struct.pack("<Q", len(data)))
-        hashed.update(data)
-    return hashed.digest()
+    """The hash of (tag, value) pairs, each text with its length before it."""
+    return hash_of_texts(text for pair in parts for text in pair)
 
 
 def packed(numbers: Iterable[int]) -> bytes:

@@ -27,11 +27,11 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
+from .bodies import json_fields, read_body
 from .refusals import Refused, wait_first
 from .relay import OWN_HOP, Headers, Relay, Unanswered, kept_headers
 from .upstreams import Upstream, candidates, of_domain
 
-MOST_BYTES = 64_000_000
 PATIENCE = 30.0  # seconds that a request waits for a server to come back
 GENERATION = ("/v1/chat/completions", "/v1/completions")
 OWN = ("/health", "/ready", "/metrics")
@@ -81,7 +81,7 @@ class Gateway:
             return
         request = Request(scope, receive)
         try:
-            body = await read(request)
+            body = await read_body(request)
             response = await self.answer(request, body, send)
         except ClientDisconnect:
             return
@@ -100,10 +100,10 @@ class Gateway:
                 raise wait_first(2, "no server is ready", 503, "no_server")
             return JSONResponse({"status": "ok" if path == "/health" else "ready"})
         if path == "/metrics":
-            return await merged_metrics(well, passed_on(request))
+            return await merged_metrics(well, forwarded_headers(request))
         fields = json_fields(body) if request.method == "POST" else {}
         if path in (LOAD, UNLOAD):
-            return await self.on_all(path, passed_on(request), body, fields)
+            return await self.on_all(path, forwarded_headers(request), body, fields)
         model = fields.get("model") if path in GENERATION else None
         return await self.forward(request, body, send, model if isinstance(model, str) else None)
 
@@ -114,7 +114,7 @@ class Gateway:
         again = request.method in ("GET", "HEAD") or request.url.path in GENERATION
         loop, tried, last = asyncio.get_running_loop(), set[Upstream](), None
         end = loop.time() + self.patience
-        headers = passed_on(request)
+        headers = forwarded_headers(request)
         while True:
             left = [each for each in candidates(self.upstreams, model) if each not in tried]
             if not left:
@@ -176,26 +176,7 @@ class Gateway:
         return Response(answer.content, answer.status_code, kept_headers(answer))
 
 
-async def read(request: Request) -> bytes:
-    """The whole body. Raises ``Refused`` (413) and ``ClientDisconnect``."""
-    body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MOST_BYTES:
-            raise Refused(413, f"expected a body of at most {MOST_BYTES} bytes")
-    return bytes(body)
-
-
-def json_fields(body: bytes) -> dict[str, Any]:
-    """A body's fields; none of what is not a JSON object: the server says what is wrong with it."""
-    try:
-        fields = json.loads(body)
-    except (ValueError, RecursionError):
-        return {}
-    return fields if isinstance(fields, dict) else {}
-
-
-def passed_on(request: Request) -> Headers:
+def forwarded_headers(request: Request) -> Headers:
     """The request's headers for a server; each try has the same ``x-request-id``."""
     headers = [(k, v) for k, v in request.headers.raw if k.decode("latin-1") not in OWN_HOP]
     if "x-request-id" not in request.headers:

@@ -21,10 +21,10 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..database import Database, Session
 from ..hub.semver import check_name
@@ -188,7 +188,7 @@ class Tenants:
         self,
         tenant: str,
         adapters: Sequence[str] | None = None,
-        limits: Limits | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
         *,
         admin: bool = False,
         days: float | None = None,
@@ -196,7 +196,8 @@ class Tenants:
         """A new key, which is shown this once; a new tenant if need be.
 
         For a tenant that exists, ``adapters`` and ``limits`` replace what it had, None keeps it,
-        and ``admin=True`` makes it one. ``days``: until the key expires. Raises ``ValueError``.
+        a mapping replaces the limits that it names, and ``admin=True`` makes it one. ``days``:
+        until the key expires. Raises ``ValueError``.
         """
         check_name(tenant, "a tenant")
         if tenant in TAKEN:
@@ -218,6 +219,10 @@ class Tenants:
                 [tenant, admin, now],
             )
             if limits is not None:
+                if not isinstance(limits, Limits):
+                    query = "select requests, tokens, concurrent from tenant where name = ?"
+                    had = Limits(*db.execute(query, [tenant]).fetchone())
+                    limits = replace(had, **limits)
                 db.execute(
                     "update tenant set requests = ?1, tokens = ?2, concurrent = ?3, at = ?4,"
                     " request_level = ?1, token_level = ?2 where name = ?5",
@@ -228,8 +233,7 @@ class Tenants:
                 rows = [(tenant, name) for name in sorted(set(adapters))]
                 db.executemany("insert into permission values (?, ?)", rows)
             until = None if days is None else now + days * 86400
-            id = token.split("-")[1]
-            row = [id, tenant, hash_of(token), now, until, None]
+            row = [token.split("-")[1], tenant, hash_of(token), now, until, None]
             db.execute("insert into key values (?, ?, ?, ?, ?, ?)", row)
         return token
 
@@ -243,9 +247,8 @@ class Tenants:
         session = self.opened()
         assert session is not None
         with session.writing() as db:
-            db.execute(
-                "update key set revoked = ifnull(revoked, ?) where id = ?", [self.clock(), id]
-            )
+            query = "update key set revoked = ifnull(revoked, ?) where id = ?"
+            db.execute(query, [self.clock(), id])
         return next(row for row in self.all_keys() if row.id == id)
 
     def all_keys(self) -> list[KeyRow]:
@@ -258,9 +261,8 @@ class Tenants:
                 "select id, name, admin, requests, tokens, concurrent, made, expires, revoked"
                 " from key join tenant on name = tenant order by name, made"
             ).fetchall()
-            rights = db.execute(
-                "select tenant, adapter from permission order by adapter"
-            ).fetchall()
+            query = "select tenant, adapter from permission order by adapter"
+            rights = db.execute(query).fetchall()
         made = []
         for id, name, admin, requests, tokens, concurrent, *times in rows:
             adapters = tuple(adapter for tenant, adapter in rights if tenant == name)

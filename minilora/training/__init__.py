@@ -2,8 +2,8 @@
 
 In reading order:
 
-    examples.py    what a model learns from: examples, conversations, documents; two sides
     data_files.py  rows of a data file, whatever its container
+    examples.py    what a model learns from: examples, conversations, documents; two sides
     data_forms.py  the forms in which people write examples down
     readers.py     ``read_examples``, with an account of what was read
     data.py        the tasks: a ship's log answered politely, or in naval code

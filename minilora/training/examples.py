@@ -16,6 +16,7 @@ from typing import Any
 
 from ..files import read_text
 from ..model.own_forms import question
+from .data_files import Row, line_rows
 
 REQUIRED = ("instruction", "output")
 FORM = '{"instruction": "…", "output": "…"}'
@@ -161,22 +162,20 @@ def load_jsonl(path: str | Path) -> tuple[Example, ...]:
     (Example(instruction='Greet.', output='Ahoy!', input=''),)
     """
     path = Path(path)
-    # not splitlines: JSON text may hold U+2028
-    lines = read_text(path, "one JSON object a line").split("\n")
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    examples = tuple(parse_line(line, f"{path}, line {number}") for number, line in numbered)
+    text = read_text(path, "one JSON object a line")
+    examples = tuple(example_of(row) for row in line_rows(text, str(path)))
     if not examples:
         raise ValueError(f"{path} holds no example: write one JSON object a line, {FORM}")
     return examples
 
 
-def parse_line(line: str, where: str) -> Example:
-    """One line of JSON as an ``Example``; ``where`` stands at the front of every error."""
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        hint = "; a list over many lines? write one object a line" if line.strip() == "[" else ""
-        raise ValueError(f"{where}: not valid JSON ({error}): {line[:60]!r}{hint}") from error
+def example_of(row: Row) -> Example:
+    """A row's value as an ``Example``; the row's place stands at the front of every error."""
+    where, fields = row.where, row.value
+    if row.problem:
+        is_list = row.problem.endswith(": '['")
+        hint = "; a list over many lines? write one object a line" if is_list else ""
+        raise ValueError(f"{where}: {row.problem}{hint}")
     if not isinstance(fields, dict):
         raise ValueError(f"{where}: expected an object {FORM}, got {type(fields).__name__}")
     if missing := [name for name in REQUIRED if name not in fields]:

@@ -210,6 +210,11 @@ MISTAKES = [
     ("jobs quota --max-jobs -1", "jobs: expected at least 0, or None, got -1"),
     ("jobs worker --until-idle --lease 0", "lease: expected a positive number of seconds"),
     ("jobs worker --until-idle --hub file", "file is a file: expected a hub's folder"),
+    (
+        "jobs worker --until-idle --memory inf",
+        "--memory: expected a positive number of GB, got inf",
+    ),
+    ("train --task classify --data rows.jsonl --out file", "--out: expected a folder, got file"),
     ("jobs worker --until-idle --hours -1", "a job's seconds must be a positive number"),
     ("jobs list --jobs file", "--jobs: expected a folder, got file, and file is a file"),
     ("jobs list --jobs file/below", "--jobs: expected a folder, got file/below"),

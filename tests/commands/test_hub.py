@@ -139,8 +139,16 @@ def test_files_travel_and_what_is_not_used_goes(run, pushed, capsys):
     assert "Wrote hub.html" in run("page")[1]
 
 
+def test_a_compressed_copy_is_compressed_again(run, pushed):
+    run("compress", "naval@1.0.0", "--kind", "fp16")
+    told = run("compress", "naval@1.0.0+fp16", "--kind", "nf4")[1]
+    assert "Stored naval@1.0.0+fp16.nf4: " in told
+
+
 def test_the_next_command_finds_the_same_hub(run, tmp_path):
     make_adapter(tmp_path / "a")
+    spaced = run("--hub", "my hub", "push", "naval", "a")[1]
+    assert "minilora hub --hub 'my hub' show naval@1.0.0" in spaced
     output = run("--hub", "other", "--tenant", "me", "push", "naval", "a")[1]
     assert "minilora hub --hub other --tenant me show naval@1.0.0" in output
 

@@ -111,6 +111,22 @@ def test_quotas(at_home, capsys):
     assert said(capsys, "quota", "--seconds", "60") == both
 
 
+def test_of_two_quota_commands_at_once_neither_is_lost(at_home, capsys, monkeypatch):
+    said(capsys, "quota", "--max-jobs", "2")
+    read = Queue.quota
+
+    def read_just_before_another(queue, tenant):
+        limits = read(queue, tenant)
+        patched.undo()
+        said(capsys, "quota", "--bytes", "9")
+        return limits
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Queue, "quota", read_just_before_another)
+        said(capsys, "quota", "--seconds", "60")
+    assert said(capsys, "quota") == "default may have 2 jobs, 60.0 seconds, 9 bytes\n"
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="terminals that hang up")
 def test_a_job_survives_a_closed_terminal(at_home):

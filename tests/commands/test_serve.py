@@ -129,6 +129,7 @@ BAD = [
     (["--adapter", "x=nowhere"], "nowhere"),
     (["--slots", "0"], "--slots: expected at least 1, got 0"),
     (["--answer-cache", "nan"], "--answer-cache: expected at least 0, got nan"),
+    (["--answer-cache", "inf"], "--answer-cache: expected at least 0, got inf"),
     (["--grace", "-1"], "--grace: expected at least 0, got -1"),
 ]
 

@@ -65,6 +65,22 @@ def test_a_second_key_keeps_the_limits_that_it_does_not_name(keys):
     assert "expected a whole number, got 1.5" in keys("add", "acme", "--concurrent", "1.5")
 
 
+def test_of_two_commands_at_once_neither_loses_its_limit(keys, monkeypatch):
+    keys("add", "acme", "--requests", "30")
+    read = Tenants.all_keys
+
+    def read_just_before_another(tenants):
+        rows = read(tenants)
+        patched.undo()
+        keys("add", "acme", "--tokens", "20000")
+        return rows
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tenants, "all_keys", read_just_before_another)
+        out = keys("add", "acme", "--concurrent", "4")
+    assert "the base; 30 requests a minute; 20000 tokens a minute; 4 at once" in out
+
+
 def test_keys_come_and_go_while_it_serves(keys, tmp_path):
     service = small_service(tenants=Tenants(tmp_path / "keys.sqlite"))
     with serving(service) as address, httpx.Client(base_url=address) as client:

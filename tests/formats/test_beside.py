@@ -350,3 +350,38 @@ def test_two_configs_that_train_other_things_beside_are_not_saved_as_one(tmp_pat
     unload(model["two"])
     inject(model["two"], LoraConfig(r=2, target_modules=["0"]))
     save_adapter(model, tmp_path)
+
+
+def test_a_part_s_config_names_no_module_of_the_rest(tmp_path):
+    def model():
+        torch.manual_seed(0)
+        parts = {name: nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)) for name in ("one", "two")}
+        return nn.ModuleDict(parts)
+
+    ours = model()
+    inject(ours["two"], LoraConfig(r=1, target_modules=["0"], modules_to_save=["1"]))
+    nn.init.normal_(ours["two"][1].weight)
+    again = load_adapter(model(), save_adapter(ours, tmp_path), strict=True)
+    assert torch.equal(again["two"][1].weight, ours["two"][1].weight)
+    assert torch.equal(again["one"][1].weight, ours["one"][1].weight)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_token_rows_beside_bfloat16_are_float32_as_pefts(tied):
+    fields = {"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}
+    base, theirs, model = (llama(tied).bfloat16() for _ in range(3))
+    theirs = get_peft_model(theirs, Theirs(**fields))
+    dtypes = {p.dtype for n, p in theirs.named_parameters() if "trainable_tokens_delta" in n}
+    inject(model, LoraConfig(**fields))
+    table = model.model.embed_tokens
+    assert {table.rows.dtype} == dtypes == {torch.float32}
+    assert torch.equal(logits(model), logits(base))
+    before = table.rows.detach().clone()
+    for _ in range(64):  # each step is far below what bfloat16 can add
+        table.rows.data += before.abs() / 4096
+    assert (logits(model) - logits(base)).abs().max() > 0
+    expected = before + before.abs() / 64
+    torch.testing.assert_close(table(torch.tensor([3, 5])).float(), expected, rtol=1e-2, atol=0)
+    assert table(torch.tensor([3])).dtype == torch.bfloat16
+    merge_and_unload(model)
+    assert model.model.embed_tokens.weight.dtype == torch.bfloat16

@@ -1,5 +1,7 @@
 """What a card and a manifest say of a run: the data, the settings that were chosen, the scores."""
 
+from pathlib import Path
+
 import pytest
 
 from minilora import TrainConfig
@@ -71,6 +73,7 @@ def test_a_push_says_how_to_do_it_again():
     assert lineage(task, CONFIG, {}, "log@1.0.0")["parent"] == "log@1.0.0"
 
 
-def test_a_folder_is_no_setting(tmp_path):
-    recipe = lineage(Task("log", EXAMPLES, ()), TrainConfig(out=tmp_path), {})["recipe"]
+@pytest.mark.parametrize("kind", [Path, str])
+def test_a_folder_is_no_setting(tmp_path, kind):
+    recipe = lineage(Task("log", EXAMPLES, ()), TrainConfig(out=kind(tmp_path)), {})["recipe"]
     assert str(tmp_path) not in map(str, recipe.values())

@@ -302,7 +302,10 @@ def test_prune_never_takes_what_an_alias_names(hub, push, monkeypatch):
     monkeypatch.setattr("time.time", lambda: now + 200 * 86400)
     assert hub.prune(30 * 86400) == ("naval@1.0.1",)
     assert not folder.exists()
-    push(seed=3, metadata={"parent": "naval@1.0.1"})
+    new = push(seed=3, metadata={"parent": "naval@1.0.1"})
+    assert new.version == "1.0.3", "a number is given once"
+    with pytest.raises(ValueError, match=r"naval@1.0.2 was pruned.*suggested: 1\.0\.4"):
+        push(seed=4, version="1.0.2")
     assert [each.manifest.parent for each in hub.lineage("naval")] == ["naval@1.0.1"]
     assert hub.verify() == []
 

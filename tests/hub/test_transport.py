@@ -1,5 +1,6 @@
 """Between hubs: one file, or blobs behind a static server; whatever arrives is checked."""
 
+import errno
 import functools
 import http.server
 import threading
@@ -147,6 +148,15 @@ def test_something_else_is_a_sentence(receiver, tmp_path, content):
         receiver.import_file(tmp_path / "y.zip")
 
 
+def test_a_file_of_another_user_is_not_called_damaged(receiver, tmp_path, monkeypatch):
+    def refuse(file):
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    monkeypatch.setattr(zipfile, "ZipFile", refuse)
+    with pytest.raises(ValueError, match=r"x.zip cannot be read: Permission denied$"):
+        receiver.import_file(tmp_path / "x.zip")
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     {"encrypted": (8, 1), "deflate": (10, 8), "bzip2": (10, 12), "lzma": (10, 14)}.values(),
@@ -213,11 +223,12 @@ def test_a_server_that_lies_is_found_out(sent, receiver, address):
 def test_a_bad_address_is_a_sentence(receiver, address):
     with pytest.raises(ValueError, match="expected an address that ends in"):
         receiver.pull(address[:-1])
-    with pytest.raises(OSError, match="the server answers 404"):
+    with pytest.raises(OSError, match="the server answers 404") as missing:
         receiver.pull(f"{address.rpartition('/')[0][:-2]}00/{'0' * 64}")
     with pytest.raises(OSError, match="cannot be reached") as error:
         receiver.pull(f"http://127.0.0.1:9/00/{'0' * 64}")
-    assert type(error.value) is OSError, "a number of the system's would name a class and a cause"
+    for told in (missing.value, error.value):
+        assert type(told) is OSError, "a number of the system's would name a class and a cause"
 
 
 def test_compressed_versions_travel_too(sent, receiver, tmp_path):

@@ -78,6 +78,10 @@ def test_a_lost_worker_is_a_warning_and_too_many_are_an_error(queue, clock):
     second = queue.claim("bob")
     assert (second.fence, second.started) == (first.fence + 2, 1000.0)
     assert ("warn", "ann was lost in prepare") in said(queue, id)
+    for call in (lambda: queue.beat(first), lambda: queue.finish(first, dict)):
+        with pytest.raises(Lost, match="with another worker"):
+            call()
+    assert queue.job(id).worker == "bob"
     clock.now += LEASE + 1
     assert queue.claim("eve") is None
     job = queue.job(id)

@@ -17,6 +17,8 @@ from minilora.training.replay import SelfReplay
 class Pulse:
     """What a pulse is told."""
 
+    queue = SimpleNamespace(clock=lambda: 1000.0)
+
     def __init__(self):
         self.kept, self.progress, self.said = False, {}, []
 
@@ -33,7 +35,7 @@ def test_progress_is_told_a_hundred_times_and_at_the_end():
     for step in range(1, 251):
         ticks({"step": step, "seconds": 2.0, "loss": 1.0})
         if step == 50:
-            assert pulse.progress["left"] == 400.0
+            assert (pulse.progress["left"], pulse.progress["finish"]) == (400.0, 1400.0)
     ticks({"step": 250, "valid_loss": 0.5})
     assert pulse.said[0] == "step 2/250: loss 1.0000"
     assert pulse.said[-2:] == ["step 250/250: loss 1.0000", "step 250: held-out loss 0.5000"]

@@ -69,7 +69,7 @@ def test_short_checkpoints_come_near_young_s_rule_and_free_ones_near_the_start()
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ((0, 1, 1, 1), "work must be a number above 0, got 0"),
+        ((0, 1, 1, 1), "work must be a finite positive number, got 0"),
         ((1, -1, 1, 1), "between must be"),
         ((1, 1, -1, 1), "checkpoint must be a number of seconds from 0 on, got -1"),
         ((1, 1, 1, math.nan), "restart must be"),

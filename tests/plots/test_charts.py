@@ -108,7 +108,9 @@ def test_loss_curves_show_mean_and_range():
 
 
 def test_disk_lines_are_sums():
-    full, lora = charts.disk_chart([1, 10], 1_000_000_000, 1_000_000, "m").axes[0].lines
+    figure = charts.disk_chart([1, 10], 1_000_000_000, 1_000_000, "m")
+    assert "full copies\n10.0 GB" in texts(figure)
+    full, lora = figure.axes[0].lines
     assert full.get_ydata().tolist() == [1.0, 10.0]
     assert lora.get_ydata().tolist() == pytest.approx([1.001, 1.01])
 

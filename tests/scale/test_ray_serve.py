@@ -25,13 +25,13 @@ from minilora.scale.ray_serve import (
     TAKEN,
     Ingress,
     adapter_asked,
+    is_passed_on,
     main,
-    passed_on,
     pieces_of,
     running,
 )
 from minilora.scale.replica import Deployment, scope_of
-from minilora.serving import AdapterBank, Engine, Service
+from minilora.serving import AdapterBank, Engine, Service, bodies
 from minilora.serving.app import create_app
 
 from ..serving.adapters import make_adapter
@@ -145,7 +145,7 @@ def test_a_replica_that_has_taken_a_request_may_compute_longer_than_patience(ray
 
 def test_what_changes_one_replica_or_speaks_of_one_is_not_passed_on(ray):
     for path in ("/v1/completions", "/v1/models", "/v1/models/naval", "/health", "/ready", "/"):
-        assert passed_on(path)
+        assert is_passed_on(path)
     kept = ("load_lora_adapter", "unload_lora_adapter", "feedback", "experiments", "audit")
     for path in (*(f"/v1/{each}" for each in kept), "/metrics"):
         ingress = Ingress(Replicas([]), ["naval"])
@@ -155,14 +155,32 @@ def test_what_changes_one_replica_or_speaks_of_one_is_not_passed_on(ray):
         assert ingress.replicas.answers == []
 
 
-def asking(path):
+def asking(path, body=b'{"lora_name": "naval"}'):
     """A Starlette request for a path."""
     from starlette.requests import Request
 
     async def receive():
-        return {"type": "http.request", "body": b'{"lora_name": "naval"}', "more_body": False}
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return Request(scope_of("POST", path, "", JSON), receive)
+
+
+def test_json_that_is_nested_too_deeply_is_left_to_the_application(ray):
+    """``json.loads`` raises ``RecursionError``, which is no ``ValueError``."""
+    ingress = Ingress(Replicas([]), ["naval"])
+    answer = asyncio.run(ingress(asking("/v1/completions", b"[" * 100_000)))
+    assert answer.status_code == 200, "the stand-in for a replica takes anything"
+    assert ingress.replicas.models == [""]
+
+
+def test_a_body_that_is_too_long_is_refused_before_a_replica_is_asked(ray, monkeypatch):
+    monkeypatch.setattr(bodies, "MOST_BYTES", 100)
+    ingress = Ingress(Replicas([]), ["naval"])
+    answer = asyncio.run(ingress(asking("/v1/completions", b" " * 101)))
+    assert answer.status_code == 413
+    assert json.loads(answer.body)["error"]["message"] == "expected a body of at most 100 bytes"
+    assert ingress.replicas.answers == []
+    assert asyncio.run(ingress(asking("/v1/completions", b" " * 100))).status_code == 200
 
 
 def test_the_model_s_name_is_read_and_anything_else_is_left_to_the_application():

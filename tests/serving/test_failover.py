@@ -248,6 +248,12 @@ def test_quality_keeps_an_adapter_out_while_the_evidence_stands():
     assert failover.choose(NEW, [OLD]).adapter == NEW
 
 
+def test_an_answer_without_a_time_is_not_slow():
+    failover = Failover(Limits(failures=1, window=1, budget=0.5), clock=Clock())
+    failover.report(failover.choose(NEW), True)
+    assert failover.choose(NEW, [OLD]).adapter == NEW
+
+
 def test_a_worse_adapter_answers_where_nobody_may_step_in():
     bad = {NEW: "worse in the experiment greeting (E = 25)"}
     failover = Failover(Limits(failures=1, window=1), bad.get, Clock())
