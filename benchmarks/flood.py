@@ -77,7 +77,7 @@ def latencies(
     """(seconds of each quiet request, answers of the flood)."""
     engine = Engine(bank, 64)
     if not shares:
-        engine.waiting.shares.full = lambda holders, rested=True: set()
+        engine.waiting.shares.full = lambda holders, several=True: set()
     plan, draw = list(arrivals(seconds, seed)), random.Random(f"requests {seed}")
     skipped, began = 0.0, time.thread_time()
     asked: dict[Any, float] = {}

@@ -1,5 +1,8 @@
 """Text that every wing writes: columns, bytes and times, "did you mean", "and N more"; its hash.
 
+Tables: ``columns`` makes lines that can be stored, compared and piped; rich's ``Table`` is for a
+terminal, where cells wrap to its width or have a style (the course, the plan, the hub's lists).
+
 No torch, no rich.
 """
 

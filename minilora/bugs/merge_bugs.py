@@ -43,7 +43,7 @@ MERGE = (
     Bug(name="half a merge", where="lora.merging:merge",
         right="put_all(layers, merged_bases(layers, onto), keep_base)",
         wrong="for path, layer in layers:\n"
-              "        layer.put(explain(path, layer.merged_base), keep_base)",
+              "        layer.put(with_path(path, layer.merged_base), keep_base)",
         story="Layers are merged one after the other, and the last one holds a NaN. "
               "The error leaves a model that is half merged. Like cases in PEFT write a weight "
               "first and check the bias afterwards.",

@@ -90,7 +90,7 @@ SERVING = (
         thread="",
         caught_by="serving/test_growing_text.py::test_a_text_goes_on_with_its_spaces_whatever_the_decoder_does_where_a_text_begins"),
     Bug(name="who shouts has all rows", where="serving.waiting:Waiting.next",
-        right="self.turns.pop(self.shares.full(rows, rested))", wrong="self.turns.pop()",
+        right="self.turns.pop(self.shares.full(rows, several))", wrong="self.turns.pop()",
         story="Turns are fair, and the one who asks for one row gets it at once. But a step takes "
               "as long as all its rows and prompts, and nearly all are the other's.",
         thread="",

@@ -73,6 +73,14 @@ def save_adapter(
         return save_attached(model, Path(folder), plain, card)
     if any(is_other_method(layer) for _, layer in require_adapters(model)):
         return save_method(model, Path(folder), plain, card)
+    config, tensors = lora_contents(model, plain)
+    base = asdict(fingerprint(model, trained_copies(model)))
+    write_adapter_files(Path(folder), config, tensors, base, card)
+    return Path(folder)
+
+
+def lora_contents(model: nn.Module, plain: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """PEFT's config and tensors of a LoRA. Raises ``ValueError`` as ``save_adapter``."""
     layers = layers_to_save(model)
     kinds = {
         (layer.lora_dropout, layer.use_rslora and not plain, isinstance(layer, DoRALayer))
@@ -108,9 +116,7 @@ def save_adapter(
         "alpha_pattern": alpha_pattern,
         **fields_beside(model),
     }
-    base = asdict(fingerprint(model, trained_copies(model)))
-    write_adapter_files(Path(folder), config, tensors, base, card)
-    return Path(folder)
+    return config, tensors
 
 
 def load_adapter(model: nn.Module, folder: str | Path, *, strict: bool = False) -> nn.Module:

@@ -18,7 +18,7 @@ import platform
 import re
 import time
 import warnings
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version as installed
 from typing import Any
@@ -164,21 +164,22 @@ def change_since(new: Manifest, old: Manifest) -> tuple[str, str]:
 
 
 def suggestion(
-    new: Manifest, older: Iterable[Manifest], gone: Container[str] = ()
+    new: Manifest, older: Iterable[Manifest], gone: Collection[str] = ()
 ) -> tuple[str, str]:
-    """The version that ``new`` should have after those there are, and the reason in words; none of
-    the numbers that are ``gone``.
+    """The version that ``new`` should have after those there are, and the reason in words.
+
+    A number that is ``gone`` (pruned) is not given again: it stands in logs and parents.
     """
     older = [manifest for manifest in older if not Semver.parse(manifest.version).pre]
-    number, reason = Semver(1, 0, 0), "the first"
+    version, level, why = Semver(1, 0, 0), "major", "the first"
     if older:
         last = max(older, key=lambda manifest: Semver.parse(manifest.version).order)
         level, reason = change_since(new, last)
-        number = Semver.parse(last.version).bumped(level)
-        reason = f"{reason} since {last.version} ({level})"
-    while str(number) in gone:
-        number = number.bumped("patch")
-    return str(number), reason
+        version, why = Semver.parse(last.version).bumped(level), f"{reason} since {last.version}"
+        why += f" ({level})"
+    while str(version) in gone:
+        version = version.bumped(level)
+    return str(version), why
 
 
 def unsuitable(version: Semver, new: Manifest, older: Iterable[Manifest]) -> str:

@@ -208,20 +208,17 @@ def note(db: sqlite3.Connection, tenant: str, who: str, name: str, what: str) ->
     db.execute("insert into event (at, tenant, who, name, what) values (?, ?, ?, ?, ?)", values)
 
 
-def pruned(db: sqlite3.Connection, tenant: str, name: str) -> set[str]:
-    """The numbers that a name once had. They are given to nothing else: somebody may know them."""
-    rows = db.execute(
-        "select what from event where tenant = ? and name = ? and what like 'prune %'",
-        (tenant, name),
-    )
-    return {what.removeprefix("prune ") for (what,) in rows}
-
-
 def last_event(db: sqlite3.Connection) -> int:
     """The number of the last thing that was done to the hub, by any tenant; every push, import,
     alias and prune is one, so as long as it stands there are the same versions."""
     (last,) = db.execute("select coalesce(max(id), 0) from event").fetchone()
     return last
+
+
+def pruned(db: sqlite3.Connection, tenant: str, name: str) -> set[str]:
+    """The numbers of versions that were here once."""
+    done = [event.what.split() for event in events(db, tenant, name)]
+    return {words[1] for words in done if words[0] == "prune" and len(words) == 2}  # not an alias
 
 
 def events(db: sqlite3.Connection, tenant: str, name: str | None = None) -> list[Event]:

@@ -87,8 +87,8 @@ class Hub(Catalog):
         - ``examples``: questions that it should be asked, for the router; only hashed n-grams of
           them are kept.
 
-        Raises ``ValueError`` for a folder without a sound adapter, a version that exists, a quota
-        that is full; ``OSError`` when the folder cannot be written.
+        Raises ``ValueError`` for a folder without a sound adapter, a version that exists or was
+        pruned, a quota that is full; ``OSError`` when the folder cannot be written.
         """
         check_name(name)
         adapter, facts = read_adapter(Path(folder), base), said(metadata)
@@ -107,11 +107,9 @@ class Hub(Catalog):
             parent = draft.parent or (f"{name}@{last}" if last else "")
             new = replace(draft, version=chosen or suggested, parent=parent)
             told = misgivings(new, older, hint := f"suggested: {suggested}, {reason}")
-            if new.version in gone or new.version in {each.version for each in older}:
-                state = "was pruned" if new.version in gone else "exists"
-                raise ValueError(
-                    f"{name}@{new.version} {state}, and a version never changes; {hint}"
-                )
+            if (here := new.version in {each.version for each in older}) or new.version in gone:
+                what = f"{name}@{new.version} {'exists' if here else 'was pruned'}"
+                raise ValueError(f"{what}, and a version never changes; {hint}")
             registry.insert(db, self.blobs, self.tenant, self.creator, new.text, files)
         for each in told:
             warnings.warn(each, stacklevel=2)

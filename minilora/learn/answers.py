@@ -49,11 +49,13 @@ def judge_exercise(lesson: Path, name: str, answer: Callable[..., Any]) -> tuple
     """
     checks, is_stub = load_checks(lesson), parse_lesson(lesson).exercises[name].is_stub
     started = time.process_time()
-    status, message = judge_answer(getattr(checks, f"check_{name}"), answer)
-    is_quick = time.process_time() - started <= QUICK
-    if status == "wrong" and "yours is" in message and is_stub and is_quick:
-        message += known_mistake(checks, name, message)
-    return status, message
+
+    def mistake(error: Wrong) -> str:
+        is_quick = time.process_time() - started <= QUICK
+        may_be_known = error.has_numbers and is_stub and is_quick
+        return known_mistake(checks, name, str(error)) if may_be_known else ""
+
+    return judge_answer(getattr(checks, f"check_{name}"), answer, mistake)
 
 
 def known_mistake(checks: ModuleType, name: str, message: str) -> str:
@@ -72,17 +74,22 @@ def known_mistake(checks: ModuleType, name: str, message: str) -> str:
     return f". These are the numbers of a known mistake, {alike[0]}" if len(alike) == 1 else ""
 
 
-def judge_answer(checker: Callable[[Any], Any], answer: Callable[..., Any]) -> tuple[str, str]:
+def judge_answer(
+    checker: Callable[[Any], Any],
+    answer: Callable[..., Any],
+    mistake: Callable[[Wrong], str] = lambda _: "",
+) -> tuple[str, str]:
     """A checker's verdict on an answer: ("passed", "to do", "wrong" or "error", message).
 
-    A checker that has something to say of an answer that passes returns it.
+    A checker that has something to say of an answer that passes returns it; ``mistake`` says what
+    the message about a wrong one ends in.
     """
     try:
         note = checker(answer)
     except NotImplementedError:
         return "to do", ""
     except Wrong as error:
-        return "wrong", str(error)
+        return "wrong", str(error) + mistake(error)
     except Exception as error:
         return "error", describe_error(error, file_of(answer))
     return "passed", note or ""

@@ -31,12 +31,19 @@ TINY = float(np.finfo(np.float64).tiny)
 class Wrong(Exception):
     """An answer is wrong; the message gives the place, the error and a right answer's value.
 
+    ``has_numbers``: whether the message has the answer's own numbers, which tell one mistake from
+    another.
+
     >>> try:
     ...     close(3.0, 4.0, what="y")
     ... except Wrong as error:
     ...     print(error)
     y: the largest error is 1, where yours is 3 and a right answer has 4
     """
+
+    def __init__(self, message: str = "", has_numbers: bool = False):
+        super().__init__(message)
+        self.has_numbers = has_numbers
 
 
 def cases(
@@ -132,7 +139,8 @@ def close(
         place, shape = (f" at {index}", f" (shape {right.shape})") if index else ("", "")
         raise Wrong(
             f"{name}{shape}: the largest error is {errors[worst]:.3g}{place}, where yours is "
-            f"{wide[worst]:.6g} and a right answer has {true[worst]:.6g}{guess(wide, true)}"
+            f"{wide[worst]:.6g} and a right answer has {true[worst]:.6g}{guess(wide, true)}",
+            has_numbers=True,
         )
 
 

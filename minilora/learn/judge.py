@@ -50,28 +50,28 @@ def judge_file(lesson: Lesson, name: str, file: Path, limit: float = LIMIT) -> V
     """
     if not file.is_file():
         return Verdict("to do", f"there is no file {file.name}")
-    if (unreadable := read_syntax(file)) is not None:
+    if (unreadable := check_syntax(file)) is not None:
         return unreadable  # at once: the process takes seconds to start
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "verdict.json"
         command = [sys.executable, "-m", "minilora.learn.judge", str(lesson.path.resolve()), name]
         command += [str(file.resolve()), str(answer), "--limit", str(math.ceil(limit))]
-        clock = 10 * limit if COUNTS_PROCESSOR else limit
+        clock_limit = 10 * limit if COUNTS_PROCESSOR else limit
         silence: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
         process = subprocess.Popen(
             command, cwd=folder, env=child_environment(), **silence, start_new_session=True
         )
         try:
-            process.wait(clock)
+            process.wait(clock_limit)
         except subprocess.TimeoutExpired:
-            return too_long(clock, limit)
+            return too_long(clock_limit, limit)
         finally:
             end_group(process)
         if process.returncode == -getattr(signal, "SIGXCPU", 0):
             return too_long(limit, limit)
         try:
             verdict = json.loads(answer.read_text(encoding="utf-8"))
-            return Verdict(*(str(verdict[name]) for name in ("status", "message", "printed")))
+            return Verdict(*(str(verdict[part]) for part in ("status", "message", "printed")))
         except (OSError, ValueError, KeyError, TypeError):
             code = process.returncode
             message = f"the process ended before an answer came (exit status {code})"
@@ -85,7 +85,7 @@ def too_long(seconds: float, limit: float) -> Verdict:
     return Verdict("timeout", f"{message}: is there a loop that never ends? {longer}")
 
 
-def read_syntax(file: Path) -> Verdict | None:
+def check_syntax(file: Path) -> Verdict | None:
     """The verdict on a file that Python cannot read; None for all others, which need to be run."""
     try:
         ast.parse(file.read_bytes())

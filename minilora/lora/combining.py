@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from ..text import did_you_mean
 from .injection import require_adapters
-from .merging import explain
+from .merging import with_path
 from .trained_copies import trained_copies
 
 RULES = ("linear", "magnitude_prune", "ties", "dare_linear", "dare_ties")
@@ -76,7 +76,7 @@ def low_rank_parts(model: nn.Module) -> dict[str, LowRank]:
     >>> low_rank_parts(model)["0"].A.shape
     torch.Size([1, 4])
     """
-    plain = {path: explain(path, layer.as_lora) for path, layer in require_adapters(model)}
+    plain = {path: with_path(path, layer.as_lora) for path, layer in require_adapters(model)}
     if whole := [*trained_copies(model)]:
         raise ValueError(
             f"{whole[0]} trains too, which is not a product of low rank: "

@@ -29,7 +29,7 @@ from .adapter_layer import AdapterLayer
 from .injection import check_container, require_adapters, take_out
 from .linears import is_linear, is_sharded
 from .paths import named_modules, replace_modules
-from .requantization import Requantized, loss_of, outputs, requantize
+from .requantization import Requantized, loss_of, outputs, quantize_like
 
 Layers = Sequence[tuple[str, AdapterLayer]]
 
@@ -87,41 +87,42 @@ def merge_and_requantize(
     quantized, losses = [], []
     for (path, layer), base in zip(layers, merged, strict=True):
         if isinstance(layer.base, NF4Linear):
-            again = explain(path, requantize, layer.base, base)
+            again = with_path(path, quantize_like, layer.base, base)
             losses.append(loss_of(path, layer, weights.get(path), base.weight, again))
             base = again
         quantized.append(base)
-    in_floats = None
+    exact = None
     if inputs is not None:  # what the model computes with the sums in floats
         put_all(layers, merged, keep_base=True)
         try:
-            in_floats = outputs(model, inputs)
+            exact = outputs(model, inputs)
         finally:
             unmerge(model)
     put_all(layers, quantized, keep_base=True)
     difference = None
-    if in_floats is not None:
+    if exact is not None:
         try:
-            difference = ((outputs(model, inputs) - in_floats).norm() / in_floats.norm()).item()
+            difference = ((outputs(model, inputs) - exact).norm() / exact.norm()).item()
         except Exception:
             unmerge(model)
             raise
-    for _, layer in layers if not keep_base else ():
-        layer.kept = ()
+    if not keep_base:
+        for _, layer in layers:
+            layer.kept = ()
     return Requantized(tuple(losses), difference)
 
 
 def merged_bases(layers: Layers, onto: str | nn.Module | None) -> list[Any]:
     """Every layer's merged base, checked, in the order of the layers. Changes nothing."""
     for path, layer in layers:
-        explain(path, layer.check_mergeable)
+        with_path(path, layer.check_mergeable)
         if any(map(is_sharded, layer.parameters())):
             raise ValueError(
                 f"{path}: its base is sharded over several ranks; save the adapter, and merge it "
                 "beside a whole base. Nothing was changed"
             )
     weights = weights_to_merge_onto(layers, onto)
-    return [explain(path, layer.merged_base, weights.get(path)) for path, layer in layers]
+    return [with_path(path, layer.merged_base, weights.get(path)) for path, layer in layers]
 
 
 def put_all(layers: Layers, bases: Sequence[nn.Module], keep_base: bool) -> None:
@@ -189,7 +190,7 @@ def unmerge(model: nn.Module) -> nn.Module:
     """
     layers = require_adapters(model)
     for path, layer in layers:
-        explain(path, layer.check_unmergeable)
+        with_path(path, layer.check_unmergeable)
     for _, layer in layers:
         layer.unmerge()
     return model
@@ -214,7 +215,7 @@ def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -
     check_onto(onto)
     adapted = dict(require_adapters(model))
     for path, layer in adapted.items():
-        explain(path, layer.check_enabled)
+        with_path(path, layer.check_enabled)
     inside = {f"{path}.base" for path in adapted}
     rest: dict[str, NF4Linear] = {}
     if onto is not None:
@@ -224,11 +225,11 @@ def merge_and_unload(model: nn.Module, *, onto: str | nn.Module | None = None) -
     if not all(layer.merged for layer in adapted.values()):
         merge(model, keep_base=False, onto=onto)
     take_out(model)
-    replace_modules(model, {p: in_floats(m, originals.get(p)) for p, m in rest.items()})
+    replace_modules(model, {p: float_linear(m, originals.get(p)) for p, m in rest.items()})
     return model
 
 
-def in_floats(layer: NF4Linear, original: Tensor | None) -> nn.Module:
+def float_linear(layer: NF4Linear, original: Tensor | None) -> nn.Module:
     """A float Linear in place of a 4-bit one, with its own weight or the original."""
     weight = layer.weight
     if original is not None:
@@ -236,8 +237,8 @@ def in_floats(layer: NF4Linear, original: Tensor | None) -> nn.Module:
     return plain_linear(weight, layer.bias).train(layer.training)
 
 
-def explain(path: str, action: Any, *arguments: Any) -> Any:
-    """Run a layer's check and put the layer's path into its error."""
+def with_path(path: str, action: Any, *arguments: Any) -> Any:
+    """Call ``action``; the layer's path stands at the front of its error."""
     try:
         return action(*arguments)
     except ValueError as error:

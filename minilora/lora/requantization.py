@@ -61,7 +61,7 @@ class Requantized:
         return "\n".join(lines)
 
 
-def requantize(base: NF4Linear, merged: nn.Linear) -> NF4Linear:
+def quantize_like(base: NF4Linear, merged: nn.Linear) -> NF4Linear:
     """A merged Linear in four bits, quantized in the way its base is."""
     settings: Any = (base.block_size, base.absmax2 is not None, base.kind, base.compute_dtype)
     return NF4Linear.from_linear(merged, *settings).train(base.training)

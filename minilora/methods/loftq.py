@@ -34,7 +34,7 @@ from ..checks import check_whole
 from ..lora.injection import require_adapters
 from ..lora.layer import LoRALayer
 from ..lora.merging import original_weights
-from ..lora.requantization import requantize
+from ..lora.requantization import quantize_like
 from ..nf4.linear import NF4Linear, plain_linear
 from .pissa import principal
 
@@ -95,6 +95,6 @@ def start(
     for number in range(iterations):
         if number > 0:
             rest = weight - layer.scaling * B @ A
-            base = requantize(base, plain_linear(rest.to(base.dtype), base.bias))
+            base = quantize_like(base, plain_linear(rest.to(base.dtype), base.bias))
         A, B = principal(weight - base.weight.to(weight), layer.r, layer.scaling)
     return base, A, B

@@ -1,11 +1,12 @@
 """Many requests on one base at once, each with its own adapter: continuous batching.
 
-One thread owns the model. It repeats a step of four parts::
+One thread owns the model. It repeats a step of five parts::
 
-    hear       requests that arrived, requests that are cancelled
-    admit      the next ones in turn (fairness.py) get a free row, and the row its adapter
-    prefill    their prompts, in one pass: at most ``prefill_tokens`` a step
-    decode     one token for every row in use (row_batch.py)
+    hear        requests that arrived, requests that are cancelled
+    admit       the next ones in turn (fairness.py) get a free row, and the row its adapter
+    read ahead  the adapters of those who may have a row soon, in other threads (waiting.py)
+    prefill     the admitted prompts, in one pass: at most ``prefill_tokens`` a step
+    decode      one token for every row in use (row_batch.py)
 
 A row that ends makes room at once. Waiting for the whole batch, as ``generate`` does, leaves rows
 idle (Orca, OSDI 2022, section 3). A prompt that is longer than ``prefill_tokens`` goes through the
@@ -70,7 +71,7 @@ class Engine:
             )
         self.bank, self.most_waiting = bank, most_waiting
         self.model = twin(base).eval()
-        self.waiting = Waiting(bank, slots, self.ring)
+        self.waiting = Waiting(bank, slots, self.wake_up)
         ended = self.waiting.refund
         self.batch = RowBatch(self.model, bank.max_rank, slots, prefill_tokens, ended)
         self.suspects: deque[Answer] = deque()  # of a prefill that failed: each alone now
@@ -96,22 +97,31 @@ class Engine:
         logprobs: int | None = None,
         raw: bool = False,
         notify: Callable[[Event], None] | None = None,
-        known: Callable[[Request], Known | None] | None = None,
+        find_answer: Callable[[Request], Known | None] | None = None,
     ) -> Answer:
         """Queue a request; any thread may call. The answer comes as the engine gets to it.
 
         ``prompt``: a text, (instruction, context), messages, or token ids. ``ends``: the tokens
         that end it; None: the tokenizer's. ``logprobs``: with so many others beside each.
         ``raw``: what comes after a text, with its spaces.
-        ``notify``: called in the engine's thread with each event. ``known``: an answer that is
-        there already, or None. Raises ``Busy``, and ``ValueError`` for what can never be answered
-        (an unknown adapter, a prompt beyond the positions, …), before anything is done.
+        ``notify``: called in the engine's thread with each event. ``find_answer``: gives an answer
+        that is there already, or None. Raises ``Busy``, and ``ValueError`` for what can never be
+        answered (an unknown adapter, a prompt beyond the positions, …), before anything is done.
         """
-        settings = max_new_tokens, temperature, top_k, seed
-        model, chosen = self.model, self.bank.check(adapter)
-        asked = prompt, chosen, tenant, stop, ends, settings, top_p, logprobs, raw
-        answer = Answer(checked_request(model, *asked), model.tokenizer, self.cancel, notify)
-        if known is not None and answer.replay(known(answer.request)):
+        request = checked_request(
+            self.model,
+            prompt,
+            self.bank.check(adapter),
+            tenant=tenant,
+            stop=stop,
+            ends=ends,
+            settings=(max_new_tokens, temperature, top_k, seed),
+            top_p=top_p,
+            logprobs=logprobs,
+            raw=raw,
+        )
+        answer = Answer(request, self.model.tokenizer, self.cancel, notify)
+        if find_answer is not None and answer.replay(find_answer(request)):
             return answer
         with self.wake:
             if self.closed:
@@ -172,13 +182,13 @@ class Engine:
         """Give free rows to the next answers, as many as fit into one prefill."""
         if self.suspects and not self.batch.prefilling:
             answer = self.suspects.popleft()
-            held = self.bank.fetch(answer.request.adapter, answer.request.tenant)
-            self.give_row(answer, held)
+            future = self.bank.fetch(answer.request.adapter, answer.request.tenant)
+            self.give_row(answer, future)
             return
         while self.batch.has_room(1):
             in_rows = [slot.answer for slot in self.batch.in_use]
-            rested = not self.batch.running or self.batch.decoded >= BETWEEN_PREFILLS
-            entry = self.waiting.next(in_rows, rested)
+            several = not self.batch.running or self.batch.decoded >= BETWEEN_PREFILLS
+            entry = self.waiting.next(in_rows, several)
             if entry is None:
                 return
             answer, future = entry
@@ -242,7 +252,7 @@ class Engine:
         """Whether nothing can be done before an adapter has been read."""
         return self.waiting.only_reads() and not self.batch.in_use and not self.suspects
 
-    def ring(self, _: Any = None) -> None:
+    def wake_up(self, _: Any = None) -> None:
         """Wake the engine's thread."""
         with self.wake:
             self.wake.notify()

@@ -51,17 +51,17 @@ class Shares:
         """A tenant asks for something."""
         self.last[tenant] = self.clock()
 
-    def full(self, holders: Iterable[str], rested: bool = True) -> set[str]:
+    def full(self, holders: Iterable[str], several: bool = True) -> set[str]:
         """Who gets no further row now; ``holders``: the tenant of each row.
 
-        Without ``rested`` that is whoever has one, unless it is alone.
+        Without ``several`` that is whoever has one, unless it is alone.
         """
         rows, now = Counter(holders), self.clock()
         self.last = {each: at for each, at in self.last.items() if now - at < LATELY or rows[each]}
         if len(self.last) < 2:
             share = self.slots
         else:
-            share = max(1, self.slots // len(self.last)) if rested else 1
+            share = max(1, self.slots // len(self.last)) if several else 1
         return {tenant for tenant, held in rows.items() if held >= share}
 
 

@@ -250,7 +250,7 @@ class Generation:
         seed = secrets.randbits(62) if asked.seed is None else asked.seed
         settings: dict[str, Any] = {
             "tenant": self.tenant_name,
-            "known": self.service.answers and self.service.answers.find,
+            "find_answer": self.service.answers and self.service.answers.find,
             "stop": asked.stop or (),
             "max_new_tokens": asked.limit(self.service.usual_tokens),
             "temperature": temperature if temperature >= 1e-6 else 0.0,  # in the limit it is greedy

@@ -63,7 +63,7 @@ class GrowingText:
             text = text.rstrip("\ufffd")
             text = text[: len(text) - may_begin(text, self.stops)]
         text = text if self.raw else text.rstrip()
-        if not text.startswith(self.shown) or text == self.shown:
+        if not text.startswith(self.shown):
             return ""
         piece, self.shown = text[len(self.shown) :], text
         return piece

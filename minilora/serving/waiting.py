@@ -25,13 +25,13 @@ READINGS = 4  # adapters that are read ahead for a tenant
 
 
 class Waiting:
-    """The answers that have no row yet. ``ring`` is called when an adapter was read.
+    """The answers that have no row yet. ``wake_up`` is called when an adapter was read.
 
     One thread at a time may use it, the engine's.
     """
 
-    def __init__(self, bank: AdapterStore, slots: int, ring: Callable[[Any], None]):
-        self.bank, self.ring = bank, ring
+    def __init__(self, bank: AdapterStore, slots: int, wake_up: Callable[[Any], None]):
+        self.bank, self.wake_up = bank, wake_up
         self.turns: DeficitRoundRobin[Answer] = DeficitRoundRobin()
         self.shares = Shares(slots)
         # None: its adapter is on disk, and nobody reads it yet
@@ -45,21 +45,21 @@ class Waiting:
         self.shares.asks(answer.request.tenant)
         self.turns.push(answer.request.tenant, answer, answer.request.cost)
 
-    def next(self, in_rows: Iterable[Answer], rested: bool) -> Ready | None:
+    def next(self, in_rows: Iterable[Answer], several: bool) -> Ready | None:
         """The next answer in turn whose adapter is in memory; the others' are being read.
 
-        ``in_rows``: the answers that have rows; ``rested``: enough tokens came since a tenant
-        last got a further row.
+        ``in_rows``: the answers that have rows; ``several``: whether a tenant beside others
+        may have several rows now: enough tokens came since one last got a further row.
         """
         rows = [answer.request.tenant for answer in in_rows]
-        full = self.shares.full(rows, rested)
+        full = self.shares.full(rows, several)
         for answer, future in self.loading:
             if future is not None and is_ready(future) and answer.request.tenant not in full:
                 self.loading.remove((answer, future))
                 return answer, future
         rows += self.ready()  # with those that only miss a row
         while self.turns:
-            following = self.turns.pop(self.shares.full(rows, rested))
+            following = self.turns.pop(self.shares.full(rows, several))
             if following is None:
                 return None
             adapter, future = following.request.adapter, None
@@ -67,7 +67,7 @@ class Waiting:
                 future = self.bank.fetch(adapter, following.request.tenant)
                 if is_ready(future):
                     return following, future
-                future.add_done_callback(self.ring)
+                future.add_done_callback(self.wake_up)
             self.loading.append((following, future))
         return None
 
@@ -98,7 +98,7 @@ class Waiting:
             own.add(asked)
             again = self.bank.fetch(answer.request.adapter, tenant)
             self.loading[place] = answer, again
-            again.add_done_callback(self.ring)
+            again.add_done_callback(self.wake_up)
 
     def let_go(self, full: set[str]) -> None:
         """Unpin the adapters of those that could not have a row now anyway."""

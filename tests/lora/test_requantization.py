@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from minilora import LoRALayer, NF4Linear
-from minilora.lora.requantization import Requantized, loss_of, outputs, requantize
+from minilora.lora.requantization import Requantized, loss_of, outputs, quantize_like
 
 from ..test_foreign import make
 
@@ -24,16 +24,16 @@ def layer_with_update(scale):
 
 def loss_after(name, layer):
     merged = layer.merged_base()
-    return loss_of(name, layer, None, merged.weight, requantize(layer.base, merged))
+    return loss_of(name, layer, None, merged.weight, quantize_like(layer.base, merged))
 
 
 def test_it_is_put_back_as_it_was_packed():
     layer = layer_with_update(0.1)
-    again = requantize(layer.base, layer.merged_base())
+    again = quantize_like(layer.base, layer.merged_base())
     assert (again.kind, again.block_size, again.absmax2) == ("fp4", 128, None)
     assert torch.equal(again.bias, layer.base.bias)
     layer.eval().base.compute_dtype = torch.bfloat16
-    again = requantize(layer.base, layer.merged_base())
+    again = quantize_like(layer.base, layer.merged_base())
     assert (again.compute_dtype, again.training) == (torch.bfloat16, False)
 
 
@@ -56,7 +56,7 @@ def test_the_shares_are_of_the_update_and_of_the_whole_however_small_they_are():
     nn.init.normal_(layer.lora_B, std=1e-4)
     merged = layer.merged_base().weight
     loss = loss_after("x", layer)
-    lost = (requantize(layer.base, layer.merged_base()).weight - merged).norm()
+    lost = (quantize_like(layer.base, layer.merged_base()).weight - merged).norm()
     assert loss.of_update == pytest.approx((lost / layer.delta_weight().norm()).item(), rel=1e-3)
     assert loss.of_output == pytest.approx((lost / merged.norm()).item(), rel=1e-3)
     assert merged.norm() < 1

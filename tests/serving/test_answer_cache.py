@@ -146,12 +146,12 @@ def test_a_kept_answer_is_the_computed_one_in_text_pieces_tokens_and_logprobs(se
     bank = small_bank()
     engine = Engine(bank, slots=2)
     cache = AnswerCache(bank.fingerprint.tensors)
-    first = engine.submit("Hull status?", "a", **settings, known=cache.find)
+    first = engine.submit("Hull status?", "a", **settings, find_answer=cache.find)
     finish(engine)
     result = first.result()
     cache.keep(first, result)
     for adapter in ("a", "b"):
-        again = engine.submit("Hull status?", adapter, **settings, known=cache.find)
+        again = engine.submit("Hull status?", adapter, **settings, find_answer=cache.find)
         assert again.replayed == (adapter == "a")
         finish(engine)
         if adapter == "a":

@@ -61,10 +61,10 @@ def test_a_tenant_that_asked_long_ago_has_no_share():
     shares.asks("ann")
     shares.asks("max")
     assert shares.full(["max"] * 4) == {"max"}
-    assert shares.full(["max"], rested=False) == {"max"}
+    assert shares.full(["max"], several=False) == {"max"}
     now[0] = LATELY + 1
     assert shares.full(["max"] * 7 + ["ann"]) == {"max"}, "who has a row is still there"
-    assert shares.full(["max"] * 7, rested=False) == set()
+    assert shares.full(["max"] * 7, several=False) == set()
 
 
 def step_until(engine, holds):
