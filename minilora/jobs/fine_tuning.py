@@ -24,6 +24,8 @@ from .spec import Spec
 from .tables import Job, read_object
 from .uploads import Upload, Uploads
 
+TRIED_AGAIN = 3600.0  # seconds within which a client that got no answer sends the same once more
+
 
 class FineTuning:
     """What the endpoints share."""
@@ -91,8 +93,9 @@ class FineTuning:
     def create(self, asked: CreateJob, caller: Any, key: str, again: bool) -> Job:
         """The job of a request, checked whole before it is queued. Raises ``Refused``."""
         values, request = self.specified(asked, caller)
+        since = 0.0 if key else self.queue.clock() - TRIED_AGAIN
         key = key or json.dumps([values, request], sort_keys=True)
-        job = self.earlier(key, caller) if again else None
+        job = self.earlier(key, caller, since) if again else None
         if job is None:
             try:
                 check_spec(Spec.parse(values, files=True), self.limits)
@@ -104,10 +107,10 @@ class FineTuning:
             raise Refused(400, f"{message}: give each its own", code="idempotency_key_reused")
         return job
 
-    def earlier(self, key: str, caller: Any) -> Job | None:
-        """The newest job of the same key, ended or not."""
+    def earlier(self, key: str, caller: Any, since: float) -> Job | None:
+        """The newest job of the same key that is not older, ended or not."""
         mine = self.queue.jobs(name_of(caller))
-        return next((job for job in mine if job.key == key), None)
+        return next((job for job in mine if job.key == key and job.created >= since), None)
 
     def spec_of(self, asked: CreateJob, name: str, files: Mapping[str, Upload]) -> dict[str, Any]:
         """The spec that a request means. Raises ``Refused`` for paths in it."""

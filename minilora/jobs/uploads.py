@@ -1,7 +1,8 @@
 """Files that came through the API: a tenant's own id for bytes that are stored once, by their hash.
 
-No name from a request becomes a path: the file lies in ``blobs/`` under its SHA-256 (hub/blobs.py),
-and what it was called is a column. Another tenant's id is unknown, like one that never existed.
+No name from a request becomes a path: the file lies in ``uploads/`` under its SHA-256
+(hub/blobs.py), and what it was called is a column. A hub may have the same folder: what it sweeps
+is ``blobs/``. Another tenant's id is unknown, like one that never existed.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Uploads:
 
     def __init__(self, folder: Path, clock: Callable[[], float] = time.time):
         self.folder, self.clock = folder, clock
-        self.blobs = Blobs(folder / "blobs")
+        self.blobs = Blobs(folder / "uploads")
 
     def put(self, tenant: str, filename: str, purpose: str, content: bytes) -> Upload:
         """Store a file; the same one again is the same file, as when a client tries twice.

@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from types import SimpleNamespace
 
 import httpx
@@ -14,7 +15,7 @@ import minilora
 from minilora.hub import Hub
 from minilora.jobs import Queue, Worker, api
 from minilora.jobs.api import fine_tuning_router
-from minilora.jobs.fine_tuning import refused
+from minilora.jobs.fine_tuning import TRIED_AGAIN, refused
 from minilora.serving import AdapterBank, Engine, Service
 from minilora.serving.tenants import Tenants
 
@@ -138,7 +139,7 @@ def test_lists_page_with_after_and_end(acme):
         assert acme.fine_tuning.jobs.cancel(job).status == "cancelled"
 
 
-def test_a_create_that_comes_twice_is_one_job(acme):
+def test_a_create_that_comes_twice_is_one_job(acme, place, monkeypatch):
     """openai-python sends it again when no answer came, with its count of tries."""
     file = upload(acme)
     job = create(acme, file, seed=11)
@@ -146,6 +147,11 @@ def test_a_create_that_comes_twice_is_one_job(acme):
     acme.fine_tuning.jobs.cancel(job.id)
     again = {"x-stainless-retry-count": "1"}
     assert create(acme, file, seed=11, extra_headers=again).id == job.id, "a late second try"
+    with monkeypatch.context() as later:
+        later.setattr(place[1], "clock", lambda: time.time() + 2 * TRIED_AGAIN)
+        other = create(acme, file, seed=11, extra_headers=again)
+        assert other.id != job.id, "the first try never came, and an old job is no answer"
+        acme.fine_tuning.jobs.cancel(other.id)
     other = create(acme, file, seed=11)
     assert other.id != job.id, "a new wish"
     acme.fine_tuning.jobs.cancel(other.id)

@@ -2,9 +2,12 @@
 
 import pytest
 
+from minilora.hub import Hub
 from minilora.hub.blobs import DamageError
 from minilora.jobs import Queue
 from minilora.jobs.uploads import Uploads
+
+from ..hub.adapters import make_adapter
 
 
 @pytest.fixture
@@ -51,6 +54,14 @@ def test_a_file_whose_bytes_are_gone_is_whole_when_it_comes_again(uploads):
     uploads.path(mine).unlink()
     assert put(uploads) == mine
     assert uploads.content(mine) == b"{}"
+
+
+def test_a_hub_in_the_same_folder_sweeps_no_upload(uploads):
+    kept = uploads.put("acme", "a.jsonl", "fine-tune", b"{}")
+    hub = Hub(uploads.folder)
+    hub.push("naval", make_adapter(uploads.folder / "mine"))
+    hub.gc()
+    assert uploads.content(kept) == b"{}"
 
 
 def test_a_file_is_needed_while_its_own_tenants_job_is_open(uploads, tmp_path):
