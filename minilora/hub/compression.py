@@ -1,6 +1,6 @@
 """Adapters that nobody asks for take less room: A and B in half precision, or in four bits.
 
-    fp16    16 bits a weight      relative error at most 2⁻¹¹
+    fp16    16 bits a weight      relative error at most 2⁻¹¹ (below 6e-5: 3e-8 absolute)
     nf4     4.13 bits a weight    about 9% of a block's standard deviation (nf4/tensor.py)
 
 NF4 of a LoRA is not QLoRA. There the base is in four bits and A and B are trained on top of the

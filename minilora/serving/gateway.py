@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import secrets
 from collections.abc import Sequence
 from typing import Any
@@ -31,6 +32,8 @@ from .bodies import json_fields, read_body
 from .refusals import Refused, wait_first
 from .relay import OWN_HOP, Headers, Relay, Unanswered, kept_headers
 from .upstreams import Upstream, candidates, of_domain
+
+logger = logging.getLogger("minilora.serving")
 
 PATIENCE = 30.0  # seconds that a request waits for a server to come back
 GENERATION = ("/v1/chat/completions", "/v1/completions")
@@ -75,7 +78,12 @@ class Gateway:
             for name, (headers, body) in list(self.loads.items()):
                 if upstream in of_domain(self.upstreams, name):
                     url = f"{upstream.address}{LOAD}"
-                    await upstream.client.post(url, headers=headers, content=body, timeout=60.0)
+                    sent = {"headers": headers, "content": body, "timeout": 60.0}
+                    answer = await upstream.client.post(url, **sent)
+                    if answer.status_code != 200:  # the key was revoked, or the folder is gone
+                        logger.warning(
+                            "%s came back without %s: %s", upstream.name, name, answer.text[:200]
+                        )
             upstream.come_up()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

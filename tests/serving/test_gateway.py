@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import signal
 import sys
@@ -291,6 +292,25 @@ def test_a_server_that_comes_back_while_others_load_has_what_they_have():
         assert servers.has == {"w0": "b", "w1": "b"}
 
     run(scenario())
+
+
+def test_a_server_that_comes_back_and_cannot_load_is_told_of(caplog):
+    async def scenario():
+        servers = Slow({("w0", "a"): 0.0, ("w1", "a"): 0.0})
+        gateway = servers.gateway("w0", "w1")
+        await servers.load(gateway, "a")
+        back = gateway.upstreams[1]
+        back.go_down()
+        revoked = httpx.MockTransport(
+            lambda request: httpx.Response(401 if "load" in request.url.path else 200, text="who?")
+        )
+        back.client = httpx.AsyncClient(transport=revoked)
+        await back.check(gateway.prepare)
+        assert back.up.is_set(), "it answers for what else it has"
+
+    with caplog.at_level(logging.WARNING, "minilora.serving"):
+        run(scenario())
+    assert "w1 came back without naval: who?" in caplog.text
 
 
 def test_503_of_every_server_is_passed_on_and_nobody_waits():
