@@ -78,8 +78,8 @@ class Gateway:
             for name, (headers, body) in list(self.loads.items()):
                 if upstream in of_domain(self.upstreams, name):
                     url = f"{upstream.address}{LOAD}"
-                    sent = {"headers": headers, "content": body, "timeout": 60.0}
-                    answer = await upstream.client.post(url, **sent)
+                    post = upstream.client.post
+                    answer = await post(url, headers=headers, content=body, timeout=60.0)
                     if answer.status_code != 200:  # the key was revoked, or the folder is gone
                         logger.warning(
                             "%s came back without %s: %s", upstream.name, name, answer.text[:200]
