@@ -49,7 +49,8 @@ async def one(address: str, body: dict[str, Any], timings: list[Timing], key: st
         events += piece.count(b"data: {")
     writer.close()
     if b" 200 " not in status:
-        raise RuntimeError(f"the server answered {status.decode()}")
+        hint = ": this key has a quota, give one without" if b" 429 " in status else ""
+        raise SystemExit(f"the server answered {status.decode()}{hint}")
     timings.append((first, time.perf_counter() - began, events))
 
 

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import shutil
 import subprocess
 import sys
 from operator import attrgetter
@@ -91,6 +92,14 @@ def test_no_circle_inside_a_wing(wing):
 def test_the_picture_of_the_house_is_of_this_house():
     """``python -m minilora.learn.house docs/house.svg`` draws it anew."""
     assert (PACKAGE.parent / "docs" / "house.svg").read_text(encoding="utf-8") == draw_house()
+
+
+def test_a_wheel_s_lessons_are_no_wing_of_the_picture(tmp_path):
+    """Where it is installed, the lessons lie in the package: the book's page draws that."""
+    installed = tmp_path / "minilora"
+    shutil.copytree(PACKAGE, installed, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(PACKAGE.parent / "lessons", installed / "lessons")
+    assert draw_house(installed) == draw_house()
 
 
 def test_the_drawings_are_those_of_the_code():

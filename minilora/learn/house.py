@@ -69,7 +69,7 @@ def read_arrows(package: Path = PACKAGE) -> Arrows:
         if path.name in ("__init__.py", "__main__.py") and len(path.parts) == 1:
             continue  # the package's own face stands above all
         wing = path.parts[0].removesuffix(".py")
-        if wing == "lazy":  # the mechanics of every face, no part of the plan
+        if wing in ("lazy", "lessons"):  # the mechanics of every face; a wheel holds the lessons
             continue
         parents = ".".join(["minilora", *path.parts[:-1]])
         targets = (name.split(".")[1] for name in imports(file.read_text("utf-8"), parents))
