@@ -32,7 +32,7 @@ def swap_adapter(model: nn.Module, parts: Mapping[str, LowRank]) -> nn.Module:
 
     ``low_rank_parts``, ``combine`` and ``load_low_rank`` (from a folder) give parts. Their tensors
     are taken over, not copied, and an optimizer that was made before still has the old ones. Raises
-    one ``ValueError``, changing nothing, when a path is no Linear that ``inject`` takes, shapes do
+    one ``ValueError``, changing nothing, when ``inject`` would not take a path's module, shapes do
     not fit, the adapters are merged, switched off or not LoRA's, or whole Parameters train too.
 
     >>> import torch
